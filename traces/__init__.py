@@ -1,0 +1,1 @@
+"""Recordings of expert routing: their format, readers of other people's dumps, statistics, conversion and synthesis."""

@@ -1,0 +1,182 @@
+"""Reading and writing safetensors files without holding them in memory.
+
+Modelled: the container format (eight bytes of header length, a JSON header, tensors back to back), arrays that map the
+file, tensors appended chunk by chunk, and files that appear under their name only when complete. The safetensors library
+judges every header, read or written; only what it cannot do is done here: map tensors for numpy without a copy, write
+what is larger than memory, and put header strings in a fixed order so that equal recordings are equal files.
+Ignored: data types a recording never holds.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from ..units import MIB
+
+# safetensors names of the types a recording holds, in the order their tensors are laid out: widest first, so that
+# every tensor starts at a multiple of its own item size whatever the number of rows.
+_TYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "U8": np.dtype("u1"),
+}
+_MAX_HEADER_BYTES = 100 * 1000 * 1000  # the library's own limit
+_COPY_BYTES = 4 * MIB
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Return a context whose file takes the name `path` when the block ends well, and vanishes when it does not.
+
+    Raises InputError when the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
+    except (OSError, ValueError) as error:
+        raise InputError("path", str(path), f"cannot be written ({error})", "name a file in an existing folder") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, target)
+    except OSError as error:
+        raise InputError("path", str(path), f"cannot be written ({error})", "free space or name another file") from None
+    finally:
+        if os.path.exists(name):
+            os.unlink(name)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Return (header strings, tensors by name); the tensors are read-only arrays over the mapped file.
+
+    Raises InputError when the file is missing, is not a complete safetensors file, or holds types no recording has.
+    """
+    try:
+        with safe_open(path, framework="np") as checked:  # the library's checks: sizes, offsets, no gaps, no overlap
+            names = sorted(checked.keys())
+            strings = dict(checked.metadata() or {})
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        length = int.from_bytes(mapped[:8], "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError("header too long")
+        header = json.loads(mapped[8 : 8 + length])
+        return strings, {name: _view(mapped, 8 + length, name, header[name]) for name in names}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        rule = f"cannot be read as a safetensors file ({error or type(error).__name__})"
+        raise InputError("path", str(path), rule, "give a complete recording, or import it first") from None
+
+
+def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return one tensor as an array over the mapped file."""
+    dtype = _TYPES.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"tensor {name!r} has type {entry['dtype']}; recordings hold {', '.join(_TYPES)}")
+    first, last = entry["data_offsets"]
+    if (start + first) % dtype.itemsize:
+        raise ValueError(f"tensor {name!r} is not aligned to its item size")
+    flat = np.frombuffer(mapped, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
+    return flat.reshape(entry["shape"])
+
+
+class TensorAppender:
+    """Writes one safetensors file whose tensors grow along their first axis, holding only what is being appended.
+
+    Each tensor collects in a file beside the target; `finish` joins them. Use it as a context: leaving without `finish`
+    leaves nothing behind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+        """Open the columns, given as name → (dtype, shape of one row). Raises InputError when the folder is no place to write."""
+        self._path = Path(path)
+        code = {dtype: name for name, dtype in _TYPES.items()}
+        self._columns = {name: (code[np.dtype(dtype).newbyteorder("<")], row) for name, (dtype, row) in columns.items()}
+        self._order = sorted(self._columns, key=lambda name: (list(_TYPES).index(self._columns[name][0]), name))
+        self._rows = dict.fromkeys(self._columns, 0)
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix=f".{self._path.name[:100]}.", suffix=".part", dir=self._path.parent)
+        except (OSError, ValueError) as error:
+            rule = f"cannot be written ({error})"
+            raise InputError("path", str(path), rule, "name a file in an existing folder") from None
+        self._files = {name: open(Path(self._folder.name) / str(i), "w+b") for i, name in enumerate(self._order)}  # noqa: SIM115
+
+    def append(self, name: str, rows: npt.NDArray[Any]) -> None:
+        """Append `rows` [num_rows, *row shape] to tensor `name`; raises InputError when the disk refuses."""
+        code, shape = self._columns[name]
+        if rows.shape[1:] != shape:
+            raise InputError(name, rows.shape, f"rows must have shape {shape}", "append rows like the first ones")
+        try:
+            np.ascontiguousarray(rows, dtype=_TYPES[code]).tofile(self._files[name])
+        except OSError as error:
+            raise InputError("path", str(self._path), f"cannot be written ({error})", "free space") from None
+        self._rows[name] += rows.shape[0]
+
+    def finish(self, strings: Mapping[str, str]) -> None:
+        """Return when the file stands under its name, with `strings` in its header and every byte in place."""
+        header: dict[str, Any] = {"__metadata__": dict(sorted(strings.items()))}
+        offset = 0
+        for name in self._order:
+            code, shape = self._columns[name]
+            size = self._rows[name] * int(np.prod(shape, dtype=np.int64)) * _TYPES[code].itemsize
+            header[name] = {
+                "dtype": code,
+                "shape": [self._rows[name], *shape],
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        text += b" " * (-len(text) % 8)
+        with written_aside(self._path) as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in self._order:
+                self._files[name].seek(0)
+                shutil.copyfileobj(self._files[name], out, _COPY_BYTES)
+            out.flush()
+            with safe_open(out.name if isinstance(out.name, str) else f"/proc/self/fd/{out.fileno()}", framework="np"):
+                pass  # the library agrees that what was written is a safetensors file
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop everything that was appended and not finished."""
+        for file in self._files.values():
+            file.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> TensorAppender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def write_tensors(
+    path: str | os.PathLike[str], strings: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Write whole tensors as one safetensors file, atomically and always with the same bytes."""
+    columns = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in tensors.items()}
+    with TensorAppender(path, columns) as out:
+        for name, tensor in tensors.items():
+            out.append(name, tensor)
+        out.finish(strings)
