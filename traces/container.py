@@ -9,16 +9,16 @@ Ignored: data types a recording never holds.
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,25 +45,29 @@ _COPY_BYTES = 4 * MIB
 def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Return a context whose file takes the name `path` when the block ends well, and vanishes when it does not.
 
-    Raises InputError when the folder does not exist or cannot be written.
+    `.name` of the file is where it stands meanwhile. Raises InputError when the folder does not exist or cannot be written.
     """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
+        aside = _aside_name(target)
+        file = open(aside, "xb")  # noqa: SIM115 (closed below, before the rename)
     except (OSError, ValueError) as error:
         raise InputError("path", str(path), f"cannot be written ({error})", "name a file in an existing folder") from None
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
+        yield file
+        file.close()
+        os.replace(aside, target)
     except OSError as error:
         raise InputError("path", str(path), f"cannot be written ({error})", "free space or name another file") from None
     finally:
-        if os.path.exists(name):
-            os.unlink(name)
+        file.close()
+        aside.unlink(missing_ok=True)
+
+
+def _aside_name(target: Path) -> Path:
+    """Return a free name beside `target` for what is not complete yet."""
+    names = (target.with_name(f".{target.name[:100]}.{os.getpid()}-{i}.part") for i in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
@@ -114,11 +118,12 @@ class TensorAppender:
         self._order = sorted(self._columns, key=lambda name: (list(_TYPES).index(self._columns[name][0]), name))
         self._rows = dict.fromkeys(self._columns, 0)
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix=f".{self._path.name[:100]}.", suffix=".part", dir=self._path.parent)
+            self._folder = _aside_name(self._path)
+            self._folder.mkdir()
         except (OSError, ValueError) as error:
             rule = f"cannot be written ({error})"
             raise InputError("path", str(path), rule, "name a file in an existing folder") from None
-        self._files = {name: open(Path(self._folder.name) / str(i), "w+b") for i, name in enumerate(self._order)}  # noqa: SIM115
+        self._files = {name: open(self._folder / str(i), "w+b") for i, name in enumerate(self._order)}  # noqa: SIM115
 
     def append(self, name: str, rows: npt.NDArray[Any]) -> None:
         """Append `rows` [num_rows, *row shape] to tensor `name`; raises InputError when the disk refuses."""
@@ -131,8 +136,11 @@ class TensorAppender:
             raise InputError("path", str(self._path), f"cannot be written ({error})", "free space") from None
         self._rows[name] += rows.shape[0]
 
-    def finish(self, strings: Mapping[str, str]) -> None:
-        """Return when the file stands under its name, with `strings` in its header and every byte in place."""
+    def finish(self, strings: Mapping[str, str], check: Callable[[str], object] | None = None) -> None:
+        """Return when the file stands under its name, with `strings` in its header and every byte in place.
+
+        `check` sees the complete file (by its temporary path) first: when it raises, nothing appears.
+        """
         header: dict[str, Any] = {"__metadata__": dict(sorted(strings.items()))}
         offset = 0
         for name in self._order:
@@ -152,17 +160,16 @@ class TensorAppender:
                 self._files[name].seek(0)
                 shutil.copyfileobj(self._files[name], out, _COPY_BYTES)
             out.flush()
-            with safe_open(out.name if isinstance(out.name, str) else f"/proc/self/fd/{out.fileno()}", framework="np"):
-                pass  # the library agrees that what was written is a safetensors file
+            (check or read_tensors)(out.name)
         self.discard()
 
     def discard(self) -> None:
         """Drop everything that was appended and not finished."""
         for file in self._files.values():
             file.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def __enter__(self) -> TensorAppender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import InputError
 from .container import TensorAppender, read_tensors, write_tensors
 from .recording import DECODE, PREFILL, LoadProfile, RoutingTrace
-from .validate import row_chunks, validate_load, validate_trace
+from .validate import release_pages, row_chunks, validate_load, validate_trace
 
 __all__ = [
     "DECODE",
@@ -94,6 +94,7 @@ def save_trace(trace: RoutingTrace, path: str | os.PathLike[str]) -> None:
                 predicted=None if trace.predicted is None else trace.predicted[start:stop],
                 predicted_prob=None if trace.predicted_prob is None else trace.predicted_prob[start:stop],
             )
+            release_pages(trace.experts)
         writer.finish()
 
 
@@ -180,14 +181,14 @@ class TraceWriter:
         """Return when the complete, checked file stands under its name. Raises InputError when a rule is broken."""
         if self._out is None:
             raise InputError("experts", 0, "has zero tokens", "record or import at least one token")
-        self._out.finish(self._strings)
+        self._out.finish(self._strings, check=load_recording)
 
     def discard(self) -> None:
         """Drop everything appended and not finished."""
         if self._out is not None:
             self._out.discard()
 
-    def __enter__(self) -> TraceWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
