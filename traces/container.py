@@ -52,7 +52,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         aside = _aside_name(target)
         file = open(aside, "xb")  # noqa: SIM115 (closed below, before the rename)
     except (OSError, ValueError) as error:
-        raise InputError("path", str(path), f"cannot be written ({error})", "name a file in an existing folder") from None
+        raise InputError(
+            "path", str(path), f"cannot be written ({error})", "name a file in an existing folder"
+        ) from None
     try:
         yield file
         file.close()
@@ -110,7 +112,9 @@ class TensorAppender:
     leaves nothing behind.
     """
 
-    def __init__(self, path: str | os.PathLike[str], columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    ) -> None:
         """Open the columns, given as name → (dtype, shape of one row). Raises InputError when the folder is no place to write."""
         self._path = Path(path)
         code = {dtype: name for name, dtype in _TYPES.items()}

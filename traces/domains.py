@@ -39,7 +39,9 @@ def encode_domains(names: Sequence[str], request: npt.NDArray[np.int32], domain:
     return json.dumps({"names": [str(n) for n in names], "runs": [[int(request[t]), int(index[t])] for t in starts]})
 
 
-def decode_domains(metadata: Mapping[str, str], request: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int64]]:
+def decode_domains(
+    metadata: Mapping[str, str], request: npt.NDArray[np.int32]
+) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return (names, index of the domain of each entry of `request`); one nameless domain where none is recorded.
 
     Raises InputError when the metadata string is not what `encode_domains` writes.

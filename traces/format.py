@@ -49,7 +49,9 @@ def load_trace(path: str | os.PathLike[str]) -> RoutingTrace:
     """
     recording = load_recording(path)
     if not isinstance(recording, RoutingTrace):
-        raise InputError("path", str(path), "holds expert loads only, no routing", "give a recording with token routing")
+        raise InputError(
+            "path", str(path), "holds expert loads only, no routing", "give a recording with token routing"
+        )
     return recording
 
 
@@ -204,7 +206,9 @@ def _narrowed(values: npt.NDArray[Any], dtype: type[np.generic], name: str) -> n
         return array
     narrow = array.astype(dtype)
     if not np.array_equal(narrow, array):
-        raise InputError(name, str(array.dtype), f"has numbers that {np.dtype(dtype).name} cannot hold", "check the source")
+        raise InputError(
+            name, str(array.dtype), f"has numbers that {np.dtype(dtype).name} cannot hold", "check the source"
+        )
     return narrow
 
 

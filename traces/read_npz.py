@@ -110,7 +110,9 @@ def integers(
 def check_ids(ids: npt.NDArray[Any], name: str, low: int, num_experts: int) -> None:
     """Raise InputError unless `num_experts` is sane and every id is in [low, num_experts)."""
     if not (1 <= num_experts <= MAX_EXPERTS):
-        raise InputError("num_experts", num_experts, f"must be 1 to {MAX_EXPERTS}", "give the model's number of experts")
+        raise InputError(
+            "num_experts", num_experts, f"must be 1 to {MAX_EXPERTS}", "give the model's number of experts"
+        )
     if ids.size and (int(ids.min()) < low or int(ids.max()) >= num_experts):
         outside = int(ids.min()) if int(ids.min()) < low else int(ids.max())
         rule = f"expert ids must be {low} to {num_experts - 1}"

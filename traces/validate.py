@@ -65,7 +65,9 @@ def validate_load(profile: LoadProfile) -> None:
     if profile.windows is not None:
         _check_int64(profile.windows, "windows", 3)
         if profile.windows.shape[1:] != profile.counts.shape:
-            _refuse("windows", profile.windows.shape, f"must be [num_windows, {profile.num_layers}, {profile.num_experts}]")
+            _refuse(
+                "windows", profile.windows.shape, f"must be [num_windows, {profile.num_layers}, {profile.num_experts}]"
+            )
         if not np.array_equal(profile.windows.sum(axis=0), profile.counts):
             _refuse("windows", "their sum", "must equal counts")
     if not (1 <= profile.num_experts <= MAX_EXPERTS):
