@@ -1,0 +1,106 @@
+"""Both engines behind one call: the same inputs in, one comparable outcome out.
+
+Modelled: a run is a policy configuration, a workload and cost tables; `run_twin` and `run_simpy` take the same and return
+the same. Ignored: how those inputs come about (`simulate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import Internal
+from . import offload_twin as twin
+from .costs import CostTables
+from .offload_model import OffloadModel
+from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
+from .timeline import ROW_FIELDS, Timeline, canonical
+from .workload import Workload
+
+_QUEUE_ROOM = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one run did. Times in whole nanoseconds."""
+
+    counts: Array
+    """int64 [NUM_COUNTS]: logical counts, indexed by the names in `policies.state`."""
+    clock: Array
+    """int64 [NUM_CLOCK]: busy times, stalls and bytes, indexed by the names in `offload_twin`; SimPy fills the times,
+    bytes, ready and late hits that both engines must agree on."""
+    step_end: Array
+    """int64 [num_steps]: when each forward pass ended."""
+    makespan_ns: int
+    timeline: Timeline | None
+    """Rows, where they were asked for."""
+    engine: str
+
+
+def fresh_state(config: PolicyConfig, workload: Workload, capacities: Array) -> PolicyState:
+    """Return the state in which a run of `workload` begins."""
+    return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use)
+
+
+def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False) -> Outcome:
+    """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them."""
+    if not rows:
+        return _twin_once(config, workload, costs, capacities, serial, 0)
+    counted = _twin_once(config, workload, costs, capacities, serial, 1)  # room for one row: it only counts
+    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]))
+
+
+def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int) -> Outcome:
+    state, decision = fresh_state(config, workload, capacities), make_decision(config)
+    clock = np.zeros(twin.NUM_CLOCK, np.int64)
+    step_end = np.zeros(workload.num_steps, np.int64)
+    rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
+    if serial:
+        twin.run_serial(config, workload.steps, costs, state, decision, clock, step_end, rows)
+    else:
+        queues = [np.zeros((_QUEUE_ROOM, twin.Q_FIELDS), np.int64) for _ in range(3)]
+        arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
+        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, arrived, step_end, rows)
+    if clock[twin.STUCK]:
+        raise Internal("the schedule deadlocked: every lane waits for another")
+    timeline = Timeline(rows=canonical(rows)) if num_rows else None
+    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[twin.MAKESPAN]),
+                   timeline=timeline, engine="twin")  # fmt: skip
+
+
+def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool) -> Outcome:
+    """Return the SimPy model's outcome, always with rows."""
+    state, decision = fresh_state(config, workload, capacities), make_decision(config)
+    model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial)
+    rows, step_end, makespan = model.run()
+    clock = np.zeros(twin.NUM_CLOCK, np.int64)
+    clock[twin.ROWS] = len(rows)
+    clock[twin.READY], clock[twin.LATE] = model.ready_hits, model.late_hits
+    clock[twin.MAKESPAN] = makespan
+    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
+                   timeline=Timeline(rows=canonical(rows)), engine="simpy")  # fmt: skip
+
+
+def first_difference(one: Outcome, other: Outcome) -> str | None:
+    """Return None when two outcomes agree to the nanosecond, row by row; else the first thing that differs."""
+    for name, left, right in (("counts", one.counts, other.counts), ("step_end", one.step_end, other.step_end)):
+        if not np.array_equal(left, right):
+            at = int(np.flatnonzero(left != right)[0])
+            return f"{name}[{at}]: {one.engine} {left[at]}, {other.engine} {right[at]}"
+    for name in ("READY", "LATE", "ROWS", "MAKESPAN"):
+        at = getattr(twin, name)
+        if one.clock[at] != other.clock[at]:
+            return f"{name.lower()}: {one.engine} {one.clock[at]}, {other.engine} {other.clock[at]}"
+    if one.timeline is not None and other.timeline is not None:
+        left, right = one.timeline.rows, other.timeline.rows
+        if left.shape != right.shape:
+            return f"rows: {one.engine} {left.shape[0]}, {other.engine} {right.shape[0]}"
+        different = np.flatnonzero(np.any(left != right, axis=1))
+        if len(different):
+            at = int(different[0])
+            return f"row {at}: {one.engine} {left[at].tolist()}, {other.engine} {right[at].tolist()}"
+    return None
+
+
+__all__ = ["NUM_COUNTS", "Outcome", "first_difference", "fresh_state", "run_simpy", "run_twin"]

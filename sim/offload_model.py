@@ -1,0 +1,287 @@
+"""The SimPy model of one device whose experts do not all fit: the readable reference of the compiled twin.
+
+Modelled: one host program (launch the dense part, wait for its routing, decide, submit copies, launch experts, go on), a
+compute stream that runs launches in program order and waits for the bytes they need, a host→device engine (demands before
+prefetches), a device→host engine for write-backs. Ignored: the contents of decisions (`policies.offload`), and what
+anything costs (`costs`). Life of one visit:
+
+1. The host launches the dense part; the stream runs it once the kernels before it are done.
+2. The host learns the routing (`per_layer`), and the visit is decided.
+3. Awaited prefetches are promoted; misses, then prefetches are submitted one by one (`per_transfer` each).
+4. The host launches the experts' kernels (`per_kernel` each) and the next dense part without waiting for them.
+5. Each kernel runs when its experts have arrived and the stream is free.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from .costs import COMPUTE, D2H, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from .lanes import CopyEngine, Lanes, Process, Transfer
+from .offload_twin import kernel_work
+from .policies.offload import begin_step, decide_visit
+from .policies.state import (
+    DEMAND, FIRST_BACK, FIRST_KERNEL, FIRST_TRANSFER, SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
+    Array, Decision, PolicyConfig, PolicyState,
+)  # fmt: skip
+from .timeline import (
+    OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
+    ROW_FIELDS,
+)  # fmt: skip
+from .workload import Steps
+
+
+@dataclass(slots=True)
+class Launch:
+    """One operation of the compute stream."""
+
+    op: int
+    step: int
+    layer: int
+    expert: int
+    tokens: int
+    work: int
+    needs: list[simpy.Event]
+    done: simpy.Event
+    number: int = -1
+
+
+@dataclass(slots=True)
+class Back:
+    """One expert's way back to the host."""
+
+    id: int
+    key: int
+    step: int
+    wait_kernel: int
+
+
+class OffloadModel:
+    """One run; `run()` returns rows, step ends and the makespan."""
+
+    def __init__(self, config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, *,
+                 serial: bool) -> None:  # fmt: skip
+        self.env = simpy.Environment()
+        self.config, self.steps, self.costs, self.state, self.out, self.serial = config, steps, costs, state, out, serial
+        self.lanes = Lanes(self.env, costs.rate)
+        self.rows: list[tuple[int, ...]] = []
+        self.kernels_done = 0
+        self.backs_done = 0
+        self.ready_hits = 0
+        self.late_hits = 0
+        self.copies = CopyEngine(self.env, self.lanes, H2D, self._moved)
+        self._stream: simpy.Store = simpy.Store(self.env)
+        self._awaited: dict[int, simpy.Event] = {}
+        self._backs: deque[Back] = deque()
+        self._back_call = self.env.event()
+        self._host = costs.host_ns.tolist()
+
+    def run(self) -> tuple[Array, Array, int]:
+        """Return (rows [num_rows, ROW_FIELDS] unsorted, step_end [num_steps], makespan), all in nanoseconds."""
+        self._step_end = np.zeros(self.steps.step_phase.shape[0], np.int64)
+        self.env.process(self._stream_process())
+        self.env.process(self._back_process())
+        self.env.run(self.env.process(self._host_program()))
+        self.env.run()  # transfers that were admitted finish, wanted or not
+        rows = np.array(self.rows, np.int64).reshape(-1, ROW_FIELDS)
+        last = int(rows[:, 6].max()) if len(rows) else 0
+        return rows, self._step_end, max(last, int(self._step_end[-1]) if len(self._step_end) else 0)
+
+    # --- the host ---------------------------------------------------------------------------------------------------
+
+    def _host_program(self) -> Process:
+        for step in range(self.steps.step_phase.shape[0]):
+            begin_step(self.config, self.steps, self.state, step)
+            tokens = int(self.steps.step_start[step + 1] - self.steps.step_start[step])
+            line = int(self.costs.step_class[step])
+            for layer in range(self.config.num_layers):
+                yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, max(layer - 1, 0))
+                dense = self._launch(OP_DENSE, step, layer, -1, tokens, int(self.costs.dense_ns[line, layer]), [])
+                yield dense.done
+                yield from self._visit(step, layer)
+            yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, self.config.num_layers - 1)
+            head = self._launch(OP_HEAD, step, self.config.num_layers - 1, -1, tokens, int(self.costs.head_ns[line]), [])
+            yield head.done
+            yield from self._host_time(HOST_STEP, OP_HOST_STEP, step, self.config.num_layers - 1)
+            self._step_end[step] = self.env.now
+
+    def _visit(self, step: int, layer: int) -> Process:
+        """Decide one visit, submit its copies and launch its kernels; the kernels run on while the host goes on."""
+        out = self.out
+        decide_visit(self.config, self.steps, self.state, out, step, layer)
+        self._count_late()
+        yield from self._host_time(HOST_LAYER, OP_HOST_LAYER, step, layer)
+        for transfer in out.promoted[: out.size[SIZE_PROMOTED]].tolist():
+            self.copies.promote(transfer)
+        moves = self._transfers(step)
+        backs = [
+            Back(int(out.size[FIRST_BACK]) + at, int(out.back_key[at]), step, int(out.back_wait_kernel[at]))
+            for at in range(int(out.size[SIZE_BACKS]))
+        ]
+        together = out.back_move[: len(backs)].tolist()
+        launches = self._kernels(step, layer)
+        in_stream: list[list[Transfer | Back]] = [[] for _ in range(len(launches) + 1)]
+        back = 0
+        for move, transfer in enumerate(moves):
+            due = []
+            while back < len(backs) and together[back] <= move:
+                due.append(backs[back])
+                back += 1
+            place = int(out.move_kernel[move]) if transfer.kind == DEMAND else len(launches)
+            for copy in (*due, transfer):
+                yield from self._host_time(HOST_TRANSFER, OP_HOST_SUBMIT, step, layer)
+                self._submit(copy, in_stream[place], at_once=place == 0)
+        for copy in backs[back:]:
+            yield from self._host_time(HOST_TRANSFER, OP_HOST_SUBMIT, step, layer)
+            self._submit(copy, in_stream[-1], at_once=False)
+        for place, launch in enumerate(launches):
+            for entry in in_stream[place]:
+                self._stream.put(entry)
+            yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, layer)
+            self._stream.put(launch)
+        for entry in in_stream[-1]:
+            self._stream.put(entry)
+
+    def _host_time(self, kind: int, op: int, step: int, layer: int) -> Process:
+        if self._host[kind]:
+            begin = self.env.now
+            yield self.env.timeout(self._host[kind])
+            self._row(HOST, op, step, layer, -1, begin, 0, 0)
+
+    def _count_late(self) -> None:
+        """Count guessed hits by whether their bytes have arrived at the moment of the decision."""
+        out = self.out
+        for transfer in out.item_transfer[: out.size[SIZE_ITEMS]].tolist():
+            if 0 <= transfer < out.size[FIRST_TRANSFER]:
+                if self.serial or self._awaited[transfer].triggered:
+                    self.ready_hits += 1
+                else:
+                    self.late_hits += 1
+
+    def _transfers(self, step: int) -> list[Transfer]:
+        """Return this visit's transfers, each knowing what must be done with its slot before it may start."""
+        out, costs, found = self.out, self.costs, []
+        for at in range(int(out.size[SIZE_MOVES])):
+            key = int(out.move_key[at])
+            fmt = int(costs.expert_format[key])
+            count = int(costs.num_chunks[fmt])
+            chunks = [
+                (int(costs.chunk_ns[fmt, int(c == count - 1)]), int(costs.chunk_bytes[fmt, int(c == count - 1)])) for c in range(count)
+            ]
+            number = int(out.size[FIRST_TRANSFER]) + at
+            self._awaited[number] = self.env.event()
+            found.append(
+                Transfer(number, key, int(out.move_class[at]), int(out.move_target[at]),
+                         self._slot_free(int(out.move_wait_kernel[at]), int(out.move_wait_writeback[at])),
+                         chunks, self._awaited[number])
+            )  # fmt: skip
+        return found
+
+    def _slot_free(self, kernel: int, back: int) -> Callable[[], bool]:
+        """Return whether, when asked, the slot's last kernel and last write-back are done with it."""
+        return lambda: self.kernels_done > kernel and self.backs_done > back
+
+    def _kernels(self, step: int, layer: int) -> list[Launch]:
+        """Return this visit's launches with the arrivals each must wait for."""
+        out = self.out
+        base = layer * self.config.num_experts
+        items = int(out.size[SIZE_ITEMS])
+        kernel_of = out.item_kernel[:items]
+        launches = []
+        for kernel in range(int(out.size[SIZE_KERNELS])):
+            first, last = int(np.searchsorted(kernel_of, kernel)), int(np.searchsorted(kernel_of, kernel, side="right"))
+            transfers = [t for t in out.item_transfer[first:last].tolist() if t >= 0]
+            launches.append(
+                Launch(OP_EXPERT, step, layer, int(out.item_expert[first]) if last - first == 1 else -1,
+                       int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, base, first, last)),
+                       [] if self.serial else [self._awaited[t] for t in transfers], self.env.event(),
+                       int(out.size[FIRST_KERNEL]) + kernel)
+            )  # fmt: skip
+        for transfer in out.item_transfer[:items].tolist():
+            self._awaited.pop(transfer, None)  # nobody will wait for it again
+        return launches
+
+    # --- the device -------------------------------------------------------------------------------------------------
+
+    def _submit(self, copy: Transfer | Back, in_stream: list[Transfer | Back], *, at_once: bool) -> None:
+        """Hand a copy to its engine or, on one stream, put it there at once or keep it for its place between kernels."""
+        if self.serial:
+            if at_once:
+                self._stream.put(copy)
+            else:
+                in_stream.append(copy)
+        elif isinstance(copy, Transfer):
+            self.copies.submit(copy)
+        else:
+            self._backs.append(copy)
+            self._call_back()
+
+    def _launch(self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]) -> Launch:
+        launch = Launch(op, step, layer, expert, tokens, work, needs, self.env.event())
+        self._stream.put(launch)
+        return launch
+
+    def _stream_process(self) -> Process:
+        """Run the stream's operations in program order."""
+        while True:
+            entry = yield self._stream.get()
+            if isinstance(entry, Transfer):
+                entry.began = entry.kind
+                for duration, num_bytes in entry.chunks:
+                    begin = self.env.now
+                    yield self.env.timeout(duration)
+                    self._moved(entry, begin, num_bytes)
+                entry.arrived.succeed()
+            elif isinstance(entry, Back):
+                begin = self.env.now
+                yield self.env.timeout(int(self.costs.back_ns[self.costs.expert_format[entry.key]]))
+                self._backed(entry, begin)
+            else:
+                for arrival in entry.needs:
+                    if not arrival.processed:
+                        yield arrival
+                begin = self.env.now
+                yield self.lanes.run(COMPUTE, entry.work)
+                self._row(COMPUTE, entry.op, entry.step, entry.layer, entry.expert, begin, 0, entry.tokens)
+                if entry.op == OP_EXPERT:
+                    self.kernels_done += 1
+                    self.copies.call()
+                    self._call_back()
+                entry.done.succeed()
+
+    def _back_process(self) -> Process:
+        """Copy evicted experts to the host in order, each once the kernels that read it are done."""
+        while True:
+            while not (self._backs and self.kernels_done > self._backs[0].wait_kernel):
+                self._back_call = self.env.event()
+                yield self._back_call
+            back = self._backs.popleft()
+            begin = self.env.now
+            yield self.lanes.run(D2H, int(self.costs.back_ns[self.costs.expert_format[back.key]]))
+            self._backed(back, begin)
+            self.backs_done += 1
+            self.copies.call()
+
+    def _call_back(self) -> None:
+        if not self._back_call.triggered:
+            self._back_call.succeed()
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def _moved(self, transfer: Transfer, begin: int, num_bytes: int) -> None:
+        step = (transfer.target - self.steps.first_visit) // self.config.num_layers
+        layer, expert = divmod(transfer.key, self.config.num_experts)
+        self._row(H2D, OP_DEMAND if transfer.began == DEMAND else OP_PREFETCH, step, layer, expert, begin, num_bytes, 0)
+
+    def _backed(self, back: Back, begin: int) -> None:
+        layer, expert = divmod(back.key, self.config.num_experts)
+        num_bytes = int(self.costs.expert_bytes[self.costs.expert_format[back.key]])
+        self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes, 0)
+
+    def _row(self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, num_bytes: int, tokens: int) -> None:
+        self.rows.append((lane, op, step, layer, expert, begin, self.env.now, num_bytes, tokens))

@@ -1,0 +1,1 @@
+"""The decisions, as compiled functions over explicit state arrays, on a logical clock that knows no time."""

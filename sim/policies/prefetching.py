@@ -1,0 +1,130 @@
+"""What to fetch ahead: guesses about a later layer of the same step, ranked.
+
+Modelled: guesses from the recording (a gate applied early), the truth spoilt to a given recall by a counter-based hash,
+the truth itself, or every expert. A batch's guesses are pooled: each token's best `width` guesses add their probability to
+the experts they name, and experts are ranked by the sum; equal sums keep the order in which they were first named, so that
+renumbering experts changes nothing. Ignored: guesses across steps (the next token is not known before the head has run).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...jit import jit
+from .state import (
+    GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, GUESSES_TRUE, TRUTHS,
+    PolicyConfig, PolicyState,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..workload import Steps
+
+_MASK = 0xFFFFFFFF
+
+
+@jit
+def hash32(a: int, b: int, c: int, d: int) -> int:
+    """Return 32 well-mixed bits of four whole numbers; the same on every machine, with no state to carry.
+
+    The mixing constants are those of the public-domain `lowbias32` integer hash (C. Wellons).
+    """
+    x = 0x9E3779B9
+    for word in (a, b, c, d):
+        x = (x ^ (word & _MASK)) & _MASK
+        x ^= x >> 16
+        x = (x * 0x7FEB352D) & _MASK
+        x ^= x >> 15
+        x = (x * 0x46CA68B5) & _MASK
+        x ^= x >> 16
+    return x
+
+
+@jit
+def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
+    """Add `weight` to an expert's score, noting it when first named; return how many are noted."""
+    if state.score[expert] == 0:
+        state.ranked[count] = expert
+        count += 1
+    state.score[expert] += weight
+    return count
+
+
+@jit
+def _recorded_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
+    count = 0
+    if distance > config.guess_distances:
+        return count
+    width = min(config.width, config.guess_width)
+    for row in range(steps.step_start[step], steps.step_start[step + 1]):
+        token = steps.step_token[row]
+        for rank in range(width):
+            expert = int(steps.predicted[token, layer, distance - 1, rank])
+            if expert >= 0:
+                weight = int(steps.predicted_prob[token, layer, distance - 1, rank]) + 1
+                count = _name(state, count, expert, weight)
+    return count
+
+
+@jit
+def _dialled_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
+    recall = config.recall_65536
+    for _ in range(distance - 1):
+        recall = (recall * config.recall_decay_65536) >> 16
+    top_k = steps.experts.shape[2]
+    count = 0
+    for row in range(steps.step_start[step], steps.step_start[step + 1]):
+        token = int(steps.step_token[row])
+        for rank in range(min(config.width, config.num_experts)):
+            draw = hash32(config.seed, token, layer * 64 + distance, rank)
+            if rank < top_k and (draw & 0xFFFF) < recall:
+                expert = int(steps.experts[token, layer, rank])
+            else:  # a wrong expert: the first one at or after a hashed place that the token did not choose
+                expert = (draw >> 16) % config.num_experts
+                for _ in range(config.num_experts):
+                    chosen = False
+                    for choice in range(top_k):
+                        if steps.experts[token, layer, choice] == expert:
+                            chosen = True
+                    if not chosen:
+                        break
+                    expert = (expert + 1) % config.num_experts
+            count = _name(state, count, expert, 1)
+    return count
+
+
+@jit
+def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
+    """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `state.ranked`."""
+    visit = step * config.num_layers + layer
+    low, high = steps.visit_start[visit], steps.visit_start[visit + 1]
+    count = 0
+    if config.predictor == GUESS_ALL:
+        for expert in range(config.num_experts):
+            state.ranked[expert] = expert
+        count = config.num_experts
+    elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL:
+        if config.predictor == GUESS_NEXT_GATE:
+            count = _recorded_guesses(config, steps, state, step, layer, distance)
+        else:
+            count = _dialled_guesses(config, steps, state, step, layer, distance)
+        if distance == 1:
+            for index in range(low, high):
+                state.count[GUESSES_TRUE] += state.score[steps.visit_expert[index]] > 0
+        for index in range(1, count):  # insertion sort by falling score; stable, so first named stays first
+            expert = state.ranked[index]
+            slot = index
+            while slot > 0 and state.score[state.ranked[slot - 1]] < state.score[expert]:
+                state.ranked[slot] = state.ranked[slot - 1]
+                slot -= 1
+            state.ranked[slot] = expert
+        for index in range(count):
+            state.score[state.ranked[index]] = 0
+    else:  # a pre-gate and an oracle know the truth
+        for index in range(low, high):
+            state.ranked[count] = steps.visit_expert[index]
+            count += 1
+    if distance == 1:
+        state.count[TRUTHS] += high - low
+        if config.predictor != GUESS_NEXT_GATE and config.predictor != GUESS_DIAL:
+            state.count[GUESSES_TRUE] += high - low
+    return count

@@ -1,0 +1,113 @@
+"""The cost model tabulated once per run into whole nanoseconds.
+
+Modelled: every duration is rounded up to a nanosecond here and nowhere else. A host that itself computes (a CPU device)
+pays its launches inside the kernels. Ignored: uncertainty, which travels beside the tables in `CostSources`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..calibrate.cost_model import CostModel, Estimate
+from ..schedule import OffloadSchedule
+from ..specs import ModelSpec, weight_format
+from ..units import seconds_to_ns
+from .costs import CostTables, chunk_sizes, rate_table
+from .policies.state import Array
+from .workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostSources:
+    """Where a run's costs come from: one estimate for each kind of activity, and the largest of each."""
+
+    estimates: dict[str, Estimate]
+
+    def relative_uncertainty(self, kind: str) -> float:
+        """Return the relative uncertainty of one kind of activity, 0 where the run has none of it."""
+        found = self.estimates.get(kind)
+        return found.relative_uncertainty if found is not None else 0.0
+
+
+def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload) -> tuple[CostTables, CostSources]:
+    """Return the run's cost tables and where they come from.
+
+    Raises MissingCalibration where the profile has no cost for what the schedule does.
+    """
+    fmt = weight_format(schedule.experts.bits)
+    host = {
+        "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
+        "host_layer": _override(schedule.host.per_layer_s, costs.host_per_layer()),
+        "host_kernel": _override(schedule.host.per_kernel_s, costs.host_per_kernel()),
+        "host_transfer": _override(schedule.host.per_transfer_s, costs.host_per_transfer()),
+    }
+    launch_ns = seconds_to_ns(host["host_kernel"].seconds)
+    inside_ns = launch_ns if costs.host_shares_compute else 0
+    classes, step_class = np.unique(np.stack([workload.step_tokens, workload.step_context], 1), axis=0, return_inverse=True)
+    dense_ns, head_ns, dense, head = _dense_tables(costs, model, classes)
+    grouped = schedule.kernel.grouping == "grouped"
+    shares = [costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt) for n in range(1, workload.max_expert_tokens + 1)]
+    kernel_ns = np.array([[0] + [_at_least_one(share) + (0 if grouped else inside_ns) for share in shares]], np.int64)
+    base = costs.grouped_base() if grouped else None
+    num_bytes = model.expert_bytes(fmt)
+    count, first, last = chunk_sizes(num_bytes, schedule.copy.chunk_bytes)
+    pinned = schedule.copy.pinned
+    copies = [costs.host_to_device(first, pinned=pinned), costs.host_to_device(last, pinned=pinned)]
+    back = costs.device_to_host(num_bytes, pinned=pinned)
+    tables = CostTables(
+        step_class=step_class.astype(np.int64).ravel(),
+        dense_ns=dense_ns + inside_ns,
+        head_ns=head_ns + inside_ns,
+        kernel_ns=kernel_ns,
+        grouped_ns=np.array([seconds_to_ns(base.seconds) + inside_ns if base is not None else 0], np.int64),
+        expert_format=np.zeros(workload.num_layers * workload.num_experts, np.int64),
+        expert_bytes=np.array([num_bytes], np.int64),
+        num_chunks=np.array([count], np.int64),
+        chunk_bytes=np.array([[first, last]], np.int64),
+        chunk_ns=np.array([[_at_least_one(copy) for copy in copies]], np.int64),
+        back_ns=np.array([_at_least_one(back)], np.int64),
+        host_ns=np.array(
+            [seconds_to_ns(host["host_step"].seconds), seconds_to_ns(host["host_layer"].seconds), launch_ns - inside_ns,
+             seconds_to_ns(host["host_transfer"].seconds)], np.int64),
+        rate=rate_table(costs.rate_fraction),
+    )  # fmt: skip
+    estimates = {"dense": dense, "head": head, "expert": shares[-1], "copy": copies[0], "write_back": back} | host
+    return tables, CostSources(estimates=estimates)
+
+
+def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array) -> tuple[Array, Array, Estimate, Estimate]:
+    """Return (dense_ns [num_classes, num_layers], head_ns [num_classes]) and one estimate of each.
+
+    Layers without experts run before the MoE layer that follows them; those after the last one belong to the head.
+    """
+    groups: list[list[int]] = []
+    begin = 0
+    for layer in model.moe_layers:
+        groups.append(list(range(begin, layer + 1)))
+        begin = layer + 1
+    tail = range(begin, model.num_layers)
+    dense_ns = np.zeros((len(classes), len(groups)), np.int64)
+    head_ns = np.zeros(len(classes), np.int64)
+    dense = head = costs.head(1)
+    for row, (tokens, context) in enumerate(classes.tolist()):
+        for column, group in enumerate(groups):
+            parts = [costs.dense_layer(layer, tokens, context) for layer in group]
+            dense = parts[-1]
+            dense_ns[row, column] = sum(_at_least_one(part) for part in parts)
+        head = costs.head(tokens)
+        head_ns[row] = _at_least_one(head) + sum(_at_least_one(costs.dense_layer(layer, tokens, context)) for layer in tail)
+    return dense_ns, head_ns, dense, head
+
+
+def _override(seconds: float | None, estimate: Estimate) -> Estimate:
+    """Return the profile's estimate, or the user's own number in its place (then without uncertainty)."""
+    if seconds is None:
+        return estimate
+    return Estimate(seconds=seconds, source="user", bound="host", relative_uncertainty=0.0)
+
+
+def _at_least_one(estimate: Estimate) -> int:
+    """Return an activity's nanoseconds; nothing that runs takes none."""
+    return max(1, seconds_to_ns(estimate.seconds))

@@ -1,0 +1,86 @@
+"""What ran when: timeline rows, their order, and their summary as busy time per lane.
+
+Simulator and executor write the same columns. A row is an activity on a lane: `lane, op, step, layer, expert, device,
+start_ns, end_ns, bytes, tokens`. `layer` counts MoE layers; `expert` is -1 where an activity concerns no single expert
+(the dense part, a grouped kernel). A transfer cut into chunks has one row a chunk. Rows of one lane never overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..errors import Internal
+from .policies.state import Array
+
+LANE_NAMES = ("compute", "h2d", "d2h", "host")
+OP_NAMES = (
+    "dense", "expert", "head", "fetch", "prefetch", "write-back",
+    "host layer", "host submit", "host launch", "host step",
+)  # fmt: skip
+(
+    OP_DENSE, OP_EXPERT, OP_HEAD, OP_DEMAND, OP_PREFETCH, OP_BACK,
+    OP_HOST_LAYER, OP_HOST_SUBMIT, OP_HOST_LAUNCH, OP_HOST_STEP,
+) = range(10)  # fmt: skip
+
+COLUMNS = ("lane", "op", "step", "layer", "expert", "device", "start_ns", "end_ns", "bytes", "tokens")
+# Columns of the integer form; the device is the timeline's, not a row's.
+ROW_LANE, ROW_OP, ROW_STEP, ROW_LAYER, ROW_EXPERT, ROW_START, ROW_END, ROW_BYTES, ROW_TOKENS, ROW_FIELDS = range(10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """Rows in canonical order (start, lane, end) as int64 [num_rows, ROW_FIELDS], all on one device."""
+
+    rows: Array
+    device: str = "device 0"
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rows with the named columns that simulator and executor share."""
+        rows = self.rows
+        return pd.DataFrame(
+            {
+                "lane": pd.Categorical.from_codes(rows[:, ROW_LANE], categories=list(LANE_NAMES)),
+                "op": pd.Categorical.from_codes(rows[:, ROW_OP], categories=list(OP_NAMES)),
+                "step": rows[:, ROW_STEP],
+                "layer": rows[:, ROW_LAYER],
+                "expert": rows[:, ROW_EXPERT],
+                "device": self.device,
+                "start_ns": rows[:, ROW_START],
+                "end_ns": rows[:, ROW_END],
+                "bytes": rows[:, ROW_BYTES],
+                "tokens": rows[:, ROW_TOKENS],
+            },
+            columns=list(COLUMNS),
+        )
+
+    def steps(self, first: int, last: int) -> Timeline:
+        """Return only the rows of steps `first` to `last`, both included."""
+        keep = (self.rows[:, ROW_STEP] >= first) & (self.rows[:, ROW_STEP] <= last)
+        return Timeline(rows=self.rows[keep], device=self.device)
+
+    def busy_ns(self) -> dict[str, int]:
+        """Return the time each lane was busy."""
+        length = self.rows[:, ROW_END] - self.rows[:, ROW_START]
+        return {name: int(length[self.rows[:, ROW_LANE] == lane].sum()) for lane, name in enumerate(LANE_NAMES)}
+
+    def check(self) -> None:
+        """Return nothing; raises Internal when two rows of one lane overlap or a row ends before it starts."""
+        if np.any(self.rows[:, ROW_END] <= self.rows[:, ROW_START]):
+            raise Internal("a timeline row ends before it starts")
+        for lane, name in enumerate(LANE_NAMES):
+            mine = self.rows[self.rows[:, ROW_LANE] == lane]
+            if np.any(mine[1:, ROW_START] < mine[:-1, ROW_END]):
+                raise Internal(f"rows of lane {name} overlap")
+
+    def to_csv(self) -> str:
+        """Return the rows as text, byte-identical for equal timelines."""
+        return self.frame().to_csv(index=False, lineterminator="\n")
+
+
+def canonical(rows: Array) -> Array:
+    """Return rows sorted by (start, lane, end): lanes do not overlap, so no two rows compare equal."""
+    order = np.lexsort((rows[:, ROW_END], rows[:, ROW_LANE], rows[:, ROW_START]))
+    return np.ascontiguousarray(rows[order])
