@@ -7,7 +7,9 @@ would need unpickling (refused), structured types (refused).
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from typing import IO, Any
@@ -22,7 +24,19 @@ from ..units import GIB, KIB, format_bytes
 MAX_UNPACKED_BYTES = 16 * GIB
 _MAX_HEADER_BYTES = 64 * KIB
 _BROKEN = (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError)
-_BROKEN_ZIP = (*_BROKEN, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, KeyError, IndexError)
+# What Python's zip reader and decompressors raise on damaged archives.
+BROKEN_ZIP = (
+    *_BROKEN,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+)
 
 
 def read_npy(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) -> npt.NDArray[Any]:
@@ -47,7 +61,7 @@ def read_npz(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) 
                 with archive.open(member) as stream:
                     arrays[member.filename.removesuffix(".npy")] = read_npy_stream(stream, member.file_size, max_bytes)
             return arrays
-    except _BROKEN_ZIP as error:
+    except BROKEN_ZIP as error:
         raise _refused(path, "a .npz archive", error) from None
 
 

@@ -23,6 +23,7 @@ from .npy import MAX_UNPACKED_BYTES, read_npz
 from .recording import DECODE, RoutingTrace
 from .validate import MAX_EXPERTS, validate_trace
 
+METADATA = "metadata"  # key of `meta` under which a converted recording keeps its own metadata
 _REMEDY = "write the archive as documented for the npz reader"
 
 
@@ -63,7 +64,9 @@ def read_npz_trace(
     probability = _floats(arrays, "spec_prob")
     order = np.lexsort((position, request))
     sort: slice | npt.NDArray[np.intp] = slice(None) if np.array_equal(order, np.arange(tokens)) else order
-    metadata = {f"source.{key}": _text(value) for key, value in sorted(meta.items()) if key not in _NAMED}
+    metadata = {f"source.{key}": _text(value) for key, value in sorted(meta.items()) if key not in (*_NAMED, METADATA)}
+    if isinstance(meta.get(METADATA), dict):
+        metadata.update({key: _text(value) for key, value in sorted(meta[METADATA].items())})
     if "domain" in arrays:
         names = [str(name) for name in arrays.get("domain_names", np.empty(0, "U1")).ravel()]
         metadata[DOMAINS] = encode_domains(names, request[sort], integers(arrays, "domain", 1, tokens)[sort])

@@ -13,14 +13,32 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import InputError, UnknownName
+from .read_llamacpp import read_llama_csv, read_llama_imatrix
+from .read_megatron import read_megatron
+from .read_moe_infinity import read_moe_infinity
 from .read_npz import read_npz_trace
+from .read_routed_experts import read_sglang_routed_experts, read_vllm_routed_experts
+from .read_sglang import read_sglang_per_pass, read_sglang_per_token, read_sglang_stat
+from .read_trtllm import read_trtllm
+from .read_verl import read_verl
 from .recording import LoadProfile, RoutingTrace
 
 Reader = Callable[..., RoutingTrace | LoadProfile]
 
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
+        "llama-csv": read_llama_csv,
+        "llama-imatrix": read_llama_imatrix,
+        "megatron": read_megatron,
+        "moe-infinity": read_moe_infinity,
         "npz": read_npz_trace,
+        "sglang-per-pass": read_sglang_per_pass,
+        "sglang-per-token": read_sglang_per_token,
+        "sglang-routed-experts": read_sglang_routed_experts,
+        "sglang-stat": read_sglang_stat,
+        "trtllm": read_trtllm,
+        "verl": read_verl,
+        "vllm-routed-experts": read_vllm_routed_experts,
     }
 )
 

@@ -166,8 +166,9 @@ def load_stats(profile: LoadProfile) -> LoadStats:
 def max_over_mean(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return [num_layers]: the largest of each row of `loads` [num_layers, num_experts] over its mean (1 for an empty row)."""
     mean = loads.mean(axis=1)
-    skew: npt.NDArray[np.float64] = np.ones(len(loads))
-    return np.divide(loads.max(axis=1), mean, out=skew, where=mean > 0)
+    skew = np.ones(len(loads))
+    np.divide(loads.max(axis=1), mean, out=skew, where=mean > 0)
+    return skew
 
 
 def gini_coefficient(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -176,8 +177,9 @@ def gini_coefficient(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     ordered = np.sort(loads, axis=1).astype(np.float64)
     total = ordered.sum(axis=1)
     lean = ordered @ (2.0 * np.arange(1, num_experts + 1) - num_experts - 1)
-    gini: npt.NDArray[np.float64] = np.zeros(len(loads))
-    return np.divide(lean, num_experts * total, out=gini, where=total > 0)
+    gini = np.zeros(len(loads))
+    np.divide(lean, num_experts * total, out=gini, where=total > 0)
+    return gini
 
 
 def active_fractions(loads: npt.NDArray[np.int64], num_tokens: int) -> dict[int, float]:

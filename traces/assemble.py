@@ -1,0 +1,192 @@
+"""What every reader ends in: raw ids or counts of a source, with its padding and dense layers, become a checked recording.
+
+Modelled: layers in which nothing is routed (rows of zeros in sources that count every hidden layer) are dropped and named
+in the metadata; so are windows without any token. Counts-only sources become a LoadProfile whose metadata says what is
+not known. Ignored: the formats themselves (see the readers).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..units import format_bytes
+from .npy import MAX_UNPACKED_BYTES
+from .recording import LoadProfile, RoutingTrace
+from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
+
+COUNTS_ONLY = "counts only: order of tokens, requests and which experts went together are not known"
+_MAX_EXACT_FLOAT = float(1 << 53)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRows:
+    """Consecutive rows of one request, as a reader found them."""
+
+    experts: npt.NDArray[Any]
+    """integers [num_rows, num_columns, top_k], dense layers included if the source has them."""
+    position: npt.NDArray[Any]
+    """integers [num_rows], strictly increasing."""
+    phase: npt.NDArray[Any]
+    """integers [num_rows]: 0 prefill, 1 decode."""
+
+
+def trace_of_requests(
+    requests: Sequence[RequestRows],
+    *,
+    source: str,
+    model: str = "",
+    licence: str = "",
+    num_experts: int | None = None,
+    layer_ids: Sequence[int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> RoutingTrace:
+    """Return one checked trace of several requests, numbered in the order given; empty requests are left out.
+
+    Columns whose ids are all zero are dense layers where a token chooses several experts, and are dropped. Without
+    `num_experts` the largest id decides; without `layer_ids` columns count from 0. Raises InputError.
+    """
+    kept = [rows for rows in requests if len(rows.experts)]
+    if not kept:
+        raise InputError("routed experts", 0, "has zero tokens", "record at least one token")
+    columns = kept[0].experts.shape[1:]
+    for rows in kept:
+        if rows.experts.shape[1:] != columns:
+            rule = f"every request must have the same layers and top_k as the first, {columns}"
+            raise InputError("routed experts", rows.experts.shape[1:], rule, "give recordings of one model")
+    check_budget(sum(rows.experts.nbytes for rows in kept))
+    experts = np.concatenate([rows.experts for rows in kept])
+    experts, layers, dense = without_dense_layers(experts, layer_ids)
+    largest = int(experts.max())
+    wanted = largest + 1 if num_experts is None else num_experts
+    if not (1 <= wanted <= MAX_EXPERTS) or int(experts.min()) < 0 or largest >= wanted:
+        outside = int(experts.min()) if int(experts.min()) < 0 else largest
+        rule = f"expert ids must be 0 to num_experts − 1, with num_experts ({wanted}) at most {MAX_EXPERTS}"
+        raise InputError("expert id", outside, rule, "check num_experts, the number of layers and top_k")
+    position = np.concatenate([rows.position for rows in kept])
+    if int(position.max()) > np.iinfo(np.int32).max or int(position.min()) < 0:
+        raise InputError("position", int(position.max()), "must be 0 to 2147483647", "check the recording")
+    trace = RoutingTrace(
+        experts=experts.astype(np.uint8 if wanted <= 1 << 8 else np.uint16),
+        request=np.repeat(np.arange(len(kept), dtype=np.int32), [len(rows.experts) for rows in kept]),
+        position=position.astype(np.int32),
+        phase=np.concatenate([rows.phase for rows in kept]).astype(np.uint8),
+        num_experts=wanted,
+        model=model,
+        layer_ids=layers,
+        source=source,
+        licence=licence,
+        metadata={**_dense(dense), **(metadata or {})},
+    )
+    validate_trace(trace)
+    return trace
+
+
+def without_dense_layers(
+    experts: npt.NDArray[Any], layer_ids: Sequence[int] | None
+) -> tuple[npt.NDArray[Any], tuple[int, ...], list[int]]:
+    """Return (experts without dense columns, model layer of each column left, model layers dropped). Raises InputError."""
+    num_columns, top_k = experts.shape[1:]
+    if not (1 <= num_columns <= MAX_LAYERS) or not (1 <= top_k <= MAX_TOP_K):
+        rule = f"must have 1 to {MAX_LAYERS} layers and 1 to {MAX_TOP_K} experts per token"
+        raise InputError("routed experts", experts.shape, rule, "check the recording")
+    layers = np.arange(num_columns) if layer_ids is None else np.asarray(layer_ids)
+    if len(layers) != num_columns:
+        rule = f"must have one entry per recorded layer ({num_columns})"
+        raise InputError("layer_ids", len(layers), rule, "name the model layer of every recorded layer")
+    routed = experts.reshape(len(experts), num_columns, top_k).any(axis=(0, 2)) | (top_k == 1)
+    if not routed.any():
+        raise InputError("expert id", 0, "no layer routes to any expert but 0", "check the recording")
+    return experts[:, routed], tuple(layers[routed].tolist()), layers[~routed].tolist()
+
+
+def load_of_counts(
+    counts: npt.NDArray[Any],
+    *,
+    source: str,
+    model: str = "",
+    licence: str = "",
+    top_k: int | None = None,
+    layer_ids: Sequence[int] | None = None,
+    window_unit: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> LoadProfile:
+    """Return a checked load profile from counts [num_layers, num_experts] or [num_windows, num_layers, num_experts].
+
+    Layers and windows without any token are dropped (a buffer that never filled, a dense layer). Raises InputError when
+    the counts are not whole non-negative numbers or when none is left.
+    """
+    if counts.ndim not in (2, 3) or 0 in counts.shape:
+        rule = "must be [layers][experts] or [steps][layers][experts], none empty"
+        raise InputError("counts", counts.shape, rule, "check the recording")
+    check_budget(counts.size * 8)
+    whole = whole_numbers(counts, "counts")
+    windows = whole.reshape(-1, *whole.shape[-2:])
+    windows = windows[windows.any(axis=(1, 2))]
+    routed: npt.NDArray[np.bool_] = np.asarray(windows.any(axis=(0, 2)))
+    if not routed.any():
+        raise InputError("counts", "all zero", "a load profile needs at least one counted token", "record under load")
+    layers = np.arange(len(routed)) if layer_ids is None else np.asarray(layer_ids)
+    if len(layers) != len(routed):
+        rule = f"must have one entry per recorded layer ({len(routed)})"
+        raise InputError("layer_ids", len(layers), rule, "name the model layer of every recorded layer")
+    windows = np.ascontiguousarray(windows[:, routed])
+    if float(windows.sum(dtype=np.float64)) > _MAX_EXACT_FLOAT:
+        raise InputError("counts", "sum", "counts must sum to at most 2**53", "check the recording")
+    profile = LoadProfile(
+        counts=windows.sum(axis=0),
+        windows=windows if whole.ndim == 3 and len(windows) > 1 else None,
+        window_unit=window_unit if whole.ndim == 3 and len(windows) > 1 else "",
+        model=model,
+        layer_ids=tuple(layers[routed].tolist()),
+        source=source,
+        licence=licence,
+        top_k=top_k,
+        metadata={**_dense(layers[~routed].tolist()), "known": COUNTS_ONLY, **(metadata or {})},
+    )
+    validate_load(profile)
+    return profile
+
+
+def whole_numbers(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.int64]:
+    """Return `values` as int64. Raises InputError when they are not numbers, not whole, negative or beyond 2**53."""
+    if values.dtype.kind not in "iuf":
+        raise InputError(name, str(values.dtype), "must be numbers", "check the recording")
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
+        raise InputError(name, "fractions, infinities or NaN", "must be whole numbers", "check the recording")
+    if values.size and (float(values.min()) < 0 or float(values.max()) > _MAX_EXACT_FLOAT):
+        rule = "must be 0 to 2**53"
+        raise InputError(name, [float(values.min()), float(values.max())], rule, "check the recording")
+    return values.astype(np.int64)
+
+
+def integer_array(values: object, name: str, ndim: int) -> npt.NDArray[Any]:
+    """Return nested lists (or an array) of integers as an array with `ndim` axes. Raises InputError."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError, MemoryError, RecursionError):
+        raise InputError(
+            name, type(values).__name__, "must be a regular table of integers", "check the recording"
+        ) from None
+    if array.dtype.kind not in "iu" or array.ndim != ndim:
+        rule = f"must be integers with {ndim} axes"
+        raise InputError(name, f"{array.dtype} {array.shape}", rule, "check the recording")
+    return array
+
+
+def check_budget(num_bytes: int) -> None:
+    """Raise InputError when a recording would take more memory than any reader may use."""
+    if num_bytes > MAX_UNPACKED_BYTES:
+        rule = f"more than the {format_bytes(MAX_UNPACKED_BYTES)} a reader may unpack"
+        raise InputError("recording", format_bytes(num_bytes), rule, "import it in parts")
+
+
+def _dense(layers: Sequence[int]) -> dict[str, str]:
+    """Return the metadata entry that names dropped dense layers, if any."""
+    return {"dense_layers": json.dumps([int(layer) for layer in layers])} if layers else {}
