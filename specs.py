@@ -125,11 +125,11 @@ class AttentionSpec:
     """Width of a value head."""
     q_lora_rank: int | None = None
     """mla only: width of the compressed query; None where queries are not compressed."""
-    kv_lora_rank: int | None = None
+    kv_lora_rank: int = 0
     """mla only: width of the compressed key–value vector."""
-    qk_rope_head_dim: int | None = None
+    qk_rope_head_dim: int = 0
     """mla only: the part of a key that carries positions, shared by all heads."""
-    qk_nope_head_dim: int | None = None
+    qk_nope_head_dim: int = 0
     """mla only: the part of a query and key head without positions."""
     gated: bool = False
     """The query projection also yields an output gate (Qwen3-Next)."""
@@ -140,7 +140,6 @@ class AttentionSpec:
         """Return the weights of one layer's projections."""
         heads = self.num_heads
         if self.kind == "mla":
-            assert self.kv_lora_rank is not None and self.qk_rope_head_dim is not None and self.qk_nope_head_dim is not None
             query = heads * self.head_dim
             rank = self.q_lora_rank
             return (
@@ -156,14 +155,21 @@ class AttentionSpec:
     def kv_values_per_token(self) -> int:
         """Values that one layer keeps for each token of context."""
         if self.kind == "mla":
-            assert self.kv_lora_rank is not None and self.qk_rope_head_dim is not None
             return self.kv_lora_rank + self.qk_rope_head_dim
         return self.num_kv_heads * (self.head_dim + self.v_head_dim)
 
-    @property
-    def flops_per_pair(self) -> int:
-        """Operations for one query token meeting one context token: scores, then the weighted sum of values."""
-        return FLOPS_PER_WEIGHT * self.num_heads * (self.head_dim + self.v_head_dim)
+    def flops(self, num_pairs: float, context_tokens: float) -> float:
+        """Return the operations of `num_pairs` (query token, context token) meetings: scores, then the sum of values.
+
+        Latent attention either expands every context token's keys and values or works on the latents themselves with wider
+        heads; engines take whichever is less (expansion for prompts, latents for decoding), and so does this.
+        """
+        expanded = FLOPS_PER_WEIGHT * self.num_heads * (self.head_dim + self.v_head_dim) * num_pairs
+        if self.kind != "mla":
+            return expanded
+        latent = FLOPS_PER_WEIGHT * self.num_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * num_pairs
+        expansion = FLOPS_PER_WEIGHT * self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return min(latent, expanded + expansion * context_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Measures a machine and turns samples into a `Profile` and a `CostModel`."""

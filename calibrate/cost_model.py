@@ -1,0 +1,254 @@
+"""What an activity costs on a machine: a roofline with overheads, every answer with its source and its uncertainty.
+
+Modelled: a kernel takes the longer of reading its bytes and doing its operations, at the shares of the peaks that the profile
+says kernels reach, and then what a launch costs on the device. Layers of small kernels can be limited by the host that issues
+them. Weights below 16 bits are expanded inside the kernel: their bytes are read at a further, stated efficiency, and they are
+multiplied at 16-bit speed. Copies take latency + (bytes + half size) / bandwidth. Ignored: tile and wave quantisation, caches
+that hold weights between launches, clocks. Uncertainties of a product add as squares; those of a sum add as they are, because
+the same constants stand in every activity and err together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..errors import InputError, MissingCalibration, UnknownName
+from ..hardware import LANES, SOURCES, Constant, LinkDirection, Profile
+from ..specs import FLOPS_PER_WEIGHT, ModelSpec, WeightFormat, weight_format
+
+BOUNDS = ("compute", "memory", "link", "launch", "host")
+_ACTIVATION_BYTES = 2
+# Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
+_RESIDUAL_PASSES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds, with where they come from, what bounds them, and how wrong they may be."""
+
+    seconds: float
+    source: str
+    """Sources of all constants that entered, most trusted first, joined by "+"."""
+    bound: str
+    """compute, memory, link, launch or host: what would have to be faster."""
+    relative_uncertainty: float
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return the sum: sources merged, the longer part's bound, uncertainties added in seconds."""
+        seconds = self.seconds + other.seconds
+        wrong = self.seconds * self.relative_uncertainty + other.seconds * other.relative_uncertainty
+        return Estimate(
+            seconds=seconds, source=merge_sources(self.source, other.source),
+            bound=self.bound if self.seconds >= other.seconds else other.bound,
+            relative_uncertainty=wrong / seconds if seconds > 0 else 0.0,
+        )  # fmt: skip
+
+
+def merge_sources(*sources: str) -> str:
+    """Return the distinct sources of several estimates, most trusted first, joined by "+"."""
+    names = {name for source in sources for name in source.split("+") if name}
+    return "+".join(sorted(names, key=lambda name: (SOURCES.index(name) if name in SOURCES else len(SOURCES), name)))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Durations of everything a run does, for one machine and one model."""
+
+    profile: Profile
+    model: ModelSpec
+    dense_format: WeightFormat = field(default_factory=lambda: weight_format("16"), kw_only=True)
+    """How everything but routed experts is stored."""
+    kv_bytes_per_value: int = field(default=2, kw_only=True)
+    encoder_tokens: int = field(default=0, kw_only=True)
+    """Input tokens of an encoder–decoder, per request: what cross-attention reads."""
+
+    # --- kernels -----------------------------------------------------------------------------------------------
+
+    def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
+        """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`.
+
+        context_tokens: tokens of context that attention reads, summed over the pass's requests.
+        num_requests: requests in the pass; each of their tokens meets its own request's context only.
+        """
+        _check_count("tokens", tokens)
+        _check_count("context_tokens", context_tokens)
+        model, attention = self.model, self.model.attention
+        requests = max(1, min(num_requests, tokens))
+        matrices = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
+        flops = float(FLOPS_PER_WEIGHT * matrices * tokens)
+        values = 0
+        if model.is_recurrent(layer) and model.recurrent is not None:
+            values = 2 * model.recurrent.state_values * requests  # read and written
+            flops += 2 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
+        else:
+            seen = model.attended_tokens(layer, context_tokens, requests)
+            values = (seen + tokens) * attention.kv_values_per_token
+            flops += attention.flops(self._pairs(tokens, seen, requests), seen)
+        if model.cross_attention:
+            seen = self.encoder_tokens * requests
+            values += seen * attention.kv_values_per_token
+            flops += attention.flops(tokens * self.encoder_tokens, seen)
+        num_bytes += values * self.kv_bytes_per_value
+        wide = attention.num_heads * (attention.head_dim + attention.v_head_dim)
+        num_bytes += tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide) * self._activation_bytes(self.dense_format)
+        return self._issued(self._roofline(flops, num_bytes, self.dense_format), self.profile.host.kernels_per_dense_layer)
+
+    def head(self, tokens: int) -> Estimate:
+        """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
+        _check_count("tokens", tokens)
+        parameters = self.model.head_parameters
+        wide = weight_format("32") if self.dense_format.bits == 32 else weight_format("16")  # the head is not quantised
+        num_bytes = wide.num_bytes(parameters) + tokens * (self.model.hidden_size + self.model.vocab_size) * self._activation_bytes(wide)
+        work = self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), float(num_bytes), wide)
+        return self._issued(work, self.profile.host.kernels_per_head)
+
+    def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one routed expert for `tokens` tokens, in a launch of its own."""
+        return self.grouped_item(tokens, fmt) + self.grouped_base() if tokens else self.grouped_item(tokens, fmt)
+
+    def grouped_base(self) -> Estimate:
+        """Return what a grouped launch costs besides its experts."""
+        launch = self.profile.device.launch_s
+        return _term(launch.value, "launch", launch)
+
+    def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return what one expert with `tokens` tokens adds to a grouped launch."""
+        _check_count("tokens", tokens)
+        model = self.model
+        num_bytes = model.expert_bytes(fmt) if tokens else 0
+        num_bytes += tokens * 2 * (model.hidden_size + model.expert_intermediate_size) * self._activation_bytes(fmt)
+        return self._roofline(float(model.expert_flops_per_token * tokens), float(num_bytes), fmt)
+
+    # --- copies -----------------------------------------------------------------------------------------------
+
+    def host_to_device(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy of `num_bytes` to the device, running alone."""
+        return _copy(self.profile.host_to_device, num_bytes, pinned)
+
+    def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy of `num_bytes` to the host, running alone."""
+        return _copy(self.profile.device_to_host, num_bytes, pinned)
+
+    def disk_to_host(self, num_bytes: int) -> Estimate:
+        """Return the time of reading `num_bytes` from the disk; raises MissingCalibration where the profile has none."""
+        _check_count("bytes", num_bytes)
+        disk = self.profile.disk
+        if disk is None:
+            raise self._missing("disk", "this profile describes no disk", "choose a profile with a disk or measure one")
+        latency = _term(disk.latency_s.value, "link", disk.latency_s)
+        return latency + _term(num_bytes / disk.read_bytes_per_s.value, "link", disk.read_bytes_per_s)
+
+    # --- the host ---------------------------------------------------------------------------------------------
+
+    @property
+    def host_shares_compute(self) -> bool:
+        """Whether the host's own work stops the device from computing."""
+        return self.profile.device.host_shares_compute
+
+    def host_per_step(self) -> Estimate:
+        """Return the host's time between two forward passes."""
+        return _term(self.profile.host.per_step_s.value, "host", self.profile.host.per_step_s)
+
+    def host_per_layer(self) -> Estimate:
+        """Return the host's time from a layer's routing being computed to its decision."""
+        return _term(self.profile.host.per_layer_s.value, "host", self.profile.host.per_layer_s)
+
+    def host_per_kernel(self) -> Estimate:
+        """Return the host's time for issuing one kernel."""
+        return _term(self.profile.host.per_kernel_s.value, "host", self.profile.host.per_kernel_s)
+
+    def host_per_transfer(self) -> Estimate:
+        """Return the host's time for issuing one copy."""
+        return _term(self.profile.host.per_transfer_s.value, "host", self.profile.host.per_transfer_s)
+
+    def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one expert on the host's cores; raises MissingCalibration where the profile has none."""
+        _check_count("tokens", tokens)
+        cpu = self.profile.host.cpu
+        if cpu is None:
+            raise self._missing("host.cpu", "this profile has no costs of experts on the host's cores", "measure them or run experts on the device")
+        compute = _term(self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value, "compute", cpu.flops_per_s)
+        num_bytes = self.model.expert_bytes(fmt) if tokens else 0
+        memory = _term(num_bytes / cpu.memory_bytes_per_s.value, "memory", cpu.memory_bytes_per_s)
+        work = compute if compute.seconds >= memory.seconds else memory
+        return work + _term(cpu.launch_s.value, "launch", cpu.launch_s) if tokens else work
+
+    # --- running together ---------------------------------------------------------------------------------------
+
+    def rate_fraction(self, lane: str, companions: frozenset[str]) -> float:
+        """Return the speed of `lane` relative to running alone while `companions` run; pairs multiply."""
+        for name in (lane, *companions):
+            if name not in LANES:
+                raise UnknownName("lane", name, LANES)
+        pairs = (self.profile.contention.get(f"{lane}/{other}") for other in sorted(companions) if other != lane)
+        return math.prod(pair.value for pair in pairs if pair is not None)
+
+    # --- the roofline -----------------------------------------------------------------------------------------
+
+    def _roofline(self, flops: float, num_bytes: float, fmt: WeightFormat) -> Estimate:
+        """Return the longer of `flops` at reachable speed and `num_bytes` at reachable bandwidth."""
+        device = self.profile.device
+        dtype = "float32" if fmt.bits == 32 else "float16"
+        peak = device.peak_flops_per_s.get(dtype)
+        if peak is None:
+            have = ", ".join(device.peak_flops_per_s) or "nothing"
+            raise self._missing(f"peak_flops_per_s[{dtype}]", f"the profile has a peak for {have} only", "choose another weight format")
+        reach = [device.memory_bytes_per_s, device.memory_efficiency]
+        if fmt.quantised:
+            expand = device.dequantise_efficiency.get(fmt.name)
+            if expand is None:
+                raise self._missing(f"dequantise_efficiency[{fmt.name}]", f"nearest known format: {self._nearest_format(fmt)}", "use that or measure this one")
+            reach.append(expand)
+        compute = flops / (peak.value * device.compute_efficiency.value)
+        memory = num_bytes / math.prod(constant.value for constant in reach)
+        if compute > memory:
+            return _term(compute, "compute", peak, device.compute_efficiency)
+        return _term(memory, "memory", *reach)
+
+    def _issued(self, work: Estimate, kernels: Constant) -> Estimate:
+        """Return `work` done by several small kernels: it cannot end before the host has issued them."""
+        launch, issue = self.profile.device.launch_s, self.profile.host.per_kernel_s
+        on_device = work + _term(kernels.value * launch.value, "launch", kernels, launch)
+        if self.host_shares_compute or kernels.value * issue.value <= on_device.seconds:
+            return on_device
+        return _term(kernels.value * issue.value, "host", kernels, issue)
+
+    def _pairs(self, tokens: int, seen: int, requests: int) -> float:
+        """Return how many (query, context) pairs attention multiplies: causal inside the pass's own tokens."""
+        each = tokens / requests
+        return tokens * max(seen / requests - (each - 1) / 2, min(seen / requests, 1.0))
+
+    def _activation_bytes(self, fmt: WeightFormat) -> int:
+        return 4 if fmt.bits == 32 else _ACTIVATION_BYTES
+
+    def _nearest_format(self, fmt: WeightFormat) -> str:
+        known = [weight_format(name) for name in self.profile.device.dequantise_efficiency]
+        return min(known, key=lambda other: abs(other.bits_per_weight - fmt.bits_per_weight)).name if known else "none"
+
+    def _missing(self, name: str, rule: str, remedy: str) -> MissingCalibration:
+        return MissingCalibration(f"hardware {self.profile.name}: {name}", None, rule, remedy)
+
+
+def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:
+    """Return latency + (bytes + half size) / bandwidth; nothing to copy takes no time."""
+    _check_count("bytes", num_bytes)
+    rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
+    if num_bytes == 0:
+        return _term(0.0, "link", rate)
+    start = _term(link.latency_s.value, "link", link.latency_s) + _term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
+    return start + _term(num_bytes / rate.value, "link", rate)
+
+
+def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
+    """Return one product or quotient of constants as an estimate."""
+    return Estimate(
+        seconds=seconds, source=merge_sources(*(constant.source for constant in constants)), bound=bound,
+        relative_uncertainty=math.hypot(*(constant.relative_uncertainty for constant in constants)),
+    )  # fmt: skip
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise InputError(name, value, "below zero", "give a count")
