@@ -1,0 +1,1 @@
+"""Chooses: placement, replication, search with bounds, explanation, and one writer per engine. Never imports torch."""

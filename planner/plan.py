@@ -1,0 +1,217 @@
+"""The plan: model, machine, recording, memory and objective in; the chosen schedule with its proof and its rivals out.
+
+Modelled: one search per weight format the user allows; the best overall; every preset as baseline at the same memory and
+bits; what binds; and the verdict whether a better policy or only more memory would help: the same memory with Belady's
+cache beside the best, and the best with more memory. Ignored: expert parallelism (its own planner).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import __version__
+from ..errors import DoesNotFit, Internal
+from ..schedule import OffloadSchedule, schedule_from_dict
+from ..sim.simulate import Prediction, Rehearsal
+from ..units import NS_PER_S
+from .search import FrontPoint, Progress, SearchResult, baselines, search
+
+PLAN_SCHEMA_VERSION = 1
+# How much more device memory the verdict asks about: half as much again, and twice as much.
+MORE_MEMORY = (1.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What a plan is asked for."""
+
+    bits: tuple[str, ...]
+    objective: str = "tokens_per_s"
+    floor_tokens_per_s: float | None = None
+    concurrency: int = 1
+    prefill_chunk_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadPlan:
+    """A finished plan."""
+
+    request: PlanRequest
+    best: Prediction
+    baselines: tuple[Prediction, ...]
+    left_out: dict[str, str]
+    """Presets that do not fit, and by how much."""
+    front: tuple[FrontPoint, ...]
+    references: dict[str, Prediction]
+    """belady: the best with a cache that knows the future; more memory: the best given more."""
+    num_candidates: int
+    num_evaluated: int
+    num_pruned: int
+    lower_bound_step_s: float
+    optimality_gap: float
+    """How much slower the best is than the lower bound, as a fraction of the bound."""
+    verdict: str
+    provenance: dict[str, Any]
+
+
+def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress | None = None) -> OffloadPlan:
+    """Return the plan for `request` on the rehearsal's window.
+
+    Raises DoesNotFit when no weight format leaves room for any schedule.
+    """
+    results: list[tuple[OffloadSchedule, SearchResult]] = []
+    misfits: list[DoesNotFit] = []
+    for bits in request.bits:
+        base = base_schedule(request, bits)
+        try:
+            found = search(rehearsal, base, objective=request.objective, floor_tokens_per_s=request.floor_tokens_per_s, progress=progress)
+        except DoesNotFit as reason:
+            misfits.append(reason)
+            continue
+        results.append((base, found))
+    if not results:
+        raise min(misfits, key=lambda reason: reason.missing_bytes)
+    base, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
+    best = rehearsal.predict(result.best.candidate.schedule.with_options(name="best"), engine="both", rows=True)
+    if int(best.outcome.step_end[-1]) != result.best.total_ns:
+        raise Internal("the winner's re-run differs from its score")
+    rivals, left_out = baselines(rehearsal, base, progress=progress)
+    references = _references(rehearsal, best)
+    steps = best.metrics.num_steps
+    bound_s = min(r.lower_bound_ns for _, r in results) / NS_PER_S / steps
+    mean_s = result.best.total_ns / NS_PER_S / steps
+    return OffloadPlan(
+        request=request,
+        best=best,
+        baselines=tuple(rivals),
+        left_out=left_out,
+        front=tuple(result.front),
+        references=references,
+        num_candidates=sum(r.num_evaluated + r.num_pruned for _, r in results),
+        num_evaluated=sum(r.num_evaluated for _, r in results),
+        num_pruned=sum(r.num_pruned for _, r in results),
+        lower_bound_step_s=bound_s,
+        optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
+        verdict=_verdict(best, rivals, references),
+        provenance=_provenance(rehearsal),
+    )
+
+
+def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
+    """Return what the search may not change: bits and batching."""
+    return OffloadSchedule(name="search").with_options(
+        experts__bits=bits, workload__concurrency=request.concurrency, workload__prefill_chunk_tokens=request.prefill_chunk_tokens
+    )
+
+
+def _merit(result: SearchResult, objective: str) -> float:
+    if objective == "p99_step_s":
+        return result.best.p99_ns
+    if objective == "least_memory":
+        return float(result.front[-1].device_bytes)
+    return float(result.best.total_ns)
+
+
+def _references(rehearsal: Rehearsal, best: Prediction) -> dict[str, Prediction]:
+    """Return the same schedule with a cache that knows the future, and with more memory for the cache."""
+    found: dict[str, Prediction] = {}
+    cache = best.schedule.cache
+    if cache.policy == "none":
+        return found
+    found["belady"] = rehearsal.predict(best.schedule.with_options(name="belady", cache__policy="belady"))
+    size = "pooled_experts" if cache.pooled_experts is not None else "experts_per_layer"
+    slots = getattr(cache, size)
+    most = rehearsal.num_experts if size == "pooled_experts" else rehearsal.trace.num_experts
+    for factor in MORE_MEMORY:
+        budget = int(rehearsal.budget_bytes * factor)
+        roomier = Rehearsal(model=rehearsal.model, profile=rehearsal.profile, trace=rehearsal.trace,
+                            window_steps=rehearsal.window_steps, memory_bytes=budget, dense_format=rehearsal.dense_format)  # fmt: skip
+        more = (budget - rehearsal.budget_bytes) // rehearsal.expert_bytes(best.schedule)
+        more = more if size == "pooled_experts" else more // rehearsal.trace.num_layers
+        bigger = best.schedule.with_options(name=f"memory x{factor:g}", **{f"cache__{size}": min(most, slots + int(more))})
+        found[f"memory x{factor:g}"] = roomier.predict(bigger)
+    return found
+
+
+def _verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str, Prediction]) -> str:
+    """Return in one line whether the policy or the working set limits the best schedule."""
+    speed = best.metrics.tokens_per_s
+    if not references:
+        return f"nothing is cached: {best.metrics.bound} binds"
+    policy = references["belady"].metrics.tokens_per_s / speed - 1
+    memory = references[f"memory x{MORE_MEMORY[0]:g}"].metrics.tokens_per_s / speed - 1
+    which = "working set" if memory > policy else "policy"
+    fastest = max(rivals, key=lambda one: one.metrics.tokens_per_s, default=None)
+    beside = f"; {speed / fastest.metrics.tokens_per_s:.2f} times the fastest baseline ({fastest.schedule.name})" if fastest else ""
+    return (
+        f"{which}: {best.metrics.bound} binds; a cache that knows the future would give {policy:+.1%}, "
+        f"half as much memory again {memory:+.1%}{beside}"
+    )
+
+
+def _provenance(rehearsal: Rehearsal) -> dict[str, Any]:
+    return {
+        "produced_by": f"moeplan {__version__}",
+        "model": rehearsal.model.name,
+        "hardware": rehearsal.profile.name,
+        "memory_bytes": rehearsal.budget_bytes,
+        "window_steps": rehearsal.window_steps,
+        "trace": {
+            "model": rehearsal.trace.model,
+            "source": rehearsal.trace.source,
+            "num_tokens": rehearsal.trace.num_tokens,
+            "num_layers": rehearsal.trace.num_layers,
+            "num_experts": rehearsal.trace.num_experts,
+            "top_k": rehearsal.trace.top_k,
+        },
+    }
+
+
+def prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as plain values, flat for the keys others rely on."""
+    metrics = asdict(prediction.metrics)
+    return {
+        "name": prediction.schedule.name,
+        "schedule": prediction.schedule.to_dict(),
+        **metrics,
+        "ledger": prediction.ledger.to_dict(),
+        "assumptions": list(prediction.assumptions),
+        "engine": prediction.engine,
+    }
+
+
+def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
+    """Return a plan as plain values, as written to plan.json."""
+    return {
+        "schema_version": PLAN_SCHEMA_VERSION,
+        "kind": "offload",
+        "provenance": plan.provenance,
+        "request": asdict(plan.request),
+        "best": prediction_to_dict(plan.best),
+        "baselines": [prediction_to_dict(one) for one in plan.baselines],
+        "baselines_that_do_not_fit": plan.left_out,
+        "references": {name: prediction_to_dict(one) for name, one in plan.references.items()},
+        "front": [
+            {"level": p.level, "device_bytes": p.device_bytes, "tokens_per_s": p.tokens_per_s, "schedule": p.schedule.to_dict()}
+            for p in plan.front
+        ],
+        "num_candidates": plan.num_candidates,
+        "num_evaluated": plan.num_evaluated,
+        "num_pruned": plan.num_pruned,
+        "lower_bound_step_s": plan.lower_bound_step_s,
+        "optimality_gap": plan.optimality_gap,
+        "verdict": plan.verdict,
+    }
+
+
+def plan_to_json(plan: OffloadPlan) -> str:
+    """Return plan.json's text: sorted nowhere, rounded nowhere, byte-identical for equal plans."""
+    return json.dumps(plan_to_dict(plan), indent=1, allow_nan=False) + "\n"
+
+
+def planned_schedule(document: dict[str, Any]) -> OffloadSchedule:
+    """Return the chosen schedule of a plan.json that was read back."""
+    return schedule_from_dict(document["best"]["schedule"])
