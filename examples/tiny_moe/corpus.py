@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import platform
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _read(path: Path) -> bytes | None:
 def _docstrings(source: bytes) -> bytes:
     """All docstrings of a module, dedented, separated by blank lines; empty where the file does not parse."""
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings(action="ignore"):  # old escapes in somebody else's strings
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return b""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

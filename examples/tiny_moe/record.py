@@ -148,15 +148,13 @@ def record_request(
     random = np.random.default_rng(seed)
     cache = transformers.DynamicCache(config=model.config)
     feed, parts, sampled = torch.tensor([list(prompt)]), [], bytearray()
-    for step in range(settings.num_decode + 1):
+    for _ in range(settings.num_decode + 1):
         logits = model(feed, past_key_values=cache, use_cache=True).logits[0, -1]
         parts.append(hooks.rows(settings))
         sampled.append(sample(logits, settings.temperature, random))
         feed = torch.tensor([[sampled[-1]]])
-        if step == 0:
-            num_prefill = len(parts[0]["experts"])
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    rows["phase"] = (np.arange(len(rows["experts"])) >= num_prefill).astype(np.uint8)
+    rows["phase"] = (np.arange(len(rows["experts"])) >= len(prompt)).astype(np.uint8)
     return rows, bytes(sampled)
 
 
