@@ -1,0 +1,178 @@
+"""Files of models and machines, in and out: validated at the edge, written whole or not at all.
+
+Modelled: reading JSON with one clear complaint for whatever is wrong with it (absent, unreadable, too large, not text, not
+JSON, wrong keys, wrong types, wrong sizes), bundled files by name, writing beside the target and renaming. Ignored: what the
+values mean (`specs`, `hardware`), which keys a model family uses (`model_config`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from .catalog import HARDWARE_FOLDER, MODELS_FOLDER
+from .errors import InputError, MoeplanError, UnknownName
+from .hardware import SCHEMA_VERSION, Profile
+from .model_config import read_config
+from .specs import ModelSpec
+from .units import MIB
+
+MAX_CONFIG_BYTES = 4 * MIB
+"""Largest model or hardware file that is read; real ones are a few kilobytes."""
+
+
+# --- any JSON file -----------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """Return the text of the file at `path`.
+
+    what: what the file is supposed to be, for messages. Raises InputError for a file that is absent, not readable, larger than
+    `max_bytes` or not UTF-8.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise InputError(what, name, "no such file", "check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(what, name, f"cannot be read ({reason.lower()})", "check the path") from None
+    if len(raw) > max_bytes:
+        raise InputError(what, name, f"larger than {max_bytes} bytes", "check that it is the right file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(what, name, "not UTF-8 text", "check that it is the right file") from None
+
+
+def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
+    """Return the JSON object that `text` holds; raises InputError for anything else, truncation named as such."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise InputError(what, where, "nested too deeply", "check that it is the right file") from None
+    except ValueError as error:
+        at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
+        rule = "empty" if not text.strip() else "JSON that ends too early" if at_end else f"not JSON ({error})"
+        raise InputError(what, where, rule, "write the file anew") from None
+    if not isinstance(data, dict):
+        raise InputError(what, where, f"a JSON {type(data).__name__} where an object is expected", "check that it is the right file")
+    return data
+
+
+def read_json(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Return the JSON object in the file at `path`; raises InputError with one line for whatever is wrong with it."""
+    return parse_json(read_text(path, what, max_bytes), what, os.fspath(path))
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens in between.
+
+    The bytes go to a file beside the target, reach the disk, and take the target's name. Raises InputError where the folder
+    does not exist or cannot be written; then nothing is left behind.
+    """
+    target = Path(path)
+    raw = data.encode() if isinstance(data, str) else data
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError("output", os.fspath(path), f"cannot be written ({reason.lower()})", "choose a writable place") from None
+
+
+# --- models ------------------------------------------------------------------------------------------------------------
+
+
+def list_models() -> list[str]:
+    """Return the names of the bundled models."""
+    return sorted(path.stem for path in MODELS_FOLDER.glob("*.json"))
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
+    """Return a bundled model by name, or the model of a Hugging Face `config.json` or a folder that holds one.
+
+    Raises UnknownName for a name that is neither, InputError for a file that is not such a configuration.
+    """
+    path = _resolve("model", name_or_path, MODELS_FOLDER, list_models())
+    if path.is_dir():
+        path = path / "config.json"
+    data = read_json(path, "model")
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    return read_config(data, name, f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}")
+
+
+# --- machines ----------------------------------------------------------------------------------------------------------
+
+
+def list_hardware() -> list[str]:
+    """Return the names of the bundled hardware profiles."""
+    return sorted(path.stem for path in HARDWARE_FOLDER.glob("*.json"))
+
+
+def load_hardware(name_or_path: str | os.PathLike[str]) -> Profile:
+    """Return a bundled profile by name, or the one in a file.
+
+    Raises UnknownName for a name that is neither, InputError for a file that is not a profile.
+    """
+    path = _resolve("hardware", name_or_path, HARDWARE_FOLDER, list_hardware())
+    return profile_from_json(read_text(path, "hardware"), os.fspath(path))
+
+
+def profile_from_json(text: str, where: str = "profile") -> Profile:
+    """Return the profile that `text` holds, every key, type, range and citation checked; raises InputError otherwise."""
+    data = parse_json(text, "hardware", where)
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise InputError(f"{where}: schema_version", version, f"this version reads {SCHEMA_VERSION}", "calibrate or convert the file again")
+    try:
+        return _profile_adapter().validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        missing = first["type"] in ("missing", "missing_keyword_only_argument")
+        unknown = first["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+        rule = "a field is absent" if missing else "unknown field" if unknown else first["msg"].lower()
+        raise InputError(f"{where}: {field}", "(absent)" if missing else first.get("input"), rule, "correct the file") from None
+    except MoeplanError as error:  # a rule of the profile itself
+        raise InputError(where, "(profile)", str(error), "correct the file") from None
+
+
+@cache
+def _profile_adapter() -> TypeAdapter[Profile]:
+    """Return the validator of profiles: the dataclasses themselves, strict, with no unknown keys."""
+    return TypeAdapter(with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))(Profile))
+
+
+def _resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, names: list[str]) -> Path:
+    """Return the file that a bundled name or a path stands for; raises UnknownName for a bare word that is neither."""
+    text = os.fspath(name_or_path)
+    if text in names:
+        return folder / f"{text}.json"
+    path = Path(text)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists and path.suffix != ".json" and os.sep not in text:
+        raise UnknownName(what, text, names)
+    return path
+
