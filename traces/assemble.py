@@ -1,8 +1,8 @@
-"""What every reader ends in: raw ids or counts of a source, with its padding and dense layers, become a checked recording.
+"""What every reader ends in: raw ids or counts of a source become a checked recording.
 
-Modelled: layers in which nothing is routed (rows of zeros in sources that count every hidden layer) are dropped and named
-in the metadata; so are windows without any token. Counts-only sources become a LoadProfile whose metadata says what is
-not known. Ignored: the formats themselves (see the readers).
+Modelled: layers in which nothing is routed (rows of zeros in sources that count every hidden layer) are dropped and
+named in the metadata; so are windows without any token. Counts-only sources become a LoadProfile whose metadata says
+what is not known. Ignored: the formats themselves (see the readers).
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def trace_of_requests(
 def without_dense_layers(
     experts: npt.NDArray[Any], layer_ids: Sequence[int] | None
 ) -> tuple[npt.NDArray[Any], tuple[int, ...], list[int]]:
-    """Return (experts without dense columns, model layer of each column left, model layers dropped). Raises InputError."""
+    """Return (experts without dense columns, model layer of each column left, model layers dropped).
+
+    Raises InputError.
+    """
     num_columns, top_k = experts.shape[1:]
     if not (1 <= num_columns <= MAX_LAYERS) or not (1 <= top_k <= MAX_TOP_K):
         rule = f"must have 1 to {MAX_LAYERS} layers and 1 to {MAX_TOP_K} experts per token"

@@ -1,10 +1,10 @@
 """Reading and writing safetensors files without holding them in memory.
 
-Modelled: the container format (eight bytes of header length, a JSON header, tensors back to back), arrays that map the
-file, tensors appended chunk by chunk, and files that appear under their name only when complete. The safetensors library
-judges every header, read or written; only what it cannot do is done here: map tensors for numpy without a copy, write
-what is larger than memory, and put header strings in a fixed order so that equal recordings are equal files.
-Ignored: data types a recording never holds.
+Modelled: the container format (eight bytes of header length, a JSON header, tensors back to back), arrays that map
+the file, tensors appended chunk by chunk, and files that appear under their name only when complete. The safetensors
+library judges every header, read or written; only what it cannot do is done here: map tensors for numpy without a
+copy, write what is larger than memory, and put header strings in a fixed order so that equal recordings are equal
+files. Ignored: data types a recording never holds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from ..units import MIB
+from .refusal import unreadable
 
 # safetensors names of the types a recording holds, in the order their tensors are laid out: widest first, so that
 # every tensor starts at a multiple of its own item size whatever the number of rows.
@@ -45,7 +46,8 @@ _COPY_BYTES = 4 * MIB
 def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Return a context whose file takes the name `path` when the block ends well, and vanishes when it does not.
 
-    `.name` of the file is where it stands meanwhile. Raises InputError when the folder does not exist or cannot be written.
+    `.name` of the file is where it stands meanwhile. Raises InputError when the folder does not exist or cannot be
+    written.
     """
     target = Path(path)
     try:
@@ -89,8 +91,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
         header = json.loads(mapped[8 : 8 + length])
         return strings, {name: _view(mapped, 8 + length, name, header[name]) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        rule = f"cannot be read as a safetensors file ({error or type(error).__name__})"
-        raise InputError("path", str(path), rule, "give a complete recording, or import it first") from None
+        rule, remedy = "cannot be read as a safetensors file", "give a complete recording, or import it first"
+        raise unreadable(path, rule, error, remedy) from None
 
 
 def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
@@ -115,7 +117,10 @@ class TensorAppender:
     def __init__(
         self, path: str | os.PathLike[str], columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     ) -> None:
-        """Open the columns, given as name → (dtype, shape of one row). Raises InputError when the folder is no place to write."""
+        """Open the columns, given as name → (dtype, shape of one row).
+
+        Raises InputError when the folder is no place to write.
+        """
         self._path = Path(path)
         code = {dtype: name for name, dtype in _TYPES.items()}
         self._columns = {name: (code[np.dtype(dtype).newbyteorder("<")], row) for name, (dtype, row) in columns.items()}

@@ -35,7 +35,10 @@ _SOURCE = "source."  # prefix under which the npz reader keeps an archive's own 
 
 
 def convert(recording: Recording, kind: str, path: str | os.PathLike[str]) -> None:
-    """Write a recording to `path` as `kind` ("npz" or "parquet"). Raises UnknownName, or InputError when it cannot be written."""
+    """Write a recording to `path` as `kind` ("npz" or "parquet").
+
+    Raises UnknownName, or InputError when it cannot be written.
+    """
     writer = CONVERTERS.get(kind)
     if writer is None:
         raise UnknownName("kind", kind, CONVERTERS)
@@ -92,9 +95,8 @@ def write_npz(recording: Recording, path: str | os.PathLike[str]) -> None:
     if DOMAINS in trace.metadata:
         names, domain = decode_domains(trace.metadata, trace.request)
         arrays["domain"], arrays["domain_names"] = domain.astype(np.int16), np.array(names)
-    for name, array in (("weights", trace.weights), ("spec", trace.predicted), ("spec_prob", trace.predicted_prob)):
-        if array is not None:
-            arrays[name] = array
+    optional = {"weights": trace.weights, "spec": trace.predicted, "spec_prob": trace.predicted_prob}
+    arrays |= {name: array for name, array in optional.items() if array is not None}
     with written_aside(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             # A fixed date, so that equal recordings give equal archives.

@@ -1,7 +1,8 @@
 """The counting loops behind the statistics, compiled: each adds one chunk of rows to running totals.
 
 Modelled: integer counts only, so that totals do not depend on how a recording was cut into chunks. Letters in the
-docstrings: T tokens of the chunk, L layers, K choices per token, E experts. Ignored: anything that needs floating point.
+docstrings: T tokens of the chunk, L layers, K choices per token, E experts. Ignored: anything that needs floating
+point.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def add_loads(experts: npt.NDArray[np.unsignedinteger], loads: npt.NDArray[np.in
 
 @jit
 def add_co_occurrence(experts: npt.NDArray[np.unsignedinteger], pairs: npt.NDArray[np.uint32]) -> None:
-    """Add to `pairs` [L − 1, E, E] the tokens that use expert a in a layer and expert b in the next; experts: [T, L, K]."""
+    """Add to `pairs` [L − 1, E, E] the tokens that use expert a in a layer and expert b in the next.
+
+    Experts: [T, L, K].
+    """
     num_tokens, _, top_k = experts.shape
     for layer in range(pairs.shape[0]):
         for t in range(num_tokens):
@@ -69,8 +73,8 @@ def affinity_hits(
 ) -> None:
     """Add to `hits` [2] the experts of each next layer that are among the top K and 2 K by co-occurrence.
 
-    experts: [T, L, K]; pairs: [L − 1, E, E]. An expert's score is the sum of its co-occurrences with the token's experts
-    in the layer before; equal scores rank by lower id.
+    experts: [T, L, K]; pairs: [L − 1, E, E]. An expert's score is the sum of its co-occurrences with the token's
+    experts in the layer before; equal scores rank by lower id.
     """
     num_tokens, _, top_k = experts.shape
     num_experts = pairs.shape[2]

@@ -1,8 +1,8 @@
 """Which request belongs to which domain (a subject or a language), kept as one JSON string in a recording's metadata.
 
 Modelled: one domain per request, stored as runs of requests, so that a million requests in a few domains stay a short
-string: `{"names": ["law", …], "runs": [[first_request, name_index], …]}`; a run reaches to the next run's first request.
-Ignored: domains that change inside a request.
+string: `{"names": ["law", …], "runs": [[first_request, name_index], …]}`; a run reaches to the next run's first
+request. Ignored: domains that change inside a request.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ KEY = "domains"
 def encode_domains(names: Sequence[str], request: npt.NDArray[np.int32], domain: npt.NDArray[np.integer]) -> str:
     """Return the metadata string for per-token domain indices.
 
-    `request`, `domain`: [num_tokens], `request` not decreasing. Raises InputError when a domain index has no name or when
-    one request has two domains.
+    `request`, `domain`: [num_tokens], `request` not decreasing. Raises InputError when a domain index has no name or
+    when one request has two domains.
     """
     index = np.asarray(domain, dtype=np.int64)
     if index.shape != request.shape:
         raise InputError("domain", index.shape, f"must have shape {request.shape}", "give one domain per token")
-    if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(names)):
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(names)):
         outside = int(index.min()) if index.min() < 0 else int(index.max())
         raise InputError("domain", outside, f"must be 0 to {len(names) - 1}, an index of domain_names", "repair it")
     changes = np.flatnonzero(np.diff(index)) + 1

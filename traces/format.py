@@ -1,8 +1,8 @@
 """The file of a recording: safetensors, memory-mapped, fully checked on opening, written atomically.
 
-Modelled: one file holds one RoutingTrace (header key `kind` = "routing") or one LoadProfile (`kind` = "load"); the header
-carries `schema_version`, the producing version and every scalar as a string. Ignored: other containers (see the readers
-and `convert`).
+Modelled: one file holds one RoutingTrace (header key `kind` = "routing") or one LoadProfile (`kind` = "load"); the
+header carries `schema_version`, the producing version and every scalar as a string. Ignored: other containers (see
+the readers and `convert`).
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class TraceWriter:
         licence: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the scalars of the recording from `like`, or from the other arguments (num_experts and layer_ids needed)."""
+        """Take the scalars of the recording from `like`, or from the other arguments."""
         if like is None and num_experts is None:
             raise InputError("num_experts", None, "needed to write a recording", "give num_experts")
         self._path = path
@@ -156,7 +156,10 @@ class TraceWriter:
         predicted: npt.NDArray[Any] | None = None,
         predicted_prob: npt.NDArray[Any] | None = None,
     ) -> None:
-        """Append rows, converted to the types of the file. Raises InputError when they differ in kind from the first rows."""
+        """Append rows, converted to the types of the file.
+
+        Raises InputError when they differ in kind from the first rows.
+        """
         dtype = np.uint8 if self._num_experts <= 1 << 8 else np.uint16
         rows = {
             "experts": _narrowed(experts, dtype, "experts"),

@@ -1,8 +1,8 @@
 """A small, bounds-checked reader of GGUF files: key–value strings and 32-bit float tensors, nothing else.
 
-Modelled: GGUF versions 2 and 3, little-endian: header, key–value pairs, tensor table, aligned data. Every length is checked
-against what is left of the file before it is believed. Ignored: quantised tensors (listed, not decoded), big-endian files,
-version 1.
+Modelled: GGUF versions 2 and 3, little-endian: header, key–value pairs, tensor table, aligned data. Every length is
+checked against what is left of the file before it is believed. Ignored: quantised tensors (listed, not decoded),
+big-endian files, version 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..units import GIB, MIB, format_bytes
+from .refusal import unreadable
 
 _MAX_FILE_BYTES = 4 * GIB
 _MAX_STRING_BYTES = 16 * MIB
@@ -46,7 +47,6 @@ class GgufFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read header and tables. Raises InputError when the file is missing, damaged or of another version."""
-        self._path = str(path)
         try:
             size = os.path.getsize(path)
             if size > _MAX_FILE_BYTES:
@@ -58,8 +58,7 @@ class GgufFile:
             self.tensors: dict[str, GgufTensor] = {}
             self._read_tables()
         except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
-            rule = f"cannot be read as GGUF ({error or type(error).__name__})"
-            raise InputError("path", self._path, rule, _REMEDY) from None
+            raise unreadable(path, "cannot be read as GGUF", error, _REMEDY) from None
 
     def floats(self, name: str) -> npt.NDArray[np.float32]:
         """Return a tensor of 32-bit floats, slowest-running axis first. Raises InputError when it is not that."""

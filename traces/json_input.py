@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..units import GIB, format_bytes
+from .refusal import unreadable
 
 MAX_JSON_BYTES = 2 * GIB
 
@@ -28,8 +29,7 @@ def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except (OSError, ValueError, MemoryError) as error:
-        rule = f"cannot be read as text ({error or type(error).__name__})"
-        raise InputError("path", str(path), rule, "give a complete text file") from None
+        raise unreadable(path, "cannot be read as text", error, "give a complete text file") from None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -60,8 +60,8 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:
-        rule = f"is not a complete JSON document ({error or type(error).__name__})"
-        raise InputError("json", where, rule, "give the file as the source wrote it") from None
+        rule, remedy = "is not a complete JSON document", "give the file as the source wrote it"
+        raise unreadable(where, rule, error, remedy) from None
 
 
 def decode_base64(text: object, name: str) -> bytes:

@@ -7,8 +7,10 @@ would need unpickling (refused), structured types (refused).
 
 from __future__ import annotations
 
+import ast
 import lzma
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -16,13 +18,15 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy_format
 
-from ..errors import InputError
 from ..units import GIB, KIB, format_bytes
+from .refusal import unreadable
 
 MAX_UNPACKED_BYTES = 16 * GIB
 _MAX_HEADER_BYTES = 64 * KIB
+_MAX_AXES = 8
+_REMEDY = "give a complete file without pickled objects"
+_PLAIN = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U[1-9][0-9]{0,5})\Z")  # booleans, integers, floats, short texts
 _BROKEN = (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError)
 # What Python's zip reader and decompressors raise on damaged archives.
 BROKEN_ZIP = (
@@ -40,12 +44,15 @@ BROKEN_ZIP = (
 
 
 def read_npy(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) -> npt.NDArray[Any]:
-    """Return the array in a `.npy` file. Raises InputError when it is missing, damaged, too large or needs unpickling."""
+    """Return the array in a `.npy` file.
+
+    Raises InputError when it is missing, damaged, too large or needs unpickling.
+    """
     try:
         with open(path, "rb") as file:
             return read_npy_stream(file, os.fstat(file.fileno()).st_size, max_bytes)
     except _BROKEN as error:
-        raise _refused(path, "a .npy file", error) from None
+        raise unreadable(path, "cannot be read as a .npy file of plain numbers", error, _REMEDY) from None
 
 
 def read_npz(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) -> dict[str, npt.NDArray[Any]]:
@@ -62,24 +69,16 @@ def read_npz(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) 
                     arrays[member.filename.removesuffix(".npy")] = read_npy_stream(stream, member.file_size, max_bytes)
             return arrays
     except BROKEN_ZIP as error:
-        raise _refused(path, "a .npz archive", error) from None
+        raise unreadable(path, "cannot be read as a .npz archive of plain arrays", error, _REMEDY) from None
 
 
 def read_npy_stream(stream: IO[bytes], num_bytes: int, max_bytes: int = MAX_UNPACKED_BYTES) -> npt.NDArray[Any]:
     """Return the array a stream of `num_bytes` holds. Raises ValueError (or OSError) when it is not a plain array."""
     if num_bytes > max_bytes:
         raise ValueError(f"{format_bytes(num_bytes)}, more than the budget of {format_bytes(max_bytes)}")
-    version = npy_format.read_magic(stream)
-    header_of = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}.get(version)
-    if header_of is None:
-        raise ValueError(f"unknown .npy version {version}")
-    shape, fortran_order, dtype = header_of(stream, max_header_size=_MAX_HEADER_BYTES)
-    if dtype.hasobject or dtype.names is not None or dtype.kind not in "biufU" or dtype.itemsize == 0:
-        raise ValueError(f"type {dtype} is not a plain number or text")
+    shape, fortran_order, dtype = _header(stream)
     count = 1
     for size in shape:
-        if type(size) is not int or size < 0:
-            raise ValueError(f"shape {shape} is not a shape")
         count *= size
     if count * dtype.itemsize > num_bytes:
         raise ValueError(f"shape {shape} of {dtype} needs more bytes than the {num_bytes} that are there")
@@ -97,7 +96,24 @@ def read_npy_stream(stream: IO[bytes], num_bytes: int, max_bytes: int = MAX_UNPA
     return values.reshape(shape, order="F" if fortran_order else "C")
 
 
-def _refused(path: str | os.PathLike[str], what: str, error: BaseException) -> InputError:
-    """Return the InputError for a file that is not `what`."""
-    rule = f"cannot be read as {what} of plain arrays ({error or type(error).__name__})"
-    return InputError("path", str(path), rule, "give a complete file without pickled objects")
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, whether the first axis runs fastest, type) of an array. Raises ValueError when it is not plain.
+
+    numpy's own header reader repairs headers of Python 2 with a tokenizer that fails in many ways; this one does not.
+    """
+    lead = stream.read(8)
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4, b"\x93NUMPY\x03\x00": 4}.get(lead)
+    if width is None:
+        raise ValueError("does not start like a .npy array")
+    length = int.from_bytes(stream.read(width), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"announces a header of {length} bytes")
+    header = ast.literal_eval(stream.read(length).decode("utf-8").strip())
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise ValueError("has no proper header")
+    descr, shape = header["descr"], header["shape"]
+    if not isinstance(descr, str) or not _PLAIN.match(descr):
+        raise ValueError(f"type {descr!r} is not a plain number or text")
+    if not isinstance(shape, tuple) or len(shape) > _MAX_AXES or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"shape {shape} is not a shape")
+    return shape, bool(header["fortran_order"]), np.dtype(descr)

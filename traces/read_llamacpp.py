@@ -1,10 +1,10 @@
 """Readers of llama.cpp recordings: importance matrices (GGUF) and the `layer,expert` CSV of its routing tracer.
 
-Modelled: an importance matrix stores, for every stack of expert matrices, the tokens each expert saw (`<name>.counts`).
-The tracer writes a row per choice, layer by layer for each batch it evaluates; with `top_k` told, the rows are put back
-together to tokens. A batch whose last layer evaluated fewer tokens (llama.cpp computes only wanted outputs there) keeps
-those last tokens only; what is lost is counted in the metadata. Ignored: input statistics, the older `.dat` format (it has
-no counts per expert).
+Modelled: an importance matrix stores, for every stack of expert matrices, the tokens each expert saw
+(`<name>.counts`). The tracer writes a row per choice, layer by layer for each batch it evaluates; with `top_k` told,
+the rows are put back together to tokens. A batch whose last layer evaluated fewer tokens (llama.cpp computes only
+wanted outputs there) keeps those last tokens only; what is lost is counted in the metadata. Ignored: input
+statistics, the older `.dat` format (it has no counts per expert).
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _KEYS = ("datasets", "chunk_count", "chunk_size")
 def read_llama_imatrix(
     path: str | os.PathLike[str], *, model: str = "", source: str = "", licence: str = "", top_k: int | None = None
 ) -> LoadProfile:
-    """Return the tokens per expert of an importance matrix in GGUF. Raises InputError when it is damaged or has no experts."""
+    """Return the tokens per expert of an importance matrix in GGUF.
+
+    Raises InputError when it is damaged or has no experts.
+    """
     file = GgufFile(path)
     by_layer: dict[int, npt.NDArray[np.float32]] = {}
     for name in sorted(file.tensors):
@@ -71,8 +74,8 @@ def read_llama_csv(
 ) -> RoutingTrace | LoadProfile:
     """Return the routing in a `layer,expert` file when `top_k` is told, and the loads alone when it is not.
 
-    `decode_only` keeps batches of one token (an early tracer wrote wrong prefill rows). Raises InputError when the file is
-    damaged or when rows do not make whole tokens.
+    `decode_only` keeps batches of one token (an early tracer wrote wrong prefill rows). Raises InputError when the
+    file is damaged or when rows do not make whole tokens.
     """
     rows = _csv_rows(path)
     label = source or f"llama.cpp routing trace: {Path(path).name}"

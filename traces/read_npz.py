@@ -130,7 +130,10 @@ def id_array(ids: npt.NDArray[Any], num_experts: int) -> npt.NDArray[np.unsigned
 
 
 def _floats(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[np.float16] | None:
-    """Return the array `name` as float16, or None when it is absent; what float16 cannot hold becomes infinite and is refused later."""
+    """Return the array `name` as float16, or None when it is absent.
+
+    What float16 cannot hold becomes infinite and is refused later.
+    """
     array = arrays.get(name)
     if array is None:
         return None

@@ -1,9 +1,9 @@
 """Readers of the routing that serving engines return with an answer: SGLang's and vLLM's `routed_experts`.
 
-Modelled: files that hold one answer, a list of answers, or one answer per line. SGLang sends base64 of raw int32 without
-any header, so layers and top_k must be told; vLLM sends base64 of a `.npy` array of the whole sequence, or (before 0.22)
-separate nested lists for prompt and completion. The last sampled token never ran through the model and has no routing.
-Dense layers, where an engine sends rows of zeros, are dropped. Ignored: everything else in an answer.
+Modelled: files that hold one answer, a list of answers, or one answer per line. SGLang sends base64 of raw int32
+without any header, so layers and top_k must be told; vLLM sends base64 of a `.npy` array of the whole sequence, or
+(before 0.22) separate nested lists for prompt and completion. The last sampled token never ran through the model and
+has no routing. Dense layers, where an engine sends rows of zeros, are dropped. Ignored: everything else in an answer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .assemble import RequestRows, integer_array, trace_of_requests
 from .json_input import decode_base64, read_json_documents
 from .npy import read_npy, read_npy_stream
 from .recording import DECODE, PREFILL, RoutingTrace
+from .refusal import unreadable
 from .validate import MAX_LAYERS, MAX_TOP_K
 
 _REMEDY = "give the answers as the server sent them"
@@ -40,10 +41,11 @@ def read_sglang_routed_experts(
     source: str = "",
     licence: str = "",
 ) -> RoutingTrace:
-    """Return the routing of SGLang answers with `meta_info.routed_experts` (native) or `sglext.routed_experts` (OpenAI).
+    """Return the routing of SGLang answers: `meta_info.routed_experts` (native) or `sglext.routed_experts` (OpenAI).
 
-    `num_layers` counts every hidden layer, dense ones included; `start_len` is the request's `routed_experts_start_len`;
-    `prompt_tokens` overrides what the answers say about where decoding starts. Raises InputError.
+    `num_layers` counts every hidden layer, dense ones included; `start_len` is the request's
+    `routed_experts_start_len`; `prompt_tokens` overrides what the answers say about where decoding starts. Raises
+    InputError.
     """
     if not (1 <= num_layers <= MAX_LAYERS) or not (1 <= top_k <= MAX_TOP_K):
         rule = f"must be 1 to {MAX_LAYERS} layers and 1 to {MAX_TOP_K} experts per token"
@@ -130,15 +132,17 @@ def _prompt_length(info: dict[str, Any], told: int | None) -> int:
 
 
 def _vllm_table(value: object) -> npt.NDArray[Any]:
-    """Return vLLM's experts [tokens, layers, top_k] from base64 of a `.npy` array or from nested lists. Raises InputError."""
+    """Return vLLM's experts [tokens, layers, top_k] from base64 of a `.npy` array or from nested lists.
+
+    Raises InputError.
+    """
     if not isinstance(value, str):
         return _table(integer_array(value, "routed_experts", 3), "routed_experts")
     raw = decode_base64(value, "routed_experts")
     try:
         return _table(read_npy_stream(io.BytesIO(raw), len(raw)), "routed_experts")
     except (ValueError, TypeError, OSError, EOFError, MemoryError, OverflowError, SyntaxError, RecursionError) as error:
-        rule = f"is not base64 of a .npy array ({error or type(error).__name__})"
-        raise InputError("routed_experts", value, rule, _REMEDY) from None
+        raise unreadable("routed_experts", "is not base64 of a .npy array", error, _REMEDY) from None
 
 
 def _table(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -156,7 +160,10 @@ def _rows(experts: npt.NDArray[Any], start: int, prompt_length: int) -> RequestR
 
 
 def _joined(parts: list[RequestRows]) -> list[RequestRows]:
-    """Return the parts of one request as one, or nothing when there are none. Raises InputError when they do not match."""
+    """Return the parts of one request as one, or nothing when there are none.
+
+    Raises InputError when they do not match.
+    """
     parts = [part for part in parts if len(part.experts)]
     if not parts:
         return []

@@ -1,10 +1,11 @@
 """Readers of SGLang's expert-distribution recorder: its `stat`, `per_pass` and `per_token` dumps.
 
-Modelled: the `.pt` files of the recorder and the `.json` files of counts that SGLang also accepts as an initial expert
-location. `stat` counts logical experts already; the other two count physical slots, which the map stored beside them turns
-into logical experts. Files count every hidden layer; dense ones hold nothing and are dropped. `per_token` does not record
-which request a token belongs to: decode rows are linked to the request whose last position they continue, in the order of
-the running batch. Ignored: DeepEP's per-rank token counts, the CSV files of early 2025.
+Modelled: the `.pt` files of the recorder and the `.json` files of counts that SGLang also accepts as an initial
+expert location. `stat` counts logical experts already; the other two count physical slots, which the map stored
+beside them turns into logical experts. Files count every hidden layer; dense ones hold nothing and are dropped.
+`per_token` does not record which request a token belongs to: decode rows are linked to the request whose last
+position they continue, in the order of the running batch. Ignored: DeepEP's per-rank token counts, the CSV files of
+early 2025.
 """
 
 from __future__ import annotations
@@ -210,7 +211,10 @@ def _phases(record: dict[str, Any], num_tokens: int) -> tuple[int, list[int]]:
 
 
 def _complete(rows: RequestRows) -> RequestRows:
-    """Return rows sorted by position, each position once (a retracted request is computed again: the last one counts)."""
+    """Return rows sorted by position, each position once (a retracted request is computed again.
+
+    The last one counts).
+    """
     order = np.lexsort((np.arange(len(rows.position)), rows.position))
     last = np.append(np.diff(rows.position[order]) != 0, True)
     keep = order[last]

@@ -1,8 +1,9 @@
 """Opening `.pt` files: the only reader that touches torch, and nothing in such a file is ever run.
 
-Modelled: archives written by `torch.save`, opened with `torch.load(weights_only=True)`, which builds tensors and plain
-containers only. Before torch sees a file, its checksums, its unpacked size and the names its pickle mentions are checked,
-so that only plain tensors are built. Ignored: the format of torch before 1.6, quantised and sparse tensors (refused).
+Modelled: archives written by `torch.save`, opened with `torch.load(weights_only=True)`, which builds tensors and
+plain containers only. Before torch sees a file, its checksums, its unpacked size and the names its pickle mentions
+are checked, so that only plain tensors are built. Ignored: the format of torch before 1.6, quantised and sparse
+tensors (refused).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..units import GIB, format_bytes
 from .npy import BROKEN_ZIP, MAX_UNPACKED_BYTES
+from .refusal import unreadable
 
 _MAX_PICKLE_BYTES = GIB
 _REMEDY = "give the file as the engine saved it"
@@ -40,11 +42,14 @@ def load_pt(path: str | os.PathLike[str]) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch documents no list of what a damaged file raises)
-        raise _refused(path, error) from None
+        raise unreadable(path, "cannot be read as plain tensors", error, _REMEDY) from None
 
 
 def tensor_array(value: object, name: str) -> npt.NDArray[Any]:
-    """Return a tensor that `load_pt` gave as a numpy array (bfloat16 as float32). Raises InputError for anything else."""
+    """Return a tensor that `load_pt` gave as a numpy array (bfloat16 as float32).
+
+    Raises InputError for anything else.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -80,7 +85,7 @@ def _check_archive(path: str | os.PathLike[str]) -> None:
                     raise ValueError("not in little-endian byte order")
             _check_pickle(archive.read(pickles[0]))
     except BROKEN_ZIP as error:
-        raise _refused(path, error) from None
+        raise unreadable(path, "cannot be read as plain tensors", error, _REMEDY) from None
 
 
 def _check_pickle(data: bytes) -> None:
@@ -98,9 +103,3 @@ def _plain(name: str) -> bool:
     storage = module in ("torch", "torch.storage") and attribute.endswith("Storage") and attribute.isidentifier()
     dtype = module == "torch" and attribute in ("uint16", "uint32", "uint64")
     return name in _ALLOWED or storage or dtype
-
-
-def _refused(path: str | os.PathLike[str], error: BaseException) -> InputError:
-    """Return the InputError for a file that cannot be opened as plain tensors."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return InputError("path", str(path), f"cannot be read as plain tensors ({reason})", _REMEDY)

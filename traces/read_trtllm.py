@@ -1,7 +1,8 @@
-"""Reader of TensorRT-LLM's expert statistics: a folder with `meta_info.json` and one safetensors file of counts per rank.
+"""Reader of TensorRT-LLM's expert statistics: a folder with `meta_info.json` and a safetensors file of counts per rank.
 
-Modelled: tensors named "{iteration}_{layer}" that hold the tokens per expert a rank counted; ranks are added up, windows
-are iterations. Ignored: the raw selections (`rank*_raw.safetensors`) and token counts that newer versions can add.
+Modelled: tensors named "{iteration}_{layer}" that hold the tokens per expert a rank counted; ranks are added up,
+windows are iterations. Ignored: the raw selections (`rank*_raw.safetensors`) and token counts that newer versions can
+add.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import InputError
 from .assemble import check_budget, load_of_counts, whole_numbers
 from .json_input import read_json
 from .recording import LoadProfile
+from .refusal import unreadable
 from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 
 _KEY = re.compile(r"([0-9]{1,12})_([0-9]{1,6})\Z")
@@ -27,7 +29,10 @@ _REMEDY = "give the folder as TensorRT-LLM wrote it"
 
 
 def read_trtllm(path: str | os.PathLike[str], *, model: str = "", source: str = "", licence: str = "") -> LoadProfile:
-    """Return the loads of an expert-statistics folder. Raises InputError when a file is missing, damaged or inconsistent."""
+    """Return the loads of an expert-statistics folder.
+
+    Raises InputError when a file is missing, damaged or inconsistent.
+    """
     folder = Path(path)
     meta = read_json(folder / "meta_info.json")
     num_experts, top_k = _meta(meta, "num_experts", MAX_EXPERTS), _meta(meta, "num_experts_per_token", MAX_TOP_K)
@@ -70,8 +75,7 @@ def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        rule = f"cannot be read as a safetensors file of numbers ({error or type(error).__name__})"
-        raise InputError("path", path.name, rule, _REMEDY) from None
+        raise unreadable(path.name, "cannot be read as a safetensors file of numbers", error, _REMEDY) from None
 
 
 def _meta(meta: object, name: str, most: int) -> int:

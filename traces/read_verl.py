@@ -1,9 +1,9 @@
 """Reader of verl rollout batches with `routed_experts` [batch, total_len, layers, top_k].
 
 Modelled: tensors saved in one `.pt` or `.npz` file: `routed_experts`, `attention_mask` [batch, total_len] and
-`responses` [batch, response_len]; prompts are padded on the left, responses on the right. Padding is dropped, and so is a
-last token whose routing is all zero: it was sampled and never ran. Every batch row is a request. Ignored: rewards,
-log-probabilities and everything else of a batch.
+`responses` [batch, response_len]; prompts are padded on the left, responses on the right. Padding is dropped, and so
+is a last token whose routing is all zero: it was sampled and never ran. Every batch row is a request. Ignored:
+rewards, log-probabilities and everything else of a batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def read_verl(
     source: str = "",
     licence: str = "",
 ) -> RoutingTrace:
-    """Return the routing of a rollout batch. Raises InputError when a tensor is missing, misshapen or needs unpickling."""
+    """Return the routing of a rollout batch.
+
+    Raises InputError when a tensor is missing, misshapen or needs unpickling.
+    """
     names = ("routed_experts", "attention_mask", "responses")
     experts, mask, responses = (_tensors(path, names)[name] for name in names)
     if experts.dtype.kind not in "iu" or experts.ndim != 4:

@@ -1,7 +1,7 @@
 """The registry of readers: what `--from KIND` means, and the one function that runs them.
 
-Modelled: a reader is a function from a path and keyword options to a recording; its options are read from its signature,
-so that a wrong one is refused by name. Ignored: guessing the kind from the file.
+Modelled: a reader is a function from a path and keyword options to a recording; its options are read from its
+signature, so that a wrong one is refused by name. Ignored: guessing the kind from the file.
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ class LoadProfile:
     top_k: int | None = None
     """Experts chosen per token, where the source says."""
     windows: npt.NDArray[np.int64] | None = None
-    """int64 [num_windows, num_layers, num_experts]: the same counts split over time, requests or ranks; sums to `counts`."""
+    """int64 [num_windows, num_layers, num_experts].
+
+    The same counts split over time, requests or ranks; sums to `counts`.
+    """
     window_unit: str = ""
     """What one window is ("forward pass", "iteration", "request", …), "" without windows."""
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -1,9 +1,9 @@
 """Linking tokens of successive forward passes to requests when only their positions were recorded.
 
-Modelled: a running batch that keeps its order. A prefill piece that starts where an unfinished request stopped continues
-it (chunked prefill), any other piece starts a request; a decode row continues the first request, in batch order, whose
-last position is just before it. Requests that a decode pass leaves out have ended. Where several would fit, the link is
-counted as ambiguous. Ignored: token ids.
+Modelled: a running batch that keeps its order. A prefill piece that starts where an unfinished request stopped
+continues it (chunked prefill), any other piece starts a request; a decode row continues the first request, in batch
+order, whose last position is just before it. Requests that a decode pass leaves out have ended. Where several would
+fit, the link is counted as ambiguous. Ignored: token ids.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class RequestLinker:
     ) -> None:
         """Add one forward pass.
 
-        experts: [num_tokens, num_layers, top_k]; position: [num_tokens]; lengths: tokens of each request in the pass, in
-        batch order; rows beyond their sum are decode rows of one token each (a mixed pass). Rows that are not `valid`
-        (padding) are left out.
+        experts: [num_tokens, num_layers, top_k]; position: [num_tokens]; lengths: tokens of each request in the pass,
+        in batch order; rows beyond their sum are decode rows of one token each (a mixed pass). Rows that are not
+        `valid` (padding) are left out.
         """
         start = 0
         moved: list[tuple[int, int]] = []  # (request, new last position): a pass must not link to itself

@@ -1,9 +1,10 @@
 """Hit rates of least-recently-used caches of every capacity, from one pass over a recording.
 
-Modelled: one cache per layer. All experts of a token are looked up before any of them is inserted; then they are touched
-or inserted one by one, in recorded order. What such a cache of C experts holds is then always the C experts used most
-recently, so an expert's depth in one recency stack says for every C at once whether it was a hit (depth < C). Ignored:
-batches (a token is a step here), pooled caches and every policy that is not a stack algorithm: those are simulated.
+Modelled: one cache per layer. All experts of a token are looked up before any of them is inserted; then they are
+touched or inserted one by one, in recorded order. What such a cache of C experts holds is then always the C experts
+used most recently, so an expert's depth in one recency stack says for every C at once whether it was a hit (depth <
+C). Ignored: batches (a token is a step here), pooled caches and every policy that is not a stack algorithm: those are
+simulated.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def add_depths(
 ) -> None:
     """Add the depth at which each choice was found to `seen`, and leave `depth` as the stacks are afterwards.
 
-    experts: [num_tokens, num_layers, top_k]; fresh: [num_tokens], true where the cache is emptied first;
-    depth: [num_layers, num_experts], place of each expert in its layer's recency stack (0 = most recent, 65535 = absent);
+    experts: [num_tokens, num_layers, top_k]; fresh: [num_tokens], true where the cache is emptied first; depth:
+    [num_layers, num_experts], place of each expert in its layer's recency stack (0 = most recent, 65535 = absent);
     seen: [num_layers, num_experts + 1], choices found at each depth, the last column for those not found.
     """
     num_tokens, num_layers, top_k = experts.shape

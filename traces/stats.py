@@ -1,8 +1,9 @@
-"""What a recording's routing is like: loads, reuse from token to token, affinity between layers, working sets, LRU hits.
+"""What a recording's routing is like: loads, reuse between tokens, affinity between layers, working sets, LRU hits.
 
-Modelled: every figure is a mean over MoE layers, with lists by layer where layers differ much; `docs/metrics.md` has the
-formulas. All are exact over the whole recording, except the affinity of very long ones, which is scored on evenly spaced
-tokens (their number is in the result). Rows are read in chunks, so memory does not grow with the recording. Ignored: time.
+Modelled: every figure is a mean over MoE layers, with lists by layer where layers differ much; `docs/metrics.md` has
+the formulas. All are exact over the whole recording, except the affinity of very long ones, which is scored on evenly
+spaced tokens (their number is in the result). Rows are read in chunks, so memory does not grow with the recording.
+Ignored: time.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class TraceStats:
     overlap_fraction: dict[int, float]
     """Distance in tokens → share of a token's experts that the request's token so far back used."""
     affinity_recall_fraction: float | None
-    """Share of a token's experts in the next layer among the top_k that co-occurred most with its experts in this one."""
+    """Share of a token's experts in a layer among the top_k that co-occurred most with its experts one layer before."""
     affinity_recall_2k_fraction: float | None
     """The same among the 2 × top_k that co-occurred most."""
     num_affinity_tokens: int
@@ -62,10 +63,13 @@ class TraceStats:
     lru_hit_fraction_persistent: list[float]
     """The same with one cache that lives through the whole recording, requests one after another."""
     guess_recall_fraction: list[list[float]] | None
-    """[distance − 1][width − 1]: share of a token's experts among the first `width` guesses made `distance` layers earlier."""
+    """[distance − 1][width − 1].
+
+    Share of a token's experts among the first `width` guesses made `distance` layers earlier.
+    """
 
     def lru_hit_at(self, share: float) -> float:
-        """Return the LRU hit rate (cache emptied per request) with `share` of the experts cached, rounded to whole experts."""
+        """Return the LRU hit rate with `share` of the experts cached (whole experts), the cache emptied per request."""
         capacity = round(share * self.num_experts)
         return self.lru_hit_fraction_reset[capacity - 1] if capacity >= 1 else 0.0
 
@@ -75,7 +79,7 @@ class TraceStats:
 
 
 def trace_stats(trace: RoutingTrace) -> TraceStats:
-    """Return the figures of a recording, reading it in chunks (one pass for loads, reuse and affinity, one per LRU scope)."""
+    """Return the figures of a recording, read in chunks: once for loads, reuse and affinity, once per LRU scope."""
     loads = np.zeros((trace.num_layers, trace.num_experts), dtype=np.int64)
     pairs = np.zeros((trace.num_layers - 1, trace.num_experts, trace.num_experts), dtype=np.uint32)
     distances = np.array(OVERLAP_DISTANCES, dtype=np.int64)
@@ -164,7 +168,10 @@ def load_stats(profile: LoadProfile) -> LoadStats:
 
 
 def max_over_mean(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return [num_layers]: the largest of each row of `loads` [num_layers, num_experts] over its mean (1 for an empty row)."""
+    """Return [num_layers].
+
+    The largest of each row of `loads` [num_layers, num_experts] over its mean (1 for an empty row).
+    """
     mean = loads.mean(axis=1)
     skew = np.ones(len(loads))
     np.divide(loads.max(axis=1), mean, out=skew, where=mean > 0)
@@ -172,7 +179,10 @@ def max_over_mean(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def gini_coefficient(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return [num_layers]: the Gini coefficient of each row, half the mean absolute difference of two experts over the mean."""
+    """Return [num_layers].
+
+    The Gini coefficient of each row, half the mean absolute difference of two experts over the mean.
+    """
     num_experts = loads.shape[1]
     ordered = np.sort(loads, axis=1).astype(np.float64)
     total = ordered.sum(axis=1)
@@ -201,9 +211,9 @@ def active_fractions(loads: npt.NDArray[np.int64], num_tokens: int) -> dict[int,
 
 
 def guess_recall(trace: RoutingTrace) -> list[list[float]] | None:
-    """Return [distance − 1][width − 1]: share of experts used that were among the first `width` guesses; None without guesses.
+    """Return [distance − 1][width − 1]: share of experts used that were among the first `width` guesses.
 
-    Only layers that have a layer so far before them count.
+    None without guesses. Only layers that have a layer so far before them count.
     """
     if trace.predicted is None:
         return None
@@ -218,7 +228,7 @@ def guess_recall(trace: RoutingTrace) -> list[list[float]] | None:
 
 
 def _affinity(trace: RoutingTrace, pairs: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], int]:
-    """Return (hits among the best top_k and 2 × top_k, tokens scored) of predicting each next layer by co-occurrence."""
+    """Return (hits among the best top_k and 2 × top_k, tokens scored) when co-occurrence predicts each next layer."""
     hits = np.zeros(2, dtype=np.int64)
     if trace.num_layers < 2:
         return hits, 0

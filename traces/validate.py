@@ -47,7 +47,10 @@ def release_pages(array: npt.NDArray[Any]) -> None:
 
 
 def validate_trace(trace: RoutingTrace) -> None:
-    """Return nothing when every rule of `RoutingTrace` holds; raise InputError naming field, value and rule otherwise."""
+    """Return nothing when every rule of `RoutingTrace` holds.
+
+    Raise InputError naming field, value and rule otherwise.
+    """
     _check_header(trace)
     _check_shapes(trace)
     row_bytes = trace.num_layers * trace.top_k * trace.experts.itemsize
@@ -110,8 +113,8 @@ def _check_strings(recording: RoutingTrace | LoadProfile) -> None:
     """Raise InputError unless every name and every metadata entry is a string that UTF-8 can hold."""
     named = {"model": recording.model, "source": recording.source, "licence": recording.licence}
     for name, text in [*named.items(), *((f"metadata.{key}", value) for key, value in recording.metadata.items())]:
-        if not isinstance(name, str) or not isinstance(text, str):
-            _refuse(str(name), text, "must be a string")
+        if not isinstance(text, str):
+            _refuse(name, text, "must be a string")
         try:
             (name + text).encode("utf-8")
         except UnicodeEncodeError:
@@ -173,7 +176,7 @@ def _check_rows(trace: RoutingTrace, start: int, stop: int) -> None:
 
 
 def _check_guesses(trace: RoutingTrace, predicted: npt.NDArray[np.int16], start: int, stop: int) -> None:
-    """Raise InputError when early guesses in rows [start, stop) are out of range, doubled or from before the first layer."""
+    """Raise InputError when guesses in rows [start, stop) are out of range, doubled or from before the first layer."""
     guesses = np.asarray(predicted[start:stop])
     wrong = (guesses < -1) | (guesses >= trace.num_experts)
     if wrong.any():
