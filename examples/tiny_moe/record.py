@@ -109,12 +109,14 @@ class RouterHooks:
         for handle in self._handles:
             handle.remove()
 
+    @torch.inference_mode()
     def early(self, layer: int, distance: int, width: int) -> tuple[Tensor, Tensor]:
         """Ids and probabilities [tokens, width] by `layer`'s gate for the router input `distance` layers earlier."""
         logits = nn.functional.linear(self.inputs[layer - distance], self._gates[layer].weight)
         best = logits.float().softmax(dim=-1).topk(width, dim=-1)
         return best.indices, best.values
 
+    @torch.inference_mode()
     def rows(self, settings: Settings) -> dict[str, npt.NDArray[Any]]:
         """Arrays of the latest pass: experts, weights, predicted and predicted_prob, first axis tokens."""
         num_tokens, num_layers = len(self.inputs[0]), len(self.inputs)

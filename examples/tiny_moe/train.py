@@ -68,7 +68,7 @@ def save(path: Path, payload: dict[str, object]) -> None:
 def main() -> None:
     """Train (or resume), then write the weights and what the run was."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=2.0e-3)
