@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from moeplan.traces.format import DECODE, RoutingTrace, load_trace
 
 BUNDLED = Path(__file__).resolve().parents[2] / "traces" / "bundled" / "tiny-moe.safetensors"
