@@ -9,9 +9,12 @@ plain dataclass; files are read and validated by `specs_io`.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import InputError, UnknownName
 
@@ -35,16 +38,6 @@ class Constant:
     """The document, table or command the value was taken from; for an assumption, the reason."""
     relative_uncertainty: float
     """Half the width of the interval the true value is believed to lie in, over the value."""
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise UnknownName("source", self.source, SOURCES)
-        for name in ("value", "relative_uncertainty"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
-                raise InputError(name, number, "not a finite number of at least zero", "correct the profile")
-        if not self.citation.strip():
-            raise InputError("citation", self.citation, "every constant says where it comes from", "name the source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +148,7 @@ class Curve:
 class Profile:
     """Everything the cost model knows of one machine."""
 
+    schema_version: int = SCHEMA_VERSION
     name: str
     description: str
     device: DeviceConstants
@@ -169,9 +163,89 @@ class Profile:
     """Tables of a calibration, by the cost they replace."""
     samples: str | None = None
     """File of raw samples the curves were fitted to."""
-    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check_profile(self)
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory as the vendor counts it."""
+        """Device memory."""
         return int(self.device.memory_bytes.value)
+
+    def constants(self) -> Iterator[tuple[str, Constant]]:
+        """Yield (dotted name, constant) for every constant of the profile, in declaration order."""
+        yield from _constants("", self)
+
+
+def profile_to_json(profile: Profile) -> str:
+    """Return `profile` as JSON text; the same profile always gives the same bytes."""
+    return json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# Constants that something is divided by.
+_POSITIVE = ("bytes_per_s", "flops_per_s", "_efficiency", "device.memory_bytes", "host.memory_bytes")
+# Constants that are shares of one.
+_SHARES = ("_efficiency", "contention.")
+
+
+def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
+    """Yield the constants below `part`, a dataclass, a mapping or anything else."""
+    if isinstance(part, Constant):
+        yield prefix, part
+    elif dataclasses.is_dataclass(part):
+        for each in dataclasses.fields(part):
+            yield from _constants(f"{prefix}.{each.name}" if prefix else each.name, getattr(part, each.name))
+    elif isinstance(part, Mapping):
+        for key, value in part.items():
+            yield from _constants(f"{prefix}.{key}", value)
+
+
+def _check_profile(profile: Profile) -> None:
+    """Return nothing; raises InputError for the first constant, name or count that breaks a rule."""
+    if profile.schema_version != SCHEMA_VERSION:
+        raise InputError("schema_version", profile.schema_version, f"this version knows {SCHEMA_VERSION}", "calibrate again")
+    if profile.device.kind not in ("gpu", "cpu"):
+        raise UnknownName("device.kind", profile.device.kind, ("gpu", "cpu"))
+    for dtype in profile.device.peak_flops_per_s:
+        if dtype not in DTYPES:
+            raise UnknownName("device.peak_flops_per_s", dtype, DTYPES)
+    for pair in profile.contention:
+        lane, slash, companion = pair.partition("/")
+        if not slash or lane not in LANES or companion not in LANES or lane == companion:
+            raise InputError("contention", pair, f"not lane/companion of {', '.join(LANES)}", "write for instance compute/h2d")
+    if profile.node is not None and profile.node.num_gpus < 1:
+        raise InputError("node.num_gpus", profile.node.num_gpus, "below one", "give the number of devices of a server")
+    for name, constant in profile.constants():
+        _check_constant(name, constant)
+    for name, curve in profile.curves.items():
+        _check_curve(f"curves.{name}", curve)
+
+
+def _check_constant(name: str, constant: Constant) -> None:
+    if constant.source not in SOURCES:
+        raise UnknownName(f"{name}.source", constant.source, SOURCES)
+    if not constant.citation.strip():
+        raise InputError(f"{name}.citation", constant.citation, "every constant says where it comes from", "name the source")
+    for key in ("value", "relative_uncertainty"):
+        _check_number(f"{name}.{key}", getattr(constant, key))
+    if constant.value == 0 and (name.endswith(_POSITIVE) or "peak_flops_per_s." in name or ".dequantise_efficiency." in name):
+        raise InputError(f"{name}.value", constant.value, "not above zero", "correct the profile")
+    if constant.value == 0 and name.startswith("contention."):
+        raise InputError(f"{name}.value", constant.value, "an activity would never end", "give its speed as a share of running alone")
+    if constant.value > 1 and any(mark in name for mark in _SHARES):
+        raise InputError(f"{name}.value", constant.value, "a share above one", "give a number up to 1")
+
+
+def _check_curve(name: str, curve: Curve) -> None:
+    lengths = {len(axis) for axis in curve.arguments.values()} | {len(curve.seconds)}
+    if len(lengths) != 1 or not curve.seconds:
+        raise InputError(name, sorted(lengths), "axes and seconds of different or zero length", "give one argument per point")
+    for number in (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis), curve.relative_uncertainty):
+        _check_number(name, number)
+    if curve.source not in SOURCES:
+        raise UnknownName(f"{name}.source", curve.source, SOURCES)
+
+
+def _check_number(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
+        raise InputError(name, number, "not a finite number of at least zero", "correct the profile")

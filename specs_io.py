@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from .catalog import HARDWARE_FOLDER, MODELS_FOLDER
-from .errors import InputError, MoeplanError, UnknownName
+from .errors import InputError, UnknownName
 from .hardware import SCHEMA_VERSION, Profile
 from .model_config import read_config
 from .specs import ModelSpec
@@ -152,8 +152,8 @@ def profile_from_json(text: str, where: str = "profile") -> Profile:
         unknown = first["type"] in ("unexpected_keyword_argument", "extra_forbidden")
         rule = "a field is absent" if missing else "unknown field" if unknown else first["msg"].lower()
         raise InputError(f"{where}: {field}", "(absent)" if missing else first.get("input"), rule, "correct the file") from None
-    except MoeplanError as error:  # a rule of the profile itself
-        raise InputError(where, "(profile)", str(error), "correct the file") from None
+    except InputError as error:  # a rule of the profile itself
+        raise InputError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from None
 
 
 @cache
