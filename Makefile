@@ -1,0 +1,89 @@
+# One word for each thing one does here. `make demo` and `make test` need nothing but make and Python 3.11 or later.
+
+PYTHON ?= python3
+# More arguments for pytest, for instance PYTEST="-k twin -x".
+PYTEST ?=
+# Folder of GPU results, one stage of them (all when empty), and DRY=1 for tiny sizes on any machine.
+OUT ?= out/gpu
+STAGE ?=
+DRY ?=
+
+ROOT := $(CURDIR)
+BIN := $(ROOT)/.venv/bin
+WHEEL := $(ROOT)/out/wheel
+# The root is the package, so checkers and GPU machines find `moeplan` through a link that points back to it.
+LINKED := PYTHONPATH=$(ROOT)/.typing
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types floors wheel bench gpu clean
+
+help:
+	@echo "make demo    rehearse the bundled recording: plan, report, timeline in out/demo"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, floors, and the tests against the built wheel"
+	@echo "make bench   measure the speed of the simulators"
+	@echo "make gpu     measure a GPU: OUT=folder [STAGE=n] [DRY=1]"
+	@echo "make clean   remove what make made, the environment included"
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moeplan needs Python 3.11 or later; name one with PYTHON=…")'
+	$(PYTHON) -m venv .venv
+
+# What using moeplan takes.
+.venv/.user: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+# What working on it takes.
+.venv/.developer: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,run,hf]'
+	@touch $@ .venv/.user
+
+.typing/moeplan:
+	@mkdir -p .typing
+	@ln -sfn .. $@
+
+# --- use -------------------------------------------------------------------------------------------------------------
+
+demo: .venv/.user
+	$(BIN)/moeplan demo --out out/demo
+
+bench: .venv/.developer
+	cd $(ROOT) && $(BIN)/python -m benchmarks.engine
+
+# On a GPU machine nothing is installed: its own Python, with torch, triton and numpy, runs what lies here.
+gpu: .typing/moeplan
+	$(LINKED):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(if $(DRY),--dry)
+
+# --- tests and checks ------------------------------------------------------------------------------------------------
+
+test: .venv/.developer
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: lint types floors wheel
+
+lint: .venv/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.developer .typing/moeplan
+	MYPYPATH=$(ROOT)/.typing $(BIN)/mypy -p moeplan
+
+floors: .venv/.developer .typing/moeplan
+	$(LINKED) $(BIN)/lint-imports --no-cache
+
+# Builds the source distribution, from it the wheel, and runs the source distribution's tests on the installed wheel.
+wheel: .venv/.developer
+	rm -rf $(WHEEL) moeplan.egg-info/SOURCES.txt
+	mkdir -p $(WHEEL)/source
+	PIP_CONSTRAINT=$(ROOT)/constraints.txt $(BIN)/python -m build --outdir $(WHEEL)/dist . > $(WHEEL)/build.log || { cat $(WHEEL)/build.log; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-deps --target $(WHEEL)/site $(WHEEL)/dist/*.whl
+	tar -xzf $(WHEEL)/dist/*.tar.gz --strip-components=1 -C $(WHEEL)/source
+	cd $(WHEEL)/source && PYTHONPATH=$(WHEEL)/site MOEPLAN_TESTED_AT=$(WHEEL)/site $(BIN)/python -m pytest $(PYTEST)
+
+clean:
+	rm -rf .venv .typing .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist moeplan.egg-info out/demo out/wheel
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

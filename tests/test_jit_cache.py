@@ -1,0 +1,134 @@
+"""Machine code is never older than its sources: an edited policy reaches the compiled code that calls it from another file."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from house import ROOT, modules
+from moeplan import jit
+
+if not jit.compiled():
+    pytest.skip("numba is absent or switched off, so nothing is compiled", allow_module_level=True)
+
+POLICY = Path("sim/policies/prefetching.py")
+# A caller that is itself never edited, as the twin is when someone edits a policy.
+CALLER = """
+from ..jit import jit
+from .policies.prefetching import hash32
+
+@jit
+def call(a: int) -> int:
+    return hash32(a, 1, 2, 3)
+"""
+REPORT = """
+import moeplan, json
+from moeplan.sim import caller
+from moeplan.sim.policies.prefetching import hash32
+answer = caller.call(7)
+print(json.dumps([moeplan.__file__, answer, hash32.py_func(7, 1, 2, 3), sum(caller.call.stats.cache_hits.values())]))
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a copy of the sources that the policies need, with a caller beside the twin."""
+    package = tmp_path / "moeplan"
+    for path in modules():
+        if path.parent == Path() or path.parts[:2] == ("sim", "policies") or path.name == "__init__.py":
+            (package / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, package / path)
+    (package / "sim" / "caller.py").write_text(CALLER, encoding="utf-8")
+    return tmp_path
+
+
+def run(tree: Path) -> tuple[int, int, int]:
+    """Return (compiled answer, the source's own answer, functions loaded from the cache) of a fresh process."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "MOEPLAN_CACHE_DIR": str(tree / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    where, compiled, plain, hits = ast.literal_eval(done.stdout)
+    assert Path(where).is_relative_to(tree)
+    return compiled, plain, hits
+
+
+def test_an_edited_policy_never_leaves_a_stale_caller(tree: Path) -> None:
+    first, plain, hits = run(tree)
+    assert (first, hits) == (plain, 0)
+    again, _, hits = run(tree)
+    assert (again, hits) == (first, 1)  # the same sources: machine code comes from the cache
+    policy = tree / "moeplan" / POLICY
+    source = policy.read_text(encoding="utf-8")
+    before = os.stat(policy)
+    edited = source.replace("x = 0x9E3779B9", "x = 0x9E3779B8")
+    assert edited != source
+    policy.write_text(edited, encoding="utf-8")
+    os.utime(policy, ns=(before.st_atime_ns, before.st_mtime_ns))  # not even its date gives the edit away
+    changed, plain, hits = run(tree)
+    assert changed == plain != first
+    assert hits == 0
+
+
+def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Return the functions marked `@jit`."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [
+        node
+        for node in functions
+        if any(isinstance(mark, ast.Name) and mark.id == "jit" for mark in node.decorator_list)
+    ]
+
+
+def in_digest(path: Path) -> bool:
+    return path.parts[0] in jit._COMPILED_ROOMS
+
+
+def test_every_compiled_module_enters_the_digest() -> None:
+    compiled = [path for path, tree in modules().items() if compiled_functions(tree)]
+    assert len(compiled) >= 5
+    assert [str(path) for path in compiled if not in_digest(path)] == []
+
+
+def test_compiled_functions_use_nothing_from_outside_the_digest() -> None:
+    """A constant of another room is frozen into machine code; were its file not in the digest, an edit would go unseen."""
+    outside = []
+    for path, tree in modules().items():
+        origin = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                room = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+                origin |= {
+                    alias.asname or alias.name: room / alias.name if not node.module else room for alias in node.names
+                }
+        for function in compiled_functions(tree):
+            body = [node for statement in function.body for node in ast.walk(statement)]
+            used = {node.id for node in body if isinstance(node, ast.Name)} & set(origin)
+            outside += [f"{path}: {function.name} uses {name}" for name in used if not in_digest(origin[name])]
+    assert outside == []
+
+
+def test_digest_changes_with_any_compiled_source(tree: Path) -> None:
+    def digest() -> str:
+        code = "from moeplan import jit; print(jit.source_digest())"
+        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+
+    before = digest()
+    (tree / "moeplan" / "sim" / "unrelated.txt").write_text("no source", encoding="utf-8")
+    assert digest() == before
+    (tree / "moeplan" / "sim" / "new.py").write_text("", encoding="utf-8")
+    assert digest() != before
