@@ -1,10 +1,10 @@
 """The nouns of a machine: a `Profile` of named constants, each with where it comes from and how sure we are of it.
 
-Modelled: one accelerator (memory, peak operations, launch cost, what share of its peaks kernels reach), its link to the host in
-both directions, the host (memory, overheads of an engine written in Python, optionally its cores as a place to compute),
-optionally a disk and a node of several accelerators, and how much activities that run together slow each other down. Ignored:
-clocks and throttling (a measured profile holds what they were), NUMA, PCIe switches shared by several devices. Everything is a
-plain dataclass; files are read and validated by `specs_io`.
+Modelled: one accelerator (memory, peak operations, launch cost, what share of its peaks kernels reach), its link to the
+host in both directions, the host (memory, overheads of an engine written in Python, optionally its cores as a place to
+compute), optionally a disk and a node of several accelerators, and how much activities that run together slow each other
+down. Ignored: clocks and throttling (a measured profile holds what they were), NUMA, PCIe switches shared by several
+devices. Everything is a plain dataclass; files are read and validated by `specs_io`.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def profile_to_json(profile: Profile) -> str:
 
 # Constants that something is divided by.
 _POSITIVE = ("bytes_per_s", "flops_per_s", "_efficiency", "device.memory_bytes", "host.memory_bytes")
+_POSITIVE_GROUPS = ("peak_flops_per_s.", "dequantise_efficiency.", "contention.")
 # Constants that are shares of one.
 _SHARES = ("_efficiency", "contention.")
 
@@ -203,7 +204,8 @@ def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
 def _check_profile(profile: Profile) -> None:
     """Return nothing; raises InputError for the first constant, name or count that breaks a rule."""
     if profile.schema_version != SCHEMA_VERSION:
-        raise InputError("schema_version", profile.schema_version, f"this version knows {SCHEMA_VERSION}", "calibrate again")
+        rule = f"this version knows {SCHEMA_VERSION}"
+        raise InputError("schema_version", profile.schema_version, rule, "calibrate again")
     if profile.device.kind not in ("gpu", "cpu"):
         raise UnknownName("device.kind", profile.device.kind, ("gpu", "cpu"))
     for dtype in profile.device.peak_flops_per_s:
@@ -212,9 +214,10 @@ def _check_profile(profile: Profile) -> None:
     for pair in profile.contention:
         lane, slash, companion = pair.partition("/")
         if not slash or lane not in LANES or companion not in LANES or lane == companion:
-            raise InputError("contention", pair, f"not lane/companion of {', '.join(LANES)}", "write for instance compute/h2d")
+            rule = f"not lane/companion of {', '.join(LANES)}"
+            raise InputError("contention", pair, rule, "write for instance compute/h2d")
     if profile.node is not None and profile.node.num_gpus < 1:
-        raise InputError("node.num_gpus", profile.node.num_gpus, "below one", "give the number of devices of a server")
+        raise InputError("node.num_gpus", profile.node.num_gpus, "below one", "give the devices of a server")
     for name, constant in profile.constants():
         _check_constant(name, constant)
     for name, curve in profile.curves.items():
@@ -225,13 +228,13 @@ def _check_constant(name: str, constant: Constant) -> None:
     if constant.source not in SOURCES:
         raise UnknownName(f"{name}.source", constant.source, SOURCES)
     if not constant.citation.strip():
-        raise InputError(f"{name}.citation", constant.citation, "every constant says where it comes from", "name the source")
+        raise InputError(
+            f"{name}.citation", constant.citation, "every constant says where it comes from", "name the source"
+        )
     for key in ("value", "relative_uncertainty"):
         _check_number(f"{name}.{key}", getattr(constant, key))
-    if constant.value == 0 and (name.endswith(_POSITIVE) or "peak_flops_per_s." in name or ".dequantise_efficiency." in name):
+    if constant.value == 0 and (name.endswith(_POSITIVE) or any(mark in name for mark in _POSITIVE_GROUPS)):
         raise InputError(f"{name}.value", constant.value, "not above zero", "correct the profile")
-    if constant.value == 0 and name.startswith("contention."):
-        raise InputError(f"{name}.value", constant.value, "an activity would never end", "give its speed as a share of running alone")
     if constant.value > 1 and any(mark in name for mark in _SHARES):
         raise InputError(f"{name}.value", constant.value, "a share above one", "give a number up to 1")
 
@@ -239,8 +242,11 @@ def _check_constant(name: str, constant: Constant) -> None:
 def _check_curve(name: str, curve: Curve) -> None:
     lengths = {len(axis) for axis in curve.arguments.values()} | {len(curve.seconds)}
     if len(lengths) != 1 or not curve.seconds:
-        raise InputError(name, sorted(lengths), "axes and seconds of different or zero length", "give one argument per point")
-    for number in (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis), curve.relative_uncertainty):
+        raise InputError(
+            name, sorted(lengths), "axes and seconds of different or zero length", "give one argument per point"
+        )
+    points = (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis))
+    for number in (*points, curve.relative_uncertainty):
         _check_number(name, number)
     if curve.source not in SOURCES:
         raise UnknownName(f"{name}.source", curve.source, SOURCES)

@@ -8,7 +8,7 @@ Ignored: fragmentation beyond the runtime's share, page tables of a paged KV cac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import DoesNotFit, InputError
 from .specs import ModelSpec, WeightFormat, weight_format
@@ -63,7 +63,7 @@ class MemoryNeeds:
 
     model: ModelSpec
     expert_format: WeightFormat
-    dense_format: WeightFormat = weight_format("16")
+    dense_format: WeightFormat = field(default_factory=lambda: weight_format("16"))
     context_tokens: int = 4096
     """Longest context of a request, prompt and answer together."""
     concurrency: int = 1
@@ -88,7 +88,9 @@ class MemoryNeeds:
             raise InputError("pass_tokens", self.pass_tokens, "below 1", "give at least 1")
 
 
-def device_ledger(needs: MemoryNeeds, *, cached_experts: int = 0, replicas: int = 0, offloaded: bool = True) -> MemoryLedger:
+def device_ledger(
+    needs: MemoryNeeds, *, cached_experts: int = 0, replicas: int = 0, offloaded: bool = True
+) -> MemoryLedger:
     """Return the ledger of a plan that caches `cached_experts` experts on the device.
 
     replicas: extra copies of experts (expert parallelism). offloaded: the host keeps every expert in page-locked memory, as
@@ -150,8 +152,8 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
         _item("runtime", needs.runtime_bytes, "driver, libraries, allocator"),
         _item("embeddings", embeddings, "token embedding and output matrix, 16 bits or more"),
         _item("dense weights", model.dense_bytes(dense) - embeddings, f"all layers but routed experts, {dense.description}"),
-        _item("kv cache", kv_each * needs.concurrency, f"{needs.concurrency} requests of {needs.context_tokens} tokens, {kv_each} bytes each"),
-        _item("activations", activation_bytes(model, tokens, needs.concurrency, dense), f"a pass of {tokens} tokens, logits included"),
+        _item("kv cache", kv_each * needs.concurrency, f"{needs.concurrency} x {needs.context_tokens} tokens, {kv_each} bytes each"),
+        _item("activations", activation_bytes(model, tokens, needs.concurrency, dense), f"a pass of {tokens} tokens and its logits"),
         _experts("staging", needs.staging_experts, staging, needs.expert_format),
     )  # fmt: skip
 
@@ -161,7 +163,10 @@ def activation_bytes(model: ModelSpec, pass_tokens: int, num_logits: int, fmt: W
     attention = model.attention
     projections = attention.num_heads * (2 * attention.head_dim + attention.v_head_dim)
     into = 2 if model.gated else 1
-    expert = into * model.expert_intermediate_size * model.top_k + into * model.shared_intermediate_size * model.num_shared_experts
+    expert = (
+        into * model.expert_intermediate_size * model.top_k
+        + into * model.shared_intermediate_size * model.num_shared_experts
+    )
     widest = max(expert, into * model.dense_intermediate_size, projections)
     values = pass_tokens * (_HIDDEN_COPIES * model.hidden_size + widest)
     return fmt.vector_bytes(values) + num_logits * model.vocab_size * _LOGIT_BYTES

@@ -41,15 +41,25 @@ class HubConfig(BaseModel):
     vocab_size: Size
     hidden_size: Size = Field(validation_alias=AliasChoices("hidden_size", "d_model"))
     num_layers: Layers = Field(
-        validation_alias=AliasChoices("num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layers", "num_layers")
+        validation_alias=AliasChoices(
+            "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layers", "num_layers"
+        )
     )
     """Decoder layers."""
     num_experts: Uniform = Field(
-        validation_alias=AliasChoices("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+        validation_alias=AliasChoices(
+            "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts"
+        )
     )
     top_k: Uniform = Field(
         validation_alias=AliasChoices(
-            "num_experts_per_tok", "num_experts_per_token", "num_selected_experts", "moe_topk", "moe_top_k", "moe_k", "top_k_experts"
+            "num_experts_per_tok",
+            "num_experts_per_token",
+            "num_selected_experts",
+            "moe_topk",
+            "moe_top_k",
+            "moe_k",
+            "top_k_experts",
         )
     )
     expert_width: Uniform | None = _names("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size")
@@ -57,9 +67,15 @@ class HubConfig(BaseModel):
     width: Size | None = _names("intermediate_size", "d_ff", "decoder_ffn_dim")
     mlp_width: Size | None = _names("intermediate_size_mlp")
     """Width of dense layers where `intermediate_size` is that of experts (Llama 4)."""
-    shared_width: Count | None = _names("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
-    num_shared: Uniform | Count | None = _names("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
-    num_heads: Size = Field(validation_alias=AliasChoices("num_attention_heads", "n_heads", "num_heads", "decoder_attention_heads"))
+    shared_width: Count | None = _names(
+        "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"
+    )
+    num_shared: Uniform | Count | None = _names(
+        "n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert"
+    )
+    num_heads: Size = Field(
+        validation_alias=AliasChoices("num_attention_heads", "n_heads", "num_heads", "decoder_attention_heads")
+    )
     num_kv_heads: Size | None = _names("num_key_value_heads", "kv_n_heads")
     head_dim: Size | None = _names("head_dim", "d_kv")
     kv_lora_rank: Size | None = None
@@ -188,10 +204,17 @@ def read_config(data: Mapping[str, Any], name: str, where: str) -> ModelSpec:
     flat = _flatten(data, where)
     family_name = flat.get("model_type")
     if not isinstance(family_name, str):
-        raise InputError(f"{where}: model_type", family_name, "not the name of a model family", "give a Hugging Face config.json")
+        raise InputError(
+            f"{where}: model_type", family_name, "not the name of a model family", "give a Hugging Face config.json"
+        )
     family_name = family_name.replace("-", "_").removesuffix("_text")
     if family_name in _REFUSED:
-        raise InputError(f"{where}: model_type", family_name, "this family's layers are not of the supported shape", "choose another model")
+        raise InputError(
+            f"{where}: model_type",
+            family_name,
+            "this family's layers are not of the supported shape",
+            "choose another model",
+        )
     family = FAMILIES.get(family_name, Family())
     merged = {**family.defaults, **flat, "model_type": family_name}
     try:
@@ -235,7 +258,12 @@ def _build(c: HubConfig, family: Family, name: str, where: str) -> ModelSpec:
     has_dense = len(moe_layers) < c.num_layers or c.is_encoder_decoder
     dense_width = (c.mlp_width or c.width or 0) if has_dense else 0
     if has_dense and dense_width == 0:
-        raise InputError(f"{where}: intermediate_size", "(absent)", "some layers are dense but their width is not given", "add the key")
+        raise InputError(
+            f"{where}: intermediate_size",
+            "(absent)",
+            "some layers are dense but their width is not given",
+            "add the key",
+        )
     encoder_layers = (c.encoder_layers or c.num_encoder_layers or c.num_layers) if c.is_encoder_decoder else 0
     return ModelSpec(
         name=name, family=c.model_type, hidden_size=c.hidden_size, num_layers=c.num_layers, moe_layers=moe_layers,
@@ -269,11 +297,18 @@ def _attention(c: HubConfig, family: Family, where: str) -> AttentionSpec:
     """Return the attention of the model's attention layers."""
     heads, kv_heads = c.num_heads, c.num_kv_heads or c.num_heads
     if heads % kv_heads:
-        raise InputError(f"{where}: num_key_value_heads", kv_heads, f"does not divide the {heads} heads", "correct the file")
+        raise InputError(
+            f"{where}: num_key_value_heads", kv_heads, f"does not divide the {heads} heads", "correct the file"
+        )
     if c.kv_lora_rank is not None:
         rope, nope = c.qk_rope_head_dim or 0, c.qk_nope_head_dim or 0
         if rope + nope == 0:
-            raise InputError(f"{where}: qk_nope_head_dim", nope, "latent attention without a head width", "add qk_nope_head_dim and qk_rope_head_dim")
+            raise InputError(
+                f"{where}: qk_nope_head_dim",
+                nope,
+                "latent attention without a head width",
+                "add qk_nope_head_dim and qk_rope_head_dim",
+            )
         vectors = c.kv_lora_rank + (c.q_lora_rank or 0)  # norms of the latents
         if c.attention_bias:
             vectors += (c.q_lora_rank or 0) + c.kv_lora_rank + rope + c.hidden_size
@@ -284,7 +319,12 @@ def _attention(c: HubConfig, family: Family, where: str) -> AttentionSpec:
         )  # fmt: skip
     head_dim = c.head_dim or c.hidden_size // heads
     if head_dim == 0:
-        raise InputError(f"{where}: num_attention_heads", heads, f"more heads than the {c.hidden_size} hidden values", "correct the file")
+        raise InputError(
+            f"{where}: num_attention_heads",
+            heads,
+            f"more heads than the {c.hidden_size} hidden values",
+            "correct the file",
+        )
     v_dim = c.v_head_dim or head_dim
     widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * v_dim, "o": c.hidden_size}
     vectors = sum(widths[part] for part in family.bias) if c.attention_bias or c.qkv_bias or c.use_bias else 0
@@ -325,7 +365,9 @@ def _moe_layers(c: HubConfig) -> tuple[int, ...]:
     if c.moe_layer_start_index is not None:
         end = n - 1 if c.moe_layer_end_index in (None, -1) else int(c.moe_layer_end_index or 0)
         interval = c.moe_layer_interval
-        layers &= {layer for layer in range(c.moe_layer_start_index, min(end, n - 1) + 1) if (layer + 1) % interval == 0}
+        layers &= {
+            layer for layer in range(c.moe_layer_start_index, min(end, n - 1) + 1) if (layer + 1) % interval == 0
+        }
     return tuple(sorted(layers))
 
 
@@ -373,12 +415,17 @@ def _recurrent(c: HubConfig, where: str) -> RecurrentSpec:
     """Return the mixer of layers that keep a fixed state; raises InputError where its sizes are not given."""
     hidden = c.hidden_size
     if c.linear_num_key_heads is not None:
-        keys, values = c.linear_num_key_heads * c.linear_key_head_dim, c.linear_num_value_heads * c.linear_value_head_dim
+        keys, values = (
+            c.linear_num_key_heads * c.linear_key_head_dim,
+            c.linear_num_value_heads * c.linear_value_head_dim,
+        )
         channels = 2 * keys + values
         return RecurrentSpec(
             kind="gated_delta_net",
             matrix_parameters=hidden * (2 * keys + 2 * values + 2 * c.linear_num_value_heads) + values * hidden,
-            vector_parameters=channels * c.linear_conv_kernel_dim + 2 * c.linear_num_value_heads + c.linear_value_head_dim,
+            vector_parameters=channels * c.linear_conv_kernel_dim
+            + 2 * c.linear_num_value_heads
+            + c.linear_value_head_dim,
             state_values=c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
             + channels * (c.linear_conv_kernel_dim - 1),
         )
@@ -386,10 +433,18 @@ def _recurrent(c: HubConfig, where: str) -> RecurrentSpec:
         head_dim = c.head_dim or hidden // c.num_heads
         wide = c.num_heads * head_dim
         return RecurrentSpec(
-            kind="lightning_attention", matrix_parameters=5 * hidden * wide, vector_parameters=wide, state_values=wide * head_dim
+            kind="lightning_attention",
+            matrix_parameters=5 * hidden * wide,
+            vector_parameters=wide,
+            state_values=wide * head_dim,
         )
     if c.mamba_d_state is None:
-        raise InputError(f"{where}: layer_types", c.layer_types, "layers with a fixed state of an unknown kind", "choose another model")
+        raise InputError(
+            f"{where}: layer_types",
+            c.layer_types,
+            "layers with a fixed state of an unknown kind",
+            "choose another model",
+        )
     wide, state, conv = c.mamba_expand * hidden, c.mamba_d_state, c.mamba_d_conv
     if c.mamba_n_heads is not None:
         channels = wide + 2 * c.mamba_n_groups * state

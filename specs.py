@@ -74,7 +74,12 @@ def _hqq(bits: int, packed_bits: Fraction, group: int, description: str) -> Weig
 
 def _plain(bits: int, description: str) -> WeightFormat:
     return WeightFormat(
-        name=str(bits), bits=bits, bits_per_weight=Fraction(bits), group=None, description=description, source="IEEE 754; bfloat16"
+        name=str(bits),
+        bits=bits,
+        bits_per_weight=Fraction(bits),
+        group=None,
+        description=description,
+        source="IEEE 754; bfloat16",
     )
 
 
@@ -324,7 +329,9 @@ class ModelSpec:
 
     def dense_layer_bytes(self, layer: int, fmt: WeightFormat) -> int:
         """Return the bytes of `dense_parameters(layer)` with matrices stored as `fmt`."""
-        return fmt.num_bytes(self.dense_matrix_parameters(layer)) + fmt.vector_bytes(self.dense_vector_parameters(layer))
+        return fmt.num_bytes(self.dense_matrix_parameters(layer)) + fmt.vector_bytes(
+            self.dense_vector_parameters(layer)
+        )
 
     @property
     def embedding_parameters(self) -> int:
@@ -340,7 +347,9 @@ class ModelSpec:
     def encoder_matrix_parameters(self) -> int:
         """Weights of the encoder's projections and dense MLPs."""
         mixer = self.num_encoder_layers * self.attention.matrix_parameters(self.hidden_size)
-        return mixer + sum(self._dense_mlp(n in self.encoder_moe_layers, bias=False) for n in range(self.num_encoder_layers))
+        return mixer + sum(
+            self._dense_mlp(n in self.encoder_moe_layers, bias=False) for n in range(self.num_encoder_layers)
+        )
 
     @property
     def encoder_vector_parameters(self) -> int:
@@ -409,7 +418,9 @@ class ModelSpec:
         """Return router, shared gate and MLP biases of a layer."""
         count = self._dense_mlp(is_moe, bias=self.dense_bias) - self._dense_mlp(is_moe, bias=False)
         if is_moe:
-            count += self.num_experts * (self.hidden_size + int(self.router_bias)) + self.hidden_size * int(self.shared_gate)
+            count += self.num_experts * (self.hidden_size + int(self.router_bias)) + self.hidden_size * int(
+                self.shared_gate
+            )
         return count
 
     def _check_layer(self, layer: int) -> None:
@@ -425,11 +436,15 @@ def _check_model(model: ModelSpec) -> None:
     if not model.moe_layers:
         raise InputError("moe_layers", (), "no layer has routed experts", "give a Mixture-of-Experts model")
     if model.top_k > model.num_experts:
-        raise InputError("top_k", model.top_k, f"more than the {model.num_experts} experts", "check the model's configuration")
+        raise InputError(
+            "top_k", model.top_k, f"more than the {model.num_experts} experts", "check the model's configuration"
+        )
     for name, limit in (
         ("moe_layers", model.num_layers), ("sliding_layers", model.num_layers), ("recurrent_layers", model.num_layers),
         ("encoder_moe_layers", model.num_encoder_layers),
     ):  # fmt: skip
         layers = getattr(model, name)
         if list(layers) != sorted(set(layers)) or (layers and not 0 <= layers[0] <= layers[-1] < limit):
-            raise InputError(name, layers, f"not distinct ascending layers below {limit}", "check the model's configuration")
+            raise InputError(
+                name, layers, f"not distinct ascending layers below {limit}", "check the model's configuration"
+            )

@@ -33,8 +33,8 @@ MAX_CONFIG_BYTES = 4 * MIB
 def read_text(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
     """Return the text of the file at `path`.
 
-    what: what the file is supposed to be, for messages. Raises InputError for a file that is absent, not readable, larger than
-    `max_bytes` or not UTF-8.
+    what: what the file is supposed to be, for messages. Raises InputError for a file that is absent, not readable, larger
+    than `max_bytes` or not UTF-8.
     """
     name = os.fspath(path)
     try:
@@ -64,7 +64,8 @@ def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
         rule = "empty" if not text.strip() else "JSON that ends too early" if at_end else f"not JSON ({error})"
         raise InputError(what, where, rule, "write the file anew") from None
     if not isinstance(data, dict):
-        raise InputError(what, where, f"a JSON {type(data).__name__} where an object is expected", "check that it is the right file")
+        rule = f"a JSON {type(data).__name__} where an object is expected"
+        raise InputError(what, where, rule, "check that it is the right file")
     return data
 
 
@@ -76,8 +77,8 @@ def read_json(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONF
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens in between.
 
-    The bytes go to a file beside the target, reach the disk, and take the target's name. Raises InputError where the folder
-    does not exist or cannot be written; then nothing is left behind.
+    The bytes go to a file beside the target, reach the disk, and take the target's name. Raises InputError where the
+    folder does not exist or cannot be written; then nothing is left behind.
     """
     target = Path(path)
     raw = data.encode() if isinstance(data, str) else data
@@ -96,7 +97,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
             raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError("output", os.fspath(path), f"cannot be written ({reason.lower()})", "choose a writable place") from None
+        rule = f"cannot be written ({reason.lower()})"
+        raise InputError("output", os.fspath(path), rule, "choose a writable place") from None
 
 
 # --- models ------------------------------------------------------------------------------------------------------------
@@ -142,7 +144,8 @@ def profile_from_json(text: str, where: str = "profile") -> Profile:
     data = parse_json(text, "hardware", where)
     version = data.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise InputError(f"{where}: schema_version", version, f"this version reads {SCHEMA_VERSION}", "calibrate or convert the file again")
+        rule = f"this version reads {SCHEMA_VERSION}"
+        raise InputError(f"{where}: schema_version", version, rule, "calibrate again")
     try:
         return _profile_adapter().validate_json(text)
     except ValidationError as error:
@@ -151,7 +154,8 @@ def profile_from_json(text: str, where: str = "profile") -> Profile:
         missing = first["type"] in ("missing", "missing_keyword_only_argument")
         unknown = first["type"] in ("unexpected_keyword_argument", "extra_forbidden")
         rule = "a field is absent" if missing else "unknown field" if unknown else first["msg"].lower()
-        raise InputError(f"{where}: {field}", "(absent)" if missing else first.get("input"), rule, "correct the file") from None
+        value = "(absent)" if missing else first.get("input")
+        raise InputError(f"{where}: {field}", value, rule, "correct the file") from None
     except InputError as error:  # a rule of the profile itself
         raise InputError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from None
 
@@ -175,4 +179,3 @@ def _resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, name
     if not exists and path.suffix != ".json" and os.sep not in text:
         raise UnknownName(what, text, names)
     return path
-

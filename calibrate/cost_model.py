@@ -1,11 +1,11 @@
 """What an activity costs on a machine: a roofline with overheads, every answer with its source and its uncertainty.
 
-Modelled: a kernel takes the longer of reading its bytes and doing its operations, at the shares of the peaks that the profile
-says kernels reach, and then what a launch costs on the device. Layers of small kernels can be limited by the host that issues
-them. Weights below 16 bits are expanded inside the kernel: their bytes are read at a further, stated efficiency, and they are
-multiplied at 16-bit speed. Copies take latency + (bytes + half size) / bandwidth. Ignored: tile and wave quantisation, caches
-that hold weights between launches, clocks. Uncertainties of a product add as squares; those of a sum add as they are, because
-the same constants stand in every activity and err together.
+Modelled: a kernel takes the longer of reading its bytes and doing its operations, at the shares of the peaks that the
+profile says kernels reach, and then what a launch costs on the device. Layers of small kernels can be limited by the host
+that issues them. Weights below 16 bits are expanded inside the kernel: their bytes are read at a further, stated
+efficiency, and they are multiplied at 16-bit speed. Copies take latency + (bytes + half size) / bandwidth. Ignored: tile
+and wave quantisation, caches that hold weights between launches, clocks. Uncertainties of a product add as squares; those
+of a sum add as they are, because the same constants stand in every activity and err together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..hardware import LANES, SOURCES, Constant, LinkDirection, Profile
 from ..specs import FLOPS_PER_WEIGHT, ModelSpec, WeightFormat, weight_format
 
 BOUNDS = ("compute", "memory", "link", "launch", "host")
-_ACTIVATION_BYTES = 2
 # Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
 _RESIDUAL_PASSES = 8
 
@@ -75,32 +74,36 @@ class CostModel:
         _check_count("context_tokens", context_tokens)
         model, attention = self.model, self.model.attention
         requests = max(1, min(num_requests, tokens))
-        matrices = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
-        flops = float(FLOPS_PER_WEIGHT * matrices * tokens)
-        values = 0
+        flops = float(FLOPS_PER_WEIGHT * parameters * tokens)
+        values = 0.0
         if model.is_recurrent(layer) and model.recurrent is not None:
             values = 2 * model.recurrent.state_values * requests  # read and written
             flops += 2 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
         else:
-            seen = model.attended_tokens(layer, context_tokens, requests)
-            values = (seen + tokens) * attention.kv_values_per_token
-            flops += attention.flops(self._pairs(tokens, seen, requests), seen)
+            window = model.sliding_window if layer in model.sliding_layers else None
+            pairs, read = attention_work(tokens, context_tokens, requests, window)
+            values = (read + tokens) * attention.kv_values_per_token
+            flops += attention.flops(pairs, read)
         if model.cross_attention:
-            seen = self.encoder_tokens * requests
-            values += seen * attention.kv_values_per_token
-            flops += attention.flops(tokens * self.encoder_tokens, seen)
+            read = self.encoder_tokens * requests
+            values += read * attention.kv_values_per_token
+            flops += attention.flops(tokens * self.encoder_tokens, read)
         num_bytes += values * self.kv_bytes_per_value
         wide = attention.num_heads * (attention.head_dim + attention.v_head_dim)
-        num_bytes += tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide) * self._activation_bytes(self.dense_format)
-        return self._issued(self._roofline(flops, num_bytes, self.dense_format), self.profile.host.kernels_per_dense_layer)
+        activations = tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide)
+        num_bytes += activations * _activation_bytes(self.dense_format)
+        work = self._roofline(flops, num_bytes, self.dense_format)
+        return self._issued(work, self.profile.host.kernels_per_dense_layer)
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
         _check_count("tokens", tokens)
         parameters = self.model.head_parameters
-        wide = weight_format("32") if self.dense_format.bits == 32 else weight_format("16")  # the head is not quantised
-        num_bytes = wide.num_bytes(parameters) + tokens * (self.model.hidden_size + self.model.vocab_size) * self._activation_bytes(wide)
+        wide = weight_format("32" if self.dense_format.bits == 32 else "16")  # the head is not quantised
+        activations = tokens * (self.model.hidden_size + self.model.vocab_size)
+        num_bytes = wide.num_bytes(parameters) + activations * _activation_bytes(wide)
         work = self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), float(num_bytes), wide)
         return self._issued(work, self.profile.host.kernels_per_head)
 
@@ -118,7 +121,8 @@ class CostModel:
         _check_count("tokens", tokens)
         model = self.model
         num_bytes = model.expert_bytes(fmt) if tokens else 0
-        num_bytes += tokens * 2 * (model.hidden_size + model.expert_intermediate_size) * self._activation_bytes(fmt)
+        # The hidden state in and out, the intermediate values written and read.
+        num_bytes += tokens * 2 * (model.hidden_size + model.expert_intermediate_size) * _activation_bytes(fmt)
         return self._roofline(float(model.expert_flops_per_token * tokens), float(num_bytes), fmt)
 
     # --- copies -----------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class CostModel:
         _check_count("tokens", tokens)
         cpu = self.profile.host.cpu
         if cpu is None:
-            raise self._missing("host.cpu", "this profile has no costs of experts on the host's cores", "measure them or run experts on the device")
+            raise self._missing("host.cpu", "this profile has no costs of the host's cores", "measure them first")
         compute = _term(self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value, "compute", cpu.flops_per_s)
         num_bytes = self.model.expert_bytes(fmt) if tokens else 0
         memory = _term(num_bytes / cpu.memory_bytes_per_s.value, "memory", cpu.memory_bytes_per_s)
@@ -194,12 +198,13 @@ class CostModel:
         peak = device.peak_flops_per_s.get(dtype)
         if peak is None:
             have = ", ".join(device.peak_flops_per_s) or "nothing"
-            raise self._missing(f"peak_flops_per_s[{dtype}]", f"the profile has a peak for {have} only", "choose another weight format")
+            raise self._missing(f"peak_flops_per_s[{dtype}]", f"known for {have} only", "choose another weight format")
         reach = [device.memory_bytes_per_s, device.memory_efficiency]
         if fmt.quantised:
             expand = device.dequantise_efficiency.get(fmt.name)
             if expand is None:
-                raise self._missing(f"dequantise_efficiency[{fmt.name}]", f"nearest known format: {self._nearest_format(fmt)}", "use that or measure this one")
+                rule = f"nearest known format: {self._nearest_format(fmt)}"
+                raise self._missing(f"dequantise_efficiency[{fmt.name}]", rule, "use that or measure this one")
             reach.append(expand)
         compute = flops / (peak.value * device.compute_efficiency.value)
         memory = num_bytes / math.prod(constant.value for constant in reach)
@@ -215,14 +220,6 @@ class CostModel:
             return on_device
         return _term(kernels.value * issue.value, "host", kernels, issue)
 
-    def _pairs(self, tokens: int, seen: int, requests: int) -> float:
-        """Return how many (query, context) pairs attention multiplies: causal inside the pass's own tokens."""
-        each = tokens / requests
-        return tokens * max(seen / requests - (each - 1) / 2, min(seen / requests, 1.0))
-
-    def _activation_bytes(self, fmt: WeightFormat) -> int:
-        return 4 if fmt.bits == 32 else _ACTIVATION_BYTES
-
     def _nearest_format(self, fmt: WeightFormat) -> str:
         known = [weight_format(name) for name in self.profile.device.dequantise_efficiency]
         return min(known, key=lambda other: abs(other.bits_per_weight - fmt.bits_per_weight)).name if known else "none"
@@ -231,14 +228,32 @@ class CostModel:
         return MissingCalibration(f"hardware {self.profile.name}: {name}", None, rule, remedy)
 
 
+def attention_work(tokens: int, context_tokens: int, num_requests: int, window: int | None) -> tuple[float, float]:
+    """Return (query–context pairs, context tokens read) of one layer's causal attention.
+
+    The pass's tokens are the last ones of their requests' contexts, spread evenly over `num_requests`. With a window each
+    token meets at most that many, and a request's tokens read its window before the first of them and everything since.
+    """
+    if tokens == 0:
+        return 0.0, 0.0
+    new = tokens / num_requests
+    context = max(context_tokens / num_requests, new)
+    before = context - new
+    if window is None or context <= window:
+        return tokens * (before + (new + 1) / 2), context * num_requests
+    growing = min(max(window - before, 0.0), new)  # tokens that still see less than a full window
+    each = growing * (min(before, window) + (growing + 1) / 2) + (new - growing) * window
+    return each * num_requests, min(context, window + new - 1) * num_requests
+
+
 def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:
     """Return latency + (bytes + half size) / bandwidth; nothing to copy takes no time."""
     _check_count("bytes", num_bytes)
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     if num_bytes == 0:
         return _term(0.0, "link", rate)
-    start = _term(link.latency_s.value, "link", link.latency_s) + _term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
-    return start + _term(num_bytes / rate.value, "link", rate)
+    ramp = _term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
+    return _term(link.latency_s.value, "link", link.latency_s) + ramp + _term(num_bytes / rate.value, "link", rate)
 
 
 def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
@@ -247,6 +262,11 @@ def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
         seconds=seconds, source=merge_sources(*(constant.source for constant in constants)), bound=bound,
         relative_uncertainty=math.hypot(*(constant.relative_uncertainty for constant in constants)),
     )  # fmt: skip
+
+
+def _activation_bytes(fmt: WeightFormat) -> int:
+    """Return the bytes of one activation beside weights stored as `fmt`."""
+    return fmt.vector_bytes(1)
 
 
 def _check_count(name: str, value: int) -> None:
