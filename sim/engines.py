@@ -12,13 +12,27 @@ import numpy as np
 
 from ..errors import Internal
 from . import offload_twin as twin
-from .costs import CostTables
+from .costs import D2H, H2D, CostTables
 from .offload_model import OffloadModel
 from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
-from .timeline import ROW_FIELDS, Timeline, canonical
+from .timeline import (
+    OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
+    ROW_BYTES, ROW_END, ROW_FIELDS, ROW_LANE, ROW_OP, ROW_START, Timeline, canonical,
+)  # fmt: skip
 from .workload import Workload
 
-_QUEUE_ROOM = 64
+_QUEUE_ROOM = 1024
+# Which operations' time each busy entry of the clock adds up.
+_BUSY_OPS = {
+    twin.BUSY_DENSE: [OP_DENSE], twin.BUSY_EXPERT: [OP_EXPERT], twin.BUSY_HEAD: [OP_HEAD], twin.BUSY_DEMAND: [OP_DEMAND],
+    twin.BUSY_PREFETCH: [OP_PREFETCH], twin.BUSY_BACK: [OP_BACK],
+    twin.BUSY_HOST: [OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT],
+}  # fmt: skip
+# Clock entries in which the engines must agree.
+_COMPARED = (
+    "READY", "LATE", "ROWS", "MAKESPAN", "BUSY_DENSE", "BUSY_EXPERT", "BUSY_HEAD", "BUSY_DEMAND", "BUSY_PREFETCH", "BUSY_BACK",
+    "BUSY_HOST", "STALL_COPY", "STALL_HOST", "BYTES_H2D", "BYTES_D2H",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +65,8 @@ def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capaci
     return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]))
 
 
-def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int) -> Outcome:
+def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
+               room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
     step_end = np.zeros(workload.num_steps, np.int64)
@@ -59,10 +74,13 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
     if serial:
         twin.run_serial(config, workload.steps, costs, state, decision, clock, step_end, rows)
     else:
-        queues = [np.zeros((_QUEUE_ROOM, twin.Q_FIELDS), np.int64) for _ in range(3)]
+        queues = [np.zeros((room, twin.Q_FIELDS), np.int64) for _ in range(3)]
+        ops = np.zeros((twin.NUM_OP_FIELDS, config.num_experts + 2), np.int64)
         arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, arrived, step_end, rows)
-    if clock[twin.STUCK]:
+        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, ops, arrived, step_end, rows)
+    if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
+        return _twin_once(config, workload, costs, capacities, serial, num_rows, 8 * room)
+    if clock[twin.STUCK] == twin.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")
     timeline = Timeline(rows=canonical(rows)) if num_rows else None
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[twin.MAKESPAN]),
@@ -75,8 +93,14 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial)
     rows, step_end, makespan = model.run()
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
+    length = rows[:, ROW_END] - rows[:, ROW_START]
+    for place, ops in _BUSY_OPS.items():
+        clock[place] = int(length[np.isin(rows[:, ROW_OP], ops)].sum())
+    clock[twin.BYTES_H2D] = int(rows[rows[:, ROW_LANE] == H2D, ROW_BYTES].sum())
+    clock[twin.BYTES_D2H] = int(rows[rows[:, ROW_LANE] == D2H, ROW_BYTES].sum())
     clock[twin.ROWS] = len(rows)
     clock[twin.READY], clock[twin.LATE] = model.ready_hits, model.late_hits
+    clock[twin.STALL_COPY], clock[twin.STALL_HOST] = model.stall_copy, model.stall_host
     clock[twin.MAKESPAN] = makespan
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
                    timeline=Timeline(rows=canonical(rows)), engine="simpy")  # fmt: skip
@@ -88,7 +112,7 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
         if not np.array_equal(left, right):
             at = int(np.flatnonzero(left != right)[0])
             return f"{name}[{at}]: {one.engine} {left[at]}, {other.engine} {right[at]}"
-    for name in ("READY", "LATE", "ROWS", "MAKESPAN"):
+    for name in _COMPARED:
         at = getattr(twin, name)
         if one.clock[at] != other.clock[at]:
             return f"{name.lower()}: {one.engine} {one.clock[at]}, {other.engine} {other.clock[at]}"

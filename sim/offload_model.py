@@ -26,7 +26,7 @@ from .lanes import CopyEngine, Lanes, Process, Transfer
 from .offload_twin import kernel_work
 from .policies.offload import begin_step, decide_visit
 from .policies.state import (
-    DEMAND, FIRST_BACK, FIRST_KERNEL, FIRST_TRANSFER, SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
+    DEMAND, FIRST_BACK, FIRST_TRANSFER, SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
     Array, Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 from .timeline import (
@@ -48,7 +48,8 @@ class Launch:
     work: int
     needs: list[simpy.Event]
     done: simpy.Event
-    number: int = -1
+    launched: int = 0
+    """When the host had launched it."""
 
 
 @dataclass(slots=True)
@@ -80,6 +81,10 @@ class OffloadModel:
         self._backs: deque[Back] = deque()
         self._back_call = self.env.event()
         self._host = costs.host_ns.tolist()
+        self.stall_copy = 0
+        self.stall_host = 0
+        self._compute_end = 0
+        self._copied = 0
 
     def run(self) -> tuple[Array, Array, int]:
         """Return (rows [num_rows, ROW_FIELDS] unsorted, step_end [num_steps], makespan), all in nanoseconds."""
@@ -143,7 +148,7 @@ class OffloadModel:
             for entry in in_stream[place]:
                 self._stream.put(entry)
             yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, layer)
-            self._stream.put(launch)
+            self._put(launch)
         for entry in in_stream[-1]:
             self._stream.put(entry)
 
@@ -199,8 +204,7 @@ class OffloadModel:
             launches.append(
                 Launch(OP_EXPERT, step, layer, int(out.item_expert[first]) if last - first == 1 else -1,
                        int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, base, first, last)),
-                       [] if self.serial else [self._awaited[t] for t in transfers], self.env.event(),
-                       int(out.size[FIRST_KERNEL]) + kernel)
+                       [] if self.serial else [self._awaited[t] for t in transfers], self.env.event())
             )  # fmt: skip
         for transfer in out.item_transfer[:items].tolist():
             self._awaited.pop(transfer, None)  # nobody will wait for it again
@@ -223,8 +227,23 @@ class OffloadModel:
 
     def _launch(self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]) -> Launch:
         launch = Launch(op, step, layer, expert, tokens, work, needs, self.env.event())
-        self._stream.put(launch)
+        self._put(launch)
         return launch
+
+    def _put(self, launch: Launch) -> None:
+        launch.launched = self.env.now
+        self._stream.put(launch)
+
+    def _book_stall(self, launch: Launch) -> None:
+        """Book the stream's idle time before a launch: up to the launch it waited for the host, then for bytes."""
+        idle = self.env.now - self._compute_end
+        if self.serial:  # copies on the stream itself are the waiting for bytes
+            waited_for_bytes = self._copied
+        else:
+            waited_for_bytes = idle - max(0, min(self.env.now, launch.launched) - self._compute_end)
+        self.stall_copy += waited_for_bytes
+        self.stall_host += idle - waited_for_bytes
+        self._copied = 0
 
     def _stream_process(self) -> Process:
         """Run the stream's operations in program order."""
@@ -236,17 +255,21 @@ class OffloadModel:
                     begin = self.env.now
                     yield self.env.timeout(duration)
                     self._moved(entry, begin, num_bytes)
+                    self._copied += duration
                 entry.arrived.succeed()
             elif isinstance(entry, Back):
                 begin = self.env.now
                 yield self.env.timeout(int(self.costs.back_ns[self.costs.expert_format[entry.key]]))
                 self._backed(entry, begin)
+                self._copied += self.env.now - begin
             else:
                 for arrival in entry.needs:
                     if not arrival.processed:
                         yield arrival
                 begin = self.env.now
+                self._book_stall(entry)
                 yield self.lanes.run(COMPUTE, entry.work)
+                self._compute_end = self.env.now
                 self._row(COMPUTE, entry.op, entry.step, entry.layer, entry.expert, begin, 0, entry.tokens)
                 if entry.op == OP_EXPERT:
                     self.kernels_done += 1

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..jit import jit
+from ..jit import jit_lean
 from .costs import D2H, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, RATE_ONE, CostTables
 from .policies.offload import begin_step, decide_visit
 from .policies.state import (
@@ -40,9 +38,12 @@ if TYPE_CHECKING:
 Q_ID, Q_KEY, Q_TARGET, Q_KERNEL, Q_BACK, Q_LEFT, Q_CLASS, Q_FIELDS = range(8)
 
 _NEVER = 2**62
+# Values of `clock[STUCK]`.
+DEADLOCK, QUEUE_FULL = 1, 2
+NUM_OP_FIELDS = 5
 
 
-@jit
+@jit_lean
 def _row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: int, expert: int, start: int, end: int,
          num_bytes: int, tokens: int) -> None:  # fmt: skip
     """Count one timeline row and write it where rows are wanted; activities that take no time leave none."""
@@ -61,15 +62,22 @@ def _row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: int, e
         clock[ROWS] = at + 1
 
 
-@jit
-def _grown(queue: Array) -> Array:
-    """Return a queue of twice the room with the same entries."""
-    wider = np.zeros((2 * queue.shape[0], queue.shape[1]), np.int64)
-    wider[: queue.shape[0]] = queue
-    return wider
+@jit_lean
+def _packed(queue: Array, head: int, tail: int) -> int:
+    """Move a queue's entries to its front; return where they now end."""
+    for at in range(head, tail):
+        for field in range(Q_FIELDS):
+            queue[at - head, field] = queue[at, field]
+    return tail - head
 
 
-@jit
+@jit_lean
+def _copy_entry(queue: Array, source: int, target: int) -> None:
+    for field in range(Q_FIELDS):
+        queue[target, field] = queue[source, field]
+
+
+@jit_lean
 def kernel_work(costs: CostTables, out: Decision, base: int, first: int, last: int) -> int:
     """Return the nanoseconds of one launch over items `first` to `last` (exclusive)."""
     work = costs.grouped_ns[0]
@@ -78,7 +86,7 @@ def kernel_work(costs: CostTables, out: Decision, base: int, first: int, last: i
     return work
 
 
-@jit
+@jit_lean
 def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
                step_end: Array, rows: Array) -> None:  # fmt: skip
     """Advance `clock` over `steps` when copies and kernels share one stream, writing each step's end."""
@@ -175,7 +183,7 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
     clock[MAKESPAN] = now
 
 
-@jit
+@jit_lean
 def _kernel_row(rows: Array, clock: Array, out: Decision, step: int, layer: int, first: int, last: int, start: int, end: int) -> None:
     """Write one kernel's row: an expert of its own, or -1 for a group, with the tokens of all."""
     tokens = 0
@@ -185,7 +193,7 @@ def _kernel_row(rows: Array, clock: Array, out: Decision, step: int, layer: int,
     _row(rows, clock, 0, OP_EXPERT, step, layer, expert, start, end, 0, tokens)
 
 
-@jit
+@jit_lean
 def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, layers: int, experts: int,
                  move: int, begin: int) -> int:  # fmt: skip
     """Run one transfer's chunks back to back; return when they end."""
@@ -203,7 +211,7 @@ def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, st
     return begin
 
 
-@jit
+@jit_lean
 def _serial_back(costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, experts: int, back: int, begin: int) -> int:
     """Run one write-back; return when it ends."""
     key = out.back_key[back]
@@ -215,14 +223,15 @@ def _serial_back(costs: CostTables, out: Decision, clock: Array, rows: Array, st
     return end
 
 
-@jit
+@jit_lean
 def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
-                   demand: Array, ahead: Array, backlog: Array, arrived: Array, step_end: Array, rows: Array,
-                   ) -> None:  # fmt: skip
+                   demand: Array, ahead: Array, backlog: Array, ops: Array, arrived: Array, step_end: Array,
+                   rows: Array) -> None:  # fmt: skip
     """Advance `clock` over `steps` when copies overlap kernels, writing each step's end; all queues end empty.
 
-    demand, ahead, backlog: int64 [room, Q_FIELDS] initial room of the queues. arrived: int64 [num_keys], the latest
-    transfer of each expert that has arrived, -1 at the start.
+    demand, ahead, backlog: int64 [room, Q_FIELDS], the queues; when one has too little room the run stops with
+    `clock[STUCK] = QUEUE_FULL` and is to be repeated with more. ops: int64 [5, num_experts + 2], scratch.
+    arrived: int64 [num_keys], the latest transfer of each expert that has arrived, -1 at the start.
     """
     layers, experts = config.num_layers, config.num_experts
     host = costs.host_ns
@@ -248,11 +257,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     dq_head, dq_tail, pq_head, pq_tail, bq_head, bq_tail = 0, 0, 0, 0, 0, 0
     num_ops = 0
     op = 0
-    op_avail = np.zeros(experts + 2, np.int64)
-    op_work = np.zeros(experts + 2, np.int64)
-    op_first = np.zeros(experts + 2, np.int64)
-    op_last = np.zeros(experts + 2, np.int64)
-    op_code = np.zeros(experts + 2, np.int64)
+    op_avail, op_work, op_first, op_last, op_code = ops[0], ops[1], ops[2], ops[3], ops[4]
     op_wait = 0  # first item of the next kernel that has not been seen to have arrived
     # Submissions of the current visit: first the promotions, then moves and write-backs in order.
     s_next, s_count, s_time = 0, 0, 0
@@ -303,15 +308,16 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             elif h_class == DEMAND:  # the rest of a cut transfer goes back to the front of its queue
                 if dq_head == 0:
                     if dq_tail == demand.shape[0]:
-                        demand = _grown(demand)
+                        clock[STUCK] = QUEUE_FULL
+                        return
                     for index in range(dq_tail, 0, -1):
-                        demand[index] = demand[index - 1]
+                        _copy_entry(demand, index - 1, index)
                     dq_tail += 1
                     dq_head = 1
                 dq_head -= 1
                 at = dq_head
                 while at + 1 < dq_tail and demand[at + 1, Q_ID] < h_id:
-                    demand[at] = demand[at + 1]
+                    _copy_entry(demand, at + 1, at)
                     at += 1
                 demand[at, Q_ID] = h_id
                 demand[at, Q_KEY] = h_key
@@ -322,9 +328,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             else:
                 if pq_head == 0:
                     if pq_tail == ahead.shape[0]:
-                        ahead = _grown(ahead)
+                        clock[STUCK] = QUEUE_FULL
+                        return
                     for index in range(pq_tail, 0, -1):
-                        ahead[index] = ahead[index - 1]
+                        _copy_entry(ahead, index - 1, index)
                     pq_tail += 1
                     pq_head = 1
                 pq_head -= 1
@@ -332,7 +339,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 while at + 1 < pq_tail and (
                     ahead[at + 1, Q_TARGET] < h_target or (ahead[at + 1, Q_TARGET] == h_target and ahead[at + 1, Q_ID] < h_id)
                 ):
-                    ahead[at] = ahead[at + 1]
+                    _copy_entry(ahead, at + 1, at)
                     at += 1
                 ahead[at, Q_ID] = h_id
                 ahead[at, Q_KEY] = h_key
@@ -432,21 +439,22 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     for at in range(pq_head, pq_tail):
                         if ahead[at, Q_ID] == wanted:
                             if dq_tail == demand.shape[0]:
-                                demand = _grown(demand)
-                            demand[dq_tail] = ahead[at]
+                                clock[STUCK] = QUEUE_FULL
+                                return
+                            for field in range(Q_FIELDS):
+                                demand[dq_tail, field] = ahead[at, field]
                             dq_tail += 1
                             for low in range(at, pq_head, -1):
-                                ahead[low] = ahead[low - 1]
+                                _copy_entry(ahead, low - 1, low)
                             pq_head += 1
                             break
             elif s_back < out.size[SIZE_BACKS] and (out.back_move[s_back] <= s_move or s_move == out.size[SIZE_MOVES]):
                 if bq_tail == backlog.shape[0]:
-                    if bq_head > 0:
-                        backlog[: bq_tail - bq_head] = backlog[bq_head:bq_tail].copy()
-                        bq_tail -= bq_head
-                        bq_head = 0
-                    else:
-                        backlog = _grown(backlog)
+                    bq_tail = _packed(backlog, bq_head, bq_tail)
+                    bq_head = 0
+                    if bq_tail == backlog.shape[0]:
+                        clock[STUCK] = QUEUE_FULL
+                        return
                 backlog[bq_tail, Q_ID] = out.size[FIRST_BACK] + s_back
                 backlog[bq_tail, Q_KEY] = out.back_key[s_back]
                 backlog[bq_tail, Q_KERNEL] = out.back_wait_kernel[s_back]
@@ -459,23 +467,27 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     if dq_head == dq_tail:
                         dq_head = dq_tail = 0
                     if dq_tail == demand.shape[0]:
-                        demand = _grown(demand)
+                        dq_tail = _packed(demand, dq_head, dq_tail)
+                        dq_head = 0
+                        if dq_tail == demand.shape[0]:
+                            clock[STUCK] = QUEUE_FULL
+                            return
                     at = dq_tail
                     dq_tail += 1
                     entry = demand
                 else:
                     if pq_head == pq_tail:
                         pq_head = pq_tail = 0
-                    elif pq_tail == ahead.shape[0] and pq_head > 0:
-                        ahead[: pq_tail - pq_head] = ahead[pq_head:pq_tail].copy()
-                        pq_tail -= pq_head
-                        pq_head = 0
                     if pq_tail == ahead.shape[0]:
-                        ahead = _grown(ahead)
+                        pq_tail = _packed(ahead, pq_head, pq_tail)
+                        pq_head = 0
+                        if pq_tail == ahead.shape[0]:
+                            clock[STUCK] = QUEUE_FULL
+                            return
                     at = pq_tail
                     pq_tail += 1
                     while at > pq_head and ahead[at - 1, Q_TARGET] > out.move_target[s_move]:
-                        ahead[at] = ahead[at - 1]
+                        _copy_entry(ahead, at - 1, at)
                         at -= 1
                     entry = ahead
                 entry[at, Q_ID] = out.size[FIRST_TRANSFER] + s_move

@@ -45,7 +45,10 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     }
     launch_ns = seconds_to_ns(host["host_kernel"].seconds)
     inside_ns = launch_ns if costs.host_shares_compute else 0
-    classes, step_class = np.unique(np.stack([workload.step_tokens, workload.step_context], 1), axis=0, return_inverse=True)
+    # A prefill pass computes tokens of one request; a decode pass one token of each of its requests.
+    requests = np.where(workload.steps.step_phase == 0, 1, workload.step_tokens)
+    kinds = np.stack([workload.step_tokens, workload.step_context, requests], 1)
+    classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
     dense_ns, head_ns, dense, head = _dense_tables(costs, model, classes)
     grouped = schedule.kernel.grouping == "grouped"
     shares = [costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt) for n in range(1, workload.max_expert_tokens + 1)]
@@ -91,13 +94,14 @@ def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array) -> tuple[A
     dense_ns = np.zeros((len(classes), len(groups)), np.int64)
     head_ns = np.zeros(len(classes), np.int64)
     dense = head = costs.head(1)
-    for row, (tokens, context) in enumerate(classes.tolist()):
+    for row, (tokens, context, requests) in enumerate(classes.tolist()):
         for column, group in enumerate(groups):
-            parts = [costs.dense_layer(layer, tokens, context) for layer in group]
+            parts = [costs.dense_layer(layer, tokens, context, requests) for layer in group]
             dense = parts[-1]
             dense_ns[row, column] = sum(_at_least_one(part) for part in parts)
         head = costs.head(tokens)
-        head_ns[row] = _at_least_one(head) + sum(_at_least_one(costs.dense_layer(layer, tokens, context)) for layer in tail)
+        head_ns[row] = _at_least_one(head)
+        head_ns[row] += sum(_at_least_one(costs.dense_layer(layer, tokens, context, requests)) for layer in tail)
     return dense_ns, head_ns, dense, head
 
 

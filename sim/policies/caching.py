@@ -8,23 +8,23 @@ that the set streams through. Ignored: sizes (all experts of one run are slots o
 
 from __future__ import annotations
 
-from ...jit import jit
+from ...jit import jit_lean
 from .state import (
     ABSENT, BELADY, CACHED, CLOCK, EVICTIONS, LFU, LRU, NONE, PREFETCHES_DROPPED, STATIC,
-    Array, PolicyConfig, PolicyState,
+    PolicyConfig, PolicyState,
 )  # fmt: skip
 
 # Rounds of the search for a victim.
 _FREE_ROUND, _AWAITED_ROUND, _OWN_ROUND = 0, 1, 2
 
 
-@jit
+@jit_lean
 def pool_of(config: PolicyConfig, key: int) -> int:
     """Return the pool that `key` is cached in."""
     return 0 if config.pooled else key // config.num_experts
 
 
-@jit
+@jit_lean
 def unlink(state: PolicyState, key: int) -> None:
     """Take `key` out of its recency list."""
     before, after = state.link_prev[key], state.link_next[key]
@@ -32,7 +32,7 @@ def unlink(state: PolicyState, key: int) -> None:
     state.link_prev[after] = before
 
 
-@jit
+@jit_lean
 def link_most_recent(state: PolicyState, sentinel: int, key: int) -> None:
     """Put `key` at the most recent end of the list whose sentinel is given."""
     first = state.link_next[sentinel]
@@ -42,7 +42,7 @@ def link_most_recent(state: PolicyState, sentinel: int, key: int) -> None:
     state.link_next[sentinel] = key
 
 
-@jit
+@jit_lean
 def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Make a cached expert the most recent of its pool (a static cache keeps no order)."""
     if state.where[key] == CACHED and config.policy != STATIC and config.policy != NONE:
@@ -54,7 +54,7 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
         state.stamp[key] = state.count[CLOCK]
 
 
-@jit
+@jit_lean
 def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
     """Return whether `key` may go in this round of the search."""
     if state.touched[key] == visit:
@@ -64,7 +64,7 @@ def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
     return search == _FREE_ROUND
 
 
-@jit
+@jit_lean
 def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may (a prefetch evicts only in the first round)."""
     sentinel = config.num_layers * config.num_experts + pool
@@ -89,7 +89,7 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
     return -1
 
 
-@jit
+@jit_lean
 def take_free_slot(state: PolicyState, pool: int) -> int:
     """Return a free slot of `pool` and count it as taken, or -1 when the pool is full."""
     room = state.pool_capacity[pool] - state.pool_size[pool]
@@ -99,7 +99,7 @@ def take_free_slot(state: PolicyState, pool: int) -> int:
     return int(state.pool_free[state.pool_base[pool] + room - 1])
 
 
-@jit
+@jit_lean
 def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     """Remove a cached expert and return its slot, which stays counted as taken."""
     if state.used[key] == 0:
@@ -112,7 +112,7 @@ def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     return slot
 
 
-@jit
+@jit_lean
 def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None:
     """Put an absent or staged expert into the cache at `slot`, as the most recent of its pool."""
     state.where[key] = CACHED
@@ -122,7 +122,7 @@ def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None
     state.stamp[key] = state.count[CLOCK]
 
 
-@jit
+@jit_lean
 def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
     """Empty the cache and the staging buffers, as at the start of a request; a static cache keeps its experts."""
     num_keys = config.num_layers * config.num_experts
@@ -149,18 +149,3 @@ def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
             key = after
         state.link_next[sentinel] = sentinel
         state.link_prev[sentinel] = sentinel
-
-
-@jit
-def resident_experts(state: PolicyState) -> Array:
-    """Return the keys that are on the device, rising; for tests and for the executor's checks."""
-    count = 0
-    for key in range(state.where.shape[0]):
-        count += state.where[key] != ABSENT
-    found = state.next_use[:count].copy()
-    count = 0
-    for key in range(state.where.shape[0]):
-        if state.where[key] != ABSENT:
-            found[count] = key
-            count += 1
-    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit
+from ...jit import jit_lean
 from .caching import admit, clear_cache, evict, find_victim, pool_of, take_free_slot, touch
 from .prefetching import rank_guesses
 from .state import (
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from ..workload import Steps
 
 
-@jit
+@jit_lean
 def begin_step(config: PolicyConfig, steps: Steps, state: PolicyState, step: int) -> None:
     """Empty the cache where the step starts a request and the schedule resets it."""
     if steps.step_reset[step]:
         clear_cache(config, state)
 
 
-@jit
+@jit_lean
 def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, step: int, layer: int) -> None:
     """Write into `out` what happens at this visit, and advance `state`. Visits must be decided in order."""
     place = step * config.num_layers + layer
@@ -73,7 +73,7 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
         _drop_transients(config, state, base)
 
 
-@jit
+@jit_lean
 def _add_item(out: Decision, expert: int, tokens: int, kernel: int, transfer: int, wait_key: int) -> None:
     at = out.size[SIZE_ITEMS]
     out.item_expert[at] = expert
@@ -84,7 +84,7 @@ def _add_item(out: Decision, expert: int, tokens: int, kernel: int, transfer: in
     out.size[SIZE_ITEMS] = at + 1
 
 
-@jit
+@jit_lean
 def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, visit: int, base: int,
                low: int, high: int) -> int:  # fmt: skip
     """List the hits in kernel order, used ones first, then guessed ones by transfer; return the kernels so far."""
@@ -132,7 +132,7 @@ def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Deci
     return kernels
 
 
-@jit
+@jit_lean
 def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> None:
     """Mark hits as used, tie their slots to the kernels that read them, and promote the transfers still awaited."""
     for at in range(num_hits):
@@ -147,7 +147,7 @@ def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> No
             _promote(out, out.item_transfer[at])
 
 
-@jit
+@jit_lean
 def _promote(out: Decision, transfer: int) -> None:
     """Note that an earlier transfer is now demanded, keeping the list in rising order and free of repeats."""
     at = out.size[SIZE_PROMOTED]
@@ -161,7 +161,7 @@ def _promote(out: Decision, transfer: int) -> None:
     out.size[SIZE_PROMOTED] += 1
 
 
-@jit
+@jit_lean
 def _write_back(state: PolicyState, out: Decision, key: int, slot: int) -> None:
     """Queue the copy of an evicted expert to the host; the slot may not be filled before it has left."""
     at = out.size[SIZE_BACKS]
@@ -174,7 +174,7 @@ def _write_back(state: PolicyState, out: Decision, key: int, slot: int) -> None:
     state.count[WRITEBACKS] += 1
 
 
-@jit
+@jit_lean
 def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int, visit: int, prefetching: bool) -> int:
     """Return a slot of `key`'s pool, evicting where it is full; -1 when a prefetch may not evict anyone."""
     pool = pool_of(config, key)
@@ -192,7 +192,7 @@ def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int
     return slot
 
 
-@jit
+@jit_lean
 def _seat_staged_hits(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int) -> None:
     """Move staged experts that are used into the cache: the buffer and the freed slot change places, no bytes move."""
     for at in range(num_hits):
@@ -209,7 +209,7 @@ def _seat_staged_hits(config: PolicyConfig, state: PolicyState, out: Decision, v
         admit(config, state, key, held)
 
 
-@jit
+@jit_lean
 def _add_move(state: PolicyState, out: Decision, key: int, kind: int, target: int, kernel: int, slot: int) -> None:
     """Submit one transfer into `slot` (-1: a transient buffer), behind everything that still uses the slot."""
     at = out.size[SIZE_MOVES]
@@ -235,7 +235,7 @@ def _add_move(state: PolicyState, out: Decision, key: int, kind: int, target: in
     out.size[SIZE_MOVES] = at + 1
 
 
-@jit
+@jit_lean
 def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int,
                   kernels: int) -> int:  # fmt: skip
     """Fetch every listed miss, in recorded order; return the kernels of the whole visit.
@@ -271,14 +271,14 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
     return kernel + 1 if out.size[SIZE_ITEMS] > num_hits else kernels
 
 
-@jit
+@jit_lean
 def _count_transient(state: PolicyState) -> None:
     """Count one more expert in transient memory, and the most there ever were."""
     state.count[TRANSIENT_NOW] += 1
     state.count[PEAK_TRANSIENT] = max(state.count[PEAK_TRANSIENT], state.count[TRANSIENT_NOW])
 
 
-@jit
+@jit_lean
 def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int) -> None:
     """Fetch the layer's other experts too; every kernel of the visit then waits for the last of them."""
     for expert in range(config.num_experts):
@@ -296,7 +296,7 @@ def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision
         out.move_kernel[at] = 0
 
 
-@jit
+@jit_lean
 def _drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> None:
     """Forget this layer's transient experts: without a cache they live for one visit."""
     for key in range(base, base + config.num_experts):
@@ -306,7 +306,7 @@ def _drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> Non
             state.count[PREFETCHES_DROPPED] += state.used[key] == 0 and not config.fetch_layer
 
 
-@jit
+@jit_lean
 def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, target: int, base: int,
                  count: int) -> None:  # fmt: skip
     """Fetch the ranked guesses for a later visit, best first, until none may be admitted any more."""
@@ -343,7 +343,7 @@ def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit:
         state.count[PREFETCHES] += 1
 
 
-@jit
+@jit_lean
 def _free_buffer(state: PolicyState, visit: int) -> int:
     """Return an empty staging buffer, else the one whose guess expired first (or was used), or -1."""
     best = -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit
+from ...jit import jit_lean
 from .state import (
     GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, GUESSES_TRUE, TRUTHS,
     PolicyConfig, PolicyState,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MASK = 0xFFFFFFFF
 
 
-@jit
+@jit_lean
 def hash32(a: int, b: int, c: int, d: int) -> int:
     """Return 32 well-mixed bits of four whole numbers; the same on every machine, with no state to carry.
 
@@ -39,7 +39,7 @@ def hash32(a: int, b: int, c: int, d: int) -> int:
     return x
 
 
-@jit
+@jit_lean
 def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
     """Add `weight` to an expert's score, noting it when first named; return how many are noted."""
     if state.score[expert] == 0:
@@ -49,7 +49,7 @@ def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
     return count
 
 
-@jit
+@jit_lean
 def _recorded_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
     count = 0
     if distance > config.guess_distances:
@@ -65,7 +65,7 @@ def _recorded_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, st
     return count
 
 
-@jit
+@jit_lean
 def _dialled_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
     recall = config.recall_65536
     for _ in range(distance - 1):
@@ -92,7 +92,7 @@ def _dialled_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, ste
     return count
 
 
-@jit
+@jit_lean
 def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
     """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `state.ranked`."""
     visit = step * config.num_layers + layer

@@ -196,14 +196,16 @@ def make_state(config: PolicyConfig, *, capacities: Array, popularity: Array | N
 def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:
     """Fill a static cache with the most popular experts of each layer, or of all layers when the cache is pooled."""
     counts = popularity.reshape(config.num_layers, config.num_experts)
-    # Sorting by falling count, then rising key, so that equal counts are settled the same way everywhere.
-    for key in np.lexsort((np.arange(counts.size), -counts.ravel())):
-        pool = 0 if config.pooled else int(key) // config.num_experts
-        if state.pool_size[pool] < state.pool_capacity[pool]:
-            state.slot_of[key] = state.pool_base[pool] + state.pool_size[pool]
-            state.pool_size[pool] += 1
-            state.where[key] = CACHED
-            state.used[key] = 1
+    if config.pooled:
+        counts = counts.reshape(1, -1)
+    # Stable sorting of falling counts settles equal counts by rising key, the same way everywhere.
+    order = np.argsort(-counts, axis=1, kind="stable")
+    for pool, best in enumerate(order):
+        chosen = best[: state.pool_capacity[pool]] + pool * counts.shape[1]
+        state.slot_of[chosen] = state.pool_base[pool] + np.arange(len(chosen), dtype=np.int32)
+        state.pool_size[pool] = len(chosen)
+        state.where[chosen] = CACHED
+        state.used[chosen] = 1
 
 
 def make_decision(config: PolicyConfig) -> Decision:

@@ -1,0 +1,133 @@
+"""What a run amounts to: rates, shares, counts and an error bar, from an engine's outcome.
+
+Modelled: every figure is derived from whole nanoseconds and whole counts, so two engines that agree give the same figures.
+`docs/metrics.md` gives each formula. Ignored: how the figures are shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..units import NS_PER_S
+from . import offload_twin as twin
+from .engines import Outcome
+from .policies import state as ps
+from .policies.state import Array
+from .tabulate import CostSources
+from .workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The figures of one run."""
+
+    tokens_per_s: float
+    """Decode tokens per second of decode steps; prompt tokens per second where the run decodes nothing."""
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+    step_s: dict[str, float]
+    """mean, p50 and p99 duration of the steps that `tokens_per_s` counts."""
+    makespan_ns: int
+    num_steps: int
+    num_tokens: int
+    hits: int
+    misses: int
+    guessed_hits: int
+    """Hits that a prefetch had brought."""
+    ready_hits: int
+    """Guessed hits whose bytes had arrived when the layer was decided."""
+    late_hits: int
+    hit_rate: float
+    prefetches: int
+    prefetches_used: int
+    extra_fetches: int
+    """Experts fetched only because whole layers are."""
+    recall: float | None
+    """Share of the experts really used that were guessed one layer ahead; None without guesses."""
+    bytes_copied: int
+    bytes_written_back: int
+    peak_transient_experts: int
+    busy_fraction: dict[str, float]
+    """Share of the makespan each lane was busy."""
+    time_share: dict[str, float]
+    """Where the time of all steps went: dense, expert, head, waiting for copies, waiting for the host; sums to 1."""
+    bound: str
+    """What binds: the largest of copy, compute and host in `time_share`."""
+    relative_uncertainty: float
+
+
+def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert_bytes: int) -> Metrics:
+    """Return the metrics of a twin outcome (a SimPy outcome has no busy times of its own)."""
+    count, clock = outcome.counts, outcome.clock
+    steps = np.diff(np.concatenate(([0], outcome.step_end)))
+    decode = _rate(workload, steps, 1)
+    prefill = _rate(workload, steps, 0)
+    counted = steps[workload.steps.step_phase == (0 if decode is None else 1)]
+    lookups = int(count[ps.HITS] + count[ps.MISSES])
+    makespan = max(outcome.makespan_ns, 1)
+    busy_h2d = int(clock[twin.BUSY_DEMAND] + clock[twin.BUSY_PREFETCH])
+    compute = int(clock[twin.BUSY_DENSE] + clock[twin.BUSY_EXPERT] + clock[twin.BUSY_HEAD])
+    total = max(int(outcome.step_end[-1]), 1)
+    host_share = max(0, total - compute - int(clock[twin.STALL_COPY]))
+    share = {
+        "dense": clock[twin.BUSY_DENSE] / total,
+        "expert": clock[twin.BUSY_EXPERT] / total,
+        "head": clock[twin.BUSY_HEAD] / total,
+        "copy": clock[twin.STALL_COPY] / total,
+        "host": host_share / total,
+    }
+    groups = {"copy": share["copy"], "compute": compute / total, "host": share["host"]}
+    return Metrics(
+        tokens_per_s=decode if decode is not None else prefill or 0.0,
+        decode_tokens_per_s=decode,
+        prefill_tokens_per_s=prefill,
+        step_s={
+            "mean": float(counted.mean()) / NS_PER_S,
+            "p50": float(np.percentile(counted, 50)) / NS_PER_S,
+            "p99": float(np.percentile(counted, 99)) / NS_PER_S,
+        },
+        makespan_ns=outcome.makespan_ns,
+        num_steps=workload.num_steps,
+        num_tokens=workload.num_tokens,
+        hits=int(count[ps.HITS]),
+        misses=int(count[ps.MISSES]),
+        guessed_hits=int(count[ps.HITS_GUESSED]),
+        ready_hits=int(clock[twin.READY]),
+        late_hits=int(clock[twin.LATE]),
+        hit_rate=int(count[ps.HITS]) / lookups if lookups else 0.0,
+        prefetches=int(count[ps.PREFETCHES]),
+        prefetches_used=int(count[ps.PREFETCHES_USED]),
+        extra_fetches=int(count[ps.EXTRA_FETCHES]),
+        recall=int(count[ps.GUESSES_TRUE]) / int(count[ps.TRUTHS]) if count[ps.TRUTHS] else None,
+        bytes_copied=int(count[ps.NEXT_TRANSFER]) * expert_bytes,
+        bytes_written_back=int(count[ps.WRITEBACKS]) * expert_bytes,
+        peak_transient_experts=int(count[ps.PEAK_TRANSIENT]),
+        busy_fraction={
+            "compute": compute / makespan,
+            "h2d": busy_h2d / makespan,
+            "d2h": int(clock[twin.BUSY_BACK]) / makespan,
+            "host": int(clock[twin.BUSY_HOST]) / makespan,
+        },
+        time_share={name: float(value) for name, value in share.items()},
+        bound=max(groups, key=lambda name: groups[name]),
+        relative_uncertainty=_uncertainty(share, sources),
+    )
+
+
+def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
+    """Return tokens per second over the steps of one phase, None when there are none."""
+    mine = workload.steps.step_phase == phase
+    duration = int(steps[mine].sum())
+    return int(workload.step_tokens[mine].sum()) * NS_PER_S / duration if duration else None
+
+
+def _uncertainty(share: dict[str, float], sources: CostSources) -> float:
+    """Return the relative uncertainty of the run's time: each kind's own, weighted by its share of the time.
+
+    The errors of one kind of activity come from one constant, so they do not average out over activities; those of
+    different kinds may, but that they do is not known, so they are added.
+    """
+    kinds = {"dense": "dense", "expert": "expert", "head": "head", "copy": "copy", "host": "host_layer"}
+    return float(sum(share[name] * sources.relative_uncertainty(kind) for name, kind in kinds.items()))

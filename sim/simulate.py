@@ -1,0 +1,248 @@
+"""One schedule on one recording and one machine: from files' nouns to a prediction.
+
+Modelled: a `Rehearsal` binds a model, a machine and a recording, keeps the workloads and cost tables it has built, and
+predicts any schedule on them. Ignored: which schedule is best (the planner's job), and files (the front door's).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..calibrate.cost_model import CostModel
+from ..errors import DoesNotFit, InputError, Internal
+from ..hardware import Profile
+from ..memory import MemoryLedger, device_ledger
+from ..schedule import OffloadSchedule
+from ..specs import ModelSpec, WeightFormat, weight_format
+from ..traces.format import RoutingTrace
+from .costs import CostTables
+from .engines import Outcome, first_difference, run_simpy, run_twin
+from .metrics import Metrics, summarise
+from .policies.state import Array, PolicyConfig, make_config
+from .tabulate import CostSources, tabulate
+from .workload import Workload, build_workload
+
+# A static cache's misses pass through this many slots (see policies.state.make_state).
+STREAM_SLOTS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one schedule is predicted to do, with everything needed to check it."""
+
+    schedule: OffloadSchedule
+    """Resolved: the cache's capacity is filled in."""
+    metrics: Metrics
+    ledger: MemoryLedger
+    assumptions: tuple[str, ...]
+    engine: str
+    outcome: Outcome
+    popularity_source: str
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """A model, a machine and a recording, ready to predict schedules.
+
+    window_steps: replay only the first so many forward passes. memory_bytes: the whole device budget (the device's own
+    memory when None). Raises InputError when recording and model do not match.
+    """
+
+    model: ModelSpec
+    profile: Profile
+    trace: RoutingTrace
+    window_steps: int | None = None
+    memory_bytes: int | None = None
+    dense_format: WeightFormat | None = None
+    _workloads: dict[Any, Workload] = field(default_factory=dict)
+    _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
+    _context: int = 0
+
+    def __post_init__(self) -> None:
+        check_match(self.model, self.trace)
+        self._context = int(self.trace.position.max()) + 1
+
+    @property
+    def costs(self) -> CostModel:
+        """The cost model that tables are made from."""
+        if self.dense_format is None:
+            return CostModel(self.profile, self.model)
+        return CostModel(self.profile, self.model, dense_format=self.dense_format)
+
+    def workload(self, schedule: OffloadSchedule, *, with_next_use: bool = False) -> Workload:
+        """Return the forward passes of the recording under the schedule's batching, built once for each kind."""
+        reset = schedule.cache.reset == "request"
+        key = (schedule.workload, reset, with_next_use)
+        if key not in self._workloads:
+            self._workloads[key] = build_workload(
+                self.trace, schedule.workload, reset_per_request=reset, max_steps=self.window_steps, with_next_use=with_next_use
+            )
+        return self._workloads[key]
+
+    def tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
+        """Return the schedule's cost tables, made once for all schedules that share them."""
+        key = (schedule.experts, schedule.kernel, schedule.copy.chunk_bytes, schedule.copy.pinned, schedule.host, schedule.workload,
+               schedule.cache.reset)  # fmt: skip
+        if key not in self._tables:
+            self._tables[key] = tabulate(self.costs, self.model, schedule, self.workload(schedule))
+        return self._tables[key]
+
+    def config(self, schedule: OffloadSchedule) -> PolicyConfig:
+        """Return the compiled form of the schedule's decisions; raises InputError where the recording lacks guesses."""
+        distances, width = (0, 0) if self.trace.predicted is None else self.trace.predicted.shape[2:]
+        if schedule.predictor.kind == "next-gate" and distances == 0:
+            raise InputError("predictor.kind", "next-gate", "the recording holds no guesses",
+                             "use predictor.kind=dial with a predictor.recall")  # fmt: skip
+        if schedule.predictor.kind == "next-gate" and schedule.predictor.depth > distances:
+            raise InputError("predictor.depth", schedule.predictor.depth, f"the recording's guesses reach {distances} layers",
+                             f"set it to at most {distances}")  # fmt: skip
+        return make_config(schedule, num_layers=self.trace.num_layers, num_experts=self.trace.num_experts, top_k=self.trace.top_k,
+                           guess_distances=distances, guess_width=width)  # fmt: skip
+
+    def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
+        """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
+        stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
+        return device_ledger(
+            self.model,
+            expert_format=self.expert_format(schedule),
+            dense_format=self.dense_format or weight_format("16"),
+            context_tokens=self._context,
+            concurrency=schedule.workload.concurrency,
+            tokens_per_pass=self._tokens_per_pass(schedule),
+            cached_experts=cached_experts,
+            staging_experts=schedule.predictor.staging + stream + transient_experts,
+        )
+
+    def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
+        """Return how the schedule stores experts."""
+        return weight_format(schedule.experts.bits)
+
+    def expert_bytes(self, schedule: OffloadSchedule) -> int:
+        """Return the bytes of one expert under the schedule."""
+        return self.model.expert_bytes(self.expert_format(schedule))
+
+    @property
+    def num_experts(self) -> int:
+        """Experts over all layers."""
+        return self.trace.num_layers * self.trace.num_experts
+
+    def _tokens_per_pass(self, schedule: OffloadSchedule) -> int:
+        return int(self.workload(schedule).step_tokens.max())
+
+    @property
+    def budget_bytes(self) -> int:
+        """The whole device budget."""
+        return self.memory_bytes if self.memory_bytes is not None else self.profile.memory_bytes
+
+    def slots_that_fit(self, schedule: OffloadSchedule) -> int:
+        """Return how many cached experts, over all layers, the budget holds beside everything else of the schedule.
+
+        Raises DoesNotFit when what is not cached exceeds the budget already.
+        """
+        rest = self.ledger(schedule, cached_experts=0)
+        room = self.budget_bytes - rest.device_total_bytes
+        if room < 0:
+            raise DoesNotFit(f"{schedule.name} needs {rest.device_total_bytes} bytes without any cached expert", -room)
+        return min(self.num_experts, room // self.expert_bytes(schedule))
+
+    def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
+        """Return the schedule with its cache's capacity filled in: as given, or the largest that fits.
+
+        Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget.
+        """
+        cache = schedule.cache
+        expert_bytes = self.expert_bytes(schedule)
+        if cache.policy == "none":
+            return schedule
+        if cache.bytes is not None:
+            pooled = min(cache.bytes // expert_bytes, self.num_experts)
+            if pooled < 1:
+                raise InputError("cache.bytes", cache.bytes, f"less than one expert of {expert_bytes} bytes", "give more")
+            return schedule.with_options(cache__pooled_experts=int(pooled))
+        if cache.experts_per_layer is not None and cache.experts_per_layer > self.trace.num_experts:
+            raise InputError("cache.experts_per_layer", cache.experts_per_layer,
+                             f"the model has {self.trace.num_experts} experts a layer", "give at most that many")  # fmt: skip
+        if cache.pooled_experts is not None and cache.pooled_experts > self.num_experts:
+            raise InputError("cache.pooled_experts", cache.pooled_experts, f"the model has {self.num_experts} experts",
+                             "give at most that many")  # fmt: skip
+        if cache.experts_per_layer is not None or cache.pooled_experts is not None:
+            return schedule
+        if schedule.name == "resident":
+            return schedule.with_options(cache__experts_per_layer=self.trace.num_experts)
+        each = self.slots_that_fit(schedule) // self.trace.num_layers
+        if each < 1:
+            missing = self.ledger(schedule, cached_experts=self.trace.num_layers).device_total_bytes - self.budget_bytes
+            raise DoesNotFit(f"{schedule.name} needs one cached expert a layer", missing)
+        return schedule.with_options(cache__experts_per_layer=int(each))
+
+    def capacities(self, schedule: OffloadSchedule) -> Array:
+        """Return slots per pool of a resolved schedule."""
+        cache = schedule.cache
+        if cache.pooled_experts is not None:
+            return np.array([cache.pooled_experts])
+        return np.full(self.trace.num_layers, cache.experts_per_layer or 0)
+
+    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False) -> Outcome:
+        """Return the outcome of a resolved schedule under one engine, or under both, compared ("both")."""
+        config, (tables, _) = self.config(schedule), self.tables(schedule)
+        workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
+        serial, capacities = not schedule.copy.overlap, self.capacities(schedule)
+        if engine == "simpy":
+            return run_simpy(config, workload, tables, capacities, serial=serial)
+        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows)
+        if engine == "both":
+            reference = run_simpy(config, workload, tables, capacities, serial=serial)
+            difference = first_difference(reference, outcome)
+            if difference is not None:
+                raise Internal(f"the engines disagree on {schedule.name}: {difference}")
+            outcome = dataclasses.replace(outcome, engine="twin, checked by simpy")
+        return outcome
+
+    def predict(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False) -> Prediction:
+        """Return the prediction for a schedule; raises DoesNotFit when it exceeds the budget."""
+        resolved = self.resolve(schedule)
+        workload = self.workload(resolved)
+        outcome = self.run(resolved, engine=engine, rows=rows)
+        _, sources = self.tables(resolved)
+        expert_bytes = self.expert_bytes(resolved)
+        metrics = summarise(outcome, workload, sources, expert_bytes)
+        cached = min(int(self.capacities(resolved).sum()), self.num_experts)
+        ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
+        if ledger.device_total_bytes > self.budget_bytes:
+            raise DoesNotFit(f"{resolved.name} needs {ledger.device_total_bytes} bytes of device memory",
+                             ledger.device_total_bytes - self.budget_bytes)  # fmt: skip
+        return Prediction(
+            schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload), engine=outcome.engine,
+            outcome=outcome, popularity_source=workload.popularity_source,
+        )  # fmt: skip
+
+    def assumptions(self, schedule: OffloadSchedule, workload: Workload) -> tuple[str, ...]:
+        """Return, in words, what a reader must know before trusting the prediction."""
+        found = []
+        if schedule.predictor.kind == "dial":
+            found.append(f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed")
+        if schedule.predictor.kind == "pre-gate":
+            found.append("a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model")
+        if schedule.predictor.kind == "oracle" or schedule.cache.policy == "belady":
+            found.append("this schedule knows the future: a reference, not something that can be run")
+        if schedule.cache.policy == "static" and (schedule.cache.experts_per_layer or 0) < self.trace.num_experts:
+            found.append(f"expert popularity was counted on {workload.popularity_source}")
+        if self.window_steps is not None and workload.num_steps == self.window_steps:
+            found.append(f"only the first {workload.num_steps} forward passes of the recording are replayed")
+        found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
+        return tuple(found)
+
+
+def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
+    """Return nothing; raises InputError when the recording cannot be of this model."""
+    for name, mine, theirs in (
+        ("MoE layers", model.num_moe_layers, trace.num_layers),
+        ("experts", model.num_experts, trace.num_experts),
+        ("top-k", model.top_k, trace.top_k),
+    ):
+        if mine != theirs:
+            raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with")
