@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickletools
+import warnings
 import zipfile
 from typing import Any
 
@@ -40,7 +41,8 @@ def load_pt(path: str | os.PathLike[str]) -> Any:
         rule = "reading .pt files needs torch, which is not installed"
         raise InputError("path", str(path), rule, "install moeplan[run], or convert the file elsewhere") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch documents no list of what a damaged file raises)
         raise unreadable(path, "cannot be read as plain tensors", error, _REMEDY) from None
 
@@ -90,11 +92,12 @@ def _check_archive(path: str | os.PathLike[str]) -> None:
 
 def _check_pickle(data: bytes) -> None:
     """Raise ValueError when a pickle names anything that plain tensors do not need. Parses only; runs nothing."""
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _REFUSED_OPCODES:
-            raise ValueError(f"holds {opcode.name}, so more than plain tensors")
-        if opcode.name == "GLOBAL" and not _plain(str(argument)):
-            raise ValueError(f"mentions {argument}, so more than plain tensors")
+    with warnings.catch_warnings(action="ignore"):  # the parser warns about odd escapes in damaged strings
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _REFUSED_OPCODES:
+                raise ValueError(f"holds {opcode.name}, so more than plain tensors")
+            if opcode.name == "GLOBAL" and not _plain(str(argument)):
+                raise ValueError(f"mentions {argument}, so more than plain tensors")
 
 
 def _plain(name: str) -> bool:
