@@ -167,7 +167,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     if objective == "least_memory" and floor_tokens_per_s is not None and result.front[-1].tokens_per_s < floor_tokens_per_s:
         raise DoesNotFit(
             f"the best schedule reaches {result.front[-1].tokens_per_s:.3f} tokens/s of the {floor_tokens_per_s:g} asked for",
-            max(0, rehearsal.ledger(base, cached_experts=rehearsal.num_experts).device_total_bytes - rehearsal.budget_bytes),
+            max(0, rehearsal.ledger(base, cached_experts=rehearsal.num_experts).device_bytes - rehearsal.budget_bytes),
         )
     last = max(every)
     groupings = {c.schedule.kernel.grouping: c for c in every[last]}
@@ -195,7 +195,7 @@ def _front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Workl
     ledger = rehearsal.ledger(candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient)
     return FrontPoint(
         level=level,
-        device_bytes=ledger.device_total_bytes,
+        device_bytes=ledger.device_bytes,
         tokens_per_s=workload.num_tokens * NS_PER_S / best.total_ns,
         schedule=candidate.schedule,
     )

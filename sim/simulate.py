@@ -15,7 +15,7 @@ import numpy as np
 from ..calibrate.cost_model import CostModel
 from ..errors import DoesNotFit, InputError, Internal
 from ..hardware import Profile
-from ..memory import MemoryLedger, device_ledger
+from ..memory import MemoryLedger, MemoryNeeds, device_ledger
 from ..schedule import OffloadSchedule
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.format import RoutingTrace
@@ -106,16 +106,17 @@ class Rehearsal:
     def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
-        return device_ledger(
-            self.model,
+        needs = MemoryNeeds(
+            model=self.model,
             expert_format=self.expert_format(schedule),
             dense_format=self.dense_format or weight_format("16"),
             context_tokens=self._context,
             concurrency=schedule.workload.concurrency,
-            tokens_per_pass=self._tokens_per_pass(schedule),
-            cached_experts=cached_experts,
+            pass_tokens=int(self.workload(schedule).step_tokens.max()),
             staging_experts=schedule.predictor.staging + stream + transient_experts,
+            runtime_bytes=int(self.profile.device.runtime_bytes.value),
         )
+        return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
 
     def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
         """Return how the schedule stores experts."""
@@ -130,9 +131,6 @@ class Rehearsal:
         """Experts over all layers."""
         return self.trace.num_layers * self.trace.num_experts
 
-    def _tokens_per_pass(self, schedule: OffloadSchedule) -> int:
-        return int(self.workload(schedule).step_tokens.max())
-
     @property
     def budget_bytes(self) -> int:
         """The whole device budget."""
@@ -144,9 +142,9 @@ class Rehearsal:
         Raises DoesNotFit when what is not cached exceeds the budget already.
         """
         rest = self.ledger(schedule, cached_experts=0)
-        room = self.budget_bytes - rest.device_total_bytes
+        room = self.budget_bytes - rest.device_bytes
         if room < 0:
-            raise DoesNotFit(f"{schedule.name} needs {rest.device_total_bytes} bytes without any cached expert", -room)
+            raise DoesNotFit(f"{schedule.name} needs {rest.device_bytes} bytes without any cached expert", -room)
         return min(self.num_experts, room // self.expert_bytes(schedule))
 
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
@@ -175,7 +173,7 @@ class Rehearsal:
             return schedule.with_options(cache__experts_per_layer=self.trace.num_experts)
         each = self.slots_that_fit(schedule) // self.trace.num_layers
         if each < 1:
-            missing = self.ledger(schedule, cached_experts=self.trace.num_layers).device_total_bytes - self.budget_bytes
+            missing = self.ledger(schedule, cached_experts=self.trace.num_layers).device_bytes - self.budget_bytes
             raise DoesNotFit(f"{schedule.name} needs one cached expert a layer", missing)
         return schedule.with_options(cache__experts_per_layer=int(each))
 
@@ -212,9 +210,9 @@ class Rehearsal:
         metrics = summarise(outcome, workload, sources, expert_bytes)
         cached = min(int(self.capacities(resolved).sum()), self.num_experts)
         ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
-        if ledger.device_total_bytes > self.budget_bytes:
-            raise DoesNotFit(f"{resolved.name} needs {ledger.device_total_bytes} bytes of device memory",
-                             ledger.device_total_bytes - self.budget_bytes)  # fmt: skip
+        if ledger.device_bytes > self.budget_bytes:
+            raise DoesNotFit(f"{resolved.name} needs {ledger.device_bytes} bytes of device memory",
+                             ledger.device_bytes - self.budget_bytes)  # fmt: skip
         return Prediction(
             schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload), engine=outcome.engine,
             outcome=outcome, popularity_source=workload.popularity_source,

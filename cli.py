@@ -1,0 +1,378 @@
+"""The front door: commands, their options, and one clear line when something is wrong.
+
+Modelled: `--json` prints exactly one JSON document on stdout; progress and remarks go to stderr. Every error the product
+raises on purpose becomes one line on stderr and its exit status (2: bad input, 3: does not fit). Ignored: the work itself;
+commands import what they need when they run, so that `moeplan --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import click
+import typer
+
+from . import __version__
+from .errors import InputError, MoeplanError
+
+app = typer.Typer(name="moeplan", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Rehearse Mixture-of-Experts inference before you run it.")  # fmt: skip
+trace_app = typer.Typer(no_args_is_help=True, help="Recordings of expert routing: import, look at, convert, make up.")
+app.add_typer(trace_app, name="trace")
+
+_EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Bundled model name, or a Hugging Face config.json.")]
+HardwareOption = Annotated[str, typer.Option("--hardware", help="Bundled machine name, or a profile.json.")]
+TraceOption = Annotated[str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")]
+MemoryOption = Annotated[Optional[str], typer.Option("--memory", help="Whole device budget, e.g. 6GiB; default: the device's memory.")]
+WindowOption = Annotated[Optional[int], typer.Option("--window", help="Replay only the first so many forward passes.")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")]
+DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def bundled_trace_path() -> Path:
+    """Return the path of the recording that the package carries."""
+    return Path(__file__).resolve().parent / "traces" / "bundled" / "tiny-moe.safetensors"
+
+
+def _open_trace(path: str) -> Any:
+    from .traces.format import load_trace
+
+    return load_trace(bundled_trace_path() if path == "bundled" else path)
+
+
+def _rehearsal(model: str, hardware: str, trace: str, memory: str | None, window: int | None, dense_bits: str) -> Any:
+    from .sim.simulate import Rehearsal
+    from .specs import weight_format
+    from .specs_io import load_hardware, load_model
+    from .units import parse_bytes
+
+    return Rehearsal(
+        model=load_model(model), profile=load_hardware(hardware), trace=_open_trace(trace), window_steps=window,
+        memory_bytes=None if memory is None else parse_bytes(memory, "--memory"), dense_format=weight_format(dense_bits),
+    )  # fmt: skip
+
+
+def _emit(document: dict[str, Any]) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+# --- trace --------------------------------------------------------------------------------------------------------------
+
+
+@trace_app.command("import")
+def trace_import(
+    path: Annotated[str, typer.Argument(help="File or folder to read.")],
+    kind: Annotated[str, typer.Option("--from", help="Source format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recording to write (.safetensors).")],
+    option: Annotated[Optional[list[str]], typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read a recording of routing, or of expert loads, from an engine's file."""
+    from .traces.format import save_profile, save_trace
+    from .traces.readers import import_trace
+    from .traces.recording import RoutingTrace
+
+    recording = import_trace(kind, path, **_reader_options(kind, option or []))
+    if isinstance(recording, RoutingTrace):
+        save_trace(recording, output)
+        facts: dict[str, Any] = {"kind": "routing", "num_tokens": recording.num_tokens, "top_k": recording.top_k}
+    else:
+        save_profile(recording, output)
+        facts = {"kind": "load", "note": "counts only: no token routing, so no replay of caches"}
+    facts |= {"num_layers": recording.num_layers, "num_experts": recording.num_experts, "model": recording.model, "path": str(output)}
+    if as_json:
+        _emit(facts)
+    else:
+        typer.echo(", ".join(f"{key} {value}" for key, value in facts.items()))
+
+
+def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:
+    """Return reader options converted to the types of the reader's defaults."""
+    from .errors import UnknownName
+    from .traces.readers import reader_options
+
+    valid = reader_options(kind)
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("--option", text, "not of the form key=value", "write for instance --option top_k=8")
+        if key not in valid:
+            raise UnknownName("--option", key, valid)
+        try:
+            found[key] = int(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+@trace_app.command("stats")
+def trace_stats_command(trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")], as_json: JsonFlag = False) -> None:
+    """Show what a recording's routing is like: loads, reuse, affinity, working sets, LRU hits."""
+    from .traces.format import load_recording
+    from .traces.recording import RoutingTrace
+    from .traces.stats import load_stats, trace_stats
+
+    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    stats = trace_stats(recording) if isinstance(recording, RoutingTrace) else load_stats(recording)
+    document = stats.as_json()
+    if as_json:
+        _emit(document)
+    else:
+        for key, value in document.items():
+            if not isinstance(value, (list, dict)):
+                typer.echo(f"{key:32} {value:.4f}" if isinstance(value, float) else f"{key:32} {value}")
+            elif isinstance(value, dict):
+                typer.echo(f"{key:32} " + "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items()))
+
+
+@trace_app.command("convert")
+def trace_convert(
+    trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")],
+    kind: Annotated[str, typer.Option("--to", help="parquet or npz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+) -> None:
+    """Write a recording as Parquet or npz."""
+    from .traces.convert import convert
+    from .traces.format import load_recording
+
+    convert(load_recording(bundled_trace_path() if trace == "bundled" else trace), kind, output)
+    typer.echo(str(output))
+
+
+# --- simulate -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    model: ModelOption,
+    hardware: HardwareOption,
+    trace: TraceOption,
+    schedule: Annotated[str, typer.Option("--schedule", help="Preset to start from.")] = "mixtral-offloading",
+    settings: SetOption = None,
+    memory: MemoryOption = None,
+    window: WindowOption = None,
+    engine: Annotated[str, typer.Option("--engine", help="twin, simpy, or both (compared).")] = "twin",
+    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
+    dense_bits: DenseBitsOption = "16",
+    as_json: JsonFlag = False,
+) -> None:
+    """Predict one schedule on one recording and one machine."""
+    from .errors import UnknownName
+    from .planner.plan import prediction_to_dict
+    from .schedule import apply_settings, load_preset, parse_setting
+
+    if engine not in ("twin", "simpy", "both"):
+        raise UnknownName("--engine", engine, ("twin", "simpy", "both"))
+    chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in settings or []))
+    rehearsal = _rehearsal(model, hardware, trace, memory, window, dense_bits)
+    prediction = rehearsal.predict(chosen, engine=engine, rows=timeline is not None)
+    if timeline is not None:
+        _write_timeline(timeline, prediction)
+    document = prediction_to_dict(prediction)
+    if as_json:
+        _emit(document)
+    else:
+        _print_prediction(document)
+
+
+def _write_timeline(path: Path, prediction: Any) -> None:
+    from .reports.perfetto import write_timeline
+
+    write_timeline(path, prediction.outcome.timeline)
+
+
+def _print_prediction(document: dict[str, Any]) -> None:
+    step, share = document["step_s"], document["time_share"]
+    error = document["relative_uncertainty"]
+    typer.echo(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
+    typer.echo(f"  step      mean {step['mean'] * 1e3:.2f} ms, p50 {step['p50'] * 1e3:.2f}, p99 {step['p99'] * 1e3:.2f}")
+    typer.echo(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
+    typer.echo(f"  copied    {document['bytes_copied'] / 1e9:.2f} GB")
+    typer.echo("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
+    typer.echo(f"  memory    {document['ledger']['device_bytes'] / 2**30:.2f} GiB on the device")
+    for assumption in document["assumptions"]:
+        typer.echo(f"  assumed   {assumption}")
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    model: ModelOption,
+    hardware: HardwareOption,
+    trace: TraceOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
+    memory: MemoryOption = None,
+    bits: Annotated[str, typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2.")] = "16",
+    objective: Annotated[str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")] = "tokens_per_s",
+    floor: Annotated[Optional[float], typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
+    window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests decoded together.")] = 1,
+    prefill_chunk: Annotated[Optional[int], typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")] = None,
+    report: Annotated[Optional[Path], typer.Option("--report", help="Also write an HTML report.")] = None,
+    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")] = None,
+    dense_bits: DenseBitsOption = "16",
+    as_json: JsonFlag = False,
+) -> None:
+    """Search for the best schedule within a memory budget, and show what it beats and what would help."""
+    from .planner.plan import PlanRequest, make_plan, plan_to_dict
+    from .progress import reporter
+    from .specs_io import write_atomic
+
+    rehearsal = _rehearsal(model, hardware, trace, memory, window, dense_bits)
+    request = PlanRequest(bits=tuple(part.strip() for part in bits.split(",") if part.strip()), objective=objective,
+                          floor_tokens_per_s=floor, concurrency=concurrency, prefill_chunk_tokens=prefill_chunk)  # fmt: skip
+    if not request.bits:
+        raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
+    found = make_plan(rehearsal, request, progress=reporter("plan"))
+    document = plan_to_dict(found)
+    write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if timeline is not None:
+        _write_timeline(timeline, found.best)
+    if report is not None:
+        _write_report(report, document, rehearsal, found.best)
+    if as_json:
+        _emit(document)
+    else:
+        _print_plan(document, output)
+
+
+def _print_plan(document: dict[str, Any], output: Path) -> None:
+    best = document["best"]
+    typer.echo(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated, {document['num_pruned']} pruned):")
+    _print_prediction(best)
+    schedule = best["schedule"]
+    typer.echo(f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, kernel {schedule['kernel']}, copy {schedule['copy']}")
+    for one in document["baselines"]:
+        typer.echo(f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x")
+    for name, why in document["baselines_that_do_not_fit"].items():
+        typer.echo(f"  no fit    {name:24} {why}")
+    typer.echo(f"  bound     {document['lower_bound_step_s'] * 1e3:.2f} ms a step: the best is within {document['optimality_gap']:.1%} of it")
+    typer.echo(f"  verdict   {document['verdict']}")
+    typer.echo(f"written to {output}")
+
+
+# --- report ---------------------------------------------------------------------------------------------------------------
+
+
+def _write_report(path: Path, document: dict[str, Any], rehearsal: Any, best: Any) -> None:
+    """Write the HTML report of a plan, with the curves of hit rate against cache size."""
+    from .reports.offload_page import write_plan_report
+    from .traces.stats import trace_stats
+
+    stats = trace_stats(rehearsal.trace)
+    write_plan_report(path, document, timeline=best.outcome.timeline, stats=stats, belady_curve=_belady_curve(rehearsal, best.schedule),
+                      profile=rehearsal.profile)  # fmt: skip
+
+
+def _belady_curve(rehearsal: Any, schedule: Any) -> list[tuple[int, float]]:
+    """Return (experts per layer, hit rate) of a cache that knows the future."""
+    from .planner.bounds import fewest_loads
+
+    workload = rehearsal.workload(schedule, with_next_use=True)
+    lookups = workload.num_expert_visits
+    each = rehearsal.trace.num_experts
+    sizes = sorted({1, 2, each} | {each * i // 16 for i in range(1, 16)} - {0})
+    return [(size, 1 - fewest_loads(workload, size, pooled=False) / lookups) for size in sizes]
+
+
+@app.command()
+def report(
+    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
+    trace: TraceOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
+    from .planner.plan import planned_schedule
+    from .specs_io import read_json
+
+    document = read_json(plan_path, "plan", max_bytes=2**28)
+    provenance = _section(document, "provenance")
+    rehearsal = _rehearsal(str(provenance.get("model")), str(provenance.get("hardware")), trace, str(provenance.get("memory_bytes")),
+                           provenance.get("window_steps"), str(provenance.get("dense_bits", "16")))  # fmt: skip
+    best = rehearsal.predict(planned_schedule(document), rows=True)
+    _write_report(output, document, rehearsal, best)
+    if timeline is not None:
+        _write_timeline(timeline, best)
+    if as_json:
+        _emit({"path": str(output)})
+    else:
+        typer.echo(str(output))
+
+
+def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
+    part = document.get(name)
+    if not isinstance(part, dict):
+        raise InputError(f"plan.{name}", part, "missing from the plan", "give a plan.json written by moeplan plan")
+    return part
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for the plan, the report and the timeline.")] = Path("out/demo"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Plan the bundled recording for a small memory and write plan, report and Perfetto timeline."""
+    from .planner.plan import PlanRequest, make_plan, plan_to_dict
+    from .progress import reporter
+    from .specs_io import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rehearsal = _rehearsal("tiny-moe", DEMO_HARDWARE, "bundled", DEMO_MEMORY, 2000, "16")
+    found = make_plan(rehearsal, PlanRequest(bits=("16",), prefill_chunk_tokens=None), progress=reporter("demo"))
+    document = plan_to_dict(found)
+    paths = {"plan": folder / "plan.json", "report": folder / "report.html", "timeline": folder / "timeline.json"}
+    write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
+    _write_timeline(paths["timeline"], found.best)
+    _write_report(paths["report"], document, rehearsal, found.best)
+    if as_json:
+        _emit({"predicted_tokens_per_s": document["best"]["tokens_per_s"]} | {name: str(path) for name, path in paths.items()})
+    else:
+        _print_plan(document, paths["plan"])
+        typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
+
+
+DEMO_HARDWARE = "t4"
+DEMO_MEMORY = "600MiB"
+
+
+def main() -> None:
+    """Run the command line; every purposeful error is one line on stderr and its own exit status."""
+    try:
+        app(standalone_mode=False)
+    except MoeplanError as error:
+        _fail(str(error), error.exit_status)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()), _EXIT_USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was written", _EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stderr.write(f"moeplan: {message}\n")
+    sys.exit(status)
