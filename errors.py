@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 _SHOWN_VALUE_CHARS = 80
 
@@ -22,6 +23,18 @@ class MoeplanError(Exception):
     """Base of every error the product raises on purpose; `exit_status` is what the command line returns."""
 
     exit_status = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to rebuild the error in another process: its text and fields, not its constructor's arguments."""
+        return _rebuilt, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuilt(kind: type[MoeplanError], args: tuple[Any, ...], fields: dict[str, Any]) -> MoeplanError:
+    """Return an error of `kind` as it was before it crossed a process boundary."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class InputError(MoeplanError):
