@@ -48,7 +48,7 @@ help:
 # --- use -------------------------------------------------------------------------------------------------------------
 
 demo: .venv/.user
-	$(BIN)/moeplan demo --out out/demo
+	$(BIN)/moeplan demo --output out/demo
 
 bench: .venv/.developer
 	cd $(ROOT) && $(BIN)/python -m benchmarks.engine

@@ -82,12 +82,12 @@ def test_an_edited_policy_never_leaves_a_stale_caller(tree: Path) -> None:
 
 
 def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    """Return the functions marked `@jit`."""
+    """Return the functions marked `@jit` or `@jit_lean`."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return [
         node
         for node in functions
-        if any(isinstance(mark, ast.Name) and mark.id == "jit" for mark in node.decorator_list)
+        if any(isinstance(mark, ast.Name) and mark.id in ("jit", "jit_lean") for mark in node.decorator_list)
     ]
 
 
