@@ -182,11 +182,18 @@ def profile_to_json(profile: Profile) -> str:
     return json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-# Constants that something is divided by.
-_POSITIVE = ("bytes_per_s", "flops_per_s", "_efficiency", "device.memory_bytes", "host.memory_bytes")
-_POSITIVE_GROUPS = ("peak_flops_per_s.", "dequantise_efficiency.", "contention.")
-# Constants that are shares of one.
-_SHARES = ("_efficiency", "contention.")
+# What a constant's last name says about the range of its value: (ending, least, most, in words). Limits are wide: they
+# keep sums, quotients and nanoseconds finite, and catch slips of many powers of ten.
+_RANGES = (
+    ("bytes_per_s", 1.0, 1e18, "bytes per second"),
+    ("flops_per_s", 1.0, 1e21, "operations per second"),
+    ("_efficiency", 1e-3, 1.0, "a share of a peak"),
+    ("_bytes", 0.0, 1e18, "bytes"),
+    ("_s", 0.0, 3600.0, "seconds"),
+    ("kernels_per_dense_layer", 0.0, 1e6, "a number of kernels"),
+    ("kernels_per_head", 0.0, 1e6, "a number of kernels"),
+)
+_SPEED_TOGETHER = (1e-2, 1.0, "a share of the speed alone")
 
 
 def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
@@ -233,10 +240,19 @@ def _check_constant(name: str, constant: Constant) -> None:
         )
     for key in ("value", "relative_uncertainty"):
         _check_number(f"{name}.{key}", getattr(constant, key))
-    if constant.value == 0 and (name.endswith(_POSITIVE) or any(mark in name for mark in _POSITIVE_GROUPS)):
-        raise InputError(f"{name}.value", constant.value, "not above zero", "correct the profile")
-    if constant.value > 1 and any(mark in name for mark in _SHARES):
-        raise InputError(f"{name}.value", constant.value, "a share above one", "give a number up to 1")
+    least, most, words = _range(name)
+    if not least <= constant.value <= most:
+        rule = f"{words} from {least:g} to {most:g} expected"
+        raise InputError(f"{name}.value", constant.value, rule, "correct the profile")
+
+
+def _range(name: str) -> tuple[float, float, str]:
+    """Return (least, most, in words) for the constant called `name`."""
+    if name.startswith("contention."):
+        return _SPEED_TOGETHER
+    # Tables of constants are named after what they hold: `peak_flops_per_s.float16`.
+    kinds = [part for part in name.split(".") if part.endswith(tuple(ending for ending, *_ in _RANGES))]
+    return next((least, most, words) for ending, least, most, words in _RANGES if kinds[-1].endswith(ending))
 
 
 def _check_curve(name: str, curve: Curve) -> None:
@@ -253,5 +269,5 @@ def _check_curve(name: str, curve: Curve) -> None:
 
 
 def _check_number(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number < 0:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
         raise InputError(name, number, "not a finite number of at least zero", "correct the profile")

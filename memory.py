@@ -145,15 +145,18 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
     """Return the device's items that do not depend on the cache."""
     model, dense = needs.model, needs.dense_format
     embeddings = dense.vector_bytes(model.embedding_parameters)
+    requests = needs.concurrency
     kv_each = model.kv_bytes(needs.context_tokens, needs.kv_bytes_per_value, needs.encoder_tokens)
-    tokens = needs.pass_tokens if needs.pass_tokens is not None else needs.concurrency
+    kv_note = f"{requests} requests of {needs.context_tokens} tokens, {kv_each} bytes each"
+    tokens = needs.pass_tokens if needs.pass_tokens is not None else requests
+    activations = activation_bytes(model, tokens, requests, dense)
     staging = model.expert_bytes(needs.expert_format)
     return (
         _item("runtime", needs.runtime_bytes, "driver, libraries, allocator"),
         _item("embeddings", embeddings, "token embedding and output matrix, 16 bits or more"),
         _item("dense weights", model.dense_bytes(dense) - embeddings, f"all layers but routed experts, {dense.description}"),
-        _item("kv cache", kv_each * needs.concurrency, f"{needs.concurrency} x {needs.context_tokens} tokens, {kv_each} bytes each"),
-        _item("activations", activation_bytes(model, tokens, needs.concurrency, dense), f"a pass of {tokens} tokens and its logits"),
+        _item("kv cache", kv_each * requests, kv_note),
+        _item("activations", activations, f"a pass of {tokens} tokens and its logits"),
         _experts("staging", needs.staging_experts, staging, needs.expert_format),
     )  # fmt: skip
 

@@ -161,6 +161,10 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_moe": Family(defaults=_NO_WINDOW | {"qkv_bias": True}, bias="qkv", shared_gate=True),
     "qwen3_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
     "qwen3_next": Family(defaults={"full_attention_interval": 4}, qk_norm="head", gated_attention=True, shared_gate=True),
+    "qwen3_5_moe": Family(
+        defaults={"full_attention_interval": 4}, qk_norm="head", gated_attention=True, shared_gate=True
+    ),
+    "qwen3_vl_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
     "olmoe": Family(qk_norm="full"),
     "flex_olmo": Family(qk_norm="full"),
     "switch_transformers": Family(
@@ -187,12 +191,23 @@ FAMILIES: Mapping[str, Family] = {
     "jamba": Family(defaults={"expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 8, "attn_layer_offset": 4}),
     "llama4": Family(defaults={"interleave_moe_layer_step": 1, "num_shared_experts": 1, "no_rope_layer_interval": 4}),
 }  # fmt: skip
-"""Families whose counts were compared with instantiated models; others are read like mixtral, which their norms and biases may
-make wrong by a few parts in a million."""
+"""Families whose counts were compared with instantiated models. Others are read like mixtral: of 24 more in transformers
+5.23 the totals come within 1.5 % (extra norms, indexers and gates are missed)."""
 
 # Families whose layers are not "a mixer, then an MLP or uniform experts": reading them would give wrong sizes silently.
-_REFUSED = ("longcat_flash", "jetmoe", "nemotron_h", "gemma4", "deepseek_v4", "arctic", "doge", "zamba", "lfm2_moe")
-_NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "attn_config", "ffn_config")
+_REFUSED = (
+    "longcat_flash",
+    "jetmoe",
+    "nemotron_h",
+    "gemma4",
+    "deepseek_v4",
+    "arctic",
+    "doge",
+    "zamba",
+    "lfm2_moe",
+    "muse_spark",
+)
+_NESTED = ("thinker_config", "text_config", "language_config", "llm_config", "attn_config", "ffn_config")
 
 
 def read_config(data: Mapping[str, Any], name: str, where: str) -> ModelSpec:
