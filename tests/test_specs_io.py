@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from house import ROOT
 from moeplan import specs_io
 from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from moeplan.errors import InputError, UnknownName
@@ -122,6 +123,11 @@ def test_bundled_names() -> None:
     assert first <= set(specs_io.list_models()) == {path.stem for path in MODELS_FOLDER.iterdir()}
     machines = {"a100-80gb-sxm", "h200-sxm", "rtx-4090", "rtx-3060", "t4", "h100-sxm", "h800-sxm", "b200-sxm"}
     assert machines <= set(specs_io.list_hardware()) == {path.stem for path in HARDWARE_FOLDER.iterdir()}
+
+
+def test_the_bundled_tiny_model_is_the_trained_one() -> None:
+    trained = ROOT / "examples" / "tiny_moe" / "config.json"
+    assert json.loads((MODELS_FOLDER / "tiny-moe.json").read_text(encoding="utf-8")) == read_json(trained, "model")
 
 
 def test_models_by_path(tmp_path: Path) -> None:
