@@ -8,6 +8,7 @@ Ignored: which requests there are; that is the model's business.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -37,6 +38,14 @@ class Activity:
     rate: int
     done: simpy.Event
     version: int = 0
+
+
+def at_end_of_instant(env: simpy.Environment, call: Callable[[], None]) -> None:
+    """Have `call` called now, after everything else of this instant has happened."""
+    event = env.event()
+    event.callbacks.append(lambda _: call())
+    event._ok, event._value = True, None
+    env.schedule(event, priority=_AFTER_ALL)
 
 
 class Lanes:
@@ -110,18 +119,25 @@ class CopyEngine:
     def __init__(self, env: simpy.Environment, lanes: Lanes, lane: int, moved: Callable[[Transfer, int, int], None]) -> None:
         self.env, self._lanes, self._lane, self._moved = env, lanes, lane, moved
         self._waiting: dict[int, Transfer] = {}
+        # (order, id) of everything waiting; entries whose order has changed since are passed over.
+        self._heap: list[tuple[tuple[int, int, int], int]] = []
         self._running: Transfer | None = None
         self._called = False
 
     def submit(self, transfer: Transfer) -> None:
         """Queue a transfer."""
-        self._waiting[transfer.id] = transfer
+        self._wait(transfer)
         self.call()
+
+    def _wait(self, transfer: Transfer) -> None:
+        self._waiting[transfer.id] = transfer
+        heapq.heappush(self._heap, (transfer.order(), transfer.id))
 
     def promote(self, transfer_id: int) -> None:
         """Turn a queued or running prefetch into a demand; one that has arrived is left alone."""
         if transfer_id in self._waiting:
             self._waiting[transfer_id].kind = DEMAND
+            self._wait(self._waiting[transfer_id])
         elif self._running is not None and self._running.id == transfer_id:
             self._running.kind = DEMAND
         self.call()
@@ -130,17 +146,17 @@ class CopyEngine:
         """Ask for one arbitration at the end of this instant."""
         if not self._called and not self._lanes.busy(self._lane):
             self._called = True
-            event = self.env.event()
-            event.callbacks.append(self._arbitrate)
-            event._ok, event._value = True, None
-            self.env.schedule(event, priority=_AFTER_ALL)
+            at_end_of_instant(self.env, self._arbitrate)
 
-    def _arbitrate(self, _: simpy.Event) -> None:
+    def _arbitrate(self) -> None:
         self._called = False
         if self._lanes.busy(self._lane) or not self._waiting:
             return
-        first = min(self._waiting.values(), key=Transfer.order)
+        while self._heap[0][1] not in self._waiting or self._waiting[self._heap[0][1]].order() != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        first = self._waiting[self._heap[0][1]]
         if first.ready():
+            heapq.heappop(self._heap)
             del self._waiting[first.id]
             self._running = first
             first.began = first.kind
@@ -154,7 +170,7 @@ class CopyEngine:
         _, num_bytes = transfer.chunks.pop(0)
         self._moved(transfer, event.value.started, num_bytes)
         if transfer.chunks:
-            self._waiting[transfer.id] = transfer
+            self._wait(transfer)
         else:
             transfer.arrived.succeed()
         self.call()
