@@ -155,11 +155,13 @@ EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
     # Data-parallel attention, whole experts in their own order, one exchange there and one back (arXiv 2006.16668).
     "ep": lambda: _preset("ep"),
     # Local experts in groups, kernel chosen for each stage, multiprocessors divided (arXiv 2410.12247).
-    "eps-moe": lambda: _preset("eps-moe", pipeline__split="expert", pipeline__num_groups=5, pipeline__exchange_sm_fraction=_EPS_SM, kernel__choice="best"),
+    "eps-moe": lambda: _preset("eps-moe", pipeline__split="expert", pipeline__num_groups=5, pipeline__exchange_sm_fraction=_EPS_SM,
+                               kernel__choice="best"),
     # Two batches in alternation (SGLang's two-batch overlap, vLLM's dual-batch overlap).
     "tbo": lambda: _preset("tbo", pipeline__micro_batches=2, pipeline__exchange_sm_fraction=_TBO_SM),
     # Chunks of tokens and a two-level all-to-all (arXiv 2206.03382).
-    "tutel": lambda: _preset("tutel", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical", exchange__tiers="in-turn"),
+    "tutel": lambda: _preset("tutel", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
+                             exchange__tiers="in-turn"),
     # Tile by tile inside one kernel: here a bound without losses (arXiv 2502.19811).
     "comet": lambda: _preset("comet", pipeline__split="tile", pipeline__num_groups=16),
     # The shortcut lets the layer before drive the exchange (arXiv 2404.05019).
@@ -171,11 +173,13 @@ EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
     # 32 copies of the busiest, packed by load (github.com/deepseek-ai/EPLB; 32 as in arXiv 2412.19437).
     "eplb": lambda: _preset("eplb", placement__policy="eplb", placement__num_redundant=32),
     # The same, expert groups kept inside nodes.
-    "eplb-hierarchical": lambda: _preset("eplb-hierarchical", placement__policy="eplb-hierarchical", placement__num_redundant=32, exchange__kind="hierarchical"),
+    "eplb-hierarchical": lambda: _preset("eplb-hierarchical", placement__policy="eplb-hierarchical", placement__num_redundant=32,
+                                         exchange__kind="hierarchical"),
     # Decoding reads weights: balance experts that are active, not tokens (METRO).
     "metro": lambda: _preset("metro", placement__policy="metro", placement__num_redundant=32, replica__choice="activated"),
     # Exchanges between and inside nodes scheduled beside each other (FSMoE, arXiv 2501.10714).
-    "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical", exchange__tiers="free"),
+    "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
+                             exchange__tiers="free"),
     # Attention and experts mapped apart: tensor there, whole experts here (arXiv 2504.14960).
     "parallel-folding": lambda: _preset("parallel-folding", parallel__attention="tensor"),
 }  # fmt: skip
@@ -283,7 +287,8 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     if not isinstance(schedule.kernel.bits, str):
         raise InputError("kernel.bits", schedule.kernel.bits, "not a weight format's name", "write for instance 8")
     if exchange.tiers != "together" and exchange.kind != "hierarchical":
-        raise InputError("exchange.tiers", exchange.tiers, f"a {exchange.kind} exchange has no stages", "set exchange.kind=hierarchical")
+        raise InputError("exchange.tiers", exchange.tiers, f"a {exchange.kind} exchange has no stages",
+                         "set exchange.kind=hierarchical")  # fmt: skip
     if pipeline.split == "none" and pipeline.num_groups > 1:
         raise InputError("pipeline.num_groups", pipeline.num_groups, "nothing is split", "set pipeline.split=expert")
     if pipeline.shortcut and pipeline.micro_batches > 1:

@@ -114,7 +114,9 @@ def run_program(program: Program, tables: EpTables, op_end: Array, ex_start: Arr
                     else:
                         free_intra = end
                     progress[ex, AT_READY] = end
-                    progress[ex, AT_STAGE] = NUM_TIERS if progress[ex, AT_STAGE] or progress[ex, AT_LONGEST_INTER + 1 - tier] == 0 else 1
+                    second = progress[ex, AT_STAGE] > 0 or tier != program.ex_first[ex]
+                    last = second or progress[ex, AT_LONGEST_INTER + 1 - tier] == 0
+                    progress[ex, AT_STAGE] = NUM_TIERS if last else 1
                     if progress[ex, AT_STAGE] == NUM_TIERS:
                         ex_end[ex] = end
                 else:
@@ -160,7 +162,8 @@ def _ports(program: Program, tables: EpTables, rows: Array, clock: Array, ex: in
         length = tables.ex_ns[ex, tier, rank]
         if length:
             _row(rows, clock, rank, LANE_INTER + tier, program.ex_kind[ex], program.ex_layer[ex], program.ex_micro[ex],
-                 program.ex_group[ex], begin, begin + length, tables.ex_bytes[ex, tier, rank], tables.ex_tokens[ex, tier, rank])  # fmt: skip
+                 program.ex_group[ex], begin, begin + length, tables.ex_bytes[ex, tier, rank],
+                 tables.ex_tokens[ex, tier, rank])  # fmt: skip
 
 
 @jit_lean

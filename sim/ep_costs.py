@@ -1,0 +1,330 @@
+"""The cost model tabulated for one expert-parallel step, in whole nanoseconds for every rank, operation and exchange.
+
+Modelled: dense parts from each rank's own tokens; experts from the rows of each of a rank's slots, in one grouped launch or
+one launch each; multiprocessors kept for exchanges slow kernels that compute bounds; an exchange port takes a latency and the
+larger of what it sends and receives over its tier's bandwidth; a reduction over n ranks moves 2 (n-1)/n of its tensor.
+Kernels are issued ahead (captured graphs), so the host costs nothing. Ignored: contention for device memory between
+kernels and exchanges, waves and tiles of kernels, congestion in switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..calibrate.cost_model import CostModel, Estimate, merge_sources
+from ..ep_schedule import ExpertParallelSchedule
+from ..errors import InputError, MissingCalibration
+from ..hardware import Constant, Profile
+from ..specs import WeightFormat, weight_format
+from ..units import NS_PER_S
+from .ep_tables import EpTables
+from .ep_traffic import FloatArray, StepLoad
+from .policies.ep_program import INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, OP_REDUCE, Program
+from .policies.state import Array
+
+# An all-to-all needs 10 to 20 multiprocessors to saturate (arXiv 2410.12247; 16 of 132 taken): below, it slows in proportion.
+SATURATING_SM_FRACTION = 16 / 132
+# Reductions carry 16-bit values.
+_REDUCE_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """One rank's port of a tier: seconds = latency + (bytes + half size) / bandwidth, one direction."""
+
+    bytes_per_s: float
+    latency_s: float
+    half_size_bytes: float = 0.0
+    source: str
+    relative_uncertainty: float
+
+    def port_ns(self, num_bytes: FloatArray | Array, speed: float = 1.0) -> Array:
+        """Return whole nanoseconds for `num_bytes` of any shape; nothing to move takes none."""
+        seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
+        return np.where(np.asarray(num_bytes) > 0, np.ceil(seconds * NS_PER_S), 0).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpConstants:
+    """What the cost model of one device does not know."""
+
+    inter: Tier | None
+    """Between nodes; None where there is one node."""
+    intra: Tier
+    grouped_rate: float = 1.0
+    """Speed of a grouped launch where compute bounds it, relative to the cost model's."""
+    dense_rate: float = 1.0
+    """The same for launches of one expert. DeepGEMM's README (8002b769) shows no gain on equal shapes: 1346 TFLOP/s grouped
+    and 1265 dense for 4096 x 7168 on H800."""
+
+    def tier(self, tier: int) -> Tier:
+        """Return a tier; raises InputError for the missing one."""
+        found = self.intra if tier == INTRA else self.inter
+        if found is None:
+            raise InputError("num_nodes", 1, "one node has no network", "describe the tier between nodes")
+        return found
+
+
+def constants_of(profile: Profile, num_nodes: int) -> EpConstants:
+    """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network."""
+    node = profile.node
+    if node is None:
+        raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
+                                 "choose a profile of a server")  # fmt: skip
+    intra = _tier(node.gpu_link_bytes_per_s, node.gpu_link_latency_s)
+    if num_nodes == 1:
+        return EpConstants(inter=None, intra=intra)
+    if node.nic_bytes_per_s is None or node.nic_latency_s is None:
+        raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
+                                 "use one node or choose another profile")  # fmt: skip
+    return EpConstants(inter=_tier(node.nic_bytes_per_s, node.nic_latency_s), intra=intra)
+
+
+def _tier(rate: Constant, latency: Constant) -> Tier:
+    return Tier(bytes_per_s=rate.value, latency_s=latency.value, source=merge_sources(rate.source, latency.source),
+                relative_uncertainty=rate.relative_uncertainty)  # fmt: skip
+
+
+def graph_costs(costs: CostModel) -> CostModel:
+    """Return the cost model of an engine that replays captured graphs: the host issues nothing kernel by kernel."""
+    host = dataclasses.replace(costs.profile.host, per_kernel_s=dataclasses.replace(costs.profile.host.per_kernel_s, value=0.0))
+    return dataclasses.replace(costs, profile=dataclasses.replace(costs.profile, host=host))
+
+
+@dataclass(slots=True)
+class EpCosting:
+    """Durations of one model on one kind of rank; keeps what it has looked up.
+
+    context_tokens: context of each request. prefill: a step's tokens are whole prompts of that length, otherwise one token of
+    each request.
+    """
+
+    costs: CostModel
+    constants: EpConstants
+    prefill: bool
+    context_tokens: int
+    _dense: dict[tuple[int, int, int], tuple[Estimate, Estimate]] = field(default_factory=dict)
+    _items: dict[tuple[str, int], tuple[float, bool]] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.costs = graph_costs(self.costs)
+
+    # --- dense parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def layer_groups(self) -> list[list[int]]:
+        """Decoder layers that run up to and with each MoE layer; those after the last belong to the head."""
+        begin, groups = 0, []
+        for layer in self.costs.model.moe_layers:
+            groups.append(list(range(begin, layer + 1)))
+            begin = layer + 1
+        return groups
+
+    def dense_s(self, moe_layer: int, tokens: int, share: int) -> tuple[float, float]:
+        """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks."""
+        if tokens == 0:
+            return 0.0, 0.0
+        whole = shared = 0.0
+        for layer in self.layer_groups[moe_layer]:
+            each, inside = self._dense_layer(layer, tokens)
+            fixed = self.costs.profile.host.kernels_per_dense_layer.value * self.costs.profile.device.launch_s.value
+            fixed = min(fixed, each.seconds)
+            whole += fixed + (each.seconds - fixed) / share
+            shared += inside / share
+            self.estimates["dense"] = each
+        return whole, shared
+
+    def _dense_layer(self, layer: int, tokens: int) -> tuple[Estimate, float]:
+        """Return the estimate of a layer and the seconds of its shared experts."""
+        key = (self._kind(layer), tokens, 0)
+        if key not in self._dense:
+            context, requests = self._context(tokens)
+            with_shared = self.costs.dense_layer(layer, tokens, context, requests)
+            model = self.costs.model
+            plain = with_shared
+            if model.num_shared_experts and layer in model.moe_layers:
+                bare = dataclasses.replace(model, num_shared_experts=0, shared_intermediate_size=0, shared_gate=False)
+                plain = dataclasses.replace(self.costs, model=bare).dense_layer(layer, tokens, context, requests)
+            self._dense[key] = (with_shared, plain)
+        with_shared, plain = self._dense[key]
+        return with_shared, max(0.0, with_shared.seconds - plain.seconds)
+
+    def _kind(self, layer: int) -> int:
+        """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""
+        model = self.costs.model
+        mark = (layer in model.moe_layers, model.is_recurrent(layer), layer in model.sliding_layers)
+        kinds = ((m in model.moe_layers, model.is_recurrent(m), m in model.sliding_layers) for m in range(layer + 1))
+        return next(at for at, kind in enumerate(kinds) if kind == mark)
+
+    def _context(self, tokens: int) -> tuple[int, int]:
+        """Return (context tokens read, requests) of a rank's `tokens`."""
+        if not self.prefill:
+            return tokens * self.context_tokens, tokens
+        requests = max(1, round(tokens / self.context_tokens))
+        return max(tokens, requests * self.context_tokens), requests
+
+    def head_s(self, tokens: int, share: int) -> float:
+        """Return the seconds of what follows the last MoE layer; logits of each request's last token."""
+        if tokens == 0:
+            return 0.0
+        _, requests = self._context(tokens)
+        head = self.costs.head(requests)
+        self.estimates["head"] = head
+        tail = range(self.costs.model.moe_layers[-1] + 1, self.costs.model.num_layers)
+        return (head.seconds + sum(self._dense_layer(layer, tokens)[0].seconds for layer in tail)) / share
+
+    # --- experts --------------------------------------------------------------------------------------------------
+
+    def item_s(self, rows: Array, fmt: WeightFormat, *, rate: float, slices: int = 1) -> FloatArray:
+        """Return seconds of each expert with `rows` rows, in an array of the same shape, where 0 rows take none.
+
+        rate: speed of compute relative to the cost model's. slices: each expert is cut over so many ranks.
+        """
+        distinct, where = np.unique(rows, return_inverse=True)
+        seconds = np.zeros(len(distinct))
+        for at, count in enumerate(distinct.tolist()):
+            if count:
+                key = (fmt.name, int(count))
+                if key not in self._items:
+                    item = self.costs.grouped_item(int(count), fmt)
+                    self.estimates["expert"] = item
+                    self._items[key] = (item.seconds, item.bound == "compute")
+                each, bound_by_compute = self._items[key]
+                seconds[at] = (each / rate if bound_by_compute else each) / slices
+        return np.asarray(seconds[where.reshape(rows.shape)], np.float64)
+
+    def expert_s(self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float) -> FloatArray:
+        """Return seconds [..., ranks] of one stage's experts, `slot_rows: [..., slots]`, under the schedule's kernels."""
+        fmt = weight_format(schedule.kernel.bits)
+        shape = (*slot_rows.shape[:-1], num_ranks, slot_rows.shape[-1] // num_ranks)
+        rows = slot_rows.reshape(shape)
+        launch = self.costs.grouped_base().seconds
+        active = (rows > 0).sum(-1)
+        grouped = self.item_s(rows, fmt, rate=self.constants.grouped_rate * sm_share).sum(-1) + launch * (active > 0)
+        if schedule.kernel.choice == "grouped":
+            return np.asarray(grouped)
+        dense = self.item_s(rows, fmt, rate=self.constants.dense_rate * sm_share).sum(-1) + launch * active
+        if schedule.kernel.choice == "dense":
+            return np.asarray(dense)
+        # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
+        better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
+        return np.asarray(np.where(better, dense, grouped))
+
+
+def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad) -> EpTables:
+    """Return the tables of one step; raises InputError or MissingCalibration where a cost is not known."""
+    ops, exchanges, ranks = len(program.op_kind), len(program.ex_kind), load.topology.num_ranks
+    work, op_tokens = np.zeros((ops, ranks), np.int64), np.zeros((ops, ranks), np.int64)
+    ex_ns = np.zeros((exchanges, NUM_TIERS, ranks), np.int64)
+    ex_bytes, ex_tokens = np.zeros_like(ex_ns), np.zeros_like(ex_ns)
+    _tabulate_dense(costing, schedule, program, load, work, op_tokens)
+    _tabulate_experts(costing, schedule, program, load, work, op_tokens)
+    _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
+    return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
+
+
+def _sm_share(schedule: ExpertParallelSchedule) -> float:
+    """Return the share of multiprocessors left to kernels."""
+    return 1.0 - schedule.pipeline.exchange_sm_fraction if schedule.overlaps else 1.0
+
+
+def _attention_ranks(schedule: ExpertParallelSchedule, load: StepLoad) -> tuple[int, Array]:
+    """Return (ranks that share a dense part, tokens [micro, ranks] each of them works on)."""
+    if schedule.parallel.attention == "data":
+        return 1, load.rank_tokens
+    seats = load.topology.ranks_per_node
+    per_node = load.rank_tokens.reshape(load.num_micro, -1, seats).sum(axis=2)
+    return seats, np.repeat(per_node, seats, axis=1)
+
+
+def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
+                    op_tokens: Array) -> None:  # fmt: skip
+    """Fill dense parts, shared experts and the head."""
+    share, tokens = _attention_ranks(schedule, load)
+    # Two batches overlap everything; groups only overlap experts.
+    slow = _sm_share(schedule) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
+    apart = bool((program.op_kind == OP_DENSE + 1).any())
+    for op, kind in enumerate(program.op_kind.tolist()):
+        if kind == OP_EXPERT:
+            continue
+        mine = tokens[program.op_micro[op]]
+        op_tokens[op] = mine
+        for count in np.unique(mine).tolist():
+            if kind == OP_HEAD:
+                seconds = costing.head_s(count, share)
+            else:
+                whole, shared = costing.dense_s(int(program.op_layer[op]), count, share)
+                seconds = shared if kind != OP_DENSE else whole - shared if apart else whole
+            work[op, mine == count] = math.ceil(seconds / slow * NS_PER_S)
+
+
+def _tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
+                      op_tokens: Array) -> None:  # fmt: skip
+    """Fill expert operations, part by part."""
+    ranks, mine = load.topology.num_ranks, np.flatnonzero(program.op_kind == OP_EXPERT)
+    layer, micro, group = program.op_layer[mine], program.op_micro[mine], program.op_group[mine]
+    if schedule.parallel.experts == "tensor":
+        # Every node is a replica of its own; its ranks hold a slice of each expert and see all the node's tokens.
+        seats = load.topology.ranks_per_node
+        rows = -(-load.slot_rows // load.topology.num_nodes)
+        fmt = weight_format(schedule.kernel.bits)
+        item = costing.item_s(rows, fmt, rate=costing.constants.grouped_rate, slices=seats).sum(-1)
+        seconds = (item + costing.costs.grouped_base().seconds * (rows.sum(-1) > 0))[..., None]
+        counted = np.broadcast_to(rows.sum(-1)[..., None], (*rows.shape[:2], ranks))
+        work[mine] = np.ceil(np.broadcast_to(seconds, counted.shape)[layer, micro] * NS_PER_S)
+        op_tokens[mine] = counted[layer, micro]
+        return
+    seconds = costing.expert_s(load.slot_rows, ranks, schedule, _sm_share(schedule))
+    ns = np.ceil(seconds * NS_PER_S).astype(np.int64)
+    rank_rows = load.slot_rows.reshape(*load.slot_rows.shape[:2], ranks, -1).sum(-1)
+    part, pieces = _parts(schedule, load, micro, group)
+    work[mine] = _piece(ns[layer, part], group, pieces)
+    op_tokens[mine] = _piece(rank_rows[layer, part], group, pieces)
+
+
+def _parts(schedule: ExpertParallelSchedule, load: StepLoad, micro: Array, group: Array) -> tuple[Array, int]:
+    """Return (part of the load for each batch and group, pieces a part is divided into)."""
+    if load.num_groups == schedule.num_groups:
+        return micro * load.num_groups + group, 1
+    return micro, schedule.num_groups
+
+
+def _piece(values: Array, group: Array, pieces: int) -> Array:
+    """Return piece `group` of `pieces` nearly equal whole parts of `values: [n, …]`; the pieces add up to the whole."""
+    at = group.reshape(-1, *[1] * (values.ndim - 1))
+    return values if pieces == 1 else values * (at + 1) // pieces - values * at // pieces
+
+
+def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, ex_ns: Array,
+                        ex_bytes: Array, ex_tokens: Array) -> None:  # fmt: skip
+    """Fill dispatches, combines and reductions."""
+    hidden, constants = costing.costs.model.hidden_size, costing.constants
+    fraction = schedule.pipeline.exchange_sm_fraction
+    speed = min(1.0, fraction / SATURATING_SM_FRACTION) if schedule.overlaps and fraction else 1.0
+    mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
+    layer, micro, group = program.ex_layer[mine], program.ex_micro[mine], program.ex_group[mine]
+    back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
+    part, pieces = _parts(schedule, load, micro, group)
+    if len(mine):
+        forth, receive = load.sent[layer, part], load.received[layer, part]
+        each = np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value) * hidden
+        sent = np.where(back, receive, forth)
+        ex_tokens[mine] = _piece(sent, group, pieces)
+        ex_bytes[mine] = _piece(np.rint(sent * each).astype(np.int64), group, pieces)
+        port = np.maximum(forth, receive) * each
+        for tier in (INTER, INTRA):
+            if (port[:, tier] > 0).any():
+                ex_ns[mine, tier] = _piece(constants.tier(tier).port_ns(port[:, tier], speed), group, pieces)
+    seats = load.topology.ranks_per_node
+    for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
+        # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
+        tokens = load.rank_tokens[program.ex_micro[exchange]].reshape(-1, seats).sum(axis=1).repeat(seats)
+        num_bytes = tokens * hidden * _REDUCE_BYTES * 2 * (seats - 1) // seats
+        ex_tokens[exchange, INTRA] = tokens
+        ex_bytes[exchange, INTRA] = num_bytes
+        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes)

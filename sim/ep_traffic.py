@@ -1,0 +1,256 @@
+"""Who sends how much to whom in one expert-parallel step, for every layer, batch and group: what the cost tables are made of.
+
+Modelled: tokens live on ranks; each choice of an expert goes to the slot the run-time router picked. A schedule divides the
+tokens into batches and chunks, or the slots of a rank into groups; every part is exchanged on its own, so a token that
+needs a rank in two groups travels twice. De-duplication as the exchange does it: for every choice, once per rank, or once
+per node (to the rank with the sender's place there) and from there once per rank. From counts only, choices are taken as
+independent given how often each expert is used, and counts are expectations. Ignored: bytes and time (`ep_costs`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ep_schedule import EXCHANGES, ExpertParallelSchedule
+from ..errors import InputError
+from ..jit import jit
+from .policies.ep_program import INTER, INTRA, NUM_TIERS
+from .policies.state import Array
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Ranks in nodes, slots on ranks; rank r owns slots [r·S, (r+1)·S) and node n ranks [n·seats, (n+1)·seats)."""
+
+    num_ranks: int
+    num_nodes: int
+    slots_per_rank: int
+
+    def __post_init__(self) -> None:
+        if min(self.num_ranks, self.num_nodes, self.slots_per_rank) < 1 or self.num_ranks % self.num_nodes:
+            raise InputError("num_nodes", self.num_nodes, f"{self.num_ranks} ranks do not divide into equal nodes",
+                             "give every node the same number of ranks")  # fmt: skip
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks of every node."""
+        return self.num_ranks // self.num_nodes
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of one layer."""
+        return self.num_ranks * self.slots_per_rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepLoad:
+    """Token counts of one step. Part p of a layer is group p % num_groups of batch p // num_groups."""
+
+    topology: Topology
+    num_micro: int
+    num_groups: int
+    """Groups that were counted apart; a tile-wise schedule counts one and divides it."""
+    rank_tokens: Array
+    """int64 [micro, ranks]: tokens living on each rank."""
+    slot_rows: Array
+    """int64 [layers, parts, slots]: rows each slot's expert computes."""
+    sent: Array
+    """int64 [layers, parts, 2, ranks]: tokens each rank sends between nodes and inside its node, dispatching."""
+    received: Array
+    """int64 [layers, parts, 2, ranks]."""
+    exact: bool
+    """False where counts are expectations under independence."""
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return int(self.slot_rows.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step."""
+        return int(self.rank_tokens.sum())
+
+    def rank_rows(self) -> Array:
+        """Return int64 [layers, ranks]: rows each rank computes in a layer."""
+        rows = self.slot_rows.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
+        return np.asarray(rows.sum(axis=2), np.int64)
+
+    def max_over_mean(self) -> float:
+        """Return the mean over layers of the fullest rank's rows over the mean rank's; 1 where a layer has none."""
+        rows = self.rank_rows().astype(np.float64)
+        mean = rows.mean(axis=1)
+        return float(np.divide(rows.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0).mean())
+
+
+def token_chunks(source_rank: Array, num_ranks: int, num_chunks: int) -> Array:
+    """Return int64 [tokens]: the chunk of every token, consecutive tokens of a rank together, chunks of a rank equally long."""
+    order = np.argsort(source_rank, kind="stable")
+    counts = np.bincount(source_rank, minlength=num_ranks)
+    first = np.cumsum(counts) - counts
+    place = np.empty(len(source_rank), np.int64)
+    place[order] = np.arange(len(source_rank)) - first[source_rank[order]]
+    return np.asarray(place * num_chunks // np.maximum(counts, 1)[source_rank], np.int64)
+
+
+def slot_groups(topology: Topology, num_groups: int) -> Array:
+    """Return int64 [slots]: the group of every slot, consecutive slots of a rank together.
+
+    Raises InputError where a rank has fewer slots than groups.
+    """
+    if num_groups > topology.slots_per_rank:
+        raise InputError("pipeline.num_groups", num_groups, f"a rank has {topology.slots_per_rank} experts", "use fewer groups")
+    return np.asarray(np.arange(topology.num_slots) % topology.slots_per_rank * num_groups // topology.slots_per_rank, np.int64)
+
+
+def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integer], topology: Topology,
+               schedule: ExpertParallelSchedule) -> StepLoad:  # fmt: skip
+    """Return the counts of a step whose token t on `source_rank[t]` goes to `slots: [tokens, layers, top_k]`.
+
+    Raises InputError for shapes or ids that do not belong to the topology.
+    """
+    _check_ids("slots", slots, topology.num_slots)
+    _check_ids("source_rank", source_rank, topology.num_ranks)
+    if slots.ndim != 3 or source_rank.shape != slots.shape[:1]:
+        raise InputError("slots", f"shapes {slots.shape} and {source_rank.shape}", "must be [tokens, layers, top_k] and [tokens]",
+                         "pass one rank per token")  # fmt: skip
+    micro, groups, by_slot, by_token = _division(schedule)
+    source = np.ascontiguousarray(source_rank, np.int64)
+    chunk = token_chunks(source, topology.num_ranks, micro * by_token)
+    group_of_slot = slot_groups(topology, by_slot)
+    layers, parts, ranks = slots.shape[1], micro * groups, topology.num_ranks
+    rows = np.zeros((layers, parts, topology.num_slots), np.int64)
+    sent = np.zeros((layers, parts, NUM_TIERS, ranks), np.int64)
+    received = np.zeros_like(sent)
+    kind = EXCHANGES.index(schedule.exchange.kind)
+    _count(np.ascontiguousarray(slots), source, chunk, group_of_slot, topology.slots_per_rank, topology.ranks_per_node, kind,
+           by_slot, rows, sent, received)  # fmt: skip
+    tokens = np.zeros((micro, ranks), np.int64)
+    np.add.at(tokens, (chunk // by_token, source), 1)
+    return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=tokens, slot_rows=rows, sent=sent,
+                    received=received, exact=True)  # fmt: skip
+
+
+def expect_step(inclusion: FloatArray, rank_tokens: Array, topology: Topology, schedule: ExpertParallelSchedule) -> StepLoad:
+    """Return the expected counts of a step from marginals alone.
+
+    inclusion: [layers, ranks or 1, slots], the chance that a token of a source rank takes a slot; chances are taken as
+    independent. rank_tokens: int64 [ranks]. Raises InputError for chances outside 0..1 or shapes that do not fit.
+    """
+    ranks, seats, nodes = topology.num_ranks, topology.ranks_per_node, topology.num_nodes
+    if inclusion.ndim != 3 or inclusion.shape[1] not in (1, ranks) or inclusion.shape[2] != topology.num_slots:
+        raise InputError("inclusion", inclusion.shape, "must be [layers, ranks or 1, slots]", "use the placement's own slots")
+    if not np.isfinite(inclusion).all() or inclusion.min() < 0 or inclusion.max() > 1 + 1e-9:
+        raise InputError("inclusion", float(inclusion.max()), "chances lie between 0 and 1", "give tokens per expert")
+    micro, groups, by_slot, by_token = _division(schedule)
+    layers = inclusion.shape[0]
+    rows = np.zeros((layers, groups, topology.num_slots))
+    out = np.zeros((2, layers, groups, NUM_TIERS, ranks))
+    group_of_slot = slot_groups(topology, by_slot)
+    share = rank_tokens.astype(np.float64) / (micro * by_token)
+    for group in range(groups):
+        chance = inclusion if by_slot == 1 else np.where(group_of_slot == group, inclusion, 0.0)
+        per_source = np.broadcast_to(chance, (layers, ranks, topology.num_slots))
+        rows[:, group] = np.einsum("lrs,r->ls", per_source, share)
+        if schedule.exchange.kind == "all-choices":
+            hits = per_source.reshape(layers, ranks, ranks, -1).sum(axis=3)
+        else:
+            hits = 1 - np.prod(1 - per_source.reshape(layers, ranks, ranks, -1), axis=3)
+        missed = hits
+        if schedule.exchange.kind == "hierarchical":
+            missed = np.prod(1 - hits.reshape(layers, ranks, nodes, seats), axis=3)
+        _expected_ports(hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group])
+    whole = np.rint(np.tile(rows, (1, micro, 1))).astype(np.int64)
+    ports = np.rint(np.tile(out, (1, 1, micro, 1, 1))).astype(np.int64)
+    per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
+    return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=per_micro, slot_rows=whole, sent=ports[0],
+                    received=ports[1], exact=False)  # fmt: skip
+
+
+def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,
+                    out: FloatArray) -> None:  # fmt: skip
+    """Add the expected tokens through every port to `out: [2 (sent, received), layers, tiers, ranks]`.
+
+    tokens: [layers, source, target], tokens of a source that a target needs. missed: [layers, source, nodes], the chance that
+    a node is not needed at all (hierarchical only).
+    """
+    ranks = tokens.shape[1]
+    node = np.arange(ranks) // seats
+    near = node[:, None] == node[None, :]
+    other = ~np.eye(ranks, dtype=bool)
+    if kind != "hierarchical":
+        for tier, mask in ((INTRA, near & other), (INTER, ~near)):
+            out[0][:, tier] += (tokens * mask).sum(axis=2)
+            out[1][:, tier] += (tokens * mask).sum(axis=1)
+        return
+    crossing = (1 - missed) * share[None, :, None]
+    for target in range(nodes):
+        landing = np.where(node == target, np.arange(ranks), target * seats + np.arange(ranks) % seats)
+        away = node != target
+        out[0][:, INTER, away] += crossing[:, away, target]
+        np.add.at(out[1], (slice(None), INTER, landing[away]), crossing[:, away, target])
+        for rank in range(target * seats, (target + 1) * seats):
+            forwarded = landing != rank
+            np.add.at(out[0], (slice(None), INTRA, landing[forwarded]), tokens[:, forwarded, rank])
+            out[1][:, INTRA, rank] += tokens[:, forwarded, rank].sum(axis=1)
+
+
+def _division(schedule: ExpertParallelSchedule) -> tuple[int, int, int, int]:
+    """Return (batches, groups counted apart, of them by slot, of them by token)."""
+    groups = schedule.num_groups
+    by_slot = groups if schedule.pipeline.split == "expert" else 1
+    by_token = groups if schedule.pipeline.split == "token" else 1
+    return schedule.pipeline.micro_batches, by_slot * by_token, by_slot, by_token
+
+
+def _check_ids(field: str, ids: npt.NDArray[np.integer], limit: int) -> None:
+    if ids.dtype.kind not in "iu" or (ids.size and (int(ids.min()) < 0 or int(ids.max()) >= limit)):
+        raise InputError(field, str(ids.dtype), f"must be whole numbers from 0 to {limit - 1}", "check the placement")
+
+
+@jit
+def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, seats: int, kind: int,
+           by_slot: int, rows: Array, sent: Array, received: Array) -> None:  # fmt: skip
+    """Add up rows and port tokens; see `count_step`. kind: 0 every choice, 1 once per rank, 2 once per node and rank."""
+    num_tokens, num_layers, top_k = slots.shape
+    ranks = sent.shape[3]
+    nodes = ranks // seats
+    at_rank = np.full((by_slot, ranks), -1, np.int64)
+    at_node = np.full((by_slot, nodes), -1, np.int64)
+    for layer in range(num_layers):
+        at_rank[:] = -1
+        at_node[:] = -1
+        for token in range(num_tokens):
+            home = source[token]
+            for choice in range(top_k):
+                slot = slots[token, layer, choice]
+                group = group_of_slot[slot]
+                part = chunk[token] * by_slot + group
+                rank = slot // slots_per_rank
+                node = rank // seats
+                rows[layer, part, slot] += 1
+                if kind != 0:
+                    if at_rank[group, rank] == token:
+                        continue
+                    at_rank[group, rank] = token
+                if kind != 2:
+                    if rank != home:
+                        tier = 1 if node == home // seats else 0
+                        sent[layer, part, tier, home] += 1
+                        received[layer, part, tier, rank] += 1
+                    continue
+                landing = home
+                if node != home // seats:
+                    landing = node * seats + home % seats
+                    if at_node[group, node] != token:
+                        at_node[group, node] = token
+                        sent[layer, part, 0, home] += 1
+                        received[layer, part, 0, landing] += 1
+                if rank != landing:
+                    sent[layer, part, 1, landing] += 1
+                    received[layer, part, 1, rank] += 1
