@@ -53,18 +53,25 @@ def add_overlaps(
     compared: [D], pairs of rows compared, which are those of one request with no position missing between them.
     """
     num_tokens, num_layers, top_k = experts.shape
+    num_distances = len(distances)
+    mark = np.full(1 << 16, -1, np.int64)  # the last (token, layer) that chose an expert
+    back = np.empty(num_distances, np.int64)
     for t in range(first, num_tokens):
-        for d in range(len(distances)):
-            back = t - distances[d]
-            if back < 0 or request[back] != request[t] or position[t] - position[back] != distances[d]:
-                continue
-            compared[d] += 1
-            for layer in range(num_layers):
-                same = 0
-                for i in range(top_k):
+        for d in range(num_distances):
+            row = t - distances[d]
+            back[d] = row
+            if row < 0 or request[row] != request[t] or position[t] - position[row] != distances[d]:
+                back[d] = -1
+            else:
+                compared[d] += 1
+        for layer in range(num_layers):
+            here = t * num_layers + layer
+            for j in range(top_k):
+                mark[experts[t, layer, j]] = here
+            for d in range(num_distances):
+                if back[d] >= 0:
                     for j in range(top_k):
-                        same += experts[t, layer, i] == experts[back, layer, j]
-                shared[d, layer] += same
+                        shared[d, layer] += mark[experts[back[d], layer, j]] == here
 
 
 @jit

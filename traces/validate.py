@@ -22,6 +22,7 @@ MAX_LAYERS = 1024
 MAX_EXPERTS = 1 << 16  # ids are at most uint16
 MAX_TOP_K = 256
 MAX_TOTAL_COUNT = 1 << 60  # sums of int64 counts stay exact below
+_MAX_PAIRWISE = 16
 _CHUNK_BYTES = 4 * MIB
 
 
@@ -159,11 +160,12 @@ def _check_rows(trace: RoutingTrace, start: int, stop: int) -> None:
         t, layer, choice = (int(i) for i in np.argwhere(experts >= trace.num_experts)[0])
         rule = f"expert ids must be below num_experts ({trace.num_experts})"
         _refuse(f"experts[{start + t}, {layer}, {choice}]", int(experts[t, layer, choice]), rule)
-    ordered = np.sort(experts, axis=2)
-    twice = ordered[:, :, 1:] == ordered[:, :, :-1]
+    twice = _doubled(experts)
     if twice.any():
-        t, layer, choice = (int(i) for i in np.argwhere(twice)[0])
-        rule = f"expert {int(ordered[t, layer, choice])} occurs twice in one token"
+        t, layer = (int(i) for i in np.argwhere(twice)[0])
+        ordered = np.sort(experts[t, layer])
+        expert = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
+        rule = f"expert {expert} occurs twice in one token"
         _refuse(f"experts[{start + t}, {layer}]", experts[t, layer].tolist(), rule)
     if trace.weights is not None:
         weights = np.asarray(trace.weights[start:stop])
@@ -173,6 +175,19 @@ def _check_rows(trace: RoutingTrace, start: int, stop: int) -> None:
             _refuse(f"weights[{start + t}, {layer}, {choice}]", float(weights[t, layer, choice]), rule)
     if trace.predicted is not None:
         _check_guesses(trace, trace.predicted, start, stop)
+
+
+def _doubled(experts: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return [tokens, layers]: whether a choice occurs twice. Few choices are compared pair by pair, which is faster."""
+    if experts.shape[2] > _MAX_PAIRWISE:
+        ordered = np.sort(experts, axis=2)
+        return np.asarray((ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=2))
+    choices = np.ascontiguousarray(np.moveaxis(experts, 2, 0))
+    twice = np.zeros(experts.shape[:2], dtype=bool)
+    for j in range(1, len(choices)):
+        for i in range(j):
+            twice |= choices[i] == choices[j]
+    return twice
 
 
 def _check_guesses(trace: RoutingTrace, predicted: npt.NDArray[np.int16], start: int, stop: int) -> None:
