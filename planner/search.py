@@ -143,7 +143,12 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                         pruned += 1
                     else:
                         batch.append(found[at])
-                for one in pool.map(lambda c: _score(rehearsal, c, workload), batch):
+                # A run is given up once it has taken longer than the best so far: it can only end later still.
+                limit = incumbent.total_ns if incumbent is not None and objective != "p99_step_s" else 0
+                for one in pool.map(lambda c, limit=limit: _score(rehearsal, c, workload, limit), batch):
+                    if one is None:
+                        pruned += 1
+                        continue
                     scored.append(one)
                     if one.transient > level:
                         continue  # without a cache, a step's experts must fit all the same
@@ -175,8 +180,11 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     return result
 
 
-def _score(rehearsal: Rehearsal, candidate: Candidate, workload: Workload) -> Scored:
-    outcome = rehearsal.run(candidate.schedule)
+def _score(rehearsal: Rehearsal, candidate: Candidate, workload: Workload, limit_ns: int) -> Scored | None:
+    """Return the candidate's score, or None when its run was given up."""
+    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns)
+    if outcome.abandoned:
+        return None
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     counted = steps[workload.steps.step_phase == workload.steps.step_phase.max()]
     return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),

@@ -17,7 +17,7 @@ from ..sim.simulate import STREAM_SLOTS, Rehearsal
 ASSUMED_RECALL = 0.8
 """Recall of an early gate one layer ahead, used where the recording holds no guesses: the middle of the 60–90 % that
 different sources report for Mixtral (schedule presets cite them), and stated in the answer."""
-NUM_LEVELS = 12
+NUM_LEVELS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import Internal
 from . import offload_twin as twin
 from .costs import D2H, H2D, CostTables
-from .offload_model import OffloadModel
 from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
 from .timeline import (
     OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
@@ -50,6 +49,8 @@ class Outcome:
     timeline: Timeline | None
     """Rows, where they were asked for."""
     engine: str
+    abandoned: bool = False
+    """The run was stopped because it took longer than its limit; nothing else in it counts."""
 
 
 def fresh_state(config: PolicyConfig, workload: Workload, capacities: Array) -> PolicyState:
@@ -57,18 +58,23 @@ def fresh_state(config: PolicyConfig, workload: Workload, capacities: Array) -> 
     return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use)
 
 
-def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False) -> Outcome:
-    """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them."""
+def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
+             limit_ns: int = 0) -> Outcome:  # fmt: skip
+    """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them.
+
+    limit_ns: stop as soon as a step ends later than this (0: never); the outcome is then `abandoned`.
+    """
     if not rows:
-        return _twin_once(config, workload, costs, capacities, serial, 0)
-    counted = _twin_once(config, workload, costs, capacities, serial, 1)  # room for one row: it only counts
-    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]))
+        return _twin_once(config, workload, costs, capacities, serial, 0, limit_ns)
+    counted = _twin_once(config, workload, costs, capacities, serial, 1, 0)  # room for one row: it only counts
+    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]), 0)
 
 
 def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
-               room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
+               limit_ns: int, room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
+    clock[twin.LIMIT] = limit_ns
     step_end = np.zeros(workload.num_steps, np.int64)
     rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
     if serial:
@@ -79,16 +85,18 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
         arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
         twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, ops, arrived, step_end, rows)
     if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
-        return _twin_once(config, workload, costs, capacities, serial, num_rows, 8 * room)
+        return _twin_once(config, workload, costs, capacities, serial, num_rows, limit_ns, 8 * room)
     if clock[twin.STUCK] == twin.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")
     timeline = Timeline(rows=canonical(rows)) if num_rows else None
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[twin.MAKESPAN]),
-                   timeline=timeline, engine="twin")  # fmt: skip
+                   timeline=timeline, engine="twin", abandoned=bool(clock[twin.STUCK] == twin.ABANDONED))  # fmt: skip
 
 
 def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool) -> Outcome:
     """Return the SimPy model's outcome, always with rows."""
+    from .offload_model import OffloadModel  # here, because a machine that only measures has no SimPy
+
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
     model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial)
     rows, step_end, makespan = model.run()

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 (
     NOW, COMPUTE_END, KERNELS_DONE, BACKS_DONE, ROWS, STUCK, READY, LATE,
     BUSY_DENSE, BUSY_EXPERT, BUSY_HEAD, BUSY_DEMAND, BUSY_PREFETCH, BUSY_BACK, BUSY_HOST,
-    STALL_COPY, STALL_HOST, BYTES_H2D, BYTES_D2H, MAKESPAN, STEP, NUM_CLOCK,
-) = range(22)  # fmt: skip
+    STALL_COPY, STALL_HOST, BYTES_H2D, BYTES_D2H, MAKESPAN, STEP, LIMIT, NUM_CLOCK,
+) = range(23)  # fmt: skip
 
 # Fields of a queued transfer.
 Q_ID, Q_KEY, Q_TARGET, Q_KERNEL, Q_BACK, Q_LEFT, Q_CLASS, Q_FIELDS = range(8)
 
 _NEVER = 2**62
 # Values of `clock[STUCK]`.
-DEADLOCK, QUEUE_FULL = 1, 2
+DEADLOCK, QUEUE_FULL, ABANDONED = 1, 2, 3
 NUM_OP_FIELDS = 5
 
 
@@ -69,6 +69,20 @@ def _packed(queue: Array, head: int, tail: int) -> int:
         for field in range(Q_FIELDS):
             queue[at - head, field] = queue[at, field]
     return tail - head
+
+
+@jit_lean
+def _find(queue: Array, head: int, tail: int, target: int, transfer: int) -> int:
+    """Return where a transfer stands in a queue sorted by (target, id), or -1 when it is not waiting there any more."""
+    end = tail
+    while head < tail:
+        middle = (head + tail) // 2
+        if queue[middle, Q_TARGET] < target or (queue[middle, Q_TARGET] == target and queue[middle, Q_ID] < transfer):
+            head = middle + 1
+        else:
+            tail = middle
+    found = head < end and queue[head, Q_ID] == transfer and queue[head, Q_LEFT] > 0
+    return head if found else -1
 
 
 @jit_lean
@@ -177,6 +191,9 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
         _row(rows, clock, HOST, OP_HOST_STEP, stamp, layers - 1, -1, stream, now, 0, 0)
         clock[BUSY_HOST] += host[HOST_STEP]
         step_end[step] = now
+        if clock[LIMIT] and now > clock[LIMIT]:
+            clock[STUCK] = ABANDONED
+            return
         clock[STEP] += 1
     clock[NOW] = now
     clock[COMPUTE_END] = compute_end
@@ -410,6 +427,9 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 _row(rows, clock, HOST, OP_HOST_STEP, stamp, layer, -1, now, begin, 0, 0)
                 clock[BUSY_HOST] += host[HOST_STEP]
                 step_end[step] = begin
+                if clock[LIMIT] and begin > clock[LIMIT]:
+                    clock[STUCK] = ABANDONED
+                    return
                 layer = -1
                 num_ops = 0
                 if step + 1 < num_steps:
@@ -436,18 +456,15 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     if h_busy and h_id == wanted:
                         h_class = DEMAND  # its current chunk is already running; the rest is demanded
                         continue
-                    for at in range(pq_head, pq_tail):
-                        if ahead[at, Q_ID] == wanted:
-                            if dq_tail == demand.shape[0]:
-                                clock[STUCK] = QUEUE_FULL
-                                return
-                            for field in range(Q_FIELDS):
-                                demand[dq_tail, field] = ahead[at, field]
-                            dq_tail += 1
-                            for low in range(at, pq_head, -1):
-                                _copy_entry(ahead, low - 1, low)
-                            pq_head += 1
-                            break
+                    at = _find(ahead, pq_head, pq_tail, out.promoted_target[index], wanted)
+                    if at >= 0:
+                        if dq_tail == demand.shape[0]:
+                            clock[STUCK] = QUEUE_FULL
+                            return
+                        for field in range(Q_FIELDS):
+                            demand[dq_tail, field] = ahead[at, field]
+                        dq_tail += 1
+                        ahead[at, Q_LEFT] = 0  # nothing is left to move: passed over when its turn comes
             elif s_back < out.size[SIZE_BACKS] and (out.back_move[s_back] <= s_move or s_move == out.size[SIZE_MOVES]):
                 if bq_tail == backlog.shape[0]:
                     bq_tail = _packed(backlog, bq_head, bq_tail)
@@ -509,7 +526,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     h_left, h_class = demand[dq_head, Q_LEFT] - 1, DEMAND
                     dq_head += 1
                     h_busy = True
-            elif pq_head < pq_tail and ahead[pq_head, Q_KERNEL] < kernels_done and ahead[pq_head, Q_BACK] < backs_done:
+            if not h_busy and dq_head == dq_tail:
+                while pq_head < pq_tail and ahead[pq_head, Q_LEFT] == 0:
+                    pq_head += 1
+            if dq_head == dq_tail and not h_busy and pq_head < pq_tail and ahead[pq_head, Q_KERNEL] < kernels_done and ahead[pq_head, Q_BACK] < backs_done:
                 h_id, h_key, h_target = ahead[pq_head, Q_ID], ahead[pq_head, Q_KEY], ahead[pq_head, Q_TARGET]
                 h_kernel, h_back = ahead[pq_head, Q_KERNEL], ahead[pq_head, Q_BACK]
                 h_left, h_class = ahead[pq_head, Q_LEFT] - 1, DEMAND + 1

@@ -184,14 +184,17 @@ class Rehearsal:
             return np.array([cache.pooled_experts])
         return np.full(self.trace.num_layers, cache.experts_per_layer or 0)
 
-    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False) -> Outcome:
-        """Return the outcome of a resolved schedule under one engine, or under both, compared ("both")."""
+    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0) -> Outcome:
+        """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
+
+        limit_ns: the twin gives up on a run that takes longer (0: never).
+        """
         config, (tables, _) = self.config(schedule), self.tables(schedule)
         workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
         serial, capacities = not schedule.copy.overlap, self.capacities(schedule)
         if engine == "simpy":
             return run_simpy(config, workload, tables, capacities, serial=serial)
-        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows)
+        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns)
         if engine == "both":
             reference = run_simpy(config, workload, tables, capacities, serial=serial)
             difference = first_difference(reference, outcome)

@@ -144,11 +144,11 @@ def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> No
         if not state.used[key]:
             state.used[key] = 1
             state.count[PREFETCHES_USED] += 1
-            _promote(out, out.item_transfer[at])
+            _promote(out, out.item_transfer[at], state.sent_target[key])
 
 
 @jit_lean
-def _promote(out: Decision, transfer: int) -> None:
+def _promote(out: Decision, transfer: int, target: int) -> None:
     """Note that an earlier transfer is now demanded, keeping the list in rising order and free of repeats."""
     at = out.size[SIZE_PROMOTED]
     while at > 0 and out.promoted[at - 1] > transfer:
@@ -157,7 +157,9 @@ def _promote(out: Decision, transfer: int) -> None:
         return
     for index in range(out.size[SIZE_PROMOTED], at, -1):
         out.promoted[index] = out.promoted[index - 1]
+        out.promoted_target[index] = out.promoted_target[index - 1]
     out.promoted[at] = transfer
+    out.promoted_target[at] = target
     out.size[SIZE_PROMOTED] += 1
 
 
@@ -227,10 +229,12 @@ def _add_move(state: PolicyState, out: Decision, key: int, kind: int, target: in
         # An unused prefetch into this slot may still be queued. It was admitted, so it finishes, and before this one:
         # a demand would pass it, hence the promotion; a prefetch is behind it already.
         if kind == DEMAND and state.slot_pending[slot] >= 0:
-            _promote(out, state.slot_pending[slot])
+            _promote(out, state.slot_pending[slot], state.slot_pending_target[slot])
         state.slot_pending[slot] = transfer if kind == PREFETCH else -1
+        state.slot_pending_target[slot] = target
     state.transfer[key] = transfer
     state.target[key] = target
+    state.sent_target[key] = target
     state.count[NEXT_TRANSFER] += 1
     out.size[SIZE_MOVES] = at + 1
 

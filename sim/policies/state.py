@@ -69,6 +69,7 @@ class PolicyState(NamedTuple):
     used: Array  # uint8 [num_keys]: 0 from a prefetch until the first use
     target: Array  # int64 [num_keys]: visit an unused prefetch was made for
     transfer: Array  # int64 [num_keys]: the latest transfer of this expert, -1 when it was there from the start
+    sent_target: Array  # int64 [num_keys]: visit the latest transfer was first made for; where it stands in its queue
     touched: Array  # int64 [num_keys]: last visit that used this expert
     stamp: Array  # int64 [num_keys]: recency, larger is more recent
     frequency: Array  # int64 [num_keys]: tokens that used this expert
@@ -85,6 +86,7 @@ class PolicyState(NamedTuple):
     slot_kernel: Array  # int64 [num_slots]: last kernel that reads the slot, -1 when none
     slot_writeback: Array  # int64 [num_slots]: last write-back that reads the slot, -1 when none
     slot_pending: Array  # int64 [num_slots]: an unused prefetch into the slot, perhaps still on its way, -1 when none
+    slot_pending_target: Array  # int64 [num_slots]: the visit that prefetch was made for
     score: Array  # int64 [num_experts]: scratch for ranking guesses
     ranked: Array  # int32 [num_experts]: scratch, guesses in the order in which they are fetched
     count: Array  # int64 [NUM_COUNTS]
@@ -109,6 +111,7 @@ class Decision(NamedTuple):
     back_wait_kernel: Array  # int64
     back_move: Array  # int32: the write-back is submitted together with this transfer of the visit
     promoted: Array  # int64: earlier transfers that are now demanded, rising
+    promoted_target: Array  # int64: the visit each was made for
     size: Array  # int64 [8]: items, kernels, moves, backs, promoted, first transfer, first kernel, first write-back
 
 
@@ -168,6 +171,7 @@ def make_state(config: PolicyConfig, *, capacities: Array, popularity: Array | N
         used=np.zeros(num_keys, np.uint8),
         target=np.full(num_keys, -1, np.int64),
         transfer=np.full(num_keys, -1, np.int64),
+        sent_target=np.full(num_keys, -1, np.int64),
         touched=np.full(num_keys, -1, np.int64),
         stamp=np.zeros(num_keys, np.int64),
         frequency=np.zeros(num_keys, np.int64),
@@ -184,6 +188,7 @@ def make_state(config: PolicyConfig, *, capacities: Array, popularity: Array | N
         slot_kernel=np.full(max(num_slots, 1), -1, np.int64),
         slot_writeback=np.full(max(num_slots, 1), -1, np.int64),
         slot_pending=np.full(max(num_slots, 1), -1, np.int64),
+        slot_pending_target=np.full(max(num_slots, 1), -1, np.int64),
         score=np.zeros(config.num_experts, np.int64),
         ranked=np.zeros(config.num_experts, np.int32),
         count=np.zeros(NUM_COUNTS, np.int64),
@@ -220,5 +225,6 @@ def make_decision(config: PolicyConfig) -> Decision:
         move_kernel=np.zeros(moves, i32), move_wait_kernel=np.zeros(moves, i64),
         move_wait_writeback=np.zeros(moves, i64), move_slot=np.zeros(moves, i32),
         back_key=np.zeros(moves, i32), back_wait_kernel=np.zeros(moves, i64), back_move=np.zeros(moves, i32),
-        promoted=np.zeros(2 * experts + 1, i64), size=np.zeros(8, i64),
+        promoted=np.zeros(2 * experts + 1, i64),
+        promoted_target=np.zeros(2 * experts + 1, i64), size=np.zeros(8, i64),
     )  # fmt: skip
