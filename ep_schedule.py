@@ -175,7 +175,7 @@ EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
     # The same, expert groups kept inside nodes.
     "eplb-hierarchical": lambda: _preset("eplb-hierarchical", placement__policy="eplb-hierarchical", placement__num_redundant=32,
                                          exchange__kind="hierarchical"),
-    # Decoding reads weights: balance experts that are active, not tokens (METRO).
+    # Decoding reads weights: balance experts that are active, not tokens (arXiv 2512.09277).
     "metro": lambda: _preset("metro", placement__policy="metro", placement__num_redundant=32, replica__choice="activated"),
     # Exchanges between and inside nodes scheduled beside each other (FSMoE, arXiv 2501.10714).
     "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
