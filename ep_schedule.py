@@ -292,8 +292,12 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     if pipeline.split == "none" and pipeline.num_groups > 1:
         raise InputError("pipeline.num_groups", pipeline.num_groups, "nothing is split", "set pipeline.split=expert")
     if pipeline.shortcut and pipeline.micro_batches > 1:
-        raise InputError("pipeline.shortcut", True, "a shortcut overlaps within one batch", "set pipeline.micro_batches=1")
-    if parallel.experts == "tensor" and (pipeline.split != "none" or pipeline.shortcut or schedule.placement.num_redundant):
+        raise InputError(
+            "pipeline.shortcut", True, "a shortcut overlaps within one batch", "set pipeline.micro_batches=1"
+        )
+    if parallel.experts == "tensor" and (
+        pipeline.split != "none" or pipeline.shortcut or schedule.placement.num_redundant
+    ):
         raise InputError("parallel.experts", "tensor", "sliced experts are neither exchanged, grouped nor copied",
                          "set parallel.experts=expert")  # fmt: skip
 

@@ -57,7 +57,9 @@ class Placements:
         slots = max(base, self.num_experts + redundant)
         if slots % self.num_ranks:
             better = -(-slots // self.num_ranks) * self.num_ranks - self.num_experts
-            raise InputError("redundant", redundant, f"{slots} slots do not divide over {self.num_ranks} ranks", f"use {better}")
+            raise InputError(
+                "redundant", redundant, f"{slots} slots do not divide over {self.num_ranks} ranks", f"use {better}"
+            )
         return slots
 
     def available(self, policy: str) -> bool:
@@ -84,8 +86,12 @@ class Placements:
         """Return our search with so many redundant slots, started from every heuristic of that shape."""
         if redundant not in self._searched:
             if not isinstance(self.evidence, TokenEvidence):
-                raise InputError("placement.policy", "search", "needs the routing of single tokens", "record tokens, not counts")
-            starts = {name: self.placement(name, redundant) for name in ("eplb", "eplb-hierarchical", "occult", "contiguous")}
+                raise InputError(
+                    "placement.policy", "search", "needs the routing of single tokens", "record tokens, not counts"
+                )
+            starts = {
+                name: self.placement(name, redundant) for name in ("eplb", "eplb-hierarchical", "occult", "contiguous")
+            }
             steps = self.evidence.parts[PLAN]
             self._searched[redundant] = search_placement(steps, starts, self.layer_costs, self.search, self.workers)
         return self._searched[redundant]
@@ -108,7 +114,9 @@ class Placements:
         if policy == "eplb-hierarchical":
             return rebalance(load, slots, ranks, nodes, self.expert_groups())
         if not isinstance(self.evidence, TokenEvidence):
-            raise InputError("placement.policy", policy, "needs the routing of single tokens", "record tokens, not counts")
+            raise InputError(
+                "placement.policy", policy, "needs the routing of single tokens", "record tokens, not counts"
+            )
         steps = self.evidence.parts[PLAN]
         if policy == "grace":
             self._grace[0] = grace_plan(steps, self.num_experts, ranks, nodes)

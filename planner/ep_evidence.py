@@ -55,7 +55,9 @@ class Evidence(Protocol):
 
 def topology_of(placement: Placement) -> Topology:
     """Return the simulator's view of a placement's machine."""
-    return Topology(num_ranks=placement.num_ranks, num_nodes=placement.num_nodes, slots_per_rank=placement.slots_per_rank)
+    return Topology(
+        num_ranks=placement.num_ranks, num_nodes=placement.num_nodes, slots_per_rank=placement.slots_per_rank
+    )
 
 
 @dataclass(slots=True)
@@ -111,7 +113,9 @@ class TokenEvidence:
         return self._slots[key][1]
 
 
-def token_evidence(trace: RoutingTrace, *, num_ranks: int, step_tokens: int, prefill: bool, seed: int = 0) -> TokenEvidence:
+def token_evidence(
+    trace: RoutingTrace, *, num_ranks: int, step_tokens: int, prefill: bool, seed: int = 0
+) -> TokenEvidence:
     """Return the evidence of a recording, in steps of `step_tokens` tokens of one phase (fewer where a part is shorter).
 
     Raises InputError where the phase has no tokens or too few requests for three parts.
@@ -121,17 +125,23 @@ def token_evidence(trace: RoutingTrace, *, num_ranks: int, step_tokens: int, pre
     notes = []
     if len(rows) == 0:
         rows = np.arange(trace.num_tokens)
-        notes.append(f"the recording holds no {'prefill' if prefill else 'decode'} tokens: its other tokens stand for them")
+        notes.append(
+            f"the recording holds no {'prefill' if prefill else 'decode'} tokens: its other tokens stand for them"
+        )
     request, experts = np.asarray(trace.request)[rows], np.asarray(trace.experts)[rows]
     sets = split_requests(request, SPLIT_FRACTIONS, seed)
     parts = {}
     size = min(step_tokens, *(int(np.isin(request, ids).sum()) for ids in sets))
     if size < num_ranks:
-        raise InputError("trace", f"{len(rows)} tokens", f"too few for steps over {num_ranks} ranks", "record more tokens")
+        raise InputError(
+            "trace", f"{len(rows)} tokens", f"too few for steps over {num_ranks} ranks", "record more tokens"
+        )
     if size < step_tokens:
         notes.append(f"steps have {size} tokens, the shortest part of the recording, instead of {step_tokens}")
     for name, ids, shuffles in ((PLAN, sets[0], PLANNING_SHUFFLES), (CHOOSE, sets[1], 1), (REPORT, sets[2], 1)):
-        parts[name] = request_batches(experts, request, ids, batch_tokens=size, num_ranks=num_ranks, seed=seed, shuffles=shuffles)
+        parts[name] = request_batches(
+            experts, request, ids, batch_tokens=size, num_ranks=num_ranks, seed=seed, shuffles=shuffles
+        )
     return TokenEvidence(parts, trace.num_experts, tuple(notes))
 
 
@@ -208,4 +218,3 @@ def count_evidence(profile: LoadProfile, *, top_k: int, step_tokens: int) -> Cou
 def num_steps(evidence: Evidence, part: str) -> int:
     """Return the steps of a part."""
     return len(evidence.parts[part]) if isinstance(evidence, TokenEvidence) else 1
-

@@ -142,7 +142,10 @@ def make_ep_plan(
 
 def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
     """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
-    pairs = [("MoE layers", model.num_moe_layers, recording.num_layers), ("experts", model.num_experts, recording.num_experts)]
+    pairs = [
+        ("MoE layers", model.num_moe_layers, recording.num_layers),
+        ("experts", model.num_experts, recording.num_experts),
+    ]
     if recording.top_k is not None:
         pairs.append(("choices a token", model.top_k, recording.top_k))
     for name, mine, theirs in pairs:
@@ -164,7 +167,9 @@ def _evidence(model: ModelSpec, recording: Recording, request: EpRequest) -> Tok
     if isinstance(recording, LoadProfile):
         return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
     ranks = request.num_nodes * request.ranks_per_node
-    return token_evidence(recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed)
+    return token_evidence(
+        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed
+    )
 
 
 def _prepare(model: ModelSpec, profile: Profile, evidence: Evidence, request: EpRequest,
@@ -230,7 +235,10 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
     ingredients: dict[str, dict[str, Any]] = {
         "exchange": {"exchange__kind": chosen.exchange.kind, "exchange__tiers": chosen.exchange.tiers},
         "placement": bare,
-        "replication": {"placement__policy": chosen.placement.policy, "placement__num_redundant": chosen.placement.num_redundant},
+        "replication": {
+            "placement__policy": chosen.placement.policy,
+            "placement__num_redundant": chosen.placement.num_redundant,
+        },
         "routing": {"replica__choice": chosen.replica.choice, "replica__load_cap": chosen.replica.load_cap},
         "pipeline": {f"pipeline__{key}": value for key, value in asdict(chosen.pipeline).items()},
         "kernels": {"kernel__choice": chosen.kernel.choice},
@@ -299,12 +307,16 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     expert's weights once.
     """
     rehearsal, costing, model = search.rehearsal, search.rehearsal.costing, search.rehearsal.model
-    plain = chosen.with_options(pipeline__split="none", pipeline__num_groups=1, pipeline__micro_batches=1, kernel__choice="grouped")
+    plain = chosen.with_options(
+        pipeline__split="none", pipeline__num_groups=1, pipeline__micro_batches=1, kernel__choice="grouped"
+    )
     candidate = search.placements.candidate(plain)
     device, constants = rehearsal.profile.device, costing.constants
     peak = max(constant.value for constant in device.peak_flops_per_s.values()) * device.compute_efficiency.value
     peak *= max(1.0, constants.grouped_rate, constants.dense_rate)
-    read_s = float(costing.item_s(np.array([1]), weight_format(chosen.kernel.bits), rate=max(1.0, constants.grouped_rate))[0])
+    read_s = float(
+        costing.item_s(np.array([1]), weight_format(chosen.kernel.bits), rate=max(1.0, constants.grouped_rate))[0]
+    )
     found = []
     for load in search.evidence.loads(REPORT, candidate, plain):
         program, tables = rehearsal.program(plain), rehearsal.tables(plain, load)
@@ -326,11 +338,15 @@ def ep_verdict(best: EpPrediction, plain: EpPrediction, rivals: list[EpPredictio
         return f"stay with plain expert parallelism: {what}{beside}"
     if moved.num_experts == 0:
         return f"{describe(best.schedule)}: {gain:+.1%} step time, nothing to move; do it{beside}"
-    pays = f"pays back after {moved.steps_to_pay_back} steps" if moved.steps_to_pay_back is not None else "never pays back"
+    pays = (
+        f"pays back after {moved.steps_to_pay_back} steps" if moved.steps_to_pay_back is not None else "never pays back"
+    )
     return f"{describe(best.schedule)}: {gain:+.1%} step time; {pays}; do it{beside}"
 
 
-def _assumptions(search: EpSearch, evidence: TokenEvidence | CountEvidence, base: ExpertParallelSchedule) -> tuple[str, ...]:
+def _assumptions(
+    search: EpSearch, evidence: TokenEvidence | CountEvidence, base: ExpertParallelSchedule
+) -> tuple[str, ...]:
     """Return, in words, what a reader must know before trusting the plan."""
     found = [*evidence.notes, f"experts and dense weights are stored in {base.kernel.bits} bits"]
     found.append("costs: " + search.rehearsal.sources() + "; kernels are issued ahead, so the host costs nothing")

@@ -46,7 +46,9 @@ class EpSearch:
     num_evaluated: int = 0
     expected: int = 0
 
-    def predict(self, schedule: ExpertParallelSchedule, part: str, *, engine: str = "twin", rows: bool = False) -> EpPrediction:
+    def predict(
+        self, schedule: ExpertParallelSchedule, part: str, *, engine: str = "twin", rows: bool = False
+    ) -> EpPrediction:
         """Return the prediction of a schedule on a part; raises DoesNotFit."""
         loads = self.evidence.loads(part, self.placements.candidate(schedule), schedule)
         self.num_evaluated += 1

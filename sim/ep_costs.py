@@ -91,7 +91,9 @@ def _tier(rate: Constant, latency: Constant) -> Tier:
 
 def graph_costs(costs: CostModel) -> CostModel:
     """Return the cost model of an engine that replays captured graphs: the host issues nothing kernel by kernel."""
-    host = dataclasses.replace(costs.profile.host, per_kernel_s=dataclasses.replace(costs.profile.host.per_kernel_s, value=0.0))
+    host = dataclasses.replace(
+        costs.profile.host, per_kernel_s=dataclasses.replace(costs.profile.host.per_kernel_s, value=0.0)
+    )
     return dataclasses.replace(costs, profile=dataclasses.replace(costs.profile, host=host))
 
 
@@ -198,7 +200,9 @@ class EpCosting:
                 seconds[at] = (each / rate if bound_by_compute else each) / slices
         return np.asarray(seconds[where.reshape(rows.shape)], np.float64)
 
-    def expert_s(self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float) -> FloatArray:
+    def expert_s(
+        self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float
+    ) -> FloatArray:
         """Return seconds [..., ranks] of one stage's experts, `slot_rows: [..., slots]`, under the schedule's kernels."""
         fmt = weight_format(schedule.kernel.bits)
         shape = (*slot_rows.shape[:-1], num_ranks, slot_rows.shape[-1] // num_ranks)
@@ -312,7 +316,10 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
     part, pieces = _parts(schedule, load, micro, group)
     if len(mine):
         forth, receive = load.sent[layer, part], load.received[layer, part]
-        each = np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value) * hidden
+        each = (
+            np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value)
+            * hidden
+        )
         sent = np.where(back, receive, forth)
         ex_tokens[mine] = _piece(sent, group, pieces)
         ex_bytes[mine] = _piece(np.rint(sent * each).astype(np.int64), group, pieces)

@@ -76,7 +76,12 @@ class EpModel:
             begin, work = self.env.now, int(tables.work_ns[op, rank])
             if work:
                 yield self.env.timeout(work)
-                what = (int(program.op_kind[op]), int(program.op_layer[op]), int(program.op_micro[op]), int(program.op_group[op]))
+                what = (
+                    int(program.op_kind[op]),
+                    int(program.op_layer[op]),
+                    int(program.op_micro[op]),
+                    int(program.op_group[op]),
+                )
                 self.rows.append((rank, LANE_COMPUTE, *what, begin, self.env.now, 0, int(tables.op_tokens[op, rank])))
             self.op_end[op, rank] = self.env.now
             self._left[op] -= 1
@@ -163,5 +168,3 @@ class EpModel:
         self.ended[exchange].succeed()
         for follower in self._after_ex.get(exchange, ()):
             self._request(follower)
-
-

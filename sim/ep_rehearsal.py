@@ -96,7 +96,9 @@ class EpRehearsal:
 
     def __post_init__(self) -> None:
         if self.num_nodes < 1 or self.ranks_per_node < 1 or self.context_tokens < 1:
-            raise InputError("nodes", self.num_nodes, "nodes, ranks per node and context are at least one", "give positive counts")
+            raise InputError(
+                "nodes", self.num_nodes, "nodes, ranks per node and context are at least one", "give positive counts"
+            )
         if not self.model.moe_layers:
             raise InputError("model", self.model.name, "has no layers with experts", "choose a model with experts")
 
@@ -117,7 +119,9 @@ class EpRehearsal:
     def topology(self, num_slots: int) -> Topology:
         """Return the machine with `num_slots` slots a layer; raises InputError where ranks do not divide them."""
         if num_slots % self.num_ranks:
-            raise InputError("num_slots", num_slots, f"not divisible by {self.num_ranks} ranks", "change the redundant slots")
+            raise InputError(
+                "num_slots", num_slots, f"not divisible by {self.num_ranks} ranks", "change the redundant slots"
+            )
         return Topology(num_ranks=self.num_ranks, num_nodes=self.num_nodes, slots_per_rank=num_slots // self.num_ranks)
 
     def program(self, schedule: ExpertParallelSchedule) -> Program:
@@ -155,7 +159,9 @@ class EpRehearsal:
             raise DoesNotFit(f"{schedule.name} needs {needed} bytes on every rank, of {self.profile.memory_bytes}",
                              needed - self.profile.memory_bytes)  # fmt: skip
 
-    def run(self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "twin", rows: bool = False) -> EpOutcome:
+    def run(
+        self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "twin", rows: bool = False
+    ) -> EpOutcome:
         """Return the outcome of one step under one engine, or under both, compared ("both")."""
         program, tables = self.program(schedule), self.tables(schedule, load)
         return run_engines(program, tables, schedule.name, engine=engine, rows=rows)
@@ -193,7 +199,9 @@ class EpRehearsal:
         """Return the relative uncertainty of a step: kernels' and links' weighted by their time, more from counts alone."""
         estimates, constants = self.costing.estimates, self.costing.constants
         kernel = max((each.relative_uncertainty for each in estimates.values()), default=0.0)
-        link = max(constants.intra.relative_uncertainty, constants.inter.relative_uncertainty if constants.inter else 0.0)
+        link = max(
+            constants.intra.relative_uncertainty, constants.inter.relative_uncertainty if constants.inter else 0.0
+        )
         total = compute_s + exchange_s
         weighted = (kernel * compute_s + link * exchange_s) / total if total else 0.0
         return weighted if exact else weighted + INDEPENDENCE_UNCERTAINTY

@@ -35,8 +35,8 @@ class EpTimeline:
         rows = self.rows
         return pd.DataFrame(
             {
-                "lane": pd.Categorical.from_codes(rows[:, EP_LANE], categories=list(EP_LANES)),
-                "op": pd.Categorical.from_codes(rows[:, EP_OP], categories=list(EP_OPS)),
+                "lane": pd.Categorical.from_codes(rows[:, EP_LANE], categories=pd.Index(EP_LANES)),
+                "op": pd.Categorical.from_codes(rows[:, EP_OP], categories=pd.Index(EP_OPS)),
                 "step": np.full(len(rows), self.step, np.int64),
                 "layer": rows[:, EP_LAYER],
                 "expert": np.full(len(rows), -1, np.int64),

@@ -104,8 +104,12 @@ def slot_groups(topology: Topology, num_groups: int) -> Array:
     Raises InputError where a rank has fewer slots than groups.
     """
     if num_groups > topology.slots_per_rank:
-        raise InputError("pipeline.num_groups", num_groups, f"a rank has {topology.slots_per_rank} experts", "use fewer groups")
-    return np.asarray(np.arange(topology.num_slots) % topology.slots_per_rank * num_groups // topology.slots_per_rank, np.int64)
+        raise InputError(
+            "pipeline.num_groups", num_groups, f"a rank has {topology.slots_per_rank} experts", "use fewer groups"
+        )
+    return np.asarray(
+        np.arange(topology.num_slots) % topology.slots_per_rank * num_groups // topology.slots_per_rank, np.int64
+    )
 
 
 def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integer], topology: Topology,
@@ -136,7 +140,9 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
                     received=received, exact=True)  # fmt: skip
 
 
-def expect_step(inclusion: FloatArray, rank_tokens: Array, topology: Topology, schedule: ExpertParallelSchedule) -> StepLoad:
+def expect_step(
+    inclusion: FloatArray, rank_tokens: Array, topology: Topology, schedule: ExpertParallelSchedule
+) -> StepLoad:
     """Return the expected counts of a step from marginals alone.
 
     inclusion: [layers, ranks or 1, slots], the chance that a token of a source rank takes a slot; chances are taken as
@@ -144,7 +150,9 @@ def expect_step(inclusion: FloatArray, rank_tokens: Array, topology: Topology, s
     """
     ranks, seats, nodes = topology.num_ranks, topology.ranks_per_node, topology.num_nodes
     if inclusion.ndim != 3 or inclusion.shape[1] not in (1, ranks) or inclusion.shape[2] != topology.num_slots:
-        raise InputError("inclusion", inclusion.shape, "must be [layers, ranks or 1, slots]", "use the placement's own slots")
+        raise InputError(
+            "inclusion", inclusion.shape, "must be [layers, ranks or 1, slots]", "use the placement's own slots"
+        )
     if not np.isfinite(inclusion).all() or inclusion.min() < 0 or inclusion.max() > 1 + 1e-9:
         raise InputError("inclusion", float(inclusion.max()), "chances lie between 0 and 1", "give tokens per expert")
     micro, groups, by_slot, by_token = _division(schedule)
@@ -164,7 +172,9 @@ def expect_step(inclusion: FloatArray, rank_tokens: Array, topology: Topology, s
         missed = hits
         if schedule.exchange.kind == "hierarchical":
             missed = np.prod(1 - hits.reshape(layers, ranks, nodes, seats), axis=3)
-        _expected_ports(hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group])
+        _expected_ports(
+            hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group]
+        )
     whole = np.rint(np.tile(rows, (1, micro, 1))).astype(np.int64)
     ports = np.rint(np.tile(out, (1, 1, micro, 1, 1))).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
@@ -190,14 +200,15 @@ def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, misse
         return
     crossing = (1 - missed) * share[None, :, None]
     for target in range(nodes):
-        landing = np.where(node == target, np.arange(ranks), target * seats + np.arange(ranks) % seats)
         away = node != target
-        out[0][:, INTER, away] += crossing[:, away, target]
-        np.add.at(out[1], (slice(None), INTER, landing[away]), crossing[:, away, target])
+        landing = np.where(away, target * seats + np.arange(ranks) % seats, np.arange(ranks))
+        lands = np.eye(ranks)[landing]  # [source, landing rank]: tokens of several nodes land on one rank
+        out[0][:, INTER] += crossing[:, :, target] * away
+        out[1][:, INTER] += (crossing[:, :, target] * away) @ lands
         for rank in range(target * seats, (target + 1) * seats):
-            forwarded = landing != rank
-            np.add.at(out[0], (slice(None), INTRA, landing[forwarded]), tokens[:, forwarded, rank])
-            out[1][:, INTRA, rank] += tokens[:, forwarded, rank].sum(axis=1)
+            forwarded = tokens[:, :, rank] * (landing != rank)
+            out[0][:, INTRA] += forwarded @ lands
+            out[1][:, INTRA, rank] += forwarded.sum(axis=1)
 
 
 def _division(schedule: ExpertParallelSchedule) -> tuple[int, int, int, int]:

@@ -40,7 +40,9 @@ def run_program(program: Program, tables: EpTables, op_end: Array, ex_start: Arr
         for tier in range(NUM_TIERS):
             progress[ex, AT_LONGEST_INTER + tier] = 0
             for rank in range(num_ranks):
-                progress[ex, AT_LONGEST_INTER + tier] = max(progress[ex, AT_LONGEST_INTER + tier], tables.ex_ns[ex, tier, rank])
+                progress[ex, AT_LONGEST_INTER + tier] = max(
+                    progress[ex, AT_LONGEST_INTER + tier], tables.ex_ns[ex, tier, rank]
+                )
     free_inter = 0
     free_intra = 0
     op = 0
@@ -140,19 +142,22 @@ def run_program(program: Program, tables: EpTables, op_end: Array, ex_start: Arr
 @jit_lean
 def _next_tier(program: Program, progress: Array, ex: int) -> int:
     """Return the tier of an exchange's next stage, passing over a first stage without bytes."""
-    first = program.ex_first[ex]
-    if progress[ex, AT_STAGE] == 0 and progress[ex, AT_LONGEST_INTER + first] > 0:
-        return first
-    return 1 - first
+    tier: int = program.ex_first[ex]
+    if progress[ex, AT_STAGE] or progress[ex, AT_LONGEST_INTER + tier] == 0:
+        tier = 1 - tier
+    return tier
 
 
 @jit_lean
 def _earliest(program: Program, progress: Array, ex: int, free_inter: int, free_intra: int) -> int:
     """Return when the next stage of a requested exchange may begin, as far as its tiers are concerned."""
-    ready = progress[ex, AT_READY]
-    if program.ex_mode[ex] == FREE:
-        return max(ready, free_inter if _next_tier(program, progress, ex) == 0 else free_intra)
-    return max(ready, free_inter, free_intra)
+    earliest: int = progress[ex, AT_READY]
+    free = program.ex_mode[ex] == FREE
+    if not free or _next_tier(program, progress, ex) == 0:
+        earliest = max(earliest, free_inter)
+    if not free or _next_tier(program, progress, ex) == 1:
+        earliest = max(earliest, free_intra)
+    return earliest
 
 
 @jit_lean

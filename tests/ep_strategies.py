@@ -16,7 +16,9 @@ def ep_schedules(draw: st.DrawFn) -> ExpertParallelSchedule:
     if draw(st.booleans()):
         return load_ep_preset(draw(st.sampled_from(sorted(EP_PRESETS))))
     settings: dict[str, object] = {"parallel.attention": draw(st.sampled_from(["data", "tensor"]))}
-    settings["exchange.kind"] = kind = draw(st.sampled_from(["all-choices", "per-rank", "hierarchical", "hierarchical"]))
+    settings["exchange.kind"] = kind = draw(
+        st.sampled_from(["all-choices", "per-rank", "hierarchical", "hierarchical"])
+    )
     if kind == "hierarchical":
         settings["exchange.tiers"] = draw(st.sampled_from(["together", "in-turn", "free"]))
     settings["pipeline.shortcut"] = shortcut = draw(st.booleans())

@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
-from moeplan.sim.ep_engines import first_ep_difference, run_ep_simpy, run_ep_twin
 
 from ep_strategies import ep_runs
+from moeplan.sim.ep_engines import first_ep_difference, run_ep_simpy, run_ep_twin
 
 LONG = os.environ.get("MOEPLAN_LONG") == "1"
 CASES = 5000 if LONG else 300

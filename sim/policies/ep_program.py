@@ -36,7 +36,9 @@ class Program(NamedTuple):
     op_layer: Array  # int64 [ops]
     op_micro: Array  # int64 [ops]
     op_group: Array  # int64 [ops]
-    wait_start: Array  # int64 [ops + 1]: exchanges that operation o waits for are wait_list[wait_start[o]:wait_start[o + 1]]
+    wait_start: (
+        Array  # int64 [ops + 1]: exchanges that operation o waits for are wait_list[wait_start[o]:wait_start[o + 1]]
+    )
     wait_list: Array  # int64
     ex_kind: Array  # int64 [exchanges]
     ex_layer: Array  # int64 [exchanges]
@@ -104,7 +106,9 @@ def build_program(schedule: ExpertParallelSchedule, shape: Shape) -> Program:
     return builder.program()
 
 
-def _dense(builder: _Builder, schedule: ExpertParallelSchedule, layer: int, micro: int, waits: Sequence[int]) -> tuple[int, int]:
+def _dense(
+    builder: _Builder, schedule: ExpertParallelSchedule, layer: int, micro: int, waits: Sequence[int]
+) -> tuple[int, int]:
     """Add a dense part and, where attention is shared by ranks, its reduction; return (operation, reduction or NONE)."""
     op = builder.op(OP_DENSE, layer, micro, 0, waits)
     if schedule.parallel.attention == "data":
