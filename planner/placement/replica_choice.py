@@ -3,8 +3,9 @@
 Modelled: *static*, a table per (layer, expert, source rank) by the rule SGLang uses: a copy on the same GPU, else on the same
 node, else shares as fair as they come; *weighted random*, each choice drawn by a counter-based hash, optionally nearest tier
 first; *capped*, locality first with a load cap: experts without copies are placed first, then every other choice takes the
-copy that adds least traffic to its token among ranks below the cap. Ignored: the cost of deciding and of sharing the
-counts between ranks. All are pure functions of their arguments.
+copy that adds least traffic to its token among ranks below the cap, and never crosses to a further node only because
+nearer ranks are full (a row more on a rank costs less than a token more on the slow link). Ignored: the cost of deciding
+and of sharing the counts between ranks. All are pure functions of their arguments.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ class WeightedChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CappedChoice:
-    """Locality first, but no copy on a rank that already has `load_cap` times its fair share of the step."""
+    """Locality first, avoiding ranks that already have `load_cap` times their fair share of the step.
+
+    In order of preference: a rank the token visits anyway, its own rank, its own node, a node it visits anyway; then the
+    same although full; then another node. Ties go to the rank with fewer rows, then to the lower slot.
+    """
 
     load_cap: float = 1.0
     """Rows a rank may reach through choices among copies, as a multiple of the mean rows per rank."""
@@ -242,19 +247,20 @@ def _cap(
             for place in range(first, last):
                 slot = copies[place]
                 rank = slot // slots_per_rank
-                # What this copy adds to the token's traffic; a full rank comes after all others, whatever it adds.
+                # What this copy adds to the token's traffic; a full rank comes last among those that need no new node.
+                near = rank // ranks_per_node == source // ranks_per_node or seen_node[rank // ranks_per_node] == token
                 if rows[rank] >= full:
-                    extra = 5
+                    extra = 4 if near else 6
                 elif seen_rank[rank] == token:
                     extra = 0
                 elif rank == source:
                     extra = 1
                 elif rank // ranks_per_node == source // ranks_per_node:
                     extra = 2
-                elif seen_node[rank // ranks_per_node] == token:
+                elif near:
                     extra = 3
                 else:
-                    extra = 4
+                    extra = 5
                 if extra < best_extra or (extra == best_extra and rows[rank] < best_rows):
                     best_slot, best_extra, best_rows = slot, extra, rows[rank]
             chosen[token, choice] = best_slot
