@@ -30,7 +30,8 @@ NONE = -1
 
 class Program(NamedTuple):
     """The step as arrays. Operations and exchanges are numbered in program order: the operations that exchanges follow never
-    fall, which the compiled twin relies on."""
+    fall, which the compiled twin relies on.
+    """
 
     op_kind: Array  # int64 [ops]
     op_layer: Array  # int64 [ops]

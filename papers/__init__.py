@@ -1,0 +1,1 @@
+"""Published tables as data, and their reproduction by the simulator."""

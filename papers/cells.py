@@ -1,0 +1,84 @@
+"""What a reproduction consists of: cells of published tables beside the simulator's, and the constants that were fitted.
+
+A cell is *fitted* when a constant was chosen to meet it, *checked* when it was published and used for nothing, *predicted* when
+nothing is published for that configuration. Ignored: how a paper's numbers come about (each paper has its module).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FITTED, CHECKED, PREDICTED = "fitted", "checked", "predicted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One number of one table."""
+
+    table: str
+    row: str
+    column: str
+    unit: str
+    published: float | None
+    """None where the paper has no such cell."""
+    simulated: float
+    role: str
+    """fitted, checked or predicted."""
+
+    @property
+    def relative_error(self) -> float | None:
+        """Simulated over published, less one; None where nothing is published."""
+        return None if not self.published else self.simulated / self.published - 1
+
+    @property
+    def difference(self) -> float | None:
+        """Simulated less published, in the cell's unit; what counts where cells are percentages."""
+        return None if self.published is None else self.simulated - self.published
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cell as plain values."""
+        return {
+            "table": self.table, "row": self.row, "column": self.column, "unit": self.unit, "published": self.published,
+            "simulated": self.simulated, "relative_error": self.relative_error, "difference": self.difference, "role": self.role,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedConstant:
+    """A number that was chosen to meet a cell."""
+
+    name: str
+    value: float
+    unit: str
+    fitted_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """One paper's tables beside the simulator's."""
+
+    paper: str
+    citation: str
+    constants: tuple[FittedConstant, ...]
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reproduction as plain values."""
+        constants = [
+            {"name": each.name, "value": each.value, "unit": each.unit, "fitted_to": each.fitted_to} for each in self.constants
+        ]
+        cells = [each.to_dict() for each in self.cells]
+        return {"paper": self.paper, "citation": self.citation, "fitted_constants": constants, "cells": cells,
+                "worst": worst(self.cells), "notes": list(self.notes)}  # fmt: skip
+
+
+def worst(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return, by role, the largest absolute relative error of the published cells."""
+    found: dict[str, float] = {}
+    for cell in cells:
+        if cell.relative_error is not None:
+            found[cell.role] = max(found.get(cell.role, 0.0), abs(cell.relative_error))
+    return found
