@@ -1,0 +1,259 @@
+"""One schedule run for real, from nouns to an execution.
+
+Modelled: a `Stage` holds what runs of different schedules share (device, dense part, expert stores by weight format);
+`execute` takes a schedule, its workload and its capacities and runs them on it. Routing is the recording's; activations and
+weights are random but really computed. The run is rehearsed first without work, to know how many transient buffers it needs
+and to compile the decisions. Ignored: which schedule to run, what it was predicted to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..calibrate.dense_part import DensePart, PassShape
+from ..calibrate.device import COMPUTE, Device, metadata_of, open_device
+from ..calibrate.expert_runner import open_runner
+from ..calibrate.expert_store import ExpertStore, make_store
+from ..errors import Internal
+from ..schedule import OffloadSchedule
+from ..sim.engines import fresh_state
+from ..sim.policies.offload import begin_step, decide_visit
+from ..sim.policies.state import CACHED, PEAK_TRANSIENT, Array, PolicyConfig, PolicyState, make_decision
+from ..sim.workload import Workload
+from ..specs import ModelSpec
+from .copy_engine import BackEngine, CopyEngine, Gate
+from .execution import Execution
+from .program import Program, Step, offsets_of
+from .rows import timeline_of
+from .slots import Slots
+from .stream_copies import StreamCopies
+
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, note: str) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInput:
+    """One schedule with everything that its decisions depend on, as the simulator takes it."""
+
+    schedule: OffloadSchedule
+    config: PolicyConfig
+    workload: Workload
+    capacities: Array
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """A device with a model's dense part on it, and stores of its experts; close it, or use it as a context."""
+
+    model: ModelSpec
+    device: Device
+    dense: DensePart
+    seed: int
+    distinct_experts: int | None
+    notes: tuple[str, ...] = ()
+    _stores: dict[tuple[str, bool], ExpertStore] = field(default_factory=dict)
+
+    def store(self, bits: str, *, pinned: bool = True) -> ExpertStore:
+        """Return all experts in host memory, made once for each format."""
+        key = (bits, pinned or self.device.kind == "cpu")
+        if key not in self._stores:
+            self._stores[key] = make_store(
+                self.model, bits, self.device, num_keys=self.model.num_moe_layers * self.model.num_experts, pinned=pinned,
+                distinct=self.distinct_experts, seed=self.seed,
+            )  # fmt: skip
+        return self._stores[key]
+
+    def forget(self, bits: str) -> None:
+        """Free the experts of one format."""
+        for key in [key for key in self._stores if key[0] == bits]:
+            self._stores.pop(key).close()
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+        self.device.close()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def largest_pass(workloads: list[Workload]) -> PassShape:
+    """Return the sizes that hold every forward pass of `workloads`."""
+    requests = [np.where(w.steps.step_phase == 0, 1, w.step_tokens).max() for w in workloads]
+    return PassShape(
+        tokens=int(max(w.step_tokens.max() for w in workloads)),
+        context_tokens=int(max(w.step_context.max() for w in workloads)),
+        requests=int(max(requests)),
+    )
+
+
+def open_stage(
+    model: ModelSpec,
+    workloads: list[Workload],
+    *,
+    device: str = "cpu",
+    memory_bytes: int | None = None,
+    dtype: torch.dtype | None = None,
+    distinct_experts: int | None = None,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Stage:
+    """Return a stage on which all of `workloads` can run.
+
+    dtype: of everything but routed experts; None means bfloat16 on CUDA and float32 on the CPU. Raises InputError for an unknown
+    or absent device, DoesNotFit where the dense part alone exceeds the memory.
+    """
+    opened = open_device(device, memory_bytes)
+    kind = dtype or (torch.bfloat16 if opened.kind == "cuda" else torch.float32)
+    try:
+        with opened.enter(COMPUTE):
+            dense = DensePart(model, opened, dtype=kind, largest=largest_pass(workloads), seed=seed)
+            opened.synchronize()
+    except BaseException:
+        opened.close()
+        raise
+    return Stage(model=model, device=opened, dense=dense, seed=seed, distinct_experts=distinct_experts, notes=notes)
+
+
+def execute(
+    stage: Stage, given: RunInput, *, store: ExpertStore | None = None, keep_outputs: bool = False, poison: bool = False,
+    progress: Progress = silent,
+) -> Execution:  # fmt: skip
+    """Return what running one schedule on `stage` did.
+
+    store: where experts come from, the stage's own memory store by default. keep_outputs: keep each step's result. poison: fill
+    slots with NaN before they are filled, so that a slot read too early shows (slower; for tests).
+    Raises DoesNotFit where the arena exceeds the device's memory, ExecutionFailed where a copy fails; whatever is raised, all
+    threads have ended and the arena is freed.
+    """
+    schedule, config, device = given.schedule, given.config, stage.device
+    source = store if store is not None else stage.store(schedule.experts.bits, pinned=schedule.copy.pinned)
+    rehearsed = rehearse(given)
+    state = fresh_state(config, given.workload, given.capacities)
+    slots = Slots(
+        device,
+        source.layout,
+        source.activation,
+        num_slots=_num_slots(state),
+        num_transient=int(rehearsed.count[PEAK_TRANSIENT]),
+    )
+    try:
+        found = _run(stage, given, source, slots, state, keep_outputs, poison, progress)
+    finally:
+        device.release(slots.arena)
+        del slots
+    if not np.array_equal(found.counts, rehearsed.count):
+        raise Internal("a run's decisions differ from those of its rehearsal")
+    return found
+
+
+def rehearse(given: RunInput) -> PolicyState:
+    """Return the decisions' state after a whole run in which nothing was done."""
+    state, out = fresh_state(given.config, given.workload, given.capacities), make_decision(given.config)
+    for step in range(given.workload.num_steps):
+        begin_step(given.config, given.workload.steps, state, step)
+        for layer in range(given.config.num_layers):
+            decide_visit(given.config, given.workload.steps, state, out, step, layer)
+    return state
+
+
+def _run(
+    stage: Stage, given: RunInput, source: ExpertStore, slots: Slots, state: PolicyState, keep_outputs: bool, poison: bool,
+    progress: Progress,
+) -> Execution:  # fmt: skip
+    schedule, config, workload, device = given.schedule, given.config, given.workload, stage.device
+    gate = Gate()
+    collecting = gc.isenabled()
+    copies: CopyEngine | StreamCopies | None = None
+    backs: BackEngine | None = None
+    try:
+        with device.enter(COMPUTE):
+            steps = forced_steps(workload, device)
+            _preload(source, slots, state, device)
+            piece = schedule.copy.chunk_bytes
+            if schedule.copy.overlap:
+                copies = CopyEngine(device, source, slots, gate, piece_bytes=piece, poison=poison)
+                backs = BackEngine(device, source, slots, gate) if schedule.copy.write_back else None
+            else:
+                copies = StreamCopies(device, source, slots, gate, piece_bytes=piece, poison=poison)
+            program = Program(
+                config, workload.steps, state, make_decision(config), device=device, dense=stage.dense,
+                experts=open_runner(slots.weights, device), gate=gate, copies=copies, backs=backs, keep_outputs=keep_outputs,
+            )  # fmt: skip
+            device.synchronize()
+            gc.collect()
+            gc.disable()  # a collection in the middle of a step would be booked as the host's work
+            device.new_epoch()
+            origin = time.perf_counter_ns()
+            with torch.inference_mode():
+                program.run(steps, progress)
+            device.synchronize()
+    finally:
+        if collecting:
+            gc.enable()
+        for worker in (copies, backs):
+            if worker is not None:
+                worker.close()
+    parts = [
+        worker.rows.times(
+            origin, first_visit=workload.steps.first_visit, num_layers=config.num_layers, num_experts=config.num_experts
+        )
+        for worker in (program, copies, backs)
+        if worker is not None
+    ]
+    timeline = timeline_of(parts, str(metadata_of(device)["name"]))
+    ends = np.array(program.step_end_ns, np.int64) - origin
+    return Execution(
+        counts=state.count.copy(), timeline=timeline, step_ns=np.diff(np.concatenate(([0], ends))),
+        makespan_ns=int(max(timeline.rows[:, 6].max(initial=0), ends[-1] if len(ends) else 0)),
+        ready_hits=program.ready_hits, late_hits=program.late_hits, slot_bytes=slots.slot_bytes,
+        outputs=tuple(program.outputs), notes=stage.notes,
+    )  # fmt: skip
+
+
+def forced_steps(workload: Workload, device: Device) -> list[Step]:
+    """Return every forward pass with its routing on the device."""
+    found = []
+    steps = workload.steps
+    for number in range(workload.num_steps):
+        tokens = steps.step_token[steps.step_start[number] : steps.step_start[number + 1]]
+        experts = np.asarray(steps.experts[tokens]).astype(np.int64)  # [T, num_layers, k]
+        shape = PassShape(
+            tokens=len(tokens), context_tokens=int(workload.step_context[number]),
+            requests=1 if steps.step_phase[number] == 0 else len(tokens),
+        )  # fmt: skip
+        found.append(
+            Step(
+                shape=shape,
+                rows=torch.from_numpy(tokens.astype(np.int64)).to(device.place),
+                experts=torch.from_numpy(np.ascontiguousarray(experts.transpose(1, 0, 2))).to(device.place),
+                offsets=offsets_of(experts, workload.num_experts),
+            )
+        )
+    return found
+
+
+def _preload(source: ExpertStore, slots: Slots, state: PolicyState, device: Device) -> None:
+    """Bring what is on the device from the start: a static cache's experts."""
+    for key in np.flatnonzero(state.where == CACHED).tolist():
+        source.bring(device, slots.bytes_of(int(state.slot_of[key])), key, 0, slots.slot_bytes)
+
+
+def _num_slots(state: PolicyState) -> int:
+    """Return the slots that the policies number: cache, staging, stream."""
+    return int(state.pool_base[-1]) + len(state.staged_slot) + len(state.stream_slot)

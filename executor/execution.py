@@ -1,0 +1,93 @@
+"""What a run did: the same logical counts as a prediction, a measured timeline, and step times.
+
+Modelled: counts are those of the decisions, except bytes and tokens, which are counted where bytes and tokens really moved.
+Ignored: how a run is compared with a prediction (`agreement`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..sim.costs import D2H, H2D
+from ..sim.engines import Outcome
+from ..sim.offload_twin import BYTES_D2H, BYTES_H2D
+from ..sim.policies import state as ps
+from ..sim.policies.state import Array
+from ..sim.timeline import OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
+from ..units import NS_PER_S
+
+_COMPARED = ("HITS", "HITS_GUESSED", "MISSES", "PREFETCHES", "PREFETCHES_USED", "PREFETCHES_DROPPED", "EXTRA_FETCHES", "WRITEBACKS",
+             "EVICTIONS", "PEAK_TRANSIENT", "NEXT_KERNEL", "NEXT_TRANSFER", "GUESSES_TRUE", "TRUTHS")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """One run of a schedule on a real device."""
+
+    counts: Array
+    """int64 [NUM_COUNTS], indexed by the names in `sim.policies.state`."""
+    timeline: Timeline
+    step_ns: Array
+    """int64 [num_steps]: duration of each forward pass."""
+    makespan_ns: int
+    ready_hits: int
+    late_hits: int
+    slot_bytes: int
+    outputs: tuple[torch.Tensor, ...]
+    """[T, H] of each step's last layer, where they were asked for."""
+    notes: tuple[str, ...]
+    """What is not as the schedule or the model says: a shrunken model, memory that could not be page-locked."""
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes that really went to the device."""
+        return int(self.timeline.rows[self.timeline.rows[:, ROW_LANE] == H2D, ROW_BYTES].sum())
+
+    @property
+    def bytes_written_back(self) -> int:
+        """Bytes that really went back to the host."""
+        return int(self.timeline.rows[self.timeline.rows[:, ROW_LANE] == D2H, ROW_BYTES].sum())
+
+    @property
+    def expert_tokens(self) -> int:
+        """Tokens that experts really computed."""
+        return int(self.timeline.rows[self.timeline.rows[:, ROW_OP] == OP_EXPERT, ROW_TOKENS].sum())
+
+    @property
+    def mean_step_s(self) -> float:
+        """Mean duration of a forward pass."""
+        return float(self.step_ns.mean()) / NS_PER_S
+
+
+def count_differences(execution: Execution, outcome: Outcome, expert_tokens: int) -> list[str]:
+    """Return what differs between a run and its prediction among hits, misses, bytes and tokens; nothing when all are equal.
+
+    expert_tokens: tokens times top-k over all layers of the workload.
+    """
+    found = []
+    for name in _COMPARED:
+        at = getattr(ps, name)
+        if execution.counts[at] != outcome.counts[at]:
+            found.append(f"{name.lower()}: predicted {outcome.counts[at]}, measured {execution.counts[at]}")
+    pairs = {
+        "bytes copied": (int(outcome.clock[BYTES_H2D]), execution.bytes_copied),
+        "bytes written back": (int(outcome.clock[BYTES_D2H]), execution.bytes_written_back),
+        "expert tokens": (expert_tokens, execution.expert_tokens),
+        "steps": (len(outcome.step_end), len(execution.step_ns)),
+        "guessed hits": (int(outcome.counts[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
+    }
+    return found + [
+        f"{name}: predicted {one}, measured {other}" for name, (one, other) in pairs.items() if one != other
+    ]
+
+
+def median_steps(executions: list[Execution]) -> Array:
+    """Return float64 [num_steps]: the median duration of each step over repeated runs, in nanoseconds.
+
+    A run repeats the same decisions, so its step s always does the same work: the median drops what disturbed one of them.
+    """
+    steps: Array = np.median(np.stack([execution.step_ns for execution in executions]), axis=0)
+    return steps

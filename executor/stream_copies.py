@@ -1,0 +1,73 @@
+"""Moves of experts on the compute stream itself: what a schedule without overlap does.
+
+Modelled: a copy handed over runs where it stands in the program, between the kernels before and after it; nothing waits for
+a slot, because everything that used it stands earlier in the same stream. Ignored: priorities; there is only program order.
+"""
+
+from __future__ import annotations
+
+from ..calibrate.device import Device
+from ..calibrate.expert_store import ExpertStore
+from .copy_engine import Gate
+from .rows import Rows
+from .slots import POISON, Slots
+from .transfers import Transfer, WriteBack
+
+
+class StreamCopies:
+    """Copies on the calling thread's stream."""
+
+    def __init__(
+        self,
+        device: Device,
+        store: ExpertStore,
+        slots: Slots,
+        gate: Gate,
+        *,
+        piece_bytes: int | None,
+        poison: bool = False,
+    ) -> None:
+        self._device, self._store, self._slots, self._gate = device, store, slots, gate
+        self._piece = piece_bytes or slots.slot_bytes
+        self._poison = poison
+        self.rows = Rows()
+
+    def put(self, copy: Transfer | WriteBack) -> None:
+        """Put a copy into the stream now."""
+        device = self._device
+        if isinstance(copy, WriteBack):
+            begin = device.mark()
+            self._store.take_back(device, self._slots.bytes_of(copy.slot), copy.key)
+            end = device.mark()
+            self.rows.written_back(copy, begin, end, self._slots.slot_bytes)
+            self._gate.backs.append(end)
+            return
+        target = self._slots.bytes_of(self._slots.destination(copy))
+        if self._poison:
+            target.fill_(POISON)
+        begin = device.mark()
+        while copy.moved_bytes < self._slots.slot_bytes:
+            low, high = copy.moved_bytes, min(copy.moved_bytes + self._piece, self._slots.slot_bytes)
+            self._store.bring(device, target, copy.key, low, high)
+            end = device.mark()
+            self.rows.copied(copy, copy.kind, begin, end, high - low)
+            begin, copy.moved_bytes, copy.end = end, high, end
+        copy.issued.set()
+
+    def release(self, transfers: list[Transfer]) -> None:
+        """Take back the transient buffers of transfers whose visit is over."""
+        for transfer in transfers:
+            self._slots.give_back(transfer)
+
+    def abandon(self, transfers: list[Transfer]) -> None:
+        """Take back the transient buffers of experts that nobody waits for any more."""
+        for transfer in transfers:
+            transfer.wanted = False
+            self._slots.give_back(transfer)
+
+    def drain(self) -> None:
+        """Block until everything is done."""
+        self._device.synchronize()
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,100 @@
+"""Small models, recordings and runs that the executor's tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from moeplan.calibrate.dense_part import DensePart
+from moeplan.calibrate.device import CpuDevice
+from moeplan.calibrate.expert_store import make_store
+from moeplan.executor.execute import RunInput, forced_steps, largest_pass
+from moeplan.kernels import reference
+from moeplan.schedule import PRESETS, OffloadSchedule
+from moeplan.sim.costs import CostTables, chunk_sizes
+from moeplan.sim.workload import Workload, build_workload
+from moeplan.specs import AttentionSpec, ModelSpec
+from moeplan.traces.format import RoutingTrace
+from strategies import capacities_of, config_of, make_costs, make_trace
+
+
+def small_model(
+    *, num_layers: int = 3, num_experts: int = 8, top_k: int = 2, hidden: int = 64, inter: int = 64, **changes: object
+) -> ModelSpec:
+    """Return a model of a few hundred kilobytes whose every layer has experts."""
+    attention = AttentionSpec(kind="gqa", num_heads=4, num_kv_heads=2, head_dim=16, v_head_dim=16)
+    fields: dict[str, object] = {
+        "name": "small",
+        "family": "mixtral",
+        "hidden_size": hidden,
+        "num_layers": num_layers,
+        "moe_layers": tuple(range(num_layers)),
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "expert_intermediate_size": inter,
+        "gated": True,
+        "vocab_size": 96,
+        "attention": attention,
+    }
+    return ModelSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def small_trace(
+    seed: int = 0, *, num_layers: int = 3, num_experts: int = 8, top_k: int = 2, guesses: int = 2
+) -> RoutingTrace:
+    """Return a recording of three requests, the last of which decodes only."""
+    return make_trace(np.random.default_rng(seed), num_layers=num_layers, num_experts=num_experts, top_k=top_k,
+                      requests=[(5, 6), (3, 7), (0, 5)], guesses=guesses, skew=0.3)  # fmt: skip
+
+
+def preset(name: str, **changes: object) -> OffloadSchedule:
+    """Return a preset at 32 bits, with three cached experts a layer where it caches any."""
+    schedule = PRESETS[name]()
+    if schedule.cache.policy != "none":
+        schedule = schedule.with_options(cache__experts_per_layer=8 if name == "resident" else 3)
+    return schedule.with_options(**({"experts__bits": "32"} | changes))
+
+
+def run_input(schedule: OffloadSchedule, trace: RoutingTrace) -> RunInput:
+    """Return what the executor takes."""
+    workload = build_workload(trace, schedule.workload, reset_per_request=schedule.cache.reset == "request",
+                              with_next_use=schedule.cache.policy == "belady")  # fmt: skip
+    return RunInput(
+        schedule=schedule,
+        config=config_of(schedule, trace),
+        workload=workload,
+        capacities=capacities_of(schedule, trace),
+    )
+
+
+def tables_of(given: RunInput, slot_bytes: int) -> CostTables:
+    """Return made-up durations with the sizes that the executor really moves."""
+    costs = make_costs(np.random.default_rng(0), given.workload, given.schedule)
+    count, first, last = chunk_sizes(slot_bytes, given.schedule.copy.chunk_bytes)
+    return costs._replace(
+        expert_bytes=np.array([slot_bytes]), num_chunks=np.array([count]), chunk_bytes=np.array([[first, last]])
+    )
+
+
+def expert_tokens(workload: Workload) -> int:
+    """Return tokens times top-k over all layers."""
+    return int(workload.steps.visit_tokens.sum())
+
+
+def expected_outputs(model: ModelSpec, given: RunInput, *, bits: str = "32", seed: int = 0) -> list[torch.Tensor]:
+    """Return each step's last layer [T, H], with every expert computed in float64 straight from where it is stored."""
+    device = CpuDevice()
+    dense = DensePart(model, device, dtype=torch.float32, largest=largest_pass([given.workload]), seed=seed)
+    store = make_store(model, bits, device, num_keys=model.num_moe_layers * model.num_experts, seed=seed)
+    weights = store.weights()
+    outputs = []
+    for step in forced_steps(given.workload, device):
+        x = dense.embed(step.rows)
+        for layer in range(model.num_moe_layers):
+            x, h, logits = dense.group(layer, x, step.shape)
+            chosen = step.experts[layer]
+            share = torch.softmax(logits.gather(1, chosen), dim=-1)
+            x = x + reference.layer(h, chosen + layer * model.num_experts, share, weights).float()
+        dense.head(x, step.shape)
+        outputs.append(x)
+    return outputs
