@@ -8,11 +8,10 @@ OUT ?= out/gpu
 STAGE ?=
 DRY ?=
 
-ROOT := $(CURDIR)
-BIN := $(ROOT)/.venv/bin
-WHEEL := $(ROOT)/out/wheel
+BIN := .venv/bin
+WHEEL := out/wheel
 # The root is the package, so checkers and GPU machines find `moeplan` through a link that points back to it.
-LINKED := PYTHONPATH=$(ROOT)/.typing
+LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types floors wheel bench gpu clean
@@ -51,7 +50,7 @@ demo: .venv/.user
 	$(BIN)/moeplan demo --output out/demo
 
 bench: .venv/.developer
-	cd $(ROOT) && $(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine
 
 # On a GPU machine nothing is installed: its own Python, with torch, triton and numpy, runs what lies here.
 gpu: .typing/moeplan
@@ -69,7 +68,7 @@ lint: .venv/.developer
 	$(BIN)/ruff format --check .
 
 types: .venv/.developer .typing/moeplan
-	MYPYPATH=$(ROOT)/.typing $(BIN)/mypy -p moeplan
+	MYPYPATH=.typing $(BIN)/mypy -p moeplan
 
 floors: .venv/.developer .typing/moeplan
 	$(LINKED) $(BIN)/lint-imports --no-cache
@@ -78,10 +77,10 @@ floors: .venv/.developer .typing/moeplan
 wheel: .venv/.developer
 	rm -rf $(WHEEL) moeplan.egg-info/SOURCES.txt
 	mkdir -p $(WHEEL)/source
-	PIP_CONSTRAINT=$(ROOT)/constraints.txt $(BIN)/python -m build --outdir $(WHEEL)/dist . > $(WHEEL)/build.log || { cat $(WHEEL)/build.log; exit 1; }
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir $(WHEEL)/dist . > $(WHEEL)/build.log || { cat $(WHEEL)/build.log; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps --target $(WHEEL)/site $(WHEEL)/dist/*.whl
 	tar -xzf $(WHEEL)/dist/*.tar.gz --strip-components=1 -C $(WHEEL)/source
-	cd $(WHEEL)/source && PYTHONPATH=$(WHEEL)/site MOEPLAN_TESTED_AT=$(WHEEL)/site $(BIN)/python -m pytest $(PYTEST)
+	cd $(WHEEL)/source && PYTHONPATH="$(CURDIR)/$(WHEEL)/site" MOEPLAN_TESTED_AT="$(CURDIR)/$(WHEEL)/site" ../../../$(BIN)/python -m pytest $(PYTEST)
 
 clean:
 	rm -rf .venv .typing .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -6,6 +6,7 @@ import ast
 import fnmatch
 import importlib
 import re
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -13,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import moeplan
-from house import ROOT, modules, package_files, project
+from house import ROOT, imported, modules, package_files, project
 
 INSTALLED = Path(str(moeplan.__file__)).parent
 # torch's CUDA builds pin the triton they go with.
@@ -107,6 +108,21 @@ def test_constraints_pin_every_requirement_inside_its_range() -> None:
         and not need.specifier.contains(pins.get(canonicalize_name(need.name), "none"), prereleases=True)
     ]
     assert outside == []
+
+
+# Modules whose distribution has another name.
+DISTRIBUTION = {"yaml": "PyYAML"}
+
+
+def test_everything_imported_is_a_declared_requirement() -> None:
+    tables = project()["project"]
+    texts = [
+        *tables["dependencies"],
+        *(text for extra in ("run", "hf") for text in tables["optional-dependencies"][extra]),
+    ]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    foreign = {name for tree in modules().values() for _, name in imported(tree)} - sys.stdlib_module_names
+    assert {name for name in foreign if canonicalize_name(DISTRIBUTION.get(name, name)) not in declared} == set()
 
 
 def test_changelog_begins_with_this_version() -> None:
