@@ -68,7 +68,8 @@ class Reproduction:
     def to_dict(self) -> dict[str, Any]:
         """Return the reproduction as plain values."""
         constants = [
-            {"name": each.name, "value": each.value, "unit": each.unit, "fitted_to": each.fitted_to} for each in self.constants
+            {"name": each.name, "value": each.value, "unit": each.unit, "fitted_to": each.fitted_to}
+            for each in self.constants
         ]
         cells = [each.to_dict() for each in self.cells]
         return {"paper": self.paper, "citation": self.citation, "fitted_constants": constants, "cells": cells,

@@ -88,7 +88,10 @@ def _counted_tokens(num_ranks: int) -> tuple[float, float]:
     """Return (nodes, ranks) a token goes to, own ones included: what the benchmark multiplies its tokens by."""
     experts, _ = benchmark_routing(num_ranks)
     nodes = max(1, num_ranks // _SEATS)
-    node, rank = np.sort(experts[:, 0] // (_EXPERTS // nodes), axis=1), np.sort(experts[:, 0] // (_EXPERTS // num_ranks), axis=1)
+    node, rank = (
+        np.sort(experts[:, 0] // (_EXPERTS // nodes), axis=1),
+        np.sort(experts[:, 0] // (_EXPERTS // num_ranks), axis=1),
+    )
     distinct = [1 + (np.diff(ids, axis=1) > 0).sum(axis=1) for ids in (node, rank)]
     return float(distinct[0].mean()), float(distinct[1].mean())
 
@@ -126,12 +129,16 @@ def reproduce_deepep() -> Reproduction:
     latency_s = (LOW_LATENCY[8][0] - _low_latency(8, nvlink, nic, 0.0)[0]) / US_PER_S
     cells = []
     for ranks, row in NORMAL.items():
-        for at, (column, simulated) in enumerate(zip(("dispatch", "combine"), _normal(ranks, nvlink, nic), strict=True)):
+        for at, (column, simulated) in enumerate(
+            zip(("dispatch", "combine"), _normal(ranks, nvlink, nic), strict=True)
+        ):
             role = PREDICTED if row is None else FITTED if at == 0 and ranks in (8, 32) else CHECKED
             cells.append(Cell(table="normal kernels", row=f"EP{ranks}", column=column, unit="GB/s",
                               published=None if row is None else row[at], simulated=simulated, role=role))  # fmt: skip
     for ranks, times in LOW_LATENCY.items():
-        for at, (column, simulated) in enumerate(zip(("dispatch", "combine"), _low_latency(ranks, nvlink, nic, latency_s), strict=True)):
+        for at, (column, simulated) in enumerate(
+            zip(("dispatch", "combine"), _low_latency(ranks, nvlink, nic, latency_s), strict=True)
+        ):
             role = FITTED if at == 0 and ranks == 8 else CHECKED
             cells.append(Cell(table="low-latency kernels", row=f"EP{ranks}", column=column, unit="us", published=times[at],
                               simulated=simulated, role=role))  # fmt: skip

@@ -60,6 +60,8 @@ class EpConstants:
     dense_rate: float = 1.0
     """The same for launches of one expert. DeepGEMM's README (8002b769) shows no gain on equal shapes: 1346 TFLOP/s grouped
     and 1265 dense for 4096 x 7168 on H800."""
+    attention_rate: float = 1.0
+    """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
     def tier(self, tier: int) -> Tier:
         """Return a tier; raises InputError for the missing one."""
@@ -109,7 +111,7 @@ class EpCosting:
     constants: EpConstants
     prefill: bool
     context_tokens: int
-    _dense: dict[tuple[int, int, int], tuple[Estimate, Estimate]] = field(default_factory=dict)
+    _dense: dict[tuple[int, int], tuple[Estimate, float]] = field(default_factory=dict)
     _items: dict[tuple[str, int], tuple[float, bool]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
@@ -143,18 +145,21 @@ class EpCosting:
 
     def _dense_layer(self, layer: int, tokens: int) -> tuple[Estimate, float]:
         """Return the estimate of a layer and the seconds of its shared experts."""
-        key = (self._kind(layer), tokens, 0)
+        key = (self._kind(layer), tokens)
         if key not in self._dense:
             context, requests = self._context(tokens)
-            with_shared = self.costs.dense_layer(layer, tokens, context, requests)
-            model = self.costs.model
-            plain = with_shared
+            whole = self.costs.dense_layer(layer, tokens, context, requests)
+            model, inside = self.costs.model, 0.0
             if model.num_shared_experts and layer in model.moe_layers:
                 bare = dataclasses.replace(model, num_shared_experts=0, shared_intermediate_size=0, shared_gate=False)
                 plain = dataclasses.replace(self.costs, model=bare).dense_layer(layer, tokens, context, requests)
-            self._dense[key] = (with_shared, plain)
-        with_shared, plain = self._dense[key]
-        return with_shared, max(0.0, with_shared.seconds - plain.seconds)
+                inside = max(0.0, whole.seconds - plain.seconds)
+            if self.constants.attention_rate != 1.0:
+                alone = self.costs.dense_layer(layer, tokens, tokens, tokens).seconds
+                longer = max(0.0, whole.seconds - alone) * (1 / self.constants.attention_rate - 1)
+                whole = dataclasses.replace(whole, seconds=whole.seconds + longer)
+            self._dense[key] = (whole, inside)
+        return self._dense[key]
 
     def _kind(self, layer: int) -> int:
         """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""
