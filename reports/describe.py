@@ -6,12 +6,10 @@ is dialled) are not. Ignored: what an option costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
 
+from ..schedule import OffloadSchedule
 from . import numbers
-
-Options = Mapping[str, Any]
 
 _POLICIES = {
     "none": "no expert cache",
@@ -28,84 +26,96 @@ _PREDICTORS = {
     "pre-gate": "a pre-gate fixes the next layer's experts",
     "oracle": "the true choices are fetched ahead",
 }
+_GROUPINGS = {"grouped": "grouped: one launch for several experts", "per-expert": "one launch an expert"}
 
 
-def cache_size(schedule: Options) -> str:
+def cache_size(schedule: OffloadSchedule) -> str:
     """Return how much the cache holds, in words; empty where nothing is cached."""
-    cache = schedule["cache"]
-    if cache["policy"] == "none":
+    cache = schedule.cache
+    if cache.policy == "none":
         return ""
-    if cache["pooled_experts"] is not None:
-        return f"{cache['pooled_experts']:,} experts in one pool for all layers"
-    if cache["experts_per_layer"] is not None:
-        return f"{cache['experts_per_layer']:,} experts a layer"
-    if cache["bytes"] is not None:
-        return f"{numbers.size(cache['bytes'])} in one pool"
+    if cache.pooled_experts is not None:
+        return f"{cache.pooled_experts:,} experts in one pool for all layers"
+    if cache.experts_per_layer is not None:
+        return f"{cache.experts_per_layer:,} experts a layer"
+    if cache.bytes is not None:
+        return f"{numbers.size(cache.bytes)} in one pool for all layers"
     return "as many experts as fit"
 
 
-def one_phrase(schedule: Options) -> str:
+def one_phrase(schedule: OffloadSchedule) -> str:
     """Return the schedule's main decisions in one phrase."""
     size = cache_size(schedule)
-    parts = [_POLICIES[schedule["cache"]["policy"]] + (f", {size}" if size else "")]
-    predictor = schedule["predictor"]
-    if predictor["kind"] != "none":
-        reach = f", {predictor['depth']} layer{'s' if predictor['depth'] > 1 else ''} ahead"
-        parts.append(_PREDICTORS[predictor["kind"]] + reach)
-    else:
-        parts.append(_PREDICTORS["none"])
-    parts.append("copies overlap compute" if schedule["copy"]["overlap"] else "copies and kernels take turns")
+    parts = [_POLICIES[schedule.cache.policy] + (f", {size}" if size else "")]
+    predictor = schedule.predictor
+    reach = f", {predictor.depth} layer{'s' if predictor.depth > 1 else ''} ahead" if predictor.kind != "none" else ""
+    parts.append(_PREDICTORS[predictor.kind] + reach)
+    parts.append("copies overlap compute" if schedule.copy.overlap else "copies and kernels take turns")
     return "; ".join(parts)
 
 
-def option_rows(schedule: Options) -> list[tuple[str, str]]:
+def option_rows(schedule: OffloadSchedule) -> list[tuple[str, str]]:
     """Return (option, value in words) for everything that this schedule decides."""
-    cache, predictor, copy, work = schedule["cache"], schedule["predictor"], schedule["copy"], schedule["workload"]
-    rows = [("Cache", _POLICIES[cache["policy"]])]
-    if cache["policy"] != "none":
+    bits = schedule.experts.bits
+    rows = [
+        *_cache_rows(schedule),
+        ("Expert weights", f"{bits} bits" if bits.isdigit() else bits),
+        *_predictor_rows(schedule),
+        ("Expert kernels", _GROUPINGS[schedule.kernel.grouping]),
+        *_copy_rows(schedule),
+        ("Requests decoded together", str(schedule.workload.concurrency)),
+    ]
+    chunk = schedule.workload.prefill_chunk_tokens
+    rows.append(("Prompt tokens a pass", "the whole prompt" if chunk is None else str(chunk)))
+    for option in fields(schedule.host):
+        value = getattr(schedule.host, option.name)
+        if value is not None:
+            name = option.name.removesuffix("_s").replace("_", " ")
+            rows.append((f"Host time {name}", f"{numbers.seconds(value)}, given by the user"))
+    return rows
+
+
+def _cache_rows(schedule: OffloadSchedule) -> list[tuple[str, str]]:
+    cache = schedule.cache
+    rows = [("Cache", _POLICIES[cache.policy])]
+    if cache.policy != "none":
         rows.append(("Cache size", cache_size(schedule)))
-        kept = "emptied at each request" if cache["reset"] == "request" else "kept from request to request"
-        rows.append(("Cache contents", kept))
-    rows.append(
-        (
-            "Expert weights",
-            f"{schedule['experts']['bits']} bits"
-            if str(schedule["experts"]["bits"]).isdigit()
-            else str(schedule["experts"]["bits"]),
-        )
-    )
-    rows.append(("Prediction", _PREDICTORS[predictor["kind"]]))
-    if predictor["kind"] == "dial":
         rows.append(
             (
-                "Assumed recall",
-                f"{predictor['recall']:g} one layer ahead, times {predictor['recall_decay']:g} for each further one",
+                "Cache contents",
+                "emptied at each request" if cache.reset == "request" else "kept from request to request",
             )
         )
-    if predictor["kind"] not in ("none", "pre-gate"):
-        rows.append(("Layers ahead", str(predictor["depth"])))
-        width = predictor["width"]
+    return rows
+
+
+def _predictor_rows(schedule: OffloadSchedule) -> list[tuple[str, str]]:
+    predictor = schedule.predictor
+    rows = [("Prediction", _PREDICTORS[predictor.kind])]
+    if predictor.kind == "none":
+        return rows
+    if predictor.kind == "dial":
+        decay = f"times {predictor.recall_decay:g} for each further layer"
+        rows.append(("Assumed recall", f"{predictor.recall:g} one layer ahead, {decay}"))
+    if predictor.kind != "pre-gate":
+        width = predictor.width
+        rows.append(("Layers ahead", str(predictor.depth)))
         rows.append(("Guesses a token and layer", "the model's top-k" if width is None else str(width)))
-    if predictor["kind"] != "none" and cache["policy"] != "none":
-        staging = predictor["staging"]
+    if schedule.cache.policy != "none":
+        staging = predictor.staging
         rows.append(("Staging buffers", f"{staging} experts" if staging else "none: guesses enter the cache"))
-    grouped = schedule["kernel"]["grouping"] == "grouped"
-    rows.append(("Expert kernels", "grouped: one launch for several experts" if grouped else "one launch an expert"))
-    rows.append(("Copies", "overlap compute" if copy["overlap"] else "take turns with kernels on one stream"))
-    if copy["chunk_bytes"] is not None:
-        rows.append(("Copy chunks", numbers.size(copy["chunk_bytes"])))
-    if copy["fetch"] == "layer":
-        rows.append(("Fetched on a miss", "every expert of the layer"))
-    if copy["write_back"]:
+    return rows
+
+
+def _copy_rows(schedule: OffloadSchedule) -> list[tuple[str, str]]:
+    copy = schedule.copy
+    rows = [("Copies", "overlap compute" if copy.overlap else "take turns with kernels on one stream")]
+    if copy.chunk_bytes is not None:
+        rows.append(("Copy chunks", numbers.size(copy.chunk_bytes)))
+    if copy.fetch == "layer":
+        rows.append(("Fetched", "every expert of a layer, whatever was routed"))
+    if copy.write_back:
         rows.append(("Evicted experts", "are copied back to the host"))
-    if not copy["pinned"]:
+    if not copy.pinned:
         rows.append(("Host memory", "pageable"))
-    rows.append(("Requests decoded together", str(work["concurrency"])))
-    chunk = work["prefill_chunk_tokens"]
-    rows.append(("Prompt tokens a pass", "the whole prompt" if chunk is None else str(chunk)))
-    given = {key: value for key, value in schedule["host"].items() if value is not None}
-    rows += [
-        (f"Host, {key.removesuffix('_s').replace('_', ' ')}", f"{value:g} s, given by the user")
-        for key, value in given.items()
-    ]
     return rows

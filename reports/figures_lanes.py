@@ -36,19 +36,26 @@ class Excerpt:
     frame: pd.DataFrame
     start_ns: int
     end_ns: int
+    steps: tuple[int, int]
+    """First and last step, both included."""
     step_ends_ns: tuple[int, ...]
     """When each of its steps ended."""
     words: str
     """Which part it is."""
 
 
-def excerpt(frame: pd.DataFrame, *, num_steps: int = NUM_STEPS, most_rows: int = MOST_BARS) -> Excerpt:
+def excerpt(
+    frame: pd.DataFrame, *, num_steps: int = NUM_STEPS, most_rows: int = MOST_BARS, steps: tuple[int, int] | None = None
+) -> Excerpt:
     """Return consecutive ordinary steps from the later half of a timeline: those whose time is nearest to the median.
 
     Ordinary: with the number of tokens that most steps of that half have. Where one step has more than `most_rows` rows, its
-    first layers are returned.
+    first layers are returned. steps: first and last step where they are chosen already.
     """
     spans = step_spans(frame)
+    if steps is not None:
+        found = _cut(frame, spans, *steps)
+        return found if len(found.frame) <= most_rows else _first_layers(found, most_rows)
     late = spans.iloc[len(spans) // 2 :]
     usual = late["tokens"].mode().iloc[0]
     for count in range(min(num_steps, len(late)), 0, -1):
@@ -83,7 +90,8 @@ def _cut(frame: pd.DataFrame, spans: pd.DataFrame, first: int, last: int) -> Exc
     start, end = int(mine["start_ns"].to_numpy()[0]), ends[-1]
     shown = frame[(frame["start_ns"] < end) & (frame["end_ns"] > start)]
     words = f"steps {first} to {last}" if last > first else f"step {first}"
-    return Excerpt(frame=shown, start_ns=start, end_ns=end, step_ends_ns=ends, words=f"{words} of {len(spans):,}")
+    words = f"{words} of {len(spans):,}"
+    return Excerpt(frame=shown, start_ns=start, end_ns=end, steps=(first, last), step_ends_ns=ends, words=words)
 
 
 def _first_layers(whole: Excerpt, most_rows: int) -> Excerpt:
@@ -91,7 +99,9 @@ def _first_layers(whole: Excerpt, most_rows: int) -> Excerpt:
     shown = whole.frame[whole.frame["end_ns"] <= end]
     layers = int(np.max(shown["layer"][shown["op"] == "dense"].to_numpy())) + 1
     words = f"{whole.words}, its first {layers} layers"
-    return Excerpt(frame=shown, start_ns=whole.start_ns, end_ns=end, step_ends_ns=(end,), words=words)
+    return Excerpt(
+        frame=shown, start_ns=whole.start_ns, end_ns=end, steps=whole.steps, step_ends_ns=(end,), words=words
+    )
 
 
 def lanes_plot(timelines: Sequence[tuple[str, Excerpt]], *, plot_id: str = "plot-lanes", caption: str = "") -> Plot:
@@ -110,7 +120,7 @@ def lanes_plot(timelines: Sequence[tuple[str, Excerpt]], *, plot_id: str = "plot
     for title, part in timelines:
         if len(timelines) > 1:
             notes.append(
-                note(f"<b>{escape(title)}</b>", x=0, xref="paper", xanchor="left", y=row - 0.1, yanchor="middle")
+                note(f"<b>{escape(title)}</b>", x=0, xref="paper", xanchor="left", y=row - 0.15, yanchor="middle")
             )
             row += 0.6
         top = row - 0.5
@@ -139,7 +149,7 @@ def lanes_plot(timelines: Sequence[tuple[str, Excerpt]], *, plot_id: str = "plot
         annotations=notes,
         shapes=lines,
         xaxis=axis(f"time, {unit}", fixedrange=False, range=[0, first_step], linecolor=HAIRLINE),
-        yaxis=axis(**ticks, range=[row - 0.5, -0.5 - 0.6 * (len(timelines) > 1)], showgrid=False),
+        yaxis=axis(**ticks, range=[row - 0.5, -0.5], showgrid=False),
         margin={"l": 10, "r": 12, "t": 62, "b": 10},
     )
     # On a narrow screen the legend takes several rows, below the buttons.

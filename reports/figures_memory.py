@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ..schedule import OffloadSchedule
 from ..units import GIB
 from . import numbers
 from .hit_curves import HitCurve
@@ -22,14 +23,14 @@ _CURVE_COLOURS = (BLUE, ORANGE, GREEN, VERMILION)
 _NARROW = {"font.size": 11}
 
 
-def mean_experts_per_layer(result: Document, num_layers: int) -> float | None:
-    """Return how many experts a layer the schedule caches, on average; None where it caches none."""
-    cache = result["schedule"]["cache"]
-    if cache["policy"] == "none":
+def mean_experts_per_layer(schedule: OffloadSchedule, num_layers: int) -> float | None:
+    """Return how many experts a layer the schedule caches, on average; None where it caches none or does not say."""
+    cache = schedule.cache
+    if cache.policy == "none":
         return None
-    if cache["experts_per_layer"] is not None:
-        return float(cache["experts_per_layer"])
-    return cache["pooled_experts"] / num_layers if cache["pooled_experts"] is not None else None
+    if cache.experts_per_layer is not None:
+        return float(cache.experts_per_layer)
+    return cache.pooled_experts / num_layers if cache.pooled_experts is not None else None
 
 
 def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_layers: int, num_experts: int) -> Plot:
@@ -37,7 +38,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
     data = [_curve(curve, colour) for curve, colour in zip(curves, _CURVE_COLOURS, strict=False)]
     for family, name, symbol, colour, size in _MARKS:
         sizes = [
-            (entry, mean_experts_per_layer(entry.result, num_layers)) for entry in entries if entry.family == family
+            (entry, mean_experts_per_layer(entry.schedule, num_layers)) for entry in entries if entry.family == family
         ]
         mine = [(entry, at, 100 * float(entry.result["hit_rate"])) for entry, at in sizes if at is not None]
         if mine and family != REFERENCE:
@@ -53,7 +54,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
         xaxis=axis(f"experts cached a layer, of {num_experts}", range=[0, num_experts * 1.03]),
         yaxis=axis("hit rate, %", range=[0, 103]),
     )
-    chosen = mean_experts_per_layer(entries[0].result, num_layers)
+    chosen = mean_experts_per_layer(entries[0].schedule, num_layers)
     if chosen is not None:
         text = f"chosen: {numbers.significant(chosen)} a layer"
         plan |= {

@@ -80,4 +80,4 @@ def constant(name: str, value: float) -> str:
             return seconds(value)
         if part.endswith("_efficiency") or part == "contention":
             return percent(value)
-    return significant(value)
+    return f"{value:,.0f}" if value == round(value) else significant(value)

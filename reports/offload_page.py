@@ -22,6 +22,7 @@ from .figures_memory import front_plot, hit_rate_plot
 from .figures_speed import share_plot, speed_plot
 from .hit_curves import HitCurve
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
+from .plan_document import check_plan_document
 from .sources import constants_table, source_summary
 from .speed import CHOSEN, Document, Entry, entries, interval_text
 
@@ -37,8 +38,10 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     document: a plan as `plan_to_dict` gives it or plan.json holds it. timeline: rows of the chosen schedule. lru_curve,
     belady_curve: hit rate by cache size (`hit_curves`). profile: the machine, for the table of constants. command: what
     makes this plan again, as arguments or as typed; reconstructed from the document where None, with `TRACE` for the file.
-    more_sections: shown before the assumptions (for instance predicted against measured).
+    more_sections: shown before the assumptions (for instance predicted against measured). Raises InputError for a document that
+    is not an offload plan.
     """
+    check_plan_document(document)
     every = entries(document)
     frame = timeline.frame() if isinstance(timeline, Timeline) else timeline
     curves = [curve for curve in (lru_curve, belady_curve) if curve is not None]
@@ -51,7 +54,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
         sections.append(Section(id="hits", title="Hit rate against cache size", parts=(hits,)))
     sections += [
         Section(id="front", title="What memory buys", parts=(front_plot(document, every),)),
-        Section(id="schedule", title="The chosen schedule", parts=(_options(document),)),
+        Section(id="schedule", title="The chosen schedule", parts=(_options(every),)),
         Section(id="ledger", title="Where the memory goes", parts=(_ledger(document),)),
         *more_sections,
         _assumptions(document, every, profile),
@@ -61,7 +64,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     title = f"{origin['model']} on {origin['hardware']} with {numbers.size(origin['memory_bytes'])} of device memory"
     return render(
         title=title,
-        lead=_lead(document),
+        lead=_lead(document, every),
         sections=sections,
         footer=f"Made by {origin['produced_by']}. This file is complete: it opens without a network.",
     )
@@ -80,7 +83,7 @@ def write_plan_report(path: str | os.PathLike[str], document: Document, *, timel
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
-def _lead(document: Document) -> list[str]:
+def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
     best = document["best"]
     answer = f"{numbers.significant(best['tokens_per_s'])} tokens/s predicted, {interval_text(best)} likely"
     per_token = best["bytes_copied"] / max(best["num_tokens"], 1)
@@ -97,7 +100,7 @@ def _lead(document: Document) -> list[str]:
     ]
     return [
         paragraph(answer, "answer"),
-        paragraph(_sentence(one_phrase(best["schedule"]))),
+        paragraph(_sentence(one_phrase(every[0].schedule))),
         paragraph(_sentence(document["verdict"]), "verdict"),
         figures_row(key),
     ]
@@ -174,8 +177,8 @@ def _lanes(frame: pd.DataFrame) -> Section:
     return Section(id="lanes", title="A few steps, lane by lane", parts=(lanes_plot([("", part)], caption=caption),))
 
 
-def _options(document: Document) -> str:
-    return table([Column(title="Decision"), Column(title="Choice")], option_rows(document["best"]["schedule"]))
+def _options(every: Sequence[Entry]) -> str:
+    return table([Column(title="Decision"), Column(title="Choice")], option_rows(every[0].schedule))
 
 
 def _ledger(document: Document) -> str:

@@ -2,8 +2,9 @@
 
 Modelled: a title, an answer, sections of text, tables and plots, in a column that suits a desk and a phone. A plot is a plain
 dictionary, drawn when the page opens: `data` and `layout`; `narrow`, layout values by dotted path for screens below 640
-pixels; `narrow_extra_px`, height added there; `zoom`, whether buttons are shown. A content-security policy in the page itself forbids every request, so nothing is ever fetched or sent. Everything that
-comes from a file is escaped. Ignored: what is shown (the other modules of this room).
+pixels; `narrow_extra_px`, height added there; `zoom`, whether buttons are shown. A content-security policy in the page itself
+forbids every request, so nothing is ever fetched or sent. Everything that comes from a file is escaped. Ignored: what is
+shown (the other modules of this room).
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def fold(summary: str, inner: str) -> str:
 def render(*, title: str, lead: Sequence[str], sections: Sequence[Section], footer: str) -> str:
     """Return the whole page. lead: HTML below the title; footer: plain text."""
     links = "".join(f'<a href="#{section.id}">{escape(section.title)}</a>' for section in sections)
+    contents = f"<nav>{links}</nav>" if len(sections) > 1 else ""
     body = "".join(_section(section) for section in sections)
     plots = [part for section in sections for part in section.parts if isinstance(part, Plot)]
     data = "".join(_data(plot) for plot in plots)
@@ -108,7 +110,7 @@ def render(*, title: str, lead: Sequence[str], sections: Sequence[Section], foot
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n'
-        f"<body>\n<header><h1>{escape(title)}</h1>{''.join(lead)}<nav>{links}</nav></header>\n<main>\n{body}</main>\n"
+        f"<body>\n<header><h1>{escape(title)}</h1>{''.join(lead)}{contents}</header>\n<main>\n{body}</main>\n"
         f"<footer>{escape(footer)}</footer>\n{data}{library}</body>\n</html>\n"
     )
 

@@ -51,14 +51,15 @@ def timeline_events(
     tids = [threads[lane] for lane in frame["lane"].astype(str).tolist()]
     events = list(_names(frame, devices, threads))
     events += _slices(frame, pids, tids)
+    starts, ends = frame["start_ns"].tolist(), frame["end_ns"].tolist()
     for number, (transfer, kernel) in enumerate(waits(frame, slack_ns), start=1):
-        begin, end = int(frame["start_ns"].iloc[transfer]), int(frame["end_ns"].iloc[transfer])
         flow = {"cat": "wait", "name": "waited for", "id": number}
         # An arrow binds to the slice that is open at its time, so it must leave before its transfer is over.
-        leave = max(begin, end - 1)
+        leave = max(starts[transfer], ends[transfer] - 1)
         events.append({"ph": "s", "pid": pids[transfer], "tid": tids[transfer], "ts": _us(leave), **flow})
-        arrive = _us(int(frame["start_ns"].iloc[kernel]))
-        events.append({"ph": "f", "bp": "e", "pid": pids[kernel], "tid": tids[kernel], "ts": arrive, **flow})
+        events.append(
+            {"ph": "f", "bp": "e", "pid": pids[kernel], "tid": tids[kernel], "ts": _us(starts[kernel]), **flow}
+        )
     for device, pid in devices.items():
         mine = frame[frame["device"] == device]
         for link in _LINKS:

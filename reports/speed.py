@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..schedule import OffloadSchedule, schedule_from_dict
 from ..units import NS_PER_S
 from . import numbers
 
@@ -36,18 +37,23 @@ class Entry:
     family: str
     result: Document
     """The schedule's part of the plan document."""
+    schedule: OffloadSchedule
 
 
 def entries(document: Document) -> list[Entry]:
-    """Return every simulated schedule of a plan document, the chosen one first, each family in the plan's order."""
+    """Return every simulated schedule of a plan document, the chosen one first, each family in the plan's order.
+
+    Raises InputError for a schedule that is none.
+    """
     best = document["best"]
-    found = [Entry(name=best["name"], title=best["name"], family=CHOSEN, result=best)]
-    found += [Entry(name=one["name"], title=one["name"], family=PUBLISHED, result=one) for one in document["baselines"]]
-    found += [
-        Entry(name=name, title=_reference_title(name), family=REFERENCE, result=one)
-        for name, one in document["references"].items()
-    ]
+    found = [_entry(best["name"], best["name"], CHOSEN, best)]
+    found += [_entry(one["name"], one["name"], PUBLISHED, one) for one in document["baselines"]]
+    found += [_entry(name, _reference_title(name), REFERENCE, one) for name, one in document["references"].items()]
     return found
+
+
+def _entry(name: str, title: str, family: str, result: Document) -> Entry:
+    return Entry(name=name, title=title, family=family, result=result, schedule=schedule_from_dict(result["schedule"]))
 
 
 def is_roomier(entry: Entry) -> bool:
