@@ -1,0 +1,170 @@
+"""The engines a plan can be written for, and the way from a plan document to files in a folder.
+
+Modelled: one entry for each engine and kind of plan; every rendering passes the engine's validator before a byte is written; a
+NOTES file beside the configuration says how to use it and what was left out. Ignored: reading plan.json (the front door's job).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...errors import InputError, Internal, UnknownName
+from ...specs import ModelSpec
+from ...specs_io import write_atomic
+from . import (
+    accelerate,
+    kt_kernel,
+    llamacpp,
+    mixtral_offloading,
+    moe_infinity,
+    sglang,
+    sglang_offload,
+    trtllm,
+    validate_offload,
+    validate_parallel,
+    vllm,
+    vllm_ascend,
+    vllm_offload,
+)
+from .choices import (
+    EXPERT_PARALLEL,
+    OFFLOAD,
+    Emission,
+    EpChoice,
+    OffloadChoice,
+    Placement,
+    plan_kind,
+    read_ep_choice,
+    read_offload_choice,
+)
+
+NOTES_FILE = "NOTES.txt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelTarget:
+    """An engine that takes expert-parallel plans."""
+
+    render: Callable[[EpChoice, ModelSpec], Emission]
+    check: Callable[[Mapping[str, str], ModelSpec], Placement | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadTarget:
+    """An engine that takes offload plans."""
+
+    render: Callable[[OffloadChoice, ModelSpec], Emission]
+    check: Callable[[Mapping[str, str], ModelSpec], None]
+
+
+PARALLEL_TARGETS: Mapping[str, ParallelTarget] = {
+    "sglang": ParallelTarget(render=sglang.render, check=validate_parallel.check_sglang),
+    "trtllm": ParallelTarget(render=trtllm.render, check=validate_parallel.check_trtllm),
+    "vllm": ParallelTarget(render=vllm.render, check=validate_parallel.check_vllm),
+    "vllm-ascend": ParallelTarget(render=vllm_ascend.render, check=validate_parallel.check_vllm_ascend),
+}
+OFFLOAD_TARGETS: Mapping[str, OffloadTarget] = {
+    "accelerate": OffloadTarget(render=accelerate.render, check=validate_offload.check_accelerate),
+    "kt-kernel": OffloadTarget(render=kt_kernel.render, check=validate_offload.check_kt_kernel),
+    "llamacpp": OffloadTarget(render=llamacpp.render, check=validate_offload.check_llamacpp),
+    "mixtral-offloading": OffloadTarget(
+        render=mixtral_offloading.render, check=validate_offload.check_mixtral_offloading
+    ),
+    "moe-infinity": OffloadTarget(render=moe_infinity.render, check=validate_offload.check_moe_infinity),
+    "sglang": OffloadTarget(render=sglang_offload.render, check=validate_offload.check_sglang),
+    "vllm": OffloadTarget(render=vllm_offload.render, check=validate_offload.check_vllm),
+}
+# Engines whose files hold node counts too, so that a placement read back is the one that was written.
+READABLE_TARGETS = ("sglang", "trtllm")
+
+
+def list_targets(kind: str | None = None) -> list[str]:
+    """Return the names of the engines that take plans of a kind, or of any."""
+    names = {
+        EXPERT_PARALLEL: set(PARALLEL_TARGETS),
+        OFFLOAD: set(OFFLOAD_TARGETS),
+        None: {*PARALLEL_TARGETS, *OFFLOAD_TARGETS},
+    }
+    return sorted(names[kind])
+
+
+def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> Emission:
+    """Return what `target` is given for a plan of `model`, checked by the engine's rules.
+
+    Raises UnknownName for a target that does not exist, InputError for a plan of the wrong kind, of another model or with parts
+    missing.
+    """
+    if target not in list_targets():
+        raise UnknownName("--target", target, list_targets())
+    kind = plan_kind(plan_document)
+    if target not in list_targets(kind):
+        raise InputError("--target", target, f"takes no {kind} plans", f"use one of: {', '.join(list_targets(kind))}")
+    if kind == EXPERT_PARALLEL:
+        emission = PARALLEL_TARGETS[target].render(read_ep_choice(plan_document, model), model)
+    else:
+        emission = OFFLOAD_TARGETS[target].render(read_offload_choice(plan_document, model), model)
+    try:
+        validate(target, kind, emission.files, model)
+    except InputError as reason:
+        raise Internal(f"files for {target} break the engine's rules: {reason}") from reason
+    return emission
+
+
+def emit(plan_document: Mapping[str, Any], target: str, model: ModelSpec, out_dir: str | Path) -> list[Path]:
+    """Return the files written to `out_dir` (made if absent) for `target`: its configuration and NOTES.txt, in this order.
+
+    Nothing is written unless everything was rendered and checked; each file appears whole or not at all. Raises as `render`
+    does, and InputError where the folder cannot be written.
+    """
+    emission = render(plan_document, target, model)
+    folder = Path(out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            "output", str(folder), f"no folder there ({reason.lower()})", "choose a writable place"
+        ) from None
+    written = []
+    for name, text in ({**emission.files, NOTES_FILE: notes_text(emission, model)}).items():
+        write_atomic(folder / name, text)
+        written.append(folder / name)
+    return written
+
+
+def notes_text(emission: Emission, model: ModelSpec) -> str:
+    """Return the NOTES file: how to use the files and what the engine cannot express."""
+    notes = emission.notes or ("nothing: the files say all the plan says",)
+    parts = [
+        f"Configuration of {emission.engine} for {model.name}, written by moeplan {__version__} from a plan.",
+        "",
+        "Use:",
+    ]
+    parts += [f"- {line}" for line in emission.usage] + ["", "What the plan says and these files cannot:"]
+    return "\n".join([*parts, *(f"- {line}" for line in notes)]) + "\n"
+
+
+def validate(target: str, kind: str, files: Mapping[str, str], model: ModelSpec) -> Placement | None:
+    """Return the placement the engine would load, None where the files hold none; raises InputError where it would refuse them."""
+    if kind == EXPERT_PARALLEL:
+        if target not in PARALLEL_TARGETS:
+            raise UnknownName("--target", target, PARALLEL_TARGETS)
+        return PARALLEL_TARGETS[target].check(files, model)
+    if target not in OFFLOAD_TARGETS:
+        raise UnknownName("--target", target, OFFLOAD_TARGETS)
+    OFFLOAD_TARGETS[target].check(files, model)
+    return None
+
+
+def read_back(target: str, files: Mapping[str, str], model: ModelSpec) -> Placement:
+    """Return the placement that emitted files hold, nodes included; raises UnknownName where an engine's files lack them."""
+    if target not in READABLE_TARGETS:
+        raise UnknownName("--target", target, READABLE_TARGETS)
+    placement = PARALLEL_TARGETS[target].check(files, model)
+    if placement is None:
+        raise Internal(f"{target}: a placement was checked but not read")
+    return placement
