@@ -42,10 +42,15 @@ def hit_curve(rehearsal: Rehearsal, schedule: OffloadSchedule, policy: str, name
     sizes = curve_sizes(rehearsal.trace.num_experts)
     found = []
     for size in sizes:
-        alone = schedule.with_options(
-            name=policy, cache__policy=policy, cache__experts_per_layer=size, predictor__kind="none", predictor__depth=1,
-            predictor__staging=0, copy__fetch="routed",
-        )  # fmt: skip
+        # Only what decides hits is kept: every schedule's curves then come from the same tables and the same engine.
+        alone = OffloadSchedule(name=policy).with_options(
+            cache__policy=policy,
+            cache__experts_per_layer=size,
+            cache__reset=schedule.cache.reset,
+            experts__bits=schedule.experts.bits,
+            workload__concurrency=schedule.workload.concurrency,
+            workload__prefill_chunk_tokens=schedule.workload.prefill_chunk_tokens,
+        )
         count = rehearsal.run(alone).counts
         found.append(float(count[HITS] / max(int(count[HITS] + count[MISSES]), 1)))
     each = rehearsal.trace.num_layers * rehearsal.expert_bytes(schedule)
