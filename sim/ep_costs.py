@@ -60,6 +60,10 @@ class EpConstants:
     dense_rate: float = 1.0
     """The same for launches of one expert. DeepGEMM's README (8002b769) shows no gain on equal shapes: 1346 TFLOP/s grouped
     and 1265 dense for 4096 x 7168 on H800."""
+    shared_nic: bool = False
+    """The ranks of a node share one port between nodes (of the tier's bandwidth), instead of having one each."""
+    half_duplex_nic: bool = False
+    """What a port between nodes sends and receives adds up, as where the host's processor moves it."""
     attention_rate: float = 1.0
     """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
@@ -329,6 +333,7 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         ex_tokens[mine] = _piece(sent, group, pieces)
         ex_bytes[mine] = _piece(np.rint(sent * each).astype(np.int64), group, pieces)
         port = np.maximum(forth, receive) * each
+        port[:, INTER] = _inter_port(constants, load.topology.ranks_per_node, forth[:, INTER], receive[:, INTER]) * each[:, 0]
         for tier in (INTER, INTRA):
             if (port[:, tier] > 0).any():
                 ex_ns[mine, tier] = _piece(constants.tier(tier).port_ns(port[:, tier], speed), group, pieces)
@@ -340,3 +345,11 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
         ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes)
+
+
+def _inter_port(constants: EpConstants, seats: int, sent: Array, received: Array) -> Array:
+    """Return tokens [n, ranks] through each rank's port between nodes, of what the ranks send and receive."""
+    if constants.shared_nic:
+        of_node = (len(sent), -1, seats)
+        sent, received = (np.repeat(each.reshape(of_node).sum(axis=2), seats, axis=1) for each in (sent, received))
+    return sent + received if constants.half_duplex_nic else np.maximum(sent, received)
