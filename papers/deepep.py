@@ -81,7 +81,7 @@ def _exchange_s(num_ranks: int, kind: str, tokens_per_rank: int, bytes_per_value
 def _mean_port(tokens: np.ndarray, scale: float) -> np.ndarray:
     """Return every port at the mean of its tier, scaled: the benchmark's routing is the same in expectation on all ranks."""
     mean = tokens.mean(axis=3, keepdims=True) * scale
-    return np.rint(np.broadcast_to(mean, tokens.shape)).astype(np.int64)
+    return np.asarray(np.rint(np.broadcast_to(mean, tokens.shape)), np.int64)
 
 
 def _counted_tokens(num_ranks: int) -> tuple[float, float]:
@@ -122,10 +122,9 @@ def _low_latency(num_ranks: int, nvlink: float, nic: float, latency_s: float) ->
 def reproduce_deepep() -> Reproduction:
     """Return DeepEP's two tables beside the simulator's; three constants fitted."""
     # Without latency, bandwidth as counted is proportional to the port that binds: one division fits it.
-    published = NORMAL[8], NORMAL[32]
-    assert published[0] is not None and published[1] is not None  # noqa: S101 - rows of the table above
-    nvlink = GIGA * published[0][0] / _normal(8, GIGA, GIGA)[0]
-    nic = GIGA * published[1][0] / _normal(32, 1000 * GIGA, GIGA)[0]
+    eight, thirty_two = (row[0] for ranks in (8, 32) if (row := NORMAL[ranks]) is not None)
+    nvlink = GIGA * eight / _normal(8, GIGA, GIGA)[0]
+    nic = GIGA * thirty_two / _normal(32, 1000 * GIGA, GIGA)[0]
     latency_s = (LOW_LATENCY[8][0] - _low_latency(8, nvlink, nic, 0.0)[0]) / US_PER_S
     cells = []
     for ranks, row in NORMAL.items():
@@ -147,10 +146,10 @@ def reproduce_deepep() -> Reproduction:
         constants=(
             FittedConstant(name="NVLink port", value=nvlink, unit="bytes/s", fitted_to="normal kernels, EP8 dispatch"),
             FittedConstant(name="network port", value=nic, unit="bytes/s", fitted_to="normal kernels, EP32 dispatch"),
-            FittedConstant(name="latency of a low-latency kernel", value=latency_s, unit="s", fitted_to="low-latency kernels, EP8 dispatch"),
+            FittedConstant(name="latency of a low-latency kernel", value=latency_s, unit="s", fitted_to="low latency, EP8 dispatch"),
         ),
         notes=(
-            "bandwidths are counted as the benchmark counts them: distinct nodes (ranks within one node) a token goes to, its own included",
+            "bandwidths are counted as the benchmark counts them: distinct nodes (in one node: ranks) of a token, its own included",
             "an earlier and a later release differ from this table by up to 30 % (EP32 dispatch 44 and 59 GB/s)",
         ),
     )  # fmt: skip

@@ -186,7 +186,7 @@ def reproduce_eps_moe() -> Reproduction:
         constants=(
             FittedConstant(name="grouped kernel over dense kernel", value=constants.grouped_rate, unit="", fitted_to="N=1 at 1K"),
             FittedConstant(name="port", value=constants.port_bytes_per_s, unit="bytes/s", fitted_to="N=5 at 1K"),
-            FittedConstant(name="a stage's exchange besides its bytes", value=constants.stage_s, unit="s", fitted_to="mean of N=20"),
+            FittedConstant(name="exchange besides its bytes", value=constants.stage_s, unit="s", fitted_to="mean of N=20"),
         ),
         notes=(
             f"the paper does not say how many tokens a step has: {_TOKENS} on each GPU are assumed, as in its layer benchmark",
@@ -218,7 +218,8 @@ def _layer(constants: Constants) -> list[Cell]:
         "5 groups, grouped, all SMs": schedule_of(5, "grouped", sm_fraction=0.0, exchange_bytes=2.0),
         "5 groups, grouped": schedule_of(5, "grouped", exchange_bytes=2.0),
         "5 groups, dense": schedule_of(5, "dense", exchange_bytes=2.0),
-        "5 groups, dense, 8-bit exchange": schedule_of(5, "dense"), "20 groups, dense": schedule_of(20, "dense", exchange_bytes=2.0),
+        "5 groups, dense, 8-bit exchange": schedule_of(5, "dense"),
+        "20 groups, dense": schedule_of(20, "dense", exchange_bytes=2.0),
     }  # fmt: skip
     found = []
     for at, width in enumerate(LAYER_WIDTHS):

@@ -196,7 +196,7 @@ def fit() -> Routing:
 
     def missed(routing: Routing) -> float:
         now = after(routing)[1]
-        return abs(now[1] / cross[1] - 1) + abs(now[4] / deviation[1] - 1)
+        return float(abs(now[1] / cross[1] - 1) + abs(now[4] / deviation[1] - 1))
 
     still = min(routings, key=missed)
     drifting = [dataclasses.replace(still, drift=drift) for drift in _DRIFTS]
@@ -215,11 +215,12 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
     cells = []
     for row, (name, published) in enumerate(TABLE.items()):
         for at, ingredient in enumerate(INGREDIENTS):
-            cells.append(Cell(table="change against Occult, 2 x 2", row=name, column=ingredient, unit="%", published=published[at],
-                              simulated=float(mean[at, row]), role=FITTED if (name, at) in fitted else CHECKED))  # fmt: skip
+            role = FITTED if (name, at) in fitted else CHECKED
+            cells.append(Cell(table="change against Occult, 2 x 2", row=name, column=ingredient, unit="%",
+                              published=published[at], simulated=float(mean[at, row]), role=role))  # fmt: skip
     for name, measured in found.items():
-        cells.append(Cell(table="Occult's time over GRACE's, 2 x 2", row=name, column="end to end", unit="x", published=SPEEDUPS[name],
-                          simulated=float(measured[0].values[5] / measured[3].values[5]), role=CHECKED))  # fmt: skip
+        cells.append(Cell(table="Occult's time over GRACE's, 2 x 2", row=name, column="end to end", unit="x",
+                          published=SPEEDUPS[name], simulated=float(measured[0].values[5] / measured[3].values[5]), role=CHECKED))  # fmt: skip
     wider = _changes(ladder(load_model(MODELS[0]), _drawn(MODELS[0], routing), num_ranks=2 * _RANKS))
     for row, name in enumerate(TABLE):
         for at, ingredient in enumerate(INGREDIENTS):
