@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from ..schedule import OffloadSchedule
-from ..units import GIB
+from ..units import GIB, MIB
 from . import numbers
 from .hit_curves import HitCurve
 from .page import INK, Plot
@@ -43,7 +43,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
         mine = [(entry, at, 100 * float(entry.result["hit_rate"])) for entry, at in sizes if at is not None]
         if mine and family != REFERENCE:
             hover = [
-                f"<b>{escape(entry.title)}</b><br>{numbers.significant(at)} experts a layer<br>{hit:.1f} % hits"
+                f"<b>{escape(entry.title)}</b><br>{numbers.plain(at)} experts a layer<br>{hit:.1f} % hits"
                 for entry, at, hit in mine
             ]
             marker = {"size": size, "symbol": symbol, "color": colour, "line": {"width": 2, "color": colour}}
@@ -56,7 +56,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
     )
     chosen = mean_experts_per_layer(entries[0].schedule, num_layers)
     if chosen is not None:
-        text = f"chosen: {numbers.significant(chosen)} a layer"
+        text = f"chosen: {numbers.plain(chosen)} a layer"
         plan |= {
             "shapes": [upright_line(chosen)],
             "annotations": [note_beside(text, chosen, to_left=chosen > 0.6 * num_experts)],
@@ -95,10 +95,14 @@ def _curve(curve: HitCurve, colour: str) -> dict[str, Any]:
 
 def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     """Return the best speed at each amount of device memory, with the budget and the plan's schedules."""
-    budget = document["provenance"]["memory_bytes"] / GIB
-    front = [(point["device_bytes"] / GIB, float(point["tokens_per_s"]), point["level"]) for point in document["front"]]
+    budget_bytes = document["provenance"]["memory_bytes"]
+    unit, scale = ("GiB", GIB) if budget_bytes >= GIB else ("MiB", MIB)
+    budget = budget_bytes / scale
+    front = [
+        (point["device_bytes"] / scale, float(point["tokens_per_s"]), point["level"]) for point in document["front"]
+    ]
     hover = [
-        f"<b>best found</b><br>{x:.2f} GiB, {level} expert slots<br>{numbers.significant(y)} tokens/s"
+        f"<b>best found</b><br>{numbers.size(x * scale)}, {level} expert slots<br>{numbers.significant(y)} tokens/s"
         for x, y, level in front
     ]
     steps = {"shape": "hv", "color": BLUE, "width": 2}
@@ -117,10 +121,10 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     for family, name, symbol, colour, size in _MARKS:
         mine = [entry for entry in entries if entry.family == family and (family != REFERENCE or is_roomier(entry))]
         if mine:
-            x = [entry.result["ledger"]["device_bytes"] / GIB for entry in mine]
+            x = [entry.result["ledger"]["device_bytes"] / scale for entry in mine]
             y = [overall_tokens_per_s(entry.result) for entry in mine]
             hover = [
-                f"<b>{escape(entry.title)}</b><br>{at:.2f} GiB<br>{numbers.significant(speed)} tokens/s"
+                f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} tokens/s"
                 for entry, at, speed in zip(mine, x, y, strict=True)
             ]
             marker = {"size": size, "symbol": symbol, "color": colour, "line": {"width": 2, "color": colour}}
@@ -130,11 +134,11 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     room = max((high - low) * 0.06, high * 0.01)
     most = max(y for trace in data for y in trace["y"])
     plan = layout(
-        xaxis=axis("device memory, GiB", range=[max(0.0, low - room), high + room]),
+        xaxis=axis(f"device memory, {unit}", range=[max(0.0, low - room), high + room]),
         yaxis=axis("tokens per second, prompts included", range=[0, most * 1.08 or 1]),
         shapes=[upright_line(budget)],
         annotations=[
-            note_beside(f"budget {numbers.significant(budget)} GiB", budget, to_left=budget > low + 0.6 * (high - low))
+            note_beside(f"budget {numbers.size(budget_bytes)}", budget, to_left=budget > low + 0.6 * (high - low))
         ],
     )
     return Plot(

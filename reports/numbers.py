@@ -28,6 +28,11 @@ def significant(value: float, digits: int = _DIGITS) -> str:
     return f"{rounded:,.{decimals}f}".replace("-", MINUS)
 
 
+def plain(value: float) -> str:
+    """Return a whole number as it is, any other with three significant digits."""
+    return f"{value:,.0f}".replace("-", MINUS) if value == round(value) else significant(value)
+
+
 def percent(fraction: float, digits: int = 1, *, signed: bool = False) -> str:
     """Return a fraction as a percentage with `digits` decimals."""
     text = f"{fraction * 100:{'+' if signed else ''},.{digits}f} %"
@@ -80,4 +85,4 @@ def constant(name: str, value: float) -> str:
             return seconds(value)
         if part.endswith("_efficiency") or part == "contention":
             return percent(value)
-    return f"{value:,.0f}" if value == round(value) else significant(value)
+    return plain(value)

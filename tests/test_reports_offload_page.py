@@ -167,7 +167,7 @@ def test_curves_mark_the_chosen_size_and_the_schedules(page: Page) -> None:
     assert (published["x"], published["y"]) == ([4.0], [50.0])  # on-demand caches nothing
     assert (chosen["x"], chosen["y"]) == ([4.0], [75.0])
     assert figure["layout"]["shapes"][0]["x0"] == 4.0
-    assert [note["text"] for note in figure["layout"]["annotations"]] == ["chosen: 4.00 a layer"]
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["chosen: 4 a layer"]
 
 
 def test_the_front_is_a_step_with_the_budget(page: Page) -> None:
@@ -312,3 +312,13 @@ def test_a_damaged_plan_is_one_clear_complaint(where, value, message: str) -> No
 
 def test_a_good_plan_passes_and_further_keys_are_left_alone() -> None:
     assert check_plan_document(plan_document(notes="mine")) is None
+
+
+def test_small_machines_are_shown_in_small_units() -> None:
+    document = plan_document()
+    document["provenance"]["memory_bytes"] = 600 * 2**20
+    for part in (*document["front"], document["best"]["ledger"]):
+        part["device_bytes"] //= 10
+    layout = Page(plan_report(document)).plots["plot-front"]["layout"]
+    assert layout["xaxis"]["title"]["text"] == "device memory, MiB"
+    assert layout["shapes"][0]["x0"] == 600 and layout["annotations"][0]["text"] == "budget 600 MiB"
