@@ -146,7 +146,8 @@ def reproduce_deepep() -> Reproduction:
         constants=(
             FittedConstant(name="NVLink port", value=nvlink, unit="bytes/s", fitted_to="normal kernels, EP8 dispatch"),
             FittedConstant(name="network port", value=nic, unit="bytes/s", fitted_to="normal kernels, EP32 dispatch"),
-            FittedConstant(name="latency of a low-latency kernel", value=latency_s, unit="s", fitted_to="low latency, EP8 dispatch"),
+            FittedConstant(name="latency of a low-latency kernel", value=latency_s, unit="s",
+                           fitted_to="low-latency kernels, EP8 dispatch"),
         ),
         notes=(
             "bandwidths are counted as the benchmark counts them: distinct nodes (in one node: ranks) of a token, its own included",
