@@ -31,7 +31,9 @@ def co_activation(steps: Sequence[StepTokens], layer: int, num_logical: int) -> 
     together = np.zeros((num_logical, num_logical), dtype=np.int64)
     for step in steps:
         if step.experts.size and int(step.experts.max()) >= num_logical:
-            raise InputError("experts", int(step.experts.max()), f"ids are 0 to {num_logical - 1}", "use the trace of this model")
+            raise InputError(
+                "experts", int(step.experts.max()), f"ids are 0 to {num_logical - 1}", "use the trace of this model"
+            )
         for first in range(0, step.num_tokens, _CHUNK_TOKENS):
             chosen = step.experts[first : first + _CHUNK_TOKENS, layer]
             # Exact in float32: no sum exceeds the chunk's tokens, far below 2**24.
@@ -71,7 +73,7 @@ def kmeans(points: FloatArray, num_clusters: int, seed: int = 0) -> npt.NDArray[
     Best of `KMEANS_RESTARTS` runs of Lloyd's algorithm seeded by k-means++; an emptied cluster takes the point farthest
     from its centre.
     """
-    best: tuple[float, npt.NDArray[np.int64]] | None = None
+    best_spread, best = np.inf, np.zeros(len(points), dtype=np.int64)
     for restart in range(KMEANS_RESTARTS):
         centres = _spread_seeds(points, num_clusters, seed, restart)
         labels = np.full(len(points), -1, dtype=np.int64)
@@ -89,10 +91,9 @@ def kmeans(points: FloatArray, num_clusters: int, seed: int = 0) -> npt.NDArray[
             labels = fresh
             centres = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(num_clusters)])
         spread = float(_square_distance(points, centres)[np.arange(len(points)), labels].sum())
-        if best is None or spread < best[0]:
-            best = (spread, labels)
-    assert best is not None  # there is at least one restart
-    return best[1]
+        if spread < best_spread:
+            best_spread, best = spread, labels
+    return best
 
 
 def sized_groups(
@@ -108,7 +109,10 @@ def sized_groups(
     size = len(affinity)
     if not 1 <= smallest <= largest or not num_groups * smallest <= size <= num_groups * largest:
         raise InputError(
-            "group size", (smallest, largest), f"{num_groups} such groups cannot hold {size} experts", "widen the allowed sizes"
+            "group size",
+            (smallest, largest),
+            f"{num_groups} such groups cannot hold {size} experts",
+            "widen the allowed sizes",
         )
     groups: list[list[int]] = []
     pool: list[int] = []

@@ -24,6 +24,7 @@ Counts = npt.NDArray[np.int64]
 MAX_CHOICES = 255  # choices of one token are counted in bytes
 
 SWAP_SHARE, OVERWRITE_SHARE = 0.4, 0.2  # of proposals, where copies exist; the rest re-points
+MOVES_PER_WEIGHT = 256  # moves between changes of the price of a row
 
 
 class Buckets(NamedTuple):
@@ -70,8 +71,8 @@ def mean_seconds(ports: Counts, inter_token_s: float, intra_token_s: float, row_
     """Return the mean layer time over steps, added up in order; `ports: [num_steps, 5, num_ranks]`."""
     total = 0.0
     for step in range(ports.shape[0]):
-        total += port_seconds(ports[step], inter_token_s, intra_token_s, row_s)
-    return total / ports.shape[0]
+        total += float(port_seconds(ports[step], inter_token_s, intra_token_s, row_s))
+    return total / float(ports.shape[0])
 
 
 @jit
@@ -101,7 +102,9 @@ def fill_state(state: State, buckets: Buckets, experts: Counts, ranks_per_node: 
 
 
 @jit
-def repoint(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int) -> None:
+def repoint(
+    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
+) -> None:
     """Send the tokens of (expert, source rank) to rank `after` instead of `before`, keeping visits and ports exact."""
     visits, ports = state.visits, state.ports
     num_steps, num_ranks = ports.shape[0], ports.shape[2]
@@ -145,7 +148,9 @@ def repoint(state: State, buckets: Buckets, expert: int, source: int, before: in
 
 
 @jit
-def _revisit(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int) -> None:
+def _revisit(
+    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
+) -> None:
     """Move the visits of (expert, source rank) from `before` to `after` without touching ports (to take a move back)."""
     visits = state.visits
     num_steps, num_ranks = state.ports.shape[0], state.ports.shape[2]
@@ -161,7 +166,9 @@ def _revisit(state: State, buckets: Buckets, expert: int, source: int, before: i
 
 
 @jit
-def _nearest_other(state: State, expert: int, source: int, avoid: int, ranks_per_node: int, seed: int, move: int) -> int:
+def _nearest_other(
+    state: State, expert: int, source: int, avoid: int, ranks_per_node: int, seed: int, move: int
+) -> int:
     """Return the rank of another copy for a source: its own rank, else one on its node, else any; drawn among equals."""
     num_ranks = state.target.shape[1]
     if source != avoid and state.held[expert, source] > 0:
@@ -203,7 +210,14 @@ def _propose_swap(state: State, slot_a: int, slot_b: int, slots_per_rank: int, c
 
 @jit
 def _propose_overwrite(
-    state: State, slot: int, expert: int, slots_per_rank: int, ranks_per_node: int, seed: int, move: int, changes: Changes
+    state: State,
+    slot: int,
+    expert: int,
+    slots_per_rank: int,
+    ranks_per_node: int,
+    seed: int,
+    move: int,
+    changes: Changes,
 ) -> int:
     """Note the changes of overwriting a spare copy by a copy of `expert`; return how many, or −1 when that is not allowed.
 
@@ -249,6 +263,7 @@ def anneal(
     inter_token_s: float,
     intra_token_s: float,
     row_s: float,
+    first_row_weight: float,
     num_moves: int,
     hot_s: float,
     cold_s: float,
@@ -258,21 +273,29 @@ def anneal(
 ) -> tuple[float, int, int]:
     """Return (best mean seconds, moves evaluated, moves accepted) after `num_moves` proposals.
 
-    The temperature falls geometrically from `hot_s` to `cold_s`. `state` must be filled; it ends at the last accepted
-    placement, and `best_slots`, `best_target` at the best one. Proposals that change nothing count but cost nothing.
+    The temperature falls geometrically from `hot_s` to `cold_s`, and the price of a row grows linearly from
+    `first_row_weight` times to once `row_s`: with the full price from the start almost every swap overfills some rank, and
+    the search ends up worse even in what it minimises. `state` must be filled; it ends at the last accepted placement, and
+    `best_slots`, `best_target` at the best one at full price. Proposals that change nothing count but cost nothing.
     """
     num_slots = len(state.slots)
     num_logical, num_ranks = state.target.shape
     slots_per_rank = num_slots // num_ranks
     saved = np.empty_like(state.ports)
     room = 2 * num_ranks
-    changes = Changes(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64))
-    current = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
-    best = current
+    changes = Changes(
+        np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
+    )
+    weighted_s = row_s * first_row_weight
+    best = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
+    current = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
     best_slots[:] = state.slots
     best_target[:] = state.target
     evaluated, accepted = 0, 0
     for move in range(num_moves):
+        if move % MOVES_PER_WEIGHT == 0:
+            weighted_s = row_s * (first_row_weight + (1.0 - first_row_weight) * move / num_moves)
+            current = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
         kind = hash_fraction(seed, move, 0, 0) if num_slots > num_logical else 0.0
         slot_a, slot_b, expert = hash_below(num_slots, seed, move, 1, 0), 0, 0
         if kind < SWAP_SHARE:
@@ -292,16 +315,14 @@ def anneal(
         evaluated += 1
         saved[:] = state.ports
         for row in range(count):
-            repoint(
-                state, buckets, changes.expert[row], changes.source[row], changes.before[row], changes.after[row], ranks_per_node
-            )
-        seconds = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
+            before, after = changes.before[row], changes.after[row]
+            repoint(state, buckets, changes.expert[row], changes.source[row], before, after, ranks_per_node)
+        seconds = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
         temperature = hot_s * (cold_s / hot_s) ** (move / num_moves)
         if seconds > current and hash_fraction(seed, move, 3, 0) >= math.exp((current - seconds) / temperature):
             for row in range(count):
-                _revisit(
-                    state, buckets, changes.expert[row], changes.source[row], changes.after[row], changes.before[row], ranks_per_node
-                )
+                back_from, back_to = changes.after[row], changes.before[row]
+                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, ranks_per_node)
             state.ports[:] = saved
             continue
         accepted += 1
@@ -322,8 +343,9 @@ def anneal(
             state.held[expert, slot_a // slots_per_rank] += 1
             state.copies[lost] -= 1
             state.copies[expert] += 1
-        if current < best:
-            best = current
+        full = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
+        if full < best:
+            best = full
             best_slots[:] = state.slots
             best_target[:] = state.target
     return best, evaluated, accepted

@@ -69,7 +69,10 @@ def evaluate(candidate: Candidate, steps: Sequence[StepTokens], costs: LayerCost
     for step in steps:
         if step.experts.shape[1] != layers:
             raise InputError(
-                "steps", f"{step.experts.shape[1]} layers", f"the placement has {layers} MoE layers", "use the trace of this model"
+                "steps",
+                f"{step.experts.shape[1]} layers",
+                f"the placement has {layers} MoE layers",
+                "use the trace of this model",
             )
     if not steps:
         raise InputError("steps", 0, "at least one step is needed", "hold back more requests")
@@ -111,7 +114,9 @@ def assemble(placements: Mapping[str, Placement], chosen: Sequence[str]) -> Plac
             first.num_ranks,
             first.num_nodes,
         ):
-            raise InputError("placements", name, "slots, experts, ranks or nodes differ", "choose among placements of one shape")
+            raise InputError(
+                "placements", name, "slots, experts, ranks or nodes differ", "choose among placements of one shape"
+            )
     rows = np.stack([placements[name].physical_to_logical[layer] for layer, name in enumerate(chosen)])
     return Placement(
         physical_to_logical=rows, num_logical=first.num_logical, num_ranks=first.num_ranks, num_nodes=first.num_nodes

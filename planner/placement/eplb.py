@@ -41,12 +41,17 @@ def checked_load(load: npt.ArrayLike) -> FloatArray:
     """Return `load` as float64 [num_layers, num_logical]; raises InputError where it is not a finite non-negative matrix."""
     table = np.ascontiguousarray(load, dtype=np.float64)
     if table.ndim != 2 or 0 in table.shape:
-        raise InputError("load", f"shape {table.shape}", "must be [num_layers, num_logical]", "give one row per MoE layer")
+        raise InputError(
+            "load", f"shape {table.shape}", "must be [num_layers, num_logical]", "give one row per MoE layer"
+        )
     bad = np.argwhere(~np.isfinite(table) | (table < 0))
     if len(bad):
         layer, expert = bad[0]
         raise InputError(
-            f"load[{layer}][{expert}]", float(table[layer, expert]), "loads are finite and not negative", "check the recording"
+            f"load[{layer}][{expert}]",
+            float(table[layer, expert]),
+            "loads are finite and not negative",
+            "check the recording",
         )
     return table
 
@@ -60,7 +65,10 @@ def effective_groups(num_logical: int, num_slots: int, num_nodes: int, num_group
         return 1, 1
     if num_groups < 1 or num_logical % num_groups:
         raise InputError(
-            "num_groups", num_groups, f"{num_logical} experts do not divide into equal groups", "use the model's own number of groups"
+            "num_groups",
+            num_groups,
+            f"{num_logical} experts do not divide into equal groups",
+            "use the model's own number",
         )
     if num_slots % num_nodes:
         raise InputError("num_slots", num_slots, f"not divisible by {num_nodes} nodes", "change the redundant slots")
@@ -71,7 +79,8 @@ def max_over_mean(rank_load: npt.ArrayLike) -> FloatArray:
     """Return the heaviest rank over the mean for every layer of `rank_load: [num_layers, num_ranks]`; 1 where all is zero."""
     table = np.asarray(rank_load, dtype=np.float64)
     mean = table.mean(axis=1)
-    return np.divide(table.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+    ratio: FloatArray = np.divide(table.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+    return ratio
 
 
 def even_rank_load(load: npt.ArrayLike, placement: Placement) -> FloatArray:

@@ -83,7 +83,9 @@ def grace_plan(
         chosen = knee_ratio(affinity, nodes, num_ranks // num_nodes, seed) if ratio is None else ratio
         groups = rank_groups(affinity, nodes, num_ranks // num_nodes, chosen, seed)
         copied = replicate(groups, load[layer])
-        layers.append([group + (list(copied.experts) if rank in copied.targets else []) for rank, group in enumerate(groups)])
+        layers.append(
+            [group + (list(copied.experts) if rank in copied.targets else []) for rank, group in enumerate(groups)]
+        )
         ratios.append(chosen)
         predicted.append(predict_load(groups, load[layer], copied))
         instances.append(sum(len(held) for held in layers[-1]))

@@ -68,7 +68,9 @@ def active_frequency(steps: Sequence[StepTokens], num_logical: int) -> npt.NDArr
     Raises InputError without steps or for ids out of range.
     """
     if not steps:
-        raise InputError("steps", 0, "at least one step is needed", "cut the recording into steps of the decode batch size")
+        raise InputError(
+            "steps", 0, "at least one step is needed", "cut the recording into steps of the decode batch size"
+        )
     active = np.zeros((steps[0].experts.shape[1], num_logical))
     for step in steps:
         check_range("experts", step.experts, num_logical)

@@ -98,7 +98,9 @@ def balanced_row_s(traffics: Sequence[Traffic], costs: LayerCosts, compute_over_
     exchange_s, rows = 0.0, 0.0
     for traffic in traffics:
         ports = traffic.ports()
-        exchange_s += float(ports[NODE_SEND].mean()) * costs.inter_token_s + float(ports[RANK_SEND].mean()) * costs.intra_token_s
+        exchange_s += (
+            float(ports[NODE_SEND].mean()) * costs.inter_token_s + float(ports[RANK_SEND].mean()) * costs.intra_token_s
+        )
         rows += float(ports[ROWS].mean())
     return compute_over_exchange * exchange_s / rows
 
@@ -112,5 +114,3 @@ def port_seconds(ports: npt.NDArray[np.integer], inter_token_s: float, intra_tok
         intra = max(intra, ports[2, rank], ports[3, rank])
         rows = max(rows, ports[4, rank])
     return inter * inter_token_s + intra * intra_token_s + rows * row_s
-
-

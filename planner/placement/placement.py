@@ -25,15 +25,24 @@ def check_topology(num_logical: int, num_slots: int, num_ranks: int, num_nodes: 
             raise InputError(name, count, "must be at least 1", "give a positive count")
     if num_ranks % num_nodes:
         raise InputError(
-            "num_nodes", num_nodes, f"{num_ranks} ranks do not divide into equal nodes", "give every node the same number of ranks"
+            "num_nodes",
+            num_nodes,
+            f"{num_ranks} ranks do not divide into equal nodes",
+            "give every node the same number of ranks",
         )
     if num_ranks > num_logical:
         raise InputError(
-            "num_ranks", num_ranks, f"more ranks than the {num_logical} experts of a layer", f"use at most {num_logical} ranks"
+            "num_ranks",
+            num_ranks,
+            f"more ranks than the {num_logical} experts of a layer",
+            f"use at most {num_logical} ranks",
         )
     if num_slots < num_logical:
         raise InputError(
-            "num_slots", num_slots, f"fewer slots than the {num_logical} experts of a layer", f"give at least {num_logical} slots"
+            "num_slots",
+            num_slots,
+            f"fewer slots than the {num_logical} experts of a layer",
+            f"give at least {num_logical} slots",
         )
     if num_slots % num_ranks:
         raise InputError(
@@ -86,7 +95,7 @@ class Placement:
         if len(absent):
             layer, expert = absent[0]
             raise InputError(
-                f"physical_to_logical[{layer}]", f"no slot of expert {expert}", "every expert needs a slot", "add the missing expert"
+                f"physical_to_logical[{layer}]", f"no slot of expert {expert}", "every expert needs a slot", "add it"
             )
 
     @property
@@ -164,9 +173,13 @@ class Placement:
         theirs = (before.num_layers, before.num_logical, before.num_ranks)
         if mine != theirs:
             raise InputError(
-                "before", theirs, f"layers, experts and ranks differ from {mine}", "compare placements of one model and machine"
+                "before",
+                theirs,
+                f"layers, experts and ranks differ from {mine}",
+                "compare placements of one model and machine",
             )
-        return (self._held() & ~before._held()).sum(axis=(0, 2)).astype(np.int64)
+        fetched: npt.NDArray[np.int64] = (self._held() & ~before._held()).sum(axis=(0, 2), dtype=np.int64)
+        return fetched
 
     def _held(self) -> npt.NDArray[np.bool_]:
         """Return whether rank r holds expert e in layer l, [num_layers, num_ranks, num_logical]."""
@@ -208,10 +221,15 @@ def from_rank_lists(
         raise InputError("rank lists", "an empty rank", "every rank holds at least one expert", "use fewer ranks")
     per_rank = max(widest, num_slots // num_ranks)
     if num_slots and num_slots < widest * num_ranks:
-        raise InputError("num_slots", num_slots, f"the widest rank holds {widest} experts", f"use {widest * num_ranks} slots")
+        raise InputError(
+            "num_slots", num_slots, f"the widest rank holds {widest} experts", f"use {widest * num_ranks} slots"
+        )
     rows = [[e for rank in layer for e in [*rank, *[rank[0]] * (per_rank - len(rank))]] for layer in layers]
     return Placement(
-        physical_to_logical=np.array(rows, dtype=np.int32), num_logical=num_logical, num_ranks=num_ranks, num_nodes=num_nodes
+        physical_to_logical=np.array(rows, dtype=np.int32),
+        num_logical=num_logical,
+        num_ranks=num_ranks,
+        num_nodes=num_nodes,
     )
 
 
@@ -226,7 +244,9 @@ def redundant_slots_that_fit(
     slots = memory_bytes_per_rank // per_layer * num_ranks
     if slots < num_logical:
         needed = -(-num_logical // num_ranks) * per_layer
-        raise DoesNotFit(f"{num_logical} experts of {num_layers} layers on {num_ranks} ranks", needed - memory_bytes_per_rank)
+        raise DoesNotFit(
+            f"{num_logical} experts of {num_layers} layers on {num_ranks} ranks", needed - memory_bytes_per_rank
+        )
     return int(slots - num_logical)
 
 

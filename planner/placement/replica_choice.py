@@ -61,7 +61,8 @@ class StaticChoice:
                 f"that slot does not hold expert {expert}",
                 "make the table from the same placement",
             )
-        return self.table[layer].astype(np.int64)[experts, source_rank[:, None]]
+        chosen: SlotArray = self.table[layer].astype(np.int64)[experts, source_rank[:, None]]
+        return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,9 +83,13 @@ class WeightedChoice:
         """Return the slot of every choice."""
         experts, source_rank = _checked(experts, source_rank, placement)
         start, copies = placement.replica_lists(layer)
-        weight = np.ones(placement.num_slots) if self.slot_weight is None else self.slot_weight[layer].astype(np.float64)
+        weight = (
+            np.ones(placement.num_slots) if self.slot_weight is None else self.slot_weight[layer].astype(np.float64)
+        )
         if weight.shape != (placement.num_slots,) or not np.isfinite(weight).all() or (weight < 0).any():
-            raise InputError("slot_weight", weight.shape, "must be finite, not negative, one per slot", "use the placement's own")
+            raise InputError(
+                "slot_weight", weight.shape, "must be finite, not negative, one per slot", "use the placement's own"
+            )
         chosen = np.empty(experts.shape, dtype=np.int64)
         visit = step * placement.num_layers + layer
         shape = (placement.slots_per_rank, placement.ranks_per_node)
@@ -148,7 +153,10 @@ def _checked(experts: IntArray, source_rank: IntArray, placement: Placement) -> 
     experts, source_rank = np.asarray(experts), np.asarray(source_rank)
     if experts.ndim != 2 or source_rank.shape != experts.shape[:1]:
         raise InputError(
-            "experts", f"shapes {experts.shape} and {source_rank.shape}", "must be [tokens, top_k] and [tokens]", "pass one layer"
+            "experts",
+            f"shapes {experts.shape} and {source_rank.shape}",
+            "must be [tokens, top_k] and [tokens]",
+            "pass one layer",
         )
     check_range("experts", experts, placement.num_logical)
     check_range("source_rank", source_rank, placement.num_ranks)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...errors import InputError, Internal
 from .annealing import MAX_CHOICES, Buckets, State, anneal, fill_state, mean_seconds
 from .objective import LayerCosts
 from .placement import Placement, check_topology
@@ -32,21 +32,30 @@ Counts = npt.NDArray[np.int64]
 class SearchSettings:
     """How long and how warm to anneal. Raises InputError for values out of range."""
 
-    num_moves: int = 100_000
+    num_moves: int = 200_000
     """Moves proposed per layer."""
     seed: int = 0
     """Seed of every random draw."""
-    hot_fraction: float = 0.004
+    hot_fraction: float = 0.002
     """First temperature, as a fraction of the starting layer time."""
     cold_fraction: float = 0.0001
     """Last temperature, as a fraction of the starting layer time."""
+    first_row_weight: float = 0.02
+    """Share of the price of compute that counts at the start of annealing; it grows to all of it at the end."""
 
     def __post_init__(self) -> None:
         if self.num_moves < 0:
-            raise InputError("num_moves", self.num_moves, "must not be negative", "100000 is a good budget")
+            raise InputError("num_moves", self.num_moves, "must not be negative", "200000 is a good budget")
         if not 0 < self.cold_fraction <= self.hot_fraction < math.inf:
             raise InputError(
-                "cold_fraction", (self.hot_fraction, self.cold_fraction), "needs 0 < cold ≤ hot", "the defaults suit most loads"
+                "cold_fraction",
+                (self.hot_fraction, self.cold_fraction),
+                "needs 0 < cold ≤ hot",
+                "the defaults suit most loads",
+            )
+        if not 0 <= self.first_row_weight <= 1:
+            raise InputError(
+                "first_row_weight", self.first_row_weight, "must be 0 to 1", "1 counts compute in full throughout"
             )
 
 
@@ -61,9 +70,9 @@ class SearchedLayer:
     start: str
     """Name of the starting placement that was best."""
     start_s: float
-    """Mean predicted layer time of that start under its planned table."""
+    """Mean predicted layer time of that start under its nearest-copy table, on the planning steps."""
     best_s: float
-    """Mean predicted layer time found, on the planning steps."""
+    """The same for what was found, under its own table."""
     num_evaluated: int
     """Moves evaluated; the rest of the proposals would have changed nothing."""
     num_accepted: int
@@ -118,7 +127,8 @@ def slot_table(placement: Placement, layer: int, target_rank: npt.NDArray[np.int
     """Return the first slot of each expert on its target rank, int32 [num_logical, num_ranks]."""
     row = placement.physical_to_logical[layer].reshape(placement.num_ranks, -1)
     place = np.argmax(row[target_rank] == np.arange(placement.num_logical)[:, None, None], axis=2)
-    return (target_rank * placement.slots_per_rank + place).astype(np.int32)
+    table: npt.NDArray[np.int32] = (target_rank * placement.slots_per_rank + place).astype(np.int32)
+    return table
 
 
 def layer_buckets(steps: Sequence[StepTokens], layer: int, num_logical: int, num_ranks: int) -> tuple[Buckets, Counts]:
@@ -169,14 +179,27 @@ def _search_layer(
         seconds = float(mean_seconds(state.ports, *prices))
         if best is None or seconds < best[0]:
             best = (seconds, name, state)
-    assert best is not None  # `_check` refuses an empty mapping
+    if best is None:
+        raise Internal("a search without a starting placement")
     start_s, name, state = best
     slots, target = state.slots.copy(), state.target.copy()
     seed = settings.seed * first.num_layers + layer
     # A layer that takes no time (all constants zero) still needs a positive temperature.
     scale = start_s or 1.0
-    heat = (settings.num_moves, settings.hot_fraction * scale, settings.cold_fraction * scale, seed)
-    best_s, evaluated, accepted = anneal(state, buckets, seats, *prices, *heat, slots, target)
+    hot_s, cold_s = settings.hot_fraction * scale, settings.cold_fraction * scale
+    best_s, evaluated, accepted = anneal(
+        state,
+        buckets,
+        seats,
+        *prices,
+        settings.first_row_weight,
+        settings.num_moves,
+        hot_s,
+        cold_s,
+        seed,
+        slots,
+        target,
+    )
     return SearchedLayer(
         slots=slots.astype(np.int32),
         target_rank=target.astype(np.int32),
@@ -191,7 +214,9 @@ def _search_layer(
 def _check(steps: Sequence[StepTokens], starts: Mapping[str, Placement]) -> None:
     """Raise InputError unless steps and starting placements belong together."""
     if not steps or not starts:
-        raise InputError("steps", f"{len(steps)} steps, {len(starts)} starts", "at least one of each", "record more tokens")
+        raise InputError(
+            "steps", f"{len(steps)} steps, {len(starts)} starts", "at least one of each", "record more tokens"
+        )
     first = next(iter(starts.values()))
     check_topology(first.num_logical, first.num_slots, first.num_ranks, first.num_nodes)
     shape = (first.num_layers, first.num_slots, first.num_logical, first.num_ranks, first.num_nodes)
@@ -213,6 +238,8 @@ def _check(steps: Sequence[StepTokens], starts: Mapping[str, Placement]) -> None
                 "use the trace of this model",
             )
         if step.experts.shape[2] > MAX_CHOICES:
-            raise InputError("top_k", step.experts.shape[2], f"at most {MAX_CHOICES} choices a token", "check the trace")
+            raise InputError(
+                "top_k", step.experts.shape[2], f"at most {MAX_CHOICES} choices a token", "check the trace"
+            )
         check_range("experts", step.experts, first.num_logical)
         check_range("source_rank", step.source_rank, first.num_ranks)

@@ -54,7 +54,9 @@ def split_requests(request: IntArray, fractions: Sequence[float], seed: int = 0)
         parts[part].append(int(ids[place]))
         have[part] += lengths[place]
     if not all(parts):
-        raise InputError("request", f"{len(ids)} requests", f"too few for {len(fractions)} parts", "record more requests")
+        raise InputError(
+            "request", f"{len(ids)} requests", f"too few for {len(fractions)} parts", "record more requests"
+        )
     return [np.array(part, dtype=np.int64) for part in parts]
 
 
@@ -76,12 +78,16 @@ def request_batches(
     belongs to the requests or sizes are not positive.
     """
     if batch_tokens < num_ranks or shuffles < 1:
-        raise InputError("batch_tokens", batch_tokens, f"at least one token for each of {num_ranks} ranks", "use a larger step")
+        raise InputError(
+            "batch_tokens", batch_tokens, f"at least one token for each of {num_ranks} ranks", "use a larger step"
+        )
     request = np.asarray(request)
     rows_of = {int(r): np.flatnonzero(request == r) for r in requests}
     num_tokens = sum(len(rows) for rows in rows_of.values())
     if num_tokens == 0:
-        raise InputError("requests", len(rows_of), "none of them has a token in this recording", "use its own request ids")
+        raise InputError(
+            "requests", len(rows_of), "none of them has a token in this recording", "use its own request ids"
+        )
     size = min(batch_tokens, num_tokens)
     ids = [int(r) for r in requests]
     steps = []
@@ -109,7 +115,9 @@ def expert_load(steps: Sequence[StepTokens], num_logical: int) -> npt.NDArray[np
     load = np.zeros(num_layers * num_logical, dtype=np.int64)
     for step in steps:
         if step.experts.size and int(step.experts.max()) >= num_logical:
-            raise InputError("experts", int(step.experts.max()), f"ids are 0 to {num_logical - 1}", "use the trace of this model")
+            raise InputError(
+                "experts", int(step.experts.max()), f"ids are 0 to {num_logical - 1}", "use the trace of this model"
+            )
         keys = step.experts + np.arange(num_layers)[None, :, None] * num_logical
         load += np.bincount(keys.ravel(), minlength=num_layers * num_logical)
     return load.reshape(num_layers, num_logical)

@@ -48,7 +48,9 @@ class Traffic:
         return np.stack([inter.sum(axis=1), inter.sum(axis=0), intra.sum(axis=1), intra.sum(axis=0), self.rows])
 
 
-def count_traffic(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integer], placement: Placement) -> Traffic:
+def count_traffic(
+    slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integer], placement: Placement
+) -> Traffic:
     """Return the traffic of `slots: [tokens, top_k]` (physical experts) for tokens living on `source_rank: [tokens]`.
 
     Raises InputError when shapes differ or a slot or rank does not exist.
@@ -57,7 +59,10 @@ def count_traffic(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.in
     source_rank = np.asarray(source_rank)
     if slots.ndim != 2 or source_rank.shape != slots.shape[:1]:
         raise InputError(
-            "slots", f"shapes {slots.shape} and {source_rank.shape}", "must be [tokens, top_k] and [tokens]", "pass one rank per token"
+            "slots",
+            f"shapes {slots.shape}, {source_rank.shape}",
+            "must be [tokens, top_k] and [tokens]",
+            "pass one rank per token",
         )
     check_range("slots", slots, placement.num_slots)
     check_range("source_rank", source_rank, placement.num_ranks)
