@@ -24,6 +24,7 @@ trace_app = typer.Typer(no_args_is_help=True, help="Recordings of expert routing
 app.add_typer(trace_app, name="trace")
 
 _EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
+_TIMELINE_STEPS = 64
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model name, or a Hugging Face config.json.")]
@@ -193,7 +194,12 @@ def simulate(
 def _write_timeline(path: Path, prediction: Any) -> None:
     from .reports.perfetto import write_timeline
 
-    write_timeline(path, prediction.outcome.timeline)
+    timeline, steps = prediction.outcome.timeline, prediction.metrics.num_steps
+    if steps > _TIMELINE_STEPS:  # a viewer chokes on more; the middle is past the cold start
+        first = (steps - _TIMELINE_STEPS) // 2
+        timeline = timeline.steps(first, first + _TIMELINE_STEPS - 1)
+        sys.stderr.write(f"{path}: steps {first} to {first + _TIMELINE_STEPS - 1} of {steps}\n")
+    write_timeline(path, timeline)
 
 
 def _print_prediction(document: dict[str, Any]) -> None:
@@ -219,7 +225,7 @@ def plan(
     trace: TraceOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
     memory: MemoryOption = None,
-    bits: Annotated[str, typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2.")] = "16",
+    bits: Annotated[str, typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2; native: the checkpoint's.")] = "native",
     objective: Annotated[str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")] = "tokens_per_s",
     floor: Annotated[Optional[float], typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
     window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
@@ -273,23 +279,12 @@ def _print_plan(document: dict[str, Any], output: Path) -> None:
 
 def _write_report(path: Path, document: dict[str, Any], rehearsal: Any, best: Any) -> None:
     """Write the HTML report of a plan, with the curves of hit rate against cache size."""
+    from .reports.hit_curves import hit_curves
     from .reports.offload_page import write_plan_report
-    from .traces.stats import trace_stats
 
-    stats = trace_stats(rehearsal.trace)
-    write_plan_report(path, document, timeline=best.outcome.timeline, stats=stats, belady_curve=_belady_curve(rehearsal, best.schedule),
-                      profile=rehearsal.profile)  # fmt: skip
-
-
-def _belady_curve(rehearsal: Any, schedule: Any) -> list[tuple[int, float]]:
-    """Return (experts per layer, hit rate) of a cache that knows the future."""
-    from .planner.bounds import fewest_loads
-
-    workload = rehearsal.workload(schedule, with_next_use=True)
-    lookups = workload.num_expert_visits
-    each = rehearsal.trace.num_experts
-    sizes = sorted({1, 2, each} | {each * i // 16 for i in range(1, 16)} - {0})
-    return [(size, 1 - fewest_loads(workload, size, pooled=False) / lookups) for size in sizes]
+    lru, belady = hit_curves(rehearsal, best.schedule)
+    write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
+                      command=document["provenance"].get("command"))  # fmt: skip
 
 
 @app.command()
@@ -340,7 +335,7 @@ def demo(
 
     folder.mkdir(parents=True, exist_ok=True)
     rehearsal = _rehearsal("tiny-moe", DEMO_HARDWARE, "bundled", DEMO_MEMORY, 2000, "16")
-    found = make_plan(rehearsal, PlanRequest(bits=("16",), prefill_chunk_tokens=None), progress=reporter("demo"))
+    found = make_plan(rehearsal, PlanRequest(bits=("native",)), progress=reporter("demo"))
     document = plan_to_dict(found)
     paths = {"plan": folder / "plan.json", "report": folder / "report.html", "timeline": folder / "timeline.json"}
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -354,7 +349,7 @@ def demo(
 
 
 DEMO_HARDWARE = "t4"
-DEMO_MEMORY = "600MiB"
+DEMO_MEMORY = "436MiB"
 
 
 def main() -> None:

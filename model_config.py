@@ -8,6 +8,7 @@ layers do not fit this shape are refused by name rather than misread.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -236,7 +237,16 @@ def read_config(data: Mapping[str, Any], name: str, where: str) -> ModelSpec:
         config = HubConfig.model_validate({key: value for key, value in merged.items() if value is not None})
     except ValidationError as error:
         raise _as_input_error(error, where) from None
-    return _build(config, family, name, where)
+    return dataclasses.replace(_build(config, family, name, where), native_bits=_native_bits(flat))
+
+
+def _native_bits(flat: Mapping[str, Any]) -> str:
+    """Return the weight format a checkpoint stores experts in: its quantisation if it states one we know, else its dtype."""
+    quantisation = flat.get("quantization_config")
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    if method in ("mxfp4", "fp8"):
+        return {"mxfp4": "mxfp4", "fp8": "8"}[method]
+    return "32" if "float32" in (flat.get("torch_dtype"), flat.get("dtype")) else "16"
 
 
 def _flatten(data: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class CacheOptions:
 class ExpertOptions:
     """How expert weights are stored."""
 
-    bits: str = "16"
-    """Weight format by name: 32, 16, 8, 4, mxfp4, 3 or 2."""
+    bits: str = "native"
+    """Weight format by name: 32, 16, 8, 4, mxfp4, 3 or 2; native is what the model's checkpoint stores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,6 +241,8 @@ class ModelSpec:
     encoder_moe_layers: tuple[int, ...] = ()
     cross_attention: bool = False
     """Each decoder layer also attends to the encoder's output."""
+    native_bits: str = "16"
+    """Weight format in which the checkpoint stores routed experts, by name."""
 
     def __post_init__(self) -> None:
         _check_model(self)

@@ -24,13 +24,13 @@ Array = npt.NDArray[np.int64]
 
 @jit
 def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
-                  slots: int) -> int:  # fmt: skip
-    """Return the loads of the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
+                  slots: int) -> Array:  # fmt: skip
+    """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
     num_keys = num_layers * num_experts
     held = np.zeros(num_keys, np.uint8)
     upcoming = np.full(num_keys, 2**62, np.int64)
     size = np.zeros(1 if pooled else num_layers, np.int64)
-    loads = 0
+    loads = np.zeros((visit_start.shape[0] - 1) // num_layers, np.int64)
     for visit in range(visit_start.shape[0] - 1):
         layer = visit % num_layers
         base = layer * num_experts
@@ -39,7 +39,7 @@ def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_
             key = base + visit_expert[index]
             upcoming[key] = next_use[index]
             if not held[key]:
-                loads += 1
+                loads[visit // num_layers] += 1
                 held[key] = 1
                 size[pool] += 1
         low = 0 if pooled else base
@@ -54,47 +54,60 @@ def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_
     return loads
 
 
-def fewest_loads(workload: Workload, slots: int, *, pooled: bool) -> int:
-    """Return a number of expert loads that no schedule with at most `slots` places (per layer, or pooled) can go below.
+def fewest_loads(workload: Workload, slots: int, *, pooled: bool) -> Array:
+    """Return, by step, expert loads whose sum no schedule with at most `slots` places (per layer, or pooled) can go below.
 
-    The workload must carry next uses. With `slots` covering everything this is the number of distinct experts used.
+    The workload must carry next uses. With `slots` covering everything the sum is the number of distinct experts used.
     """
     steps = workload.steps
-    return int(
-        _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers,
-                      workload.num_experts, pooled, slots)
-    )  # fmt: skip
+    return _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers, workload.num_experts,
+                         pooled, slots)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeFloor:
-    """What a run computes and what its host does whatever is cached, in nanoseconds over all steps."""
+class StreamFloor:
+    """By step, the nanoseconds that the stream computes or waits for the host whatever is cached."""
 
-    compute_ns: int
-    host_ns: int
+    step_ns: Array
 
 
-def compute_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> ComputeFloor:
-    """Return the compute and host time that every schedule with these cost tables pays.
+def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> StreamFloor:
+    """Return what every schedule with these cost tables pays in computing and in host work the stream waits for.
 
-    Grouped launches pay at least one launch a visit; host operations between a layer's routing and its first kernel
-    delay the stream, one layer operation and one launch a visit.
+    Grouped launches pay at least one launch a visit; between a layer's routing and its first kernel the stream waits for
+    one layer operation and one launch of the host.
     """
-    steps = workload.steps
-    visits = len(steps.visit_start) - 1
-    kernels = int(costs.kernel_ns[0][steps.visit_tokens].sum()) + (int(costs.grouped_ns[0]) * visits if grouped else 0)
-    dense = int(costs.dense_ns[costs.step_class].sum())
-    head = int(costs.head_ns[costs.step_class].sum())
-    host = visits * int(costs.host_ns[HOST_LAYER] + costs.host_ns[HOST_KERNEL])
-    host += workload.num_steps * int(costs.host_ns[HOST_STEP] + costs.host_ns[HOST_KERNEL])
-    return ComputeFloor(compute_ns=dense + head + kernels, host_ns=host)
+    steps, layers = workload.steps, workload.num_layers
+    kernels = np.add.reduceat(costs.kernel_ns[0][steps.visit_tokens], steps.visit_start[:-1:layers])
+    dense = costs.dense_ns.sum(axis=1)[costs.step_class] + costs.head_ns[costs.step_class]
+    each_visit = int(costs.host_ns[HOST_LAYER] + costs.host_ns[HOST_KERNEL]) + (int(costs.grouped_ns[0]) if grouped else 0)
+    each_step = int(costs.host_ns[HOST_STEP] + costs.host_ns[HOST_KERNEL])
+    return StreamFloor(step_ns=kernels + dense + layers * each_visit + each_step)
 
 
-def time_floor_ns(floor: ComputeFloor, costs: CostTables, loads: int, *, serial: bool) -> int:
-    """Return a total time in nanoseconds that no schedule with at least `loads` expert loads can go below."""
-    count = int(costs.num_chunks[0])
-    copy = int(costs.chunk_ns[0, 0]) * (count - 1) + int(costs.chunk_ns[0, 1])
-    stream = floor.compute_ns + floor.host_ns
-    submit = int(costs.host_ns[HOST_TRANSFER]) * loads
+def copy_ns(costs: CostTables) -> int:
+    """Return the nanoseconds of one expert's transfer that runs alone."""
+    return int(costs.chunk_ns[0, 0]) * (int(costs.num_chunks[0]) - 1) + int(costs.chunk_ns[0, 1])
+
+
+def remaining_ns(floor: StreamFloor, costs: CostTables, loads: Array, *, serial: bool, forgiven: int) -> Array:
+    """Return int64 [num_steps + 1]: a time that steps `i` and later cannot take less than, 0 at the end.
+
+    loads: fewest loads by step. forgiven: loads that the cache's content when step `i` begins may save; that many are
+    always forgiven, since what a schedule has kept by then is not known. (Starting from any content saves at most as many
+    loads as there are places, against starting empty; and a farthest-next-use run that already holds something never
+    loads more than one that starts empty.)
+    """
+    stream = _from_each_on(floor.step_ns)
+    moved = np.maximum(_from_each_on(loads) - forgiven, 0)
     # Submissions are made between a routing and the kernels that follow it: the stream waits for them.
-    return stream + submit + loads * copy if serial else max(stream + submit, loads * copy)
+    stream += moved * int(costs.host_ns[HOST_TRANSFER])
+    link = moved * copy_ns(costs)
+    return stream + link if serial else np.maximum(stream, link)
+
+
+def _from_each_on(values: Array) -> Array:
+    """Return [n + 1] sums of `values` from each place to the end."""
+    total = np.zeros(len(values) + 1, np.int64)
+    total[:-1] = np.cumsum(values[::-1])[::-1]
+    return total

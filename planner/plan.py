@@ -7,6 +7,7 @@ cache beside the best, and the best with more memory. Ignored: expert parallelis
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ from ..errors import DoesNotFit, Internal
 from ..schedule import OffloadSchedule, schedule_from_dict
 from ..sim.simulate import Prediction, Rehearsal
 from ..units import NS_PER_S
-from .search import FrontPoint, Progress, SearchResult, baselines, search
+from .baselines import CheckedRuns
+from .search import FrontPoint, Progress, SearchResult, search
 
 PLAN_SCHEMA_VERSION = 1
 # How much more device memory the verdict asks about: half as much again, and twice as much.
@@ -62,23 +64,23 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
 
     Raises DoesNotFit when no weight format leaves room for any schedule.
     """
-    results: list[tuple[OffloadSchedule, SearchResult]] = []
-    misfits: list[DoesNotFit] = []
-    for bits in request.bits:
-        base = base_schedule(request, bits)
-        try:
-            found = search(rehearsal, base, objective=request.objective, floor_tokens_per_s=request.floor_tokens_per_s, progress=progress)
-        except DoesNotFit as reason:
-            misfits.append(reason)
-            continue
-        results.append((base, found))
-    if not results:
-        raise min(misfits, key=lambda reason: reason.missing_bytes)
-    base, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
-    best = rehearsal.predict(result.best.candidate.schedule.with_options(name="best"), engine="both", rows=True)
-    if int(best.outcome.step_end[-1]) != result.best.total_ns:
+    bases = [base_schedule(request, rehearsal.model.native_bits if bits == "native" else bits) for bits in request.bits]
+    rehearsal.warm(bases[0])  # compile before forking, so that the workers need not
+    with CheckedRuns(rehearsal) as checked:
+        if len(bases) == 1:
+            checked.submit_presets(bases[0])
+        results = _search_each(rehearsal, bases, request, progress)
+        base, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
+        if len(bases) > 1:
+            checked.submit_presets(base)
+        winner = result.best.candidate.schedule.with_options(name="best")
+        checked.submit(winner)
+        predictions, left_out = checked.collect()
+    rivals = predictions[:-1]
+    best = rehearsal.predict(winner, rows=True)
+    if best.outcome.makespan_ns != predictions[-1].outcome.makespan_ns or int(best.outcome.step_end[-1]) != result.best.total_ns:
         raise Internal("the winner's re-run differs from its score")
-    rivals, left_out = baselines(rehearsal, base, progress=progress)
+    best = dataclasses.replace(best, engine=predictions[-1].engine)
     references = _references(rehearsal, best)
     steps = best.metrics.num_steps
     bound_s = min(r.lower_bound_ns for _, r in results) / NS_PER_S / steps
@@ -98,6 +100,21 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
         verdict=_verdict(best, rivals, references),
         provenance=_provenance(rehearsal),
     )
+
+
+def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: PlanRequest, progress: Progress | None,
+                 ) -> list[tuple[OffloadSchedule, SearchResult]]:  # fmt: skip
+    """Return one search per weight format that leaves room for any schedule; raises DoesNotFit when none does."""
+    results, misfits = [], []
+    for base in bases:
+        try:
+            found = search(rehearsal, base, objective=request.objective, floor_tokens_per_s=request.floor_tokens_per_s, progress=progress)
+            results.append((base, found))
+        except DoesNotFit as reason:
+            misfits.append(reason)
+    if not results:
+        raise min(misfits, key=lambda reason: reason.missing_bytes)
+    return results
 
 
 def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
@@ -159,6 +176,7 @@ def _provenance(rehearsal: Rehearsal) -> dict[str, Any]:
         "hardware": rehearsal.profile.name,
         "memory_bytes": rehearsal.budget_bytes,
         "window_steps": rehearsal.window_steps,
+        "dense_bits": rehearsal.dense_format.name if rehearsal.dense_format is not None else "16",
         "trace": {
             "model": rehearsal.trace.model,
             "source": rehearsal.trace.source,

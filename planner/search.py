@@ -1,8 +1,7 @@
 """The search: every candidate bounded, most of them simulated by the twin, the answer checked by the SimPy model.
 
 Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
-the same or less memory already reached, so pruning never loses the best. The winner and every baseline are then run by
-both engines on the same window and must agree. Ignored: randomness; the search is exhaustive over `space` and the same
+the same or less memory already reached, so pruning never loses the best. Ignored: randomness; the search is exhaustive over `space` and the same
 every time.
 """
 
@@ -16,15 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DoesNotFit, InputError
-from ..schedule import PRESETS, OffloadSchedule, load_preset
+from ..schedule import OffloadSchedule
+from ..sim.metrics import counted_tokens
 from ..sim.policies.state import PEAK_TRANSIENT
-from ..sim.simulate import STREAM_SLOTS, Prediction, Rehearsal
+from ..sim.simulate import STREAM_SLOTS, Rehearsal
 from ..sim.workload import Workload
 from ..units import NS_PER_S
-from .bounds import ComputeFloor, compute_floor, fewest_loads, time_floor_ns
-from .space import ASSUMED_RECALL, Candidate, candidates, levels
+from .bounds import Array, StreamFloor, fewest_loads, remaining_ns, stream_floor
+from .space import Candidate, candidates, levels
 
 OBJECTIVES = ("tokens_per_s", "p99_step_s", "least_memory")
+# Steps of the trial runs that order the candidates of a level.
+_TRIAL_STEPS = 60
 Progress = Callable[[int, int, str], None]
 
 
@@ -67,50 +69,55 @@ class Bounds:
     def __init__(self, rehearsal: Rehearsal, base: OffloadSchedule) -> None:
         self._rehearsal = rehearsal
         self._workload: Workload = rehearsal.workload(base, with_next_use=True)
-        self._floors: dict[tuple[str, int | None], ComputeFloor] = {}
-        self._loads: dict[tuple[int, bool], int] = {}
+        self._floors: dict[tuple[str, int | None], StreamFloor] = {}
+        self._loads: dict[tuple[int, bool], Array] = {}
+        steps = self._workload.steps
+        self._all_loads = np.diff(steps.visit_start[:: self._workload.num_layers])
 
-    def loads(self, slots: int, *, pooled: bool) -> int:
-        """Return the fewest loads with `slots` places per layer or in one pool."""
+    def _fewest(self, slots: int, *, pooled: bool) -> Array:
         most = self._rehearsal.num_experts if pooled else self._rehearsal.trace.num_experts
         key = (min(slots, most), pooled)
         if key not in self._loads:
             self._loads[key] = fewest_loads(self._workload, key[0], pooled=pooled)
         return self._loads[key]
 
-    def candidate_ns(self, candidate: Candidate) -> int:
-        """Return a time no run of this candidate can go below."""
-        schedule = candidate.schedule
-        tables, _ = self._rehearsal.tables(schedule)
+    def _floor(self, schedule: OffloadSchedule) -> StreamFloor:
         key = (schedule.kernel.grouping, schedule.copy.chunk_bytes)
         if key not in self._floors:
-            self._floors[key] = compute_floor(self._workload, tables, grouped=schedule.kernel.grouping == "grouped")
-        cache = schedule.cache
+            tables, _ = self._rehearsal.tables(schedule)
+            self._floors[key] = stream_floor(self._workload, tables, grouped=schedule.kernel.grouping == "grouped")
+        return self._floors[key]
+
+    def remaining_ns(self, candidate: Candidate) -> tuple[int, Array]:
+        """Return (least time of the whole run, [num_steps + 1] least time from each step to the end)."""
+        schedule, cache = candidate.schedule, candidate.schedule.cache
+        tables, _ = self._rehearsal.tables(schedule)
+        layers = self._rehearsal.trace.num_layers
         if cache.policy == "none":
-            loads = self._workload.num_expert_visits
+            loads, places = self._all_loads, 0
         else:
             spare = schedule.predictor.staging + (STREAM_SLOTS if cache.policy == "static" else 0)
-            if cache.pooled_experts is not None:
-                loads = self.loads(cache.pooled_experts + spare, pooled=True)
-            else:
-                loads = self.loads((cache.experts_per_layer or 0) + spare, pooled=False)
-            if cache.policy == "static":  # its cache starts full, at no cost in time
-                loads = max(0, loads - candidate.cached_slots)
-        return time_floor_ns(self._floors[key], tables, loads, serial=not schedule.copy.overlap)
+            pooled = cache.pooled_experts is not None
+            slots = (cache.pooled_experts if cache.pooled_experts is not None else cache.experts_per_layer or 0) + spare
+            loads, places = self._fewest(slots, pooled=pooled), slots if pooled else slots * layers
+        floor, serial = self._floor(schedule), not schedule.copy.overlap
+        later = remaining_ns(floor, tables, loads, serial=serial, forgiven=places)
+        # A recency cache starts empty: nothing is forgiven at the start. A static one starts full.
+        at_start = places if cache.policy == "static" else 0
+        whole = remaining_ns(floor, tables, loads, serial=serial, forgiven=at_start)
+        return int(whole[0]), later
 
     def space_ns(self, sample: list[Candidate], most_slots: int) -> int:
         """Return a time that no schedule with `most_slots` expert slots can go below, whatever it does.
 
         All slots may serve one pool; a cache may start full, so that many loads are forgiven.
         """
-        loads = max(0, self.loads(most_slots, pooled=True) - most_slots)
-        best = None
+        loads = self._fewest(most_slots, pooled=True)
+        found = []
         for candidate in sample:
             tables, _ = self._rehearsal.tables(candidate.schedule)
-            floor = compute_floor(self._workload, tables, grouped=candidate.schedule.kernel.grouping == "grouped")
-            bound = time_floor_ns(floor, tables, loads, serial=False)
-            best = bound if best is None else min(best, bound)
-        return best or 0
+            found.append(int(remaining_ns(self._floor(candidate.schedule), tables, loads, serial=False, forgiven=most_slots)[0]))
+        return min(found, default=0)
 
 
 def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
@@ -134,18 +141,18 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
         for level, found in every.items():
-            bounded = sorted(((bounds.candidate_ns(c), at) for at, c in enumerate(found)))
+            bounded = _in_order(rehearsal, bounds, found, incumbent, objective)
             scored, pruned = [], 0
             for begin in range(0, len(bounded), 4 * workers):
                 batch = []
-                for bound, at in bounded[begin : begin + 4 * workers]:
+                for bound, candidate, later in bounded[begin : begin + 4 * workers]:
                     if objective != "p99_step_s" and incumbent is not None and bound >= incumbent.total_ns:
                         pruned += 1
                     else:
-                        batch.append(found[at])
-                # A run is given up once it has taken longer than the best so far: it can only end later still.
+                        batch.append((candidate, later))
+                # A run is given up once what it has taken and the least it must still take exceed the best so far.
                 limit = incumbent.total_ns if incumbent is not None and objective != "p99_step_s" else 0
-                for one in pool.map(lambda c, limit=limit: _score(rehearsal, c, workload, limit), batch):
+                for one in pool.map(lambda one, limit=limit: _score(rehearsal, *one, workload, limit), batch):
                     if one is None:
                         pruned += 1
                         continue
@@ -180,9 +187,26 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     return result
 
 
-def _score(rehearsal: Rehearsal, candidate: Candidate, workload: Workload, limit_ns: int) -> Scored | None:
+def _in_order(rehearsal: Rehearsal, bounds: Bounds, found: list[Candidate], incumbent: Scored | None, objective: str,
+              ) -> list[tuple[int, Candidate, Array]]:  # fmt: skip
+    """Return (bound, candidate, bounds from each step on), the most promising first.
+
+    Promise is how long the first steps take: a good candidate early makes all later ones easy to give up. The order
+    decides how much work the search is, never what it finds.
+    """
+    ranked = []
+    for at, candidate in enumerate(found):
+        whole, later = bounds.remaining_ns(candidate)
+        beaten = objective != "p99_step_s" and incumbent is not None and whole >= incumbent.total_ns
+        trial = 0 if beaten else int(rehearsal.run(candidate.schedule, max_steps=_TRIAL_STEPS).step_end[-1])
+        ranked.append((trial, whole, at, later))
+    ranked.sort(key=lambda one: one[:3])
+    return [(whole, found[at], later) for _, whole, at, later in ranked]
+
+
+def _score(rehearsal: Rehearsal, candidate: Candidate, later: Array, workload: Workload, limit_ns: int) -> Scored | None:
     """Return the candidate's score, or None when its run was given up."""
-    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns)
+    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns, later_ns=later)
     if outcome.abandoned:
         return None
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
@@ -204,28 +228,6 @@ def _front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Workl
     return FrontPoint(
         level=level,
         device_bytes=ledger.device_bytes,
-        tokens_per_s=workload.num_tokens * NS_PER_S / best.total_ns,
+        tokens_per_s=counted_tokens(workload) * NS_PER_S / best.total_ns,
         schedule=candidate.schedule,
     )
-
-
-def baselines(rehearsal: Rehearsal, base: OffloadSchedule, *, engine: str = "both", progress: Progress | None = None,
-              ) -> tuple[list[Prediction], dict[str, str]]:  # fmt: skip
-    """Return every preset's prediction at the same memory, bits and batching, and why others could not run.
-
-    Each preset gets its own best capacity: for recency caches more is never worse, so that is the most that fits.
-    """
-    found, left_out = [], {}
-    for at, name in enumerate(PRESETS):
-        preset = load_preset(name)
-        schedule = preset.with_options(name=name, experts__bits=base.experts.bits, workload__concurrency=base.workload.concurrency,
-                                       workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens)  # fmt: skip
-        if schedule.predictor.kind == "next-gate" and rehearsal.trace.predicted is None:
-            schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
-        if progress is not None:
-            progress(at, len(PRESETS), f"baseline {name}")
-        try:
-            found.append(rehearsal.predict(schedule, engine=engine))
-        except DoesNotFit as reason:
-            left_out[name] = str(reason)
-    return found, left_out

@@ -17,7 +17,11 @@ from ..sim.simulate import STREAM_SLOTS, Rehearsal
 ASSUMED_RECALL = 0.8
 """Recall of an early gate one layer ahead, used where the recording holds no guesses: the middle of the 60–90 % that
 different sources report for Mixtral (schedule presets cite them), and stated in the answer."""
-NUM_LEVELS = 16
+LEVEL_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+"""Levels searched, as shares of the slots that fit: below a quarter of what one has, nobody buys."""
+
+# (layers ahead, guesses per token as a share of top-k) worth trying: looking far and wide at once moves more than a link can.
+_REACHES = ((1, 0.5), (1, 1.0), (1, 1.5), (1, 2.0), (2, 0.5), (2, 1.0), (3, 0.5), (3, 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +38,8 @@ class Candidate:
 def levels(rehearsal: Rehearsal, base: OffloadSchedule) -> list[int]:
     """Return the numbers of slots to search, rising; the last is the most that fits. Raises DoesNotFit when none do."""
     most = rehearsal.slots_that_fit(base)
-    layers = rehearsal.trace.num_layers
-    least = min(layers, most)
-    count = min(NUM_LEVELS, max(1, most // layers))
-    found = {most} | {least + (most - least) * i // max(1, count - 1) for i in range(count)}
-    return sorted(level for level in found if level >= 1)
+    least = min(rehearsal.trace.num_layers, most)
+    return sorted({level for share in LEVEL_SHARES if (level := max(least, round(most * share))) >= 1})
 
 
 def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
@@ -50,15 +51,16 @@ def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
         kind, reach, wide = "next-gate", trace.predicted.shape[2], trace.predicted.shape[3]
     else:
         kind, reach, wide = "dial", 3, trace.num_experts
-    widths = sorted({w for w in (max(1, top_k // 2), top_k, top_k + top_k // 2, 2 * top_k) if w <= wide})
-    for depth in range(1, min(3, reach, max(1, trace.num_layers - 1)) + 1):
-        for width in widths:
-            for staging in sorted({0, top_k, 2 * top_k, 4 * top_k}):
-                options: dict[str, object] = {"predictor.kind": kind, "predictor.depth": depth, "predictor.width": width,
-                                              "predictor.staging": staging}  # fmt: skip
-                if kind == "dial":
-                    options["predictor.recall"] = ASSUMED_RECALL
-                yield options
+    for depth, share in _REACHES:
+        width = max(1, round(share * top_k))
+        if depth > min(reach, max(1, trace.num_layers - 1)) or width > wide:
+            continue
+        for staging in (0, top_k, 4 * top_k):
+            options: dict[str, object] = {"predictor.kind": kind, "predictor.depth": depth, "predictor.width": width,
+                                          "predictor.staging": staging}  # fmt: skip
+            if kind == "dial":
+                options["predictor.recall"] = ASSUMED_RECALL
+            yield options
 
 
 def candidates(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[Candidate]:
@@ -74,7 +76,9 @@ def candidates(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Itera
             if policy == "static" and guessing and not staging:
                 continue
             for pooled in (False, True) if policy != "none" else (False,):
-                slots = level - staging - (STREAM_SLOTS if policy == "static" else 0)
+                slots = level - staging
+                if policy == "static" and slots < total:  # misses pass through slots of their own, where there are any
+                    slots -= STREAM_SLOTS
                 settings: dict[str, object] = {"cache.policy": policy} | guess
                 if policy == "none":
                     slots = 0
@@ -89,8 +93,10 @@ def candidates(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Itera
                     continue
                 for grouping in ("grouped", "per-expert"):
                     for overlap, chunk in ((True, None), (True, _chunk(expert_bytes)), (False, None)):
-                        if guessing and not overlap or chunk is not None and not guessing:
-                            continue  # one stream hides nothing; only a demand that passes a prefetch gains from chunks
+                        # One stream hides nothing; only a demand that passes a prefetch gains from chunks, and by as
+                        # much however the experts are then launched.
+                        if (guessing and not overlap) or (chunk is not None and (not guessing or grouping != "grouped")):
+                            continue
                         choice = settings | {"kernel.grouping": grouping, "copy.overlap": overlap, "copy.chunk_bytes": chunk}
                         schedule = base.with_options(name="search", **{key.replace(".", "__"): v for key, v in choice.items()})
                         yield Candidate(schedule=schedule, level=level, cached_slots=slots)

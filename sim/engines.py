@@ -6,6 +6,7 @@ the same. Ignored: how those inputs come about (`simulate`).
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from .costs import D2H, H2D, CostTables
 from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
 from .timeline import (
     OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
-    ROW_BYTES, ROW_END, ROW_FIELDS, ROW_LANE, ROW_OP, ROW_START, Timeline, canonical,
+    ROW_FIELDS, Timeline, canonical,
 )  # fmt: skip
 from .workload import Workload
 
@@ -59,33 +60,37 @@ def fresh_state(config: PolicyConfig, workload: Workload, capacities: Array) -> 
 
 
 def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
-             limit_ns: int = 0) -> Outcome:  # fmt: skip
+             limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None) -> Outcome:  # fmt: skip
     """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them.
 
-    limit_ns: stop as soon as a step ends later than this (0: never); the outcome is then `abandoned`.
+    limit_ns: stop as soon as a step's end, plus `later_ns` of the next step, exceeds this (0: never); the outcome is then
+    `abandoned`. later_ns: int64 [num_steps + 1], the least time from each step to the end (None: nothing is known).
+    max_steps: run only the first so many steps.
     """
     if not rows:
-        return _twin_once(config, workload, costs, capacities, serial, 0, limit_ns)
-    counted = _twin_once(config, workload, costs, capacities, serial, 1, 0)  # room for one row: it only counts
-    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]), 0)
+        return _twin_once(config, workload, costs, capacities, serial, 0, limit_ns, later_ns, max_steps)
+    counted = _twin_once(config, workload, costs, capacities, serial, 1)  # room for one row: it only counts
+    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]))
 
 
 def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
-               limit_ns: int, room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
+               limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None, room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
     clock[twin.LIMIT] = limit_ns
-    step_end = np.zeros(workload.num_steps, np.int64)
+    num_steps = workload.num_steps if max_steps is None else min(max_steps, workload.num_steps)
+    step_end = np.zeros(num_steps, np.int64)
+    later = np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns
     rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
     if serial:
-        twin.run_serial(config, workload.steps, costs, state, decision, clock, step_end, rows)
+        twin.run_serial(config, workload.steps, costs, state, decision, clock, later, step_end, rows)
     else:
         queues = [np.zeros((room, twin.Q_FIELDS), np.int64) for _ in range(3)]
         ops = np.zeros((twin.NUM_OP_FIELDS, config.num_experts + 2), np.int64)
         arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, ops, arrived, step_end, rows)
+        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, ops, arrived, later, step_end, rows)
     if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
-        return _twin_once(config, workload, costs, capacities, serial, num_rows, limit_ns, 8 * room)
+        return _twin_once(config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room)
     if clock[twin.STUCK] == twin.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")
     timeline = Timeline(rows=canonical(rows)) if num_rows else None
@@ -93,25 +98,32 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
                    timeline=timeline, engine="twin", abandoned=bool(clock[twin.STUCK] == twin.ABANDONED))  # fmt: skip
 
 
-def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool) -> Outcome:
-    """Return the SimPy model's outcome, always with rows."""
-    from .offload_model import OffloadModel  # here, because a machine that only measures has no SimPy
+def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool,
+              rows: bool = True) -> Outcome:  # fmt: skip
+    """Return the SimPy model's outcome, with its timeline unless `rows` is False."""
+    # Imported here: a machine that only measures runs the twin and has no SimPy.
+    from .offload_model import OffloadModel
 
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
-    model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial)
-    rows, step_end, makespan = model.run()
+    model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial, keep_rows=rows)
+    # Millions of small event objects and no cycles worth collecting: the collector would double the run's time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        found, step_end, makespan = model.run()
+    finally:
+        if collecting:
+            gc.enable()
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
-    length = rows[:, ROW_END] - rows[:, ROW_START]
     for place, ops in _BUSY_OPS.items():
-        clock[place] = int(length[np.isin(rows[:, ROW_OP], ops)].sum())
-    clock[twin.BYTES_H2D] = int(rows[rows[:, ROW_LANE] == H2D, ROW_BYTES].sum())
-    clock[twin.BYTES_D2H] = int(rows[rows[:, ROW_LANE] == D2H, ROW_BYTES].sum())
-    clock[twin.ROWS] = len(rows)
+        clock[place] = sum(model.busy[op] for op in ops)
+    clock[twin.BYTES_H2D], clock[twin.BYTES_D2H] = model.moved_bytes[H2D], model.moved_bytes[D2H]
+    clock[twin.ROWS] = len(found)
     clock[twin.READY], clock[twin.LATE] = model.ready_hits, model.late_hits
     clock[twin.STALL_COPY], clock[twin.STALL_HOST] = model.stall_copy, model.stall_host
     clock[twin.MAKESPAN] = makespan
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
-                   timeline=Timeline(rows=canonical(rows)), engine="simpy")  # fmt: skip
+                   timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
 
 
 def first_difference(one: Outcome, other: Outcome) -> str | None:
@@ -122,6 +134,8 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
             return f"{name}[{at}]: {one.engine} {left[at]}, {other.engine} {right[at]}"
     for name in _COMPARED:
         at = getattr(twin, name)
+        if name == "ROWS" and (one.timeline is None or other.timeline is None):
+            continue
         if one.clock[at] != other.clock[at]:
             return f"{name.lower()}: {one.engine} {one.clock[at]}, {other.engine} {other.clock[at]}"
     if one.timeline is not None and other.timeline is not None:

@@ -24,11 +24,13 @@ class Metrics:
     """The figures of one run."""
 
     tokens_per_s: float
-    """Decode tokens per second of decode steps; prompt tokens per second where the run decodes nothing."""
+    """Generated tokens per second of the whole run, prompts included in its time; where nothing is generated, prompt tokens."""
     decode_tokens_per_s: float | None
+    """Generated tokens per second of decode steps alone."""
     prefill_tokens_per_s: float | None
+    """Prompt tokens per second of prefill steps alone."""
     step_s: dict[str, float]
-    """mean, p50 and p99 duration of the steps that `tokens_per_s` counts."""
+    """mean, p50 and p99 duration of decode steps; of prefill steps where nothing is generated."""
     makespan_ns: int
     num_steps: int
     num_tokens: int
@@ -80,7 +82,7 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert
     }
     groups = {"copy": share["copy"], "compute": compute / total, "host": share["host"]}
     return Metrics(
-        tokens_per_s=decode if decode is not None else prefill or 0.0,
+        tokens_per_s=counted_tokens(workload) * NS_PER_S / total,
         decode_tokens_per_s=decode,
         prefill_tokens_per_s=prefill,
         step_s={
@@ -114,6 +116,12 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert
         bound=max(groups, key=lambda name: groups[name]),
         relative_uncertainty=_uncertainty(share, sources),
     )
+
+
+def counted_tokens(workload: Workload) -> int:
+    """Return the tokens that `tokens_per_s` counts: those generated, or all where nothing is generated."""
+    decode = workload.steps.step_phase == 1
+    return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())
 
 
 def _rate(workload: Workload, steps: Array, phase: int) -> float | None:

@@ -31,7 +31,7 @@ from .policies.state import (
 )  # fmt: skip
 from .timeline import (
     OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
-    ROW_FIELDS,
+    LANE_NAMES, OP_NAMES, ROW_FIELDS,
 )  # fmt: skip
 from .workload import Steps
 
@@ -66,17 +66,22 @@ class OffloadModel:
     """One run; `run()` returns rows, step ends and the makespan."""
 
     def __init__(self, config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, *,
-                 serial: bool) -> None:  # fmt: skip
+                 serial: bool, keep_rows: bool = True) -> None:  # fmt: skip
         self.env = simpy.Environment()
         self.config, self.steps, self.costs, self.state, self.out, self.serial = config, steps, costs, state, out, serial
         self.lanes = Lanes(self.env, costs.rate)
         self.rows: list[tuple[int, ...]] = []
+        self.busy = [0] * len(OP_NAMES)
+        """Time of each operation over all rows, kept or not."""
+        self.moved_bytes = [0] * len(LANE_NAMES)
+        self._keep_rows = keep_rows
         self.kernels_done = 0
         self.backs_done = 0
         self.ready_hits = 0
         self.late_hits = 0
         self.copies = CopyEngine(self.env, self.lanes, H2D, self._moved)
-        self._stream: simpy.Store = simpy.Store(self.env)
+        self._stream: deque[Launch | Transfer | Back] = deque()
+        self._stream_call = self.env.event()
         self._awaited: dict[int, simpy.Event] = {}
         self._backs: deque[Back] = deque()
         self._back_call = self.env.event()
@@ -85,17 +90,17 @@ class OffloadModel:
         self.stall_host = 0
         self._compute_end = 0
         self._copied = 0
+        self._last = 0
 
     def run(self) -> tuple[Array, Array, int]:
-        """Return (rows [num_rows, ROW_FIELDS] unsorted, step_end [num_steps], makespan), all in nanoseconds."""
+        """Return (rows [num_rows, ROW_FIELDS] unsorted, none unless kept; step_end [num_steps]; makespan), in nanoseconds."""
         self._step_end = np.zeros(self.steps.step_phase.shape[0], np.int64)
         self.env.process(self._stream_process())
         self.env.process(self._back_process())
         self.env.run(self.env.process(self._host_program()))
         self.env.run()  # transfers that were admitted finish, wanted or not
         rows = np.array(self.rows, np.int64).reshape(-1, ROW_FIELDS)
-        last = int(rows[:, 6].max()) if len(rows) else 0
-        return rows, self._step_end, max(last, int(self._step_end[-1]) if len(self._step_end) else 0)
+        return rows, self._step_end, max(self._last, int(self._step_end[-1]) if len(self._step_end) else 0)
 
     # --- the host ---------------------------------------------------------------------------------------------------
 
@@ -146,11 +151,11 @@ class OffloadModel:
             self._submit(copy, in_stream[-1], at_once=False)
         for place, launch in enumerate(launches):
             for entry in in_stream[place]:
-                self._stream.put(entry)
+                self._enqueue(entry)
             yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, layer)
             self._put(launch)
         for entry in in_stream[-1]:
-            self._stream.put(entry)
+            self._enqueue(entry)
 
     def _host_time(self, kind: int, op: int, step: int, layer: int) -> Process:
         if self._host[kind]:
@@ -216,7 +221,7 @@ class OffloadModel:
         """Hand a copy to its engine or, on one stream, put it there at once or keep it for its place between kernels."""
         if self.serial:
             if at_once:
-                self._stream.put(copy)
+                self._enqueue(copy)
             else:
                 in_stream.append(copy)
         elif isinstance(copy, Transfer):
@@ -232,7 +237,12 @@ class OffloadModel:
 
     def _put(self, launch: Launch) -> None:
         launch.launched = self.env.now
-        self._stream.put(launch)
+        self._enqueue(launch)
+
+    def _enqueue(self, entry: Launch | Transfer | Back) -> None:
+        self._stream.append(entry)
+        if not self._stream_call.triggered:
+            self._stream_call.succeed()
 
     def _book_stall(self, launch: Launch) -> None:
         """Book the stream's idle time before a launch: up to the launch it waited for the host, then for bytes."""
@@ -248,7 +258,10 @@ class OffloadModel:
     def _stream_process(self) -> Process:
         """Run the stream's operations in program order."""
         while True:
-            entry = yield self._stream.get()
+            while not self._stream:
+                self._stream_call = self.env.event()
+                yield self._stream_call
+            entry = self._stream.popleft()
             if isinstance(entry, Transfer):
                 entry.began = entry.kind
                 for duration, num_bytes in entry.chunks:
@@ -307,4 +320,9 @@ class OffloadModel:
         self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes, 0)
 
     def _row(self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, num_bytes: int, tokens: int) -> None:
-        self.rows.append((lane, op, step, layer, expert, begin, self.env.now, num_bytes, tokens))
+        now = self.env.now
+        self._last = now
+        self.busy[op] += now - begin
+        self.moved_bytes[lane] += num_bytes
+        if self._keep_rows:
+            self.rows.append((lane, op, step, layer, expert, begin, now, num_bytes, tokens))

@@ -102,7 +102,7 @@ def kernel_work(costs: CostTables, out: Decision, base: int, first: int, last: i
 
 @jit_lean
 def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
-               step_end: Array, rows: Array) -> None:  # fmt: skip
+               later: Array, step_end: Array, rows: Array) -> None:  # fmt: skip
     """Advance `clock` over `steps` when copies and kernels share one stream, writing each step's end."""
     layers, experts = config.num_layers, config.num_experts
     host = costs.host_ns
@@ -191,7 +191,7 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
         _row(rows, clock, HOST, OP_HOST_STEP, stamp, layers - 1, -1, stream, now, 0, 0)
         clock[BUSY_HOST] += host[HOST_STEP]
         step_end[step] = now
-        if clock[LIMIT] and now > clock[LIMIT]:
+        if clock[LIMIT] and now + later[step + 1] > clock[LIMIT]:
             clock[STUCK] = ABANDONED
             return
         clock[STEP] += 1
@@ -242,13 +242,15 @@ def _serial_back(costs: CostTables, out: Decision, clock: Array, rows: Array, st
 
 @jit_lean
 def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
-                   demand: Array, ahead: Array, backlog: Array, ops: Array, arrived: Array, step_end: Array,
-                   rows: Array) -> None:  # fmt: skip
+                   demand: Array, ahead: Array, backlog: Array, ops: Array, arrived: Array, later: Array,
+                   step_end: Array, rows: Array) -> None:  # fmt: skip
     """Advance `clock` over `steps` when copies overlap kernels, writing each step's end; all queues end empty.
 
     demand, ahead, backlog: int64 [room, Q_FIELDS], the queues; when one has too little room the run stops with
     `clock[STUCK] = QUEUE_FULL` and is to be repeated with more. ops: int64 [5, num_experts + 2], scratch.
     arrived: int64 [num_keys], the latest transfer of each expert that has arrived, -1 at the start.
+    later: int64 [num_steps + 1], the least time from each step to the end; with `clock[LIMIT]` set, the run is abandoned
+    once a step's end plus what must follow exceeds it.
     """
     layers, experts = config.num_layers, config.num_experts
     host = costs.host_ns
@@ -427,7 +429,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 _row(rows, clock, HOST, OP_HOST_STEP, stamp, layer, -1, now, begin, 0, 0)
                 clock[BUSY_HOST] += host[HOST_STEP]
                 step_end[step] = begin
-                if clock[LIMIT] and begin > clock[LIMIT]:
+                if clock[LIMIT] and begin + later[step + 1] > clock[LIMIT]:
                     clock[STUCK] = ABANDONED
                     return
                 layer = -1

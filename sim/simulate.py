@@ -88,7 +88,7 @@ class Rehearsal:
         key = (schedule.experts, schedule.kernel, schedule.copy.chunk_bytes, schedule.copy.pinned, schedule.host, schedule.workload,
                schedule.cache.reset)  # fmt: skip
         if key not in self._tables:
-            self._tables[key] = tabulate(self.costs, self.model, schedule, self.workload(schedule))
+            self._tables[key] = tabulate(self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule))
         return self._tables[key]
 
     def config(self, schedule: OffloadSchedule) -> PolicyConfig:
@@ -120,7 +120,8 @@ class Rehearsal:
 
     def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
         """Return how the schedule stores experts."""
-        return weight_format(schedule.experts.bits)
+        bits = schedule.experts.bits
+        return weight_format(self.model.native_bits if bits == "native" else bits)
 
     def expert_bytes(self, schedule: OffloadSchedule) -> int:
         """Return the bytes of one expert under the schedule."""
@@ -152,6 +153,7 @@ class Rehearsal:
 
         Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget.
         """
+        schedule = schedule.with_options(experts__bits=self.expert_format(schedule).name)
         cache = schedule.cache
         expert_bytes = self.expert_bytes(schedule)
         if cache.policy == "none":
@@ -184,24 +186,35 @@ class Rehearsal:
             return np.array([cache.pooled_experts])
         return np.full(self.trace.num_layers, cache.experts_per_layer or 0)
 
-    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0) -> Outcome:
+    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0,
+            later_ns: Array | None = None, max_steps: int | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
 
-        limit_ns: the twin gives up on a run that takes longer (0: never).
+        limit_ns, later_ns: the twin gives up on a run that takes longer (see `run_twin`). max_steps: run only so many steps.
         """
         config, (tables, _) = self.config(schedule), self.tables(schedule)
         workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
         serial, capacities = not schedule.copy.overlap, self.capacities(schedule)
         if engine == "simpy":
-            return run_simpy(config, workload, tables, capacities, serial=serial)
-        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns)
+            return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows)
+        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
+                           later_ns=later_ns, max_steps=max_steps)  # fmt: skip
         if engine == "both":
-            reference = run_simpy(config, workload, tables, capacities, serial=serial)
+            reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows)
             difference = first_difference(reference, outcome)
             if difference is not None:
                 raise Internal(f"the engines disagree on {schedule.name}: {difference}")
             outcome = dataclasses.replace(outcome, engine="twin, checked by simpy")
         return outcome
+
+    def warm(self, base: OffloadSchedule) -> None:
+        """Compile what a run of `base`'s batching needs, by running a few steps both ways."""
+        for overlap in (True, False):
+            schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap)
+            self.run(schedule, max_steps=1)
+        short = Rehearsal(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
+                          dense_format=self.dense_format)  # fmt: skip
+        short.run(base.with_options(cache__pooled_experts=1), engine="both")
 
     def predict(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False) -> Prediction:
         """Return the prediction for a schedule; raises DoesNotFit when it exceeds the budget."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..calibrate.cost_model import CostModel, Estimate
 from ..schedule import OffloadSchedule
-from ..specs import ModelSpec, weight_format
+from ..specs import ModelSpec, WeightFormat
 from ..units import seconds_to_ns
 from .costs import CostTables, chunk_sizes, rate_table
 from .policies.state import Array
@@ -31,12 +31,12 @@ class CostSources:
         return found.relative_uncertainty if found is not None else 0.0
 
 
-def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload) -> tuple[CostTables, CostSources]:
-    """Return the run's cost tables and where they come from.
+def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload,
+             fmt: WeightFormat) -> tuple[CostTables, CostSources]:  # fmt: skip
+    """Return the run's cost tables, with experts stored as `fmt`, and where they come from.
 
     Raises MissingCalibration where the profile has no cost for what the schedule does.
     """
-    fmt = weight_format(schedule.experts.bits)
     host = {
         "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
         "host_layer": _override(schedule.host.per_layer_s, costs.host_per_layer()),
@@ -99,7 +99,7 @@ def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array) -> tuple[A
             parts = [costs.dense_layer(layer, tokens, context, requests) for layer in group]
             dense = parts[-1]
             dense_ns[row, column] = sum(_at_least_one(part) for part in parts)
-        head = costs.head(tokens)
+        head = costs.head(requests)  # logits are wanted of each request's last token only
         head_ns[row] = _at_least_one(head)
         head_ns[row] += sum(_at_least_one(costs.dense_layer(layer, tokens, context, requests)) for layer in tail)
     return dense_ns, head_ns, dense, head

@@ -1,0 +1,134 @@
+"""How fast the two engines are on the same cases: expert visits per second, and how many times faster the twin is.
+
+Each case is a model's routing shape with made-up routing of real skew and costs of a usual size. The twin is timed several
+times without rows, alternating between cases; SimPy once per case on a shorter window and scaled by visits, since one full
+run takes minutes (its time per visit does not depend on the window's length). Building the workload (once per recording,
+shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert visits a
+second on one core on the largest case. Prints a table; `--json FILE` keeps all samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from moeplan.schedule import OffloadSchedule, load_preset
+from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
+from moeplan.sim.engines import run_simpy, run_twin
+from moeplan.sim.policies.state import make_config
+from moeplan.sim.workload import Workload, build_workload
+from moeplan.traces.format import RoutingTrace
+
+NUM_REPEATS = 7
+SIMPY_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One routing shape and one schedule."""
+
+    name: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    num_steps: int
+    schedule: OffloadSchedule
+
+
+def cases() -> list[Case]:
+    """Return the benchmark's cases; the first is the one the targets speak of, with half of the experts cached."""
+    lru = load_preset("mixtral-offloading-code").with_options(copy__overlap=True, copy__write_back=False, kernel__grouping="grouped")
+    large = (58, 256, 8, 1000)
+    return [
+        Case("resident", *large, load_preset("resident").with_options(cache__experts_per_layer=256)),
+        Case("lru 1/2", *large, lru.with_options(cache__experts_per_layer=128)),
+        Case("lru 1/4", *large, lru.with_options(cache__experts_per_layer=64)),
+        Case("lru 1/4, one stream", *large, lru.with_options(cache__experts_per_layer=64, copy__overlap=False)),
+        Case("lru 1/4, launches per expert", *large, lru.with_options(cache__experts_per_layer=64, kernel__grouping="per-expert")),
+        Case("lru 1/4, recall 0.8", *large, lru.with_options(cache__experts_per_layer=64, predictor__kind="dial", predictor__staging=16)),
+        Case("pre-gated", *large, load_preset("pre-gated")),
+        Case("mixtral-like lru", 32, 8, 2, 2000, lru.with_options(cache__experts_per_layer=4)),
+    ]
+
+
+def routing(case: Case, seed: int = 0) -> RoutingTrace:
+    """Return made-up routing in which each token repeats half of the last token's experts, as recordings do."""
+    rng = np.random.default_rng(seed)
+    popularity = rng.dirichlet(np.full(case.num_experts, 0.5), size=case.num_layers)
+    experts = np.zeros((case.num_steps, case.num_layers, case.top_k), np.uint8)
+    for layer in range(case.num_layers):
+        bias = np.zeros(case.num_experts)
+        for token in range(case.num_steps):
+            score = np.log(popularity[layer] + 1e-9) + rng.gumbel(size=case.num_experts) + bias
+            chosen = np.argpartition(-score, case.top_k)[: case.top_k]
+            experts[token, layer] = chosen
+            bias = np.zeros(case.num_experts)
+            bias[chosen] = 2.5
+    tokens = np.arange(case.num_steps, dtype=np.int32)
+    return RoutingTrace(
+        experts=experts, request=np.zeros(case.num_steps, np.int32), position=tokens, phase=np.ones(case.num_steps, np.uint8),
+        num_experts=case.num_experts, model="made-up", layer_ids=tuple(range(case.num_layers)), source="benchmark", licence="none",
+        metadata={},
+    )  # fmt: skip
+
+
+def costs(case: Case, workload: Workload) -> CostTables:
+    """Return costs of a usual size: a copy of half a millisecond beside 60 µs of dense work and 20 µs an expert."""
+    return CostTables(
+        step_class=np.zeros(workload.num_steps, np.int64), dense_ns=np.full((1, case.num_layers), 60_000), head_ns=np.array([500_000]),
+        kernel_ns=np.array([[0, *[20_000] * workload.max_expert_tokens]]), grouped_ns=np.array([5_000]),
+        expert_format=np.zeros(case.num_layers * case.num_experts, np.int64), expert_bytes=np.array([12_000_000]),
+        num_chunks=np.array([1]), chunk_bytes=np.array([[12_000_000] * 2]), chunk_ns=np.array([[500_000] * 2]),
+        back_ns=np.array([500_000]), host_ns=np.array([100_000, 30_000, 5_000, 8_000]),
+        rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmark and print one line per case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="keep all samples here")
+    arguments = parser.parse_args()
+    results = []
+    traces: dict[tuple[int, ...], RoutingTrace] = {}
+    print(f"{'case':32} {'hit rate':>8} {'twin M visits/s':>24} {'SimPy k visits/s':>17} {'ratio':>7}")
+    for case in cases():
+        shape = (case.num_layers, case.num_experts, case.top_k, case.num_steps)
+        trace = traces.setdefault(shape, routing(case))
+        began = time.perf_counter()
+        workload = build_workload(trace, case.schedule.workload)
+        build_s = time.perf_counter() - began
+        table = costs(case, workload)
+        config = make_config(case.schedule, num_layers=case.num_layers, num_experts=case.num_experts, top_k=case.top_k,
+                             guess_distances=0, guess_width=0)  # fmt: skip
+        capacities = np.full(case.num_layers, case.schedule.cache.experts_per_layer or 0)
+        serial = not case.schedule.copy.overlap
+        outcome = run_twin(config, workload, table, capacities, serial=serial)  # compiles
+        samples = []
+        for _ in range(NUM_REPEATS):
+            began = time.perf_counter()
+            run_twin(config, workload, table, capacities, serial=serial)
+            samples.append(workload.num_expert_visits / (time.perf_counter() - began))
+        short = build_workload(trace, case.schedule.workload, max_steps=SIMPY_STEPS)
+        began = time.perf_counter()
+        run_simpy(config, short, costs(case, short), capacities, serial=serial, rows=False)
+        slow = short.num_expert_visits / (time.perf_counter() - began)
+        fast = statistics.median(samples)
+        hits, misses = int(outcome.counts[5]), int(outcome.counts[7])
+        print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} ({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
+              f"{slow / 1e3:17.1f} {fast / slow:7.0f}")  # fmt: skip
+        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "twin_visits_per_s": samples, "simpy_visits_per_s": slow,
+                        "ratio": fast / slow, "workload_s": build_s, "num_expert_visits": workload.num_expert_visits})  # fmt: skip
+    if arguments.json:
+        machine = {"machine": platform.machine(), "processor": platform.processor(), "python": platform.python_version()}
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Every preset at the same memory, bits and batching as the search: what the answer has to beat.
+
+Modelled: each preset gets its own best capacity; for the caches the presets use, more is never worse, so that is the most
+that fits. Each is run by both engines, which must agree; since the SimPy model takes seconds, the presets run in processes
+of their own, beside the search. Ignored: presets that do not fit, which are named with what they lack.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from ..errors import DoesNotFit
+from ..schedule import PRESETS, OffloadSchedule, load_preset
+from ..sim.simulate import Prediction, Rehearsal
+from .space import ASSUMED_RECALL
+
+# Set in the parent before the workers are forked: a recording need not be copied to reach them.
+_SHARED: list[Rehearsal] = []
+
+
+@dataclass(slots=True)
+class CheckedRuns:
+    """Runs of both engines in worker processes; use as a context manager, so that no worker outlives it."""
+
+    rehearsal: Rehearsal
+    _pool: ProcessPoolExecutor | None = None
+    _pending: dict[str, Future[Prediction]] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        _SHARED[:] = [self.rehearsal]
+        context = multiprocessing.get_context("fork")
+        self._pool = ProcessPoolExecutor(max(1, min(2, os.cpu_count() or 1)), mp_context=context)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        _SHARED.clear()
+
+    def submit(self, schedule: OffloadSchedule) -> None:
+        """Start checking one schedule."""
+        if self._pool is not None:
+            self._pending[schedule.name] = self._pool.submit(_check, schedule)
+
+    def submit_presets(self, base: OffloadSchedule) -> None:
+        """Start checking every preset with the bits and batching of `base`."""
+        for schedule in preset_schedules(base, has_guesses=self.rehearsal.trace.predicted is not None):
+            self.submit(schedule)
+
+    def collect(self) -> tuple[list[Prediction], dict[str, str]]:
+        """Return the predictions of all that were submitted, in that order, and why others do not fit."""
+        found, left_out = [], {}
+        for name, pending in self._pending.items():
+            try:
+                found.append(pending.result())
+            except DoesNotFit as reason:
+                left_out[name] = str(reason)
+        self._pending.clear()
+        return found, left_out
+
+
+def _check(schedule: OffloadSchedule) -> Prediction:
+    return _SHARED[0].predict(schedule, engine="both")
+
+
+def preset_schedules(base: OffloadSchedule, *, has_guesses: bool) -> list[OffloadSchedule]:
+    """Return every preset with the bits and batching of `base`; guesses a recording lacks are replaced by a dial."""
+    found = []
+    for name in PRESETS:
+        schedule = load_preset(name).with_options(
+            experts__bits=base.experts.bits, workload__concurrency=base.workload.concurrency,
+            workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens,
+        )  # fmt: skip
+        if schedule.predictor.kind == "next-gate" and not has_guesses:
+            schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
+        found.append(schedule)
+    return found
