@@ -8,6 +8,9 @@
     permute          sort tokens by expert, gather them, and sum the experts' answers back
     grouped_gemm     rows times the matrices of their experts: gate-up with its activation, and down
     dequant_gemm     the same on packed weights
+    dequant_decode   how those become operands
+    device_functions what several kernels share
+    checks           refusals of arguments that do not fit
     experts          one layer's routed experts from tokens in to tokens out
     cpu              the same work with torch on the host, from the same slots
     reference        what all of them must compute, in float64

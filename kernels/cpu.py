@@ -3,16 +3,17 @@
     expert by expert   run_expert, run_rows: one matrix product for each matrix; packed weights are expanded into scratch first
     batched            run_rows_batched: rows padded to the longest group, one batched product over all experts that have any
 
-Everything runs on the calling thread and torch's intra-op pool as the caller set it up (`torch.set_num_threads`, affinity): no pool is
-made, resized or assumed here. Products are in the rows' type (float32 or bfloat16; torch accumulates in
-float32); weights of another type are expanded to it first.
+Everything runs on the calling thread and torch's intra-op pool as the caller set it up (`torch.set_num_threads`, affinity):
+no pool is made, resized or assumed here. Products are in the rows' type (float32 or bfloat16; torch accumulates in float32);
+weights of another type are expanded to it first.
 
-Modelled: float32, bfloat16, float16, float8 and packed weights, biases, every activation. Ignored: vectorised decoding in the product
-itself (expanding costs a pass over the expanded weights, which is part of what calibration measures).
+Modelled: float32, bfloat16, float16, float8 and packed weights, biases, every activation. Ignored: decoding inside the product
+(expanding costs a pass over the expanded weights, which is part of what calibration measures).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -231,7 +232,7 @@ def _check_rows(x: torch.Tensor, weights: ExpertWeights) -> None:
 
 def _checked_offsets(offsets: Sequence[int], num_rows: int) -> list[int]:
     starts = [int(start) for start in offsets]
-    rising = all(a <= b for a, b in zip(starts, starts[1:], strict=False))
+    rising = all(a <= b for a, b in itertools.pairwise(starts))
     if len(starts) < 2 or starts[0] != 0 or starts[-1] != num_rows or not rising:
         raise InputError("offsets", starts, f"they rise from 0 to the {num_rows} rows", "sort the rows by expert first")
     return starts

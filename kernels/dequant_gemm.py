@@ -32,7 +32,8 @@ from .checks import (
     check_shape,
     described,
 )
-from .device_functions import activate, multiply, tile_position
+from .dequant_decode import add_block, finish
+from .device_functions import tile_position
 from .grouped_gemm import check_slots, device_of
 from .packing import PackedMatrix, check_packed
 from .row_groups import RowGroups
@@ -117,7 +118,8 @@ def group_sums(x: torch.Tensor, group: int) -> torch.Tensor:
     return sums
 
 
-@triton.jit
+# The number of rows changes from call to call; code for each divisibility of it would be compiled in the middle of a run.
+@triton.jit(do_not_specialize=["num_rows"])
 def _group_sums_kernel(
     x_ptr: tl.tensor,
     sums_ptr: tl.tensor,
@@ -135,156 +137,10 @@ def _group_sums_kernel(
     tl.store(sums_ptr + g * num_rows + row, tl.sum(x.to(tl.float32), axis=1), mask=g < num_groups)
 
 
-@triton.jit
-def _plane(words: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
-    """Plane PLANE of words [BLOCK_N, C] as numbers base + q [BLOCK_N, 2·C], base 128 in bfloat16 or 1024 in float16."""
-    # 0x10001 repeats a mask in both halves of a word.
-    fields = (words >> (PLANE * BITS)) & (((1 << BITS) - 1) * 0x10001)
-    if FLOAT16:
-        pair = fields | 0x64006400
-        low = pair.to(tl.int16).to(tl.float16, bitcast=True)
-        high = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    else:
-        pair = fields | 0x43004300
-        low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True)
-        high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return tl.reshape(tl.join(low, high), [words.shape[0], 2 * words.shape[1]])
-
-
-@triton.jit
-def _scale(code: tl.tensor) -> tl.tensor:
-    """The relative scale of 16-bit codes (as int32): 3 exponent and 5 mantissa bits, moved to where float32 keeps them."""
-    return (((code & 0xFF) << 18) + (120 << 23)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _zero(code: tl.tensor, BITS: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
-    """base + zero point of 16-bit codes: 8 bits placed below the leading one of 128.0 or 1024.0, in steps of 2**(BITS - 8)."""
-    if FLOAT16:
-        return ((((code & 0xFF00) << BITS) >> 3) | 0x44800000).to(tl.float32, bitcast=True)
-    else:
-        return (((code & 0xFF00) << BITS) | 0x43000000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _scaled(plane: tl.tensor, scale: tl.tensor, zero: tl.tensor) -> tl.tensor:
-    """(q − zero) · scale of a plane, rounded to the plane's type."""
-    product = plane.to(tl.float32) * scale[:, None] - (scale * zero)[:, None]
-    return product.to(plane.dtype)
-
-
-@triton.jit
-def _below(value: tl.tensor, bound: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """value < bound in the shape of `mask`; comparing first and spreading after loses the type in Triton's interpreter."""
-    return tl.zeros(mask.shape, dtype=tl.int32) + value < bound
-
-
-@triton.jit
-def _add_block(
-    acc: tl.tensor,
-    acc_up: tl.tensor,
-    x_ptrs: tl.tensor,
-    word_ptrs: tl.tensor,
-    code_ptrs: tl.tensor,
-    sum_ptrs: tl.tensor,
-    up_words: tl.tensor,
-    up_codes: tl.tensor,
-    row_mask: tl.tensor,
-    col_mask: tl.tensor,
-    column: tl.tensor,
-    k: tl.tensor,
-    num_outputs: tl.tensor,
-    num_rows: tl.tensor,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    WORDS: tl.constexpr,
-    MASK_K: tl.constexpr,
-    GATED: tl.constexpr,
-    SCALE_FIRST: tl.constexpr,
-    SUMS_INSIDE: tl.constexpr,
-    FLOAT16: tl.constexpr,
-) -> tl.tensor:
-    """acc (and acc_up) [BLOCK_N, BLOCK_M] plus one block of WORDS words of every row, from input `column` on."""
-    COLUMNS: tl.constexpr = 2 * WORDS
-    PLANES_PER_GROUP: tl.constexpr = GROUP // COLUMNS
-    NUM_GROUPS: tl.constexpr = 16 // BITS // PLANES_PER_GROUP
-    words = tl.load(word_ptrs, mask=col_mask[:, None], other=0)
-    if GATED:
-        words_up = tl.load(word_ptrs + up_words, mask=col_mask[:, None], other=0)
-    for g in tl.static_range(NUM_GROUPS):
-        code_mask = col_mask
-        if MASK_K:
-            code_mask = col_mask & _below(column + g * GROUP, k, col_mask)
-        code = tl.load(code_ptrs + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
-        scale = _scale(code)
-        zero = _zero(code, BITS, FLOAT16)
-        part = tl.zeros_like(acc)
-        if GATED:
-            code_up = tl.load(code_ptrs + up_codes + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
-            scale_up = _scale(code_up)
-            zero_up = _zero(code_up, BITS, FLOAT16)
-            part_up = tl.zeros_like(acc)
-        sums = tl.zeros([x_ptrs.shape[0]], dtype=tl.float32)
-        for i in tl.static_range(PLANES_PER_GROUP):
-            x_mask = row_mask[:, None]
-            if MASK_K:
-                inputs = column + (g * PLANES_PER_GROUP + i) * COLUMNS + tl.arange(0, COLUMNS)
-                x_mask = x_mask & (inputs < k)[None, :]
-            x = tl.load(x_ptrs + (g * PLANES_PER_GROUP + i) * COLUMNS, mask=x_mask, other=0.0)
-            q = _plane(words, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
-            if SCALE_FIRST:
-                acc = multiply(_scaled(q, scale, zero), x.T, acc, 0)
-            else:
-                part = multiply(q, x.T, part, 0)
-                if SUMS_INSIDE:
-                    sums += tl.sum(x.to(tl.float32), axis=1)
-            if GATED:
-                q_up = _plane(words_up, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
-                if SCALE_FIRST:
-                    acc_up = multiply(_scaled(q_up, scale_up, zero_up), x.T, acc_up, 0)
-                else:
-                    part_up = multiply(q_up, x.T, part_up, 0)
-        if not SCALE_FIRST:
-            if not SUMS_INSIDE:
-                sum_mask = row_mask
-                if MASK_K:
-                    sum_mask = row_mask & _below(column + g * GROUP, k, row_mask)
-                sums = tl.load(sum_ptrs + g * num_rows, mask=sum_mask, other=0.0)
-            acc += (part - zero[:, None] * sums[None, :]) * scale[:, None]
-            if GATED:
-                acc_up += (part_up - zero_up[:, None] * sums[None, :]) * scale_up[:, None]
-    return acc, acc_up
-
-
-@triton.jit
-def _finish(
-    acc: tl.tensor,
-    acc_up: tl.tensor,
-    scale_ptrs: tl.tensor,
-    bias_ptrs: tl.tensor,
-    out_ptrs: tl.tensor,
-    n: tl.tensor,
-    row_mask: tl.tensor,
-    col_mask: tl.tensor,
-    alpha: tl.tensor,
-    limit: tl.tensor,
-    ACTIVATION: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-) -> None:
-    """Row scales, biases and the activation on a finished tile, then its store."""
-    acc *= tl.load(scale_ptrs, mask=col_mask, other=0.0)[:, None]
-    if HAS_BIAS:
-        acc += tl.load(bias_ptrs, mask=col_mask, other=0.0).to(tl.float32)[:, None]
-    if GATED:
-        acc_up *= tl.load(scale_ptrs + n, mask=col_mask, other=0.0)[:, None]
-        if HAS_BIAS:
-            acc_up += tl.load(bias_ptrs + n, mask=col_mask, other=0.0).to(tl.float32)[:, None]
-    acc = activate(acc, acc_up, alpha, limit, ACTIVATION)
-    tl.store(out_ptrs, acc.to(out_ptrs.dtype.element_ty), mask=col_mask[:, None] & row_mask[None, :])
-
-
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["slot_ptr", "offsets_ptr", "tile_expert_ptr", "tile_row_ptr", "num_tiles_ptr"],
+)
 def _dequant_gemm_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,
@@ -328,7 +184,7 @@ def _dequant_gemm_kernel(
     BLOCK_N: tl.constexpr,
     GROUP_M: tl.constexpr,
 ) -> None:
-    """x [R, K], words [S, (1 or 2)·N, num_words], codes [S, K/GROUP, (1 or 2)·N], out [R, N]; TAIL_WORDS 0 where rows have no tail."""
+    """x [R, K], words [S, (1 or 2)·N, num_words], codes [S, K/GROUP, (1 or 2)·N], out [R, N]; TAIL_WORDS 0: no tails."""
     BLOCK_COLUMNS: tl.constexpr = 16 // BITS * 2 * WORDS
     HALVES: tl.constexpr = 2 if GATED else 1
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -365,9 +221,9 @@ def _dequant_gemm_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
     acc_up = acc
     for block in range(first_block, last_block):
-        acc, acc_up = _add_block(
-            acc, acc_up, x_ptrs, word_ptrs, code_ptrs, sum_ptrs, up_words, n, row_mask, col_mask, block * BLOCK_COLUMNS, k, num_outputs,
-            num_rows, BITS, GROUP, WORDS, MASK_K, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
+        acc, acc_up = add_block(
+            acc, acc_up, x_ptrs, word_ptrs, code_ptrs, sum_ptrs, up_words, n, row_mask, col_mask, block * BLOCK_COLUMNS, k,
+            num_outputs, num_rows, BITS, GROUP, WORDS, MASK_K, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
         )  # fmt: skip
         x_ptrs += BLOCK_COLUMNS
         word_ptrs += WORDS
@@ -376,7 +232,7 @@ def _dequant_gemm_kernel(
     if TAIL_WORDS:
         if split == SPLIT_K - 1:
             column = num_blocks * BLOCK_COLUMNS
-            acc, acc_up = _add_block(
+            acc, acc_up = add_block(
                 acc, acc_up, x_rows + column + tl.arange(0, 2 * TAIL_WORDS)[None, :],
                 word_rows + num_blocks * WORDS + tl.arange(0, TAIL_WORDS)[None, :], code_cols + column // GROUP * num_outputs,
                 sums_ptr + column // GROUP * num_rows + rows, up_words, n, row_mask, col_mask, column, k, num_outputs,
@@ -389,8 +245,9 @@ def _dequant_gemm_kernel(
         bias_ptrs = bias_ptr + slot * stride_bs + cols
     out_ptrs = out_ptr + rows.to(tl.int64)[None, :] * stride_or + cols[:, None]
     if SPLIT_K == 1:
-        _finish(
-            acc, acc_up, scale_ptrs, bias_ptrs, out_ptrs, n, row_mask, col_mask, alpha, limit, ACTIVATION, GATED, bias_ptr is not None
+        finish(
+            acc, acc_up, scale_ptrs, bias_ptrs, out_ptrs, n, row_mask, col_mask, alpha, limit, ACTIVATION, GATED,
+            bias_ptr is not None,
         )  # fmt: skip
     else:
         size: tl.constexpr = BLOCK_N * BLOCK_M
@@ -411,8 +268,9 @@ def _dequant_gemm_kernel(
                 acc += tl.load(parts + s * (HALVES * size), cache_modifier=".cg")
                 if GATED:
                     acc_up += tl.load(parts + s * (HALVES * size) + size, cache_modifier=".cg")
-            _finish(
-                acc, acc_up, scale_ptrs, bias_ptrs, out_ptrs, n, row_mask, col_mask, alpha, limit, ACTIVATION, GATED, bias_ptr is not None
+            finish(
+                acc, acc_up, scale_ptrs, bias_ptrs, out_ptrs, n, row_mask, col_mask, alpha, limit, ACTIVATION, GATED,
+                bias_ptr is not None,
             )  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 What a correct kernel may do, and no more:
     sums        K products added in float32 in any order, by matrix units that may cut a bit where IEEE would round:
                 (K + 8) · 2**-23 · Σ |x|·|w|
-    float8      inside the matrix unit sums keep at least 13 bits below the largest term for a few instructions (DeepSeek-V3 technical
-                report, §3.3.2, measures about 14): another 2**-10 · Σ |x|·|w|
-    packed      few rows: sums are of x·(base + q), with base 128 (bfloat16) or 1024 (float16), before base + zero is taken off again, so
-                the same relative error of sums is of (base + 2**bits) · scale · Σ |x|; many rows: each weight is rounded once to x's type
+    float8      inside the matrix unit sums keep at least 13 bits below the largest term for a few instructions (about 14 by the
+                DeepSeek-V3 technical report, §3.3.2): another 2**-10 · Σ |x|·|w|
+    packed      few rows: sums are of x·(base + q), with base 128 (bfloat16) or 1024 (float16), before base + zero is taken off
+                again, so the same relative error of sums is of (base + 2**bits) · scale · Σ |x|; many rows: each weight is
+                rounded once to x's type
     activation  passes an error on with at most its steepest slope; exp and erf of the device are good to 2**-18
     result      rounded once to its type; Triton's interpreter cuts bfloat16 instead, which doubles that
 
@@ -98,9 +99,9 @@ def _product_error(
     rows: torch.Tensor, values: torch.Tensor, matrix: Matrix, slot: int, x_dtype: torch.dtype, arithmetic: Arithmetic
 ) -> torch.Tensor:
     """Error of x · wᵀ for |x| `rows` [n, K] and float64 `values` [N, K]."""
-    magnitude = rows @ values.abs().T
+    magnitude: torch.Tensor = rows @ values.abs().T
     steps = (rows.shape[1] + 8) * _SUM_STEP
-    error = steps * magnitude
+    error: torch.Tensor = steps * magnitude
     if arithmetic.float8:
         error = error + _FLOAT8_SUM * magnitude
     if arithmetic.weight_dtype is not None:
@@ -111,11 +112,14 @@ def _product_error(
     base = 1024 if x_dtype == torch.float16 else 128
     scale, _ = scale_and_zero(matrix.codes[slot].T, fmt.bits)
     scale = (scale * matrix.row_scale[slot].unsqueeze(-1)).double()
-    raw = (base + 2**fmt.bits) * rows.unflatten(-1, (-1, fmt.group)).sum(-1) @ scale.T
+    sums: torch.Tensor = rows.unflatten(-1, (-1, fmt.group)).sum(-1)
+    raw: torch.Tensor = (base + 2**fmt.bits) * sums @ scale.T
     if arithmetic.scale_first:
         # (base + q)·scale − (base + zero)·scale in float32, then one rounding to x's type.
-        return error + 4 * _SUM_STEP * raw + rounding(x_dtype, cut=arithmetic.cuts_bfloat16) * magnitude
-    return error + (2 * fmt.group + 16) * _SUM_STEP * raw + steps * raw / base
+        error = error + 4 * _SUM_STEP * raw + rounding(x_dtype, cut=arithmetic.cuts_bfloat16) * magnitude
+    else:
+        error = error + (2 * fmt.group + 16) * _SUM_STEP * raw + steps * raw / base
+    return error
 
 
 def _after(

@@ -226,8 +226,8 @@ def _view(arena: torch.Tensor, part: Part, slot_bytes: int) -> torch.Tensor:
     inner = [1]
     for size in reversed(part.shape[1:]):
         inner.insert(0, inner[0] * size)
-    size, stride = (arena.numel() // slot_bytes, *part.shape), (slot_bytes // dtype.itemsize, *inner)
-    return typed.as_strided(size, stride, typed.storage_offset() + part.offset_bytes // dtype.itemsize)
+    sizes, strides = (arena.numel() // slot_bytes, *part.shape), (slot_bytes // dtype.itemsize, *inner)
+    return typed.as_strided(sizes, strides, typed.storage_offset() + part.offset_bytes // dtype.itemsize)
 
 
 def _matrix(parts: dict[str, torch.Tensor], name: str, layout: SlotLayout) -> Matrix:

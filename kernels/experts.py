@@ -2,8 +2,8 @@
 
     x [T, H], experts [T, k], weights [T, k] ──► out [T, H]
 
-Modelled: all three kinds of weights (16 bits, float8, packed), rows rounded to float8 between the two matrices where the weights are.
-Ignored: shared experts and the router, which are dense work of the layer.
+Modelled: all three kinds of weights (16 bits, float8, packed); rows are rounded to float8 before each matrix that is. Ignored:
+shared experts and the router, which are dense work of the layer.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ One kernel does both matrices of an expert. Work is cut into tiles of BLOCK_M ro
 activation a program multiplies its rows with the gate's and the up's weights at once (the rows are read once) and applies the
 function before it stores. Programs either take one tile each or stay and walk over all of them.
 
-Modelled: ragged groups, experts without rows, slots anywhere in an arena, tails of every dimension, biases, float8 with a scale for each
-row of x and of w. On Hopper both operands can come through tensor descriptors (TMA); elsewhere, or where strides do not allow it,
-through addresses, with the same result. Ignored: sums split over programs (few rows are bound by the weights' bytes, and there the
-outputs make enough tiles).
+Modelled: ragged groups, experts without rows, slots anywhere in an arena, tails of every dimension, biases, float8 with a scale for
+each row of x and of w. On Hopper both operands can come through tensor descriptors (TMA); elsewhere, or where strides do not
+allow it, through addresses, with the same result. Ignored: sums split over programs (few rows are bound by the weights' bytes,
+and there the outputs make enough tiles).
 
 Accumulation is in float32. Float8 products leave the tensor core's narrower accumulator after every BLOCK_K of them.
 """
@@ -89,7 +89,10 @@ def descriptors_allowed(tensor: torch.Tensor) -> bool:
     return tensor.device.type != "cuda" or torch.cuda.get_device_capability(tensor.device) >= _DESCRIPTOR_CAPABILITY
 
 
-@triton.jit
+# Tables are slices at any offset; code for each alignment of them would be compiled in the middle of a run.
+@triton.jit(
+    do_not_specialize_on_alignment=["slot_ptr", "offsets_ptr", "tile_expert_ptr", "tile_row_ptr", "num_tiles_ptr"]
+)
 def _grouped_gemm_kernel(
     x_ptr: tl.tensor,
     w_ptr: tl.tensor,

@@ -135,7 +135,7 @@ def dequantise(
     """Return (q − zero) · scale [..., N, K] for whole numbers `values`, computed in float32 and rounded once to `dtype`."""
     scale, zero = scale_and_zero(codes.transpose(-1, -2), fmt.bits)
     scale = scale * row_scale.unsqueeze(-1)
-    groups = values.float().unflatten(-1, (-1, fmt.group))
+    groups: torch.Tensor = values.float().unflatten(-1, (-1, fmt.group))
     return ((groups - zero.unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(-2).to(dtype)
 
 
@@ -196,8 +196,9 @@ def _unpack_blocks(words: torch.Tensor, fmt: PackedFormat, block_words: int) -> 
     """Whole numbers of whole blocks, in the order of columns."""
     if words.shape[-1] == 0:
         return torch.zeros((*words.shape[:-1], 0), dtype=torch.uint8, device=words.device)
-    fields = words.unflatten(-1, (-1, 1, block_words, 1)) >> _shifts(fmt, words.device).to(torch.int32)
-    return (fields & (2**fmt.bits - 1)).to(torch.uint8).flatten(-4)
+    fields: torch.Tensor = words.unflatten(-1, (-1, 1, block_words, 1)) >> _shifts(fmt, words.device).to(torch.int32)
+    values: torch.Tensor = (fields & (2**fmt.bits - 1)).to(torch.uint8).flatten(-4)
+    return values
 
 
 def _to_int16(values: torch.Tensor) -> torch.Tensor:

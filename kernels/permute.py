@@ -51,7 +51,8 @@ class Permutation:
 def sort_by_expert(experts: torch.Tensor, num_experts: int) -> Permutation:
     """Return where the choices `experts` [T, k] (any integers) of `num_experts` experts go.
 
-    Expert numbers out of range raise InputError on the CPU; on a GPU they are the caller's promise, since looking would make the host wait.
+    Expert numbers out of range raise InputError on the CPU; on a GPU they are the caller's promise, since looking would make the
+    host wait.
     """
     check_shape("experts", experts, (None, None), "[T, k]")
     check_dtype("experts", experts, (torch.int32, torch.int64, torch.int16, torch.uint8))
@@ -152,7 +153,7 @@ def combine(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_choices", "num_experts", "top_k"], do_not_specialize_on_alignment=["experts_ptr"])
 def _sort_kernel(
     experts_ptr: tl.tensor,
     offsets_ptr: tl.tensor,

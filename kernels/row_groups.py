@@ -105,7 +105,7 @@ def _check_num_experts(groups: RowGroups) -> None:
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "max_tiles"], do_not_specialize_on_alignment=["offsets_ptr"])
 def _map_tiles_kernel(
     offsets_ptr: tl.tensor,
     expert_ptr: tl.tensor,

@@ -6,6 +6,7 @@ import os
 
 import torch
 from hypothesis import HealthCheck, settings
+
 from moeplan.kernels.error_bounds import worst_ratio
 
 LONG = os.environ.get("MOEPLAN_LONG", "") not in ("", "0")

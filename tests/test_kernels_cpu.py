@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+
 from moeplan.errors import InputError  # noqa: E402
 from moeplan.kernels import cpu, reference  # noqa: E402
 from moeplan.kernels.activation import ACTIVATIONS, activation  # noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from moeplan.kernels.roofline import Work, combine_work, gemm_work, matrix_bytes, permute_work
 from moeplan.specs import FLOPS_PER_WEIGHT
 

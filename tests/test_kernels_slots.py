@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from moeplan.errors import InputError, UnknownName
 from moeplan.kernels.activation import activation
 from moeplan.kernels.slot_layout import WEIGHT_NAMES, ExpertShape, slot_layout
@@ -96,8 +97,8 @@ class TestViews:
         assert (views.gate_up.bias[0] == 2).all() and (views.down.bias[0] == 3).all()
         with pytest.raises(InputError, match="gate_up_bias"):
             write_slot(views, 0, gate_up, down)
+        biases = {"gate_up_bias": torch.zeros(384), "down_bias": torch.zeros(128), "up_bias": torch.zeros(1)}
         with pytest.raises(InputError, match="up_bias"):
-            biases = {"gate_up_bias": torch.zeros(384), "down_bias": torch.zeros(128), "up_bias": torch.zeros(1)}
             write_slot(views, 0, gate_up, down, **biases)
 
     def test_arenas_that_do_not_fit_are_refused(self):
@@ -128,9 +129,8 @@ class TestViews:
             ((2, 8, 4), (2, 5, 4), None),
             ((2, 8, 4), (2, 4, 4), zeros(2, 8)),
         ):
-            weights = ExpertWeights(
-                gate_up=DenseMatrix(values=zeros(gate_up), row_scale=scale), down=DenseMatrix(values=zeros(down)), activation=activation("swiglu")
-            )  # fmt: skip
+            first, second = DenseMatrix(values=zeros(gate_up), row_scale=scale), DenseMatrix(values=zeros(down))
+            weights = ExpertWeights(gate_up=first, down=second, activation=activation("swiglu"))
             with pytest.raises(InputError):
                 check_experts(weights)
 

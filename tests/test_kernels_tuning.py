@@ -6,6 +6,7 @@ import itertools
 import json
 
 import pytest
+
 from moeplan.errors import InputError
 from moeplan.kernels import tuning
 from moeplan.kernels.tuning import (

@@ -1,4 +1,4 @@
-"""Every kernel, with every shipped configuration, compiled for the GPUs it is meant for: it fits, it does not spill, it uses the matrix units.
+"""Every kernel with every shipped configuration, compiled for the GPUs it is meant for: it fits and uses the matrix units.
 
 Needs no GPU. By default one configuration in a few is compiled; MOEPLAN_LONG compiles all.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kernels_cases import LONG
 from kernels_offline import SHARED_BYTES, Compiled, account, compiled_for
 from moeplan.kernels import dequant_gemm, grouped_gemm, permute, row_groups, tuning

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from kernels_cases import assert_within, normal, poisoned, searching
 from moeplan.errors import InputError
 from moeplan.kernels import reference

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from kernels_cases import assert_within, normal, poisoned, searching
 from moeplan.errors import InputError
 from moeplan.kernels import permute as permuting
 from moeplan.kernels import reference
 from moeplan.kernels.activation import activation
-from moeplan.kernels.experts import run_layer
 from moeplan.kernels.expert_weights import slot_views, write_slot
+from moeplan.kernels.experts import run_layer
 from moeplan.kernels.permute import combine, permute, sort_by_expert
 from moeplan.kernels.slot_layout import ExpertShape, slot_layout
 
@@ -93,8 +94,8 @@ def test_a_whole_layer(weights):
     out = run_layer(x, experts, combine_weights, experts_weights, 4)
     expected = reference.layer(x, experts, combine_weights, experts_weights)
     error = ((out.double() - expected).norm() / expected.norm()).item()
-    # float16 rounds the rows in between once (2**-11); float8 rounds each of both matrices' inputs to 4 bits (2**-4, 1/sqrt(3) of it
-    # in the mean), and errors of many inputs average.
+    # float16 rounds the rows in between once (2**-11); float8 rounds each of both matrices' inputs to 4 bits (2**-4, 1/sqrt(3)
+    # of it in the mean), and errors of many inputs average.
     assert error < (0.06 if weights == "8" else 2.0**-10)
 
 

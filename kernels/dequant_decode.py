@@ -1,0 +1,163 @@
+"""How packed weights become operands of the matrix units, and what happens to a finished tile: inside the dequantising GEMM.
+
+A tile of words [BLOCK_N, C] is decoded plane by plane in registers. A shift, a mask and an "or" put two neighbouring weights into
+the low bits of two 16-bit floats whose exponent makes them base + q: 128 + q in bfloat16, 1024 + q in float16, whole and exact.
+Scales and zero points are likewise placed into float32 by shifts. No instruction converts whole numbers to floats; those run
+at a fraction of the rate of others.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .device_functions import activate, multiply
+
+
+@triton.jit
+def _plane(words: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
+    """Plane PLANE of words [BLOCK_N, C] as numbers base + q [BLOCK_N, 2·C], base 128 in bfloat16 or 1024 in float16."""
+    # 0x10001 repeats a mask in both halves of a word.
+    fields = (words >> (PLANE * BITS)) & (((1 << BITS) - 1) * 0x10001)
+    if FLOAT16:
+        pair = fields | 0x64006400
+        low = pair.to(tl.int16).to(tl.float16, bitcast=True)
+        high = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    else:
+        pair = fields | 0x43004300
+        low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return tl.reshape(tl.join(low, high), [words.shape[0], 2 * words.shape[1]])
+
+
+@triton.jit
+def _scale(code: tl.tensor) -> tl.tensor:
+    """The relative scale of 16-bit codes (as int32): 3 exponent and 5 mantissa bits, moved to where float32 keeps them."""
+    return (((code & 0xFF) << 18) + (120 << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _zero(code: tl.tensor, BITS: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
+    """base + zero point of 16-bit codes: 8 bits placed below the leading one of 128.0 or 1024.0, in steps of 2**(BITS - 8)."""
+    if FLOAT16:
+        return ((((code & 0xFF00) << BITS) >> 3) | 0x44800000).to(tl.float32, bitcast=True)
+    else:
+        return (((code & 0xFF00) << BITS) | 0x43000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scaled(plane: tl.tensor, scale: tl.tensor, zero: tl.tensor) -> tl.tensor:
+    """(q − zero) · scale of a plane, rounded to the plane's type."""
+    product = plane.to(tl.float32) * scale[:, None] - (scale * zero)[:, None]
+    return product.to(plane.dtype)
+
+
+@triton.jit
+def _below(value: tl.tensor, bound: tl.tensor, mask: tl.tensor) -> tl.tensor:
+    """value < bound in the shape of `mask`; comparing first and spreading after loses the type in Triton's interpreter."""
+    return tl.zeros(mask.shape, dtype=tl.int32) + value < bound
+
+
+@triton.jit
+def add_block(
+    acc: tl.tensor,
+    acc_up: tl.tensor,
+    x_ptrs: tl.tensor,
+    word_ptrs: tl.tensor,
+    code_ptrs: tl.tensor,
+    sum_ptrs: tl.tensor,
+    up_words: tl.tensor,
+    up_codes: tl.tensor,
+    row_mask: tl.tensor,
+    col_mask: tl.tensor,
+    column: tl.tensor,
+    k: tl.tensor,
+    num_outputs: tl.tensor,
+    num_rows: tl.tensor,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    MASK_K: tl.constexpr,
+    GATED: tl.constexpr,
+    SCALE_FIRST: tl.constexpr,
+    SUMS_INSIDE: tl.constexpr,
+    FLOAT16: tl.constexpr,
+) -> tl.tensor:
+    """acc (and acc_up) [BLOCK_N, BLOCK_M] plus one block of WORDS words of every row, from input `column` on."""
+    COLUMNS: tl.constexpr = 2 * WORDS
+    PLANES_PER_GROUP: tl.constexpr = GROUP // COLUMNS
+    NUM_GROUPS: tl.constexpr = 16 // BITS // PLANES_PER_GROUP
+    words = tl.load(word_ptrs, mask=col_mask[:, None], other=0)
+    if GATED:
+        words_up = tl.load(word_ptrs + up_words, mask=col_mask[:, None], other=0)
+    for g in tl.static_range(NUM_GROUPS):
+        code_mask = col_mask
+        if MASK_K:
+            code_mask = col_mask & _below(column + g * GROUP, k, col_mask)
+        code = tl.load(code_ptrs + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
+        scale = _scale(code)
+        zero = _zero(code, BITS, FLOAT16)
+        part = tl.zeros_like(acc)
+        if GATED:
+            code_up = tl.load(code_ptrs + up_codes + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
+            scale_up = _scale(code_up)
+            zero_up = _zero(code_up, BITS, FLOAT16)
+            part_up = tl.zeros_like(acc)
+        sums = tl.zeros([x_ptrs.shape[0]], dtype=tl.float32)
+        for i in tl.static_range(PLANES_PER_GROUP):
+            x_mask = row_mask[:, None]
+            if MASK_K:
+                inputs = column + (g * PLANES_PER_GROUP + i) * COLUMNS + tl.arange(0, COLUMNS)
+                x_mask = x_mask & (inputs < k)[None, :]
+            x = tl.load(x_ptrs + (g * PLANES_PER_GROUP + i) * COLUMNS, mask=x_mask, other=0.0)
+            q = _plane(words, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
+            if SCALE_FIRST:
+                acc = multiply(_scaled(q, scale, zero), x.T, acc, 0)
+            else:
+                part = multiply(q, x.T, part, 0)
+                if SUMS_INSIDE:
+                    sums += tl.sum(x.to(tl.float32), axis=1)
+            if GATED:
+                q_up = _plane(words_up, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
+                if SCALE_FIRST:
+                    acc_up = multiply(_scaled(q_up, scale_up, zero_up), x.T, acc_up, 0)
+                else:
+                    part_up = multiply(q_up, x.T, part_up, 0)
+        if not SCALE_FIRST:
+            if not SUMS_INSIDE:
+                sum_mask = row_mask
+                if MASK_K:
+                    sum_mask = row_mask & _below(column + g * GROUP, k, row_mask)
+                sums = tl.load(sum_ptrs + g * num_rows, mask=sum_mask, other=0.0)
+            acc += (part - zero[:, None] * sums[None, :]) * scale[:, None]
+            if GATED:
+                acc_up += (part_up - zero_up[:, None] * sums[None, :]) * scale_up[:, None]
+    return acc, acc_up
+
+
+@triton.jit
+def finish(
+    acc: tl.tensor,
+    acc_up: tl.tensor,
+    scale_ptrs: tl.tensor,
+    bias_ptrs: tl.tensor,
+    out_ptrs: tl.tensor,
+    n: tl.tensor,
+    row_mask: tl.tensor,
+    col_mask: tl.tensor,
+    alpha: tl.tensor,
+    limit: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+) -> None:
+    """Row scales, biases and the activation on a finished tile, then its store."""
+    acc *= tl.load(scale_ptrs, mask=col_mask, other=0.0)[:, None]
+    if HAS_BIAS:
+        acc += tl.load(bias_ptrs, mask=col_mask, other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        acc_up *= tl.load(scale_ptrs + n, mask=col_mask, other=0.0)[:, None]
+        if HAS_BIAS:
+            acc_up += tl.load(bias_ptrs + n, mask=col_mask, other=0.0).to(tl.float32)[:, None]
+    acc = activate(acc, acc_up, alpha, limit, ACTIVATION)
+    tl.store(out_ptrs, acc.to(out_ptrs.dtype.element_ty), mask=col_mask[:, None] & row_mask[None, :])
