@@ -95,11 +95,11 @@ class TokenEvidence:
             steps = self.parts[part]
             self._loads[key] = [
                 count_step(slots, step.source_rank, topology, schedule)
-                for slots, step in zip(self._routed(part, candidate), steps, strict=True)
+                for slots, step in zip(self.routed(part, candidate), steps, strict=True)
             ]
         return self._loads[key]
 
-    def _routed(self, part: str, candidate: Candidate) -> list[npt.NDArray[np.int64]]:
+    def routed(self, part: str, candidate: Candidate) -> list[npt.NDArray[np.int64]]:
         """Return the slots [tokens, layers, top_k] the router picks in every step."""
         key = (part, id(candidate.placement), id(candidate.router))
         if key not in self._slots:
@@ -180,13 +180,17 @@ class CountEvidence:
         if key not in self._loads:
             placement = candidate.placement
             ranks = placement.num_ranks
-            # Chance that a token takes an expert: its share of all choices times choices a token, at most certain.
-            total = self.counts.sum(axis=1, keepdims=True)
-            chance = np.minimum(1.0, self.counts * self.top_k / np.where(total > 0, total, 1.0))
             tokens = np.diff(np.rint(np.arange(ranks + 1) * self.num_tokens / ranks).astype(np.int64))
-            load = expect_step(_slot_chance(chance, candidate), tokens, topology_of(placement), schedule)
+            load = expect_step(self.slot_chance(candidate), tokens, topology_of(placement), schedule)
             self._loads[key] = (candidate, [load])
         return self._loads[key][1]
+
+    def slot_chance(self, candidate: Candidate) -> npt.NDArray[np.float64]:
+        """Return [layers, ranks or 1, slots]: the chance that a token of a source rank takes a slot."""
+        # Chance that a token takes an expert: its share of all choices times choices a token, at most certain.
+        total = self.counts.sum(axis=1, keepdims=True)
+        chance = np.minimum(1.0, self.counts * self.top_k / np.where(total > 0, total, 1.0))
+        return _slot_chance(chance, candidate)
 
 
 def _slot_chance(chance: npt.NDArray[np.float64], candidate: Candidate) -> npt.NDArray[np.float64]:

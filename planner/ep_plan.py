@@ -10,66 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from ..ep_schedule import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
-from ..errors import DoesNotFit, InputError, Internal
+from ..errors import DoesNotFit, Internal
 from ..hardware import Profile
-from ..sim.ep_rehearsal import EpPrediction, EpRehearsal
+from ..sim.ep_rehearsal import EpPrediction
 from ..sim.policies.ep_program import OP_EXPERT
 from ..specs import ModelSpec, weight_format
-from ..traces.recording import LoadProfile, RoutingTrace
+from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S
-from .ep_candidates import Placements, layer_costs
-from .ep_evidence import CHOOSE, PLAN, REPORT, CountEvidence, Evidence, TokenEvidence, count_evidence, token_evidence
+from .ep_candidates import Placements
+from .ep_case import EpRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
+from .ep_evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
+from .ep_links import link_tokens
 from .ep_migration import Migration, migration
 from .ep_search import EpProgress, EpSearch, describe
 from .placement.placement import Placement
-from .placement.search import SearchSettings
 
 EP_PLAN_SCHEMA_VERSION = 1
-Recording: TypeAlias = RoutingTrace | LoadProfile
-# Tokens on each rank in a step where the request does not say: DeepEP's published settings (its README), prefill and decode.
-PREFILL_TOKENS_PER_RANK, DECODE_TOKENS_PER_RANK = 4096, 128
-# 8-bit tokens with a 32-bit scale for 128 values, as 8-bit models are dispatched.
-_FP8_BYTES = 1 + 4 / 128
 # Presets that stand for themselves: they change the model or cannot be run without loss.
 _REFERENCES = ("comet", "scmoe")
 # A change below this is not worth an operator's trouble: the noise of step times in serving.
 _WORTH_FRACTION = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpRequest:
-    """What a plan is asked for."""
-
-    num_nodes: int = 1
-    ranks_per_node: int = 8
-    num_redundant: int = 0
-    """Slots of a layer beyond one per expert, over all ranks."""
-    prefill: bool = True
-    context_tokens: int = 2048
-    """Context of every request."""
-    tokens_per_rank: int | None = None
-    """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
-    bits: str | None = None
-    """Weight format of experts and dense weights; None takes 16, or 8 where only that fits."""
-    num_groups: int | None = None
-    """The model's expert groups, for hierarchical EPLB."""
-    search_moves: int = 20_000
-    """Moves our placement search proposes for each layer."""
-    workers: int = 1
-    """Threads of that search; they do not change the result."""
-    seed: int = 0
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one step over all ranks."""
-        each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
-        return each * self.num_nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +63,10 @@ class EpPlan:
     verdict: str
     assumptions: tuple[str, ...]
     provenance: dict[str, Any]
+    links: dict[str, list[list[int]]]
+    """Bytes dispatched in a step from rank to rank, all layers: plain expert parallelism (before) and the best (after)."""
+    rank_rows: dict[str, list[list[int]]]
+    """Rows of each rank in each layer in the first reported step, before and after."""
     search: EpSearch = field(repr=False)
 
 
@@ -115,8 +85,8 @@ def make_ep_plan(
     ranks do not belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
     """
     check_ep_match(model, recording, request)
-    evidence = _evidence(model, recording, request)
-    search, base = _prepare(model, profile, evidence, request, progress)
+    evidence = evidence_of(model, recording, request)
+    search, base = _first_that_fits(model, profile, evidence, request, progress)
     ranked = search.best(base, request.num_redundant, CHOOSE)
     chosen = ranked[0].schedule.with_options(name="best")
     best = search.predict(chosen, REPORT, engine="both", rows=True)
@@ -137,58 +107,23 @@ def make_ep_plan(
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base),
         provenance=_provenance(model, profile, recording, search), search=search,
+        links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
+        rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
     )  # fmt: skip
 
 
-def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
-    """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
-    pairs = [
-        ("MoE layers", model.num_moe_layers, recording.num_layers),
-        ("experts", model.num_experts, recording.num_experts),
-    ]
-    if recording.top_k is not None:
-        pairs.append(("choices a token", model.top_k, recording.top_k))
-    for name, mine, theirs in pairs:
-        if mine != theirs:
-            raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the recorded model")
-    for name in ("num_nodes", "ranks_per_node", "context_tokens", "workers"):
-        if getattr(request, name) < 1:
-            raise InputError(name, getattr(request, name), "below one", "give a positive count")
-    if request.tokens_per_rank is not None and request.tokens_per_rank < 1:
-        raise InputError("tokens_per_rank", request.tokens_per_rank, "below one", "give a positive count")
-    if request.num_redundant < 0:
-        raise InputError("redundant", request.num_redundant, "below zero", "give a count")
-    ranks = request.num_nodes * request.ranks_per_node
-    if ranks > model.num_experts:
-        raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
-
-
-def _evidence(model: ModelSpec, recording: Recording, request: EpRequest) -> TokenEvidence | CountEvidence:
-    if isinstance(recording, LoadProfile):
-        return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
-    ranks = request.num_nodes * request.ranks_per_node
-    return token_evidence(
-        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed
-    )
-
-
-def _prepare(model: ModelSpec, profile: Profile, evidence: Evidence, request: EpRequest,
-             progress: EpProgress | None) -> tuple[EpSearch, ExpertParallelSchedule]:  # fmt: skip
+def _first_that_fits(
+    model: ModelSpec,
+    profile: Profile,
+    evidence: TokenEvidence | CountEvidence,
+    request: EpRequest,
+    progress: EpProgress | None,
+) -> tuple[EpSearch, ExpertParallelSchedule]:
     """Return the search and the plain schedule it starts from, in the first weight format that fits."""
     misfit: DoesNotFit | None = None
     for bits in (request.bits,) if request.bits else ("16", "8"):
-        rehearsal = EpRehearsal(model, profile, request.num_nodes, request.ranks_per_node, request.prefill,
-                                request.context_tokens, weight_format(bits))  # fmt: skip
-        base = ExpertParallelSchedule(name="ep").with_options(
-            kernel__bits=bits, exchange__dispatch_bytes_per_value=_FP8_BYTES if bits == "8" else 2.0
-        )
-        rows = evidence.step_tokens * model.top_k // model.num_experts
-        placements = Placements(
-            evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, layer_costs(rehearsal.costing, base, rows),
-            SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
-        )  # fmt: skip
-        placements.num_slots(request.num_redundant)
-        search = EpSearch(rehearsal, evidence, placements, progress)
+        base = plain_schedule(bits)
+        search = prepare_ep(model, profile, evidence, request, base, progress)
         try:
             search.predict(base, CHOOSE)
         except DoesNotFit as reason:
@@ -277,7 +212,7 @@ def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParall
     found = []
     for name, recording in others.items():
         check_ep_match(model, recording, request)
-        evidence = _evidence(model, recording, request)
+        evidence = evidence_of(model, recording, request)
         candidate = search.placements.candidate(chosen)
         fresh = Placements(evidence, model.num_experts, search.rehearsal.num_ranks, request.num_nodes,
                            search.placements.layer_costs, search.placements.search, request.num_groups)  # fmt: skip
@@ -297,6 +232,21 @@ def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParall
             "plan_max_over_mean_load": stale.max_over_mean_load, "replanned_eplb_max_over_mean_load": renewed.max_over_mean_load,
             "change_fraction": stale.step_s / plain.step_s - 1, "replan": renewed.step_s < stale.step_s * (1 - _WORTH_FRACTION),
         })  # fmt: skip
+    return found
+
+
+def _links(
+    search: EpSearch, evidence: TokenEvidence | CountEvidence, schedule: ExpertParallelSchedule
+) -> list[list[int]]:
+    tokens = link_tokens(evidence, search.placements.candidate(schedule), schedule)
+    each = search.rehearsal.model.hidden_size * schedule.exchange.dispatch_bytes_per_value
+    return [[round(value) for value in row] for row in (tokens * each).tolist()]
+
+
+def _rank_rows(search: EpSearch, schedule: ExpertParallelSchedule) -> list[list[int]]:
+    found: list[list[int]] = (
+        search.evidence.loads(REPORT, search.placements.candidate(schedule), schedule)[0].rank_rows().tolist()
+    )
     return found
 
 
@@ -383,7 +333,8 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
         "baselines": [each.to_dict() for each in plan.baselines],
         "references": [each.to_dict() for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
-        "ageing": list(plan.ageing), "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
+        "ageing": list(plan.ageing), "links": plan.links, "rank_rows": plan.rank_rows,
+        "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
         "lower_bound_step_s": plan.lower_bound_step_s, "optimality_gap": plan.optimality_gap, "verdict": plan.verdict,
         "assumptions": list(plan.assumptions),
     }  # fmt: skip

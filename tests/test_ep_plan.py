@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeplan.ep_schedule import EP_PRESETS, ep_schedule_from_dict
+from moeplan.ep_schedule import EP_PRESETS, ep_schedule_from_dict, load_ep_preset
 from moeplan.errors import DoesNotFit, InputError
+from moeplan.planner.ep_case import EpRequest
+from moeplan.planner.ep_links import link_tokens
 from moeplan.planner.ep_migration import migration
-from moeplan.planner.ep_plan import EpRequest, ep_plan_to_dict, make_ep_plan
+from moeplan.planner.ep_plan import ep_plan_to_dict, make_ep_plan
+from moeplan.planner.ep_simulate import simulate_ep
 from moeplan.planner.placement.placement import Placement, contiguous
 from moeplan.sim.ep_costs import EpConstants, Tier
 from moeplan.sim.ep_rehearsal import INDEPENDENCE_UNCERTAINTY
@@ -68,6 +71,39 @@ def test_plan_is_plain_values_with_the_keys_others_rely_on(plan):
     assert again.same_as(plan.placement)
     assert "step time" in data["verdict"] or "stay with" in data["verdict"]
     assert "\n" not in data["verdict"]
+
+
+def test_links_add_up_to_the_bytes_of_the_dispatch(plan):
+    """Half of all bytes (16 bits there, 16 bits back) cross in the dispatch; no expert groups, so every token once."""
+    plain = next(each for each in plan.baselines if each.schedule.name == "ep")
+    before = np.array(plan.links["before"], float)
+    assert before.sum() * 2 == pytest.approx(plain.inter_node_bytes + plain.intra_node_bytes, rel=1e-6)
+    near = np.arange(4)[:, None] // 2 == np.arange(4)[None, :] // 2
+    assert before[~near].sum() * 2 == pytest.approx(plain.inter_node_bytes, rel=1e-6)
+    assert np.diag(before).sum() == 0
+    for rows in plan.rank_rows.values():
+        assert np.array(rows).sum(axis=1).tolist() == [plan.search.evidence.step_tokens * 3] * 2
+
+
+@pytest.mark.parametrize("kind", ["per-rank", "hierarchical", "all-choices"])
+def test_expected_links_add_up_too(kind):
+    schedule = load_ep_preset("ep").with_options(exchange__kind=kind)
+    found = make_ep_plan(MODEL, HARDWARE, counts(), REQUEST)
+    candidate = found.search.placements.candidate(schedule)
+    tokens = link_tokens(found.search.evidence, candidate, schedule)
+    load = found.search.evidence.loads("report", candidate, schedule)[0]
+    assert tokens.sum() == pytest.approx(load.sent.sum(), rel=0.01)
+    near = np.arange(4)[:, None] // 2 == np.arange(4)[None, :] // 2
+    assert tokens[~near].sum() == pytest.approx(load.sent[:, :, 0].sum(), rel=0.01)
+
+
+def test_one_schedule_is_simulated_by_both_engines():
+    found = simulate_ep(
+        MODEL, HARDWARE, recording(), REQUEST, load_ep_preset("eps-moe").with_options(pipeline__num_groups=2), rows=True
+    )
+    assert found.schedule.name == "eps-moe"
+    assert found.outcome.timeline is not None
+    assert set(found.outcome.timeline.frame().device) == {f"rank {rank}" for rank in range(4)}
 
 
 def test_ablation_leads_from_plain_to_best(plan):

@@ -1,0 +1,128 @@
+"""The case an expert-parallel plan or simulation is about: model, machine and recording bound together and checked.
+
+Modelled: what a plan is asked for, the evidence that a recording gives, and a search ready to score schedules on them. Ignored:
+which schedules are scored (`ep_search`, `ep_plan`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..ep_schedule import ExpertParallelSchedule
+from ..errors import InputError
+from ..hardware import Profile
+from ..sim.ep_rehearsal import EpRehearsal
+from ..specs import ModelSpec, weight_format
+from ..traces.recording import LoadProfile, RoutingTrace
+from .ep_candidates import Placements, layer_costs
+from .ep_evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
+from .ep_search import EpProgress, EpSearch
+from .placement.search import SearchSettings
+
+Recording: TypeAlias = RoutingTrace | LoadProfile
+# Tokens on each rank in a step where the request does not say: DeepEP's published settings (its README), prefill and decode.
+PREFILL_TOKENS_PER_RANK, DECODE_TOKENS_PER_RANK = 4096, 128
+# 8-bit tokens with a 32-bit scale for 128 values, as 8-bit models are dispatched.
+_FP8_BYTES = 1 + 4 / 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpRequest:
+    """What a plan or a simulation is asked for."""
+
+    num_nodes: int = 1
+    ranks_per_node: int = 8
+    num_redundant: int = 0
+    """Slots of a layer beyond one per expert, over all ranks."""
+    prefill: bool = True
+    context_tokens: int = 2048
+    """Context of every request."""
+    tokens_per_rank: int | None = None
+    """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
+    bits: str | None = None
+    """Weight format of experts and dense weights; None takes 16, or 8 where only that fits."""
+    num_groups: int | None = None
+    """The model's expert groups, for hierarchical EPLB."""
+    search_moves: int = 20_000
+    """Moves our placement search proposes for each layer."""
+    workers: int = 1
+    """Threads of that search; they do not change the result."""
+    seed: int = 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one step over all ranks."""
+        each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
+        return each * self.num_nodes * self.ranks_per_node
+
+
+def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
+    """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
+    pairs = [
+        ("MoE layers", model.num_moe_layers, recording.num_layers),
+        ("experts", model.num_experts, recording.num_experts),
+    ]
+    if recording.top_k is not None:
+        pairs.append(("choices a token", model.top_k, recording.top_k))
+    for name, mine, theirs in pairs:
+        if mine != theirs:
+            raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the recorded model")
+    for name in ("num_nodes", "ranks_per_node", "context_tokens", "workers"):
+        if getattr(request, name) < 1:
+            raise InputError(name, getattr(request, name), "below one", "give a positive count")
+    if request.tokens_per_rank is not None and request.tokens_per_rank < 1:
+        raise InputError("tokens_per_rank", request.tokens_per_rank, "below one", "give a positive count")
+    if request.num_redundant < 0:
+        raise InputError("redundant", request.num_redundant, "below zero", "give a count")
+    ranks = request.num_nodes * request.ranks_per_node
+    if ranks > model.num_experts:
+        raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
+
+
+def evidence_of(model: ModelSpec, recording: Recording, request: EpRequest) -> TokenEvidence | CountEvidence:
+    """Return what a recording tells of routing, in steps as the request wants them; raises InputError."""
+    if isinstance(recording, LoadProfile):
+        return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
+    ranks = request.num_nodes * request.ranks_per_node
+    return token_evidence(
+        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed
+    )
+
+
+def plain_schedule(bits: str) -> ExpertParallelSchedule:
+    """Return plain expert parallelism with experts in `bits`; 8-bit experts are sent 8-bit tokens."""
+    return ExpertParallelSchedule(name="ep").with_options(
+        kernel__bits=bits, exchange__dispatch_bytes_per_value=_FP8_BYTES if bits == "8" else 2.0
+    )
+
+
+def prepare_ep(
+    model: ModelSpec,
+    profile: Profile,
+    evidence: TokenEvidence | CountEvidence,
+    request: EpRequest,
+    schedule: ExpertParallelSchedule,
+    progress: EpProgress | None = None,
+) -> EpSearch:
+    """Return a search that scores schedules with the weight format and exchange sizes of `schedule`.
+
+    Raises InputError where redundant slots do not divide over ranks, MissingCalibration where the profile lacks a tier.
+    """
+    bits = schedule.kernel.bits
+    rehearsal = EpRehearsal(
+        model,
+        profile,
+        request.num_nodes,
+        request.ranks_per_node,
+        request.prefill,
+        request.context_tokens,
+        weight_format(bits),
+    )
+    rows = evidence.step_tokens * model.top_k // model.num_experts
+    placements = Placements(
+        evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, layer_costs(rehearsal.costing, schedule, rows),
+        SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
+    )  # fmt: skip
+    placements.num_slots(request.num_redundant)
+    return EpSearch(rehearsal, evidence, placements, progress)
