@@ -333,7 +333,9 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         ex_tokens[mine] = _piece(sent, group, pieces)
         ex_bytes[mine] = _piece(np.rint(sent * each).astype(np.int64), group, pieces)
         port = np.maximum(forth, receive) * each
-        port[:, INTER] = _inter_port(constants, load.topology.ranks_per_node, forth[:, INTER], receive[:, INTER]) * each[:, 0]
+        port[:, INTER] = (
+            _inter_port(constants, load.topology.ranks_per_node, forth[:, INTER], receive[:, INTER]) * each[:, 0]
+        )
         for tier in (INTER, INTRA):
             if (port[:, tier] > 0).any():
                 ex_ns[mine, tier] = _piece(constants.tier(tier).port_ns(port[:, tier], speed), group, pieces)

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from ep_strategies import ep_schedules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ep_strategies import ep_schedules
 from moeplan.ep_schedule import (
     EP_PRESETS,
     ExpertParallelSchedule,
