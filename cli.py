@@ -261,7 +261,8 @@ def plan(
 
 def _print_plan(document: dict[str, Any], output: Path) -> None:
     best = document["best"]
-    typer.echo(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated, {document['num_pruned']} pruned):")
+    typer.echo(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated to the end, "
+               f"{document['num_abandoned']} until beaten, {document['num_pruned']} pruned by their bound):")  # fmt: skip
     _print_prediction(best)
     schedule = best["schedule"]
     typer.echo(f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, kernel {schedule['kernel']}, copy {schedule['copy']}")

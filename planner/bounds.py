@@ -11,6 +11,7 @@ Ignored: everything that would make the bound tighter but could make it wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ Array = npt.NDArray[np.int64]
 
 @jit
 def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
-                  slots: int) -> Array:  # fmt: skip
+                  slots: int) -> Any:  # fmt: skip
     """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
     num_keys = num_layers * num_experts
     held = np.zeros(num_keys, np.uint8)
@@ -60,8 +61,9 @@ def fewest_loads(workload: Workload, slots: int, *, pooled: bool) -> Array:
     The workload must carry next uses. With `slots` covering everything the sum is the number of distinct experts used.
     """
     steps = workload.steps
-    return _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers, workload.num_experts,
-                         pooled, slots)  # fmt: skip
+    loads: Array = _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers,
+                                 workload.num_experts, pooled, slots)  # fmt: skip
+    return loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,6 +51,7 @@ class OffloadPlan:
     """belady: the best with a cache that knows the future; more memory: the best given more."""
     num_candidates: int
     num_evaluated: int
+    num_abandoned: int
     num_pruned: int
     lower_bound_step_s: float
     optimality_gap: float
@@ -92,8 +93,9 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
         left_out=left_out,
         front=tuple(result.front),
         references=references,
-        num_candidates=sum(r.num_evaluated + r.num_pruned for _, r in results),
+        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned for _, r in results),
         num_evaluated=sum(r.num_evaluated for _, r in results),
+        num_abandoned=sum(r.num_abandoned for _, r in results),
         num_pruned=sum(r.num_pruned for _, r in results),
         lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
@@ -218,6 +220,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         ],
         "num_candidates": plan.num_candidates,
         "num_evaluated": plan.num_evaluated,
+        "num_abandoned": plan.num_abandoned,
         "num_pruned": plan.num_pruned,
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,

@@ -58,7 +58,11 @@ class SearchResult:
     best: Scored
     front: list[FrontPoint]
     num_evaluated: int = 0
+    """Simulated to the end of the window."""
+    num_abandoned: int = 0
+    """Simulated until they could no longer be the best."""
     num_pruned: int = 0
+    """Never simulated: their bound was no better than the best."""
     lower_bound_ns: int = 0
     """No schedule of the space can take less for the whole window."""
 
@@ -142,7 +146,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     with ThreadPoolExecutor(workers) as pool:
         for level, found in every.items():
             bounded = _in_order(rehearsal, bounds, found, incumbent, objective)
-            scored, pruned = [], 0
+            scored, pruned, abandoned = [], 0, 0
             for begin in range(0, len(bounded), 4 * workers):
                 batch = []
                 for bound, candidate, later in bounded[begin : begin + 4 * workers]:
@@ -152,9 +156,9 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                         batch.append((candidate, later))
                 # A run is given up once what it has taken and the least it must still take exceed the best so far.
                 limit = incumbent.total_ns if incumbent is not None and objective != "p99_step_s" else 0
-                for one in pool.map(lambda one, limit=limit: _score(rehearsal, *one, workload, limit), batch):
+                for one in pool.map(lambda one, limit=limit: _score(rehearsal, one[0], one[1], workload, limit), batch):
                     if one is None:
-                        pruned += 1
+                        abandoned += 1
                         continue
                     scored.append(one)
                     if one.transient > level:
@@ -170,6 +174,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                 result = SearchResult(best=incumbent, front=[])
             result.num_evaluated += len(scored)
             result.num_pruned += pruned
+            result.num_abandoned += abandoned
             result.best = incumbent
             result.front.append(_front_point(rehearsal, level, incumbent, workload))
             if objective == "least_memory" and floor_tokens_per_s is not None and result.front[-1].tokens_per_s >= floor_tokens_per_s:

@@ -85,10 +85,11 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
     if serial:
         twin.run_serial(config, workload.steps, costs, state, decision, clock, later, step_end, rows)
     else:
-        queues = [np.zeros((room, twin.Q_FIELDS), np.int64) for _ in range(3)]
+        demand, ahead, backlog = (np.zeros((room, twin.Q_FIELDS), np.int64) for _ in range(3))
         ops = np.zeros((twin.NUM_OP_FIELDS, config.num_experts + 2), np.int64)
         arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, *queues, ops, arrived, later, step_end, rows)
+        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, demand, ahead, backlog, ops, arrived,
+                            later, step_end, rows)  # fmt: skip
     if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
         return _twin_once(config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room)
     if clock[twin.STUCK] == twin.DEADLOCK:

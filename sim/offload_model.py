@@ -138,7 +138,7 @@ class OffloadModel:
         in_stream: list[list[Transfer | Back]] = [[] for _ in range(len(launches) + 1)]
         back = 0
         for move, transfer in enumerate(moves):
-            due = []
+            due: list[Transfer | Back] = []
             while back < len(backs) and together[back] <= move:
                 due.append(backs[back])
                 back += 1

@@ -94,9 +94,9 @@ def _copy_entry(queue: Array, source: int, target: int) -> None:
 @jit_lean
 def kernel_work(costs: CostTables, out: Decision, base: int, first: int, last: int) -> int:
     """Return the nanoseconds of one launch over items `first` to `last` (exclusive)."""
-    work = costs.grouped_ns[0]
+    work = int(costs.grouped_ns[0])
     for at in range(first, last):
-        work += costs.kernel_ns[costs.expert_format[base + out.item_expert[at]], out.item_tokens[at]]
+        work += int(costs.kernel_ns[costs.expert_format[base + out.item_expert[at]], out.item_tokens[at]])
     return work
 
 
@@ -233,7 +233,7 @@ def _serial_back(costs: CostTables, out: Decision, clock: Array, rows: Array, st
     """Run one write-back; return when it ends."""
     key = out.back_key[back]
     fmt = costs.expert_format[key]
-    end = begin + costs.back_ns[fmt]
+    end = begin + int(costs.back_ns[fmt])
     _row(rows, clock, D2H, OP_BACK, step, key // experts, key % experts, begin, end, costs.expert_bytes[fmt], 0)
     clock[BUSY_BACK] += end - begin
     clock[BYTES_D2H] += costs.expert_bytes[fmt]

@@ -3,6 +3,7 @@
 Simulator and executor write the same columns. A row is an activity on a lane: `lane, op, step, layer, expert, device,
 start_ns, end_ns, bytes, tokens`. `layer` counts MoE layers; `expert` is -1 where an activity concerns no single expert
 (the dense part, a grouped kernel). A transfer cut into chunks has one row a chunk. Rows of one lane never overlap.
+Ignored: activities that take no time; they leave no row.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Timeline:
         rows = self.rows
         return pd.DataFrame(
             {
-                "lane": pd.Categorical.from_codes(rows[:, ROW_LANE], categories=list(LANE_NAMES)),
-                "op": pd.Categorical.from_codes(rows[:, ROW_OP], categories=list(OP_NAMES)),
+                "lane": pd.Categorical.from_codes(rows[:, ROW_LANE], dtype=pd.CategoricalDtype(list(LANE_NAMES))),
+                "op": pd.Categorical.from_codes(rows[:, ROW_OP], dtype=pd.CategoricalDtype(list(OP_NAMES))),
                 "step": rows[:, ROW_STEP],
                 "layer": rows[:, ROW_LAYER],
                 "expert": rows[:, ROW_EXPERT],

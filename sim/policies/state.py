@@ -89,7 +89,7 @@ class PolicyState(NamedTuple):
     slot_pending_target: Array  # int64 [num_slots]: the visit that prefetch was made for
     score: Array  # int64 [num_experts]: scratch for ranking guesses
     ranked: Array  # int32 [num_experts]: scratch, guesses in the order in which they are fetched
-    count: Array  # int64 [NUM_COUNTS]
+    count: Array  # type: ignore[assignment]  # int64 [NUM_COUNTS]; nobody asks a state for tuple.count
 
 
 class Decision(NamedTuple):
