@@ -87,6 +87,7 @@ def figures_of(stats: TraceStats) -> dict[str, float | None]:
         "reuse_chance_fraction": stats.reuse_chance_fraction,
         "affinity_recall_fraction": stats.affinity_recall_fraction,
         "affinity_recall_2k_fraction": stats.affinity_recall_2k_fraction,
+        "affinity_partner_fraction": stats.affinity_partner_fraction,
     }
     figures |= {f"overlap_fraction at {d} tokens": share for d, share in stats.overlap_fraction.items()}
     figures |= {f"active_fraction at batch {batch}": share for batch, share in stats.active_fraction.items()}

@@ -1,13 +1,11 @@
 """Random numbers that are a function of a counter, so that a recording depends on its seed alone.
 
 Modelled: a 64-bit mixer (the finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014) over keys made of seed, token, layer and draw; uniform and normal numbers from it. No state is
+generators", OOPSLA 2014) over keys made of seed, token, layer and draw; uniform numbers from it. No state is
 carried from one draw to the next, so chunks can be cut anywhere. Ignored: cryptographic strength.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +39,6 @@ def uniforms(seed: int, stream: int, first: int, count: int) -> npt.NDArray[np.f
     out = np.empty(count)
     for i in range(count):
         out[i] = unit(mix(key + np.uint64(first + i) * GOLDEN))
-    return out
-
-
-@jit
-def normals(seed: int, stream: int, first: int, count: int) -> npt.NDArray[np.float64]:
-    """Return standard normal numbers [first, first + count) of one stream of a seed (Box and Muller 1958)."""
-    radius = uniforms(seed, stream, 2 * first, 2 * count)
-    out = np.empty(count)
-    for i in range(count):
-        out[i] = math.sqrt(-2.0 * math.log(1.0 - radius[2 * i])) * math.cos(2.0 * math.pi * radius[2 * i + 1])
     return out
 
 

@@ -1,10 +1,11 @@
 """The dials of synthetic routing: what each means, their limits, and how they are changed by name.
 
-Modelled: a token's choices in a layer come from four places. Some repeat the layer's choices of a token shortly before
-(`reuse_short`), some those of a token further back in the request (`reuse_long`), some follow what the token chose in
-common for all layers (`affinity`), the rest are drawn anew with probabilities that are skewed, and shifted from request
-to request and from domain to domain. All layers share these dials; each layer has its own experts in each role. Ignored:
-what makes real layers differ (except the strength of reuse, `layer_reuse`), and router weights.
+Modelled: a token's choices in a layer come from four places. Some repeat the layer's choices of a token shortly
+before (`reuse_short`), some those of a token further back in the request (`reuse_long`). The others are new: some of
+them follow what the token chooses in all layers alike (`affinity`), the rest is the layer's own. New choices are
+drawn with probabilities that are skewed, and shifted from request to request and from domain to domain. All layers
+share these dials; each layer has its own experts in each role. Ignored: what makes real layers differ (except the
+strength of reuse, `layer_reuse`), and router weights.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Dials:
     layer_reuse: tuple[float, ...] = (1.0,)
     """Factor on both reuse probabilities, evenly spaced over depth from the first to the last layer."""
     affinity: float = 0.5
-    """Probability that a choice is one that the token makes in all layers alike."""
+    """Probability that a new choice is one that the token makes in all layers alike."""
     affinity_spread: float = 0.1
     """Probability (0 to 1) that such a choice goes to the expert's twin instead."""
     prompt_tokens: tuple[int, ...] = (512,)
@@ -66,7 +67,10 @@ class Dials:
     decode_tokens: tuple[int, ...] = (256,)
     """The same for generated tokens."""
     guess_recall: tuple[tuple[float, ...], ...] = ()
-    """[distance − 1][width − 1]: share of a token's experts among the first `width` guesses; empty records no guesses."""
+    """[distance − 1][width − 1].
+
+    Share of a token's experts among the first `width` guesses; empty records no guesses.
+    """
 
     def __post_init__(self) -> None:
         """Raise InputError when a dial is out of its range."""

@@ -54,8 +54,10 @@ class TraceStats:
     """Share of a token's experts in a layer among the top_k that co-occurred most with its experts one layer before."""
     affinity_recall_2k_fraction: float | None
     """The same among the 2 × top_k that co-occurred most."""
+    affinity_partner_fraction: float | None
+    """Share of the tokens that use an expert which also use its most frequent partner in the next layer."""
     num_affinity_tokens: int
-    """Tokens the affinity was scored on."""
+    """Tokens the two recalls were scored on."""
     active_fraction: dict[int, float]
     """Batch size → expected share of a layer's experts used by that many tokens drawn at random from the recording."""
     lru_hit_fraction_reset: list[float]
@@ -128,6 +130,7 @@ def trace_stats(trace: RoutingTrace) -> TraceStats:
         overlap_fraction=overlap,
         affinity_recall_fraction=int(hits[0]) / chosen if chosen else None,
         affinity_recall_2k_fraction=int(hits[1]) / chosen if chosen else None,
+        affinity_partner_fraction=_partner_fraction(pairs, loads) if chosen else None,
         num_affinity_tokens=scored,
         active_fraction=active_fractions(loads, trace.num_tokens),
         lru_hit_fraction_reset=lru_curve(trace, "request").hit_rates(),
@@ -240,6 +243,12 @@ def _affinity(trace: RoutingTrace, pairs: npt.NDArray[np.uint32]) -> tuple[npt.N
         scored += len(rows)
         release_pages(trace.experts)
     return hits, scored
+
+
+def _partner_fraction(pairs: npt.NDArray[np.uint32], loads: npt.NDArray[np.int64]) -> float:
+    """Return the share of choices whose token also uses the chosen expert's most frequent partner one layer later."""
+    strongest = pairs.max(axis=2).sum(axis=1, dtype=np.int64)
+    return float((strongest / loads[:-1].sum(axis=1)).mean())
 
 
 def _chunks(trace: RoutingTrace) -> list[tuple[int, int]]:

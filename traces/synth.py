@@ -19,7 +19,7 @@ from scipy.special import ndtri
 from .. import __version__
 from ..errors import InputError
 from ..units import MIB
-from .counter_random import normals, shuffled, uniforms
+from .counter_random import shuffled, uniforms
 from .dials import LONG_WINDOW, Dials, dials_as_json
 from .domains import KEY as DOMAINS
 from .domains import encode_domains
@@ -31,8 +31,9 @@ from .validate import validate_trace
 _CHUNK_BYTES = 4 * MIB
 _MAX_TOKENS = 1 << 40
 _MAX_SEED = (1 << 63) - 1
-# Streams of random numbers; layers' own orders of experts start at _EXPERTS.
-_PROMPTS, _DECODES, _ROLES, _DOMAIN_SHIFT, _REQUEST_SHIFT, _EXPERTS = range(6)
+# Streams of random numbers; every layer, domain and request has one of its own, counted from where its kind starts.
+_PROMPTS, _DECODES, _ROLES = range(3)
+_EXPERTS, _DOMAINS, _REQUESTS = 1 << 32, 2 << 32, 3 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,7 +104,10 @@ def synth_trace(
     model: str = "",
     plan: RequestPlan | None = None,
 ) -> RoutingTrace:
-    """Return a synthetic recording in memory; `plan` gives the requests instead of dials and length. Raises InputError."""
+    """Return a synthetic recording in memory.
+
+    `plan` gives the requests instead of dials and length. Raises InputError.
+    """
     if plan is None:
         plan = plan_requests(dials, num_tokens=num_tokens, num_requests=num_requests, seed=seed)
     chunks = list(generate(dials, plan, seed))
@@ -206,7 +210,8 @@ def generate(dials: Dials, plan: RequestPlan, seed: int) -> Iterator[Chunk]:
 
 
 def base_popularity(dials: Dials) -> npt.NDArray[np.float64]:
-    """Return the relative popularity of roles, most popular last unless `popularity` orders it otherwise: [num_experts].
+    """Return the relative popularity of roles, most popular last unless `popularity` orders it otherwise:
+    [num_experts].
 
     Without `popularity`: evenly spaced quantiles of a log-normal distribution whose logarithm has deviation `skew`.
     """
@@ -227,16 +232,25 @@ def _alias_tables(
     """Return alias tables (keep, other) [last + 1 − first, num_experts] of what each request draws anew."""
     size = dials.num_experts
     keep, other = np.empty((last + 1 - first, size)), np.empty((last + 1 - first, size), np.int64)
+    quantile = ndtri((np.arange(size) + 0.5) / size)
+    # A shift along `lean` makes loads as a whole more or less concentrated (to first order). Taking it out leaves shifts
+    # that change which roles a request favours but not how strongly, so seeds and requests differ little in that.
+    share = popularity / popularity.sum()
+    lean = share**2 / (share**2).sum() - share
     common, own = np.sqrt(dials.domain_share), np.sqrt(1.0 - dials.domain_share)
     for number in range(first, last + 1):
-        shift = own * normals(seed, _REQUEST_SHIFT, number * size, size)
-        shift += common * normals(seed, _DOMAIN_SHIFT, int(plan.domain[number]) * size, size)
+        shift = own * quantile[shuffled(seed, _REQUESTS + number, size)]
+        shift += common * quantile[shuffled(seed, _DOMAINS + int(plan.domain[number]), size)]
+        shift -= lean * (shift @ lean) / max(lean @ lean, 1e-300)
         alias_table(popularity * np.exp(dials.request_shift * shift), keep[number - first], other[number - first])
     return keep, other
 
 
 def _right_guesses(dials: Dials) -> npt.NDArray[np.float64]:
-    """Return [distance, width]: probability that the guess of each rank is one of the experts used; empty without guesses."""
+    """Return [distance, width].
+
+    Probability that the guess of each rank is one of the experts used; empty without guesses.
+    """
     if not dials.guess_recall:
         return np.empty((0, 0))
     recall = np.array(dials.guess_recall, dtype=np.float64)

@@ -1,10 +1,11 @@
 """Setting the dials so that synthetic routing resembles a recording.
 
-Modelled: what can be read off a recording is read off (shape, request lengths, domains, recall of guesses, popularity by
-rank); the seven dials of repetition, affinity and request shift are found by damped Gauss–Newton steps on the difference of
-statistics between an excerpt of the recording and a synthetic one with the same requests, always drawn from the same seed,
-so that the difference is a function of the dials alone. Popularity is corrected between rounds, because drawing without
-replacement and repeating flatten it. Ignored: differences between layers; the fit is to their mean.
+Modelled: what can be read off a recording is read off (shape, request lengths, domains, recall of guesses, popularity
+by rank); the seven dials of repetition, affinity and request shift are found by damped Gauss–Newton steps on the
+difference of statistics between an excerpt of the recording and a synthetic one with the same requests, always drawn
+from the same seed, so that the difference is a function of the dials alone. Popularity is corrected between rounds,
+because drawing without replacement and repeating flatten it. Ignored: differences between layers; the fit is to their
+mean.
 """
 
 from __future__ import annotations
@@ -25,25 +26,30 @@ from .validate import release_pages, row_chunks
 
 Vector = npt.NDArray[np.float64]
 
-_EXCERPT_TOKENS = 1 << 14
+_EXCERPT_TOKENS = 1 << 15
 _FIT_LAYERS = 6  # layers are alike in synthesis, so a few of them tell the mean
-_FIT_SEED = 0
+_FIT_SEEDS = (
+    1 << 40,
+    (1 << 40) + 1,
+    (1 << 40) + 2,
+)  # two draws of every request's shift, so that the dials do not fit one of them
 _ROUNDS, _STEPS, _CORRECTIONS = 4, 3, 3
 _PROBE = 0.15  # step in the unbounded dials for difference quotients; large against the noise of sampling
 _LENGTH_QUANTILES = 21
 _LRU_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-_START: Vector = np.array([-1.0, 0.0, -1.0, 0.0, 0.0, -1.0, -0.5])
+_START: Vector = np.array([-1.5, 0.5, -0.5, -1.0, 1.0, -1.0, 0.0])
 
 
 def fit_like(trace: RoutingTrace) -> Dials:
-    """Return dials whose synthetic recordings resemble `trace`. Deterministic; reads all of it once, fits an excerpt."""
+    """Return dials whose synthetic recordings resemble `trace`.
+
+    Deterministic; reads all of it once, fits an excerpt.
+    """
     excerpt = _excerpt(trace)
     target = trace_stats(excerpt)
     prompts, totals = _request_lengths(trace)
-    names, domain = decode_domains(trace.metadata, excerpt.request[_starts(excerpt)])
-    _, order = decode_domains(trace.metadata, np.arange(len(totals), dtype=np.int32))
-    recorded = trace.request[_starts(trace)]
-    _, order = decode_domains(trace.metadata, recorded)
+    _, domain = decode_domains(trace.metadata, excerpt.request[_starts(excerpt)])
+    _, order = decode_domains(trace.metadata, trace.request[_starts(trace)])
     runs = 1 + int(np.count_nonzero(np.diff(order)))
     plan = _plan(excerpt, domain)
     shares = _mean_loads_by_rank(excerpt)
@@ -70,8 +76,9 @@ def _fit(shape: Dials, target: TraceStats, plan: RequestPlan, shares: Vector) ->
     at = _START
 
     def gap(x: Vector) -> Vector:
-        stats = trace_stats(synth_trace(_turned(small, x), plan=plan, seed=_FIT_SEED))
-        return _features(stats, target) - wanted
+        turned = _turned(small, x)
+        seen = [_features(trace_stats(synth_trace(turned, plan=plan, seed=seed)), target) for seed in _FIT_SEEDS]
+        return np.mean(seen, axis=0) - wanted
 
     for _ in range(_ROUNDS):
         for _ in range(_CORRECTIONS):
@@ -99,8 +106,8 @@ def _turned(dials: Dials, x: Vector) -> Dials:
 
 def _corrected(dials: Dials, plan: RequestPlan, shares: Vector) -> Dials:
     """Return dials whose popularity is moved so that loads by rank come closer to `shares` [num_experts], descending."""
-    trace = synth_trace(dials, plan=plan, seed=_FIT_SEED)
-    observed = np.maximum(_mean_loads_by_rank(trace), 1e-4)
+    seen = [_mean_loads_by_rank(synth_trace(dials, plan=plan, seed=seed)) for seed in _FIT_SEEDS]
+    observed = np.maximum(np.mean(seen, axis=0), 1e-4)
     popularity = np.sort(base_popularity(dials))[::-1] * (np.maximum(shares, 1e-4) / observed) ** 0.8
     popularity = np.maximum(np.sort(popularity)[::-1] / popularity.max(), 1e-6)
     return dataclasses.replace(dials, popularity=tuple(popularity.tolist()))
@@ -110,7 +117,8 @@ def _gauss_newton(gap: Callable[[Vector], Vector], start: Vector) -> Vector:
     """Return a point with a smaller sum of squares of `gap`, after a few damped Gauss–Newton steps (Levenberg 1944)."""
     at, here, damping = start, gap(start), 0.1
     for _ in range(_STEPS):
-        slope = np.stack([(gap(at + _PROBE * unit) - here) / _PROBE for unit in np.eye(len(at))], axis=1)
+        probes = _PROBE * np.eye(len(at))
+        slope = np.stack([(gap(at + probe) - gap(at - probe)) / (2 * _PROBE) for probe in probes], axis=1)
         normal, downhill = slope.T @ slope, -slope.T @ here
         for _ in range(4):
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-4), downhill)
@@ -128,7 +136,7 @@ def _gauss_newton(gap: Callable[[Vector], Vector], start: Vector) -> Vector:
 def _features(stats: TraceStats, target: TraceStats) -> Vector:
     """Return the statistics the fit looks at, weighted; those `target` cannot give are left out."""
     capacities = [max(1, round(share * stats.num_experts)) - 1 for share in _LRU_SHARES]
-    rows: list[tuple[float, float]] = [(1.7, stats.lru_hit_fraction_reset[c]) for c in capacities]
+    rows: list[tuple[float, float]] = [(3.0, stats.lru_hit_fraction_reset[c]) for c in capacities]
     rows += [(1.2, stats.lru_hit_fraction_persistent[c]) for c in capacities]
     rows += [(1.2, stats.overlap_fraction.get(d, 0.0)) for d in target.overlap_fraction]
     rows += [(1.0, stats.active_fraction[b]) for b in (2, 8, 32, 128) if b in target.active_fraction]
@@ -139,7 +147,7 @@ def _features(stats: TraceStats, target: TraceStats) -> Vector:
 
 
 def _excerpt(trace: RoutingTrace) -> RoutingTrace:
-    """Return whole requests, evenly spaced, of about 16 thousand tokens in all (the first ones' start if they are longer)."""
+    """Return whole requests, evenly spaced, of about 32 thousand tokens in all (the first ones' start if they are longer)."""
     if trace.num_tokens <= _EXCERPT_TOKENS:
         return trace
     starts = _starts(trace)
@@ -201,7 +209,10 @@ def _loads(trace: RoutingTrace) -> npt.NDArray[np.int64]:
 
 
 def _mean_loads_by_rank(trace: RoutingTrace) -> Vector:
-    """Return the share of tokens that use a layer's most popular expert, its second, …: mean over layers [num_experts]."""
+    """Return the share of tokens that use a layer's most popular expert, its second, ….
+
+    Mean over layers [num_experts].
+    """
     ranked = np.sort(_loads(trace), axis=1)[:, ::-1]
     shares: Vector = ranked.mean(axis=0) / trace.num_tokens
     return shares
@@ -210,7 +221,8 @@ def _mean_loads_by_rank(trace: RoutingTrace) -> Vector:
 def _domain_share(trace: RoutingTrace, domain: npt.NDArray[np.int64]) -> float:
     """Return how much of what makes requests differ their domain explains, from the chance of a common expert.
 
-    Two tokens drawn from one request share experts more often than two of its domain, and those more often than any two.
+    Two tokens drawn from one request share experts more often than two of its domain, and those more often than any
+    two.
     """
     starts = _starts(trace)
     request = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, trace.num_tokens)))

@@ -1,10 +1,10 @@
 """The compiled loops of synthesis: choices token by token, and guesses about them.
 
-Modelled: see `dials`. Roles, not experts, are what a token chooses; each layer gives every role its own expert. A token
-first makes a choice for all layers in common (its base), by the same rules as a layer's own; then each layer takes each of
-its choices from the base or makes its own. Repetition copies a choice of the same layer at a distance that the token
-draws once, so a repeated word repeats in all layers. A role already chosen is drawn again, so the k choices differ.
-Every draw is keyed by seed, token and layer, so a recording does not depend on how it is cut into chunks. Ignored: time.
+Modelled: see `dials`. Roles, not experts, are what a token chooses; each layer gives every role its own expert. For
+each of its k choices a token draws once, for all layers, whether it repeats an earlier token and which choice of it
+(so a repeated word repeats in every layer), or whether it is new. A new choice is the token's base in common, by
+probability `affinity`, or the layer's own. A role already chosen is drawn again, so the k choices differ. Every draw
+is keyed by seed, token and layer, so a recording does not depend on how it is cut into chunks. Ignored: time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy.typing as npt
 from ..jit import jit
 from .counter_random import GOLDEN, mix, unit
 
-_LAYER = np.uint64(0xD1342543DE82EF95)  # odd constants that keep the keys of layers and of guesses apart
-_GUESS = np.uint64(0xAF251AF3B0F025B5)
+# Odd constants that keep the keys of layers, guesses and choices apart.
+_LAYER = np.uint64(0xD1342543DE82EF95)
+_GUESS, _CHOICE = np.uint64(0xAF251AF3B0F025B5), np.uint64(0xB564EF22EC7AECE5)
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 _SLOT_BITS = np.uint64(0x7FF)  # the low bits `unit` leaves out
 _TRIES = 16  # before the next free role is taken
@@ -82,8 +83,8 @@ def fill_choices(
 
     roles: [halo + T, L + 1, K], rows before `halo` known, column 0 the base and l + 1 layer l; experts: [T, L, K];
     first: number of the first new token; before: [T] tokens of its request that come before it (at most halo count);
-    request: [T] row of its request in keep and other [R, E] (alias tables over roles); short, long: [L + 1] probabilities
-    of repeating; expert_of: [L, E].
+    request: [T] row of its request in keep and other [R, E] (alias tables over roles); short, long: [L + 1]
+    probabilities of repeating; expert_of: [L, E].
     """
     num_rows, columns, top_k = roles.shape
     num_roles = keep.shape[1]
@@ -106,31 +107,34 @@ def fill_choices(
         for column in range(columns):
             draw = mix(token + (np.uint64(column) + _THREE) * _LAYER)
             for j in range(top_k):
+                common = mix(token + np.uint64(j + 1) * _CHOICE)  # the same in every layer
                 role = 0
                 free = False
-                for _ in range(_TRIES):
-                    draw += GOLDEN
-                    u = unit(mix(draw))
+                for attempt in range(_TRIES):
                     draw += GOLDEN
                     bits = mix(draw)
                     v = unit(bits)
-                    slot = int(bits & _SLOT_BITS) % top_k
-                    if column > 0 and u < affinity:
-                        role = int(roles[row, 0, slot])
+                    if attempt > 0:
+                        draw += GOLDEN
+                        common = mix(draw)
+                    u = unit(common)
+                    slot = int(common & _SLOT_BITS) % top_k
+                    if back > 0 and u < short[column]:
+                        role = int(roles[row - near, column, slot])
+                    elif back > 0 and u < short[column] + long[column]:
+                        role = int(roles[row - far, column, slot])
+                    elif column > 0 and v < affinity:
+                        v = v / affinity
+                        role = int(roles[row, 0, j if attempt == 0 else slot])
                         if v < spread and (role ^ 1) < num_roles:
                             role ^= 1
                     else:
                         if column > 0:
-                            u = (u - affinity) / (1.0 - affinity)
-                        if back > 0 and u < short[column]:
-                            role = int(roles[row - near, column, slot])
-                        elif back > 0 and u < short[column] + long[column]:
-                            role = int(roles[row - far, column, slot])
-                        else:
-                            scaled = v * num_roles
-                            role = int(scaled)
-                            if scaled - role >= keep[which, role]:
-                                role = other[which, role]
+                            v = (v - affinity) / (1.0 - affinity)
+                        scaled = v * num_roles
+                        role = int(scaled)
+                        if scaled - role >= keep[which, role]:
+                            role = other[which, role]
                     free = True
                     for i in range(j):
                         if roles[row, column, i] == role:
@@ -162,9 +166,9 @@ def fill_guesses(
 ) -> None:
     """Fill guesses that are right as often as `right` [D, W] says, by distance and rank.
 
-    experts: [T, L, K]; predicted: [T, L, D, W]. Which ranks are right is sampled systematically: with one uniform number
-    per row, rank w is right where the running sum of `right` passes an integer, so every rank has exactly its probability
-    and no row is right more often than it has experts. Wrong guesses are drawn like new choices.
+    experts: [T, L, K]; predicted: [T, L, D, W]. Which ranks are right is sampled systematically: with one uniform
+    number per row, rank w is right where the running sum of `right` passes an integer, so every rank has exactly its
+    probability and no row is right more often than it has experts. Wrong guesses are drawn like new choices.
     """
     num_tokens, num_layers, top_k = experts.shape
     _, _, num_distances, width = predicted.shape
