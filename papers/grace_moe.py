@@ -60,8 +60,7 @@ _VALUE_BYTES = 2
 _RATIO = 0.15
 _TOPICS = 8
 # Where the fit looks: affinity of a token to its topic's experts, spread of experts' popularity (both in logits).
-_AFFINITIES, _SPREADS, _DRIFTS = (2.5, 3.0, 3.5), (0.75, 1.0, 1.25, 1.5), (0.0, 0.2, 0.4, 0.6, 0.8)
-_FIT_MODELS = MODELS[:2]
+_AFFINITIES, _SPREADS, _DRIFTS = (2.75, 3.0, 3.25), (0.75, 1.0, 1.25), (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +87,10 @@ def draw_experts(
 
     From the second half on, experts' popularity has drifted.
     """
-    rng = np.random.default_rng(seed)
     chosen = np.empty((tokens, layers, top_k), np.int32)
     for layer in range(layers):
+        # A generator of its own: a layer's topics and popular experts do not depend on how many tokens are drawn.
+        rng = np.random.default_rng([seed, layer])
         cluster = rng.permutation(np.arange(num_experts) * _TOPICS // num_experts)
         before, after = rng.standard_normal((2, num_experts))
         later = np.sqrt(1 - routing.drift**2) * before + routing.drift * after
@@ -186,12 +186,12 @@ def _drawn(name: str, routing: Routing, tokens: int = _TOKENS, seed: int = 0) ->
 
 
 def fit() -> Routing:
-    """Return the constants on a grid that come nearest to the three cells they are fitted to, for two of the models."""
+    """Return the constants on a grid that come nearest to the three cells they are fitted to."""
     routings = [Routing(affinity=affinity, spread=spread) for affinity in _AFFINITIES for spread in _SPREADS]
     cross, deviation = TABLE["cross-node traffic"], TABLE["load standard deviation"]
 
     def after(routing: Routing) -> npt.NDArray[np.float64]:
-        found = [_changes(ladder(load_model(name), _drawn(name, routing, _TOKENS // 2))) for name in _FIT_MODELS]
+        found = [_changes(ladder(load_model(name), _drawn(name, routing, _TOKENS // 2))) for name in MODELS]
         return np.asarray(np.mean(found, axis=0))
 
     def missed(routing: Routing) -> float:

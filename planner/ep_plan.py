@@ -22,7 +22,7 @@ from ..sim.ep_rehearsal import EpPrediction
 from ..sim.policies.ep_program import OP_EXPERT
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
-from ..units import NS_PER_S
+from ..units import GIB, NS_PER_S
 from .ep_candidates import Placements
 from .ep_case import EpRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
 from .ep_evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
@@ -93,8 +93,10 @@ def make_ep_plan(
     rivals, references, left_out = _baselines(search, base, request)
     plain = next(each for each in rivals if each.schedule.name == "ep")
     candidate = search.placements.candidate(chosen)
+    # Only placement needs weights moved; the rest of the gain is configuration.
+    unmoved = search.predict(_with_copies(search, chosen, "contiguous", 0), REPORT)
     moved = migration(
-        search.placements.placement("contiguous", 0), candidate.placement, before_s=plain.step_s, after_s=best.step_s,
+        search.placements.placement("contiguous", 0), candidate.placement, before_s=unmoved.step_s, after_s=best.step_s,
         expert_bytes=model.expert_bytes(weight_format(base.kernel.bits)), constants=search.rehearsal.costing.constants,
     )  # fmt: skip
     bound = _lower_bound_s(search, chosen)
@@ -198,12 +200,25 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
     }
     for name in ingredients:
         without = chosen.with_options(**defaults[name])
-        if without.pipeline.split == "expert":
-            slots = search.placements.candidate(without).placement.slots_per_rank
-            without = without.with_options(pipeline__num_groups=min(without.num_groups, slots))
+        if name in ("placement", "replication"):
+            placement = defaults[name]
+            without = _with_copies(
+                search, chosen, placement["placement__policy"], placement["placement__num_redundant"]
+            )
         step_s = search.predict(without, REPORT).step_s
         found.append({"kind": "removed", "ingredient": name, "step_s": step_s, "change_fraction": step_s / whole - 1})
     return found
+
+
+def _with_copies(
+    search: EpSearch, schedule: ExpertParallelSchedule, policy: str, redundant: int
+) -> ExpertParallelSchedule:
+    """Return the schedule on another placement, with no more expert groups than a rank then has experts."""
+    changed = schedule.with_options(placement__policy=policy, placement__num_redundant=redundant)
+    if changed.pipeline.split != "expert":
+        return changed
+    slots = search.placements.num_slots(redundant) // search.rehearsal.num_ranks
+    return changed.with_options(pipeline__num_groups=min(changed.num_groups, slots))
 
 
 def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: EpRequest, model: ModelSpec,
@@ -288,10 +303,15 @@ def ep_verdict(best: EpPrediction, plain: EpPrediction, rivals: list[EpPredictio
         return f"stay with plain expert parallelism: {what}{beside}"
     if moved.num_experts == 0:
         return f"{describe(best.schedule)}: {gain:+.1%} step time, nothing to move; do it{beside}"
+    do = "do it" if moved.steps_to_pay_back is not None else "do it without moving experts"
+    alone = moved.saved_s_per_step / (best.step_s + moved.saved_s_per_step)
     pays = (
         f"pays back after {moved.steps_to_pay_back} steps" if moved.steps_to_pay_back is not None else "never pays back"
     )
-    return f"{describe(best.schedule)}: {gain:+.1%} step time; {pays}; do it{beside}"
+    return (
+        f"{describe(best.schedule)}: {gain:+.1%} step time, placement alone {-alone:+.1%}; moving {moved.num_bytes / GIB:.0f} GiB "
+        f"stalls {moved.stall_s:.2f} s and {pays}; {do}{beside}"
+    )
 
 
 def _assumptions(
