@@ -156,7 +156,8 @@ def knee_ratio(affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node:
         return RATIOS[0]
     slope = (used[high] - used[low]) / span
     above = [(u - used[low] - slope * (d - deviation[low])) / rise for d, u in zip(deviation, used, strict=True)]
-    return RATIOS[int(np.argmax(above))]
+    # The ends of the line are zero up to rounding: a curve that never rises above it has no knee.
+    return next(r for r, a in zip(RATIOS, above, strict=True) if a >= max(above) - 1e-9)
 
 
 def replicate(groups: Sequence[Sequence[int]], load: Counts) -> Replication:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from .counter_hash import hash_bits
+from .counter_hash import shuffled
 
 IntArray = npt.NDArray[np.integer]
 SourceRule = Literal["token", "request"]
@@ -121,8 +121,3 @@ def expert_load(steps: Sequence[StepTokens], num_logical: int) -> npt.NDArray[np
         keys = step.experts + np.arange(num_layers)[None, :, None] * num_logical
         load += np.bincount(keys.ravel(), minlength=num_layers * num_logical)
     return load.reshape(num_layers, num_logical)
-
-
-def shuffled(count: int, seed: int, stream: int) -> list[int]:
-    """Return 0 … count − 1 in an order that depends only on `count`, `seed` and `stream`."""
-    return sorted(range(count), key=lambda place: (hash_bits(seed, stream, place, 0), place))
