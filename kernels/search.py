@@ -52,7 +52,7 @@ def tune(
     options: Sequence[Config],
     run: Callable[[Config], torch.Tensor],
     measure: Callable[[Callable[[], object]], float],
-    is_right: Callable[[torch.Tensor], bool],
+    is_right: Callable[[Config, torch.Tensor], bool],
     *,
     deadline_s: float | None = None,
 ) -> Tuned:
@@ -67,7 +67,7 @@ def tune(
             refused[config] = "out of time"
             continue
         try:
-            right = is_right(run(config))
+            right = is_right(config, run(config))
         except (TritonError, RuntimeError) as error:  # does not compile, needs more shared memory than there is
             refused[config] = f"{type(error).__name__}: {error}"[:200]
             continue

@@ -159,7 +159,7 @@ class TestSearch:
             call()
             return times[ran[-1]]
 
-        tuned = tune([slow, wrong, broken, fast], run, measure, lambda result: not result)
+        tuned = tune([slow, wrong, broken, fast], run, measure, lambda _, result: not result)
         assert (tuned.best, tuned.best_s) == (fast, 2.0)
         assert tuned.seconds == times
         assert tuned.refused == {wrong: "its result is wrong", broken: "RuntimeError: out of resource: shared memory"}
@@ -168,8 +168,8 @@ class TestSearch:
         from moeplan.kernels.search import tune
 
         with pytest.raises(InputError, match="none of them works"):
-            tune([SMALL], lambda _: self.torch.zeros(1), lambda _: 1.0, lambda _: False)
-        late = tune([SMALL, LARGE], lambda _: self.torch.zeros(1), lambda _: 1.0, lambda _: True, deadline_s=0.0)
+            tune([SMALL], lambda _: self.torch.zeros(1), lambda _: 1.0, lambda _, __: False)
+        late = tune([SMALL, LARGE], lambda _: self.torch.zeros(1), lambda _: 1.0, lambda _, __: True, deadline_s=0.0)
         assert late.best == SMALL and late.refused == {LARGE: "out of time"}
 
     def test_candidates_fit_their_rows(self):
