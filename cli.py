@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
-import click
 import typer
 
 from . import __version__
@@ -25,14 +24,22 @@ app.add_typer(trace_app, name="trace")
 
 _EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
 _TIMELINE_STEPS = 64
+# Newer typer carries its own copy of click, older typer imports it: the base of usage errors is found where it is.
+_USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model name, or a Hugging Face config.json.")]
 HardwareOption = Annotated[str, typer.Option("--hardware", help="Bundled machine name, or a profile.json.")]
-TraceOption = Annotated[str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")]
-MemoryOption = Annotated[Optional[str], typer.Option("--memory", help="Whole device budget, e.g. 6GiB; default: the device's memory.")]
-WindowOption = Annotated[Optional[int], typer.Option("--window", help="Replay only the first so many forward passes.")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")]
+TraceOption = Annotated[
+    str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", help="Whole device budget, e.g. 6GiB; default: the device's memory.")
+]
+WindowOption = Annotated[int | None, typer.Option("--window", help="Replay only the first so many forward passes.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")
+]
 DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
 
 
@@ -79,7 +86,7 @@ def trace_import(
     path: Annotated[str, typer.Argument(help="File or folder to read.")],
     kind: Annotated[str, typer.Option("--from", help="Source format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Recording to write (.safetensors).")],
-    option: Annotated[Optional[list[str]], typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Read a recording of routing, or of expert loads, from an engine's file."""
@@ -94,7 +101,12 @@ def trace_import(
     else:
         save_profile(recording, output)
         facts = {"kind": "load", "note": "counts only: no token routing, so no replay of caches"}
-    facts |= {"num_layers": recording.num_layers, "num_experts": recording.num_experts, "model": recording.model, "path": str(output)}
+    facts |= {
+        "num_layers": recording.num_layers,
+        "num_experts": recording.num_experts,
+        "model": recording.model,
+        "path": str(output),
+    }
     if as_json:
         _emit(facts)
     else:
@@ -122,7 +134,9 @@ def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:
 
 
 @trace_app.command("stats")
-def trace_stats_command(trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")], as_json: JsonFlag = False) -> None:
+def trace_stats_command(
+    trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")], as_json: JsonFlag = False
+) -> None:
     """Show what a recording's routing is like: loads, reuse, affinity, working sets, LRU hits."""
     from .traces.format import load_recording
     from .traces.recording import RoutingTrace
@@ -138,7 +152,10 @@ def trace_stats_command(trace: Annotated[str, typer.Argument(help="Recording, or
             if not isinstance(value, (list, dict)):
                 typer.echo(f"{key:32} {value:.4f}" if isinstance(value, float) else f"{key:32} {value}")
             elif isinstance(value, dict):
-                typer.echo(f"{key:32} " + "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items()))
+                typer.echo(
+                    f"{key:32} "
+                    + "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
+                )
 
 
 @trace_app.command("convert")
@@ -168,7 +185,7 @@ def simulate(
     memory: MemoryOption = None,
     window: WindowOption = None,
     engine: Annotated[str, typer.Option("--engine", help="twin, simpy, or both (compared).")] = "twin",
-    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
+    timeline: Annotated[Path | None, typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
     dense_bits: DenseBitsOption = "16",
     as_json: JsonFlag = False,
 ) -> None:
@@ -206,7 +223,9 @@ def _print_prediction(document: dict[str, Any]) -> None:
     step, share = document["step_s"], document["time_share"]
     error = document["relative_uncertainty"]
     typer.echo(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
-    typer.echo(f"  step      mean {step['mean'] * 1e3:.2f} ms, p50 {step['p50'] * 1e3:.2f}, p99 {step['p99'] * 1e3:.2f}")
+    typer.echo(
+        f"  step      mean {step['mean'] * 1e3:.2f} ms, p50 {step['p50'] * 1e3:.2f}, p99 {step['p99'] * 1e3:.2f}"
+    )
     typer.echo(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
     typer.echo(f"  copied    {document['bytes_copied'] / 1e9:.2f} GB")
     typer.echo("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
@@ -225,14 +244,23 @@ def plan(
     trace: TraceOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
     memory: MemoryOption = None,
-    bits: Annotated[str, typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2; native: the checkpoint's.")] = "native",
-    objective: Annotated[str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")] = "tokens_per_s",
-    floor: Annotated[Optional[float], typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
+    bits: Annotated[
+        str,
+        typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2; native: the checkpoint's."),
+    ] = "native",
+    objective: Annotated[
+        str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")
+    ] = "tokens_per_s",
+    floor: Annotated[float | None, typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
     window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests decoded together.")] = 1,
-    prefill_chunk: Annotated[Optional[int], typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")] = None,
-    report: Annotated[Optional[Path], typer.Option("--report", help="Also write an HTML report.")] = None,
-    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")] = None,
+    prefill_chunk: Annotated[
+        int | None, typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
+    ] = None,
     dense_bits: DenseBitsOption = "16",
     as_json: JsonFlag = False,
 ) -> None:
@@ -265,12 +293,21 @@ def _print_plan(document: dict[str, Any], output: Path) -> None:
                f"{document['num_abandoned']} until beaten, {document['num_pruned']} pruned by their bound):")  # fmt: skip
     _print_prediction(best)
     schedule = best["schedule"]
-    typer.echo(f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, kernel {schedule['kernel']}, copy {schedule['copy']}")
+    typer.echo(
+        f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, "
+        f"kernel {schedule['kernel']}, copy {schedule['copy']}"
+    )
     for one in document["baselines"]:
-        typer.echo(f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x")
+        typer.echo(
+            f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   "
+            f"best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x"
+        )
     for name, why in document["baselines_that_do_not_fit"].items():
         typer.echo(f"  no fit    {name:24} {why}")
-    typer.echo(f"  bound     {document['lower_bound_step_s'] * 1e3:.2f} ms a step: the best is within {document['optimality_gap']:.1%} of it")
+    typer.echo(
+        f"  bound     {document['lower_bound_step_s'] * 1e3:.2f} ms a step: "
+        f"the best is within {document['optimality_gap']:.1%} of it"
+    )
     typer.echo(f"  verdict   {document['verdict']}")
     typer.echo(f"written to {output}")
 
@@ -293,7 +330,7 @@ def report(
     plan_path: Annotated[Path, typer.Argument(help="plan.json")],
     trace: TraceOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
-    timeline: Annotated[Optional[Path], typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
+    timeline: Annotated[Path | None, typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
@@ -302,7 +339,8 @@ def report(
 
     document = read_json(plan_path, "plan", max_bytes=2**28)
     provenance = _section(document, "provenance")
-    rehearsal = _rehearsal(str(provenance.get("model")), str(provenance.get("hardware")), trace, str(provenance.get("memory_bytes")),
+    rehearsal = _rehearsal(str(provenance.get("model")), str(provenance.get("hardware")), trace,
+                           str(provenance.get("memory_bytes")),
                            provenance.get("window_steps"), str(provenance.get("dense_bits", "16")))  # fmt: skip
     best = rehearsal.predict(planned_schedule(document), rows=True)
     _write_report(output, document, rehearsal, best)
@@ -326,7 +364,9 @@ def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for the plan, the report and the timeline.")] = Path("out/demo"),
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the plan, the report and the timeline.")
+    ] = Path("out/demo"),
     as_json: JsonFlag = False,
 ) -> None:
     """Plan the bundled recording for a small memory and write plan, report and Perfetto timeline."""
@@ -343,7 +383,10 @@ def demo(
     _write_timeline(paths["timeline"], found.best)
     _write_report(paths["report"], document, rehearsal, found.best)
     if as_json:
-        _emit({"predicted_tokens_per_s": document["best"]["tokens_per_s"]} | {name: str(path) for name, path in paths.items()})
+        _emit(
+            {"predicted_tokens_per_s": document["best"]["tokens_per_s"]}
+            | {name: str(path) for name, path in paths.items()}
+        )
     else:
         _print_plan(document, paths["plan"])
         typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
@@ -356,14 +399,15 @@ DEMO_MEMORY = "436MiB"
 def main() -> None:
     """Run the command line; every purposeful error is one line on stderr and its own exit status."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except MoeplanError as error:
         _fail(str(error), error.exit_status)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), _EXIT_USAGE)
-    except (KeyboardInterrupt, click.Abort):
+    except _USAGE_ERROR as error:
+        _fail(" ".join(error.format_message().split()), _EXIT_USAGE)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written", _EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)

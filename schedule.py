@@ -152,13 +152,22 @@ PRESETS: Mapping[str, Callable[[], OffloadSchedule]] = {
     # Everything on the device: the reference when it fits.
     "resident": lambda: _preset("resident", cache__policy="static"),
     # Whole layers are fetched, serially, whatever was routed (arXiv 2312.17238, "naive offloading").
-    "naive": lambda: _preset("naive", cache__policy="none", copy__fetch="layer", copy__overlap=False, kernel__grouping="per-expert"),
+    "naive": lambda: _preset(
+        "naive", cache__policy="none", copy__fetch="layer",
+        copy__overlap=False, kernel__grouping="per-expert",
+    ),
     # Fetch what was routed, after it was routed; nothing is kept (arXiv 2308.12066, MoE-OnDemand).
     "on-demand": lambda: _preset("on-demand", cache__policy="none", kernel__grouping="per-expert"),
     # LRU per layer and the next gate's two likeliest into four shared staging buffers (arXiv 2312.17238 §3).
-    "mixtral-offloading": lambda: _preset("mixtral-offloading", predictor__kind="next-gate", predictor__width=2, predictor__staging=4, kernel__grouping="per-expert"),
+    "mixtral-offloading": lambda: _preset(
+        "mixtral-offloading", predictor__kind="next-gate", predictor__width=2,
+        predictor__staging=4, kernel__grouping="per-expert",
+    ),
     # What the public code does: LRU only, one stream, victims are swapped back.
-    "mixtral-offloading-code": lambda: _preset("mixtral-offloading-code", copy__overlap=False, copy__write_back=True, kernel__grouping="per-expert"),
+    "mixtral-offloading-code": lambda: _preset(
+        "mixtral-offloading-code", copy__overlap=False, copy__write_back=True,
+        kernel__grouping="per-expert",
+    ),
     # The gate of block N chooses for block N+1; nothing is kept (arXiv 2308.12066).
     "pre-gated": lambda: _preset("pre-gated", cache__policy="none", predictor__kind="pre-gate", kernel__grouping="per-expert"),
 }  # fmt: skip
@@ -234,7 +243,7 @@ def apply_settings(schedule: OffloadSchedule, settings: Mapping[str, Any]) -> Of
     sizes = ("experts_per_layer", "pooled_experts", "bytes")
     given = [size for size in sizes if changes.get("cache", {}).get(size) is not None]
     if given:
-        changes["cache"] = {size: None for size in sizes} | changes["cache"]
+        changes["cache"] = dict.fromkeys(sizes) | changes["cache"]
     parts = {name: dataclasses.replace(getattr(schedule, name), **options) for name, options in changes.items()}
     return dataclasses.replace(schedule, name=settings.get("name", schedule.name), **parts)
 
@@ -278,9 +287,13 @@ def check_schedule(schedule: OffloadSchedule) -> None:
     for name in ("recall", "recall_decay"):
         _between(f"predictor.{name}", getattr(predictor, name), 0.0, 1.0)
     if predictor.kind == "pre-gate" and predictor.depth != 1:
-        raise InputError("predictor.depth", predictor.depth, "a pre-gate looks one layer ahead", "set it to 1, or use oracle")
+        raise InputError(
+            "predictor.depth", predictor.depth, "a pre-gate looks one layer ahead", "set it to 1, or use oracle"
+        )
     if cache.policy == "none" and predictor.staging:
-        raise InputError("predictor.staging", predictor.staging, "nothing is cached, so guesses need no staging", "set it to 0")
+        raise InputError(
+            "predictor.staging", predictor.staging, "nothing is cached, so guesses need no staging", "set it to 0"
+        )
     if cache.policy == "static" and predictor.kind != "none" and not predictor.staging:
         raise InputError("predictor.staging", 0, "a static cache admits no guesses", "give it staging buffers")
     if copy.chunk_bytes is not None:

@@ -40,7 +40,7 @@ def parse_bytes(text: str | int, field: str = "bytes") -> int:
     amount = float(match[1]) * scale
     if not math.isfinite(amount) or amount > _MAX_BYTES:
         raise InputError(field, text, "more than 2**60 bytes", remedy)
-    return int(round(amount))
+    return round(amount)
 
 
 def format_bytes(num_bytes: int) -> str:

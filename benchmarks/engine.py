@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from moeplan.schedule import OffloadSchedule, load_preset
 from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
 from moeplan.sim.engines import run_simpy, run_twin
@@ -43,15 +44,25 @@ class Case:
 
 def cases() -> list[Case]:
     """Return the benchmark's cases; the first is the one the targets speak of, with half of the experts cached."""
-    lru = load_preset("mixtral-offloading-code").with_options(copy__overlap=True, copy__write_back=False, kernel__grouping="grouped")
+    lru = load_preset("mixtral-offloading-code").with_options(
+        copy__overlap=True, copy__write_back=False, kernel__grouping="grouped"
+    )
     large = (58, 256, 8, 1000)
     return [
         Case("resident", *large, load_preset("resident").with_options(cache__experts_per_layer=256)),
         Case("lru 1/2", *large, lru.with_options(cache__experts_per_layer=128)),
         Case("lru 1/4", *large, lru.with_options(cache__experts_per_layer=64)),
         Case("lru 1/4, one stream", *large, lru.with_options(cache__experts_per_layer=64, copy__overlap=False)),
-        Case("lru 1/4, launches per expert", *large, lru.with_options(cache__experts_per_layer=64, kernel__grouping="per-expert")),
-        Case("lru 1/4, recall 0.8", *large, lru.with_options(cache__experts_per_layer=64, predictor__kind="dial", predictor__staging=16)),
+        Case(
+            "lru 1/4, launches per expert",
+            *large,
+            lru.with_options(cache__experts_per_layer=64, kernel__grouping="per-expert"),
+        ),
+        Case(
+            "lru 1/4, recall 0.8",
+            *large,
+            lru.with_options(cache__experts_per_layer=64, predictor__kind="dial", predictor__staging=16),
+        ),
         Case("pre-gated", *large, load_preset("pre-gated")),
         Case("mixtral-like lru", 32, 8, 2, 2000, lru.with_options(cache__experts_per_layer=4)),
     ]
@@ -81,7 +92,8 @@ def routing(case: Case, seed: int = 0) -> RoutingTrace:
 def costs(case: Case, workload: Workload) -> CostTables:
     """Return costs of a usual size: a copy of half a millisecond beside 60 µs of dense work and 20 µs an expert."""
     return CostTables(
-        step_class=np.zeros(workload.num_steps, np.int64), dense_ns=np.full((1, case.num_layers), 60_000), head_ns=np.array([500_000]),
+        step_class=np.zeros(workload.num_steps, np.int64), dense_ns=np.full((1, case.num_layers), 60_000),
+        head_ns=np.array([500_000]),
         kernel_ns=np.array([[0, *[20_000] * workload.max_expert_tokens]]), grouped_ns=np.array([5_000]),
         expert_format=np.zeros(case.num_layers * case.num_experts, np.int64), expert_bytes=np.array([12_000_000]),
         num_chunks=np.array([1]), chunk_bytes=np.array([[12_000_000] * 2]), chunk_ns=np.array([[500_000] * 2]),
@@ -121,12 +133,18 @@ def main() -> None:
         slow = short.num_expert_visits / (time.perf_counter() - began)
         fast = statistics.median(samples)
         hits, misses = int(outcome.counts[5]), int(outcome.counts[7])
-        print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} ({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
+        print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} "
+              f"({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
               f"{slow / 1e3:17.1f} {fast / slow:7.0f}")  # fmt: skip
-        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "twin_visits_per_s": samples, "simpy_visits_per_s": slow,
+        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "twin_visits_per_s": samples,
+                        "simpy_visits_per_s": slow,
                         "ratio": fast / slow, "workload_s": build_s, "num_expert_visits": workload.num_expert_visits})  # fmt: skip
     if arguments.json:
-        machine = {"machine": platform.machine(), "processor": platform.processor(), "python": platform.python_version()}
+        machine = {
+            "machine": platform.machine(),
+            "processor": platform.processor(),
+            "python": platform.python_version(),
+        }
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 

@@ -37,7 +37,9 @@ class CheckedRuns:
         self._pool = ProcessPoolExecutor(max(1, min(2, os.cpu_count() or 1)), mp_context=context)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         _SHARED.clear()

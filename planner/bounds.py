@@ -82,7 +82,9 @@ def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> Str
     steps, layers = workload.steps, workload.num_layers
     kernels = np.add.reduceat(costs.kernel_ns[0][steps.visit_tokens], steps.visit_start[:-1:layers])
     dense = costs.dense_ns.sum(axis=1)[costs.step_class] + costs.head_ns[costs.step_class]
-    each_visit = int(costs.host_ns[HOST_LAYER] + costs.host_ns[HOST_KERNEL]) + (int(costs.grouped_ns[0]) if grouped else 0)
+    each_visit = int(costs.host_ns[HOST_LAYER] + costs.host_ns[HOST_KERNEL]) + (
+        int(costs.grouped_ns[0]) if grouped else 0
+    )
     each_step = int(costs.host_ns[HOST_STEP] + costs.host_ns[HOST_KERNEL])
     return StreamFloor(step_ns=kernels + dense + layers * each_visit + each_step)
 
@@ -105,7 +107,8 @@ def remaining_ns(floor: StreamFloor, costs: CostTables, loads: Array, *, serial:
     # Submissions are made between a routing and the kernels that follow it: the stream waits for them.
     stream += moved * int(costs.host_ns[HOST_TRANSFER])
     link = moved * copy_ns(costs)
-    return stream + link if serial else np.maximum(stream, link)
+    total: Array = stream + link if serial else np.maximum(stream, link)
+    return total
 
 
 def _from_each_on(values: Array) -> Array:

@@ -79,7 +79,10 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
         predictions, left_out = checked.collect()
     rivals = predictions[:-1]
     best = rehearsal.predict(winner, rows=True)
-    if best.outcome.makespan_ns != predictions[-1].outcome.makespan_ns or int(best.outcome.step_end[-1]) != result.best.total_ns:
+    if (
+        best.outcome.makespan_ns != predictions[-1].outcome.makespan_ns
+        or int(best.outcome.step_end[-1]) != result.best.total_ns
+    ):
         raise Internal("the winner's re-run differs from its score")
     best = dataclasses.replace(best, engine=predictions[-1].engine)
     references = _references(rehearsal, best)
@@ -110,7 +113,13 @@ def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: Pl
     results, misfits = [], []
     for base in bases:
         try:
-            found = search(rehearsal, base, objective=request.objective, floor_tokens_per_s=request.floor_tokens_per_s, progress=progress)
+            found = search(
+                rehearsal,
+                base,
+                objective=request.objective,
+                floor_tokens_per_s=request.floor_tokens_per_s,
+                progress=progress,
+            )
             results.append((base, found))
         except DoesNotFit as reason:
             misfits.append(reason)
@@ -122,7 +131,9 @@ def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: Pl
 def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
     """Return what the search may not change: bits and batching."""
     return OffloadSchedule(name="search").with_options(
-        experts__bits=bits, workload__concurrency=request.concurrency, workload__prefill_chunk_tokens=request.prefill_chunk_tokens
+        experts__bits=bits,
+        workload__concurrency=request.concurrency,
+        workload__prefill_chunk_tokens=request.prefill_chunk_tokens,
     )
 
 
@@ -147,10 +158,13 @@ def _references(rehearsal: Rehearsal, best: Prediction) -> dict[str, Prediction]
     for factor in MORE_MEMORY:
         budget = int(rehearsal.budget_bytes * factor)
         roomier = Rehearsal(model=rehearsal.model, profile=rehearsal.profile, trace=rehearsal.trace,
-                            window_steps=rehearsal.window_steps, memory_bytes=budget, dense_format=rehearsal.dense_format)  # fmt: skip
+                            window_steps=rehearsal.window_steps, memory_bytes=budget,
+                            dense_format=rehearsal.dense_format)  # fmt: skip
         more = (budget - rehearsal.budget_bytes) // rehearsal.expert_bytes(best.schedule)
         more = more if size == "pooled_experts" else more // rehearsal.trace.num_layers
-        bigger = best.schedule.with_options(name=f"memory x{factor:g}", **{f"cache__{size}": min(most, slots + int(more))})
+        bigger = best.schedule.with_options(
+            name=f"memory x{factor:g}", **{f"cache__{size}": min(most, slots + int(more))}
+        )
         found[f"memory x{factor:g}"] = roomier.predict(bigger)
     return found
 
@@ -164,7 +178,11 @@ def _verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[st
     memory = references[f"memory x{MORE_MEMORY[0]:g}"].metrics.tokens_per_s / speed - 1
     which = "working set" if memory > policy else "policy"
     fastest = max(rivals, key=lambda one: one.metrics.tokens_per_s, default=None)
-    beside = f"; {speed / fastest.metrics.tokens_per_s:.2f} times the fastest baseline ({fastest.schedule.name})" if fastest else ""
+    beside = (
+        f"; {speed / fastest.metrics.tokens_per_s:.2f} times the fastest baseline ({fastest.schedule.name})"
+        if fastest
+        else ""
+    )
     return (
         f"{which}: {best.metrics.bound} binds; a cache that knows the future would give {policy:+.1%}, "
         f"half as much memory again {memory:+.1%}{beside}"
@@ -215,7 +233,12 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "baselines_that_do_not_fit": plan.left_out,
         "references": {name: prediction_to_dict(one) for name, one in plan.references.items()},
         "front": [
-            {"level": p.level, "device_bytes": p.device_bytes, "tokens_per_s": p.tokens_per_s, "schedule": p.schedule.to_dict()}
+            {
+                "level": p.level,
+                "device_bytes": p.device_bytes,
+                "tokens_per_s": p.tokens_per_s,
+                "schedule": p.schedule.to_dict(),
+            }
             for p in plan.front
         ],
         "num_candidates": plan.num_candidates,

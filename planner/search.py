@@ -1,7 +1,8 @@
 """The search: every candidate bounded, most of them simulated by the twin, the answer checked by the SimPy model.
 
 Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
-the same or less memory already reached, so pruning never loses the best. Ignored: randomness; the search is exhaustive over `space` and the same
+the same or less memory already reached, so pruning never loses the best. Ignored: randomness; the search is
+exhaustive over `space` and the same
 every time.
 """
 
@@ -120,7 +121,9 @@ class Bounds:
         found = []
         for candidate in sample:
             tables, _ = self._rehearsal.tables(candidate.schedule)
-            found.append(int(remaining_ns(self._floor(candidate.schedule), tables, loads, serial=False, forgiven=most_slots)[0]))
+            found.append(
+                int(remaining_ns(self._floor(candidate.schedule), tables, loads, serial=False, forgiven=most_slots)[0])
+            )
         return min(found, default=0)
 
 
@@ -177,11 +180,19 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             result.num_abandoned += abandoned
             result.best = incumbent
             result.front.append(_front_point(rehearsal, level, incumbent, workload))
-            if objective == "least_memory" and floor_tokens_per_s is not None and result.front[-1].tokens_per_s >= floor_tokens_per_s:
+            if (
+                objective == "least_memory"
+                and floor_tokens_per_s is not None
+                and result.front[-1].tokens_per_s >= floor_tokens_per_s
+            ):
                 break
     if result is None:
         raise DoesNotFit("no schedule of the search space", rehearsal.model.expert_bytes(rehearsal.expert_format(base)))
-    if objective == "least_memory" and floor_tokens_per_s is not None and result.front[-1].tokens_per_s < floor_tokens_per_s:
+    if (
+        objective == "least_memory"
+        and floor_tokens_per_s is not None
+        and result.front[-1].tokens_per_s < floor_tokens_per_s
+    ):
         raise DoesNotFit(
             f"the best schedule reaches {result.front[-1].tokens_per_s:.3f} tokens/s of the {floor_tokens_per_s:g} asked for",
             max(0, rehearsal.ledger(base, cached_experts=rehearsal.num_experts).device_bytes - rehearsal.budget_bytes),
@@ -209,7 +220,9 @@ def _in_order(rehearsal: Rehearsal, bounds: Bounds, found: list[Candidate], incu
     return [(whole, found[at], later) for _, whole, at, later in ranked]
 
 
-def _score(rehearsal: Rehearsal, candidate: Candidate, later: Array, workload: Workload, limit_ns: int) -> Scored | None:
+def _score(
+    rehearsal: Rehearsal, candidate: Candidate, later: Array, workload: Workload, limit_ns: int
+) -> Scored | None:
     """Return the candidate's score, or None when its run was given up."""
     outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns, later_ns=later)
     if outcome.abandoned:
@@ -229,7 +242,9 @@ def _better(one: Scored, other: Scored, objective: str) -> bool:
 
 def _front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Workload) -> FrontPoint:
     candidate = best.candidate
-    ledger = rehearsal.ledger(candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient)
+    ledger = rehearsal.ledger(
+        candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient
+    )
     return FrontPoint(
         level=level,
         device_bytes=ledger.device_bytes,

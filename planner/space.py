@@ -95,10 +95,18 @@ def candidates(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Itera
                     for overlap, chunk in ((True, None), (True, _chunk(expert_bytes)), (False, None)):
                         # One stream hides nothing; only a demand that passes a prefetch gains from chunks, and by as
                         # much however the experts are then launched.
-                        if (guessing and not overlap) or (chunk is not None and (not guessing or grouping != "grouped")):
+                        if (guessing and not overlap) or (
+                            chunk is not None and (not guessing or grouping != "grouped")
+                        ):
                             continue
-                        choice = settings | {"kernel.grouping": grouping, "copy.overlap": overlap, "copy.chunk_bytes": chunk}
-                        schedule = base.with_options(name="search", **{key.replace(".", "__"): v for key, v in choice.items()})
+                        choice = settings | {
+                            "kernel.grouping": grouping,
+                            "copy.overlap": overlap,
+                            "copy.chunk_bytes": chunk,
+                        }
+                        schedule = base.with_options(
+                            name="search", **{key.replace(".", "__"): v for key, v in choice.items()}
+                        )
                         yield Candidate(schedule=schedule, level=level, cached_slots=slots)
 
 

@@ -47,7 +47,9 @@ def rate_table(rate_fraction: Callable[[str, frozenset[str]], float]) -> Array:
     for lane in range(NUM_RATED_LANES):
         for mask in range(2**NUM_RATED_LANES):
             if mask >> lane & 1:
-                others = frozenset(LANES[other] for other in range(NUM_RATED_LANES) if other != lane and mask >> other & 1)
+                others = frozenset(
+                    LANES[other] for other in range(NUM_RATED_LANES) if other != lane and mask >> other & 1
+                )
                 table[lane, mask] = max(1, round(rate_fraction(LANES[lane], others) * RATE_ONE))
     return table
 

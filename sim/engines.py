@@ -16,8 +16,19 @@ from . import offload_twin as twin
 from .costs import D2H, H2D, CostTables
 from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
 from .timeline import (
-    OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
-    ROW_FIELDS, Timeline, canonical,
+    OP_BACK,
+    OP_DEMAND,
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_HOST_LAUNCH,
+    OP_HOST_LAYER,
+    OP_HOST_STEP,
+    OP_HOST_SUBMIT,
+    OP_PREFETCH,
+    ROW_FIELDS,
+    Timeline,
+    canonical,
 )  # fmt: skip
 from .workload import Workload
 
@@ -74,7 +85,8 @@ def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capaci
 
 
 def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
-               limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None, room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
+               limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
+               room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
     state, decision = fresh_state(config, workload, capacities), make_decision(config)
     clock = np.zeros(twin.NUM_CLOCK, np.int64)
     clock[twin.LIMIT] = limit_ns
@@ -91,7 +103,9 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
         twin.run_overlapped(config, workload.steps, costs, state, decision, clock, demand, ahead, backlog, ops, arrived,
                             later, step_end, rows)  # fmt: skip
     if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
-        return _twin_once(config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room)
+        return _twin_once(
+            config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room
+        )
     if clock[twin.STUCK] == twin.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")
     timeline = Timeline(rows=canonical(rows)) if num_rows else None

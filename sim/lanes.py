@@ -116,7 +116,9 @@ class Transfer:
 class CopyEngine:
     """Moves one chunk at a time, choosing after everything else of an instant has happened."""
 
-    def __init__(self, env: simpy.Environment, lanes: Lanes, lane: int, moved: Callable[[Transfer, int, int], None]) -> None:
+    def __init__(
+        self, env: simpy.Environment, lanes: Lanes, lane: int, moved: Callable[[Transfer, int, int], None]
+    ) -> None:
         self.env, self._lanes, self._lane, self._moved = env, lanes, lane, moved
         self._waiting: dict[int, Transfer] = {}
         # (order, id) of everything waiting; entries whose order has changed since are passed over.

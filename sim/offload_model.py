@@ -68,7 +68,14 @@ class OffloadModel:
     def __init__(self, config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, *,
                  serial: bool, keep_rows: bool = True) -> None:  # fmt: skip
         self.env = simpy.Environment()
-        self.config, self.steps, self.costs, self.state, self.out, self.serial = config, steps, costs, state, out, serial
+        self.config, self.steps, self.costs, self.state, self.out, self.serial = (
+            config,
+            steps,
+            costs,
+            state,
+            out,
+            serial,
+        )
         self.lanes = Lanes(self.env, costs.rate)
         self.rows: list[tuple[int, ...]] = []
         self.busy = [0] * len(OP_NAMES)
@@ -115,7 +122,9 @@ class OffloadModel:
                 yield dense.done
                 yield from self._visit(step, layer)
             yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, self.config.num_layers - 1)
-            head = self._launch(OP_HEAD, step, self.config.num_layers - 1, -1, tokens, int(self.costs.head_ns[line]), [])
+            head = self._launch(
+                OP_HEAD, step, self.config.num_layers - 1, -1, tokens, int(self.costs.head_ns[line]), []
+            )
             yield head.done
             yield from self._host_time(HOST_STEP, OP_HOST_STEP, step, self.config.num_layers - 1)
             self._step_end[step] = self.env.now
@@ -181,7 +190,8 @@ class OffloadModel:
             fmt = int(costs.expert_format[key])
             count = int(costs.num_chunks[fmt])
             chunks = [
-                (int(costs.chunk_ns[fmt, int(c == count - 1)]), int(costs.chunk_bytes[fmt, int(c == count - 1)])) for c in range(count)
+                (int(costs.chunk_ns[fmt, int(c == count - 1)]), int(costs.chunk_bytes[fmt, int(c == count - 1)]))
+                for c in range(count)
             ]
             number = int(out.size[FIRST_TRANSFER]) + at
             self._awaited[number] = self.env.event()
@@ -230,7 +240,9 @@ class OffloadModel:
             self._backs.append(copy)
             self._call_back()
 
-    def _launch(self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]) -> Launch:
+    def _launch(
+        self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]
+    ) -> Launch:
         launch = Launch(op, step, layer, expert, tokens, work, needs, self.env.event())
         self._put(launch)
         return launch
@@ -319,7 +331,9 @@ class OffloadModel:
         num_bytes = int(self.costs.expert_bytes[self.costs.expert_format[back.key]])
         self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes, 0)
 
-    def _row(self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, num_bytes: int, tokens: int) -> None:
+    def _row(
+        self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, num_bytes: int, tokens: int
+    ) -> None:
         now = self.env.now
         self._last = now
         self.busy[op] += now - begin

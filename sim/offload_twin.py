@@ -141,7 +141,9 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
             for number in range(kernels + 1):
                 begin = submits + number * host[HOST_KERNEL]
                 _row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, layer, -1, begin, begin + host[HOST_KERNEL], 0, 0)
-            clock[BUSY_HOST] += host[HOST_LAYER] + (moves + backs) * host[HOST_TRANSFER] + (kernels + 1) * host[HOST_KERNEL]
+            clock[BUSY_HOST] += (
+                host[HOST_LAYER] + (moves + backs) * host[HOST_TRANSFER] + (kernels + 1) * host[HOST_KERNEL]
+            )
             launched = submits + (kernels + 1) * host[HOST_KERNEL]
             move = 0
             back = 0
@@ -150,7 +152,9 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
             for kernel in range(kernels + 1):
                 # Before a kernel run the copies it needs, each behind the write-backs submitted with it; prefetches and
                 # what is left come after the last kernel.
-                while move < moves and (kernel == kernels or (out.move_class[move] == DEMAND and out.move_kernel[move] <= kernel)):
+                while move < moves and (
+                    kernel == kernels or (out.move_class[move] == DEMAND and out.move_kernel[move] <= kernel)
+                ):
                     while back < backs and out.back_move[back] <= move:
                         begin = max(stream, at_layer + (move + back + 1) * host[HOST_TRANSFER])
                         stream = _serial_back(costs, out, clock, rows, stamp, experts, back, begin)
@@ -201,7 +205,9 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
 
 
 @jit_lean
-def _kernel_row(rows: Array, clock: Array, out: Decision, step: int, layer: int, first: int, last: int, start: int, end: int) -> None:
+def _kernel_row(
+    rows: Array, clock: Array, out: Decision, step: int, layer: int, first: int, last: int, start: int, end: int
+) -> None:
     """Write one kernel's row: an expert of its own, or -1 for a group, with the tokens of all."""
     tokens = 0
     for at in range(first, last):
@@ -229,7 +235,9 @@ def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, st
 
 
 @jit_lean
-def _serial_back(costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, experts: int, back: int, begin: int) -> int:
+def _serial_back(
+    costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, experts: int, back: int, begin: int
+) -> int:
     """Run one write-back; return when it ends."""
     key = out.back_key[back]
     fmt = costs.expert_format[key]
@@ -319,7 +327,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             last = int(h_left == 0)
             clock[BUSY_DEMAND if h_began == DEMAND else BUSY_PREFETCH] += now - h_start
             place = h_target - steps.first_visit
-            _row(rows, clock, H2D, OP_DEMAND if h_began == DEMAND else OP_PREFETCH, stamp - step + place // layers, h_key // experts,
+            began = OP_DEMAND if h_began == DEMAND else OP_PREFETCH
+            _row(rows, clock, H2D, began, stamp - step + place // layers, h_key // experts,
                  h_key % experts, h_start, now, costs.chunk_bytes[fmt, last], 0)  # fmt: skip
             if h_left == 0:
                 arrived[h_key] = max(arrived[h_key], h_id)
@@ -356,7 +365,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 pq_head -= 1
                 at = pq_head
                 while at + 1 < pq_tail and (
-                    ahead[at + 1, Q_TARGET] < h_target or (ahead[at + 1, Q_TARGET] == h_target and ahead[at + 1, Q_ID] < h_id)
+                    ahead[at + 1, Q_TARGET] < h_target
+                    or (ahead[at + 1, Q_TARGET] == h_target and ahead[at + 1, Q_ID] < h_id)
                 ):
                     _copy_entry(ahead, at + 1, at)
                     at += 1
@@ -399,10 +409,24 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     _row(rows, clock, HOST, OP_HOST_LAYER, stamp, layer, -1, now, s_time, 0, 0)
                     for number in range(moves + backs):
                         begin = s_time + number * host[HOST_TRANSFER]
-                        _row(rows, clock, HOST, OP_HOST_SUBMIT, stamp, layer, -1, begin, begin + host[HOST_TRANSFER], 0, 0)
+                        _row(
+                            rows,
+                            clock,
+                            HOST,
+                            OP_HOST_SUBMIT,
+                            stamp,
+                            layer,
+                            -1,
+                            begin,
+                            begin + host[HOST_TRANSFER],
+                            0,
+                            0,
+                        )
                     for number in range(kernels + 1):
                         begin = submits + number * host[HOST_KERNEL]
-                        _row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, layer, -1, begin, begin + host[HOST_KERNEL], 0, 0)
+                        _row(
+                            rows, clock, HOST, OP_HOST_LAUNCH, stamp, layer, -1, begin, begin + host[HOST_KERNEL], 0, 0
+                        )
                 item = 0
                 for kernel in range(kernels):
                     first = item
@@ -531,7 +555,13 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             if not h_busy and dq_head == dq_tail:
                 while pq_head < pq_tail and ahead[pq_head, Q_LEFT] == 0:
                     pq_head += 1
-            if dq_head == dq_tail and not h_busy and pq_head < pq_tail and ahead[pq_head, Q_KERNEL] < kernels_done and ahead[pq_head, Q_BACK] < backs_done:
+            if (
+                dq_head == dq_tail
+                and not h_busy
+                and pq_head < pq_tail
+                and ahead[pq_head, Q_KERNEL] < kernels_done
+                and ahead[pq_head, Q_BACK] < backs_done
+            ):
                 h_id, h_key, h_target = ahead[pq_head, Q_ID], ahead[pq_head, Q_KEY], ahead[pq_head, Q_TARGET]
                 h_kernel, h_back = ahead[pq_head, Q_KERNEL], ahead[pq_head, Q_BACK]
                 h_left, h_class = ahead[pq_head, Q_LEFT] - 1, DEMAND + 1

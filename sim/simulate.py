@@ -79,7 +79,11 @@ class Rehearsal:
         key = (schedule.workload, reset, with_next_use)
         if key not in self._workloads:
             self._workloads[key] = build_workload(
-                self.trace, schedule.workload, reset_per_request=reset, max_steps=self.window_steps, with_next_use=with_next_use
+                self.trace,
+                schedule.workload,
+                reset_per_request=reset,
+                max_steps=self.window_steps,
+                with_next_use=with_next_use,
             )
         return self._workloads[key]
 
@@ -88,7 +92,9 @@ class Rehearsal:
         key = (schedule.experts, schedule.kernel, schedule.copy.chunk_bytes, schedule.copy.pinned, schedule.host, schedule.workload,
                schedule.cache.reset)  # fmt: skip
         if key not in self._tables:
-            self._tables[key] = tabulate(self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule))
+            self._tables[key] = tabulate(
+                self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule)
+            )
         return self._tables[key]
 
     def config(self, schedule: OffloadSchedule) -> PolicyConfig:
@@ -161,7 +167,9 @@ class Rehearsal:
         if cache.bytes is not None:
             pooled = min(cache.bytes // expert_bytes, self.num_experts)
             if pooled < 1:
-                raise InputError("cache.bytes", cache.bytes, f"less than one expert of {expert_bytes} bytes", "give more")
+                raise InputError(
+                    "cache.bytes", cache.bytes, f"less than one expert of {expert_bytes} bytes", "give more"
+                )
             return schedule.with_options(cache__pooled_experts=int(pooled))
         if cache.experts_per_layer is not None and cache.experts_per_layer > self.trace.num_experts:
             raise InputError("cache.experts_per_layer", cache.experts_per_layer,
@@ -230,7 +238,8 @@ class Rehearsal:
             raise DoesNotFit(f"{resolved.name} needs {ledger.device_bytes} bytes of device memory",
                              ledger.device_bytes - self.budget_bytes)  # fmt: skip
         return Prediction(
-            schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload), engine=outcome.engine,
+            schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload),
+            engine=outcome.engine,
             outcome=outcome, popularity_source=workload.popularity_source,
         )  # fmt: skip
 
@@ -238,9 +247,13 @@ class Rehearsal:
         """Return, in words, what a reader must know before trusting the prediction."""
         found = []
         if schedule.predictor.kind == "dial":
-            found.append(f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed")
+            found.append(
+                f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed"
+            )
         if schedule.predictor.kind == "pre-gate":
-            found.append("a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model")
+            found.append(
+                "a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model"
+            )
         if schedule.predictor.kind == "oracle" or schedule.cache.policy == "belady":
             found.append("this schedule knows the future: a reference, not something that can be run")
         if schedule.cache.policy == "static" and (schedule.cache.experts_per_layer or 0) < self.trace.num_experts:
@@ -259,4 +272,6 @@ def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
         ("top-k", model.top_k, trace.top_k),
     ):
         if mine != theirs:
-            raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with")
+            raise InputError(
+                "trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with"
+            )

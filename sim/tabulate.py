@@ -51,7 +51,10 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
     dense_ns, head_ns, dense, head = _dense_tables(costs, model, classes)
     grouped = schedule.kernel.grouping == "grouped"
-    shares = [costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt) for n in range(1, workload.max_expert_tokens + 1)]
+    shares = [
+        costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt)
+        for n in range(1, workload.max_expert_tokens + 1)
+    ]
     kernel_ns = np.array([[0] + [_at_least_one(share) + (0 if grouped else inside_ns) for share in shares]], np.int64)
     base = costs.grouped_base() if grouped else None
     num_bytes = model.expert_bytes(fmt)

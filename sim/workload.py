@@ -112,7 +112,9 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     )  # fmt: skip
 
 
-def _schedule_steps(trace: RoutingTrace, options: WorkloadOptions, max_steps: int | None) -> tuple[Array, Array, Array, Array]:
+def _schedule_steps(
+    trace: RoutingTrace, options: WorkloadOptions, max_steps: int | None
+) -> tuple[Array, Array, Array, Array]:
     """Return (step_token, step_start, step_phase, step_first) by playing the requests through the places."""
     change = np.flatnonzero(np.diff(trace.request)) + 1
     bounds = np.concatenate(([0], change, [trace.num_tokens]))
@@ -174,7 +176,9 @@ def _schedule_steps(trace: RoutingTrace, options: WorkloadOptions, max_steps: in
 
 
 @jit
-def _gather_visits(experts: Array, starts: Array, tokens: Array, num_experts: int) -> tuple[Array, Array, Array, Array, int]:
+def _gather_visits(
+    experts: Array, starts: Array, tokens: Array, num_experts: int
+) -> tuple[Array, Array, Array, Array, int]:
     """Return (visit_start, visit_expert, visit_tokens, visit_touch, most tokens of one expert in one visit)."""
     num_steps, num_layers, top_k = starts.shape[0] - 1, experts.shape[1], experts.shape[2]
     start = np.zeros(num_steps * num_layers + 1, np.int64)

@@ -121,12 +121,21 @@ def runs(draw: st.DrawFn) -> tuple[PolicyConfig, Workload, CostTables, Array, Of
     """Return everything one run takes: configuration, workload, cost tables, capacities, schedule, recording."""
     num_layers, num_experts = draw(st.integers(1, 4)), draw(st.integers(2, 6))
     top_k = draw(st.integers(1, min(3, num_experts)))
-    requests = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)).filter(lambda r: sum(r) > 0), min_size=1, max_size=4))
+    requests = draw(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)).filter(lambda r: sum(r) > 0), min_size=1, max_size=4)
+    )
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     trace = make_trace(rng, num_layers=num_layers, num_experts=num_experts, top_k=top_k, requests=requests,
                        guesses=draw(st.integers(0, 3)), skew=draw(st.sampled_from([0.0, 0.5])))  # fmt: skip
     schedule = draw(schedules(num_layers, num_experts))
     workload = build_workload(trace, schedule.workload, reset_per_request=schedule.cache.reset == "request",
                               with_next_use=schedule.cache.policy == "belady")  # fmt: skip
-    costs = make_costs(rng, workload, schedule, scale=draw(st.sampled_from([3, 8, 50])), host=draw(st.booleans()), coupled=draw(st.booleans()))
+    costs = make_costs(
+        rng,
+        workload,
+        schedule,
+        scale=draw(st.sampled_from([3, 8, 50])),
+        host=draw(st.booleans()),
+        coupled=draw(st.booleans()),
+    )
     return config_of(schedule, trace), workload, costs, capacities_of(schedule, trace), schedule, trace

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from hypothesis import HealthCheck, given, settings
-from moeplan.sim.engines import first_difference, run_simpy, run_twin
 
+from moeplan.sim.engines import first_difference, run_simpy, run_twin
 from strategies import runs
 
 LONG = os.environ.get("MOEPLAN_LONG") == "1"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from moeplan.schedule import PRESETS, OffloadSchedule, load_preset
 from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
 from moeplan.sim.engines import first_difference, run_simpy, run_twin
 from moeplan.sim.timeline import LANE_NAMES, OP_NAMES
 from moeplan.sim.workload import build_workload
 from moeplan.traces.format import RoutingTrace
-
 from strategies import capacities_of, config_of
 
 COSTS = CostTables(

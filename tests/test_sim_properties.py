@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from moeplan.planner.bounds import fewest_loads, remaining_ns, stream_floor
 from moeplan.schedule import OffloadSchedule, apply_settings
 from moeplan.sim import offload_twin as twin
@@ -14,7 +15,6 @@ from moeplan.sim.policies.offload import begin_step, decide_visit
 from moeplan.sim.policies.state import make_decision
 from moeplan.sim.timeline import LANE_NAMES, OP_DENSE, OP_EXPERT, ROW_END, ROW_LANE, ROW_OP, ROW_START, ROW_TOKENS
 from moeplan.sim.workload import build_workload
-
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 
 relaxed = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -107,7 +107,10 @@ def test_renumbering_experts_leaves_recency_caches_unchanged(seed, slots, pooled
     trace = make_trace(rng, num_layers=2, num_experts=5, top_k=2, requests=[(3, 4), (0, 5), (2, 3)], skew=0.4)
     size = "cache.pooled_experts" if pooled else "cache.experts_per_layer"
     schedule = apply_settings(OffloadSchedule(), {size: slots, "workload.concurrency": concurrency})
-    renumbered = trace.__class__(**{name: getattr(trace, name) for name in trace.__slots__} | {"experts": rng.permutation(5).astype(np.uint8)[trace.experts]})
+    renumbered = trace.__class__(
+        **{name: getattr(trace, name) for name in trace.__slots__}
+        | {"experts": rng.permutation(5).astype(np.uint8)[trace.experts]}
+    )
     counts = []
     for each in (trace, renumbered):
         workload = build_workload(each, schedule.workload)
@@ -121,7 +124,7 @@ def test_renumbering_experts_leaves_recency_caches_unchanged(seed, slots, pooled
 @given(runs())
 def test_lower_bounds_hold_from_every_step_on(case):
     """The search gives up runs by these bounds, so a bound above the truth would lose the best schedule."""
-    config, workload, costs, capacities, schedule, trace = case
+    config, _workload, costs, capacities, schedule, trace = case
     outcome = outcome_of(case)
     known = build_workload(trace, schedule.workload, with_next_use=True)
     floor = stream_floor(known, costs, grouped=schedule.kernel.grouping == "grouped")
@@ -155,7 +158,9 @@ def test_belady_misses_no_more_than_lru(case):
         return
     misses = {}
     for policy in ("belady", "lru"):
-        plain = apply_settings(schedule, {"cache.policy": policy, "predictor.kind": "none", "predictor.staging": 0, "cache.reset": "never"})
+        plain = apply_settings(
+            schedule, {"cache.policy": policy, "predictor.kind": "none", "predictor.staging": 0, "cache.reset": "never"}
+        )
         workload = build_workload(trace, plain.workload, with_next_use=True)
         costs = make_costs(np.random.default_rng(0), workload, plain)
         config, capacities = config_of(plain, trace), capacities_of(plain, trace)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_traces_format import same, small_trace
 
 from moeplan.errors import InputError, UnknownName
 from moeplan.traces.convert import CONVERTERS, convert
 from moeplan.traces.format import LoadProfile
 from moeplan.traces.readers import import_trace
+from test_traces_format import same, small_trace
 
 
 def test_parquet_has_a_row_per_token_and_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import traces_upstream as upstream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import traces_upstream as upstream
 from moeplan.errors import InputError
 from moeplan.traces.format import RoutingTrace, validate_load, validate_trace
 from moeplan.traces.readers import READERS, import_trace

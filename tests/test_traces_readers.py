@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import traces_upstream as upstream
-from traces_upstream import MOE_LAYERS, NUM_EXPERTS, TOP_K
 
+import traces_upstream as upstream
 from moeplan.errors import InputError, UnknownName
 from moeplan.traces.format import LoadProfile, RoutingTrace, load_recording, save_profile
 from moeplan.traces.readers import READERS, import_trace, reader_options
+from traces_upstream import MOE_LAYERS, NUM_EXPERTS, TOP_K
 
 LOADS = Path(__file__).resolve().parents[2] / "shared" / "data" / "loads"
 

@@ -195,7 +195,9 @@ def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int
 
 
 @jit_lean
-def _seat_staged_hits(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int) -> None:
+def _seat_staged_hits(
+    config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int
+) -> None:
     """Move staged experts that are used into the cache: the buffer and the freed slot change places, no bytes move."""
     for at in range(num_hits):
         key = base + out.item_expert[at]

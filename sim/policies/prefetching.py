@@ -50,7 +50,9 @@ def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
 
 
 @jit_lean
-def _recorded_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
+def _recorded_guesses(
+    config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
+) -> int:
     count = 0
     if distance > config.guess_distances:
         return count
@@ -66,7 +68,9 @@ def _recorded_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, st
 
 
 @jit_lean
-def _dialled_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
+def _dialled_guesses(
+    config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
+) -> int:
     recall = config.recall_65536
     for _ in range(distance - 1):
         recall = (recall * config.recall_decay_65536) >> 16

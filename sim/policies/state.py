@@ -62,7 +62,8 @@ class PolicyConfig(NamedTuple):
 
 class PolicyState(NamedTuple):
     """Everything the decisions remember. `num_keys = num_layers * num_experts`; slots number the cache, staging and
-    stream places together."""
+    stream places together.
+    """
 
     where: Array  # uint8 [num_keys]: ABSENT, CACHED, STAGED or TRANSIENT
     slot_of: Array  # int32 [num_keys]: slot while CACHED or STAGED
@@ -145,7 +146,9 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
     )  # fmt: skip
 
 
-def make_state(config: PolicyConfig, *, capacities: Array, popularity: Array | None, first_use: Array | None) -> PolicyState:
+def make_state(
+    config: PolicyConfig, *, capacities: Array, popularity: Array | None, first_use: Array | None
+) -> PolicyState:
     """Return the state before the first visit.
 
     capacities: int [num_pools] slots of each layer's cache, or of the one pooled cache.

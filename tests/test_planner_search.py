@@ -1,0 +1,97 @@
+"""The search finds what exhaustive simulation finds, its answer beats the baselines, and it says so honestly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from moeplan.errors import DoesNotFit, InputError
+from moeplan.planner.bounds import fewest_loads
+from moeplan.planner.plan import PlanRequest, base_schedule, make_plan, plan_to_dict, plan_to_json, planned_schedule
+from moeplan.planner.search import search
+from moeplan.planner.space import candidates, levels
+from moeplan.schedule import PRESETS, WorkloadOptions
+from moeplan.sim.simulate import Rehearsal
+from moeplan.sim.workload import build_workload
+from moeplan.specs_io import load_hardware, load_model
+from strategies import make_trace
+
+MIB = 2**20
+
+
+def rehearsal(memory_bytes: int = 440 * MIB, steps: int = 30) -> Rehearsal:
+    rng = np.random.default_rng(5)
+    trace = make_trace(rng, num_layers=6, num_experts=16, top_k=2, requests=[(4, 40)], skew=0.1, guesses=2)
+    return Rehearsal(
+        model=load_model("tiny-moe"),
+        profile=load_hardware("t4"),
+        trace=trace,
+        window_steps=steps,
+        memory_bytes=memory_bytes,
+    )
+
+
+def test_search_loses_nothing_by_pruning():
+    this = rehearsal(steps=8)
+    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    found = search(this, base)
+    every = [(c, this.run(c.schedule)) for level in levels(this, base) for c in candidates(this, base, level)]
+    fitting = [(c, o) for c, o in every if o.counts[14] <= c.level]
+    assert found.best.total_ns == min(int(o.step_end[-1]) for _, o in fitting)
+    assert found.num_evaluated + found.num_abandoned + found.num_pruned == len(every)
+    assert found.lower_bound_ns <= found.best.total_ns
+
+
+def test_a_plan_beats_every_baseline_and_adds_up():
+    this = rehearsal()
+    plan = make_plan(this, PlanRequest(bits=("32",)))
+    document = plan_to_dict(plan)
+    assert {b["name"] for b in document["baselines"]} | set(document["baselines_that_do_not_fit"]) == set(PRESETS)
+    assert all(document["best"]["tokens_per_s"] >= b["tokens_per_s"] for b in document["baselines"])
+    assert all(b["engine"] == "twin, checked by simpy" for b in document["baselines"])
+    assert document["num_candidates"] == document["num_evaluated"] + document["num_abandoned"] + document["num_pruned"]
+    assert document["optimality_gap"] >= 0
+    assert document["best"]["ledger"]["device_bytes"] <= 440 * MIB
+    speeds = [point["tokens_per_s"] for point in document["front"]]
+    assert speeds == sorted(speeds)
+    assert speeds[-1] == pytest.approx(document["best"]["tokens_per_s"])
+    assert planned_schedule(json.loads(plan_to_json(plan))) == plan.best.schedule
+    assert plan_to_json(plan) == plan_to_json(make_plan(this, PlanRequest(bits=("32",))))
+
+
+def test_least_memory_reaches_its_floor_with_less():
+    this = rehearsal(480 * MIB)
+    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    fastest = search(this, base).front
+    floor = fastest[len(fastest) // 2].tokens_per_s
+    least = search(this, base, objective="least_memory", floor_tokens_per_s=floor)
+    assert least.front[-1].tokens_per_s >= floor
+    assert least.front[-1].level == fastest[len(fastest) // 2].level
+    with pytest.raises(DoesNotFit):
+        search(this, base, objective="least_memory", floor_tokens_per_s=1e9)
+
+
+def test_a_budget_too_small_says_how_much_is_missing():
+    with pytest.raises(DoesNotFit) as caught:
+        make_plan(rehearsal(300 * MIB), PlanRequest(bits=("32",)))
+    assert caught.value.missing_bytes > 0
+    assert f"{caught.value.missing_bytes} bytes are missing" in str(caught.value)
+
+
+def test_objectives_are_checked():
+    this, base = rehearsal(), base_schedule(PlanRequest(bits=("32",)), "32")
+    with pytest.raises(InputError, match="tokens_per_s"):
+        search(this, base, objective="speed")
+    with pytest.raises(InputError, match="floor"):
+        search(this, base, objective="least_memory")
+
+
+def test_fewest_loads_of_a_known_sequence():
+    trace = make_trace(np.random.default_rng(0), num_layers=1, num_experts=4, top_k=1, requests=[(0, 8)])
+    trace.experts[:, 0, 0] = [0, 1, 2, 0, 1, 3, 0, 1]
+    workload = build_workload(trace, WorkloadOptions(), with_next_use=True)
+    # Two places: 0, 1 and 2 are loaded; the two of them needed soonest stay (0, 1); 3 passes through.
+    assert fewest_loads(workload, 2, pooled=False).tolist() == [1, 1, 1, 0, 0, 1, 0, 0]
+    assert fewest_loads(workload, 4, pooled=False).sum() == 4
