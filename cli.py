@@ -16,6 +16,7 @@ import typer
 
 from . import __version__
 from .errors import InputError, MoeplanError
+from .units import GIB, GIGA, MIB, MS_PER_S
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Rehearse Mixture-of-Experts inference before you run it.")  # fmt: skip
@@ -24,6 +25,7 @@ app.add_typer(trace_app, name="trace")
 
 _EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
 _TIMELINE_STEPS = 64
+_MAX_PLAN_BYTES = 256 * MIB
 # Newer typer carries its own copy of click, older typer imports it: the base of usage errors is found where it is.
 _USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -224,12 +226,12 @@ def _print_prediction(document: dict[str, Any]) -> None:
     error = document["relative_uncertainty"]
     typer.echo(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
     typer.echo(
-        f"  step      mean {step['mean'] * 1e3:.2f} ms, p50 {step['p50'] * 1e3:.2f}, p99 {step['p99'] * 1e3:.2f}"
+        f"  step      mean {step['mean'] * MS_PER_S:.2f} ms, p50 {step['p50'] * MS_PER_S:.2f}, p99 {step['p99'] * MS_PER_S:.2f}"
     )
     typer.echo(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
-    typer.echo(f"  copied    {document['bytes_copied'] / 1e9:.2f} GB")
+    typer.echo(f"  copied    {document['bytes_copied'] / GIGA:.2f} GB")
     typer.echo("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
-    typer.echo(f"  memory    {document['ledger']['device_bytes'] / 2**30:.2f} GiB on the device")
+    typer.echo(f"  memory    {document['ledger']['device_bytes'] / GIB:.2f} GiB on the device")
     for assumption in document["assumptions"]:
         typer.echo(f"  assumed   {assumption}")
 
@@ -243,6 +245,7 @@ def plan(
     hardware: HardwareOption,
     trace: TraceOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
+    mode: Annotated[str, typer.Option("--mode", help="offload (one device) or ep (expert parallel).")] = "offload",
     memory: MemoryOption = None,
     bits: Annotated[
         str,
@@ -257,34 +260,138 @@ def plan(
     prefill_chunk: Annotated[
         int | None, typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.")] = 1,
+    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", help="ep: devices in each node.")] = 8,
+    redundant: Annotated[int, typer.Option("--redundant", help="ep: slots beyond the model's experts.")] = 0,
+    phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
+    context: Annotated[int, typer.Option("--context", help="ep: context tokens per request.")] = 4096,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report (offload).")] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
+        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline (offload).")
     ] = None,
     dense_bits: DenseBitsOption = "16",
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
-    from .planner.plan import PlanRequest, make_plan, plan_to_dict
-    from .progress import reporter
+    from .errors import UnknownName
     from .specs_io import write_atomic
 
-    rehearsal = _rehearsal(model, hardware, trace, memory, window, dense_bits)
-    request = PlanRequest(bits=tuple(part.strip() for part in bits.split(",") if part.strip()), objective=objective,
-                          floor_tokens_per_s=floor, concurrency=concurrency, prefill_chunk_tokens=prefill_chunk)  # fmt: skip
-    if not request.bits:
+    formats = tuple(part.strip() for part in bits.split(",") if part.strip())
+    if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
-    found = make_plan(rehearsal, request, progress=reporter("plan"))
-    document = plan_to_dict(found)
+    if mode == "ep":
+        if report is not None or timeline is not None:
+            raise InputError(
+                "--report", "ep", "pages are written for offload plans only", "leave out --report and --timeline"
+            )
+        document = _plan_parallel(model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context)
+    elif mode == "offload":
+        from .planner.plan import PlanRequest, make_plan, plan_to_dict
+        from .progress import reporter
+
+        rehearsal = _rehearsal(model, hardware, trace, memory, window, dense_bits)
+        request = PlanRequest(
+            bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
+            prefill_chunk_tokens=prefill_chunk,
+        )  # fmt: skip
+        found = make_plan(rehearsal, request, progress=reporter("plan"))
+        document = plan_to_dict(found)
+        if timeline is not None:
+            _write_timeline(timeline, found.best)
+        if report is not None:
+            _write_report(report, document, rehearsal, found.best)
+    else:
+        raise UnknownName("--mode", mode, ("offload", "ep"))
     write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    if timeline is not None:
-        _write_timeline(timeline, found.best)
-    if report is not None:
-        _write_report(report, document, rehearsal, found.best)
     if as_json:
         _emit(document)
+    elif mode == "ep":
+        _print_parallel_plan(document, output)
     else:
         _print_plan(document, output)
+
+
+def _plan_parallel(
+    model: str,
+    hardware: str,
+    trace: str,
+    bits: str,
+    nodes: int,
+    ranks_per_node: int,
+    redundant: int,
+    phase: str,
+    context: int,
+) -> dict[str, Any]:
+    """Return the document of an expert-parallel plan; a recording of loads will do."""
+    from .errors import UnknownName
+    from .planner.ep_case import EpRequest
+    from .planner.ep_plan import ep_plan_to_dict, make_ep_plan
+    from .progress import reporter
+    from .specs_io import load_hardware, load_model
+    from .traces.format import load_recording
+
+    if phase not in ("prefill", "decode"):
+        raise UnknownName("--phase", phase, ("prefill", "decode"))
+    spec = load_model(model)
+    request = EpRequest(
+        num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant, prefill=phase == "prefill",
+        context_tokens=context, bits=spec.native_bits if bits == "native" else bits,
+    )  # fmt: skip
+    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    found = make_ep_plan(spec, load_hardware(hardware), recording, request, progress=reporter("plan"))
+    return ep_plan_to_dict(found)
+
+
+def _print_parallel_plan(document: dict[str, Any], output: Path) -> None:
+    for one in document["baselines"]:
+        typer.echo(
+            f"  baseline  {one['name']:24} {one['step_s'] * MS_PER_S:9.3f} ms a step, max/mean {one['max_over_mean_load']:.3f}"
+        )
+    typer.echo(
+        f"  best      {document['best']['step_s'] * MS_PER_S:.3f} ms a step: {document['best'].get('description', '')}"
+    )
+    typer.echo(f"  verdict   {document['verdict']}")
+    typer.echo(f"written to {output}")
+
+
+@app.command()
+def emit(
+    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
+    target: Annotated[str, typer.Option("--target", help="Engine to write the configuration for.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("emitted"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""
+    from .planner.emit.targets import emit as write
+    from .specs_io import load_model, read_json
+
+    document = read_json(plan_path, "plan", max_bytes=_MAX_PLAN_BYTES)
+    model = load_model(str(_section(document, "provenance").get("model")))
+    paths = [str(path) for path in write(document, target, model, output)]
+    if as_json:
+        _emit({"target": target, "paths": paths})
+    else:
+        typer.echo("\n".join(paths))
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="deepep, eps-moe or grace-moe.")], as_json: JsonFlag = False
+) -> None:
+    """Set a paper's published figures beside the simulator's, cell by cell."""
+    from .papers.registry import reproduce as run
+
+    document = run(paper).to_dict()
+    if as_json:
+        _emit(document)
+        return
+    for cell in document["cells"]:
+        error = cell.get("relative_error")
+        off = "" if error is None else f"{error:+.1%}"
+        typer.echo(
+            f"{cell['table']:28} {cell['row']!s:28} {cell['column']!s:24} published {cell['published']!s:>10} "
+            f"simulated {cell['simulated']!s:>22} {off:>8} {cell['role']}"
+        )
 
 
 def _print_plan(document: dict[str, Any], output: Path) -> None:
@@ -305,7 +412,7 @@ def _print_plan(document: dict[str, Any], output: Path) -> None:
     for name, why in document["baselines_that_do_not_fit"].items():
         typer.echo(f"  no fit    {name:24} {why}")
     typer.echo(
-        f"  bound     {document['lower_bound_step_s'] * 1e3:.2f} ms a step: "
+        f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a step: "
         f"the best is within {document['optimality_gap']:.1%} of it"
     )
     typer.echo(f"  verdict   {document['verdict']}")
@@ -337,7 +444,7 @@ def report(
     from .planner.plan import planned_schedule
     from .specs_io import read_json
 
-    document = read_json(plan_path, "plan", max_bytes=2**28)
+    document = read_json(plan_path, "plan", max_bytes=_MAX_PLAN_BYTES)
     provenance = _section(document, "provenance")
     rehearsal = _rehearsal(str(provenance.get("model")), str(provenance.get("hardware")), trace,
                            str(provenance.get("memory_bytes")),
