@@ -121,11 +121,13 @@ def test_every_figure_equals_its_definition(trace: RoutingTrace) -> None:
     assert stats.reuse_fraction == stats.overlap_fraction.get(1)
 
     found = {top_k: 0, 2 * top_k: 0}
+    strongest = []
     for layer in range(layers - 1):
         pair = [
             [sum(a in t[layer] and b in t[layer + 1] for t in chosen) for b in range(num_experts)]
             for a in range(num_experts)
         ]
+        strongest.append(sum(max(row) for row in pair) / (tokens * top_k))
         for token in chosen:
             score = [sum(pair[a][b] for a in token[layer]) for b in range(num_experts)]
             ranking = sorted(range(num_experts), key=lambda b: (-score[b], b))
@@ -135,8 +137,10 @@ def test_every_figure_equals_its_definition(trace: RoutingTrace) -> None:
     if total:
         assert stats.affinity_recall_fraction == pytest.approx(found[top_k] / total)
         assert stats.affinity_recall_2k_fraction == pytest.approx(found[2 * top_k] / total)
+        assert stats.affinity_partner_fraction == pytest.approx(np.mean(strongest))
     else:
         assert stats.affinity_recall_fraction is None and stats.affinity_recall_2k_fraction is None
+        assert stats.affinity_partner_fraction is None
     assert stats.num_affinity_tokens == (tokens if layers > 1 else 0)
 
     for batch in BATCH_SIZES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +68,15 @@ def synthesise(
     num_requests: int | None = None,
     seed: int = 0,
     model: str = "",
+    progress: Callable[[float], None] | None = None,
 ) -> None:
     """Write a synthetic recording to `path`, of exactly `num_tokens` or of `num_requests` whole requests.
 
-    Raises InputError when neither or both are given, when they or the seed are out of range, or when the file cannot be
-    written.
+    `progress` is told the share done, from 0 to 1. Raises InputError when neither or both are given, when they or the seed
+    are out of range, or when the file cannot be written.
     """
     plan = plan_requests(dials, num_tokens=num_tokens, num_requests=num_requests, seed=seed)
+    done, total = 0, int(plan.total.sum())
     with TraceWriter(
         path,
         num_experts=dials.num_experts,
@@ -92,6 +94,9 @@ def synthesise(
                 predicted=chunk.predicted,
                 predicted_prob=chunk.predicted_prob,
             )
+            done += len(chunk.experts)
+            if progress is not None:
+                progress(done / total)
         writer.finish()
 
 

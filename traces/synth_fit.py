@@ -28,11 +28,8 @@ Vector = npt.NDArray[np.float64]
 
 _EXCERPT_TOKENS = 1 << 15
 _FIT_LAYERS = 6  # layers are alike in synthesis, so a few of them tell the mean
-_FIT_SEEDS = (
-    1 << 40,
-    (1 << 40) + 1,
-    (1 << 40) + 2,
-)  # two draws of every request's shift, so that the dials do not fit one of them
+# Several draws of every request's shift, so that the dials do not fit one of them.
+_FIT_SEEDS = (1 << 40, (1 << 40) + 1, (1 << 40) + 2)
 _ROUNDS, _STEPS, _CORRECTIONS = 4, 3, 3
 _PROBE = 0.15  # step in the unbounded dials for difference quotients; large against the noise of sampling
 _LENGTH_QUANTILES = 21
@@ -40,10 +37,11 @@ _LRU_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 _START: Vector = np.array([-1.5, 0.5, -0.5, -1.0, 1.0, -1.0, 0.0])
 
 
-def fit_like(trace: RoutingTrace) -> Dials:
+def fit_like(trace: RoutingTrace, progress: Callable[[float], None] | None = None) -> Dials:
     """Return dials whose synthetic recordings resemble `trace`.
 
-    Deterministic; reads all of it once, fits an excerpt.
+    Deterministic; reads all of it once, then fits an excerpt, which takes half a minute or so. `progress` is told the share
+    done, from 0 to 1.
     """
     excerpt = _excerpt(trace)
     target = trace_stats(excerpt)
@@ -65,11 +63,13 @@ def fit_like(trace: RoutingTrace) -> Dials:
         prompt_tokens=_quantiles(prompts),
         decode_tokens=_quantiles(totals - prompts),
     )
-    fitted = _fit(shape, target, plan, shares)
+    fitted = _fit(shape, target, plan, shares, progress)
     return dataclasses.replace(fitted, guess_recall=_reachable_recall(target, trace))
 
 
-def _fit(shape: Dials, target: TraceStats, plan: RequestPlan, shares: Vector) -> Dials:
+def _fit(
+    shape: Dials, target: TraceStats, plan: RequestPlan, shares: Vector, progress: Callable[[float], None] | None
+) -> Dials:
     """Return `shape` with the repetition, affinity and shift dials set and popularity corrected."""
     small = dataclasses.replace(shape, num_layers=min(_FIT_LAYERS, shape.num_layers), layer_ids=())
     wanted = _features(target, target)
@@ -78,9 +78,12 @@ def _fit(shape: Dials, target: TraceStats, plan: RequestPlan, shares: Vector) ->
     def gap(x: Vector) -> Vector:
         turned = _turned(small, x)
         seen = [_features(trace_stats(synth_trace(turned, plan=plan, seed=seed)), target) for seed in _FIT_SEEDS]
-        return np.mean(seen, axis=0) - wanted
+        difference: Vector = np.mean(seen, axis=0) - wanted
+        return difference
 
-    for _ in range(_ROUNDS):
+    for done in range(_ROUNDS):
+        if progress is not None:
+            progress(done / _ROUNDS)
         for _ in range(_CORRECTIONS):
             small = _corrected(_turned(small, at), plan, shares)
         at = _gauss_newton(gap, at)
@@ -105,7 +108,7 @@ def _turned(dials: Dials, x: Vector) -> Dials:
 
 
 def _corrected(dials: Dials, plan: RequestPlan, shares: Vector) -> Dials:
-    """Return dials whose popularity is moved so that loads by rank come closer to `shares` [num_experts], descending."""
+    """Return dials with popularity moved so that loads by rank come closer to `shares` [num_experts], descending."""
     seen = [_mean_loads_by_rank(synth_trace(dials, plan=plan, seed=seed)) for seed in _FIT_SEEDS]
     observed = np.maximum(np.mean(seen, axis=0), 1e-4)
     popularity = np.sort(base_popularity(dials))[::-1] * (np.maximum(shares, 1e-4) / observed) ** 0.8
@@ -147,7 +150,7 @@ def _features(stats: TraceStats, target: TraceStats) -> Vector:
 
 
 def _excerpt(trace: RoutingTrace) -> RoutingTrace:
-    """Return whole requests, evenly spaced, of about 32 thousand tokens in all (the first ones' start if they are longer)."""
+    """Return whole requests, evenly spaced, of about 32 thousand tokens in all; overlong ones are cut."""
     if trace.num_tokens <= _EXCERPT_TOKENS:
         return trace
     starts = _starts(trace)
