@@ -230,10 +230,16 @@ def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path) -> None:
             writer.append(experts=trace.experts[:, :2], **columns)
         with pytest.raises(InputError, match="cannot hold"):
             writer.append(experts=trace.experts.astype(np.int64) + 256, **columns)
+        with pytest.raises(InputError, match="cannot hold"):
+            writer.append(experts=np.full(trace.experts.shape, np.nan), **columns)
         writer.append(experts=trace.experts, **columns)  # the same rows again break the order
         with pytest.raises(InputError, match="sorted by request"):
             writer.finish()
     assert os.listdir(tmp_path) == []
+    with TraceWriter(tmp_path / "t", num_experts=6, layer_ids=(0, 1, 2)) as writer:
+        writer.append(experts=trace.experts, weights=np.full(trace.experts.shape, 1e9), **columns)
+        with pytest.raises(InputError, match="weights must be finite"):
+            writer.finish()
     with TraceWriter(tmp_path / "t", num_experts=6) as writer, pytest.raises(InputError, match="zero tokens"):
         writer.finish()
     with pytest.raises(InputError, match="num_experts"):

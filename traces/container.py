@@ -25,7 +25,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from ..units import MIB
+from ..units import MEGA, MIB
 from .refusal import unreadable
 
 # safetensors names of the types a recording holds, in the order their tensors are laid out: widest first, so that
@@ -38,7 +38,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "U8": np.dtype("u1"),
 }
-_MAX_HEADER_BYTES = 100 * 1000 * 1000  # the library's own limit
+_MAX_HEADER_BYTES = 100 * MEGA  # the library's own limit
 _COPY_BYTES = 4 * MIB
 
 

@@ -168,11 +168,11 @@ class TraceWriter:
             "phase": _narrowed(phase, np.uint8, "phase"),
         }
         if weights is not None:
-            rows["weights"] = np.asarray(weights).astype(np.float16, copy=False)
+            rows["weights"] = _half(weights)
         if predicted is not None:
             rows["predicted"] = _narrowed(predicted, np.int16, "predicted")
         if predicted_prob is not None:
-            rows["predicted_prob"] = np.asarray(predicted_prob).astype(np.float16, copy=False)
+            rows["predicted_prob"] = _half(predicted_prob)
         if self._out is None:
             self._given = frozenset(rows)
             self._out = TensorAppender(self._path, {name: (row.dtype, row.shape[1:]) for name, row in rows.items()})
@@ -207,12 +207,19 @@ def _narrowed(values: npt.NDArray[Any], dtype: type[np.generic], name: str) -> n
     array = np.asarray(values)
     if array.dtype == dtype:
         return array
-    narrow = array.astype(dtype)
+    with np.errstate(invalid="ignore"):  # what is no integer differs afterwards, and is refused
+        narrow = array.astype(dtype)
     if not np.array_equal(narrow, array):
         raise InputError(
             name, str(array.dtype), f"has numbers that {np.dtype(dtype).name} cannot hold", "check the source"
         )
     return narrow
+
+
+def _half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """Return `values` as float16; what is too large becomes infinite, which validation refuses."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values).astype(np.float16, copy=False)
 
 
 def _header(kind: str, recording: RoutingTrace | LoadProfile) -> dict[str, str]:

@@ -176,7 +176,9 @@ def generate(dials: Dials, plan: RequestPlan, seed: int) -> Iterator[Chunk]:
     """Return the rows of a recording in chunks of a few megabytes; memory does not grow with their number."""
     dtype = np.uint8 if dials.num_experts <= 1 << 8 else np.uint16
     columns = dials.num_layers + 1
-    step = max(256, _CHUNK_BYTES // (columns * dials.top_k * np.dtype(dtype).itemsize))
+    # A chunk may hold as many requests as rows, and each request has a table of num_experts entries.
+    row_bytes = columns * dials.top_k * np.dtype(dtype).itemsize
+    step = max(256, min(_CHUNK_BYTES // row_bytes, _CHUNK_BYTES // dials.num_experts))
     halo = min(LONG_WINDOW, int(plan.total.max()))
     roles = np.zeros((halo + step, columns, dials.top_k), dtype)
     expert_of = np.stack([shuffled(seed, _EXPERTS + layer, dials.num_experts) for layer in range(dials.num_layers)])
