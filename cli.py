@@ -16,7 +16,8 @@ import typer
 
 from . import __version__
 from .errors import InputError, MoeplanError
-from .units import GIB, GIGA, MIB, MS_PER_S
+from .terminal import print_json, print_parallel_plan, print_plan, print_prediction
+from .units import MIB
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Rehearse Mixture-of-Experts inference before you run it.")  # fmt: skip
@@ -75,11 +76,6 @@ def _rehearsal(model: str, hardware: str, trace: str, memory: str | None, window
     )  # fmt: skip
 
 
-def _emit(document: dict[str, Any]) -> None:
-    """Print one JSON document."""
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
 # --- trace --------------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +106,7 @@ def trace_import(
         "path": str(output),
     }
     if as_json:
-        _emit(facts)
+        print_json(facts)
     else:
         typer.echo(", ".join(f"{key} {value}" for key, value in facts.items()))
 
@@ -148,7 +144,7 @@ def trace_stats_command(
     stats = trace_stats(recording) if isinstance(recording, RoutingTrace) else load_stats(recording)
     document = stats.as_json()
     if as_json:
-        _emit(document)
+        print_json(document)
     else:
         for key, value in document.items():
             if not isinstance(value, (list, dict)):
@@ -205,9 +201,9 @@ def simulate(
         _write_timeline(timeline, prediction)
     document = prediction_to_dict(prediction)
     if as_json:
-        _emit(document)
+        print_json(document)
     else:
-        _print_prediction(document)
+        print_prediction(document)
 
 
 def _write_timeline(path: Path, prediction: Any) -> None:
@@ -219,21 +215,6 @@ def _write_timeline(path: Path, prediction: Any) -> None:
         timeline = timeline.steps(first, first + _TIMELINE_STEPS - 1)
         sys.stderr.write(f"{path}: steps {first} to {first + _TIMELINE_STEPS - 1} of {steps}\n")
     write_timeline(path, timeline)
-
-
-def _print_prediction(document: dict[str, Any]) -> None:
-    step, share = document["step_s"], document["time_share"]
-    error = document["relative_uncertainty"]
-    typer.echo(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
-    typer.echo(
-        f"  step      mean {step['mean'] * MS_PER_S:.2f} ms, p50 {step['p50'] * MS_PER_S:.2f}, p99 {step['p99'] * MS_PER_S:.2f}"
-    )
-    typer.echo(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
-    typer.echo(f"  copied    {document['bytes_copied'] / GIGA:.2f} GB")
-    typer.echo("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
-    typer.echo(f"  memory    {document['ledger']['device_bytes'] / GIB:.2f} GiB on the device")
-    for assumption in document["assumptions"]:
-        typer.echo(f"  assumed   {assumption}")
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------------
@@ -304,11 +285,11 @@ def plan(
         raise UnknownName("--mode", mode, ("offload", "ep"))
     write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if as_json:
-        _emit(document)
+        print_json(document)
     elif mode == "ep":
-        _print_parallel_plan(document, output)
+        print_parallel_plan(document, str(output))
     else:
-        _print_plan(document, output)
+        print_plan(document, str(output))
 
 
 def _plan_parallel(
@@ -342,18 +323,6 @@ def _plan_parallel(
     return ep_plan_to_dict(found)
 
 
-def _print_parallel_plan(document: dict[str, Any], output: Path) -> None:
-    for one in document["baselines"]:
-        typer.echo(
-            f"  baseline  {one['name']:24} {one['step_s'] * MS_PER_S:9.3f} ms a step, max/mean {one['max_over_mean_load']:.3f}"
-        )
-    typer.echo(
-        f"  best      {document['best']['step_s'] * MS_PER_S:.3f} ms a step: {document['best'].get('description', '')}"
-    )
-    typer.echo(f"  verdict   {document['verdict']}")
-    typer.echo(f"written to {output}")
-
-
 @app.command()
 def emit(
     plan_path: Annotated[Path, typer.Argument(help="plan.json")],
@@ -369,7 +338,7 @@ def emit(
     model = load_model(str(_section(document, "provenance").get("model")))
     paths = [str(path) for path in write(document, target, model, output)]
     if as_json:
-        _emit({"target": target, "paths": paths})
+        print_json({"target": target, "paths": paths})
     else:
         typer.echo("\n".join(paths))
 
@@ -383,7 +352,7 @@ def reproduce(
 
     document = run(paper).to_dict()
     if as_json:
-        _emit(document)
+        print_json(document)
         return
     for cell in document["cells"]:
         error = cell.get("relative_error")
@@ -392,31 +361,6 @@ def reproduce(
             f"{cell['table']:28} {cell['row']!s:28} {cell['column']!s:24} published {cell['published']!s:>10} "
             f"simulated {cell['simulated']!s:>22} {off:>8} {cell['role']}"
         )
-
-
-def _print_plan(document: dict[str, Any], output: Path) -> None:
-    best = document["best"]
-    typer.echo(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated to the end, "
-               f"{document['num_abandoned']} until beaten, {document['num_pruned']} pruned by their bound):")  # fmt: skip
-    _print_prediction(best)
-    schedule = best["schedule"]
-    typer.echo(
-        f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, "
-        f"kernel {schedule['kernel']}, copy {schedule['copy']}"
-    )
-    for one in document["baselines"]:
-        typer.echo(
-            f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   "
-            f"best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x"
-        )
-    for name, why in document["baselines_that_do_not_fit"].items():
-        typer.echo(f"  no fit    {name:24} {why}")
-    typer.echo(
-        f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a step: "
-        f"the best is within {document['optimality_gap']:.1%} of it"
-    )
-    typer.echo(f"  verdict   {document['verdict']}")
-    typer.echo(f"written to {output}")
 
 
 # --- report ---------------------------------------------------------------------------------------------------------------
@@ -454,7 +398,7 @@ def report(
     if timeline is not None:
         _write_timeline(timeline, best)
     if as_json:
-        _emit({"path": str(output)})
+        print_json({"path": str(output)})
     else:
         typer.echo(str(output))
 
@@ -490,12 +434,12 @@ def demo(
     _write_timeline(paths["timeline"], found.best)
     _write_report(paths["report"], document, rehearsal, found.best)
     if as_json:
-        _emit(
+        print_json(
             {"predicted_tokens_per_s": document["best"]["tokens_per_s"]}
             | {name: str(path) for name, path in paths.items()}
         )
     else:
-        _print_plan(document, paths["plan"])
+        print_plan(document, str(paths["plan"]))
         typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
 
 

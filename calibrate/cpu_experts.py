@@ -2,6 +2,7 @@
 
 Rows are of the type that weights are stored as where that is float32 or bfloat16, else bfloat16, which halves what expanding a
 quantised matrix writes.
+Ignored: several cores at once; the compute thread has one.
 """
 
 from __future__ import annotations

@@ -18,19 +18,9 @@ from torch.nn import functional
 from ..errors import InputError
 from ..specs import ModelSpec
 from .device import Device
+from .pass_shape import PassShape
 
 _STATE_DECAY = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassShape:
-    """What the cost of a forward pass's dense part depends on."""
-
-    tokens: int
-    context_tokens: int
-    """Context that attention reads, summed over requests."""
-    requests: int
-    """1 for a prompt, as many as tokens where each request decodes one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +66,10 @@ class DensePart:
         self._embedding = device.normal(
             (rows, model.hidden_size), dtype, "embeddings", scale=1.0, seed=self._next_seed()
         )
-        self._groups: list[range] = []
+        self.groups: list[range] = []
         begin = 0
         for layer in model.moe_layers:
-            self._groups.append(range(begin, layer + 1))
+            self.groups.append(range(begin, layer + 1))
             begin = layer + 1
         self._tail = range(begin, model.num_layers)
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
@@ -92,24 +82,28 @@ class DensePart:
         self, moe_layer: int, x: torch.Tensor, shape: PassShape
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (x, what the experts of MoE layer `moe_layer` read, its router's logits) after the dense part before them."""
-        for layer in self._groups[moe_layer]:
+        for layer in self.groups[moe_layer]:
             x = self._mix(layer, x, shape)
             weights = self._layers[layer]
             normed = self._norm(x, weights.norms)
             if weights.mlp is not None:
                 x = x + self._mlp(normed, weights.mlp)
-        router = self._layers[self._groups[moe_layer][-1]].router
+        router = self._layers[self.groups[moe_layer][-1]].router
         if router is None:
             raise InputError("model", self.model.name, "a MoE layer without a router", "check the model")
         return x, normed, functional.linear(normed, router)
 
     def head(self, x: torch.Tensor, shape: PassShape) -> torch.Tensor:
-        """Return logits [T, V] after the layers that follow the last MoE layer, the final norm and the output matrix."""
+        """Return logits [requests, V] of each request's last token, after the layers that follow the last MoE layer."""
         for layer in self._tail:
             x = self._mix(layer, x, shape)
             weights = self._layers[layer]
             if weights.mlp is not None:
                 x = x + self._mlp(self._norm(x, weights.norms), weights.mlp)
+        return self.logits(x[-shape.requests :])
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [T, V]: the final norm and the output matrix alone."""
         return functional.linear(self._norm(x, self._final_norm), self._head)
 
     # --- a layer ----------------------------------------------------------------------------------------------------

@@ -95,6 +95,16 @@ class Device(ABC):
             self.used_bytes -= tensor.numel() * tensor.element_size()
         self._taken = kept
 
+    def mark_memory(self) -> int:
+        """Return a mark of what has been given so far, for `release_since`."""
+        return len(self._taken)
+
+    def release_since(self, mark: int) -> None:
+        """Let go of every tensor given after `mark`."""
+        for tensor in self._taken[mark:]:
+            self.used_bytes -= tensor.numel() * tensor.element_size()
+        del self._taken[mark:]
+
     @abstractmethod
     def host_memory(self, num_bytes: int, *, pinned: bool, what: str) -> torch.Tensor:
         """Return uint8 [num_bytes] of host memory, aligned, page-locked where asked for and where that means anything."""
@@ -235,7 +245,12 @@ def _aligned_bytes(num_bytes: int) -> torch.Tensor:
 
 def metadata_of(device: Device) -> dict[str, Any]:
     """Return what identifies the device in stored results: name, kind, memory, software versions."""
-    found: dict[str, Any] = {"kind": device.kind, "torch": torch.__version__, "memory_limit_bytes": device.limit_bytes}
+    found: dict[str, Any] = {
+        "kind": device.kind,
+        "torch": torch.__version__,
+        "memory_limit_bytes": device.limit_bytes,
+        "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
     if device.kind == "cuda":
         properties = torch.cuda.get_device_properties(device.place)
         found |= {

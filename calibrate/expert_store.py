@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from ..kernels.activation import Activation, activation
 from ..kernels.expert_weights import ExpertWeights, slot_views, write_slot
 from ..kernels.slot_layout import ExpertShape, SlotLayout, slot_layout
 from ..specs import ModelSpec
+from ..units import NS_PER_S
 from .device import Device, Mark
 
 # The activation of experts in models of these families; every other gated model uses SwiGLU, every other plain one ReLU.
@@ -126,6 +128,15 @@ class DiskStore(ExpertStore):
         """Delete the file."""
         self._bounces.clear()
         self._file.close()
+
+    def read_s(self, target: torch.Tensor, key: int) -> float:
+        """Return the seconds that reading expert `key` into uint8 `target` [slot_bytes] takes; a dropped cache is dropped before."""
+        begin = key * self.slot_bytes
+        if self._drop:
+            os.posix_fadvise(self._file.fileno(), begin, self.slot_bytes, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter_ns()
+        self._read(target, begin)
+        return (time.perf_counter_ns() - started) / NS_PER_S
 
     def _read(self, target: torch.Tensor, begin: int) -> None:
         view = target.numpy().data

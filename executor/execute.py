@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..calibrate.dense_part import DensePart, PassShape
+from ..calibrate.dense_part import DensePart
 from ..calibrate.device import COMPUTE, Device, metadata_of, open_device
 from ..calibrate.expert_runner import open_runner
 from ..calibrate.expert_store import ExpertStore, make_store
+from ..calibrate.pass_shape import PassShape
 from ..errors import Internal
 from ..schedule import OffloadSchedule
 from ..sim.engines import fresh_state
@@ -142,7 +143,8 @@ def execute(
     threads have ended and the arena is freed.
     """
     schedule, config, device = given.schedule, given.config, stage.device
-    source = store if store is not None else stage.store(schedule.experts.bits, pinned=schedule.copy.pinned)
+    bits = stage.model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits
+    source = store if store is not None else stage.store(bits, pinned=schedule.copy.pinned)
     rehearsed = rehearse(given)
     state = fresh_state(config, given.workload, given.capacities)
     slots = Slots(

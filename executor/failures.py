@@ -1,4 +1,7 @@
-"""How a run can fail: one error with one line that says what happened, whatever went wrong underneath."""
+"""How a run can fail: one error with one line that says what happened, whatever went wrong underneath.
+
+Ignored: bad input, which is refused before a run begins.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..calibrate.dense_part import DensePart, PassShape
+from ..calibrate.dense_part import DensePart
 from ..calibrate.device import Device, Mark
 from ..calibrate.expert_runner import ExpertRunner, Visit
+from ..calibrate.pass_shape import PassShape
 from ..sim.policies.offload import begin_step, decide_visit
 from ..sim.policies.state import (
     DEMAND,

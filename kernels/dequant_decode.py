@@ -4,6 +4,7 @@ A tile of words [BLOCK_N, C] is decoded plane by plane in registers. A shift, a 
 the low bits of two 16-bit floats whose exponent makes them base + q: 128 + q in bfloat16, 1024 + q in float16, whole and exact.
 Scales and zero points are likewise placed into float32 by shifts. No instruction converts whole numbers to floats; those run
 at a fraction of the rate of others.
+Ignored: many rows; they have a kernel of their own.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Shape legend of all kernels: R rows sorted by expert, E experts, S slots, N outputs, K inputs; `_ptr` addresses, `stride_xy` the
 distance in elements of array x along y, BLOCK_ sizes of a tile.
+Ignored: loads and stores, which each kernel does its own way.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ What a correct kernel may do, and no more:
     result      rounded once to its type; Triton's interpreter cuts bfloat16 instead, which doubles that
 
 A wrong index, a missing tail or a swapped half is outside these by orders of magnitude.
+Ignored: errors of the inputs themselves; both sides see the same numbers.
 """
 
 from __future__ import annotations

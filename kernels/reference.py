@@ -2,6 +2,7 @@
 
 Inputs are the very numbers a kernel sees (already rounded to its types, already quantised), so a difference is the kernel's own
 arithmetic: its accumulation and the rounding of its result.
+Ignored: speed.
 """
 
 from __future__ import annotations

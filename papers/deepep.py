@@ -21,7 +21,7 @@ from ..sim.ep_rehearsal import EpRehearsal
 from ..sim.ep_traffic import StepLoad, count_step
 from ..sim.policies.ep_program import OP_COMBINE, OP_DISPATCH
 from ..specs_io import load_hardware, load_model
-from ..units import GIGA, NS_PER_S, US_PER_S
+from ..units import GIGA, NS_PER_S, TERA, US_PER_S
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = "DeepEP, docs/legacy.md at dd758caf (H800, CX7 400 Gb/s; 7168 hidden, top-8, FP8 dispatch, BF16 combine)"
@@ -124,7 +124,7 @@ def reproduce_deepep() -> Reproduction:
     # Without latency, bandwidth as counted is proportional to the port that binds: one division fits it.
     eight, thirty_two = (row[0] for ranks in (8, 32) if (row := NORMAL[ranks]) is not None)
     nvlink = GIGA * eight / _normal(8, GIGA, GIGA)[0]
-    nic = GIGA * thirty_two / _normal(32, 1000 * GIGA, GIGA)[0]
+    nic = GIGA * thirty_two / _normal(32, TERA, GIGA)[0]
     latency_s = (LOW_LATENCY[8][0] - _low_latency(8, nvlink, nic, 0.0)[0]) / US_PER_S
     cells = []
     for ranks, row in NORMAL.items():

@@ -1,4 +1,7 @@
-"""The papers that can be reproduced, by name; a paper's module is imported when it is asked for."""
+"""The papers that can be reproduced, by name; a paper's module is imported when it is asked for.
+
+Ignored: how tables are shown.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 The palette is that of Okabe and Ito ("Color Universal Design", 2008), which readers with colour-vision deficiency can tell
 apart; operations that belong together share a hue. Figures are plain dictionaries in the plotting library's own terms.
+Ignored: dark mode.
 """
 
 from __future__ import annotations

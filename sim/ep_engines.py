@@ -1,4 +1,7 @@
-"""Both expert-parallel engines behind one call: the same program and tables in, one comparable outcome out."""
+"""Both expert-parallel engines behind one call: the same program and tables in, one comparable outcome out.
+
+Ignored: how programs and tables come about.
+"""
 
 from __future__ import annotations
 

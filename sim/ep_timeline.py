@@ -3,6 +3,7 @@
 A row is an activity on a lane of a rank: kernels on `compute`, exchanges on the port towards other nodes (`inter`) and on
 the port inside the node (`intra`). `bytes` are those the rank sends, `tokens` those it sends or computes. Rows of one lane
 of one rank never overlap. Activities that take no time leave no row.
+Ignored: what moved between which two ranks; the traffic matrices say that.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def test_kernels_in_the_interpreter(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text(PROBE)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    probed = subprocess.run([sys.executable, str(probe)], env=environment, capture_output=True, text=True, check=False)
+    probed = subprocess.run(
+        [sys.executable, "-W", "error", str(probe)], env=environment, capture_output=True, text=True, check=False
+    )
     if probed.returncode:
         reason = probed.stderr.strip().splitlines()[-1]
         pytest.skip(f"this triton's interpreter does not run with this numpy: {reason}")

@@ -1,0 +1,72 @@
+"""What commands print: one JSON document, or a few readable lines.
+
+Modelled: documents as plain values, as they stand in files. Ignored: colours, tables, anything on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from .units import GIB, GIGA, MS_PER_S
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def print_prediction(document: dict[str, Any]) -> None:
+    """Print one prediction in a few lines."""
+    step, share = document["step_s"], document["time_share"]
+    error = document["relative_uncertainty"]
+    print(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
+    print(
+        f"  step      mean {step['mean'] * MS_PER_S:.2f} ms, p50 {step['p50'] * MS_PER_S:.2f}, p99 {step['p99'] * MS_PER_S:.2f}"
+    )
+    print(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
+    print(f"  copied    {document['bytes_copied'] / GIGA:.2f} GB")
+    print("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
+    print(f"  memory    {document['ledger']['device_bytes'] / GIB:.2f} GiB on the device")
+    for assumption in document["assumptions"]:
+        print(f"  assumed   {assumption}")
+
+
+def print_plan(document: dict[str, Any], output: str) -> None:
+    """Print an offload plan: the best, what it beats, how far the bound is, the verdict."""
+    best = document["best"]
+    print(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated to the end, "
+               f"{document['num_abandoned']} until beaten, {document['num_pruned']} pruned by their bound):")  # fmt: skip
+    print_prediction(best)
+    schedule = best["schedule"]
+    print(
+        f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, "
+        f"kernel {schedule['kernel']}, copy {schedule['copy']}"
+    )
+    for one in document["baselines"]:
+        print(
+            f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   "
+            f"best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x"
+        )
+    for name, why in document["baselines_that_do_not_fit"].items():
+        print(f"  no fit    {name:24} {why}")
+    print(
+        f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a step: "
+        f"the best is within {document['optimality_gap']:.1%} of it"
+    )
+    print(f"  verdict   {document['verdict']}")
+    print(f"written to {output}")
+
+
+def print_parallel_plan(document: dict[str, Any], output: str) -> None:
+    """Print an expert-parallel plan."""
+    for one in document["baselines"]:
+        print(
+            f"  baseline  {one['name']:24} {one['step_s'] * MS_PER_S:9.3f} ms a step, max/mean {one['max_over_mean_load']:.3f}"
+        )
+    print(
+        f"  best      {document['best']['step_s'] * MS_PER_S:.3f} ms a step: {document['best'].get('description', '')}"
+    )
+    print(f"  verdict   {document['verdict']}")
+    print(f"written to {output}")
