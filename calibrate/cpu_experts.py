@@ -1,8 +1,7 @@
 """Experts on the host's cores: torch, one expert after another, from the slots they lie in.
 
-Rows are of the type that weights are stored as where that is float32 or bfloat16, else bfloat16, which halves what expanding a
-quantised matrix writes.
-Ignored: several cores at once; the compute thread has one.
+Rows are of the type that weights are stored as where that is float32 or bfloat16, else bfloat16, which halves what
+expanding a quantised matrix writes. Ignored: several cores at once; the compute thread has one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A CUDA device: three streams, events as marks, page-locked host memory.
 
-Modelled: the current stream is a property of a thread in torch, so "the thread's stream" is the same idea here and on the
-CPU. Times of events are distances from an origin event that is renewed between forward passes (a float32 of milliseconds
-keeps 60 ns of resolution over one second) and tied to the host's clock while the device is idle. Page-locked memory is
-ordinary memory that is registered with the driver: torch's own pinned allocator rounds up to powers of two, which an expert
-store of tens of gigabytes cannot afford. Ignored: several devices, MIG, clocks (nothing of the card is set).
+Modelled: the current stream is a property of a thread in torch, so "the thread's stream" is the same idea here and on
+the CPU. Times of events are distances from an origin event that is renewed between forward passes (a float32 of
+milliseconds keeps 60 ns of resolution over one second) and tied to the host's clock while the device is idle. Page-
+locked memory is ordinary memory that is registered with the driver: torch's own pinned allocator rounds up to powers
+of two, which an expert store of tens of gigabytes cannot afford. Ignored: several devices, MIG, clocks (nothing of the
+card is set).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Everything of a forward pass but the routed experts, with random weights of a model's shapes, really computed by torch.
+"""Everything of a forward pass but the routed experts, with random weights of a model's shapes, really computed by
+torch.
 
     tokens x [T, H] ── group of layers ──► x', what experts read [T, H], router logits [T, E] ── … ── head ──► logits [T, V]
 
-Modelled: norms, attention over a KV cache (multi-head, grouped, latent; sliding windows), layers that keep a state, dense
-MLPs, shared experts, router, residuals, the output matrix. Work and bytes are those of the model; the numbers are random.
-Ignored: rotary positions, real key–value contents, sampling, encoder–decoders (refused). A layer without experts belongs to
-the next one that has some, and to the head after the last, as in the simulator's tables.
+Modelled: norms, attention over a KV cache (multi-head, grouped, latent; sliding windows), layers that keep a state,
+dense MLPs, shared experts, router, residuals, the output matrix. Work and bytes are those of the model; the numbers
+are random. Ignored: rotary positions, real key–value contents, sampling, encoder–decoders (refused). A layer without
+experts belongs to the next one that has some, and to the head after the last, as in the simulator's tables.
 """
 
 from __future__ import annotations
@@ -212,10 +213,14 @@ class DensePart:
             held = spec.kv_lora_rank + spec.qk_rope_head_dim
             keys = self._cache(room, 1, held)
             return _Mixer(
-                query=query, key_value=self._matrix(held, hidden, "a key–value projection"), output=output, keys=keys, values=keys,
+                query=query,
+                key_value=self._matrix(held, hidden, "a key–value projection"),
+                output=output,
+                keys=keys,
+                values=keys,
                 expand_key=self._heads(spec.num_heads, spec.qk_nope_head_dim, spec.kv_lora_rank),
                 expand_value=self._heads(spec.num_heads, spec.kv_lora_rank, spec.v_head_dim),
-            )  # fmt: skip
+            )
         return _Mixer(
             query=query,
             key_value=self._matrix(

@@ -1,9 +1,10 @@
 """A device as the executor and the microbenchmarks see it: memory of limited size, streams, marks in them, copies.
 
-Modelled: a thread works on one stream at a time (`enter`); work and copies go to that stream in order, a mark is a point in
-it, another stream can wait for a mark. On CUDA streams are streams and marks are events. On the CPU a stream *is* the thread
-that uses it: work is done when its call returns, so a mark is simply the time at which it was made, and "device memory" is
-ordinary memory that is accounted for and limited. Both are driven by the same code. Ignored: several devices.
+Modelled: a thread works on one stream at a time (`enter`); work and copies go to that stream in order, a mark is a
+point in it, another stream can wait for a mark. On CUDA streams are streams and marks are events. On the CPU a stream
+*is* the thread that uses it: work is done when its call returns, so a mark is simply the time at which it was made,
+and "device memory" is ordinary memory that is accounted for and limited. Both are driven by the same code. Ignored:
+several devices.
 """
 
 from __future__ import annotations
@@ -254,9 +255,12 @@ def metadata_of(device: Device) -> dict[str, Any]:
     if device.kind == "cuda":
         properties = torch.cuda.get_device_properties(device.place)
         found |= {
-            "name": properties.name, "capability": f"{properties.major}.{properties.minor}",
-            "num_sms": properties.multi_processor_count, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda,
-        }  # fmt: skip
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "num_sms": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
     else:
         found |= {"name": cpu_name(), "num_cores": os.cpu_count(), "affinity": sorted(os.sched_getaffinity(0))}
     return found

@@ -2,8 +2,9 @@
 
     x, h [T, H], logits [T, E], experts [T, k] ── start ──► visit ── run(some experts and their slots) … ── finish ──► visit.x
 
-Modelled: tokens are sorted by expert once, weights are the router's own (softmax over the forced choices), each launch computes the
-rows of its experts, and the weighted answers are added to x. Ignored: which launch an expert belongs to (that is decided).
+Modelled: tokens are sorted by expert once, weights are the router's own (softmax over the forced choices), each launch
+computes the rows of its experts, and the weighted answers are added to x. Ignored: which launch an expert belongs to
+(that is decided).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where all experts live: host memory, page-locked where that means anything, or a file on disk as a third tier.
 
-Modelled: every expert is one run of bytes laid out as a slot, so moving an expert is copying bytes. Weights are random, drawn
-from a seed and quantised as the format asks. Ignored: reading real checkpoints.
+Modelled: every expert is one run of bytes laid out as a slot, so moving an expert is copying bytes. Weights are
+random, drawn from a seed and quantised as the format asks. Ignored: reading real checkpoints.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class DiskStore(ExpertStore):
         self._file.close()
 
     def read_s(self, target: torch.Tensor, key: int) -> float:
-        """Return the seconds that reading expert `key` into uint8 `target` [slot_bytes] takes; a dropped cache is dropped before."""
+        """Return the seconds that reading expert `key` into uint8 `target` [slot_bytes] takes, past the cache if that is dropped."""
         begin = key * self.slot_bytes
         if self._drop:
             os.posix_fadvise(self._file.fileno(), begin, self.slot_bytes, os.POSIX_FADV_DONTNEED)

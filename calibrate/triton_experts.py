@@ -1,8 +1,8 @@
 """Experts on a GPU: the Triton kernels, one launch for any set of experts, from the slots they lie in.
 
-Modelled: tokens are sorted and gathered on the device; the host knows the offsets, because the routing is replayed, and so never
-waits. A launch of one expert needs nothing from the host but two views of tables that lie on the device; a launch of several
-sends their rows, offsets and slots in one small copy. Ignored: CUDA graphs.
+Modelled: tokens are sorted and gathered on the device; the host knows the offsets, because the routing is replayed,
+and so never waits. A launch of one expert needs nothing from the host but two views of tables that lie on the device;
+a launch of several sends their rows, offsets and slots in one small copy. Ignored: CUDA graphs.
 """
 
 from __future__ import annotations

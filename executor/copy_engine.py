@@ -1,10 +1,10 @@
 """The worker thread that moves experts to the device, one piece at a time, and the one that moves evicted ones back.
 
-Modelled: as in the simulator, the engine chooses when it is free, not when something is submitted; a transfer whose slot is still
-read or written back holds up those behind it; a transfer cut into pieces goes back in line after each. On the CPU a piece is
-copied when the call returns. On CUDA pieces are asynchronous: up to two are in flight, so that the link never waits for the
-host, but a whole prefetch is only started on an idle link, because a demand that comes next must not wait for it. Ignored: what
-is decided (`sim.policies`), schedules without overlap (`stream_copies`).
+Modelled: as in the simulator, the engine chooses when it is free, not when something is submitted; a transfer whose
+slot is still read or written back holds up those behind it; a transfer cut into pieces goes back in line after each.
+On the CPU a piece is copied when the call returns. On CUDA pieces are asynchronous: up to two are in flight, so that
+the link never waits for the host, but a whole prefetch is only started on an idle link, because a demand that comes
+next must not wait for it. Ignored: what is decided (`sim.policies`), schedules without overlap (`stream_copies`).
 
 A failure in a worker is kept, wakes everybody, and is raised in the program's thread.
 """

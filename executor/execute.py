@@ -1,9 +1,9 @@
 """One schedule run for real, from nouns to an execution.
 
 Modelled: a `Stage` holds what runs of different schedules share (device, dense part, expert stores by weight format);
-`execute` takes a schedule, its workload and its capacities and runs them on it. Routing is the recording's; activations and
-weights are random but really computed. The run is rehearsed first without work, to know how many transient buffers it needs
-and to compile the decisions. Ignored: which schedule to run, what it was predicted to do.
+`execute` takes a schedule, its workload and its capacities and runs them on it. Routing is the recording's;
+activations and weights are random but really computed. The run is rehearsed first without work, to know how many
+transient buffers it needs and to compile the decisions. Ignored: which schedule to run, what it was predicted to do.
 """
 
 from __future__ import annotations
@@ -69,9 +69,14 @@ class Stage:
         key = (bits, pinned or self.device.kind == "cpu")
         if key not in self._stores:
             self._stores[key] = make_store(
-                self.model, bits, self.device, num_keys=self.model.num_moe_layers * self.model.num_experts, pinned=pinned,
-                distinct=self.distinct_experts, seed=self.seed,
-            )  # fmt: skip
+                self.model,
+                bits,
+                self.device,
+                num_keys=self.model.num_moe_layers * self.model.num_experts,
+                pinned=pinned,
+                distinct=self.distinct_experts,
+                seed=self.seed,
+            )
         return self._stores[key]
 
     def forget(self, bits: str) -> None:
@@ -132,9 +137,14 @@ def open_stage(
 
 
 def execute(
-    stage: Stage, given: RunInput, *, store: ExpertStore | None = None, keep_outputs: bool = False, poison: bool = False,
+    stage: Stage,
+    given: RunInput,
+    *,
+    store: ExpertStore | None = None,
+    keep_outputs: bool = False,
+    poison: bool = False,
     progress: Progress = silent,
-) -> Execution:  # fmt: skip
+) -> Execution:
     """Return what running one schedule on `stage` did.
 
     store: where experts come from, the stage's own memory store by default. keep_outputs: keep each step's result. poison: fill
@@ -175,9 +185,15 @@ def rehearse(given: RunInput) -> PolicyState:
 
 
 def _run(
-    stage: Stage, given: RunInput, source: ExpertStore, slots: Slots, state: PolicyState, keep_outputs: bool, poison: bool,
+    stage: Stage,
+    given: RunInput,
+    source: ExpertStore,
+    slots: Slots,
+    state: PolicyState,
+    keep_outputs: bool,
+    poison: bool,
     progress: Progress,
-) -> Execution:  # fmt: skip
+) -> Execution:
     schedule, config, workload, device = given.schedule, given.config, given.workload, stage.device
     gate = Gate()
     collecting = gc.isenabled()
@@ -194,9 +210,18 @@ def _run(
             else:
                 copies = StreamCopies(device, source, slots, gate, piece_bytes=piece, poison=poison)
             program = Program(
-                config, workload.steps, state, make_decision(config), device=device, dense=stage.dense,
-                experts=open_runner(slots.weights, device), gate=gate, copies=copies, backs=backs, keep_outputs=keep_outputs,
-            )  # fmt: skip
+                config,
+                workload.steps,
+                state,
+                make_decision(config),
+                device=device,
+                dense=stage.dense,
+                experts=open_runner(slots.weights, device),
+                gate=gate,
+                copies=copies,
+                backs=backs,
+                keep_outputs=keep_outputs,
+            )
             device.synchronize()
             gc.collect()
             gc.disable()  # a collection in the middle of a step would be booked as the host's work
@@ -221,11 +246,16 @@ def _run(
     timeline = timeline_of(parts, str(metadata_of(device)["name"]))
     ends = np.array(program.step_end_ns, np.int64) - origin
     return Execution(
-        counts=state.count.copy(), timeline=timeline, step_ns=np.diff(np.concatenate(([0], ends))),
+        counts=state.count.copy(),
+        timeline=timeline,
+        step_ns=np.diff(np.concatenate(([0], ends))),
         makespan_ns=int(max(timeline.rows[:, 6].max(initial=0), ends[-1] if len(ends) else 0)),
-        ready_hits=program.ready_hits, late_hits=program.late_hits, slot_bytes=slots.slot_bytes,
-        outputs=tuple(program.outputs), notes=stage.notes,
-    )  # fmt: skip
+        ready_hits=program.ready_hits,
+        late_hits=program.late_hits,
+        slot_bytes=slots.slot_bytes,
+        outputs=tuple(program.outputs),
+        notes=stage.notes,
+    )
 
 
 def forced_steps(workload: Workload, device: Device) -> list[Step]:
@@ -236,9 +266,10 @@ def forced_steps(workload: Workload, device: Device) -> list[Step]:
         tokens = steps.step_token[steps.step_start[number] : steps.step_start[number + 1]]
         experts = np.asarray(steps.experts[tokens]).astype(np.int64)  # [T, num_layers, k]
         shape = PassShape(
-            tokens=len(tokens), context_tokens=int(workload.step_context[number]),
+            tokens=len(tokens),
+            context_tokens=int(workload.step_context[number]),
             requests=1 if steps.step_phase[number] == 0 else len(tokens),
-        )  # fmt: skip
+        )
         found.append(
             Step(
                 shape=shape,

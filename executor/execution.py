@@ -1,7 +1,7 @@
 """What a run did: the same logical counts as a prediction, a measured timeline, and step times.
 
-Modelled: counts are those of the decisions, except bytes and tokens, which are counted where bytes and tokens really moved.
-Ignored: how a run is compared with a prediction (`agreement`).
+Modelled: counts are those of the decisions, except bytes and tokens, which are counted where bytes and tokens really
+moved. Ignored: how a run is compared with a prediction (`agreement`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,22 @@ from ..sim.policies.state import Array
 from ..sim.timeline import OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
 from ..units import NS_PER_S
 
-_COMPARED = ("HITS", "HITS_GUESSED", "MISSES", "PREFETCHES", "PREFETCHES_USED", "PREFETCHES_DROPPED", "EXTRA_FETCHES", "WRITEBACKS",
-             "EVICTIONS", "PEAK_TRANSIENT", "NEXT_KERNEL", "NEXT_TRANSFER", "GUESSES_TRUE", "TRUTHS")  # fmt: skip
+_COMPARED = (
+    "HITS",
+    "HITS_GUESSED",
+    "MISSES",
+    "PREFETCHES",
+    "PREFETCHES_USED",
+    "PREFETCHES_DROPPED",
+    "EXTRA_FETCHES",
+    "WRITEBACKS",
+    "EVICTIONS",
+    "PEAK_TRANSIENT",
+    "NEXT_KERNEL",
+    "NEXT_TRANSFER",
+    "GUESSES_TRUE",
+    "TRUTHS",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """The host's program: launch the dense part, learn the routing, decide, submit copies, launch experts, go on.
 
-Modelled: the life of a visit as `sim.offload_model` tells it, with real work in place of durations. Decisions are made by
-`decide_visit` on the same arrays; what is added here is only where bytes physically are: a hit's slot is read before the decision,
-because a large set may push it out again while its kernel still reads it. Ignored: what anything costs.
+Modelled: the life of a visit as `sim.offload_model` tells it, with real work in place of durations. Decisions are made
+by `decide_visit` on the same arrays; what is added here is only where bytes physically are: a hit's slot is read
+before the decision, because a large set may push it out again while its kernel still reads it. Ignored: what anything
+costs.
 """
 
 from __future__ import annotations
@@ -79,9 +80,20 @@ class Program:
     """One run; `run` returns when the last step is done and everything admitted has been moved."""
 
     def __init__(
-        self, config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, *, device: Device, dense: DensePart,
-        experts: ExpertRunner, gate: Gate, copies: CopyEngine | StreamCopies, backs: BackEngine | None, keep_outputs: bool,
-    ) -> None:  # fmt: skip
+        self,
+        config: PolicyConfig,
+        steps: Steps,
+        state: PolicyState,
+        out: Decision,
+        *,
+        device: Device,
+        dense: DensePart,
+        experts: ExpertRunner,
+        gate: Gate,
+        copies: CopyEngine | StreamCopies,
+        backs: BackEngine | None,
+        keep_outputs: bool,
+    ) -> None:
         self._config, self._steps, self._state, self._out = config, steps, state, out
         self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
         self._copies, self._backs = copies, backs

@@ -1,6 +1,7 @@
 """Rows of a measured timeline, gathered as marks while a run goes on and turned into times when it is over.
 
-Modelled: the columns of `sim.timeline`; times are relative to the start of the run. Ignored: activities that took no time.
+Modelled: the columns of `sim.timeline`; times are relative to the start of the run. Ignored: activities that took no
+time.
 """
 
 from __future__ import annotations

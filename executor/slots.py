@@ -1,9 +1,9 @@
-"""Device memory for experts: one arena whose first slots are the cache's, the staging and the stream slots, and whose last
-ones are transient buffers.
+"""Device memory for experts: one arena whose first slots are the cache's, the staging and the stream slots, and whose
+last ones are transient buffers.
 
-Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and taken back
-when the visit that used it is over. The very last buffer is where transfers go that nobody waits for any more. Ignored: which
-expert belongs where (that is decided by the policies).
+Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and
+taken back when the visit that used it is over. The very last buffer is where transfers go that nobody waits for any
+more. Ignored: which expert belongs where (that is decided by the policies).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Moves of experts on the compute stream itself: what a schedule without overlap does.
 
-Modelled: a copy handed over runs where it stands in the program, between the kernels before and after it; nothing waits for
-a slot, because everything that used it stands earlier in the same stream. Ignored: priorities; there is only program order.
+Modelled: a copy handed over runs where it stands in the program, between the kernels before and after it; nothing
+waits for a slot, because everything that used it stands earlier in the same stream. Ignored: priorities; there is only
+program order.
 """
 
 from __future__ import annotations

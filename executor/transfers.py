@@ -1,8 +1,8 @@
 """One expert on its way to the device or back, and the order in which waiting ones are taken.
 
-Modelled: demands before prefetches; demands by number, prefetches by the visit they are for, then by number; a prefetch may
-be promoted while it waits or runs. The order is that of the simulator's copy engine (`sim.lanes.Transfer.order`).
-Ignored: what is copied and by whom.
+Modelled: demands before prefetches; demands by number, prefetches by the visit they are for, then by number; a
+prefetch may be promoted while it waits or runs. The order is that of the simulator's copy engine
+(`sim.lanes.Transfer.order`). Ignored: what is copied and by whom.
 """
 
 from __future__ import annotations

@@ -1,0 +1,248 @@
+"""A cost model made of measurements: tables where there are some, constants for the rest, and no guess where neither
+reaches.
+
+Modelled: `CostModel`'s interface. Kernels, layers and copies are read from surfaces fitted to the profile's tables,
+within the measured range; outside it an error names the nearest measured point, unless the roofline of the same
+machine's constants may fill the gap. A kernel that runs beside a copy is slowed by what was measured for its own
+weight format and number of tokens. Ignored: how the tables came about (`fit`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, MissingCalibration
+from ..hardware import Curve, Profile
+from ..specs import ModelSpec, WeightFormat
+from .cost_model import CostModel, Estimate
+from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
+from .pass_shape import PassShape, dense_arguments, head_arguments
+from .surface import Form, Surface, fit_surface
+
+_FILLED = "datasheet"
+
+
+@dataclass(frozen=True, slots=True)
+class FittedCostModel(CostModel):
+    """Durations of everything a run does, from a measured profile."""
+
+    allow_datasheet: bool = field(default=False, kw_only=True)
+    """Fill what was not measured with the roofline of the profile's constants, and say so."""
+    bits: str | None = field(default=None, kw_only=True)
+    """Weight format of the experts that run beside copies; None takes the profile's overall slow-down."""
+    typical_tokens: float = field(default=1.0, kw_only=True)
+    """Tokens of an expert that runs beside copies."""
+    _surfaces: dict[str, Surface] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+
+    # --- kernels ----------------------------------------------------------------------------------------------------
+
+    def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
+        """Return the time of decoder layer `layer` without its routed experts."""
+        if tokens <= 0:
+            return CostModel.dense_layer(self, layer, tokens, context_tokens, num_requests)
+        requests = max(1, min(num_requests, tokens))
+        shape = PassShape(tokens=tokens, context_tokens=max(context_tokens, tokens), requests=requests)
+        arguments = dense_arguments(self.model, [layer], shape, self._value_bytes)
+        form = dense_form()
+        return self._read(
+            "dense",
+            form,
+            arguments,
+            ("tokens", "context"),
+            "compute",
+            lambda: CostModel.dense_layer(self, layer, tokens, context_tokens, num_requests),
+        )
+
+    def head(self, tokens: int) -> Estimate:
+        """Return the time of the final norm and the output matrix."""
+        if tokens <= 0:
+            return CostModel.head(self, tokens)
+        arguments = head_arguments(self.model, tokens, self._value_bytes)
+        form = head_form()
+        return self._read("head", form, arguments, ("tokens",), "memory", lambda: CostModel.head(self, tokens))
+
+    def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one routed expert in a launch of its own."""
+        if tokens <= 0:
+            return CostModel.expert_kernel(self, tokens, fmt)
+        return self._expert("expert", tokens, fmt, lambda: CostModel.expert_kernel(self, tokens, fmt))
+
+    def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return what one expert with `tokens` tokens adds to a grouped launch."""
+        if tokens <= 0:
+            return CostModel.grouped_item(self, tokens, fmt)
+        return self._expert("grouped_item", tokens, fmt, lambda: CostModel.grouped_item(self, tokens, fmt))
+
+    def grouped_base(self) -> Estimate:
+        """Return what a grouped launch costs besides its experts."""
+        names = [f"grouped_base.{self.bits}"] if self.bits is not None else []
+        names += sorted(name for name in self.profile.curves if name.startswith("grouped_base."))
+        for name in names:
+            curve = self.profile.curves.get(name)
+            if curve is not None:
+                return _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "launch")
+        return CostModel.grouped_base(self)
+
+    def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one expert on the host's cores."""
+        if tokens <= 0 or f"cpu_expert.{fmt.name}" not in self.profile.curves:
+            return CostModel.cpu_expert(self, tokens, fmt)
+        return self._expert("cpu_expert", tokens, fmt, lambda: CostModel.cpu_expert(self, tokens, fmt))
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def host_to_device(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy to the device, running alone."""
+        return self._copy("h2d", num_bytes, pinned, lambda: CostModel.host_to_device(self, num_bytes, pinned))
+
+    def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy to the host, running alone."""
+        return self._copy("d2h", num_bytes, pinned, lambda: CostModel.device_to_host(self, num_bytes, pinned))
+
+    # --- running together ---------------------------------------------------------------------------------------------
+
+    def rate_fraction(self, lane: str, companions: frozenset[str]) -> float:
+        """Return the speed of `lane` relative to running alone while `companions` run."""
+        rate = CostModel.rate_fraction(self, lane, companions)
+        if lane != "compute" or self.bits is None:
+            return rate
+        for companion in companions:
+            curve = self.profile.curves.get(f"slowdown.compute/{companion}.{self.bits}")
+            general = self.profile.contention.get(f"compute/{companion}")
+            if curve is not None and general is not None:
+                rate *= 1.0 / (general.value * self._slowdown(curve))
+        return min(1.0, rate)
+
+    def with_experts(self, bits: str, typical_tokens: float) -> FittedCostModel:
+        """Return the same costs for a schedule that stores experts as `bits` and gives each so many tokens."""
+        return dataclasses.replace(self, bits=bits, typical_tokens=max(1.0, typical_tokens))
+
+    # --- tables -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _many_units(self) -> bool:
+        return self.profile.device.kind == "gpu"
+
+    @property
+    def _value_bytes(self) -> int:
+        """Bytes of a value in the dense part: those it was measured with."""
+        curve = self.profile.curves.get("dense")
+        return int(curve.arguments["value_bytes"][0]) if curve is not None else max(1, self.dense_format.bits // 8)
+
+    def _slowdown(self, curve: Curve) -> float:
+        """Return the slow-down at the typical number of tokens, between the measured ones, at the nearest measured shape."""
+        tokens, sizes = np.array(curve.arguments["tokens"]), np.array(curve.arguments["weight_bytes"])
+        wanted = self._weights(self.bits or "16")
+        size = sizes[np.abs(np.log(sizes / wanted)).argmin()]
+        mine = np.flatnonzero(sizes == size)
+        order = mine[np.argsort(tokens[mine])]
+        return float(np.interp(np.log(self.typical_tokens), np.log(tokens[order]), np.array(curve.seconds)[order]))
+
+    def _weights(self, bits: str) -> int:
+        return expert_weight_bytes(self.model.hidden_size, self.model.expert_intermediate_size, self.model.gated, bits)
+
+    def _expert(self, table: str, tokens: int, fmt: WeightFormat, fill: Callable[[], Estimate]) -> Estimate:
+        name = f"{table}.{fmt.name}"
+        curve = self.profile.curves.get(name)
+        if curve is None:
+            return self._fill(name, f"measured for {self._measured_formats(table)}", fill)
+        arguments = {
+            "tokens": tokens,
+            "hidden": self.model.hidden_size,
+            "intermediate": self.model.expert_intermediate_size,
+            "gated": int(self.model.gated),
+            "units": curve.arguments["units"][0],
+            "weight_bytes": self._weights(fmt.name),
+        }
+        many = self._many_units and table != "cpu_expert"
+        return self._read(name, expert_form(many_units=many), arguments, ("tokens", "weight_bytes"), "memory", fill)
+
+    def _copy(self, direction: str, num_bytes: int, pinned: bool, fill: Callable[[], Estimate]) -> Estimate:
+        if num_bytes <= 0:
+            return fill()
+        name = f"copy.{direction}.{'pinned' if pinned else 'pageable'}"
+        if name not in self.profile.curves and not self._many_units:
+            name = f"copy.{direction}.pinned"  # page-locking means nothing where there is no DMA engine
+        return self._read(name, copy_form(), {"bytes": num_bytes}, ("bytes",), "link", fill)
+
+    def _read(
+        self,
+        name: str,
+        form: Form,
+        arguments: Mapping[str, float],
+        ranged: tuple[str, ...],
+        bound: str,
+        fill: Callable[[], Estimate],
+    ) -> Estimate:
+        """Return a table's estimate, or the roofline's where the table does not reach and that is allowed."""
+        curve = self.profile.curves.get(name)
+        if curve is None:
+            return self._fill(name, "not measured", fill)
+        surface = self._surfaces.get(name)
+        if surface is None:
+            columns = {axis: np.array(values) for axis, values in curve.arguments.items()}
+            surface = fit_surface(name, form, columns, np.array(curve.seconds))
+            self._surfaces[name] = surface
+        try:
+            surface.check_inside(arguments, ranged)
+        except MissingCalibration as error:
+            if not self.allow_datasheet:
+                raise
+            return self._fill(name, error.rule, fill)
+        seconds, interpolation = surface.predict(arguments)
+        return _estimate(curve, seconds, max(curve.relative_uncertainty, interpolation), bound)
+
+    def _fill(self, name: str, rule: str, fill: Callable[[], Estimate]) -> Estimate:
+        if not self.allow_datasheet:
+            raise MissingCalibration(
+                f"hardware {self.profile.name}: {name}",
+                "(absent)",
+                rule,
+                "measure it, or allow the datasheet to fill it",
+            )
+        estimate = fill()
+        return dataclasses.replace(
+            estimate, source=f"{_FILLED}+{estimate.source}" if _FILLED not in estimate.source else estimate.source
+        )
+
+    def _measured_formats(self, table: str) -> str:
+        names = [name.rpartition(".")[2] for name in self.profile.curves if name.startswith(f"{table}.")]
+        return f"{', '.join(names)} bits only" if names else "no format"
+
+
+def load_costs(profile: Profile, model: ModelSpec, *, allow_datasheet: bool = False, **options: Any) -> CostModel:
+    """Return the cost model of a profile: fitted tables where it holds a calibration, the roofline of its constants otherwise."""
+    if profile.curves:
+        return FittedCostModel(profile, model, allow_datasheet=allow_datasheet, **options)
+    return CostModel(profile, model, **options)
+
+
+def check_profile_matches(profile: Profile, *, kind: str, name: str) -> None:
+    """Return nothing; raises InputError where a profile was measured on another device than the one at hand."""
+    wanted = "gpu" if kind == "cuda" else "cpu"
+    if profile.device.kind != wanted:
+        raise InputError(
+            "profile",
+            profile.name,
+            f"it describes a {profile.device.kind}, this device is a {wanted}",
+            "calibrate this device",
+        )
+    if profile.curves and name not in (profile.name, *_cited(profile)):
+        raise InputError(
+            "profile", profile.name, f"it was measured on another device than this {name}", "calibrate this device"
+        )
+
+
+def _cited(profile: Profile) -> list[str]:
+    """Return the device names that the profile's tables were measured on."""
+    marks = [curve.citation for curve in profile.curves.values()]
+    return [mark.removeprefix("calibration of ").partition(" by moeplan")[0] for mark in dict.fromkeys(marks)]
+
+
+def _estimate(curve: Curve, seconds: float, uncertainty: float, bound: str) -> Estimate:
+    return Estimate(seconds=seconds, source=curve.source, bound=bound, relative_uncertainty=uncertainty)

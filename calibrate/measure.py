@@ -1,0 +1,225 @@
+"""A whole calibration of a device: which benchmarks, at which sizes, in which order.
+
+Modelled: shapes come from models (one, or several that span a range); sizes of tokens, contexts and copies are spread
+over ratios; a quick calibration takes fewer of everything and stays under half a minute on a CPU. The engine's own
+host costs are measured by the engine, and handed in. Ignored: fitting (`fit`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InputError
+from ..specs import ModelSpec
+from ..units import KIB, MIB
+from .dense_part import DensePart
+from .device import COMPUTE, TO_DEVICE, TO_HOST, Device
+from .harness import Harness, Progress
+from .microbench_ceilings import ceiling_benches, sizes_for
+from .microbench_copies import CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
+from .microbench_dense import dense_benches, head_benches
+from .microbench_experts import ExpertArena, expert_benches, grouped_benches, host_core_benches
+from .pass_shape import largest_shape, pass_shapes
+from .samples import Sample, SampleSet
+
+_MIN_COPY_BYTES = 4 * KIB
+_WHILE_TOKENS = (1, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much is measured."""
+
+    expert_tokens: tuple[int, ...]
+    group_tokens: tuple[int, ...]
+    group_experts: tuple[int, ...]
+    pass_tokens: tuple[int, ...]
+    contexts: tuple[int, ...]
+    copy_bytes: tuple[int, ...]
+    rounds: int
+    repetitions: int
+    disk: bool
+
+
+FULL = Extent(
+    expert_tokens=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
+    group_tokens=(1, 2, 4, 8, 16, 32, 64, 128),
+    group_experts=(2, 4, 8),
+    pass_tokens=(1, 2, 4, 8, 16, 32, 64, 128),
+    contexts=(128, 512, 2048),
+    copy_bytes=(
+        16 * KIB,
+        64 * KIB,
+        256 * KIB,
+        512 * KIB,
+        MIB,
+        2 * MIB,
+        3 * MIB,
+        4 * MIB,
+        6 * MIB,
+        8 * MIB,
+        12 * MIB,
+        16 * MIB,
+        24 * MIB,
+        32 * MIB,
+    ),
+    rounds=8,
+    repetitions=4,
+    disk=True,
+)
+QUICK = Extent(
+    expert_tokens=(1, 2, 4, 8, 16, 32, 64, 128),
+    group_tokens=(1, 4, 16, 64, 128),
+    group_experts=(2, 4),
+    pass_tokens=(1, 4, 16, 48, 128),
+    contexts=(128, 512),
+    copy_bytes=(16 * KIB, 256 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB),
+    rounds=4,
+    repetitions=2,
+    disk=False,
+)
+
+
+def measure_device(
+    device: Device,
+    models: Sequence[ModelSpec],
+    bits: Sequence[str],
+    *,
+    extent: Extent,
+    dtype: torch.dtype,
+    host: Callable[[], Sequence[Sample]] | None = None,
+    seconds: float | None = None,
+    progress: Progress = lambda done, total, note: None,
+) -> SampleSet:
+    """Return samples of everything a profile of `device` needs, with the shapes of `models` and weights stored as `bits`.
+
+    host: returns the engine's own costs. seconds: about how long all of it may take; rounds are cut short beyond a part's share.
+    Raises InputError without models or formats, DoesNotFit where a model's layers exceed the device.
+    """
+    if not models or not bits:
+        raise InputError("calibrate", "no model or format", "nothing to measure", "name a model and its weight formats")
+    harness = Harness(device, progress)
+    share = None if seconds is None else seconds / (4 + len(models) * (1 + len(bits)))
+    began = time.monotonic()
+    copy_bytes, side = sizes_for(device, quick=extent is QUICK)
+    with device.enter(COMPUTE):
+        ceilings = ceiling_benches(device, copy_bytes=copy_bytes, side=side)
+    harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
+    if host is not None:
+        harness.keep(host())
+    _measure_copies(harness, device, extent, models, share)
+    for model in models:
+        _measure_dense(harness, device, model, bits[0], extent, dtype, share)
+        for kind in bits:
+            _measure_experts(harness, device, model, kind, extent, dtype, share)
+    progress(1, 1, f"measured in {time.monotonic() - began:.1f} s")
+    names = " and ".join(model.name for model in models)
+    return harness.finish(model=names, quick=extent is QUICK)
+
+
+def _measure_copies(
+    harness: Harness, device: Device, extent: Extent, models: Sequence[ModelSpec], share: float | None
+) -> None:
+    """Measure copies in both directions, in pieces, and in each other's way."""
+    kinds = (True, False) if device.kind == "cuda" else (True,)
+    for pinned in kinds:
+        pool = CopyPool(device, pinned=pinned)
+        for direction in (TO_DEVICE, TO_HOST):
+            benches = copy_benches(pool, direction, extent.copy_bytes)
+            if pinned and direction == TO_DEVICE:
+                benches += piece_benches(pool, direction, 8 * MIB, (1, 2, 8))
+            if pinned:
+                other = TO_HOST if direction == TO_DEVICE else TO_DEVICE
+                size = 4 * MIB
+                benches += copy_benches(pool, direction, (size,), during=other, companion=copying(pool, other, size))
+            harness.measure(
+                benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"copies {direction}"
+            )
+        pool.close()
+    if extent.disk:
+        benches, close = disk_benches(device, models[0], "32" if device.kind == "cpu" else "16", 8)
+        harness.measure(benches, rounds=2, repetitions=3, seconds=share, what="disk")
+        close()
+
+
+def _measure_dense(
+    harness: Harness,
+    device: Device,
+    model: ModelSpec,
+    bits: str,
+    extent: Extent,
+    dtype: torch.dtype,
+    share: float | None,
+) -> None:
+    """Measure the dense part of a layer and the output matrix."""
+    shapes = pass_shapes(extent.pass_tokens, extent.contexts)
+    used = device.mark_memory()
+    with device.enter(COMPUTE):
+        arena = ExpertArena(device, model, bits, arena_bytes=MIB)
+        dense = DensePart(model, device, dtype=dtype, largest=largest_shape(shapes))
+        with torch.inference_mode():
+            benches = dense_benches(dense, arena.runner, shapes) + head_benches(dense, extent.pass_tokens)
+    harness.measure(
+        benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"dense part of {model.name}"
+    )
+    del arena, dense, benches
+    device.release_since(used)
+
+
+def _measure_experts(
+    harness: Harness,
+    device: Device,
+    model: ModelSpec,
+    bits: str,
+    extent: Extent,
+    dtype: torch.dtype,
+    share: float | None,
+) -> None:
+    """Measure one format's experts alone, in groups, beside copies, and copies beside them."""
+    used = device.mark_memory()
+    with device.enter(COMPUTE), torch.inference_mode():
+        arena = ExpertArena(device, model, bits)
+        alone = expert_benches(arena, extent.expert_tokens, dtype=dtype)
+        groups = grouped_benches(arena, extent.group_tokens, extent.group_experts, dtype=dtype)
+    pool = CopyPool(device, pinned=True)
+    size = max(_MIN_COPY_BYTES, min(arena.slot_bytes, pool.pool_bytes // 4))
+    beside = [
+        type(bench)(
+            kind="expert_while",
+            labels=dict(bench.labels) | {"companion": TO_DEVICE},
+            arguments=bench.arguments,
+            run=bench.run,
+            during=copying(pool, TO_DEVICE, size),
+        )
+        for bench in alone
+        if bench.arguments["tokens"] in _WHILE_TOKENS
+    ]
+    harness.measure(
+        alone + groups + beside,
+        rounds=extent.rounds,
+        repetitions=extent.repetitions,
+        seconds=share,
+        what=f"{bits}-bit experts of {model.name}",
+    )
+    busy = companion(device, COMPUTE, alone[0].run)
+    copies = copy_benches(pool, TO_DEVICE, (size,), during=f"compute {bits}", companion=busy) + copy_benches(
+        pool, TO_DEVICE, (size,)
+    )
+    harness.measure(
+        copies,
+        rounds=extent.rounds,
+        repetitions=extent.repetitions,
+        seconds=share,
+        what=f"copies beside {bits}-bit experts",
+    )
+    if device.kind == "cuda":
+        cores = host_core_benches(model, bits, _WHILE_TOKENS)
+        harness.measure_on_host(
+            cores, rounds=2, repetitions=extent.repetitions, seconds=share, what="experts on the host"
+        )
+    del arena, alone, groups, beside, copies, pool, busy
+    device.release_since(used)

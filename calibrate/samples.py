@@ -1,0 +1,265 @@
+"""Raw measurements of a machine, and the file they are kept in.
+
+    {"schema_version": 1, "kind": "samples", "device": {...}, "conditions": {...}, "warnings": [...],
+     "samples": [{"kind": "expert", "labels": {"bits": "16"}, "arguments": {"tokens": 4, ...}, "seconds": [...]}, ...]}
+
+Modelled: every repetition of every measurement, with what was measured and under which conditions, so that a fit can
+be redone without the machine. Plain JSON, checked by plain code, because the machine that measures may have nothing
+else. Ignored: what the numbers mean (`fit`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import InputError
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 256 * 2**20
+COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # kind: (labels, arguments)
+    "expert": (("bits",), ("tokens", "hidden", "intermediate", "gated")),
+    "grouped": (("bits",), ("tokens", "experts", "hidden", "intermediate", "gated")),
+    "expert_while": (("bits", "companion"), ("tokens", "hidden", "intermediate", "gated")),
+    "dense": (
+        (),
+        ("tokens", "context", "requests", "weight_bytes", "flops", "kv_bytes", "attention_flops", "value_bytes"),
+    ),
+    "head": ((), ("tokens", "weight_bytes", "flops", "value_bytes")),
+    "copy": (("direction", "memory"), ("bytes",)),
+    "copy_piece": (("direction", "memory"), ("bytes", "pieces")),
+    "copy_while": (("direction", "memory", "companion"), ("bytes",)),
+    "disk": (("cache",), ("bytes",)),
+    "cpu_expert": (("bits",), ("tokens", "hidden", "intermediate", "gated")),
+    "host": (("what",), ()),
+    "memory": ((), ("bytes",)),
+    "matmul": (("dtype",), ("rows", "columns", "inner")),
+    "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
+}
+"""What each kind of sample must say. Bytes of an all-to-all: what the busiest rank sends to the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measurement, repeated."""
+
+    kind: str
+    labels: Mapping[str, str]
+    arguments: Mapping[str, float]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_sample(self)
+
+    @property
+    def median_s(self) -> float:
+        """Median over the repetitions."""
+        return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles over the median."""
+        low, high = np.percentile(self.seconds, [25, 75])
+        return float(high - low) / self.median_s
+
+    @property
+    def standard_error(self) -> float:
+        """Relative standard error of the median, estimated from the quartiles as for normal noise."""
+        return 1.2533 * self.spread / 1.349 / math.sqrt(len(self.seconds))  # √(π/2) · IQR/1.349 / √n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSet:
+    """Everything measured in one calibration."""
+
+    device: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    samples: tuple[Sample, ...]
+    warnings: tuple[str, ...] = ()
+    model: str | None = None
+    quick: bool = False
+    produced_by: str = field(default=f"moeplan {__version__}")
+
+    def of(self, kind: str, **labels: str) -> list[Sample]:
+        """Return the samples of a kind whose labels are as given."""
+        return [
+            sample
+            for sample in self.samples
+            if sample.kind == kind and all(sample.labels.get(name) == value for name, value in labels.items())
+        ]
+
+    def values_of(self, kind: str, label: str) -> list[str]:
+        """Return the distinct values of a label among samples of a kind, in order of appearance."""
+        return list(dict.fromkeys(sample.labels[label] for sample in self.samples if sample.kind == kind))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+
+def merge(sets: Iterable[SampleSet]) -> SampleSet:
+    """Return one set in which repetitions of the same measurement stand together.
+
+    Raises InputError for sets of different devices.
+    """
+    parts = list(sets)
+    if not parts:
+        raise InputError("samples", "none", "nothing to merge", "measure first")
+    names = {str(part.device.get("name")) for part in parts}
+    if len(names) > 1:
+        raise InputError("device", sorted(names), "samples of different devices", "fit each device on its own")
+    found: dict[tuple[Any, ...], list[float]] = {}
+    first: dict[tuple[Any, ...], Sample] = {}
+    for sample in (sample for part in parts for sample in part):
+        key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
+        first.setdefault(key, sample)
+        found.setdefault(key, []).extend(sample.seconds)
+    samples = tuple(
+        Sample(kind=one.kind, labels=one.labels, arguments=one.arguments, seconds=tuple(found[key]))
+        for key, one in first.items()
+    )
+    return SampleSet(
+        device=parts[0].device,
+        conditions=parts[0].conditions,
+        samples=samples,
+        model=parts[0].model,
+        quick=parts[0].quick,
+        warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
+    )
+
+
+def check_sample(sample: Sample) -> None:
+    """Return nothing; raises InputError for an unknown kind, an absent column or a time that is not one."""
+    columns = COLUMNS.get(sample.kind)
+    if columns is None:
+        raise InputError("samples: kind", sample.kind, f"one of {', '.join(COLUMNS)}", "measure with this version")
+    for names, given, what in ((columns[0], sample.labels, "label"), (columns[1], sample.arguments, "argument")):
+        for name in names:
+            if name not in given:
+                raise InputError(f"samples: {sample.kind}.{name}", "(absent)", f"a {what} is missing", "measure again")
+    for name, value in sample.arguments.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise InputError(
+                f"samples: {sample.kind}.{name}", value, "not a finite number of at least zero", "measure again"
+            )
+    if not sample.seconds:
+        raise InputError(f"samples: {sample.kind}.seconds", [], "no repetitions", "measure again")
+    for value in sample.seconds:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise InputError(f"samples: {sample.kind}.seconds", value, "not a finite time above zero", "measure again")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def samples_to_json(found: SampleSet) -> str:
+    """Return the samples as JSON text, one sample a line."""
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "samples",
+        "produced_by": found.produced_by,
+        "model": found.model,
+        "quick": found.quick,
+        "device": dict(found.device),
+        "conditions": dict(found.conditions),
+        "warnings": list(found.warnings),
+    }
+    text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
+    lines = [
+        json.dumps(
+            {"kind": s.kind, "labels": dict(s.labels), "arguments": dict(s.arguments), "seconds": list(s.seconds)},
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        for s in found
+    ]
+    return text[: text.rindex("\n}")] + ',\n "samples": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+
+
+def samples_from_json(text: str, where: str = "samples") -> SampleSet:
+    """Return the samples that `text` holds; raises InputError, naming field and rule, for anything that is not such a file."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(where, "(text)", "not JSON", "measure again") from None
+    if not isinstance(data, dict) or data.get("kind") != "samples":
+        raise InputError(where, "(text)", "not a file of samples", "give the file that calibrate wrote")
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: schema_version",
+            data.get("schema_version"),
+            f"this version reads {SCHEMA_VERSION}",
+            "measure again",
+        )
+    for name, kind in (("device", dict), ("conditions", dict), ("samples", list), ("warnings", list)):
+        if not isinstance(data.get(name), kind):
+            raise InputError(f"{where}: {name}", data.get(name), "absent or of the wrong type", "measure again")
+    samples = []
+    for at, row in enumerate(data["samples"]):
+        parts = ("kind", str), ("labels", dict), ("arguments", dict), ("seconds", list)
+        if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in parts):
+            raise InputError(
+                f"{where}: samples[{at}]", row, "needs kind, labels, arguments and seconds", "measure again"
+            )
+        samples.append(
+            Sample(kind=row["kind"], labels=row["labels"], arguments=row["arguments"], seconds=tuple(row["seconds"]))
+        )
+    return SampleSet(
+        device=data["device"],
+        conditions=data["conditions"],
+        samples=tuple(samples),
+        model=data.get("model"),
+        quick=bool(data.get("quick")),
+        warnings=tuple(str(w) for w in data["warnings"]),
+        produced_by=str(data.get("produced_by")),
+    )
+
+
+def read_samples(path: str | os.PathLike[str]) -> SampleSet:
+    """Return the samples in a file; raises InputError for one that is absent, too large or not of this form."""
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            "samples", name, f"cannot be read ({(error.strerror or 'failed').lower()})", "check the path"
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise InputError("samples", name, f"larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise InputError("samples", name, "not UTF-8 text", "check that it is the right file") from None
+    return samples_from_json(text, name)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` aside and give it the target's name, so that a reader sees the old file or the whole new one.
+
+    Raises InputError where the folder cannot be written; then nothing is left behind.
+    """
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+    except OSError as error:
+        reason = (error.strerror or "failed").lower()
+        raise InputError(
+            "output", os.fspath(path), f"cannot be written ({reason})", "choose a writable place"
+        ) from None

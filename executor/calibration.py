@@ -1,0 +1,100 @@
+"""One call that measures a device and writes its profile: microbenchmarks, the engine's own costs, the fit, two files.
+
+Modelled: `out` gets the profile, and `out` with `.samples.json` in place of `.json` the raw samples, written whole or
+not at all. Ignored: what the front door prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..calibrate.device import open_device
+from ..calibrate.fit import Fit, fit_profile
+from ..calibrate.harness import Progress
+from ..calibrate.measure import FULL, QUICK, Extent, measure_device
+from ..calibrate.samples import SampleSet, samples_to_json, write_text
+from ..calibrate.standard_shapes import cpu_models, gpu_models
+from ..errors import InputError
+from ..hardware import profile_to_json
+from ..specs import ModelSpec, weight_format
+from .execute import silent
+from .host_overheads import measure_host
+
+_QUICK_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a calibration found."""
+
+    fit: Fit
+    samples: SampleSet
+
+    def to_dict(self, path: str | None = None) -> dict[str, Any]:
+        """Return what `moeplan calibrate --json` prints."""
+        return {
+            "profile": path or self.fit.profile.name,
+            "device": dict(self.samples.device),
+            "num_samples": sum(len(sample.seconds) for sample in self.samples),
+            "num_measurements": len(self.samples.samples),
+            "fit": self.fit.to_dict(),
+            "warnings": list(self.fit.warnings),
+        }
+
+
+def calibrate_device(
+    device: str = "cpu",
+    *,
+    quick: bool = False,
+    models: Sequence[ModelSpec] | None = None,
+    bits: Sequence[str] = ("16", "4"),
+    out: str | os.PathLike[str] | None = None,
+    seconds: float | None = None,
+    extent: Extent | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Return the calibration of a device, written to `out` where that is given.
+
+    models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. seconds: about how long it may
+    take; 20 for a quick one. extent: how much is measured, instead of the full or the quick extent. Raises InputError for an unknown
+    or absent device or format, DoesNotFit where the shapes exceed its memory.
+    """
+    chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
+    formats = [weight_format(name).name for name in bits]
+    if out is not None and Path(out).suffix != ".json":
+        raise InputError("output", os.fspath(out), "a profile is a .json file", "name it for instance cpu.json")
+    limit = _QUICK_SECONDS if quick and seconds is None else seconds
+    opened = open_device(device)
+    try:
+        found = measure_device(
+            opened,
+            chosen,
+            formats,
+            extent=extent or (QUICK if quick else FULL),
+            seconds=limit,
+            progress=progress,
+            dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
+            host=lambda: measure_host(chosen[0], device=device),
+        )
+    finally:
+        opened.close()
+    return write_calibration(found, out)
+
+
+def write_calibration(samples: SampleSet, out: str | os.PathLike[str] | None) -> Calibration:
+    """Return the fit of samples, with profile and samples written where `out` is given."""
+    beside = None if out is None else Path(out).with_suffix(".samples.json")
+    fit = fit_profile(samples, samples_file=beside.name if beside is not None else None)
+    if out is not None and beside is not None:
+        profile = dataclasses.replace(fit.profile, name=Path(out).stem)
+        fit = dataclasses.replace(fit, profile=profile)
+        write_text(beside, samples_to_json(samples))
+        write_text(out, profile_to_json(profile))
+    return Calibration(fit=fit, samples=samples)

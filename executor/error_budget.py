@@ -1,0 +1,230 @@
+"""Where a prediction's error comes from: measured durations put into the simulator, one class at a time.
+
+    copy         how long a transfer takes alone
+    compute      how long kernels take alone
+    contention   how much they slow each other down
+    host         what the host does between them
+    scheduling   what is left when all of these are measured
+
+Modelled: a row's measured duration is its duration alone plus what companions cost it, in proportion to how long they
+ran beside it; a straight line over many rows separates the two. Ratios of measured to predicted durations then scale
+the tables. Ignored: how durations vary around their middle, which is part of what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..sim.costs import (
+    COMPUTE,
+    D2H,
+    H2D,
+    HOST,
+    HOST_KERNEL,
+    HOST_LAYER,
+    HOST_STEP,
+    HOST_TRANSFER,
+    NUM_RATED_LANES,
+    RATE_ONE,
+    CostTables,
+)
+from ..sim.policies.state import Array
+from ..sim.timeline import (
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_HOST_LAUNCH,
+    OP_HOST_LAYER,
+    OP_HOST_STEP,
+    OP_HOST_SUBMIT,
+    ROW_END,
+    ROW_LANE,
+    ROW_LAYER,
+    ROW_OP,
+    ROW_START,
+    ROW_STEP,
+    ROW_TOKENS,
+    Timeline,
+)
+from .execute import RunInput
+from .execution import Execution
+from .prediction import predicted_step_s, simulate
+
+CLASSES = ("copy", "compute", "contention", "host")
+_MIN_OVERLAP = 0.05
+_SLOWEST = 0.2
+_HOST_OPS = {
+    HOST_STEP: OP_HOST_STEP,
+    HOST_LAYER: OP_HOST_LAYER,
+    HOST_KERNEL: OP_HOST_LAUNCH,
+    HOST_TRANSFER: OP_HOST_SUBMIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Measured over predicted durations of one kind of rows: alone, and per unit of overlap."""
+
+    alone: float
+    slope: float
+    seen: bool
+
+
+def error_budget(
+    given: RunInput, tables: CostTables, executions: Sequence[Execution], measured_s: float
+) -> dict[str, float]:
+    """Return the relative error of the mean step: as predicted (`none`), with each class measured, with all (`scheduling`)."""
+    parts = measured_tables(given, tables, executions)
+    found = {"none": predicted_step_s(simulate(given, tables), given.workload) / measured_s - 1}
+    for name in CLASSES:
+        changed = tables._replace(**parts[name])
+        found[name] = predicted_step_s(simulate(given, changed), given.workload) / measured_s - 1
+    every = tables
+    for name in CLASSES:
+        every = every._replace(**parts[name])
+    found["scheduling"] = predicted_step_s(simulate(given, every), given.workload) / measured_s - 1
+    return found
+
+
+def measured_tables(
+    given: RunInput, tables: CostTables, executions: Sequence[Execution]
+) -> dict[str, dict[str, Array]]:
+    """Return, for each class, the fields of the cost tables that it replaces."""
+    timelines = [execution.timeline for execution in executions]
+    ratio = {op: _lines(given, tables, timelines, op) for op in (OP_DENSE, OP_EXPERT, OP_HEAD)}
+    copies = _copy_line(tables, timelines, H2D)
+    backs = _copy_line(tables, timelines, D2H)
+    compute = {
+        "dense_ns": _scaled(tables.dense_ns, ratio[OP_DENSE].alone),
+        "head_ns": _scaled(tables.head_ns, ratio[OP_HEAD].alone),
+        "kernel_ns": _scaled(tables.kernel_ns, ratio[OP_EXPERT].alone),
+        "grouped_ns": _scaled(tables.grouped_ns, ratio[OP_EXPERT].alone, least=0),
+    }
+    rate = tables.rate.copy()
+    for lane, line in ((COMPUTE, ratio[OP_EXPERT]), (H2D, copies)):
+        if line.seen:
+            measured = min(1.0, max(_SLOWEST, 1.0 - line.slope))
+            companion = H2D if lane == COMPUTE else COMPUTE
+            for mask in range(2**NUM_RATED_LANES):
+                if mask >> lane & 1 and mask >> companion & 1:
+                    rate[lane, mask] = max(1, round(measured * RATE_ONE))
+    host = tables.host_ns.copy()
+    for kind, op in _HOST_OPS.items():
+        lengths = np.concatenate([_lengths(timeline, op) for timeline in timelines])
+        if len(lengths):
+            host[kind] = int(np.median(lengths))
+    return {
+        "copy": {"chunk_ns": _scaled(tables.chunk_ns, copies.alone), "back_ns": _scaled(tables.back_ns, backs.alone)},
+        "compute": compute,
+        "contention": {"rate": rate},
+        "host": {"host_ns": host},
+    }
+
+
+def _lines(given: RunInput, tables: CostTables, timelines: Sequence[Timeline], op: int) -> _Line:
+    """Return measured against predicted durations of one kind of computing."""
+    ratios, overlaps = [], []
+    for timeline in timelines:
+        rows = timeline.rows[timeline.rows[:, ROW_OP] == op]
+        expected = _expected_ns(given, tables, rows, op)
+        beside = _overlap_ns(rows, timeline.rows[timeline.rows[:, ROW_LANE] == H2D])
+        ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / expected)
+        overlaps.append(beside / expected)
+    return _line(np.concatenate(ratios), np.concatenate(overlaps))
+
+
+def _copy_line(tables: CostTables, timelines: Sequence[Timeline], lane: int) -> _Line:
+    ratios, overlaps = [], []
+    for timeline in timelines:
+        rows = timeline.rows[timeline.rows[:, ROW_LANE] == lane]
+        if lane == D2H:
+            expected = np.full(len(rows), float(tables.back_ns[0]))
+        else:
+            last = rows[:, 7] == tables.chunk_bytes[0, 1]
+            expected = np.where(last, tables.chunk_ns[0, 1], tables.chunk_ns[0, 0]).astype(float)
+        compute = timeline.rows[timeline.rows[:, ROW_LANE] == COMPUTE]
+        ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / np.maximum(expected, 1))
+        overlaps.append(_overlap_ns(rows, compute) / np.maximum(expected, 1))
+    return _line(np.concatenate(ratios), np.concatenate(overlaps))
+
+
+def _line(ratios: Array, overlaps: Array) -> _Line:
+    """Return the line ratio = alone + slope · overlap that is least disturbed by outliers.
+
+    Where overlaps hardly differ, nothing can be told apart, and the middle ratio is taken for alone.
+    """
+    if len(ratios) == 0:
+        return _Line(1.0, 0.0, False)
+    middle = float(np.median(ratios))
+    if np.percentile(overlaps, 90) - np.percentile(overlaps, 10) < _MIN_OVERLAP:
+        return _Line(middle, 0.0, False)
+    kept = ratios <= 3 * middle
+    slope, alone = 0.0, middle
+    for _ in range(3):
+        design = np.stack([np.ones(int(kept.sum())), overlaps[kept]], 1)
+        alone, slope = np.linalg.lstsq(design, ratios[kept], rcond=None)[0]
+        off = np.abs(ratios - alone - slope * overlaps)
+        kept = off <= 3 * max(float(np.median(off[kept])), 1e-6)
+    return _Line(max(0.05, float(alone)), max(0.0, float(slope)), True)
+
+
+def _expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> Array:
+    """Return the predicted duration, running alone, of each row."""
+    line = tables.step_class[rows[:, ROW_STEP]]
+    if op == OP_DENSE:
+        found: Array = tables.dense_ns[line, rows[:, ROW_LAYER]].astype(float)
+        return found
+    if op == OP_HEAD:
+        head: Array = tables.head_ns[line].astype(float)
+        return head
+    shares = tables.kernel_ns[0]
+    expected = np.zeros(len(rows))
+    for at, row in enumerate(rows.tolist()):
+        # A launch of several experts is taken as if its tokens were spread evenly over the visit's experts.
+        alone = row[4] >= 0
+        if alone:
+            expected[at] = shares[row[ROW_TOKENS]] + tables.grouped_ns[0]
+        else:
+            expected[at] = _group_ns(given, tables, row)
+    return np.maximum(expected, 1)
+
+
+def _group_ns(given: RunInput, tables: CostTables, row: list[int]) -> float:
+    """Return the predicted duration of a launch of several experts: its share of the whole visit's, by tokens."""
+    visit = row[ROW_STEP] * given.config.num_layers + row[ROW_LAYER]
+    low, high = given.workload.steps.visit_start[visit], given.workload.steps.visit_start[visit + 1]
+    tokens = given.workload.steps.visit_tokens[low:high]
+    whole = float(tables.kernel_ns[0][tokens].sum())
+    return float(tables.grouped_ns[0]) + whole * row[ROW_TOKENS] / max(1, int(tokens.sum()))
+
+
+def _overlap_ns(rows: Array, others: Array) -> Array:
+    """Return how long some row of another lane, whose rows do not overlap, ran beside each row."""
+    if len(others) == 0 or len(rows) == 0:
+        return np.zeros(len(rows))
+    others = others[np.argsort(others[:, ROW_START], kind="stable")]
+    edges = np.concatenate([others[:, [ROW_START]], others[:, [ROW_END]]], 1).ravel().astype(float)
+    busy = np.concatenate([[0.0], np.cumsum((others[:, ROW_END] - others[:, ROW_START]).astype(float))])
+    levels = np.repeat(busy, 2)[1:-1]  # busy time at every edge: unchanged before a start, grown at an end
+    until = np.interp(rows[:, ROW_END], edges, levels) - np.interp(rows[:, ROW_START], edges, levels)
+    found: Array = np.maximum(until, 0.0)
+    return found
+
+
+def _lengths(timeline: Timeline, op: int) -> Array:
+    rows = timeline.rows[(timeline.rows[:, ROW_LANE] == HOST) & (timeline.rows[:, ROW_OP] == op)]
+    lengths: Array = rows[:, ROW_END] - rows[:, ROW_START]
+    return lengths
+
+
+def _scaled(values: Array, ratio: float, least: int = 1) -> Array:
+    scaled: Array = np.where(values > 0, np.maximum(least, np.rint(values * ratio)), values).astype(np.int64)
+    return scaled
+
+
+def median_budget(budgets: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return, for each entry, the median of its absolute value over configurations."""
+    return {name: float(np.median([abs(budget[name]) for budget in budgets])) for name in budgets[0]} if budgets else {}

@@ -1,0 +1,136 @@
+"""What the simulator says of a run that is about to be made: the same workload, the same decisions, costs from a
+profile.
+
+Modelled: sizes are those of the slots that really move, which differ a little from a format's nominal bytes
+(alignment, scales). Ignored: SimPy; the compiled twin is equal to it to the nanosecond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..calibrate.cost_model import CostModel
+from ..calibrate.fitted_model import FittedCostModel
+from ..errors import InputError
+from ..schedule import OffloadSchedule
+from ..sim.costs import CostTables, chunk_sizes
+from ..sim.engines import Outcome, run_twin
+from ..sim.metrics import Metrics, summarise
+from ..sim.policies.state import make_config
+from ..sim.tabulate import CostSources, tabulate
+from ..sim.workload import Workload, build_workload
+from ..specs import ModelSpec, WeightFormat, weight_format
+from ..traces.recording import RoutingTrace
+from ..units import NS_PER_S, seconds_to_ns
+from .execute import RunInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A prediction with the tables it was made from."""
+
+    tables: CostTables
+    sources: CostSources
+    outcome: Outcome
+    metrics: Metrics
+
+
+def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: int | None = None) -> RunInput:
+    """Return what running `schedule` on a recording takes.
+
+    Raises InputError for a cache without a size, or guesses that the recording does not hold.
+    """
+    cache = schedule.cache
+    if cache.policy != "none" and cache.experts_per_layer is None and cache.pooled_experts is None:
+        raise InputError(
+            "cache", "no size", "a run needs the number of slots", "set cache.experts_per_layer or cache.pooled_experts"
+        )
+    distances, width = (0, 0) if trace.predicted is None else trace.predicted.shape[2:]
+    if schedule.predictor.kind == "next-gate" and distances < schedule.predictor.depth:
+        raise InputError(
+            "predictor.depth",
+            schedule.predictor.depth,
+            f"the recording's guesses reach {distances} layers",
+            "use predictor.kind=dial",
+        )
+    workload = build_workload(
+        trace,
+        schedule.workload,
+        reset_per_request=cache.reset == "request",
+        max_steps=window_steps,
+        with_next_use=cache.policy == "belady",
+    )
+    config = make_config(
+        schedule,
+        num_layers=trace.num_layers,
+        num_experts=trace.num_experts,
+        top_k=trace.top_k,
+        guess_distances=distances,
+        guess_width=width,
+    )
+    if cache.pooled_experts is not None:
+        capacities = np.array([cache.pooled_experts])
+    else:
+        capacities = np.full(trace.num_layers, cache.experts_per_layer or 0)
+    return RunInput(schedule=schedule, config=config, workload=workload, capacities=capacities)
+
+
+def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int, rows: bool = False) -> Forecast:
+    """Return the prediction of a run; raises MissingCalibration where the profile does not reach."""
+    fmt = stored_format(given.schedule, model)
+    if isinstance(costs, FittedCostModel):
+        costs = costs.with_experts(fmt.name, typical_tokens(given.workload))
+    tables, sources = tabulate(costs, model, given.schedule, given.workload, fmt)
+    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes)
+    outcome = simulate(given, tables, rows=rows)
+    return Forecast(
+        tables=tables, sources=sources, outcome=outcome, metrics=summarise(outcome, given.workload, sources, slot_bytes)
+    )
+
+
+def simulate(given: RunInput, tables: CostTables, *, rows: bool = False) -> Outcome:
+    """Return the outcome of a run under given tables."""
+    serial = not given.schedule.copy.overlap
+    return run_twin(given.config, given.workload, tables, given.capacities, serial=serial, rows=rows)
+
+
+def stored_format(schedule: OffloadSchedule, model: ModelSpec) -> WeightFormat:
+    """Return how a schedule stores the experts of a model."""
+    return weight_format(model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits)
+
+
+def typical_tokens(workload: Workload) -> float:
+    """Return the tokens that an expert gets when it is used, on average over decoding where there is any."""
+    decode = np.repeat(workload.steps.step_phase == 1, workload.num_layers)
+    counts = np.diff(workload.steps.visit_start)
+    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_visits, bool)
+    return float(workload.steps.visit_tokens[mine].mean())
+
+
+def with_slot_bytes(tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int) -> CostTables:
+    """Return `tables` for transfers of `slot_bytes`."""
+    count, first, last = chunk_sizes(slot_bytes, schedule.copy.chunk_bytes)
+    pinned = schedule.copy.pinned
+    pieces = [max(1, seconds_to_ns(costs.host_to_device(size, pinned=pinned).seconds)) for size in (first, last)]
+    back = max(1, seconds_to_ns(costs.device_to_host(slot_bytes, pinned=pinned).seconds))
+    return tables._replace(
+        expert_bytes=np.array([slot_bytes], np.int64),
+        num_chunks=np.array([count], np.int64),
+        chunk_bytes=np.array([[first, last]], np.int64),
+        chunk_ns=np.array([pieces], np.int64),
+        back_ns=np.array([back], np.int64),
+    )
+
+
+def counted_steps(workload: Workload) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return which steps a run's speed is told by: those that decode, or all of them where none does."""
+    decode: np.ndarray[tuple[int], np.dtype[np.bool_]] = workload.steps.step_phase == 1
+    return decode if decode.any() else np.ones_like(decode)
+
+
+def predicted_step_s(found: Outcome, workload: Workload) -> float:
+    """Return the mean predicted duration of the steps that count."""
+    steps = np.diff(np.concatenate(([0], found.step_end)))
+    return float(steps[counted_steps(workload)].mean()) / NS_PER_S

@@ -1,0 +1,275 @@
+"""Predicted against measured over a grid: run every configuration for real, several times, taking turns, and say how
+far off it was.
+
+Modelled: rounds; in each, every configuration runs once and, where no profile is given, a part of the calibration runs
+too, so that a machine that drifts drifts for both. A step's measured time is the median over rounds (it does the same
+work in each); the first round warms up and is not counted when there are others. Noise is what two halves of the
+rounds differ by. The calibrated shapes and the validated ones are apart. Ignored: what the figures are called on the
+command line and how they are drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..calibrate.cost_model import CostModel
+from ..calibrate.fitted_model import load_costs
+from ..calibrate.measure import QUICK, Extent
+from ..calibrate.samples import SampleSet, merge
+from ..errors import InputError, MoeplanError
+from ..hardware import Profile
+from ..sim.policies.state import HITS, MISSES, Array
+from ..sim.timeline import Timeline
+from ..specs import ModelSpec, weight_format
+from ..traces.recording import RoutingTrace
+from ..units import NS_PER_S
+from .agreement import Compared, summary
+from .calibration import Calibration, calibrate_device, write_calibration
+from .error_budget import error_budget, median_budget
+from .execute import Progress, RunInput, Stage, execute, open_stage, silent
+from .execution import Execution, count_differences, median_steps
+from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format
+from .validation_grid import Case, Grid
+
+T = TypeVar("T")
+
+# Rounds from one part of the calibration to the next.
+_CALIBRATE_EVERY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """One configuration with everything that was predicted and measured."""
+
+    case: Case
+    given: RunInput
+    forecast: Forecast
+    executions: tuple[Execution, ...]
+    compared: Compared
+    budget: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """A whole grid."""
+
+    validated: tuple[Validated, ...]
+    calibration: Calibration | None
+    profile: Profile
+    notes: tuple[str, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document that `moeplan validate --json` prints."""
+        configurations = []
+        for one in self.validated:
+            configurations.append(one.compared.to_dict() | {"error_budget": dict(one.budget)})
+        return {
+            **summary([one.compared for one in self.validated]),
+            "error_budget": median_budget([one.budget for one in self.validated]),
+            "configurations": configurations,
+            "profile": self.profile.name,
+            "calibrated_in_the_same_run": self.calibration is not None,
+            "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+        }
+
+    def timelines(self, name: str | None = None) -> tuple[Timeline, Timeline]:
+        """Return (predicted, measured) rows of a configuration, the first one by default."""
+        chosen = next((one for one in self.validated if one.case.name == name), self.validated[0])
+        measured = chosen.executions[-1].timeline
+        predicted = chosen.forecast.outcome.timeline
+        if predicted is None:
+            raise InputError("timeline", chosen.case.name, "its rows were not kept", "validate again")
+        return predicted, measured
+
+
+def validate_grid(
+    grid: Grid,
+    trace: RoutingTrace,
+    *,
+    profile: Profile | None = None,
+    device: str = "cpu",
+    extent: Extent = QUICK,
+    calibrate_seconds: float = 12.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Validation:
+    """Return predicted and measured of every configuration of a grid.
+
+    profile: None calibrates in the same run, on the grid's own calibration shapes, a part in each round of about
+    `calibrate_seconds`. Raises InputError for a grid that does not go with the recording, MissingCalibration where the profile does not
+    reach, DoesNotFit where a configuration exceeds the device.
+    """
+    began = time.monotonic()
+    if profile is None and not grid.calibrate_shapes:
+        raise InputError(
+            "grid: calibrate", "no shapes", "no profile is given and nothing to calibrate with", "give either"
+        )
+    shapes = {case.shape: case.shape.model(trace) for case in grid.cases}
+    inputs = {case.name: run_input(case.schedule, trace, window_steps=grid.steps) for case in grid.cases}
+    measured: dict[str, list[Execution]] = {case.name: [] for case in grid.cases}
+    parts: list[SampleSet] = []
+    rng = np.random.default_rng(seed)
+    rounds = grid.repeats + (1 if grid.repeats > 1 else 0)
+    total = rounds * len(grid.cases)
+    calibrated = [shape.model(trace) for shape in grid.calibrate_shapes]
+    stages = _open_stages(grid, shapes, inputs, device)
+    try:
+        for number in range(rounds):
+            if profile is None and number % _CALIBRATE_EVERY == 0:
+                part = calibrate_device(
+                    device, models=calibrated, bits=grid.calibrate_bits, extent=extent, seconds=calibrate_seconds
+                )
+                parts.append(part.samples)
+            if number == 0:  # what a profile does not reach is known before anything long is run
+                for case in grid.cases:
+                    costs = _costs(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
+                    _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
+            for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
+                case = grid.cases[at]
+                found = execute(stages[shapes[case.shape].name], inputs[case.name])
+                if number > 0 or rounds == 1:
+                    measured[case.name].append(found)
+                progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
+    finally:
+        for stage in stages.values():
+            stage.close()
+    calibration = write_calibration(merge(parts), None) if parts else None
+    used = calibration.fit.profile if calibration is not None else profile
+    if used is None:
+        raise InputError("profile", "none", "nothing was calibrated", "give a profile")
+    validated = []
+    for case in grid.cases:
+        model, runs = shapes[case.shape], measured[case.name]
+        costs = _costs(used, model, device)
+        validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
+    return Validation(
+        validated=tuple(validated),
+        calibration=calibration,
+        profile=used,
+        notes=_notes(grid, trace, shapes),
+        seconds=time.monotonic() - began,
+    )
+
+
+def validate_cases(
+    cases: Sequence[tuple[Case, RunInput]],
+    stage: Stage,
+    costs: CostModel,
+    *,
+    repeats: int = 3,
+    progress: Progress = silent,
+) -> list[Validated]:
+    """Return predicted and measured of runs on one open stage, with given costs: what one plan's validation takes."""
+    measured: dict[str, list[Execution]] = {case.name: [] for case, _ in cases}
+    rounds = repeats + 1
+    for number in range(rounds):
+        for place, (case, given) in enumerate(cases):
+            found = execute(stage, given)
+            if number:
+                measured[case.name].append(found)
+            progress(number * len(cases) + place + 1, rounds * len(cases), case.name)
+    return [compare(case, given, stage.model, costs, measured[case.name]) for case, given in cases]
+
+
+def compare(
+    case: Case, given: RunInput, model: ModelSpec, costs: CostModel, executions: Sequence[Execution]
+) -> Validated:
+    """Return one configuration's prediction beside its measurements."""
+    if not executions:
+        raise InputError("repeats", 0, "nothing was measured", "run at least once")
+    predicted = forecast(given, model, costs, slot_bytes=executions[0].slot_bytes, rows=True)
+    tokens = int(given.workload.steps.visit_tokens.sum())
+    differences = [line for execution in executions for line in count_differences(execution, predicted.outcome, tokens)]
+    halves = [executions[0::2], executions[1::2] or executions]
+    measured_s = _mean_step_s(executions, given)
+    steps = counted_steps(given.workload)
+    counts = executions[0].counts
+    compared = Compared(
+        name=case.name,
+        group=case.group,
+        predicted_s=predicted_step_s(predicted.outcome, given.workload),
+        relative_uncertainty=predicted.metrics.relative_uncertainty,
+        measured_s=measured_s,
+        measured_half_s=_mean_step_s(halves[0], given),
+        measured_again_s=_mean_step_s(halves[1], given),
+        tokens_per_step=float(given.workload.step_tokens[steps].mean()),
+        count_differences=tuple(dict.fromkeys(differences)),
+        hit_rate_predicted=predicted.metrics.hit_rate,
+        hit_rate_measured=float(counts[HITS] / max(1, counts[HITS] + counts[MISSES])),
+    )
+    return Validated(
+        case=case,
+        given=given,
+        forecast=predicted,
+        executions=tuple(executions),
+        compared=compared,
+        budget=error_budget(given, predicted.tables, executions, measured_s),
+    )
+
+
+def _costs(profile: Profile, model: ModelSpec, device: str) -> CostModel:
+    """Return a profile's costs for a model whose dense part is stored as this device runs it."""
+    return load_costs(profile, model, dense_format=weight_format("32" if device == "cpu" else "16"))
+
+
+def _named(case: Case, work: Callable[[], T]) -> T:
+    """Return what `work` returns; an error it raises begins with the configuration's name."""
+    try:
+        return work()
+    except MoeplanError as error:
+        error.args = (f"{case.name}: {error}",)
+        raise
+
+
+def _foresee(
+    stages: Mapping[str, Stage],
+    shapes: Mapping[Any, ModelSpec],
+    inputs: Mapping[str, RunInput],
+    case: Case,
+    costs: CostModel,
+) -> Forecast:
+    """Return a configuration's prediction; raises MissingCalibration where its costs do not reach."""
+    model, given = shapes[case.shape], inputs[case.name]
+    store = stages[model.name].store(stored_format(given.schedule, model).name)
+    return forecast(given, model, costs, slot_bytes=store.slot_bytes)
+
+
+def _mean_step_s(executions: Sequence[Execution], given: RunInput) -> float:
+    """Return the mean over the steps that count of each step's median over runs."""
+    steps: Array = median_steps(list(executions))[counted_steps(given.workload)]
+    return float(steps.mean()) / NS_PER_S
+
+
+def _open_stages(
+    grid: Grid, shapes: Mapping[Any, ModelSpec], inputs: Mapping[str, RunInput], device: str
+) -> dict[str, Stage]:
+    """Return one open stage for each shape, large enough for all of its configurations."""
+    stages: dict[str, Stage] = {}
+    try:
+        for shape, model in shapes.items():
+            workloads = [inputs[case.name].workload for case in grid.cases if case.shape == shape]
+            stages[model.name] = open_stage(model, workloads, device=device, distinct_experts=4)
+    except BaseException:
+        for stage in stages.values():
+            stage.close()
+        raise
+    return stages
+
+
+def _notes(grid: Grid, trace: RoutingTrace, shapes: Mapping[Any, ModelSpec]) -> tuple[str, ...]:
+    """Return what is not as a real model's run would be."""
+    sizes = ", ".join(f"{model.hidden_size}x{model.expert_intermediate_size}" for model in shapes.values())
+    return (
+        f"models are made up (hidden x intermediate {sizes}) with the layers, experts and choices of {trace.model}; weights are random",
+        f"the first {grid.steps} forward passes of the recording are replayed; step times are those of decode steps",
+        f"each configuration ran {grid.repeats} times after a warm-up, in turns; noise compares two halves of these runs",
+    )
