@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import mmap
 import os
 import shutil
@@ -22,7 +23,6 @@ from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from ..units import MEGA, MIB
@@ -80,31 +80,55 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
     Raises InputError when the file is missing, is not a complete safetensors file, or holds types no recording has.
     """
     try:
-        with safe_open(path, framework="np") as checked:  # the library's checks: sizes, offsets, no gaps, no overlap
-            names = sorted(checked.keys())
-            strings = dict(checked.metadata() or {})
+        _ask_library(path)
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(mapped[:8], "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError("header too long")
+        if length > min(_MAX_HEADER_BYTES, len(mapped) - 8):
+            raise ValueError(f"announces a header of {length} bytes")
         header = json.loads(mapped[8 : 8 + length])
-        return strings, {name: _view(mapped, 8 + length, name, header[name]) for name in names}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        strings = header.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in strings.values()):
+            raise ValueError("header strings must be strings")
+        return dict(strings), _views(mapped, 8 + length, header)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         rule, remedy = "cannot be read as a safetensors file", "give a complete recording, or import it first"
         raise unreadable(path, rule, error, remedy) from None
 
 
-def _view(mapped: mmap.mmap, start: int, name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """Return one tensor as an array over the mapped file."""
-    dtype = _TYPES.get(entry["dtype"])
-    if dtype is None:
-        raise ValueError(f"tensor {name!r} has type {entry['dtype']}; recordings hold {', '.join(_TYPES)}")
-    first, last = entry["data_offsets"]
-    if (start + first) % dtype.itemsize:
-        raise ValueError(f"tensor {name!r} is not aligned to its item size")
-    flat = np.frombuffer(mapped, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
-    return flat.reshape(entry["shape"])
+def _ask_library(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError when the safetensors library refuses a file; without the library, return."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:  # a machine that only measures may lack it; the checks of `_views` suffice to be safe
+        return
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _views(mapped: mmap.mmap, start: int, header: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Return tensors by name as arrays over the mapped file; raises ValueError unless they fill it without gap or overlap."""
+    tensors = {}
+    expected = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (first, last) = _TYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+        if dtype is None:
+            raise ValueError(f"tensor {name!r} has type {entry['dtype']}; recordings hold {', '.join(_TYPES)}")
+        if any(type(size) is not int or size < 0 for size in (*shape, first, last)):
+            raise ValueError(f"tensor {name!r} has a shape or offsets that are no sizes")
+        if first != expected or last - first != math.prod(shape) * dtype.itemsize or start + last > len(mapped):
+            raise ValueError(f"tensor {name!r} does not lie where its shape and the tensor before say")
+        if (start + first) % dtype.itemsize:
+            raise ValueError(f"tensor {name!r} is not aligned to its item size")
+        flat = np.frombuffer(mapped, dtype=dtype, count=(last - first) // dtype.itemsize, offset=start + first)
+        tensors[name] = flat.reshape(shape)
+        expected = last
+    if start + expected != len(mapped):
+        raise ValueError("has bytes after the last tensor")
+    return tensors
 
 
 class TensorAppender:
