@@ -32,9 +32,9 @@ def expert_form(*, many_units: bool) -> Form:
     def seconds(columns: Columns, theta: Array) -> Array:
         start, row, memory, speed = theta[:4]
         compute = _waves(columns, speed, theta[4]) if many_units else _flops(columns) / speed
-        return (
-            start + row * columns["tokens"] * columns["hidden"] + _smooth_max(columns["weight_bytes"] / memory, compute)
-        )
+        memory_s = columns["weight_bytes"] / memory
+        total: Array = start + row * columns["tokens"] * columns["hidden"] + _smooth_max(memory_s, compute)
+        return total
 
     def start(columns: Columns, times: Array) -> tuple[float, ...]:
         common = _common_start(times, columns["weight_bytes"], _flops(columns))
