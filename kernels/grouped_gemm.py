@@ -16,6 +16,8 @@ Accumulation is in float32. Float8 products leave the tensor core's narrower acc
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -296,6 +298,7 @@ def check_slots(slot_of_expert: torch.Tensor | None, groups: RowGroups, num_slot
             )
 
 
+@functools.cache
 def device_of(device: torch.device) -> tuple[str, tuple[int, int] | None]:
     """Return the name of a device and its compute capability (None off CUDA), by which configurations are looked up."""
     if device.type != "cuda":

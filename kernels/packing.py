@@ -2,7 +2,7 @@
 
 A group of weights w becomes whole numbers q with w ≈ (q − zero) · scale. The zero point is an 8-bit number in steps of
 2**(bits − 8). The scale is the row's float32 `row_scale` times an 8-bit floating-point number of 3 exponent and 5 mantissa bits:
-2**(e − 7) · (1 + m/32), so a group far smaller than its row's largest keeps its relative precision down to a 128th of it. Both
+2**(e − 7) · (1 + m/32), so a group far smaller than the largest of its row keeps its relative precision down to a 252nd of it. Both
 expand to float32 by a shift and an addition, exactly. Scale and zero are chosen first and the weights rounded to what those two
 really are, so their coarseness costs range, not bias.
 

@@ -1,9 +1,10 @@
 """The search for launch configurations on a GPU, outside the kernels: try candidates, keep the fastest that is right.
 
-    tune(key, rows_per_expert, run, measure, is_right) ──► Tuned(best, seconds by candidate, reason by failed candidate)
+    tune(candidates(key, rows_per_expert, capability), run, measure, is_right) ──► Tuned(best, seconds, refused)
 
-`run(config)` launches the kernel once and returns its result; `measure(call)` returns the seconds of one call. How a time is
-measured is the caller's business (benchmarks and calibration have one harness for everything), and so is what right means.
+`run(config)` launches the kernel once and returns its result, `measure(call)` returns the seconds of one call, and
+`is_right(config, result)` judges a result. How a time is measured is the caller's business (benchmarks and
+calibration have one harness for everything), and so is what right means.
 
 Modelled: a short list of candidates for each kernel and number of rows, drawn from what fits the device's registers and shared
 memory. Ignored: exhaustive grids; a candidate costs seconds of compiling.
@@ -56,7 +57,7 @@ def tune(
     *,
     deadline_s: float | None = None,
 ) -> Tuned:
-    """Return the fastest of `options` whose result `is_right`; `deadline_s` on time.monotonic() ends the search early.
+    """Return the fastest of `options` whose result is right; `deadline_s` on time.monotonic() ends the search early.
 
     The first option is tried whatever the time. Raises InputError where none works.
     """

@@ -102,11 +102,20 @@ def find_config(
 ) -> Config:
     """Return the configuration for `rows_per_expert` rows of `key` on a device.
 
-    `capability` is the CUDA compute capability, None for anything else. Raises InputError for an unknown kernel or a broken file.
+    `capability` is the CUDA compute capability, None for anything else. Answers are kept until this process saves something, for a
+    launch asks each time. Raises InputError for an unknown kernel or a broken file.
     """
+    return _look_up(key, rows_per_expert, device_name, capability, cache_folder())
+
+
+@functools.lru_cache(maxsize=4096)
+def _look_up(
+    key: TuningKey, rows_per_expert: int, device_name: str, capability: tuple[int, int] | None, folder: Path
+) -> Config:
+    """What `find_config` returns while the files in `folder`, the cache, stay as they are."""
     if key.kernel not in KERNELS:
         raise InputError("kernel", key.kernel, f"one of {', '.join(KERNELS)}", "check its spelling")
-    for path in _candidate_files(device_name, capability):
+    for path in _candidate_files(device_name, capability, folder):
         entries = _entries(str(path), _mtime_ns(path))
         for outputs, inputs in ((key.num_outputs, key.num_inputs), (None, None)):
             by_rows = entries.get((key.kernel, key.weights, outputs, inputs))
@@ -125,7 +134,7 @@ def nearest_rows(rows: int, known: Mapping[int, Config]) -> int:
 
 def origin(device_name: str, capability: tuple[int, int] | None = None) -> str:
     """Return `measured` or `reasoned` for the first file that applies to a device, with the file's name."""
-    for path in _candidate_files(device_name, capability):
+    for path in _candidate_files(device_name, capability, cache_folder()):
         return f"{_read(path)['origin']} ({path.name})"
     raise InputError("device", device_name, "no file of launch configurations applies", "reinstall moeplan")
 
@@ -159,12 +168,13 @@ def save_configs(
         ],
     }
     _write(path, json.dumps(document, indent=1) + "\n")
+    _look_up.cache_clear()
     return path
 
 
-def _candidate_files(device_name: str, capability: tuple[int, int] | None) -> list[Path]:
+def _candidate_files(device_name: str, capability: tuple[int, int] | None, folder: Path) -> list[Path]:
     name = f"{device_slug(device_name)}.json"
-    paths = [cache_folder() / name, _SHIPPED / name]
+    paths = [folder / name, _SHIPPED / name]
     if capability is not None:
         paths.append(_SHIPPED / f"sm_{capability[0]}{capability[1]}.json")
     paths.append(_SHIPPED / "default.json")
