@@ -384,6 +384,9 @@ def test_domains_come_back_for_every_request() -> None:
     assert json.loads(text) == {"names": ["law", "code"], "runs": [[0, 1], [4, 0], [9, 1]]}
     names, index = decode_domains({"domains": text}, request)
     assert names == ["law", "code"] and index.tolist() == domain.tolist()
+    listed = json.dumps(["a", "-", "-", "b", "a", "-", "-", "-", "-", "b"])  # one name per request
+    names, index = decode_domains({"domains": listed}, request)
+    assert [names[i] for i in index] == ["a", "a", "b", "b", "a", "b"]
     assert decode_domains({}, request)[0] == [""] and not decode_domains({}, request)[1].any()
     with pytest.raises(InputError, match="one request has two domains"):
         encode_domains(["law", "code"], request, np.array([1, 0, 1, 1, 0, 1]))
@@ -392,6 +395,8 @@ def test_domains_come_back_for_every_request() -> None:
     for wrong in (
         "",
         "[]",
+        '["a"]',
+        "[1, 2]",
         '{"names": [1], "runs": [[0, 0]]}',
         '{"names": ["a"], "runs": [[0, 1]]}',
         '{"names": [], "runs": []}',

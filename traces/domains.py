@@ -2,7 +2,7 @@
 
 Modelled: one domain per request, stored as runs of requests, so that a million requests in a few domains stay a short
 string: `{"names": ["law", …], "runs": [[first_request, name_index], …]}`; a run reaches to the next run's first
-request. Ignored: domains that change inside a request.
+request. A plain list of one name per request is understood too. Ignored: domains that change inside a request.
 """
 
 from __future__ import annotations
@@ -50,13 +50,24 @@ def decode_domains(
         return [""], np.zeros(len(request), dtype=np.int64)
     try:
         stored = json.loads(metadata[KEY])
+        if isinstance(stored, list):
+            return _listed(stored, np.asarray(request))
         names, runs = stored["names"], np.asarray(stored["runs"], dtype=np.int64).reshape(-1, 2)
         if not all(isinstance(name, str) for name in names) or not len(runs):
             raise ValueError
         if (np.diff(runs[:, 0]) <= 0).any() or runs[:, 1].min() < 0 or runs[:, 1].max() >= len(names):
             raise ValueError
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        rule = 'must be {"names": [...], "runs": [[first_request, name_index], ...]} with increasing first_request'
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
+        rule = 'must be {"names": [...], "runs": [[first_request, name_index], ...]}, or one name per request'
         raise InputError(f"metadata.{KEY}", metadata[KEY], rule, "import the recording again") from None
     run = np.searchsorted(runs[:, 0], np.asarray(request), side="right") - 1
     return list(names), runs[np.maximum(run, 0), 1]
+
+
+def _listed(stored: list[object], request: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return (names in order of appearance, domain index of each entry of `request`) of a list of one name per request."""
+    if not all(isinstance(name, str) for name in stored):
+        raise ValueError
+    names = list(dict.fromkeys(str(name) for name in stored))
+    index = {name: i for i, name in enumerate(names)}
+    return names, np.array([index[str(name)] for name in stored], dtype=np.int64)[request]
