@@ -207,7 +207,9 @@ class _Fitter:
                 ]
                 if rows:
                     self.curves[f"slowdown.compute/{companion}.{bits}"] = Curve(
-                        arguments={axis: tuple(row[axis] for row, _ in rows) for axis in ("tokens", "weight_bytes")},
+                        arguments={
+                            axis: tuple(float(row[axis]) for row, _ in rows) for axis in ("tokens", "weight_bytes")
+                        },
                         seconds=tuple(ratio for _, ratio in rows),
                         relative_uncertainty=0.0,
                         citation=self.citation,

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import InputError, MissingCalibration
 from ..hardware import Curve, Profile
 from ..specs import ModelSpec, WeightFormat
-from .cost_model import CostModel, Estimate
+from .cost_model import CostModel, Estimate, merge_sources
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
 from .surface import Form, Surface, fit_surface
@@ -44,7 +44,7 @@ class FittedCostModel(CostModel):
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer` without its routed experts."""
         if tokens <= 0:
-            return CostModel.dense_layer(self, layer, tokens, context_tokens, num_requests)
+            return self._plain.dense_layer(layer, tokens, context_tokens, num_requests)
         requests = max(1, min(num_requests, tokens))
         shape = PassShape(tokens=tokens, context_tokens=max(context_tokens, tokens), requests=requests)
         arguments = dense_arguments(self.model, [layer], shape, self._value_bytes)
@@ -55,28 +55,28 @@ class FittedCostModel(CostModel):
             arguments,
             ("tokens", "context"),
             "compute",
-            lambda: CostModel.dense_layer(self, layer, tokens, context_tokens, num_requests),
+            lambda: self._plain.dense_layer(layer, tokens, context_tokens, num_requests),
         )
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix."""
         if tokens <= 0:
-            return CostModel.head(self, tokens)
+            return self._plain.head(tokens)
         arguments = head_arguments(self.model, tokens, self._value_bytes)
         form = head_form()
-        return self._read("head", form, arguments, ("tokens",), "memory", lambda: CostModel.head(self, tokens))
+        return self._read("head", form, arguments, ("tokens",), "memory", lambda: self._plain.head(tokens))
 
     def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one routed expert in a launch of its own."""
         if tokens <= 0:
-            return CostModel.expert_kernel(self, tokens, fmt)
-        return self._expert("expert", tokens, fmt, lambda: CostModel.expert_kernel(self, tokens, fmt))
+            return self._plain.expert_kernel(tokens, fmt)
+        return self._expert("expert", tokens, fmt, lambda: self._plain.expert_kernel(tokens, fmt))
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch."""
         if tokens <= 0:
-            return CostModel.grouped_item(self, tokens, fmt)
-        return self._expert("grouped_item", tokens, fmt, lambda: CostModel.grouped_item(self, tokens, fmt))
+            return self._plain.grouped_item(tokens, fmt)
+        return self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
@@ -86,23 +86,23 @@ class FittedCostModel(CostModel):
             curve = self.profile.curves.get(name)
             if curve is not None:
                 return _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "launch")
-        return CostModel.grouped_base(self)
+        return self._plain.grouped_base()
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores."""
         if tokens <= 0 or f"cpu_expert.{fmt.name}" not in self.profile.curves:
-            return CostModel.cpu_expert(self, tokens, fmt)
-        return self._expert("cpu_expert", tokens, fmt, lambda: CostModel.cpu_expert(self, tokens, fmt))
+            return self._plain.cpu_expert(tokens, fmt)
+        return self._expert("cpu_expert", tokens, fmt, lambda: self._plain.cpu_expert(tokens, fmt))
 
     # --- copies -----------------------------------------------------------------------------------------------------
 
     def host_to_device(self, num_bytes: int, pinned: bool = True) -> Estimate:
         """Return the time of one copy to the device, running alone."""
-        return self._copy("h2d", num_bytes, pinned, lambda: CostModel.host_to_device(self, num_bytes, pinned))
+        return self._copy("h2d", num_bytes, pinned, lambda: self._plain.host_to_device(num_bytes, pinned))
 
     def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
         """Return the time of one copy to the host, running alone."""
-        return self._copy("d2h", num_bytes, pinned, lambda: CostModel.device_to_host(self, num_bytes, pinned))
+        return self._copy("d2h", num_bytes, pinned, lambda: self._plain.device_to_host(num_bytes, pinned))
 
     # --- running together ---------------------------------------------------------------------------------------------
 
@@ -123,6 +123,17 @@ class FittedCostModel(CostModel):
         return dataclasses.replace(self, bits=bits, typical_tokens=max(1.0, typical_tokens))
 
     # --- tables -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _plain(self) -> CostModel:
+        """The roofline of the same constants."""
+        return CostModel(
+            self.profile,
+            self.model,
+            dense_format=self.dense_format,
+            kv_bytes_per_value=self.kv_bytes_per_value,
+            encoder_tokens=self.encoder_tokens,
+        )
 
     @property
     def _many_units(self) -> bool:
@@ -206,9 +217,7 @@ class FittedCostModel(CostModel):
                 "measure it, or allow the datasheet to fill it",
             )
         estimate = fill()
-        return dataclasses.replace(
-            estimate, source=f"{_FILLED}+{estimate.source}" if _FILLED not in estimate.source else estimate.source
-        )
+        return dataclasses.replace(estimate, source=merge_sources(_FILLED, estimate.source))
 
     def _measured_formats(self, table: str) -> str:
         names = [name.rpartition(".")[2] for name in self.profile.curves if name.startswith(f"{table}.")]

@@ -96,11 +96,16 @@ class Surface:
         return {name: float(column[at]) for name, column in self.columns.items()}
 
 
-def fit_surface(name: str, form: Form, columns: Columns, seconds: Sequence[float] | Array) -> Surface:
-    """Return the surface through points; `columns` holds one array for each argument."""
+def fit_surface(
+    name: str, form: Form, columns: Columns, seconds: Sequence[float] | Array, *, near: Array | None = None
+) -> Surface:
+    """Return the surface through points; `columns` holds one array for each argument.
+
+    near: parameters to start from, where a good guess is known.
+    """
     times = np.asarray(seconds, float)
     arrays = {axis: np.asarray(column, float) for axis, column in columns.items()}
-    parameters = _fit_form(form, arrays, times)
+    parameters = _fit_form(form, arrays, times, near)
     residual = np.log(times) - np.log(form.seconds(arrays, parameters))
     logs = _logs(arrays, form.axes)
     scale = max(float(np.sqrt(np.mean(residual**2))), _NOISE)
@@ -128,8 +133,8 @@ def cross_validate(name: str, form: Form, columns: Columns, seconds: Sequence[fl
     arrays = {axis: np.asarray(column, float) for axis, column in columns.items()}
     count = len(times)
     errors = np.zeros(count)
+    fitted = _fit_form(form, arrays, times)
     if count < len(form.parameters) + 2:
-        fitted = _fit_form(form, arrays, times)
         whole: Array = np.abs(form.seconds(arrays, fitted) / times - 1)
         return whole
     folds = min(_FOLDS, count)
@@ -138,7 +143,8 @@ def cross_validate(name: str, form: Form, columns: Columns, seconds: Sequence[fl
     for fold in range(folds):
         out = order[fold::folds]
         kept = np.setdiff1d(np.arange(count), out)
-        surface = fit_surface(name, form, {axis: column[kept] for axis, column in arrays.items()}, times[kept])
+        part = {axis: column[kept] for axis, column in arrays.items()}
+        surface = fit_surface(name, form, part, times[kept], near=fitted)
         for at in out.tolist():
             predicted, _ = surface.predict({axis: float(column[at]) for axis, column in arrays.items()})
             errors[at] = abs(predicted / times[at] - 1)
@@ -150,16 +156,19 @@ def nine_in_ten(errors: Array) -> float:
     return float(np.percentile(errors, _NINE_IN_TEN))
 
 
-def _fit_form(form: Form, columns: Columns, seconds: Array) -> Array:
-    """Return the form's parameters; logarithms keep them positive, and a soft loss keeps odd points from pulling."""
+def _fit_form(form: Form, columns: Columns, seconds: Array, near: Array | None = None) -> Array:
+    """Return the form's parameters; logarithms keep them positive, and a soft loss keeps odd points from pulling.
+
+    Without parameters that are known to be `near`, three starts are tried and the best end is taken.
+    """
     target = np.log(seconds)
 
     def residual(theta: Array) -> Array:
         return np.log(np.maximum(form.seconds(columns, np.exp(theta)), 1e-12)) - target
 
-    start = np.log(np.array(form.start(columns, seconds)))
+    start = np.log(np.array(form.start(columns, seconds)) if near is None else near)
     best: Any = None
-    for shift in (0.0, 1.5, -1.5):
+    for shift in (0.0, 1.5, -1.5) if near is None else (0.0,):
         found = least_squares(
             residual, start + shift, loss="soft_l1", f_scale=0.1, max_nfev=400, bounds=(start - 16, start + 16)
         )

@@ -15,7 +15,7 @@ from ..units import GIB, MIB
 from . import numbers
 from .hit_curves import HitCurve
 from .page import INK, Plot
-from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier, overall_tokens_per_s
+from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier
 from .style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, layout, note_beside, points, upright_line
 
 _HEIGHT_PX = 400
@@ -122,7 +122,7 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
         mine = [entry for entry in entries if entry.family == family and (family != REFERENCE or is_roomier(entry))]
         if mine:
             x = [entry.result["ledger"]["device_bytes"] / scale for entry in mine]
-            y = [overall_tokens_per_s(entry.result) for entry in mine]
+            y = [float(entry.result["tokens_per_s"]) for entry in mine]
             hover = [
                 f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} tokens/s"
                 for entry, at, speed in zip(mine, x, y, strict=True)
@@ -135,7 +135,7 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     most = max(y for trace in data for y in trace["y"])
     plan = layout(
         xaxis=axis(f"device memory, {unit}", range=[max(0.0, low - room), high + room]),
-        yaxis=axis("tokens per second, prompts included", range=[0, most * 1.08 or 1]),
+        yaxis=axis("tokens per second", range=[0, most * 1.08 or 1]),
         shapes=[upright_line(budget)],
         annotations=[
             note_beside(f"budget {numbers.size(budget_bytes)}", budget, to_left=budget > low + 0.6 * (high - low))
@@ -146,6 +146,6 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
         figure={"data": data, "layout": plan, "narrow": _NARROW},
         height_px=_HEIGHT_PX,
         title="Best speed against device memory",
-        caption="The line is the best schedule found with at most so much device memory. Speeds here count every token of the "
-        "window, prompts included, over all of its time, so that points and line are comparable.",
+        caption="The line is the best schedule found with at most so much device memory. Points are "
+        "schedules of the plan, at the memory they really take.",
     )

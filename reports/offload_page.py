@@ -116,8 +116,9 @@ def _sentence(text: str) -> str:
 def _speed(document: Document, every: Sequence[Entry]) -> Section:
     misfits = document["baselines_that_do_not_fit"]
     search = (
-        f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated, "
-        f"{document['num_pruned']:,} ruled out by a bound on their time. No schedule of the space can have a mean step below "
+        f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated to the end, "
+        f"{document['num_abandoned']:,} until they could no longer win, {document['num_pruned']:,} ruled out beforehand by a "
+        f"bound on their time. No schedule of the space can have a mean step below "
         f"{numbers.seconds(document['lower_bound_step_s'])}."
     )
     parts: list[str | Plot] = [speed_plot(every), paragraph(search), _comparison(every)]

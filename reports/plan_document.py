@@ -118,6 +118,7 @@ class _Plan:
     front: list[_FrontPoint]
     num_candidates: int
     num_evaluated: int
+    num_abandoned: int
     num_pruned: int
     lower_bound_step_s: float
     optimality_gap: float | None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schedule import OffloadSchedule, schedule_from_dict
-from ..units import NS_PER_S
 from . import numbers
 
 Document = Mapping[str, Any]
@@ -82,8 +81,3 @@ def interval_text(result: Document) -> str:
     """Return the interval of a schedule's tokens per second in words."""
     low, high = interval_of(result)
     return f"{numbers.significant(low)} to {numbers.significant(high) if high is not None else 'any speed'}"
-
-
-def overall_tokens_per_s(result: Document) -> float:
-    """Return the tokens of all steps, prompts included, over the whole run: what the memory–speed front counts."""
-    return float(result["num_tokens"]) * NS_PER_S / max(int(result["makespan_ns"]), 1)

@@ -19,10 +19,9 @@ from moeplan.reports.speed import (
     interval,
     interval_text,
     is_roomier,
-    overall_tokens_per_s,
 )
 from moeplan.schedule import PRESETS, OffloadSchedule, load_preset
-from report_documents import plan_document, result
+from report_documents import plan_document
 
 
 @pytest.mark.parametrize(
@@ -91,10 +90,6 @@ def test_entries_are_the_plan_in_its_own_order() -> None:
         ("memory x2", "2 × memory", REFERENCE, True),
     ]
     assert found[1].schedule == load_preset("on-demand")
-
-
-def test_the_speed_of_a_front_counts_every_token() -> None:
-    assert overall_tokens_per_s(result("any", OffloadSchedule(), 40.0)) == pytest.approx(40.0)
 
 
 def test_a_schedule_that_is_none_is_refused() -> None:
