@@ -86,7 +86,7 @@ def test_every_format(weights, dtype):
     assert_right(cpu.run_rows_batched(rows, views, offsets), rows, views, offsets)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=4, max_size=4),
     function=st.sampled_from(sorted(ACTIVATIONS)),
