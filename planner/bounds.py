@@ -71,6 +71,8 @@ class StreamFloor:
     """By step, the nanoseconds that the stream computes or waits for the host whatever is cached."""
 
     step_ns: Array
+    launch_ns: Array
+    """Of those, host launches that a copy on the same stream may hide."""
 
 
 def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> StreamFloor:
@@ -86,7 +88,8 @@ def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> Str
         int(costs.grouped_ns[0]) if grouped else 0
     )
     each_step = int(costs.host_ns[HOST_STEP] + costs.host_ns[HOST_KERNEL])
-    return StreamFloor(step_ns=kernels + dense + layers * each_visit + each_step)
+    launches = np.full(workload.num_steps, layers * int(costs.host_ns[HOST_KERNEL]), np.int64)
+    return StreamFloor(step_ns=kernels + dense + layers * each_visit + each_step, launch_ns=launches)
 
 
 def copy_ns(costs: CostTables) -> int:
@@ -107,7 +110,9 @@ def remaining_ns(floor: StreamFloor, costs: CostTables, loads: Array, *, serial:
     # Submissions are made between a routing and the kernels that follow it: the stream waits for them.
     stream += moved * int(costs.host_ns[HOST_TRANSFER])
     link = moved * copy_ns(costs)
-    total: Array = stream + link if serial else np.maximum(stream, link)
+    if serial:  # copies and kernels add up, but launches and submissions may pass while a copy runs
+        link = link + _from_each_on(floor.step_ns - floor.launch_ns)
+    total: Array = np.maximum(stream, link)
     return total
 
 
