@@ -17,8 +17,8 @@ from ..sim.simulate import STREAM_SLOTS, Rehearsal
 ASSUMED_RECALL = 0.8
 """Recall of an early gate one layer ahead, used where the recording holds no guesses: the middle of the 60–90 % that
 different sources report for Mixtral (schedule presets cite them), and stated in the answer."""
-LEVEL_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-"""Levels searched, as shares of the slots that fit: below a quarter of what one has, nobody buys."""
+LEVEL_SHARES = (0.4, 0.55, 0.7, 0.85, 1.0)
+"""Levels searched, as shares of the slots that fit: far below what one has, nobody buys."""
 
 # (layers ahead, guesses per token as a share of top-k) worth trying: looking far and wide at once moves more than a link can.
 _REACHES = ((1, 0.5), (1, 1.0), (1, 1.5), (1, 2.0), (2, 0.5), (2, 1.0), (3, 0.5), (3, 1.0))
