@@ -34,6 +34,7 @@ _FLAGGED_RATIO = 2.5
 _MIN_POINTS_TO_FLAG = 6
 _LEAST = 1e-9
 _CPU_RUNTIME_BYTES = 0.0
+_HOST_PARTS = ("step", "layer", "kernel", "transfer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,6 @@ class _Fitter:
         """Fit the dense part of a layer and the output matrix."""
         for kind, form in (("dense", dense_form()), ("head", head_form())):
             found = self.samples.of(kind)
-            if not found:
-                raise InputError("samples", kind, "none measured", "calibrate again without leaving it out")
             self.table(kind, form, [dict(s.arguments) for s in found], [s.median_s for s in found])
 
     def copies(self) -> dict[str, LinkDirection]:
@@ -175,10 +174,6 @@ class _Fitter:
                 rates[memory] = surface.parameter("bandwidth")
                 latency = max(latency, surface.parameter("latency_s"))
                 uncertainty = max(uncertainty, self.curves[surface.name].relative_uncertainty)
-            if not rates:
-                raise InputError(
-                    "samples", f"copy {direction}", "none measured", "calibrate again without leaving it out"
-                )
             both = {memory: rates.get(memory, next(iter(rates.values()))) for memory in ("pinned", "pageable")}
             links[direction] = LinkDirection(
                 pinned_bytes_per_s=self.constant(both["pinned"], uncertainty),
@@ -233,8 +228,6 @@ class _Fitter:
         """Return the device's constants."""
         memory = self.samples.of("memory")
         products = self.samples.of("matmul")
-        if not memory or not products:
-            raise InputError("samples", "memory, matmul", "the ceilings were not measured", "calibrate again")
         bandwidth = max(s.arguments["bytes"] / s.median_s for s in memory)
         peaks = {
             s.labels["dtype"]: matmul_flops(s.arguments["rows"], s.arguments["columns"], s.arguments["inner"])
@@ -275,7 +268,7 @@ class _Fitter:
         )
 
     def host(self) -> HostConstants:
-        """Return the host's constants; raises InputError where the engine's own costs were not measured."""
+        """Return the host's constants."""
         cpu = None
         name = next((n for n in ("cpu_expert.16", "cpu_expert.32") if n in self.surfaces), None)
         if name is not None:
@@ -285,7 +278,7 @@ class _Fitter:
                 memory_bytes_per_s=self.constant(surface.parameter("bandwidth"), wrong),
                 launch_s=self.constant(surface.parameter("start_s"), wrong),
             )
-        parts = {what: self._host(what) for what in ("step", "layer", "kernel", "transfer")}
+        parts = {what: self._host(what) for what in _HOST_PARTS}
         return HostConstants(
             memory_bytes=self.constant(self._host_memory_bytes(), 0.0, "as the system reports it"),
             per_step_s=parts["step"],
@@ -305,8 +298,6 @@ class _Fitter:
 
     def _host(self, what: str) -> Constant:
         found = self.samples.of("host", what=what)
-        if not found:
-            raise InputError("samples: host", what, "not measured", "calibrate with the executor's own overheads")
         return self.constant(
             found[0].median_s, min(1.0, found[0].spread), "the executor on a model too small to compute"
         )
@@ -345,6 +336,7 @@ class _Fitter:
 def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: str | None = None) -> Fit:
     """Return the profile that fits `samples`; raises InputError where something a profile needs was not measured."""
     samples = merge([samples])
+    _check_complete(samples)
     fitter = _Fitter(samples)
     fitter.experts()
     fitter.dense()
@@ -370,6 +362,17 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
         for point in fit.flagged
     ]
     return Fit(profile=profile, tables=fitter.tables, warnings=(*samples.warnings, *flagged))
+
+
+def _check_complete(samples: SampleSet) -> None:
+    """Return nothing; raises InputError for the first thing every profile needs and these samples lack."""
+    needed: list[tuple[str, dict[str, str]]] = [(kind, {}) for kind in ("memory", "matmul", "expert", "dense", "head")]
+    needed += [("copy", {"direction": direction}) for direction in ("h2d", "d2h")]
+    needed += [("host", {"what": what}) for what in _HOST_PARTS]
+    for kind, labels in needed:
+        if not samples.of(kind, **labels):
+            name = " ".join([kind, *labels.values()])
+            raise InputError("samples", name, "none measured", "calibrate again without leaving it out")
 
 
 def host_median(samples: SampleSet, what: str) -> float:

@@ -27,6 +27,7 @@ from .pass_shape import largest_shape, pass_shapes
 from .samples import Sample, SampleSet
 
 _MIN_COPY_BYTES = 4 * KIB
+_COMPANION_BYTES = 4 * MIB
 _WHILE_TOKENS = (1, 8)
 
 
@@ -129,13 +130,14 @@ def _measure_copies(
     for pinned in kinds:
         pool = CopyPool(device, pinned=pinned)
         for direction in (TO_DEVICE, TO_HOST):
-            benches = copy_benches(pool, direction, extent.copy_bytes)
+            benches = copy_benches(pool, direction, sorted({*extent.copy_bytes, _COMPANION_BYTES}))
             if pinned and direction == TO_DEVICE:
                 benches += piece_benches(pool, direction, 8 * MIB, (1, 2, 8))
             if pinned:
                 other = TO_HOST if direction == TO_DEVICE else TO_DEVICE
-                size = 4 * MIB
-                benches += copy_benches(pool, direction, (size,), during=other, companion=copying(pool, other, size))
+                benches += copy_benches(
+                    pool, direction, (_COMPANION_BYTES,), during=other, companion=copying(pool, other, _COMPANION_BYTES)
+                )
             harness.measure(
                 benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"copies {direction}"
             )

@@ -33,7 +33,10 @@ class CopyPool:
         self.device, self.pinned, self.pool_bytes = device, pinned, pool_bytes
         self.host = device.host_memory(pool_bytes, pinned=pinned, what="a pool of copies")
         self.there = device.empty((pool_bytes,), torch.uint8, "a pool of copies")
-        self.host.random_(256) if pool_bytes <= MIB else self.host.fill_(1)
+        # Random bytes, not zeros: what is copied may matter to memory that compresses.
+        block = torch.randint(0, 256, (min(pool_bytes, MIB),), dtype=torch.uint8)
+        for low in range(0, pool_bytes, len(block)):
+            self.host[low : low + len(block)].copy_(block[: pool_bytes - low])
         self.there.zero_()
 
     @property
