@@ -24,6 +24,7 @@ ROOMS = (
     "reports",
     "cli",
     "catalog",
+    "commands",
     "papers",
     "studies",
 )

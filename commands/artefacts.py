@@ -1,0 +1,34 @@
+"""Pages and timelines that commands write beside their result.
+
+Modelled: which part of a long timeline a viewer is given, and which curves a report needs. Ignored: how pages look (`reports/`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+_TIMELINE_STEPS = 64
+
+
+def write_perfetto(path: Path, prediction: Any) -> None:
+    """Write the Perfetto timeline of a prediction; of a long one, the middle."""
+    from ..reports.perfetto import write_timeline
+
+    timeline, steps = prediction.outcome.timeline, prediction.metrics.num_steps
+    if steps > _TIMELINE_STEPS:  # a viewer chokes on more; the middle is past the cold start
+        first = (steps - _TIMELINE_STEPS) // 2
+        timeline = timeline.steps(first, first + _TIMELINE_STEPS - 1)
+        sys.stderr.write(f"{path}: steps {first} to {first + _TIMELINE_STEPS - 1} of {steps}\n")
+    write_timeline(path, timeline)
+
+
+def write_offload_report(path: Path, document: dict[str, Any], rehearsal: Any, best: Any) -> None:
+    """Write the HTML report of a plan, with the curves of hit rate against cache size."""
+    from ..reports.hit_curves import hit_curves
+    from ..reports.offload_page import write_plan_report
+
+    lru, belady = hit_curves(rehearsal, best.schedule)
+    write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
+                      command=document["provenance"].get("command"))  # fmt: skip

@@ -1,0 +1,38 @@
+"""The command that writes a plan as an engine's own configuration.
+
+Modelled: its options and what it prints. Ignored: the files themselves (`planner/emit/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import print_json
+from .options import MAX_PLAN_BYTES, JsonFlag, plan_section
+
+
+def emit(
+    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
+    target: Annotated[str, typer.Option("--target", help="Engine to write the configuration for.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("emitted"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""
+    from ..planner.emit.targets import emit as write
+    from ..specs_io import load_model, read_json
+
+    document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
+    model = load_model(str(plan_section(document, "provenance").get("model")))
+    paths = [str(path) for path in write(document, target, model, output)]
+    if as_json:
+        print_json({"target": target, "paths": paths})
+    else:
+        typer.echo("\n".join(paths))
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    app.command()(emit)

@@ -1,0 +1,65 @@
+"""Options that several commands share, and the nouns they name.
+
+Modelled: one declaration per option, so that it reads alike everywhere, and opening what it names. Ignored: what a command
+does with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..units import MIB
+
+MAX_PLAN_BYTES = 256 * MIB
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Bundled model name, or a Hugging Face config.json.")]
+HardwareOption = Annotated[str, typer.Option("--hardware", help="Bundled machine name, or a profile.json.")]
+TraceOption = Annotated[
+    str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", help="Whole device budget, e.g. 6GiB; default: the device's memory.")
+]
+WindowOption = Annotated[int | None, typer.Option("--window", help="Replay only the first so many forward passes.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")
+]
+DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
+
+
+def bundled_trace_path() -> Path:
+    """Return the path of the recording that the package carries."""
+    return Path(__file__).resolve().parent.parent / "traces" / "bundled" / "tiny-moe.safetensors"
+
+
+def open_trace(path: str) -> Any:
+    """Return the recording at `path`; 'bundled' names the one that the package carries."""
+    from ..traces.format import load_trace
+
+    return load_trace(bundled_trace_path() if path == "bundled" else path)
+
+
+def rehearse(model: str, hardware: str, trace: str, memory: str | None, window: int | None, dense_bits: str) -> Any:
+    """Return the rehearsal of a model on a machine over a recording, all named as on the command line."""
+    from ..sim.simulate import Rehearsal
+    from ..specs import weight_format
+    from ..specs_io import load_hardware, load_model
+    from ..units import parse_bytes
+
+    return Rehearsal(
+        model=load_model(model), profile=load_hardware(hardware), trace=open_trace(trace), window_steps=window,
+        memory_bytes=None if memory is None else parse_bytes(memory, "--memory"), dense_format=weight_format(dense_bits),
+    )  # fmt: skip
+
+
+def plan_section(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the table called `name` of a plan document; raises InputError where it is missing."""
+    part = document.get(name)
+    if not isinstance(part, dict):
+        raise InputError(f"plan.{name}", part, "missing from the plan", "give a plan.json written by moeplan plan")
+    return part

@@ -1,0 +1,133 @@
+"""The command that searches for the best schedule, for one device or expert parallel.
+
+Modelled: its options and what it prints. Ignored: the search itself (`planner/`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..terminal import print_json, print_parallel_plan, print_plan
+from .artefacts import write_offload_report, write_perfetto
+from .options import (
+    DenseBitsOption,
+    HardwareOption,
+    JsonFlag,
+    MemoryOption,
+    ModelOption,
+    TraceOption,
+    bundled_trace_path,
+    rehearse,
+)
+
+
+def plan(
+    model: ModelOption,
+    hardware: HardwareOption,
+    trace: TraceOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
+    mode: Annotated[str, typer.Option("--mode", help="offload (one device) or ep (expert parallel).")] = "offload",
+    memory: MemoryOption = None,
+    bits: Annotated[
+        str,
+        typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2; native: the checkpoint's."),
+    ] = "native",
+    objective: Annotated[
+        str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")
+    ] = "tokens_per_s",
+    floor: Annotated[float | None, typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
+    window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests decoded together.")] = 1,
+    prefill_chunk: Annotated[
+        int | None, typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.")] = 1,
+    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", help="ep: devices in each node.")] = 8,
+    redundant: Annotated[int, typer.Option("--redundant", help="ep: slots beyond the model's experts.")] = 0,
+    phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
+    context: Annotated[int, typer.Option("--context", help="ep: context tokens per request.")] = 4096,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report (offload).")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline (offload).")
+    ] = None,
+    dense_bits: DenseBitsOption = "16",
+    as_json: JsonFlag = False,
+) -> None:
+    """Search for the best schedule within a memory budget, and show what it beats and what would help."""
+    from ..errors import UnknownName
+    from ..specs_io import write_atomic
+
+    formats = tuple(part.strip() for part in bits.split(",") if part.strip())
+    if not formats:
+        raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
+    if mode == "ep":
+        if report is not None or timeline is not None:
+            raise InputError(
+                "--report", "ep", "pages are written for offload plans only", "leave out --report and --timeline"
+            )
+        document = _plan_parallel(model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context)
+    elif mode == "offload":
+        from ..planner.plan import PlanRequest, make_plan, plan_to_dict
+        from ..progress import reporter
+
+        rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
+        request = PlanRequest(
+            bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
+            prefill_chunk_tokens=prefill_chunk,
+        )  # fmt: skip
+        found = make_plan(rehearsal, request, progress=reporter("plan"))
+        document = plan_to_dict(found)
+        if timeline is not None:
+            write_perfetto(timeline, found.best)
+        if report is not None:
+            write_offload_report(report, document, rehearsal, found.best)
+    else:
+        raise UnknownName("--mode", mode, ("offload", "ep"))
+    write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print_json(document)
+    elif mode == "ep":
+        print_parallel_plan(document, str(output))
+    else:
+        print_plan(document, str(output))
+
+
+def _plan_parallel(
+    model: str,
+    hardware: str,
+    trace: str,
+    bits: str,
+    nodes: int,
+    ranks_per_node: int,
+    redundant: int,
+    phase: str,
+    context: int,
+) -> dict[str, Any]:
+    """Return the document of an expert-parallel plan; a recording of loads will do."""
+    from ..errors import UnknownName
+    from ..planner.ep_case import EpRequest
+    from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
+    from ..progress import reporter
+    from ..specs_io import load_hardware, load_model
+    from ..traces.format import load_recording
+
+    if phase not in ("prefill", "decode"):
+        raise UnknownName("--phase", phase, ("prefill", "decode"))
+    spec = load_model(model)
+    request = EpRequest(
+        num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant, prefill=phase == "prefill",
+        context_tokens=context, bits=spec.native_bits if bits == "native" else bits,
+    )  # fmt: skip
+    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    found = make_ep_plan(spec, load_hardware(hardware), recording, request, progress=reporter("plan"))
+    return ep_plan_to_dict(found)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    app.command()(plan)

@@ -1,0 +1,46 @@
+"""The command that writes the page of a plan.
+
+Modelled: its options and what it prints. Ignored: the page (`reports/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import print_json
+from .artefacts import write_offload_report, write_perfetto
+from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, plan_section, rehearse
+
+
+def report(
+    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
+    trace: TraceOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    timeline: Annotated[Path | None, typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
+    from ..planner.plan import planned_schedule
+    from ..specs_io import read_json
+
+    document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
+    provenance = plan_section(document, "provenance")
+    rehearsal = rehearse(str(provenance.get("model")), str(provenance.get("hardware")), trace,
+                           str(provenance.get("memory_bytes")),
+                           provenance.get("window_steps"), str(provenance.get("dense_bits", "16")))  # fmt: skip
+    best = rehearsal.predict(planned_schedule(document), rows=True)
+    write_offload_report(output, document, rehearsal, best)
+    if timeline is not None:
+        write_perfetto(timeline, best)
+    if as_json:
+        print_json({"path": str(output)})
+    else:
+        typer.echo(str(output))
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    app.command()(report)

@@ -1,0 +1,62 @@
+"""The command that predicts one schedule.
+
+Modelled: its options and what it prints. Ignored: the prediction itself (`sim/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import print_json, print_prediction
+from .artefacts import write_perfetto
+from .options import (
+    DenseBitsOption,
+    HardwareOption,
+    JsonFlag,
+    MemoryOption,
+    ModelOption,
+    SetOption,
+    TraceOption,
+    WindowOption,
+    rehearse,
+)
+
+
+def simulate(
+    model: ModelOption,
+    hardware: HardwareOption,
+    trace: TraceOption,
+    schedule: Annotated[str, typer.Option("--schedule", help="Preset to start from.")] = "mixtral-offloading",
+    settings: SetOption = None,
+    memory: MemoryOption = None,
+    window: WindowOption = None,
+    engine: Annotated[str, typer.Option("--engine", help="twin, simpy, or both (compared).")] = "twin",
+    timeline: Annotated[Path | None, typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
+    dense_bits: DenseBitsOption = "16",
+    as_json: JsonFlag = False,
+) -> None:
+    """Predict one schedule on one recording and one machine."""
+    from ..errors import UnknownName
+    from ..planner.plan import prediction_to_dict
+    from ..schedule import apply_settings, load_preset, parse_setting
+
+    if engine not in ("twin", "simpy", "both"):
+        raise UnknownName("--engine", engine, ("twin", "simpy", "both"))
+    chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in settings or []))
+    rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
+    prediction = rehearsal.predict(chosen, engine=engine, rows=timeline is not None)
+    if timeline is not None:
+        write_perfetto(timeline, prediction)
+    document = prediction_to_dict(prediction)
+    if as_json:
+        print_json(document)
+    else:
+        print_prediction(document)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    app.command()(simulate)

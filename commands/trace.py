@@ -1,0 +1,112 @@
+"""The commands about recordings of expert routing.
+
+Modelled: their options and what they print. Ignored: reading and writing (`traces/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..terminal import print_json
+from .options import JsonFlag, bundled_trace_path
+
+
+def trace_import(
+    path: Annotated[str, typer.Argument(help="File or folder to read.")],
+    kind: Annotated[str, typer.Option("--from", help="Source format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recording to write (.safetensors).")],
+    option: Annotated[list[str] | None, typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read a recording of routing, or of expert loads, from an engine's file."""
+    from ..traces.format import save_profile, save_trace
+    from ..traces.readers import import_trace
+    from ..traces.recording import RoutingTrace
+
+    recording = import_trace(kind, path, **_reader_options(kind, option or []))
+    if isinstance(recording, RoutingTrace):
+        save_trace(recording, output)
+        facts: dict[str, Any] = {"kind": "routing", "num_tokens": recording.num_tokens, "top_k": recording.top_k}
+    else:
+        save_profile(recording, output)
+        facts = {"kind": "load", "note": "counts only: no token routing, so no replay of caches"}
+    facts |= {
+        "num_layers": recording.num_layers,
+        "num_experts": recording.num_experts,
+        "model": recording.model,
+        "path": str(output),
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(", ".join(f"{key} {value}" for key, value in facts.items()))
+
+
+def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:
+    """Return reader options converted to the types of the reader's defaults."""
+    from ..errors import UnknownName
+    from ..traces.readers import reader_options
+
+    valid = reader_options(kind)
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("--option", text, "not of the form key=value", "write for instance --option top_k=8")
+        if key not in valid:
+            raise UnknownName("--option", key, valid)
+        try:
+            found[key] = int(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def trace_stats_command(
+    trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")], as_json: JsonFlag = False
+) -> None:
+    """Show what a recording's routing is like: loads, reuse, affinity, working sets, LRU hits."""
+    from ..traces.format import load_recording
+    from ..traces.recording import RoutingTrace
+    from ..traces.stats import load_stats, trace_stats
+
+    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    stats = trace_stats(recording) if isinstance(recording, RoutingTrace) else load_stats(recording)
+    document = stats.as_json()
+    if as_json:
+        print_json(document)
+    else:
+        for key, value in document.items():
+            if not isinstance(value, (list, dict)):
+                typer.echo(f"{key:32} {value:.4f}" if isinstance(value, float) else f"{key:32} {value}")
+            elif isinstance(value, dict):
+                typer.echo(
+                    f"{key:32} "
+                    + "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
+                )
+
+
+def trace_convert(
+    trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")],
+    kind: Annotated[str, typer.Option("--to", help="parquet or npz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+) -> None:
+    """Write a recording as Parquet or npz."""
+    from ..traces.convert import convert
+    from ..traces.format import load_recording
+
+    convert(load_recording(bundled_trace_path() if trace == "bundled" else trace), kind, output)
+    typer.echo(str(output))
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    group = typer.Typer(no_args_is_help=True, help="Recordings of expert routing: import, look at, convert, make up.")
+    group.command("import")(trace_import)
+    group.command("stats")(trace_stats_command)
+    group.command("convert")(trace_convert)
+    app.add_typer(group, name="trace")
