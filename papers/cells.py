@@ -6,6 +6,7 @@ nothing is published for that configuration. Ignored: how a paper's numbers come
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class Cell:
     simulated: float
     role: str
     """fitted, checked or predicted."""
+    note: str = ""
+    """Why the simulator is off, or what the cell assumes; empty where nothing needs saying."""
 
     @property
     def relative_error(self) -> float | None:
@@ -42,6 +45,7 @@ class Cell:
         return {
             "table": self.table, "row": self.row, "column": self.column, "unit": self.unit, "published": self.published,
             "simulated": self.simulated, "relative_error": self.relative_error, "difference": self.difference, "role": self.role,
+            "note": self.note,
         }  # fmt: skip
 
 
@@ -73,13 +77,22 @@ class Reproduction:
         ]
         cells = [each.to_dict() for each in self.cells]
         return {"paper": self.paper, "citation": self.citation, "fitted_constants": constants, "cells": cells,
-                "worst": worst(self.cells), "notes": list(self.notes)}  # fmt: skip
+                "median": median(self.cells), "worst": worst(self.cells), "notes": list(self.notes)}  # fmt: skip
 
 
 def worst(cells: Sequence[Cell]) -> dict[str, float]:
     """Return, by role, the largest absolute relative error of the published cells."""
-    found: dict[str, float] = {}
+    return {role: max(errors) for role, errors in _errors(cells).items()}
+
+
+def median(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return, by role, the median absolute relative error of the published cells."""
+    return {role: statistics.median(errors) for role, errors in _errors(cells).items()}
+
+
+def _errors(cells: Sequence[Cell]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
     for cell in cells:
         if cell.relative_error is not None:
-            found[cell.role] = max(found.get(cell.role, 0.0), abs(cell.relative_error))
+            found.setdefault(cell.role, []).append(abs(cell.relative_error))
     return found
