@@ -63,6 +63,8 @@ class StepLoad:
     """int64 [layers, parts, 2, ranks]: tokens each rank sends between nodes and inside its node, dispatching."""
     received: Array
     """int64 [layers, parts, 2, ranks]."""
+    links: Array
+    """int64 [from rank, to rank]: tokens dispatched over each link, all layers and parts; the diagonal is zero."""
     exact: bool
     """False where counts are expectations under independence."""
 
@@ -130,14 +132,14 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
     layers, parts, ranks = slots.shape[1], micro * groups, topology.num_ranks
     rows = np.zeros((layers, parts, topology.num_slots), np.int64)
     sent = np.zeros((layers, parts, NUM_TIERS, ranks), np.int64)
-    received = np.zeros_like(sent)
+    received, links = np.zeros_like(sent), np.zeros((ranks, ranks), np.int64)
     kind = EXCHANGES.index(schedule.exchange.kind)
     _count(np.ascontiguousarray(slots), source, chunk, group_of_slot, topology.slots_per_rank, topology.ranks_per_node, kind,
-           by_slot, rows, sent, received)  # fmt: skip
+           by_slot, rows, sent, received, links)  # fmt: skip
     tokens = np.zeros((micro, ranks), np.int64)
     np.add.at(tokens, (chunk // by_token, source), 1)
     return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=tokens, slot_rows=rows, sent=sent,
-                    received=received, exact=True)  # fmt: skip
+                    received=received, links=links, exact=True)  # fmt: skip
 
 
 def expect_step(
@@ -158,7 +160,7 @@ def expect_step(
     micro, groups, by_slot, by_token = _division(schedule)
     layers = inclusion.shape[0]
     rows = np.zeros((layers, groups, topology.num_slots))
-    out = np.zeros((2, layers, groups, NUM_TIERS, ranks))
+    out, links = np.zeros((2, layers, groups, NUM_TIERS, ranks)), np.zeros((ranks, ranks))
     group_of_slot = slot_groups(topology, by_slot)
     share = rank_tokens.astype(np.float64) / (micro * by_token)
     for group in range(groups):
@@ -173,18 +175,19 @@ def expect_step(
         if schedule.exchange.kind == "hierarchical":
             missed = np.prod(1 - hits.reshape(layers, ranks, nodes, seats), axis=3)
         _expected_ports(
-            hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group]
+            hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group], links
         )
     whole = np.rint(np.tile(rows, (1, micro, 1))).astype(np.int64)
     ports = np.rint(np.tile(out, (1, 1, micro, 1, 1))).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
     return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=per_micro, slot_rows=whole, sent=ports[0],
-                    received=ports[1], exact=False)  # fmt: skip
+                    received=ports[1], links=np.rint(links * micro).astype(np.int64), exact=False)  # fmt: skip
 
 
 def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,
-                    out: FloatArray) -> None:  # fmt: skip
-    """Add the expected tokens through every port to `out: [2 (sent, received), layers, tiers, ranks]`.
+                    out: FloatArray, links: FloatArray) -> None:  # fmt: skip
+    """Add the expected tokens through every port to `out: [2 (sent, received), layers, tiers, ranks]`, and over every link to
+    `links: [from rank, to rank]`.
 
     tokens: [layers, source, target], tokens of a source that a target needs. missed: [layers, source, nodes], the chance that
     a node is not needed at all (hierarchical only).
@@ -197,6 +200,7 @@ def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, misse
         for tier, mask in ((INTRA, near & other), (INTER, ~near)):
             out[0][:, tier] += (tokens * mask).sum(axis=2)
             out[1][:, tier] += (tokens * mask).sum(axis=1)
+        links += (tokens * other).sum(axis=0)
         return
     crossing = (1 - missed) * share[None, :, None]
     for target in range(nodes):
@@ -205,10 +209,12 @@ def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, misse
         lands = np.eye(ranks)[landing]  # [source, landing rank]: tokens of several nodes land on one rank
         out[0][:, INTER] += crossing[:, :, target] * away
         out[1][:, INTER] += (crossing[:, :, target] * away) @ lands
+        links += (crossing[:, :, target] * away).sum(axis=0)[:, None] * lands
         for rank in range(target * seats, (target + 1) * seats):
             forwarded = tokens[:, :, rank] * (landing != rank)
             out[0][:, INTRA] += forwarded @ lands
             out[1][:, INTRA, rank] += forwarded.sum(axis=1)
+            links[:, rank] += forwarded.sum(axis=0) @ lands
 
 
 def _division(schedule: ExpertParallelSchedule) -> tuple[int, int, int, int]:
@@ -226,8 +232,8 @@ def _check_ids(field: str, ids: npt.NDArray[np.integer], limit: int) -> None:
 
 @jit
 def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, seats: int, kind: int,
-           by_slot: int, rows: Array, sent: Array, received: Array) -> None:  # fmt: skip
-    """Add up rows and port tokens; see `count_step`. kind: 0 every choice, 1 once per rank, 2 once per node and rank."""
+           by_slot: int, rows: Array, sent: Array, received: Array, links: Array) -> None:  # fmt: skip
+    """Add up rows and tokens of ports and links; see `count_step`. kind: 0 every choice, 1 per rank, 2 per node and rank."""
     num_tokens, num_layers, top_k = slots.shape
     ranks = sent.shape[3]
     nodes = ranks // seats
@@ -254,6 +260,7 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                         tier = 1 if node == home // seats else 0
                         sent[layer, part, tier, home] += 1
                         received[layer, part, tier, rank] += 1
+                        links[home, rank] += 1
                     continue
                 landing = home
                 if node != home // seats:
@@ -262,6 +269,8 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                         at_node[group, node] = token
                         sent[layer, part, 0, home] += 1
                         received[layer, part, 0, landing] += 1
+                        links[home, landing] += 1
                 if rank != landing:
                     sent[layer, part, 1, landing] += 1
                     received[layer, part, 1, rank] += 1
+                    links[landing, rank] += 1

@@ -35,6 +35,12 @@ def test_tokens_and_rows_are_conserved(schedule, seed, tokens):
     assert np.array_equal(load.slot_rows.sum(axis=1)[0], np.bincount(slots[:, 0].ravel(), minlength=16))
     # What one rank sends another receives, tier by tier and part by part.
     assert np.array_equal(load.sent.sum(axis=3), load.received.sum(axis=3))
+    # Links say the same again: rows add up to what ports send, columns to what they receive, tier by tier.
+    far = np.arange(4)[:, None] // 2 != np.arange(4)[None, :] // 2
+    for tier, mask in ((0, far), (1, ~far)):
+        assert np.array_equal((load.links * mask).sum(axis=1), load.sent[:, :, tier].sum(axis=(0, 1)))
+        assert np.array_equal((load.links * mask).sum(axis=0), load.received[:, :, tier].sum(axis=(0, 1)))
+    assert not np.diag(load.links).any()
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60))
@@ -100,6 +106,20 @@ def test_expectations_are_means_of_independent_choices(kind):
     assert expected.sent[0, 0] == pytest.approx(sent, rel=0.03)
     assert expected.received[0, 0] == pytest.approx(received, rel=0.03)
     assert expected.slot_rows[0, 0] == pytest.approx(rows, rel=0.03)
+
+
+@given(ep_schedules(), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_expected_links_add_up_to_expected_ports(schedule, seed):
+    if schedule.num_groups > 4 and schedule.pipeline.split == "expert":
+        schedule = schedule.with_options(pipeline__num_groups=4)
+    rng = np.random.default_rng(seed)
+    load = expect_step(rng.uniform(0, 0.5, (2, 4, 16)), np.full(4, 5000), TOPOLOGY, schedule)
+    far = np.arange(4)[:, None] // 2 != np.arange(4)[None, :] // 2
+    most = load.sent.shape[0] * load.sent.shape[1]  # each part of each layer is rounded to whole tokens
+    for tier, mask in ((0, far), (1, ~far)):
+        assert (load.links * mask).sum(axis=1) == pytest.approx(load.sent[:, :, tier].sum(axis=(0, 1)), abs=most)
+        assert (load.links * mask).sum(axis=0) == pytest.approx(load.received[:, :, tier].sum(axis=(0, 1)), abs=most)
 
 
 def test_wrong_ids_and_chances_are_refused():
