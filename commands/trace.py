@@ -13,6 +13,7 @@ import typer
 from ..errors import InputError
 from ..terminal import print_json
 from .options import JsonFlag, bundled_trace_path
+from .trace_synth import trace_synth
 
 
 def trace_import(
@@ -109,4 +110,5 @@ def register(app: typer.Typer) -> None:
     group.command("import")(trace_import)
     group.command("stats")(trace_stats_command)
     group.command("convert")(trace_convert)
+    group.command("synth")(trace_synth)
     app.add_typer(group, name="trace")

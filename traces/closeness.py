@@ -15,6 +15,8 @@ from .stats import TraceStats, trace_stats
 
 # Shares of the experts that the five compared caches hold per layer.
 LRU_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
+# Hit rates that differ by less than this share of all lookups make a synthetic recording stand for the original.
+ALLOWED_LRU_DIFFERENCE = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,18 @@ class Closeness:
         """The largest difference of LRU hit rates, as a share of all lookups (0.03 is three points)."""
         return max(abs(row.difference) for row in self.lru_hit_fractions if row.difference is not None)
 
+    @property
+    def is_close(self) -> bool:
+        """Whether all five hit rates are within `ALLOWED_LRU_DIFFERENCE`."""
+        return self.worst_lru_difference <= ALLOWED_LRU_DIFFERENCE
+
     def as_json(self) -> dict[str, Any]:
         """Return both tables as plain dictionaries, ready for JSON."""
         return {
             "figures": [asdict(row) | {"difference": row.difference} for row in self.figures],
             "lru_hit_fractions": [asdict(row) | {"difference": row.difference} for row in self.lru_hit_fractions],
             "worst_lru_difference": self.worst_lru_difference,
+            "is_close": self.is_close,
         }
 
 
@@ -79,6 +87,8 @@ def figures_of(stats: TraceStats) -> dict[str, float | None]:
     """Return every single-number statistic by name; hit rates with a cache that persists are at the five shares."""
     decode = stats.num_decode_tokens / stats.num_tokens
     figures: dict[str, float | None] = {
+        "num_tokens": float(stats.num_tokens),
+        "num_requests": float(stats.num_requests),
         "tokens_per_request": stats.num_tokens / stats.num_requests,
         "max_tokens_per_request": float(stats.max_tokens_per_request),
         "decode_fraction": decode,
@@ -89,6 +99,14 @@ def figures_of(stats: TraceStats) -> dict[str, float | None]:
         "affinity_recall_2k_fraction": stats.affinity_recall_2k_fraction,
         "affinity_partner_fraction": stats.affinity_partner_fraction,
     }
+    # The fit aims at means over layers; how far single layers lie from them shows here.
+    for name, by_layer in (
+        ("load_max_over_mean", stats.load_max_over_mean_by_layer),
+        ("load_gini", stats.load_gini_by_layer),
+        ("reuse_fraction", stats.reuse_fraction_by_layer or []),
+    ):
+        if by_layer:
+            figures |= {f"{name}, least layer": min(by_layer), f"{name}, most layer": max(by_layer)}
     figures |= {f"overlap_fraction at {d} tokens": share for d, share in stats.overlap_fraction.items()}
     figures |= {f"active_fraction at batch {batch}": share for batch, share in stats.active_fraction.items()}
     for share in LRU_SHARES:

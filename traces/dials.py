@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError, UnknownName
 from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 
@@ -121,6 +123,31 @@ def change_dials(dials: Dials, changes: Mapping[str, object]) -> Dials:
     if "skew" in values and "popularity" not in values:
         values["popularity"] = ()
     return dataclasses.replace(dials, **values)  # type: ignore[arg-type]
+
+
+def reshape_dials(
+    dials: Dials, *, num_layers: int, num_experts: int, top_k: int, layer_ids: tuple[int, ...] = ()
+) -> Dials:
+    """Return the same locality for a model of another shape. Raises InputError.
+
+    Popularity keeps its curve over rank; the recall of guesses, which depends on how many experts a token has, is dropped
+    where `top_k` changes.
+    """
+    curve = dials.popularity
+    if curve and num_experts != len(curve):
+        ranks = (np.arange(num_experts) + 0.5) / num_experts
+        known = (np.arange(len(curve)) + 0.5) / len(curve)
+        logarithm = np.interp(ranks, known, np.log(np.maximum(sorted(curve, reverse=True), 1e-9)))
+        curve = tuple(np.exp(logarithm).tolist())
+    return dataclasses.replace(
+        dials,
+        num_layers=num_layers,
+        num_experts=num_experts,
+        top_k=top_k,
+        layer_ids=layer_ids,
+        popularity=curve,
+        guess_recall=dials.guess_recall if top_k == dials.top_k else (),
+    )
 
 
 def dials_as_json(dials: Dials) -> dict[str, object]:
