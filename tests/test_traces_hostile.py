@@ -22,7 +22,8 @@ from moeplan.errors import InputError
 from moeplan.traces.format import RoutingTrace, validate_load, validate_trace
 from moeplan.traces.readers import READERS, import_trace
 
-NUM_EXAMPLES = 2200 if os.environ.get("MOEPLAN_LONG") == "1" else 100
+# Damaged inputs per reader, and how many of them must differ from each other and from the undamaged one.
+NUM_EXAMPLES, NUM_DISTINCT = (3000, 2000) if os.environ.get("MOEPLAN_LONG") == "1" else (100, 50)
 RNG_SEED = 5
 
 
@@ -208,18 +209,24 @@ def test_damaged_files_give_input_errors_only(case: str, tmp_path: Path) -> None
     path = make(tmp_path / "good", np.random.default_rng(RNG_SEED))
     import_trace(kind, path, **options)  # the undamaged input is fine
     originals = {file: file.read_bytes() for file in _files(tmp_path / "good")}
+    seen: set[tuple[Path, bytes]] = set()
 
     @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def damage(data: st.DataObject) -> None:
         file = data.draw(st.sampled_from(sorted(originals)))
-        file.write_bytes(_mutated(data, file.name, originals[file]))
+        damaged = _mutated(data, file.name, originals[file])
+        seen.add((file, damaged))
+        file.write_bytes(damaged)
         try:
             _import(kind, path, options)
         finally:
             file.write_bytes(originals[file])
 
     damage()
+    different = len(seen - set(originals.items()))
+    print(f"{case}: {different} different damaged inputs")
+    assert different >= NUM_DISTINCT
     assert _files(tmp_path / "good") == sorted(originals)
 
 
@@ -270,6 +277,17 @@ def test_hostile_numpy_files_run_nothing(kind: str, name: str, tmp_path: Path) -
     with pytest.raises(InputError, match="not a plain number or text"):
         import_trace(kind, tmp_path / name)
     assert not created.exists()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_text_of_characters_that_do_not_exist_is_refused(order: str, tmp_path: Path) -> None:
+    columns = {"experts": np.zeros((1, 1, 1), np.uint8), "seq": [0], "pos": [0], "domain": [0], "meta": {"experts": 1}}
+    bad = np.array([0x110000], f"{order}u4").view(f"{order}U1")
+    upstream.npz(tmp_path / "t.npz", **columns, domain_names=bad)
+    with pytest.raises(InputError, match="a character that does not exist"):
+        import_trace("npz", tmp_path / "t.npz")
+    upstream.npz(tmp_path / "t.npz", **columns, domain_names=np.array(["\U0010ffff"], f"{order}U1"))
+    import_trace("npz", tmp_path / "t.npz")
 
 
 def test_announced_sizes_are_not_believed(tmp_path: Path) -> None:

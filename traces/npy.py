@@ -12,6 +12,8 @@ import lzma
 import os
 import re
 import struct
+import sys
+import warnings
 import zipfile
 import zlib
 from typing import IO, Any
@@ -93,6 +95,8 @@ def read_npy_stream(stream: IO[bytes], num_bytes: int, max_bytes: int = MAX_UNPA
         done += len(chunk)
     if stream.read(1):
         raise ValueError("has bytes after the array")
+    if dtype.kind == "U" and count and int(values.view(f"{dtype.byteorder}u4").max()) > sys.maxunicode:
+        raise ValueError("holds text with a character that does not exist")  # Python would fail when it is looked at
     return values.reshape(shape, order="F" if fortran_order else "C")
 
 
@@ -108,7 +112,9 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     length = int.from_bytes(stream.read(width), "little")
     if length > _MAX_HEADER_BYTES:
         raise ValueError(f"announces a header of {length} bytes")
-    header = ast.literal_eval(stream.read(length).decode("utf-8").strip())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SyntaxWarning)  # an odd escape in a damaged header is a refusal, not a remark
+        header = ast.literal_eval(stream.read(length).decode("utf-8").strip())
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         raise ValueError("has no proper header")
     descr, shape = header["descr"], header["shape"]
