@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 
 from moeplan.kernels import reference
 from moeplan.kernels.activation import Activation, activation
@@ -317,3 +319,19 @@ def _tiny_specs() -> list[CaseSpec]:
                 )
             )
     return found
+
+
+@triton.jit
+def _count(out_ptr: tl.tensor, n_ptr: tl.tensor) -> None:
+    """A loop whose bound is known only when it runs: what every kernel here has."""
+    for i in range(tl.load(n_ptr)):
+        tl.store(out_ptr + i, 1)
+
+
+def interpreter_trouble() -> str | None:
+    """Return None where Triton's interpreter works with this numpy, else what it says."""
+    try:
+        _count[(1,)](torch.zeros(2, dtype=torch.int32), torch.ones(1, dtype=torch.int32))
+    except Exception as error:  # noqa: BLE001 - whatever it says is what is reported
+        return " ".join(str(error).split())
+    return None

@@ -5,7 +5,7 @@
 Every case is checked element by element against float64 before it is timed. Kernels are timed as replays of CUDA graphs, so that
 what is measured is the device, not Python; the times are the harness's, all of them kept. Shipped launch configurations are
 measured first, for all cases; then, while time is left, configurations are searched case by case and what is found is kept: in
-FOLDER/tuned, and where later runs on this machine look for it.
+FOLDER/tuned, and where later runs on this machine look for it. Each case is a part of `gpu_results`: what is done is not repeated.
 
 --dry runs tiny sizes in Triton's interpreter on the CPU and writes the same JSON; its times mean nothing. Targets: 85 % of cuBLAS's
 rate at 4096 rows and more, 80 % of the copy bandwidth where weights' bytes bind, 70 % of it for 4-bit weights at 1 to 16 rows.
@@ -16,13 +16,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from moeplan.errors import InputError, MoeplanError
+
+from .gpu_results import Part, Results, target
 
 if TYPE_CHECKING:
     from moeplan.calibrate.device import Device
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
 
     from .kernel_cases import Case, CaseSpec
 
-SCHEMA_VERSION = 1
 DEFAULT_BUDGET_S = 420.0
 CUBLAS_TARGET, MEMORY_TARGET, DECODE_TARGET = 0.85, 0.80, 0.70
 MOST_DECODE_ROWS = 16
@@ -52,34 +55,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "triton" in sys.modules:
             parser.error("--dry needs a process of its own: triton is already imported")
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported, which is why imports below are inside
-    document = Benchmark(dry=given.dry, budget_s=given.budget_s, search=not given.no_search, out=given.out).run()
-    path = write_json(given.out / "kernels.json", document)
-    print(table(document))
-    print(f"written to {path}")
-    return 0 if all(check["passed"] for check in document["checks"]) else 1
+    try:
+        done = run(given.out, dry=given.dry, deadline_s=time.monotonic() + given.budget_s, search=not given.no_search)
+    except MoeplanError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0 if done else 1
+
+
+def run(out: Path, *, dry: bool, deadline_s: float, search: bool = True) -> bool:
+    """Measure what is not measured yet, write FOLDER/kernels.json; return whether all of it is done and right."""
+    from .kernel_cases import interpreter_trouble
+
+    if dry and (trouble := interpreter_trouble()) is not None:
+        raise InputError("DRY", 1, f"this triton's interpreter does not run with this numpy ({trouble})",
+                         "use triton 3.7 or later, or numpy before 2.4")  # fmt: skip
+    benchmark = Benchmark(dry=dry, deadline_s=deadline_s, search=search, out=out)
+    done = benchmark.run()
+    print(table(benchmark.results.document))
+    return done
 
 
 class Benchmark:
     """One run: a device, a harness, and the clock it must keep."""
 
-    def __init__(self, *, dry: bool, budget_s: float, search: bool, out: Path) -> None:
-        from moeplan.calibrate.device import open_device
+    def __init__(self, *, dry: bool, deadline_s: float, search: bool, out: Path) -> None:
+        from moeplan.calibrate.device import metadata_of, open_device
         from moeplan.calibrate.harness import Harness
         from moeplan.kernels.grouped_gemm import device_of
 
         self.dry, self.out, self.search = dry, out, search and not dry
-        self.began = time.monotonic()
-        self.deadline = self.began + budget_s
+        self.deadline = deadline_s
         self.device: Device = open_device("cpu" if dry else "cuda")
         self.harness: Harness = Harness(self.device)
         self.name, self.capability = device_of(self.device.place)
-        self.checks: list[dict[str, Any]] = []
-        self.measured: list[dict[str, Any]] = []
+        self.results = Results(
+            out / "kernels.json",
+            stage="kernels",
+            dry=dry,
+            device={**metadata_of(self.device), "triton": _version("triton")},
+            deadline_s=deadline_s,
+            alive=self.device.synchronize,
+        )
 
-    def run(self) -> dict[str, Any]:
-        """Return everything as one JSON document."""
-        import moeplan
-        from moeplan.calibrate.device import metadata_of
+    def run(self) -> bool:
+        """Do what is left; return whether everything is done and nothing is wrong."""
         from moeplan.calibrate.harness import conditions_now
         from moeplan.kernels.tuning import origin
 
@@ -87,30 +107,21 @@ class Benchmark:
 
         conditions = {"began": conditions_now(self.device)}
         configurations = origin(self.name, self.capability)
-        ceilings = self.ceilings()
         specs = all_specs(dry=self.dry)
-        for spec in specs:
-            self.one(spec, ceilings, search=False)
+        counts = (2, 5) if self.dry else (1, 16, 4096)
+        parts: list[Part] = [("ceilings", self.ceilings)]
+        parts += [(spec.name, partial(self.one, spec, search=False)) for spec in specs]
+        parts += [(f"sort, permute and combine {count} tokens", partial(self.moves, count)) for count in counts]
         if self.search:
-            for spec in specs:
-                if time.monotonic() < self.deadline:
-                    self.one(spec, ceilings, search=True)
-        moves = [entry for count in ((2, 5) if self.dry else (1, 16, 4096)) for entry in self.moves(count, ceilings)]
+            parts += [(f"search: {spec.name}", partial(self.one, spec, search=True)) for spec in specs]
+        self.results.run(parts, require=1)
         conditions["ended"] = conditions_now(self.device)
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "stage": "kernels",
-            "dry": self.dry,
-            "produced_by": f"moeplan {moeplan.__version__}",
-            "device": {**metadata_of(self.device), "triton": _version("triton")},
-            "conditions": conditions,
-            "configurations": configurations,
-            "ceilings": ceilings,
-            "checks": self.checks,
-            "measurements": self.measured + moves,
-            "targets": targets(self.measured, dry=self.dry),
-            "elapsed_s": time.monotonic() - self.began,
-        }
+        done = self.results.close(
+            conditions=conditions,
+            configurations=configurations,
+            targets=targets(measurements(self.results.parts), dry=self.dry),
+        )
+        return done and all(check["passed"] for check in checks(self.results.parts))
 
     def ceilings(self) -> dict[str, float]:
         """Return the copy bandwidth (bytes read and written) and the rate of a square bfloat16 product, both measured here."""
@@ -127,21 +138,20 @@ class Benchmark:
             "matmul_flops_per_s": 2 * side**3 / matmul.median_s,
         }
 
-    def one(self, spec: CaseSpec, ceilings: dict[str, float], *, search: bool) -> None:
+    def one(self, spec: CaseSpec, *, search: bool) -> dict[str, Any]:
         """Check and measure one case, with what is shipped or with the best a search finds; its memory is free afterwards."""
         from .kernel_cases import prepare
 
-        if search:
-            self.searched(prepare(spec, self.device.place), ceilings)
-        else:
+        try:
             case = prepare(spec, self.device.place)
-            self.record(case, self.shipped(case), ceilings, searched=False)
-            del case
-        gc.collect()
-        if not self.dry:
-            import torch
+            return self.searched(case) if search else self.record(case, self.shipped(case), searched=False)
+        finally:
+            case = None
+            gc.collect()
+            if not self.dry:
+                import torch
 
-            torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
 
     def shipped(self, case: Case) -> Config:
         """Return the configuration that a call without one would take."""
@@ -149,7 +159,7 @@ class Benchmark:
 
         return find_config(case.spec.key, case.groups.rows_per_expert, self.name, self.capability)
 
-    def searched(self, case: Case, ceilings: dict[str, float]) -> None:
+    def searched(self, case: Case) -> dict[str, Any]:
         """Search the best configuration of a case, keep it for later runs, and measure with it."""
         from moeplan.kernels.error_bounds import worst_ratio
         from moeplan.kernels.search import candidates, tune
@@ -166,22 +176,21 @@ class Benchmark:
         note = f"searched by benchmarks.kernels, triton {_version('triton')}"
         for folder in (self.out / "tuned", None):
             save_configs({key: {rows: tuned.best}}, self.name, note=note, folder=folder)
-        self.record(case, tuned.best, ceilings, searched=True)
-        self.measured[-1]["tried"] = [
+        found = self.record(case, tuned.best, searched=True)
+        found["tried"] = [
             {"config": dataclasses.asdict(config), "median_s": seconds} for config, seconds in tuned.seconds.items()
         ] + [{"config": dataclasses.asdict(config), "refused": why} for config, why in tuned.refused.items()]
+        return found
 
-    def record(self, case: Case, config: Config, ceilings: dict[str, float], *, searched: bool) -> None:
-        """Check a case, time it, and add both to the results; of two measurements of a case the faster stays first."""
+    def record(self, case: Case, config: Config, *, searched: bool) -> dict[str, Any]:
+        """Return the check of a case and, where it is right, its measurement."""
         from moeplan.kernels.error_bounds import worst_ratio
 
-        spec = case.spec
+        spec, ceilings = case.spec, self.results.parts["ceilings"]
         ratio = worst_ratio(case.run(config, 0), case.expected, case.bound(config))
-        self.checks.append(
-            {"name": spec.name, "config": dataclasses.asdict(config), "worst_ratio": ratio, "passed": ratio <= 1}
-        )
+        check = {"name": spec.name, "config": dataclasses.asdict(config), "worst_ratio": ratio, "passed": ratio <= 1}
         if ratio > 1:
-            return
+            return {"checks": [check], "measurements": []}
         calls = [lambda variant=variant: case.run(config, variant) for variant in range(spec.num_variants)]
         sample = self.seconds(calls)
         work = spec.work
@@ -211,8 +220,8 @@ class Benchmark:
         if spec.weights in ("16", "8") and spec.regime != "memory":
             cublas = self.cublas(spec)
             entry |= {"cublas_s": cublas.median_s, "fraction_of_cublas": cublas.median_s / sample.median_s}
-        self.measured.append(entry)
         print(_line(entry), file=sys.stderr)
+        return {"checks": [check], "measurements": [entry]}
 
     def cublas(self, spec: CaseSpec) -> Any:
         """Return the time of one dense bfloat16 product with the same operations, through torch.mm."""
@@ -224,8 +233,8 @@ class Benchmark:
         out = torch.empty(rows, w.shape[0], device=self.device.place, dtype=torch.bfloat16)
         return self.seconds([lambda: torch.mm(x, w.T, out=out)])
 
-    def moves(self, num_tokens: int, ceilings: dict[str, float]) -> list[dict[str, Any]]:
-        """Return measurements of sorting, gathering and combining `num_tokens` tokens, checked first."""
+    def moves(self, num_tokens: int) -> dict[str, Any]:
+        """Return the check and the measurements of sorting, gathering and combining `num_tokens` tokens."""
         import torch
 
         from moeplan.kernels.permute import combine, permute, sort_by_expert
@@ -233,7 +242,7 @@ class Benchmark:
 
         from .kernel_cases import QWEN3, TINY
 
-        shape = TINY if self.dry else QWEN3
+        shape, ceilings = TINY if self.dry else QWEN3, self.results.parts["ceilings"]
         generator = torch.Generator().manual_seed(num_tokens)
         choices = [torch.randperm(shape.num_experts, generator=generator)[: shape.top_k] for _ in range(num_tokens)]
         experts = torch.stack(choices).to(torch.int32).to(self.device.place)
@@ -250,7 +259,7 @@ class Benchmark:
         summed = (rows.double()[order.row_of_choice.long()] * weights.double().unsqueeze(-1)).sum(1)
         error = float((combine(rows, order, weights).double() - summed).norm() / summed.norm()) / 2.0**-7
         name = f"sort, permute and combine {num_tokens} tokens"
-        self.checks.append({"name": name, "config": {}, "worst_ratio": error, "passed": right and error < 1})
+        check = {"name": name, "config": {}, "worst_ratio": error, "passed": right and error < 1}
         found = []
         nothing = Work(flops=0, num_bytes=0)  # a sort is bound by its launch
         for what, call, work in (
@@ -264,7 +273,7 @@ class Benchmark:
                 "name": f"{what} {num_tokens} tokens", "kernel": what, "regime": "move", "model": shape.name,
                 "rows": num_tokens * shape.top_k, "bytes": work.num_bytes, **_times(sample), "fraction_of_copy": share,
             })  # fmt: skip
-        return found
+        return {"checks": [check], "measurements": found}
 
     def seconds(self, calls: Sequence[Callable[[], object]]) -> Any:
         """Return the harness's sample of `calls`, taken in turn: replays of graphs on a GPU, plain calls elsewhere."""
@@ -311,33 +320,33 @@ def targets(measured: Sequence[dict[str, Any]], *, dry: bool) -> list[dict[str, 
     ):  # fmt: skip
         cases = {entry["name"]: entry[figure] for entry in best.values() if applies(entry)}
         worst = min(cases.values(), default=None)
-        met = None if dry or worst is None else worst >= goal
-        found.append({"name": name, "goal": goal, "figure": figure, "worst": worst, "met": met, "cases": cases})
+        found.append(target(name, goal, worst, at_most=False, dry=dry, figure=figure, cases=cases))
     return found
+
+
+def checks(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every check of every part."""
+    return [check for part in parts.values() for check in part.get("checks", [])]
+
+
+def measurements(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every measurement of every part."""
+    return [entry for part in parts.values() for entry in part.get("measurements", [])]
 
 
 def table(document: dict[str, Any]) -> str:
     """Return the results as lines of text: wrong kernels, then every measurement, then targets."""
     lines = [
         f"WRONG {check['name']}: {check['worst_ratio']:.3g} × its bound"
-        for check in document["checks"]
+        for check in checks(document["parts"])
         if not check["passed"]
     ]
-    lines += [_line(entry) for entry in document["measurements"]]
-    for target in document["targets"]:
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
-        worst = "" if target["met"] is None else f", worst case {target['worst']:.1%}"
-        lines.append(f"{verdict}: {target['name']}, goal {target['goal']:.0%}{worst}")
+    lines += [_line(entry) for entry in measurements(document["parts"])]
+    for one in document["targets"]:
+        verdict = {True: "met", False: "MISSED", None: "not measured"}[one["met"]]
+        worst = "" if one["met"] is None else f", worst case {one['got']:.1%}"
+        lines.append(f"{verdict}: {one['name']}, goal {one['target']:.0%}{worst}")
     return "\n".join(lines)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> Path:
-    """Return `path`, which now holds `document`, written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-    return path
 
 
 def _times(sample: Any) -> dict[str, Any]:

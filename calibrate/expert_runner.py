@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.expert_weights import ExpertWeights
+from ..kernels.expert_weights import DenseMatrix, ExpertWeights
 from .device import Device
 
 
@@ -67,6 +67,10 @@ def gate(logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
 def open_runner(weights: ExpertWeights, device: Device) -> ExpertRunner:
     """Return the runner for a device."""
     if device.kind == "cuda":
+        if isinstance(weights.gate_up, DenseMatrix) and weights.gate_up.values.dtype == torch.float32:
+            from .plain_experts import PlainExperts
+
+            return PlainExperts(weights, device)
         from .triton_experts import TritonExperts
 
         return TritonExperts(weights, device)

@@ -18,9 +18,10 @@ from ..specs import ModelSpec
 from ..units import KIB, MIB
 from .dense_part import DensePart
 from .device import COMPUTE, TO_DEVICE, TO_HOST, Device
+from .expert_store import expert_layout
 from .harness import Harness, Progress
 from .microbench_ceilings import ceiling_benches, sizes_for
-from .microbench_copies import CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
+from .microbench_copies import POOL_BYTES, CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
 from .microbench_dense import dense_benches, head_benches
 from .microbench_experts import ExpertArena, expert_benches, grouped_benches, host_core_benches
 from .pass_shape import largest_shape, pass_shapes
@@ -44,6 +45,8 @@ class Extent:
     rounds: int
     repetitions: int
     disk: bool
+    host_cores: bool = True
+    """Where the device is not the host: experts on the host's cores too."""
 
 
 FULL = Extent(
@@ -112,7 +115,7 @@ def measure_device(
     harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
     if host is not None:
         harness.keep(host())
-    _measure_copies(harness, device, extent, models, share)
+    _measure_copies(harness, device, extent, models, bits, share)
     for model in models:
         _measure_dense(harness, device, model, bits[0], extent, dtype, share)
         for kind in bits:
@@ -123,14 +126,21 @@ def measure_device(
 
 
 def _measure_copies(
-    harness: Harness, device: Device, extent: Extent, models: Sequence[ModelSpec], share: float | None
+    harness: Harness,
+    device: Device,
+    extent: Extent,
+    models: Sequence[ModelSpec],
+    bits: Sequence[str],
+    share: float | None,
 ) -> None:
-    """Measure copies in both directions, in pieces, and in each other's way."""
+    """Measure copies in both directions, in pieces, and in each other's way; sizes reach up to whole experts."""
     kinds = (True, False) if device.kind == "cuda" else (True,)
+    slots = {expert_layout(model, kind).slot_bytes for model in models for kind in bits}
+    sizes = sorted({*extent.copy_bytes, _COMPANION_BYTES, *slots})
     for pinned in kinds:
-        pool = CopyPool(device, pinned=pinned)
+        pool = CopyPool(device, pinned=pinned, pool_bytes=max(POOL_BYTES, 2 * max(slots)))
         for direction in (TO_DEVICE, TO_HOST):
-            benches = copy_benches(pool, direction, sorted({*extent.copy_bytes, _COMPANION_BYTES}))
+            benches = copy_benches(pool, direction, sizes)
             if pinned and direction == TO_DEVICE:
                 benches += piece_benches(pool, direction, 8 * MIB, (1, 2, 8))
             if pinned:
@@ -218,7 +228,7 @@ def _measure_experts(
         seconds=share,
         what=f"copies beside {bits}-bit experts",
     )
-    if device.kind == "cuda":
+    if device.kind == "cuda" and extent.host_cores:
         cores = host_core_benches(model, bits, _WHILE_TOKENS)
         harness.measure_on_host(
             cores, rounds=2, repetitions=extent.repetitions, seconds=share, what="experts on the host"

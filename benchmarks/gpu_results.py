@@ -1,0 +1,165 @@
+"""What a stage of GPU measurements has found so far: named parts in one JSON file, written whole after each.
+
+Modelled: a part that is finished is never repeated; one that failed or was cut short is tried again by the next run, after all
+others, so that a part that hangs cannot stand in the way of the rest for ever. Results of another device, another version of torch
+or another kind of run (dry) are refused, not mixed. Ignored: what is measured (`gpu_copies`, `gpu_validation`, `gpu_speedups`,
+`kernels`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import moeplan
+from moeplan.errors import InputError, MoeplanError
+
+SCHEMA_VERSION = 1
+IDENTITY = ("kind", "name", "torch")
+_TRACE_LINES = 6
+
+Part = tuple[str, Callable[[], dict[str, Any]]]
+
+
+class DeviceLost(MoeplanError):
+    """The device answers no more; a new process may."""
+
+    exit_status = 75
+
+    def __init__(self, part: str, why: str) -> None:
+        super().__init__(" ".join(f"the device was lost in {part!r}: {why}; run again to go on".split()))
+
+
+class Results:
+    """The file of one stage.
+
+    deadline_s: on the clock of `time.monotonic`; no part begins after it. Raises InputError where the file at `path` holds results
+    of another device or run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        stage: str,
+        dry: bool,
+        device: Mapping[str, Any],
+        deadline_s: float,
+        alive: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.path, self.deadline_s, self._alive = path, deadline_s, alive
+        self.document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "dry": dry,
+            "produced_by": f"moeplan {moeplan.__version__}",
+            "device": dict(device),
+            "complete": False,
+            "pending": [],
+            "failures": {},
+            "begun": [],
+            "parts": {},
+        }
+        if path.exists():
+            self._resume(json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What each finished part found."""
+        found: dict[str, Any] = self.document["parts"]
+        return found
+
+    def run(self, parts: Sequence[Part], *, require: int | None = None) -> None:
+        """Do every part that is not done yet, while there is time; unfinished business of earlier runs comes last.
+
+        require: how many parts at the front the others cannot do without; when one of them is missing, the others are not tried.
+        Raises DeviceLost where the device stops answering.
+        """
+        document = self.document
+        names = [name for name, _ in parts]
+        left = [(place, name, work) for place, (name, work) in enumerate(parts) if name not in self.parts]
+        left.sort(key=lambda one: (one[1] in document["begun"] and one[0] >= (require or 0), one[0]))
+        for place, name, work in left:
+            missing = [other for other in names[: require or 0] if other not in self.parts]
+            if time.monotonic() > self.deadline_s or (missing and place >= (require or 0)):
+                break
+            self._one(name, work)
+        document["pending"] = [*dict.fromkeys([*document["pending"], *names])]
+        document["pending"] = [name for name in document["pending"] if name not in self.parts]
+        self.save()
+
+    def close(self, **found: Any) -> bool:
+        """Write the stage's figures beside its parts; return whether all parts are done."""
+        self.document |= found
+        self.document["complete"] = not self.document["pending"]
+        if self.document["complete"]:
+            self.document["begun"] = []
+        self.save()
+        return bool(self.document["complete"])
+
+    def save(self) -> None:
+        """Write the file, aside first."""
+        write_json(self.path, self.document)
+
+    def _one(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        document = self.document
+        document["begun"] = [*dict.fromkeys([*document["begun"], name])]
+        self.save()
+        began = time.monotonic()
+        try:
+            found = work()
+        except Exception as error:  # noqa: BLE001 - one part must not cost the others
+            last = "".join(traceback.format_exc().splitlines(keepends=True)[-_TRACE_LINES:])
+            said = f"{type(error).__name__}: {error}"
+            document["failures"][name] = {"error": said, "trace": last}
+            self.save()
+            print(f"FAILED {name}: {said}", file=sys.stderr)
+            try:
+                self._alive()
+            except Exception as dead:  # noqa: BLE001 - whatever it is, it is said
+                raise DeviceLost(name, str(dead)) from None
+            return
+        took = time.monotonic() - began
+        self.parts[name] = {"took_s": round(took, 3), **found}
+        document["failures"].pop(name, None)
+        document["begun"].remove(name)
+        self.save()
+        print(f"{took:6.1f} s  {name}", file=sys.stderr)
+
+    def _resume(self, before: Any) -> None:
+        document = self.document
+        old = before.get("device", {}) if isinstance(before, dict) else {}
+        same = {
+            "schema_version": (before.get("schema_version"), SCHEMA_VERSION),
+            "dry": (before.get("dry"), document["dry"]),
+            "produced_by": (before.get("produced_by"), document["produced_by"]),
+            **{key: (old.get(key), document["device"].get(key)) for key in IDENTITY},
+        }
+        for key, (theirs, mine) in same.items():
+            if theirs != mine:
+                raise InputError(
+                    str(self.path), f"{key} {theirs}", f"this run's is {mine}", "choose an empty folder with OUT="
+                )
+        for key in ("parts", "begun", "failures"):
+            document[key] = before[key]
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> Path:
+    """Return `path`, which now holds `document`, written aside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def target(name: str, goal: float, got: float | None, *, at_most: bool, dry: bool, **more: Any) -> dict[str, Any]:
+    """Return one target as it stands in a stage's file: `met` is None where nothing real was measured."""
+    met = None if dry or got is None else bool(got <= goal if at_most else got >= goal)
+    return {"name": name, "target": goal, "at_most": at_most, "got": got, "met": met, **more}
