@@ -124,7 +124,9 @@ def summary(out: Path, stage: int) -> str:
     for one in document.get("targets", []):
         verdict = {True: "met", False: "MISSED", None: "not measured"}[one["met"]]
         got = "" if one["got"] is None else f", got {one['got']:.4g}"
-        lines.append(f"  {verdict}: {one['name']}: {'at most' if one['at_most'] else 'at least'} {one['target']:g}{got}")
+        lines.append(
+            f"  {verdict}: {one['name']}: {'at most' if one['at_most'] else 'at least'} {one['target']:g}{got}"
+        )
     lines += [f"  FAILED {name}: {failure['error']}" for name, failure in document["failures"].items()]
     return "\n".join(lines)
 

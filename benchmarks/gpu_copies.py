@@ -116,7 +116,7 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
     chosen = shapes(dry=dry)
     share = max(1.0, (deadline_s - time.monotonic()) * _CALIBRATE_FRACTION / len(chosen))
     formats = ("16", "4", "2")
-    tokens = (1, 32) if dry else (1, 4096, 16_384)
+    tokens = (1, 32) if dry else (1, 4096, 8192)
     parts: list[Part] = [
         (f"calibrate: {one.model.name}", partial(_calibrate, kind, one, share, first=at == 0))
         for at, one in enumerate(chosen)

@@ -146,12 +146,14 @@ class DensePart:
             split = spec.num_kv_heads * spec.head_dim
             keys[:, each - own :] = new[:, :split].view(requests, own, spec.num_kv_heads, spec.head_dim)
             values[:, each - own :] = new[:, split:].view(requests, own, spec.num_kv_heads, spec.v_head_dim)
-        mask = self._mask(own, each) if own > 1 else None
+        whole = own == each  # a prompt from its beginning: attention has kernels for that, which need no mask
+        mask = self._mask(own, each) if own > 1 and not whole else None
         found = functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             attn_mask=mask,
+            is_causal=own > 1 and whole,
             enable_gqa=keys.shape[2] != query.shape[2],
         ).transpose(1, 2)
         if mixer.expand_value is not None:
