@@ -27,6 +27,7 @@ from .ep_candidates import Placements
 from .ep_case import EpRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
 from .ep_evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
 from .ep_links import link_tokens
+from .ep_maps import placement_to_dict, plan_maps
 from .ep_migration import Migration, migration
 from .ep_search import EpProgress, EpSearch, describe
 from .placement.placement import Placement
@@ -346,14 +347,12 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
     return {
         "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance,
         "request": asdict(plan.request), "best": best,
-        "placement": {
-            "physical_to_logical": plan.placement.physical_to_logical.tolist(), "num_logical": plan.placement.num_logical,
-            "num_ranks": plan.placement.num_ranks, "num_nodes": plan.placement.num_nodes,
-        },
-        "baselines": [each.to_dict() for each in plan.baselines],
-        "references": [each.to_dict() for each in plan.references],
+        "placement": placement_to_dict(plan.placement),
+        "baselines": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.baselines],
+        "references": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
         "ageing": list(plan.ageing), "links": plan.links, "rank_rows": plan.rank_rows,
+        **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
         "lower_bound_step_s": plan.lower_bound_step_s, "optimality_gap": plan.optimality_gap, "verdict": plan.verdict,
         "assumptions": list(plan.assumptions),
