@@ -16,9 +16,7 @@ from .ep_evidence import REPORT, Evidence
 from .placement.comparison import Candidate
 
 
-def link_tokens(
-    evidence: Evidence, candidate: Candidate, schedule: ExpertParallelSchedule
-) -> npt.NDArray[np.float64]:
+def link_tokens(evidence: Evidence, candidate: Candidate, schedule: ExpertParallelSchedule) -> npt.NDArray[np.float64]:
     """Return float64 [from rank, to rank]: tokens dispatched in a mean reported step, all layers; the diagonal is zero."""
     found = np.mean([load.links for load in evidence.loads(REPORT, candidate, schedule)], axis=0)
     return np.asarray(found, np.float64)

@@ -45,9 +45,7 @@ def replay_of(plan: EpPlan) -> EpReplay:
     return EpReplay(before=before, after=plan.best)
 
 
-def replay_ep_plan(
-    document: Mapping[str, Any], model: ModelSpec, profile: Profile, recording: Recording
-) -> EpReplay:
+def replay_ep_plan(document: Mapping[str, Any], model: ModelSpec, profile: Profile, recording: Recording) -> EpReplay:
     """Return the replay of a plan document on its recording.
 
     Raises InputError where the recording is not of this model, or is another than the plan was made from.
