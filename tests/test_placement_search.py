@@ -14,7 +14,7 @@ from moeplan.planner.placement.annealing import fill_state, mean_seconds, repoin
 from moeplan.planner.placement.comparison import Candidate, evaluate
 from moeplan.planner.placement.eplb import rebalance
 from moeplan.planner.placement.grace import grace_plan
-from moeplan.planner.placement.objective import balanced_row_s, mean_layer_seconds
+from moeplan.planner.placement.objective import LayerCosts, balanced_row_s, mean_layer_seconds, work_ports
 from moeplan.planner.placement.occult import occult_placement
 from moeplan.planner.placement.placement import Placement, contiguous
 from moeplan.planner.placement.replica_choice import CappedChoice, StaticChoice, nearest_table
@@ -22,6 +22,7 @@ from moeplan.planner.placement.search import (
     SearchResult,
     SearchSettings,
     layer_buckets,
+    layer_rules,
     new_state,
     search_placement,
     slot_table,
@@ -36,11 +37,25 @@ STARTS = {
     "occult": occult_placement(STEPS, 16, 20, 4, 2),
 }
 SETTINGS = SearchSettings(num_moves=20_000, seed=1)
+# Weights that are read before anything is computed, latencies, both tiers at once, shared experts: a machine's own layer.
+STEEP = np.concatenate([[0], 400 + np.maximum(600, 7 * np.arange(1, 120))]).astype(np.int64)
+COSTINGS = [
+    COSTS,
+    dataclasses.replace(COSTS, exchange="per-rank", row_work=STEEP, row_s=1e-9, inter_latency_s=9e-6, tiers_together=True),
+    dataclasses.replace(COSTS, exchange="all-choices", row_work=STEEP, row_s=1e-9, beside_s=3e-5, fixed_s=4e-6),
+    dataclasses.replace(COSTS, row_work=STEEP, row_s=1e-9, intra_latency_s=2e-6, tiers_together=True),
+]
 
 
 @pytest.fixture(scope="module")
 def found() -> SearchResult:
     return search_placement(STEPS, STARTS, COSTS, SETTINGS)
+
+
+def merged(table: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return a table that names the same ranks, and of two copies on one rank always the first, as the search counts."""
+    ranks = (table // placement.slots_per_rank).astype(np.int32)
+    return np.stack([slot_table(placement, layer, ranks[layer]) for layer in range(len(table))])
 
 
 def under_table(result_table: np.ndarray, placement: Placement, layer: int, steps: list[StepTokens]) -> list[Traffic]:
@@ -65,31 +80,40 @@ def test_incremental_counts_equal_full_counts(data: st.DataObject) -> None:
     target = (nearest_table(placement)[0] // placement.slots_per_rank).astype(np.int64)
     buckets, experts = layer_buckets(steps, 0, placement.num_logical, ranks)
     state = new_state(placement, 0, target, len(experts), len(steps))
-    fill_state(state, buckets, experts, placement.ranks_per_node)
+    rules = layer_rules(buckets, data.draw(st.sampled_from(COSTINGS)), placement)
+    fill_state(state, buckets, experts, rules)
     pairs = st.tuples(st.integers(0, placement.num_logical - 1), st.integers(0, ranks - 1), st.integers(0, ranks - 1))
     for expert, source_rank, after in data.draw(st.lists(pairs, max_size=12)):
         before = int(state.target[expert, source_rank])
         if before != after:
-            repoint(state, buckets, expert, source_rank, before, after, placement.ranks_per_node)
+            repoint(state, buckets, expert, source_rank, before, after, rules)
             state.target[expert, source_rank] = after
-    moved, visits = state.ports.copy(), state.visits.copy()
-    fill_state(state, buckets, experts, placement.ranks_per_node)
-    assert np.array_equal(moved, state.ports) and np.array_equal(visits, state.visits)
+    moved = [state.ports.copy(), state.visits.copy(), state.rows.copy()]
+    fill_state(state, buckets, experts, rules)
+    assert all(map(np.array_equal, moved, [state.ports, state.visits, state.rows]))
 
 
 def test_counts_from_scratch_equal_the_traffic_count() -> None:
     for name, placement in STARTS.items():
-        table = nearest_table(placement)
+        table = merged(nearest_table(placement), placement)
         for layer in range(2):
             buckets, experts = layer_buckets(STEPS, layer, 16, 4)
             target = (table[layer] // placement.slots_per_rank).astype(np.int64)
             state = new_state(placement, layer, target, len(experts), len(STEPS))
-            fill_state(state, buckets, experts, placement.ranks_per_node)
             traffics = under_table(table, placement, layer, STEPS)
-            for step, traffic in enumerate(traffics):
-                assert np.array_equal(state.ports[step], traffic.ports()), name
-            seconds = mean_seconds(state.ports, COSTS.inter_token_s, COSTS.intra_token_s, COSTS.row_s)
-            assert seconds == mean_layer_seconds(traffics, COSTS)
+            for costs in COSTINGS:
+                fill_state(state, buckets, experts, layer_rules(buckets, costs, placement))
+                for step, traffic in enumerate(traffics):
+                    assert np.array_equal(state.ports[step], work_ports(traffic, costs)), name
+                assert mean_seconds(state.ports, costs.prices(), 1.0) == mean_layer_seconds(traffics, costs)
+
+
+@pytest.mark.parametrize("costs", COSTINGS[1:], ids=lambda costs: costs.exchange)
+def test_promised_time_holds_for_every_exchange_and_kernel(costs: LayerCosts) -> None:
+    result = search_placement(STEPS, STARTS, costs, SETTINGS)
+    for index, layer in enumerate(result.layers):
+        assert layer.best_s == mean_layer_seconds(under_table(result.table, result.placement, index, STEPS), costs)
+        assert layer.best_s < layer.start_s
 
 
 def test_promised_time_is_exactly_the_full_evaluation(found: SearchResult) -> None:

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ...ep_schedule import EXCHANGES
 from ...jit import jit
 from .counter_hash import hash_below, hash_fraction
-from .objective import port_seconds
+from .objective import Prices, port_seconds
 
 Counts = npt.NDArray[np.int64]
 
+EVERY_CHOICE, TWO_STAGES = EXCHANGES.index("all-choices"), EXCHANGES.index("hierarchical")
 MAX_CHOICES = 255  # choices of one token are counted in bytes
 
 SWAP_SHARE, OVERWRITE_SHARE = 0.4, 0.2  # of proposals, where copies exist; the rest re-points
@@ -54,7 +56,9 @@ class State(NamedTuple):
     visits: npt.NDArray[np.uint8]
     """uint8 [tokens, num_ranks + num_nodes]: choices of a token on each rank, then on each node."""
     ports: Counts
-    """int64 [num_steps, 5, num_ranks]: tokens through every port and rows, as `Traffic.ports` orders them."""
+    """int64 [num_steps, 5, num_ranks]: tokens through every port and units of work, as `objective.work_ports` orders them."""
+    rows: Counts
+    """int64 [num_steps, num_logical, num_ranks]: rows an expert has on a rank."""
 
 
 class Changes(NamedTuple):
@@ -66,51 +70,71 @@ class Changes(NamedTuple):
     after: Counts
 
 
+class Rules(NamedTuple):
+    """What does not change while a layer is searched."""
+
+    ranks_per_node: int
+    kind: int
+    """The exchange, as its place in `ep_schedule.EXCHANGES`."""
+    work: Counts
+    """int64 [n]: units of work of an expert with so many rows."""
+
+
 @jit
-def mean_seconds(ports: Counts, inter_token_s: float, intra_token_s: float, row_s: float) -> float:
+def mean_seconds(ports: Counts, prices: Prices, work_weight: float) -> float:
     """Return the mean layer time over steps, added up in order; `ports: [num_steps, 5, num_ranks]`."""
     total = 0.0
     for step in range(ports.shape[0]):
-        total += float(port_seconds(ports[step], inter_token_s, intra_token_s, row_s))
+        total += float(port_seconds(ports[step], prices, work_weight))
     return total / float(ports.shape[0])
 
 
 @jit
-def fill_state(state: State, buckets: Buckets, experts: Counts, ranks_per_node: int) -> None:
-    """Count `visits` and `ports` of `state` from scratch for `experts: [tokens, top_k]` under `state.target`."""
-    visits, ports = state.visits, state.ports
+def fill_state(state: State, buckets: Buckets, experts: Counts, rules: Rules) -> None:
+    """Count `visits`, `rows` and `ports` of `state` from scratch for `experts: [tokens, top_k]` under `state.target`."""
+    visits, ports, rows, seats = state.visits, state.ports, state.rows, rules.ranks_per_node
     num_ranks = state.target.shape[1]
     visits[:] = 0
     ports[:] = 0
+    rows[:] = 0
     for token in range(experts.shape[0]):
         source, step = buckets.source[token], buckets.step[token]
-        home, seat = source // ranks_per_node, source % ranks_per_node
+        home, seat = source // seats, source % seats
         for choice in range(experts.shape[1]):
-            rank = state.target[experts[token, choice], source]
+            expert = experts[token, choice]
+            rank = state.target[expert, source]
             visits[token, rank] += 1
-            visits[token, num_ranks + rank // ranks_per_node] += 1
-            ports[step, 4, rank] += 1
-        for node in range(num_ranks // ranks_per_node):
-            gateway = node * ranks_per_node + seat
+            visits[token, num_ranks + rank // seats] += 1
+            rows[step, expert, rank] += 1
+            if rules.kind != TWO_STAGES and rank != source and (rules.kind == EVERY_CHOICE or visits[token, rank] == 1):
+                tier = 2 if rank // seats == home else 0
+                ports[step, tier, source] += 1
+                ports[step, tier + 1, rank] += 1
+        if rules.kind != TWO_STAGES:
+            continue
+        for node in range(num_ranks // seats):
+            gateway = node * seats + seat
             if visits[token, num_ranks + node] > 0 and node != home:
                 ports[step, 0, source] += 1
                 ports[step, 1, gateway] += 1
-            for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node):
+            for rank in range(node * seats, (node + 1) * seats):
                 if visits[token, rank] > 0 and rank != gateway:
                     ports[step, 2, gateway] += 1
                     ports[step, 3, rank] += 1
+    for step in range(ports.shape[0]):
+        for expert in range(rows.shape[1]):
+            for rank in range(num_ranks):
+                ports[step, 4, rank] += rules.work[rows[step, expert, rank]]
 
 
 @jit
-def repoint(
-    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
-) -> None:
-    """Send the tokens of (expert, source rank) to rank `after` instead of `before`, keeping visits and ports exact."""
-    visits, ports = state.visits, state.ports
+def repoint(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, rules: Rules) -> None:
+    """Send the tokens of (expert, source rank) to rank `after` instead of `before`, keeping every count exact."""
+    visits, ports, rows, seats = state.visits, state.ports, state.rows, rules.ranks_per_node
     num_steps, num_ranks = ports.shape[0], ports.shape[2]
-    home, seat = source // ranks_per_node, source % ranks_per_node
-    node_before, node_after = before // ranks_per_node, after // ranks_per_node
-    gate_before, gate_after = node_before * ranks_per_node + seat, node_after * ranks_per_node + seat
+    home, seat = source // seats, source % seats
+    node_before, node_after = before // seats, after // seats
+    gate_before, gate_after = node_before * seats + seat, node_after * seats + seat
     column_before, column_after = num_ranks + node_before, num_ranks + node_after
     bucket = (expert * num_ranks + source) * num_steps
     for step in range(num_steps):
@@ -131,8 +155,24 @@ def repoint(
                 node_here = visits[token, column_before] - 1
                 visits[token, column_before] = node_here
                 cross_gone += node_here == 0
-        ports[step, 4, before] -= last - first
-        ports[step, 4, after] += last - first
+        many = last - first
+        had, has = rows[step, expert, before], rows[step, expert, after]
+        rows[step, expert, before] = had - many
+        rows[step, expert, after] = has + many
+        ports[step, 4, before] += rules.work[had - many] - rules.work[had]
+        ports[step, 4, after] += rules.work[has + many] - rules.work[has]
+        if rules.kind != TWO_STAGES:
+            if rules.kind == EVERY_CHOICE:
+                come, gone = many, many
+            if after != source:
+                tier = 2 if node_after == home else 0
+                ports[step, tier, source] += come
+                ports[step, tier + 1, after] += come
+            if before != source:
+                tier = 2 if node_before == home else 0
+                ports[step, tier, source] -= gone
+                ports[step, tier + 1, before] -= gone
+            continue
         if gate_after != after:
             ports[step, 2, gate_after] += come
             ports[step, 3, after] += come
@@ -148,15 +188,17 @@ def repoint(
 
 
 @jit
-def _revisit(
-    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
-) -> None:
-    """Move the visits of (expert, source rank) from `before` to `after` without touching ports (to take a move back)."""
-    visits = state.visits
+def _revisit(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, seats: int) -> None:
+    """Move visits and rows of (expert, source rank) from `before` to `after`, not ports (to take a move back)."""
+    visits, rows = state.visits, state.rows
     num_steps, num_ranks = state.ports.shape[0], state.ports.shape[2]
-    column_before = num_ranks + before // ranks_per_node
-    column_after = num_ranks + after // ranks_per_node
+    column_before = num_ranks + before // seats
+    column_after = num_ranks + after // seats
     bucket = (expert * num_ranks + source) * num_steps
+    for step in range(num_steps):
+        many = buckets.start[bucket + step + 1] - buckets.start[bucket + step]
+        rows[step, expert, before] -= many
+        rows[step, expert, after] += many
     for place in range(buckets.start[bucket], buckets.start[bucket + num_steps]):
         token = buckets.token[place]
         visits[token, after] += 1
@@ -259,10 +301,8 @@ def _note(changes: Changes, count: int, expert: int, source: int, before: int, a
 def anneal(
     state: State,
     buckets: Buckets,
-    ranks_per_node: int,
-    inter_token_s: float,
-    intra_token_s: float,
-    row_s: float,
+    rules: Rules,
+    prices: Prices,
     first_row_weight: float,
     num_moves: int,
     hot_s: float,
@@ -273,29 +313,29 @@ def anneal(
 ) -> tuple[float, int, int]:
     """Return (best mean seconds, moves evaluated, moves accepted) after `num_moves` proposals.
 
-    The temperature falls geometrically from `hot_s` to `cold_s`, and the price of a row grows linearly from
-    `first_row_weight` times to once `row_s`: with the full price from the start almost every swap overfills some rank, and
+    The temperature falls geometrically from `hot_s` to `cold_s`, and the price of work grows linearly from
+    `first_row_weight` times to once its own: with the full price from the start almost every swap overfills some rank, and
     the search ends up worse even in what it minimises. `state` must be filled; it ends at the last accepted placement, and
     `best_slots`, `best_target` at the best one at full price. Proposals that change nothing count but cost nothing.
     """
     num_slots = len(state.slots)
     num_logical, num_ranks = state.target.shape
-    slots_per_rank = num_slots // num_ranks
+    slots_per_rank, seats = num_slots // num_ranks, rules.ranks_per_node
     saved = np.empty_like(state.ports)
     room = 2 * num_ranks
     changes = Changes(
         np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
     )
-    weighted_s = row_s * first_row_weight
-    best = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
-    current = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
+    weight = first_row_weight
+    best = mean_seconds(state.ports, prices, 1.0)
+    current = mean_seconds(state.ports, prices, weight)
     best_slots[:] = state.slots
     best_target[:] = state.target
     evaluated, accepted = 0, 0
     for move in range(num_moves):
         if move % MOVES_PER_WEIGHT == 0:
-            weighted_s = row_s * (first_row_weight + (1.0 - first_row_weight) * move / num_moves)
-            current = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
+            weight = first_row_weight + (1.0 - first_row_weight) * move / num_moves
+            current = mean_seconds(state.ports, prices, weight)
         kind = hash_fraction(seed, move, 0, 0) if num_slots > num_logical else 0.0
         slot_a, slot_b, expert = hash_below(num_slots, seed, move, 1, 0), 0, 0
         if kind < SWAP_SHARE:
@@ -303,7 +343,7 @@ def anneal(
             count = _propose_swap(state, slot_a, slot_b, slots_per_rank, changes)
         elif kind < SWAP_SHARE + OVERWRITE_SHARE:
             expert = hash_below(num_logical, seed, move, 2, 0)
-            count = _propose_overwrite(state, slot_a, expert, slots_per_rank, ranks_per_node, seed, move, changes)
+            count = _propose_overwrite(state, slot_a, expert, slots_per_rank, seats, seed, move, changes)
         else:
             expert = state.slots[slot_a]
             source = hash_below(num_ranks, seed, move, 2, 0)
@@ -316,13 +356,13 @@ def anneal(
         saved[:] = state.ports
         for row in range(count):
             before, after = changes.before[row], changes.after[row]
-            repoint(state, buckets, changes.expert[row], changes.source[row], before, after, ranks_per_node)
-        seconds = mean_seconds(state.ports, inter_token_s, intra_token_s, weighted_s)
+            repoint(state, buckets, changes.expert[row], changes.source[row], before, after, rules)
+        seconds = mean_seconds(state.ports, prices, weight)
         temperature = hot_s * (cold_s / hot_s) ** (move / num_moves)
         if seconds > current and hash_fraction(seed, move, 3, 0) >= math.exp((current - seconds) / temperature):
             for row in range(count):
                 back_from, back_to = changes.after[row], changes.before[row]
-                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, ranks_per_node)
+                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, seats)
             state.ports[:] = saved
             continue
         accepted += 1
@@ -343,7 +383,7 @@ def anneal(
             state.held[expert, slot_a // slots_per_rank] += 1
             state.copies[lost] -= 1
             state.copies[expert] += 1
-        full = mean_seconds(state.ports, inter_token_s, intra_token_s, row_s)
+        full = mean_seconds(state.ports, prices, 1.0)
         if full < best:
             best = full
             best_slots[:] = state.slots

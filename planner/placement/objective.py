@@ -1,28 +1,50 @@
 """How long one MoE layer takes, predicted from its traffic: what the search minimises and every comparison reports.
 
-Modelled: layer = dispatch + compute of the slowest rank + combine. Either exchange takes the bytes of the largest
-inter-node port over its bandwidth plus those of the largest intra-node port over its own (the larger of what a port sends
-and receives; it is the largest port that matters, not the total). A token crosses once to a node and once to a rank. Compute
-grows with rows. Several steps: their mean. Ignored: latency, overlap, the shape of bandwidth and kernel curves and weight
-reading; the simulator has those, this has to be evaluated tens of thousands of times a second.
+Modelled: layer = dispatch + compute of the slowest rank + combine. An exchange takes the bytes of the largest inter-node port
+and those of the largest intra-node port over their bandwidths (the larger of what a port sends and receives; it is the
+largest port that matters, not the total), one tier after the other or both at once, with a latency each. Compute grows with
+rows, or by a table of what an expert with so many rows costs; work that runs beside the dispatch may hide it. With the constants
+of a machine this is the simulator's own time of a layer without overlap, apart from rounding; with two bandwidths and a
+price per row it is a study's. Several steps: their mean. Ignored: pipelines, multiprocessors kept for exchanges, ports that
+ranks share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...ep_schedule import EXCHANGES
+from ...errors import InputError, UnknownName
 from ...jit import jit
 from .traffic import Traffic
 
-NODE_SEND, NODE_RECEIVE, RANK_SEND, RANK_RECEIVE, ROWS = range(5)  # rows of `Traffic.ports()`
+NODE_SEND, NODE_RECEIVE, RANK_SEND, RANK_RECEIVE, WORK = range(5)  # rows of `Traffic.ports()` and of the search's state
+
+WorkTable = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices(NamedTuple):
+    """The constants as compiled code takes them, in seconds; `LayerCosts` says what they mean."""
+
+    inter_out_s: float
+    inter_back_s: float
+    intra_out_s: float
+    intra_back_s: float
+    inter_latency_s: float
+    intra_latency_s: float
+    work_s: float
+    beside_s: float
+    fixed_s: float
+    together: float
+    """Not zero: both tiers work at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerCosts:
     """The constants of the prediction. Raises InputError for one that is negative, infinite, or a zero bandwidth."""
 
@@ -35,13 +57,34 @@ class LayerCosts:
     inter_bytes_per_s: float
     """Bandwidth of one rank's port between nodes, one direction."""
     row_s: float
-    """Seconds of expert compute per row (one token for one expert) on a rank."""
+    """Seconds of expert compute per row (one token for one expert) on a rank; with `row_work`, per unit of work."""
+    row_work: WorkTable | None = None
+    """int64 [n]: units of work of one expert with 0 … n − 1 rows, for kernels that do not grow in proportion; beyond, its last
+    slope goes on. None: a row is a unit."""
+    inter_latency_s: float = 0.0
+    """What an exchange between nodes takes besides its bytes, each way."""
+    intra_latency_s: float = 0.0
+    """What an exchange inside nodes takes besides its bytes, each way."""
+    beside_s: float = 0.0
+    """Work that starts with the dispatch and must be done before experts run (shared experts)."""
+    fixed_s: float = 0.0
+    """What every layer takes besides (the launch)."""
+    exchange: str = "hierarchical"
+    """How tokens are de-duplicated, by the names of `ep_schedule.EXCHANGES`."""
+    tiers_together: bool = False
+    """Both tiers of an exchange work at once instead of one after the other."""
 
     def __post_init__(self) -> None:
-        for name in ("token_bytes_dispatch", "token_bytes_combine", "intra_bytes_per_s", "inter_bytes_per_s", "row_s"):
+        names = ("token_bytes_dispatch", "token_bytes_combine", "intra_bytes_per_s", "inter_bytes_per_s", "row_s")
+        for name in (*names, "inter_latency_s", "intra_latency_s", "beside_s", "fixed_s"):
             value = getattr(self, name)
-            if not np.isfinite(value) or value < 0 or (name.endswith("per_s") and value == 0):
+            if not np.isfinite(value) or value < 0 or (name.endswith("bytes_per_s") and value == 0):
                 raise InputError(name, value, "must be finite and positive", "take it from a profile or a data sheet")
+        if self.exchange not in EXCHANGES:
+            raise UnknownName("exchange", self.exchange, EXCHANGES)
+        table = self.row_work
+        if table is not None and (table.ndim != 1 or len(table) < 2 or table[0] != 0 or np.any(np.diff(table) < 0)):
+            raise InputError("row_work", table.shape, "must start at zero and never fall", "give the cost of 0, 1, 2 … rows")
 
     @property
     def inter_token_s(self) -> float:
@@ -52,6 +95,29 @@ class LayerCosts:
     def intra_token_s(self) -> float:
         """Seconds one token costs the intra-node port, there and back."""
         return (self.token_bytes_dispatch + self.token_bytes_combine) / self.intra_bytes_per_s
+
+    @property
+    def kind(self) -> int:
+        """The exchange as its place in `EXCHANGES`."""
+        return EXCHANGES.index(self.exchange)
+
+    def prices(self) -> Prices:
+        """Return the constants as compiled code takes them."""
+        return Prices(
+            self.token_bytes_dispatch / self.inter_bytes_per_s, self.token_bytes_combine / self.inter_bytes_per_s,
+            self.token_bytes_dispatch / self.intra_bytes_per_s, self.token_bytes_combine / self.intra_bytes_per_s,
+            self.inter_latency_s, self.intra_latency_s, self.row_s, self.beside_s, self.fixed_s, float(self.tiers_together),
+        )  # fmt: skip
+
+    def work_table(self, most_rows: int) -> WorkTable:
+        """Return int64 [≥ most_rows + 1]: units of work of an expert with so many rows."""
+        if self.row_work is None:
+            return np.arange(most_rows + 1, dtype=np.int64)
+        missing = most_rows + 1 - len(self.row_work)
+        if missing <= 0:
+            return self.row_work
+        last, slope = self.row_work[-1], self.row_work[-1] - self.row_work[-2]
+        return np.concatenate([self.row_work, last + slope * np.arange(1, missing + 1)]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +131,28 @@ class LayerTime:
     combine_s: float
     """All-to-all back."""
     total_s: float
-    """The sum, computed exactly as the search computes it."""
+    """The layer, computed exactly as the search computes it; without work beside the dispatch and fixed costs, the sum."""
+
+
+def work_ports(traffic: Traffic, costs: LayerCosts) -> npt.NDArray[np.int64]:
+    """Return int64 [5, num_ranks]: tokens through every port under the exchange, and each rank's units of work."""
+    ports = traffic.ports(costs.exchange)
+    if costs.row_work is not None:
+        table = costs.work_table(int(traffic.slot_rows.max(initial=0)))
+        ports[WORK] = table[traffic.slot_rows].reshape(ports.shape[1], -1).sum(axis=1)
+    return ports
 
 
 def layer_time(traffic: Traffic, costs: LayerCosts) -> LayerTime:
     """Return the predicted time of one layer in one step."""
-    ports = traffic.ports()
+    ports, prices = work_ports(traffic, costs), costs.prices()
     inter = int(ports[NODE_SEND : NODE_RECEIVE + 1].max())
     intra = int(ports[RANK_SEND : RANK_RECEIVE + 1].max())
-    per_byte_s = inter / costs.inter_bytes_per_s + intra / costs.intra_bytes_per_s
     return LayerTime(
-        dispatch_s=costs.token_bytes_dispatch * per_byte_s,
-        compute_s=costs.row_s * int(ports[ROWS].max()),
-        combine_s=costs.token_bytes_combine * per_byte_s,
-        total_s=float(port_seconds(ports, costs.inter_token_s, costs.intra_token_s, costs.row_s)),
+        dispatch_s=float(_exchange_s(inter, intra, prices.inter_out_s, prices.intra_out_s, prices)),
+        compute_s=costs.row_s * int(ports[WORK].max()),
+        combine_s=float(_exchange_s(inter, intra, prices.inter_back_s, prices.intra_back_s, prices)),
+        total_s=float(port_seconds(ports, prices, 1.0)),
     )
 
 
@@ -86,7 +160,7 @@ def mean_layer_seconds(traffics: Sequence[Traffic], costs: LayerCosts) -> float:
     """Return the mean predicted layer time over several steps, summed in the order the search sums it."""
     total = 0.0
     for traffic in traffics:
-        total += float(port_seconds(traffic.ports(), costs.inter_token_s, costs.intra_token_s, costs.row_s))
+        total += float(port_seconds(work_ports(traffic, costs), costs.prices(), 1.0))
     return total / len(traffics)
 
 
@@ -97,20 +171,33 @@ def balanced_row_s(traffics: Sequence[Traffic], costs: LayerCosts, compute_over_
     """
     exchange_s, rows = 0.0, 0.0
     for traffic in traffics:
-        ports = traffic.ports()
+        ports = traffic.ports(costs.exchange)
         exchange_s += (
             float(ports[NODE_SEND].mean()) * costs.inter_token_s + float(ports[RANK_SEND].mean()) * costs.intra_token_s
         )
-        rows += float(ports[ROWS].mean())
+        rows += float(ports[WORK].mean())
     return compute_over_exchange * exchange_s / rows
 
 
 @jit
-def port_seconds(ports: npt.NDArray[np.integer], inter_token_s: float, intra_token_s: float, row_s: float) -> float:
-    """Return the layer time of `ports: [5, num_ranks]`; the one formula both the search and the evaluation use."""
-    inter, intra, rows = 0, 0, 0
+def _exchange_s(inter: int, intra: int, inter_token_s: float, intra_token_s: float, prices: Prices) -> float:
+    """Return the seconds of one exchange whose largest ports carry so many tokens; a tier without any takes none."""
+    between = prices.inter_latency_s + inter * inter_token_s if inter > 0 else 0.0
+    inside = prices.intra_latency_s + intra * intra_token_s if intra > 0 else 0.0
+    return max(between, inside) if prices.together != 0.0 else between + inside
+
+
+@jit
+def port_seconds(ports: npt.NDArray[np.integer], prices: Prices, work_weight: float) -> float:
+    """Return the layer time of `ports: [5, num_ranks]`, work counted `work_weight` times.
+
+    The one formula both the search and the evaluation use.
+    """
+    inter, intra, work = 0, 0, 0
     for rank in range(ports.shape[1]):
         inter = max(inter, ports[0, rank], ports[1, rank])
         intra = max(intra, ports[2, rank], ports[3, rank])
-        rows = max(rows, ports[4, rank])
-    return inter * inter_token_s + intra * intra_token_s + rows * row_s
+        work = max(work, ports[4, rank])
+    dispatch = _exchange_s(inter, intra, prices.inter_out_s, prices.intra_out_s, prices)
+    combine = _exchange_s(inter, intra, prices.inter_back_s, prices.intra_back_s, prices)
+    return max(dispatch, prices.beside_s) + work * (prices.work_s * work_weight) + combine + prices.fixed_s

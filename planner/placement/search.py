@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, Internal
-from .annealing import MAX_CHOICES, Buckets, State, anneal, fill_state, mean_seconds
+from .annealing import MAX_CHOICES, Buckets, Rules, State, anneal, fill_state, mean_seconds
 from .objective import LayerCosts
 from .placement import Placement, check_topology
 from .replica_choice import nearest_table
@@ -70,7 +70,8 @@ class SearchedLayer:
     start: str
     """Name of the starting placement that was best."""
     start_s: float
-    """Mean predicted layer time of that start under its nearest-copy table, on the planning steps."""
+    """Mean predicted layer time of that start under its nearest-copy table, on the planning steps; of two copies on one
+    rank the first does all the work."""
     best_s: float
     """The same for what was found, under its own table."""
     num_evaluated: int
@@ -155,7 +156,14 @@ def new_state(placement: Placement, layer: int, target_rank: Counts, num_tokens:
         copies=held.sum(axis=1),
         visits=np.zeros((num_tokens, placement.num_ranks + placement.num_nodes), dtype=np.uint8),
         ports=np.zeros((num_steps, 5, placement.num_ranks), dtype=np.int64),
+        rows=np.zeros((num_steps, placement.num_logical, placement.num_ranks), dtype=np.int64),
     )
+
+
+def layer_rules(buckets: Buckets, costs: LayerCosts, placement: Placement) -> Rules:
+    """Return what the annealing of a layer holds fixed; the table of work reaches to the busiest expert of any step."""
+    sizes = np.diff(buckets.start).reshape(placement.num_logical, placement.num_ranks, -1)
+    return Rules(placement.ranks_per_node, costs.kind, costs.work_table(int(sizes.sum(axis=1).max(initial=0))))
 
 
 def _search_layer(
@@ -168,15 +176,14 @@ def _search_layer(
 ) -> SearchedLayer:
     """Anneal one layer from the start with the lowest predicted time (ties to the first given)."""
     first = next(iter(starts.values()))
-    seats = first.ranks_per_node
     buckets, experts = layer_buckets(steps, layer, first.num_logical, first.num_ranks)
-    prices = (costs.inter_token_s, costs.intra_token_s, costs.row_s)
+    rules, prices = layer_rules(buckets, costs, first), costs.prices()
     best: tuple[float, str, State] | None = None
     for name, placement in starts.items():
         target = (tables[name][layer] // placement.slots_per_rank).astype(np.int64)
         state = new_state(placement, layer, target, len(experts), len(steps))
-        fill_state(state, buckets, experts, seats)
-        seconds = float(mean_seconds(state.ports, *prices))
+        fill_state(state, buckets, experts, rules)
+        seconds = float(mean_seconds(state.ports, prices, 1.0))
         if best is None or seconds < best[0]:
             best = (seconds, name, state)
     if best is None:
@@ -190,8 +197,8 @@ def _search_layer(
     best_s, evaluated, accepted = anneal(
         state,
         buckets,
-        seats,
-        *prices,
+        rules,
+        prices,
         settings.first_row_weight,
         settings.num_moves,
         hot_s,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...ep_schedule import EXCHANGES
+from ...errors import InputError, UnknownName
 from ...jit import jit
 from .placement import Placement
 
@@ -35,6 +36,8 @@ class Traffic:
     """Second stage: tokens forwarded inside a node, once per rank; the diagonal (already there) is zero."""
     slot_rows: CountMatrix
     """int64 [num_slots]: rows each slot's expert computes."""
+    ranks_per_node: int
+    """Ranks of every node; node n owns ranks [n·ranks_per_node, (n+1)·ranks_per_node)."""
 
     @property
     def rows(self) -> CountMatrix:
@@ -42,9 +45,20 @@ class Traffic:
         rows: CountMatrix = self.choices.sum(axis=0)
         return rows
 
-    def ports(self) -> CountMatrix:
-        """Return the tokens through every port, int64 [5, num_ranks]: node send, node receive, rank send, rank receive, rows."""
+    def ports(self, exchange: str = "hierarchical") -> CountMatrix:
+        """Return the tokens through every port, int64 [5, num_ranks]: node send, node receive, rank send, rank receive, rows.
+
+        `exchange` by the names of `ep_schedule.EXCHANGES`; raises UnknownName for any other.
+        """
+        if exchange not in EXCHANGES:
+            raise UnknownName("exchange", exchange, EXCHANGES)
         inter, intra = self.inter_node, self.intra_node
+        if exchange != "hierarchical":
+            whole = self.choices if exchange == "all-choices" else self.per_rank
+            node = np.arange(len(whole)) // self.ranks_per_node
+            near = node[:, None] == node[None, :]
+            inter = np.where(near, 0, whole)
+            intra = np.where(near & ~np.eye(len(whole), dtype=np.bool_), whole, 0)
         return np.stack([inter.sum(axis=1), inter.sum(axis=0), intra.sum(axis=1), intra.sum(axis=0), self.rows])
 
 
@@ -73,6 +87,7 @@ def count_traffic(
         inter_node=np.zeros((ranks, ranks), np.int64),
         intra_node=np.zeros((ranks, ranks), np.int64),
         slot_rows=np.zeros(placement.num_slots, np.int64),
+        ranks_per_node=placement.ranks_per_node,
     )
     _count(
         slots.astype(np.int64),

@@ -33,4 +33,5 @@ def count_traffic_slowly(
                 per_rank[source, rank] += 1
                 if rank != gateway:
                     intra[gateway, rank] += 1
-    return Traffic(choices=choices, per_rank=per_rank, inter_node=inter, intra_node=intra, slot_rows=slot_rows)
+    return Traffic(choices=choices, per_rank=per_rank, inter_node=inter, intra_node=intra, slot_rows=slot_rows,
+                   ranks_per_node=seats)  # fmt: skip
