@@ -63,11 +63,11 @@ def shapes(*, dry: bool) -> list[Shape]:
     """Return what is calibrated: two real shapes, one between them for what lies between, and Switch-Large's plain experts."""
     if dry:
         few = Extent(
-            expert_tokens=(1, 8, 32),
-            group_tokens=(1, 32),
+            expert_tokens=(1, 8, 128),
+            group_tokens=(1, 128),
             group_experts=(2, 4),
-            pass_tokens=(1, 8, 64),
-            contexts=(16, 64),
+            pass_tokens=(1, 8, 128),
+            contexts=(16, 256),
             copy_bytes=(16 * KIB, 256 * KIB),
             rounds=1,
             repetitions=2,
@@ -169,7 +169,8 @@ def _calibrate(kind: str, shape: Shape, seconds: float, *, first: bool) -> dict[
 
 
 def _profiled(out: Path, samples: SampleSet) -> dict[str, Any]:
-    """Write profile and samples; return how good the fit is and what kernels and copies cost each other."""
+    """Write samples and profile; return how good the fit is and what kernels and copies cost each other."""
+    write_text(out / SAMPLES, samples_to_json(samples))  # first: whatever a fit may stumble over, they are kept
     found = write_calibration(samples, out / PROFILE)
     slowed = {name: constant.value for name, constant in found.fit.profile.contention.items()}
     return {"fit": found.fit.to_dict(), "warnings": list(found.fit.warnings), "speed_beside_each_other": slowed}

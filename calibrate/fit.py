@@ -33,6 +33,8 @@ from .surface import Form, Surface, cross_validate, fit_surface, nine_in_ten
 _FLAGGED_RATIO = 2.5
 _MIN_POINTS_TO_FLAG = 6
 _LEAST = 1e-9
+# Where experts are too small for their bytes to matter, the fit cannot tell their bandwidth, and may say anything.
+_LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
 _HOST_PARTS = ("step", "layer", "kernel", "transfer")
 
@@ -241,7 +243,7 @@ class _Fitter:
         uncertainty = {name: curve.relative_uncertainty for name, curve in self.curves.items()}
         expanded = {
             bits: self.constant(
-                min(1.0, self.surfaces[f"expert.{bits}"].parameter("bandwidth") / reached),
+                _share(self.surfaces[f"expert.{bits}"].parameter("bandwidth") / reached),
                 uncertainty[f"expert.{bits}"],
             )
             for bits in ("8", "4", "3", "2")
@@ -257,7 +259,7 @@ class _Fitter:
             memory_bytes_per_s=self.constant(
                 bandwidth, 0.1, "a large copy inside device memory, bytes read plus written"
             ),
-            memory_efficiency=self.constant(min(1.0, reached / bandwidth), 0.1, "expert kernels against that copy"),
+            memory_efficiency=self.constant(_share(reached / bandwidth), 0.1, "expert kernels against that copy"),
             peak_flops_per_s={
                 name: self.constant(value, 0.1, "a large square product") for name, value in peaks.items()
             },
@@ -331,6 +333,11 @@ class _Fitter:
                 [{"bytes": s.arguments["bytes"]} for s in found],
                 [s.median_s for s in found],
             )
+
+
+def _share(ratio: float) -> float:
+    """Return a share of a ceiling as a profile may hold it."""
+    return min(1.0, max(_LEAST_SHARE, ratio))
 
 
 def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: str | None = None) -> Fit:
