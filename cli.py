@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import demo, emit, plan, report, reproduce, simulate, trace
+from .commands import demo, emit, measure, plan, report, reproduce, simulate, trace
 from .errors import MoeplanError
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -32,7 +32,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 # In the order of a first visit.
-for _module in (demo, trace, simulate, plan, report, emit, reproduce):
+for _module in (demo, trace, simulate, plan, measure, report, emit, reproduce):
     _module.register(app)
 
 

@@ -70,3 +70,41 @@ def print_parallel_plan(document: dict[str, Any], output: str) -> None:
     )
     print(f"  verdict   {document['verdict']}")
     print(f"written to {output}")
+
+
+def print_calibration(document: dict[str, Any]) -> None:
+    """Print what a calibration found: how well each table predicts points left out, and what was shaky."""
+    name = document["device"].get("name", "this machine")
+    print(f"{name}: {document['num_samples']} times measured")
+    for table, fit in document["fit"].items():
+        print(
+            f"  {table:24} {fit['num_points']:4} points, left out and predicted within {fit['median_error']:.1%} (half of them), "
+            f"{fit['p90_error']:.1%} (nine in ten)"
+        )
+    for warning in document["warnings"]:
+        print(f"  note      {warning}")
+    print(f"written to {document['profile']}")
+
+
+def print_validation(document: dict[str, Any]) -> None:
+    """Print how far predictions were off: each configuration, then the figures over all."""
+    for one in document["configurations"]:
+        low, high = one["interval_s"]
+        print(
+            f"  {one['name']:56} predicted {one['predicted_step_s'] * MS_PER_S:9.2f} ms "
+            f"({low * MS_PER_S:.2f} to {high * MS_PER_S:.2f}), measured {one['measured_step_s'] * MS_PER_S:9.2f} ms "
+            f"{one['relative_error']:+7.1%}"
+        )
+    tau = "-" if document["kendall_tau"] is None else f"{document['kendall_tau']:.2f}"
+    regret = "-" if document["regret"] is None else f"{document['regret']:.1%}"
+    print(
+        f"{document['num_configurations']} configurations: error median {document['median_relative_error']:.1%}, "
+        f"p90 {document['p90_relative_error']:.1%}, worst {document['worst_relative_error']:.1%}; "
+        f"noise {document['noise_floor']:.1%}; intervals hold {document['coverage']:.0%}"
+    )
+    print(f"  order     Kendall's tau {tau}; lost by trusting it {regret}")
+    print(f"  counts    {'equal' if document['counts_equal'] else 'differ'}")
+    print("  error of the step with measured durations, median: "
+          + ", ".join(f"{name} {value:.1%}" for name, value in document["error_budget"].items()))  # fmt: skip
+    if document["misses"]:
+        print(f"  misses    {'; '.join(document['misses'])}")

@@ -24,6 +24,7 @@ import torch
 
 from ..units import MIB, NS_PER_S
 from .device import COMPUTE, CpuDevice, Device, metadata_of
+from .journal import Journal
 from .samples import Sample, SampleSet
 
 Progress = Callable[[int, int, str], None]
@@ -64,6 +65,9 @@ class Harness:
 
     device: Device
     progress: Progress = field(default=lambda done, total, note: None)
+    journal: Journal | None = None
+    """Parts that are done are taken from it and kept in it."""
+    _part: int = 0
     _buffer: torch.Tensor | None = None
     _began: dict[str, Any] = field(default_factory=dict)
     _samples: list[Sample] = field(default_factory=list)
@@ -75,8 +79,11 @@ class Harness:
 
         seconds: stop after the round in which this much time is used up, but never before the first one is complete.
         """
-        if not self._began:
-            self._began = conditions_now(self.device)
+        return self._done(what, lambda: self._measured(benches, rounds, repetitions, seconds, what))
+
+    def _measured(
+        self, benches: Sequence[Bench], rounds: int, repetitions: int, seconds: float | None, what: str
+    ) -> list[Sample]:
         times: list[list[float]] = [[] for _ in benches]
         count = 0
         began = time.monotonic()
@@ -93,28 +100,37 @@ class Harness:
                 self.progress(round_number + 1, rounds, what)
                 if seconds is not None and time.monotonic() - began > seconds:
                     break
-        found = [
+        return [
             Sample(kind=bench.kind, labels=bench.labels, arguments=bench.arguments, seconds=tuple(taken))
             for bench, taken in zip(benches, times, strict=True)
         ]
-        self._samples += found
-        return found
 
     def measure_on_host(
         self, benches: Sequence[Bench], *, rounds: int, repetitions: int, seconds: float | None, what: str
     ) -> list[Sample]:
         """Return samples of benches that run on the host's cores, whatever this harness's device is."""
-        found = Harness(CpuDevice(), self.progress).measure(
-            benches, rounds=rounds, repetitions=repetitions, seconds=seconds, what=what
+        own = Harness(CpuDevice(), self.progress)
+        return self._done(
+            what, lambda: own.measure(benches, rounds=rounds, repetitions=repetitions, seconds=seconds, what=what)
         )
-        self._samples += found
-        return found
 
-    def keep(self, samples: Sequence[Sample]) -> None:
-        """Add samples that were measured elsewhere."""
+    def keep(self, work: Callable[[], Sequence[Sample]], what: str) -> list[Sample]:
+        """Return samples that `work` measures elsewhere, and add them."""
+        return self._done(what, lambda: list(work()))
+
+    def _done(self, what: str, work: Callable[[], list[Sample]]) -> list[Sample]:
+        """Return the samples of the next part: those in the journal, or what `work` measures."""
         if not self._began:
             self._began = conditions_now(self.device)
-        self._samples += samples
+        name = f"{self._part} {what}"
+        self._part += 1
+        found = self.journal.part(name) if self.journal is not None else None
+        if found is None:
+            found = work()
+            if self.journal is not None:
+                self.journal.keep(name, found)
+        self._samples += found
+        return found
 
     def finish(self, *, model: str | None, quick: bool) -> SampleSet:
         """Return everything measured, with conditions and warnings."""

@@ -20,6 +20,7 @@ from .dense_part import DensePart
 from .device import COMPUTE, TO_DEVICE, TO_HOST, Device
 from .expert_store import expert_layout
 from .harness import Harness, Progress
+from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for
 from .microbench_copies import POOL_BYTES, CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
 from .microbench_dense import dense_benches, head_benches
@@ -98,15 +99,17 @@ def measure_device(
     host: Callable[[], Sequence[Sample]] | None = None,
     seconds: float | None = None,
     progress: Progress = lambda done, total, note: None,
+    journal: Journal | None = None,
 ) -> SampleSet:
     """Return samples of everything a profile of `device` needs, with the shapes of `models` and weights stored as `bits`.
 
     host: returns the engine's own costs. seconds: about how long all of it may take; rounds are cut short beyond a part's share.
+    journal: keeps the parts that are done, and holds those that need not be measured again.
     Raises InputError without models or formats, DoesNotFit where a model's layers exceed the device.
     """
     if not models or not bits:
         raise InputError("calibrate", "no model or format", "nothing to measure", "name a model and its weight formats")
-    harness = Harness(device, progress)
+    harness = Harness(device, progress, journal)
     share = None if seconds is None else seconds / (4 + len(models) * (1 + len(bits)))
     began = time.monotonic()
     copy_bytes, side = sizes_for(device, quick=extent is QUICK)
@@ -114,7 +117,7 @@ def measure_device(
         ceilings = ceiling_benches(device, copy_bytes=copy_bytes, side=side)
     harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
     if host is not None:
-        harness.keep(host())
+        harness.keep(host, "the engine's own costs")
     _measure_copies(harness, device, extent, models, bits, share)
     for model in models:
         _measure_dense(harness, device, model, bits[0], extent, dtype, share)

@@ -174,14 +174,7 @@ def samples_to_json(found: SampleSet) -> str:
         "warnings": list(found.warnings),
     }
     text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = [
-        json.dumps(
-            {"kind": s.kind, "labels": dict(s.labels), "arguments": dict(s.arguments), "seconds": list(s.seconds)},
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-        for s in found
-    ]
+    lines = [json.dumps(sample_to_dict(sample), ensure_ascii=False, allow_nan=False) for sample in found]
     return text[: text.rindex("\n}")] + ',\n "samples": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
@@ -203,16 +196,7 @@ def samples_from_json(text: str, where: str = "samples") -> SampleSet:
     for name, kind in (("device", dict), ("conditions", dict), ("samples", list), ("warnings", list)):
         if not isinstance(data.get(name), kind):
             raise InputError(f"{where}: {name}", data.get(name), "absent or of the wrong type", "measure again")
-    samples = []
-    for at, row in enumerate(data["samples"]):
-        parts = ("kind", str), ("labels", dict), ("arguments", dict), ("seconds", list)
-        if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in parts):
-            raise InputError(
-                f"{where}: samples[{at}]", row, "needs kind, labels, arguments and seconds", "measure again"
-            )
-        samples.append(
-            Sample(kind=row["kind"], labels=row["labels"], arguments=row["arguments"], seconds=tuple(row["seconds"]))
-        )
+    samples = [sample_from_dict(row, f"{where}: samples[{at}]") for at, row in enumerate(data["samples"])]
     return SampleSet(
         device=data["device"],
         conditions=data["conditions"],
@@ -222,6 +206,24 @@ def samples_from_json(text: str, where: str = "samples") -> SampleSet:
         warnings=tuple(str(w) for w in data["warnings"]),
         produced_by=str(data.get("produced_by")),
     )
+
+
+def sample_to_dict(sample: Sample) -> dict[str, Any]:
+    """Return a sample as plain values."""
+    return {
+        "kind": sample.kind,
+        "labels": dict(sample.labels),
+        "arguments": dict(sample.arguments),
+        "seconds": list(sample.seconds),
+    }
+
+
+def sample_from_dict(row: Any, where: str) -> Sample:
+    """Return the sample that plain values describe; raises InputError for anything else."""
+    parts = ("kind", str), ("labels", dict), ("arguments", dict), ("seconds", list)
+    if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in parts):
+        raise InputError(where, row, "needs kind, labels, arguments and seconds", "measure again")
+    return Sample(kind=row["kind"], labels=row["labels"], arguments=row["arguments"], seconds=tuple(row["seconds"]))
 
 
 def read_samples(path: str | os.PathLike[str]) -> SampleSet:

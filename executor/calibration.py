@@ -1,7 +1,8 @@
 """One call that measures a device and writes its profile: microbenchmarks, the engine's own costs, the fit, two files.
 
-Modelled: `out` gets the profile, and `out` with `.samples.json` in place of `.json` the raw samples, written whole or
-not at all. Ignored: what the front door prints.
+Modelled: `out` gets the profile, and `out` with `.samples.json` in place of `.json` (or another file of one's choice) the
+raw samples, written whole or not at all; meanwhile what has been measured is kept in `out` with `.unfinished.json`, and a
+call with the same settings goes on from there. Ignored: what the front door prints.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 
-from ..calibrate.device import open_device
+from .. import __version__
+from ..calibrate.device import metadata_of, open_device
 from ..calibrate.fit import Fit, fit_profile
 from ..calibrate.harness import Progress
+from ..calibrate.journal import journal_path, open_journal
 from ..calibrate.measure import FULL, QUICK, Extent, measure_device
 from ..calibrate.samples import SampleSet, samples_to_json, write_text
 from ..calibrate.standard_shapes import cpu_models, gpu_models
@@ -56,41 +59,75 @@ def calibrate_device(
     models: Sequence[ModelSpec] | None = None,
     bits: Sequence[str] = ("16", "4"),
     out: str | os.PathLike[str] | None = None,
+    samples_out: str | os.PathLike[str] | None = None,
     seconds: float | None = None,
     extent: Extent | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the calibration of a device, written to `out` where that is given.
 
-    models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. seconds: about how long it may
-    take; 20 for a quick one. extent: how much is measured, instead of the full or the quick extent. Raises InputError for an unknown
-    or absent device or format, DoesNotFit where the shapes exceed its memory.
+    models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. samples_out: file of the raw
+    samples. seconds: about how long it may take; 20 for a quick one. extent: how much is measured, instead of the full or the quick
+    extent. Raises InputError for an unknown or absent device or format or a place that cannot be written, DoesNotFit where the
+    shapes exceed the device's memory.
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
     formats = [weight_format(name).name for name in bits]
-    if out is not None and Path(out).suffix != ".json":
-        raise InputError("output", os.fspath(out), "a profile is a .json file", "name it for instance cpu.json")
+    check_outputs(out, samples_out)
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
+    measured = extent or (QUICK if quick else FULL)
     opened = open_device(device)
+    journal = None
     try:
+        if out is not None:
+            settings = {
+                "device": {key: metadata_of(opened)[key] for key in ("kind", "name", "torch")},
+                "version": __version__,
+                "shapes": [(m.hidden_size, m.expert_intermediate_size, m.num_experts, m.num_layers) for m in chosen],
+                "bits": formats,
+                "extent": dataclasses.asdict(measured),
+                "seconds": limit,
+            }
+            journal = open_journal(journal_path(Path(out)), settings)
+            if journal.resumed:
+                progress(0, 1, f"going on after {journal.resumed} parts that are done")
         found = measure_device(
             opened,
             chosen,
             formats,
-            extent=extent or (QUICK if quick else FULL),
+            extent=measured,
             seconds=limit,
             progress=progress,
+            journal=journal,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
             host=lambda: measure_host(chosen[0], device=device),
         )
     finally:
         opened.close()
-    return write_calibration(found, out)
+    done = write_calibration(found, out, samples_out)
+    if journal is not None:
+        journal.close()
+    return done
 
 
-def write_calibration(samples: SampleSet, out: str | os.PathLike[str] | None) -> Calibration:
+def check_outputs(out: str | os.PathLike[str] | None, samples_out: str | os.PathLike[str] | None = None) -> None:
+    """Return nothing; raises InputError, before anything is measured, for names or places that will not do."""
+    for what, path in (("output", out), ("samples", samples_out)):
+        if path is None:
+            continue
+        if Path(path).suffix != ".json":
+            raise InputError(what, os.fspath(path), "not a .json file", "name it for instance cpu.json")
+        if not os.access(Path(path).parent, os.W_OK):
+            raise InputError(what, os.fspath(path), "its folder is absent or not writable", "choose a writable place")
+
+
+def write_calibration(
+    samples: SampleSet,
+    out: str | os.PathLike[str] | None,
+    samples_out: str | os.PathLike[str] | None = None,
+) -> Calibration:
     """Return the fit of samples, with profile and samples written where `out` is given."""
-    beside = None if out is None else Path(out).with_suffix(".samples.json")
+    beside = None if out is None else Path(samples_out or Path(out).with_suffix(".samples.json"))
     fit = fit_profile(samples, samples_file=beside.name if beside is not None else None)
     if out is not None and beside is not None:
         profile = dataclasses.replace(fit.profile, name=Path(out).stem)

@@ -34,6 +34,7 @@ from .program import Program, Step, offsets_of
 from .rows import timeline_of
 from .slots import Slots
 from .stream_copies import StreamCopies
+from .supported import check_runnable
 
 Progress = Callable[[int, int, str], None]
 
@@ -149,10 +150,11 @@ def execute(
 
     store: where experts come from, the stage's own memory store by default. keep_outputs: keep each step's result. poison: fill
     slots with NaN before they are filled, so that a slot read too early shows (slower; for tests).
-    Raises DoesNotFit where the arena exceeds the device's memory, ExecutionFailed where a copy fails; whatever is raised, all
-    threads have ended and the arena is freed.
+    Raises InputError for an option that is only simulated, DoesNotFit where the arena exceeds the device's memory, ExecutionFailed
+    where a copy fails; whatever is raised, all threads have ended and the arena is freed.
     """
     schedule, config, device = given.schedule, given.config, stage.device
+    check_runnable(schedule)
     bits = stage.model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits
     source = store if store is not None else stage.store(bits, pinned=schedule.copy.pinned)
     rehearsed = rehearse(given)

@@ -19,14 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..calibrate.cost_model import CostModel
-from ..calibrate.fitted_model import load_costs
+from ..calibrate.device import metadata_of, open_device
+from ..calibrate.fitted_model import check_profile_matches, load_costs
 from ..calibrate.measure import QUICK, Extent
 from ..calibrate.samples import SampleSet, merge
 from ..errors import InputError, MoeplanError
 from ..hardware import Profile
 from ..sim.policies.state import HITS, MISSES, Array
 from ..sim.timeline import Timeline
-from ..specs import ModelSpec, weight_format
+from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S
 from .agreement import Compared, summary
@@ -35,6 +36,7 @@ from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
 from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format
+from .supported import check_runnable
 from .validation_grid import Case, Grid
 
 T = TypeVar("T")
@@ -69,7 +71,8 @@ class Validation:
         """Return the document that `moeplan validate --json` prints."""
         configurations = []
         for one in self.validated:
-            configurations.append(one.compared.to_dict() | {"error_budget": dict(one.budget)})
+            times = {"measured_steps_s": [(run.step_ns / NS_PER_S).tolist() for run in one.executions]}
+            configurations.append(one.compared.to_dict() | {"error_budget": dict(one.budget)} | times)
         return {
             **summary([one.compared for one in self.validated]),
             "error_budget": median_budget([one.budget for one in self.validated]),
@@ -79,6 +82,19 @@ class Validation:
             "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
             "notes": list(self.notes),
             "seconds": self.seconds,
+        }
+
+    def best_to_dict(self) -> dict[str, Any]:
+        """Return the first configuration's own figures: of a plan, those of its best schedule."""
+        one = self.validated[0].compared
+        return {
+            "predicted_step_s": one.predicted_s,
+            "measured_step_s": one.measured_s,
+            "relative_error": one.relative_error,
+            "hit_rate_predicted": one.hit_rate_predicted,
+            "hit_rate_measured": one.hit_rate_measured,
+            "predicted_tokens_per_s": one.tokens_per_step / one.predicted_s,
+            "measured_tokens_per_s": one.tokens_per_step / one.measured_s,
         }
 
     def timelines(self, name: str | None = None) -> tuple[Timeline, Timeline]:
@@ -113,6 +129,10 @@ def validate_grid(
         raise InputError(
             "grid: calibrate", "no shapes", "no profile is given and nothing to calibrate with", "give either"
         )
+    if profile is not None:
+        check_profile(profile, device)
+    for case in grid.cases:
+        _named(case, partial(check_runnable, case.schedule))
     shapes = {case.shape: case.shape.model(trace) for case in grid.cases}
     inputs = {case.name: run_input(case.schedule, trace, window_steps=grid.steps) for case in grid.cases}
     measured: dict[str, list[Execution]] = {case.name: [] for case in grid.cases}
@@ -131,7 +151,7 @@ def validate_grid(
                 parts.append(part.samples)
             if number == 0:  # what a profile does not reach is known before anything long is run
                 for case in grid.cases:
-                    costs = _costs(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
+                    costs = costs_of(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
                     _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
             for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
                 case = grid.cases[at]
@@ -149,7 +169,7 @@ def validate_grid(
     validated = []
     for case in grid.cases:
         model, runs = shapes[case.shape], measured[case.name]
-        costs = _costs(used, model, device)
+        costs = costs_of(used, model, device)
         validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
     return Validation(
         validated=tuple(validated),
@@ -216,9 +236,35 @@ def compare(
     )
 
 
-def _costs(profile: Profile, model: ModelSpec, device: str) -> CostModel:
+def check_profile(profile: Profile, device: str) -> None:
+    """Return nothing; raises InputError where a profile was not measured, or on another device or with other numbers than this one's."""
+    opened = open_device(device)
+    try:
+        name, kind = str(metadata_of(opened)["name"]), opened.kind
+    finally:
+        opened.close()
+    check_profile_matches(profile, kind=kind, name=name)
+    dense = profile.curves.get("dense")
+    if dense is None:
+        raise InputError("profile", profile.name, "it was not measured here", "calibrate this device")
+    measured, runs = int(dense.arguments["value_bytes"][0]), int(dense_format(device).bits // 8)
+    if measured != runs:
+        raise InputError(
+            "profile: dense",
+            f"{measured} bytes a value",
+            f"this device runs the dense part with {runs}",
+            "calibrate this device",
+        )
+
+
+def dense_format(device: str) -> WeightFormat:
+    """Return how a device of this kind stores and runs everything but routed experts."""
+    return weight_format("32" if device == "cpu" else "16")
+
+
+def costs_of(profile: Profile, model: ModelSpec, device: str) -> CostModel:
     """Return a profile's costs for a model whose dense part is stored as this device runs it."""
-    return load_costs(profile, model, dense_format=weight_format("32" if device == "cpu" else "16"))
+    return load_costs(profile, model, dense_format=dense_format(device))
 
 
 def _named(case: Case, work: Callable[[], T]) -> T:

@@ -92,7 +92,7 @@ def test_everything_measured_is_in_the_set_with_its_conditions() -> None:
     device, log = ClockedDevice(), []
     harness = Harness(device)
     harness.measure([bench(device, "a", 10, log)], rounds=1, repetitions=1)
-    harness.keep([Sample(kind="host", labels={"what": "kept"}, arguments={}, seconds=(1.0,))])
+    harness.keep(lambda: [Sample(kind="host", labels={"what": "kept"}, arguments={}, seconds=(1.0,))], "kept")
     found = harness.finish(model="m", quick=True)
     assert [sample.labels["what"] for sample in found] == ["a", "kept"]
     assert found.quick and found.model == "m"

@@ -1,0 +1,209 @@
+"""The commands that need a real device: measure it, and run schedules on it beside their predictions.
+
+Modelled: their options, and what is printed and written. Ignored: measuring (`calibrate/`) and running (`executor/`), which
+need torch and are imported only when a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..terminal import print_calibration, print_json, print_validation
+from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
+
+_DEVICES = ("cpu", "cuda")
+_EXIT_INTERRUPTED = 130
+_CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
+
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+
+
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="profile.json to write.")] = Path("profile.json"),
+    device: DeviceOption = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about half a minute.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Measure this model's shapes instead of the standard ones.")
+    ] = None,
+    bits: Annotated[
+        str | None, typer.Option("--bits", help="Weight formats of experts; default 32,16,4 on a CPU, 16,4 on a GPU.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option("--samples", help="File of raw samples; default: the profile's, with .samples.json.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="About how long it may take.")] = None,
+    tables: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--from", help="Take links from another tool's output instead: nvbandwidth or nccl-tests, and a file.",
+                     metavar="TOOL FILE"),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="with --from: the machine whose links are replaced.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:  # fmt: skip
+    """Measure this machine, or take over what another tool measured, and write its profile."""
+    from ..progress import reporter
+
+    if tables is not None:
+        document = _imported(tables[0], tables[1], hardware, output, samples)
+    else:
+        if hardware is not None:
+            raise InputError("--hardware", hardware, "only --from starts from a known machine", "leave it out")
+        check_torch()
+        from ..calibrate.journal import journal_path
+        from ..executor.calibration import calibrate_device
+        from ..specs_io import load_model
+
+        try:
+            found = calibrate_device(
+                _device(device),
+                quick=quick,
+                models=None if model is None else [load_model(model)],
+                bits=_formats(bits or _CALIBRATED_BITS[device]),
+                out=output,
+                samples_out=samples,
+                seconds=seconds,
+                progress=reporter("calibrate"),
+            )
+        except KeyboardInterrupt:
+            kept = journal_path(output)
+            rest = (
+                f"what was measured is in {kept}: the same command goes on" if kept.exists() else "nothing was written"
+            )
+            typer.echo(f"moeplan: interrupted; {rest}", err=True)
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+        document = found.to_dict(str(output))
+    if as_json:
+        print_json(document)
+    else:
+        print_calibration(document)
+
+
+def _imported(tool: str, path: Path, hardware: str | None, output: Path, samples: Path | None) -> dict[str, Any]:
+    """Return the document of a profile whose links another tool measured."""
+    from ..calibrate.import_profile import import_profile
+    from ..specs_io import load_hardware, read_text
+
+    if hardware is None:
+        raise InputError("--hardware", "(absent)", "the tool measures links only", "name the machine that has them")
+    text = read_text(path, "--from")
+    return import_profile(tool, text, load_hardware(hardware), output, samples)
+
+
+def validate(
+    plan_path: Annotated[Path | None, typer.Argument(help="plan.json", metavar="[PLAN]")] = None,
+    grid_path: Annotated[Path | None, typer.Option("--grid", help="Grid of configurations (.yaml).")] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Profile of this machine; default: it is measured in the same run.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    trace: TraceOption = "bundled",
+    baselines: Annotated[int, typer.Option("--baselines", help="Rivals of a plan to run beside it.")] = 2,
+    steps: Annotated[int | None, typer.Option("--steps", help="Forward passes of a plan to run; default 64.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="How often each schedule of a plan runs.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML page.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a plan, or a grid of schedules, for real and say how wrong the predictions were."""
+    from ..progress import reporter
+    from ..specs_io import load_hardware, write_atomic
+
+    if (plan_path is None) == (grid_path is None):
+        raise InputError(
+            "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
+        )
+    for name, number, least in (("--repeats", repeats, 1), ("--steps", steps, 1), ("--baselines", baselines, 0)):
+        if number is not None and number < least:
+            raise InputError(name, number, f"below {least}", "give a larger number")
+    check_torch()
+    known = None if profile is None else load_hardware(profile)
+    _device(device)
+    if grid_path is not None:
+        found = _validate_grid(grid_path, known, device, reporter("validate"))
+        document = found.to_dict()
+    elif plan_path is not None:
+        found, document = _validate_plan(
+            plan_path, known, device, trace, baselines, steps, repeats, reporter("validate")
+        )
+    if output is not None:
+        write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if report is not None:
+        from ..reports.predicted_measured import write_predicted_measured
+
+        predicted, measured = found.timelines()
+        write_predicted_measured(report, document, predicted=predicted, measured=measured)
+    if as_json:
+        print_json(document)
+    else:
+        print_validation(document)
+
+
+def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:
+    from ..executor.validate import validate_grid
+    from ..executor.validation_grid import read_grid, trace_path
+    from ..traces.format import load_trace
+
+    grid = read_grid(path)
+    recording = load_trace(trace_path(grid.trace, bundled_trace_path()))
+    return validate_grid(grid, recording, profile=profile, device=device, progress=progress)
+
+
+def _validate_plan(
+    path: Path, profile: Any, device: str, trace: str, baselines: int, steps: int | None, repeats: int, progress: Any
+) -> tuple[Any, dict[str, Any]]:
+    from ..executor.validate_plan import validate_plan
+    from ..sim.simulate import check_match
+    from ..specs_io import load_model, read_json
+
+    document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
+    model = load_model(str(plan_section(document, "provenance").get("model")))
+    recording = open_trace(trace)
+    check_match(model, recording)
+    found = validate_plan(
+        document, model, recording, profile=profile, device=device, num_baselines=baselines, steps=steps,
+        repeats=repeats, progress=progress,
+    )  # fmt: skip
+    return found, found.to_dict() | found.best_to_dict()
+
+
+def _device(name: str) -> str:
+    """Return the device's name; raises InputError for another one, or CUDA where there is none."""
+    from ..errors import UnknownName
+
+    if name not in _DEVICES:
+        raise UnknownName("--device", name, _DEVICES)
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("--device", name, "torch finds no CUDA device", "use --device cpu, or another machine")
+    return name
+
+
+def check_torch() -> None:
+    """Return nothing; raises InputError where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("torch", "(absent)", "running schedules needs it", "pip install 'moeplan[run]'")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    formats = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not formats:
+        raise InputError("--bits", text, "no weight format named", "write for instance --bits 16,4")
+    return formats
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the front door."""
+    app.command()(calibrate)
+    app.command()(validate)

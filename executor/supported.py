@@ -1,0 +1,58 @@
+"""Which schedules the executor can really run; the others are refused before anything starts.
+
+Modelled: every option with the values that the program, the copy engine and the runners know. An option that is not listed
+here may have its default value only, so that one added to the simulator is refused here until it is built. Ignored: whether
+a schedule fits, which its arena tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+from ..schedule import OffloadSchedule
+
+# Values that run; None: any that the schedule's own checks allow.
+_RUNS: Mapping[str, tuple[Any, ...] | None] = {
+    "cache.policy": ("none", "lru", "lfu", "static", "belady"),
+    "cache.experts_per_layer": None,
+    "cache.pooled_experts": None,
+    "cache.reset": ("never", "request"),
+    "experts.bits": None,
+    "predictor.kind": ("none", "all", "next-gate", "dial", "pre-gate", "oracle"),
+    "predictor.depth": None,
+    "predictor.width": None,
+    "predictor.staging": None,
+    "predictor.recall": None,
+    "predictor.recall_decay": None,
+    "predictor.seed": None,
+    "kernel.grouping": ("per-expert", "grouped"),
+    "copy.overlap": (True, False),
+    "copy.write_back": (True, False),
+    "copy.chunk_bytes": None,
+    "copy.pinned": (True, False),
+    "copy.fetch": ("routed", "layer"),
+    "host.per_step_s": (None,),
+    "host.per_layer_s": (None,),
+    "host.per_kernel_s": (None,),
+    "host.per_transfer_s": (None,),
+    "workload.concurrency": None,
+    "workload.prefill_chunk_tokens": None,
+}
+
+
+def check_runnable(schedule: OffloadSchedule) -> None:
+    """Return nothing; raises InputError for the first option that the executor cannot run."""
+    given, default = schedule.to_dict(), OffloadSchedule().to_dict()
+    for section, options in given.items():
+        if not isinstance(options, Mapping):
+            continue  # the name
+        for option, value in options.items():
+            key = f"{section}.{option}"
+            allowed = _RUNS.get(key, (default[section][option],))
+            if allowed is not None and value not in allowed:
+                what = "a simulated cost, while a run has its own" if section == "host" else "only simulated"
+                raise InputError(
+                    key, value, f"{what}: the executor runs {', '.join(map(str, allowed))}", "change it, or simulate it"
+                )
