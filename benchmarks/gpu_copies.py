@@ -11,6 +11,7 @@ its copying alone (the same bytes as a plain pinned copy). Ignored: what a sched
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,9 @@ from moeplan.calibrate.device import TO_DEVICE, Device, available_host_bytes, me
 from moeplan.calibrate.expert_store import expert_layout, make_store
 from moeplan.calibrate.harness import Bench, Harness
 from moeplan.calibrate.measure import FULL, Extent, measure_device
-from moeplan.calibrate.samples import SampleSet, merge, read_samples, samples_from_json, samples_to_json
+from moeplan.calibrate.samples import SampleSet, merge, read_samples, samples_from_json, samples_to_json, write_text
 from moeplan.calibrate.standard_shapes import made_up_model
+from moeplan.errors import InputError, MoeplanError
 from moeplan.executor.calibration import write_calibration
 from moeplan.executor.copy_engine import CopyEngine, Gate
 from moeplan.executor.execute import execute, open_stage
@@ -126,13 +128,17 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
     results.run(parts)
     sampled = [samples_from_json(part["samples"]) for part in results.parts.values() if "samples" in part]
     found: dict[str, Any] = {"targets": targets(results.parts, dry=dry)}
-    if sampled:
+    if len(sampled) == len(chosen):
         found |= _profiled(out, merge(sampled))
-    return results.close(**found)
+    return results.close(**found) and found.get("fit") is not None
 
 
 def load_profile(out: Path) -> Profile:
     """Return the profile that stage 2 left in `out`, fitted again from its samples; raises InputError where there is none."""
+    if not (out / SAMPLES).exists():
+        raise InputError(
+            "OUT", str(out), "holds no samples of the whole of stage 2", "run STAGE=2 until it is complete"
+        )
     return write_calibration(read_samples(out / SAMPLES), None).fit.profile
 
 
@@ -171,7 +177,11 @@ def _calibrate(kind: str, shape: Shape, seconds: float, *, first: bool) -> dict[
 def _profiled(out: Path, samples: SampleSet) -> dict[str, Any]:
     """Write samples and profile; return how good the fit is and what kernels and copies cost each other."""
     write_text(out / SAMPLES, samples_to_json(samples))  # first: whatever a fit may stumble over, they are kept
-    found = write_calibration(samples, out / PROFILE)
+    try:
+        found = write_calibration(samples, out / PROFILE)
+    except MoeplanError as error:
+        print(f"FAILED the fit: {error}", file=sys.stderr)
+        return {"fit": None, "warnings": [str(error)]}
     slowed = {name: constant.value for name, constant in found.fit.profile.contention.items()}
     return {"fit": found.fit.to_dict(), "warnings": list(found.fit.warnings), "speed_beside_each_other": slowed}
 
