@@ -5,7 +5,8 @@ Modelled: its options and what it prints. Ignored: the papers (`papers/`).
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
 import typer
 
@@ -14,22 +15,47 @@ from .options import JsonFlag
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="deepep, eps-moe or grace-moe.")], as_json: JsonFlag = False
+    paper: Annotated[
+        str, typer.Argument(help="deepep, engines, eps-moe, grace-moe, mixtral-offloading or pre-gated.")
+    ],
+    hardware: Annotated[
+        str | None,
+        typer.Option("--hardware", help="Predict for this machine only (bundled name or profile.json): mixtral-offloading, pre-gated."),
+    ] = None,
+    bits: Annotated[
+        str | None, typer.Option("--bits", help="Predict for this weight format of the experts only: mixtral-offloading, pre-gated.")
+    ] = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Set a paper's published figures beside the simulator's, cell by cell."""
+    """Set a paper's published figures beside the simulator's, cell by cell, with what was fitted to which cell."""
     from ..papers.registry import reproduce as run
 
-    document = run(paper).to_dict()
+    document = run(paper, hardware=hardware, bits=bits).to_dict()
     if as_json:
         print_json(document)
-        return
+    else:
+        _print(document)
+
+
+def _print(document: dict[str, Any]) -> None:
+    """Print constants, cells with their notes, and the summary by role."""
+    typer.echo(document["citation"])
+    for constant in document["fitted_constants"]:
+        value = f"{constant['value']:.4g} {constant['unit']}".rstrip()
+        typer.echo(f"fitted: {constant['name']} = {value} (to {constant['fitted_to']})")
+    columns = ("table", "row", "column")
+    widths = [max((len(str(cell[name])) for cell in document["cells"]), default=0) for name in columns]
     for cell in document["cells"]:
-        error = cell.get("relative_error")
-        off = "" if error is None else f"{error:+.1%}"
-        typer.echo(
-            f"{cell['table']:28} {cell['row']!s:28} {cell['column']!s:24} published {cell['published']!s:>10} "
-            f"simulated {cell['simulated']!s:>22} {off:>8} {cell['role']}"
-        )
+        where = "  ".join(str(cell[name]).ljust(width) for name, width in zip(columns, widths, strict=True))
+        published = "-" if cell["published"] is None else f"{cell['published']:.5g}"
+        error = "" if cell["relative_error"] is None else f"{cell['relative_error']:+.1%}"
+        typer.echo(f"{where}  {published:>8} {cell['simulated']:>9.4g} {cell['unit']:10} {error:>8}  {cell['role']}")
+        for line in textwrap.wrap(cell["note"], 110):
+            typer.echo(f"    {line}")
+    for role, error in document["median"].items():
+        typer.echo(f"{role}: median error {error:.1%}, worst {document['worst'][role]:.1%}")
+    for note in document["notes"]:
+        typer.echo(f"note: {note}")
 
 
 def register(app: typer.Typer) -> None:
