@@ -36,12 +36,12 @@ def mean_experts_per_layer(schedule: OffloadSchedule, num_layers: int) -> float 
 def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_layers: int, num_experts: int) -> Plot:
     """Return hit rate against experts cached a layer, with the chosen size marked and the plan's schedules as points."""
     data = [_curve(curve, colour) for curve, colour in zip(curves, _CURVE_COLOURS, strict=False)]
-    for family, name, symbol, colour, size in _MARKS:
+    for kind, name, symbol, colour, size in _MARKS:
         sizes = [
-            (entry, mean_experts_per_layer(entry.schedule, num_layers)) for entry in entries if entry.family == family
+            (entry, mean_experts_per_layer(entry.schedule, num_layers)) for entry in entries if entry.kind == kind
         ]
         mine = [(entry, at, 100 * float(entry.result["hit_rate"])) for entry, at in sizes if at is not None]
-        if mine and family != REFERENCE:
+        if mine and kind != REFERENCE:
             hover = [
                 f"<b>{escape(entry.title)}</b><br>{numbers.plain(at)} experts a layer<br>{hit:.1f} % hits"
                 for entry, at, hit in mine
@@ -72,7 +72,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
     )
 
 
-# Family, name in the legend, symbol, colour and size of the points that stand for schedules; the chosen one is drawn last.
+# Kind, name in the legend, symbol, colour and size of the points that stand for schedules; the chosen one is drawn last.
 _MARKS = (
     (PUBLISHED, "published schedules", "circle-open", GREY, 9),
     (REFERENCE, "chosen schedule with more memory", "circle", ORANGE, 9),
@@ -118,8 +118,8 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
             marker={"size": 6},
         )
     ]
-    for family, name, symbol, colour, size in _MARKS:
-        mine = [entry for entry in entries if entry.family == family and (family != REFERENCE or is_roomier(entry))]
+    for kind, name, symbol, colour, size in _MARKS:
+        mine = [entry for entry in entries if entry.kind == kind and (kind != REFERENCE or is_roomier(entry))]
         if mine:
             x = [entry.result["ledger"]["device_bytes"] / scale for entry in mine]
             y = [float(entry.result["tokens_per_s"]) for entry in mine]

@@ -136,7 +136,8 @@ def _comparison(every: Sequence[Entry]) -> str:
     headings = ("Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time", "Copied a token",
                 "Device memory")  # fmt: skip
     columns = [Column(title="Schedule", is_name=True), *(Column(title=text, is_number=True) for text in headings)]
-    marked = frozenset(at for at, entry in enumerate(every) if entry.family == CHOSEN)
+    columns.append(Column(title="Family"))
+    marked = frozenset(at for at, entry in enumerate(every) if entry.kind == CHOSEN)
     legend = (
         "Hits: experts found on the device, fetched ahead or kept, when their layer was decided. Used: share of what was fetched "
         "ahead that was needed. In time: share of those hits whose bytes had arrived by then."
@@ -159,6 +160,7 @@ def _comparison_row(entry: Entry) -> tuple[str, ...]:
         _share(one["ready_hits"], one["guessed_hits"]),
         numbers.size(one["bytes_copied"] / max(one["num_tokens"], 1)),
         numbers.size(one["ledger"]["device_bytes"]),
+        entry.heading,
     )
 
 

@@ -2,7 +2,8 @@
 
 Modelled: a title, an answer, sections of text, tables and plots, in a column that suits a desk and a phone. A plot is a plain
 dictionary, drawn when the page opens: `data` and `layout`; `narrow`, layout values by dotted path for screens below 640
-pixels; `narrow_extra_px`, height added there; `zoom`, whether buttons are shown. A content-security policy in the page itself
+pixels; `narrow_extra_px`, height added there; `zoom`, whether buttons are shown. `cells` in a trace stands for the matrix `z`
+of a map that is mostly empty. `choices` puts a list above the plot from which the reader takes what is shown. A content-security policy in the page itself
 forbids every request, so nothing is ever fetched or sent. Everything that comes from a file is escaped. Ignored: what is
 shown (the other modules of this room).
 """
@@ -115,6 +116,19 @@ def render(*, title: str, lead: Sequence[str], sections: Sequence[Section], foot
     )
 
 
+def cells(rows: int, columns: int, values: Iterable[tuple[int, int, float]]) -> dict[str, Any]:
+    """Return the `cells` of a map: (row, column, value) of what is not empty."""
+    return {"rows": rows, "columns": columns, "at": [part for cell in values for part in cell]}
+
+
+def choices(label: str, options: Sequence[tuple[str, dict[str, Any]]], start: int) -> dict[str, Any]:
+    """Return the `choices` of a figure: (name, change) of each option; `start` is drawn at first.
+
+    A change holds `data`, a table of new values for each trace (None leaves it alone), and `layout`, values by dotted path.
+    """
+    return {"label": label, "options": [{"name": name, **change} for name, change in options], "start": start}
+
+
 def embedded_json(value: Any) -> str:
     """Return JSON that cannot end the script element it stands in."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -190,6 +204,9 @@ td.n, td.name {{ white-space: nowrap; }}
 pre {{ background: #f6f8fa; border: 1px solid {HAIRLINE}; border-radius: 6px; padding: .75rem 1rem;
   overflow-x: auto; font-size: .85rem; }}
 code {{ font-family: ui-monospace, SFMono-Regular, Menlo, "Liberation Mono", monospace; }}
+.choice {{ display: inline-flex; align-items: center; gap: .5rem; margin: .25rem 0 .5rem; }}
+.choice select {{ font: inherit; color: inherit; background: #fff; border: 1px solid {MUTED}; border-radius: 4px;
+  padding: .15rem .4rem; }}
 details {{ margin: .75rem 0; }}
 summary {{ cursor: pointer; color: #0550ae; }}
 footer {{ color: {MUTED}; font-size: .85rem; padding-top: 2rem; padding-bottom: 3rem; }}
@@ -212,12 +229,40 @@ _DRAW = """
     for (const key of keys) { target = target[key] ??= {}; }
     target[last] = value;
   };
+  const dense = (trace) => {
+    if (!trace?.cells) return trace;
+    const {cells: {rows, columns, at}, ...rest} = trace;
+    const z = Array.from({length: rows}, () => Array(columns).fill(null));
+    for (let i = 0; i < at.length; i += 3) z[at[i]][at[i + 1]] = at[i + 2];
+    return {...rest, z};
+  };
+  const offer = (holder, figure) => {
+    const {label, options, start} = figure.choices;
+    const change = (option) => {
+      option.data.forEach((values, at) => Object.assign(figure.data[at], dense(values) ?? {}));
+      for (const [path, value] of Object.entries(option.layout ?? {})) assign(figure.layout, path, value);
+    };
+    const list = Object.assign(document.createElement("select"), {id: holder.id + "-choice"});
+    options.forEach((option) => list.add(new Option(option.name)));
+    list.selectedIndex = start;
+    list.addEventListener("change", () => {
+      change(options[list.selectedIndex]);
+      Plotly.react(holder, [...figure.data], {...figure.layout}, {...config, displayModeBar: false});
+    });
+    const line = Object.assign(document.createElement("label"), {className: "choice", textContent: label});
+    line.htmlFor = list.id;
+    line.append(list);
+    holder.before(line);
+    change(options[start]);
+  };
   for (const holder of document.querySelectorAll(".plot")) {
     const figure = JSON.parse(document.getElementById(holder.id + "-data").textContent);
     if (narrow) {
       for (const [path, value] of Object.entries(figure.narrow ?? {})) assign(figure.layout, path, value);
       holder.style.height = holder.offsetHeight + (figure.narrow_extra_px ?? 0) + "px";
     }
+    figure.data = figure.data.map(dense);
+    if (figure.choices) offer(holder, figure);
     const own = figure.zoom ? config : {...config, displayModeBar: false};
     Plotly.newPlot(holder, figure.data, figure.layout, own)
       .then(() => { holder.dataset.drawn = "yes"; })

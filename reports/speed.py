@@ -19,45 +19,84 @@ Document = Mapping[str, Any]
 # How plans call references that only have more memory.
 _ROOMIER = "memory x"
 CHOSEN, PUBLISHED, REFERENCE = "chosen", "published", "reference"
-FAMILY_TITLES = {
-    CHOSEN: "Chosen",
-    PUBLISHED: "Published schedules",
-    REFERENCE: "References out of reach",
+
+# Families of published schedules in the order in which they are shown, by the key that plans give them.
+FAMILY_TITLES: Mapping[str, str] = {
+    "resident": "Everything on the device",
+    "none": "No cache: fetched when routed",
+    "static": "Fixed on the device, nothing fetched back",
+    "reactive": "Caches that react",
+    "speculative": "Caches that guess ahead",
+    "prefetch": "Layers fetched ahead",
+    "pre-gated": "Routed one layer early",
+    "request": "Guesses from whole requests",
+    "cpu": "The processor helps",
+    "precision": "Fewer bits on a miss",
+    "tiers": "Three tiers, with disk",
+    "oracle": "Routes known ahead",
+    "other": "Other published schedules",
 }
+_OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One schedule of a plan, with the family it is shown in."""
+    """One schedule of a plan, with the heading it is shown under."""
 
     name: str
     title: str
     """What it is called in words."""
-    family: str
+    kind: str
+    """chosen, published or reference."""
+    heading: str
     result: Document
     """The schedule's part of the plan document."""
     schedule: OffloadSchedule
 
 
 def entries(document: Document) -> list[Entry]:
-    """Return every simulated schedule of a plan document, the chosen one first, each family in the plan's order.
+    """Return every simulated schedule of a plan document: the chosen one, the published ones by family, the references.
 
-    Raises InputError for a schedule that is none.
+    In each family the plan's order is kept. Raises InputError for a schedule that is none.
     """
     best = document["best"]
-    found = [_entry(best["name"], best["name"], CHOSEN, best)]
-    found += [_entry(one["name"], one["name"], PUBLISHED, one) for one in document["baselines"]]
-    found += [_entry(name, _reference_title(name), REFERENCE, one) for name, one in document["references"].items()]
+    found = [_entry(best["name"], best["name"], CHOSEN, "Chosen", best)]
+    published = sorted(document["baselines"], key=lambda one: _place(_family(one)))
+    one_family = all(_family(one) == _OTHER for one in published)
+    for one in published:
+        heading = "Published schedules" if one_family else family_title(_family(one))
+        found.append(_entry(one["name"], one["name"], PUBLISHED, heading, one))
+    for name, one in document["references"].items():
+        found.append(_entry(name, _reference_title(name), REFERENCE, "References out of reach", one))
     return found
 
 
-def _entry(name: str, title: str, family: str, result: Document) -> Entry:
-    return Entry(name=name, title=title, family=family, result=result, schedule=schedule_from_dict(result["schedule"]))
+def family_title(family: str) -> str:
+    """Return what a family of schedules is called; a key that is not known speaks for itself."""
+    return FAMILY_TITLES.get(family, family[:1].upper() + family[1:].replace("-", " "))
+
+
+def _family(one: Document) -> str:
+    family = one.get("family")
+    return family if isinstance(family, str) and family else _OTHER
+
+
+def _place(family: str) -> tuple[int, str]:
+    """Return the place of a family: known ones in their order, others by name before the last."""
+    known = [name for name in FAMILY_TITLES if name != _OTHER]
+    if family == _OTHER:
+        return len(known) + 1, ""
+    return (known.index(family), "") if family in known else (len(known), family)
+
+
+def _entry(name: str, title: str, kind: str, heading: str, result: Document) -> Entry:
+    schedule = schedule_from_dict(result["schedule"])
+    return Entry(name=name, title=title, kind=kind, heading=heading, result=result, schedule=schedule)
 
 
 def is_roomier(entry: Entry) -> bool:
     """Return whether an entry is the chosen schedule with more memory."""
-    return entry.family == REFERENCE and entry.name.startswith(_ROOMIER)
+    return entry.kind == REFERENCE and entry.name.startswith(_ROOMIER)
 
 
 def _reference_title(name: str) -> str:

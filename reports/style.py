@@ -18,9 +18,10 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberat
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#b45f92", "#56b4e9"
 GREY, LIGHT_GREY = "#8c959f", "#c4ccd4"
 
-FAMILY_COLOURS = {"chosen": BLUE, "published": GREY, "reference": LIGHT_GREY}
+KIND_COLOURS = {"chosen": BLUE, "published": GREY, "reference": LIGHT_GREY}
 OP_COLOURS = {
     "dense": SKY, "expert": BLUE, "head": GREEN, "fetch": VERMILION, "prefetch": ORANGE, "write-back": PURPLE,
+    "shared": "#7fc9b4", "dispatch": ORANGE, "combine": VERMILION, "reduce": PURPLE,
     "host layer": "#6e7781", "host submit": "#9aa4ae", "host launch": "#b6bfc8", "host step": "#57606a",
 }  # fmt: skip
 SHARE_COLOURS = {"dense": SKY, "expert": BLUE, "head": GREEN, "copy": VERMILION, "host": GREY}

@@ -81,7 +81,7 @@ def test_the_interval_of_a_speed_comes_from_that_of_the_time() -> None:
 
 def test_entries_are_the_plan_in_its_own_order() -> None:
     found = entries(plan_document())
-    assert [(entry.name, entry.title, entry.family, is_roomier(entry)) for entry in found] == [
+    assert [(entry.name, entry.title, entry.kind, is_roomier(entry)) for entry in found] == [
         ("best", "best", CHOSEN, False),
         ("on-demand", "on-demand", PUBLISHED, False),
         ("mixtral-offloading-code", "mixtral-offloading-code", PUBLISHED, False),

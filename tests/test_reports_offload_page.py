@@ -94,7 +94,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
     rows = page.rows["speed"]
     assert rows[0] == [
         "Schedule", "Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
-        "Copied a token", "Device memory",
+        "Copied a token", "Device memory", "Family",
     ]  # fmt: skip
     assert rows[1] == [
         "best",
@@ -108,6 +108,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "75.0 %",
         "3.00 MiB",
         "5.00 GiB",
+        "Chosen",
     ]
     assert rows[2] == [
         "on-demand",
@@ -121,6 +122,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "–",
         "3.00 MiB",
         "5.00 GiB",
+        "Published schedules",
     ]
     assert [row[0] for row in rows[3:7]] == ["mixtral-offloading-code", "Belady's cache", "1.5 × memory", "2 × memory"]
     assert rows[6][2] == "40.0 to any speed"
