@@ -15,15 +15,19 @@ from .options import JsonFlag
 
 
 def reproduce(
-    paper: Annotated[
-        str, typer.Argument(help="deepep, engines, eps-moe, grace-moe, mixtral-offloading or pre-gated.")
-    ],
+    paper: Annotated[str, typer.Argument(help="deepep, engines, eps-moe, grace-moe, mixtral-offloading or pre-gated.")],
     hardware: Annotated[
         str | None,
-        typer.Option("--hardware", help="Predict for this machine only (bundled name or profile.json): mixtral-offloading, pre-gated."),
+        typer.Option(
+            "--hardware",
+            help="Predict for this machine only (bundled name or profile.json): mixtral-offloading, pre-gated.",
+        ),
     ] = None,
     bits: Annotated[
-        str | None, typer.Option("--bits", help="Predict for this weight format of the experts only: mixtral-offloading, pre-gated.")
+        str | None,
+        typer.Option(
+            "--bits", help="Predict for this weight format of the experts only: mixtral-offloading, pre-gated."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

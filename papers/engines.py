@@ -9,10 +9,11 @@ paper's table says (`mixtral_offloading`). Whether "a layer" means all of its ex
 model's code: that of Switch, NLLB-MoE and Mixtral in transformers calls every expert, that of DeepSeek-V2 skips those
 without tokens; vLLM keeps a layer's experts as one tensor.
 
-Assumed, because the README does not say: batch 1, generation alone (prompts and encoders not counted), weights as the bundled
-configuration's checkpoint stores them, Switch-128 is Switch-Large-128 (as an earlier README says), routing as
-synthetic recordings have it. Every cell is checked; misses are explained cell by cell. Ignored: time in Python beyond the profile's, which is the
-largest omission for models with many small experts; Ollama, which computes on cores that the profile has no costs for.
+Assumed, because the README does not say: batch 1, generation alone (prompts and encoders not counted), weights as the
+bundled configuration's checkpoint stores them, Switch-128 is Switch-Large-128 (as an earlier README says), routing as synthetic
+recordings have it. Every cell is checked; misses are explained cell by cell. Ignored: time in Python beyond the profile's,
+which is the largest omission for models with many small experts; Ollama, which computes on cores that the profile has no costs
+for.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..traces.presets import preset
 from ..traces.synth import synth_trace
 from ..units import NS_PER_S
 from .cells import CHECKED, Cell, Reproduction
-from .mixtral_offloading import LRU, fit, tokens_per_s
+from .mixtral_offloading import LRU, fitted, tokens_per_s
 
 CITATION = "MoE-Infinity README (github.com/EfficientMoE/MoE-Infinity): RTX A5000 24 GB, seconds per token, FLAN + BIG-Bench + MMLU"
 TABLE, MACHINE = "time per token", "a5000"
@@ -67,21 +68,39 @@ NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
         ("MoE-Infinity", "Switch-128"): f"{_PYTHON}; the encoder's fetches, spread over few generated tokens, may be in it too",
         ("MoE-Infinity", "NLLB-MoE"): f"transfers of 12 experts a token with hardly any reuse, where its requests reuse more; {_UNKNOWN}",
         ("MoE-Infinity", "DeepSeek-V2-Lite"): _PYTHON,
-        ("Accelerate", "Switch-128"): "in whole layers the published time would need half as many bytes: newer model code calls "
-        "chosen experts only, which gives far less than published; a mix of both, or a decoder partly on the card, lies between",
-        ("Accelerate", "NLLB-MoE"): "32-bit experts are assumed as in the checkpoint; in 16 bits half the time, near to the published",
-        ("Accelerate", "Mixtral-8x7B"): "10.7 GB/s from ordinary memory would give the published time; 13 are assumed",
-        ("Accelerate", "DeepSeek-V2-Lite"): "a hook at each of 1,664 expert modules costs Python time that is not modelled, and "
-        "less of the model may have been placed on the card",
-        ("DeepSpeed", "Switch-128"): "gathering a module costs Python time: 1,536 experts a token at about 3 ms each are the published time",
-        ("DeepSpeed", "NLLB-MoE"): "gathering a module costs Python time; pinned memory for 206 GB may also not have been had: from "
-        "ordinary memory the prediction doubles to about the published time",
-        ("DeepSpeed", "Mixtral-8x7B"): "the published time is too short for all weights through PCIe 4 x16 (93 GB need 3.6 s): modules "
-        "of experts without tokens, or layers that stayed on the card, were not moved",
-        ("DeepSpeed", "DeepSeek-V2-Lite"): "156 chosen experts and all dense layers a token are small transfers; gathering each costs Python "
-        "time, about 3 ms as for Switch-128",
-        ("vLLM", "Mixtral-8x7B"): "how many GB were offloaded is not known; fewer than assumed here, where room is left for a layer on its way",
-        ("vLLM", "DeepSeek-V2-Lite"): "how many GB were offloaded is not known; more than assumed here, since a KV cache is reserved",
+        ("Accelerate", "Switch-128"): (
+            "in whole layers the published time would need half as many bytes: newer model code calls chosen experts only, which "
+            "gives far less than published; a mix of both, or a decoder partly on the card, lies between"
+        ),
+        ("Accelerate", "NLLB-MoE"): (
+            "32-bit experts are assumed as in the checkpoint; in 16 bits half the time, near to the published"
+        ),
+        ("Accelerate", "Mixtral-8x7B"): "11.5 GB/s from ordinary memory would give the published time; 13 are assumed",
+        ("Accelerate", "DeepSeek-V2-Lite"): (
+            "a hook at each of 1,664 expert modules costs Python time that is not modelled, and less of the model may have been "
+            "placed on the card"
+        ),
+        ("DeepSpeed", "Switch-128"): (
+            "gathering a module costs Python time: 1,536 experts a token at about 3 ms each are the published time"
+        ),
+        ("DeepSpeed", "NLLB-MoE"): (
+            "gathering a module costs Python time; pinned memory for 206 GB may also not have been had: from ordinary memory the "
+            "prediction doubles and comes near the published time"
+        ),
+        ("DeepSpeed", "Mixtral-8x7B"): (
+            "the published time is too short for all weights through PCIe 4 x16 (93 GB need 3.6 s): modules of experts without "
+            "tokens, or layers that stayed on the card, were not moved"
+        ),
+        ("DeepSpeed", "DeepSeek-V2-Lite"): (
+            "156 chosen experts and all dense layers a token are small transfers; gathering each costs Python time, at about 3 ms "
+            "as for Switch-128 the rest of the published time"
+        ),
+        ("vLLM", "Mixtral-8x7B"): (
+            "how many GB were offloaded is not known; fewer than assumed here, where room is left for a layer on its way"
+        ),
+        ("vLLM", "DeepSeek-V2-Lite"): (
+            "how many GB were offloaded is not known; more than assumed here, since a KV cache is reserved"
+        ),
         ("Mixtral-offloading", "Mixtral-8x7B"): (
             "the engine's own paper has 0.34 s on an A100 with the same link, so the published 1.752 s is another "
             f"configuration of it: more bits, fewer cached experts, or prompts counted in; {_UNKNOWN}"
@@ -107,7 +126,7 @@ def routing(model: ModelSpec) -> RoutingTrace:
 def seconds_per_token(engine: str, model: ModelSpec, profile: Profile) -> float:
     """Return the predicted time of one generated token of `model` under `engine`."""
     if engine == "Mixtral-offloading":
-        return 1 / tokens_per_s(LRU, profile.name, "2", fit())
+        return 1 / tokens_per_s(LRU, profile.name, "2", fitted())
     if engine == "MoE-Infinity":
         left = cache_budget_bytes(profile.memory_bytes, _needs(model, profile))
         cached = min(int(profile.memory_bytes * _CACHE_OF_DEVICE), left)
@@ -116,7 +135,9 @@ def seconds_per_token(engine: str, model: ModelSpec, profile: Profile) -> float:
         moved = load_preset("on-demand")
         if _calls_every_expert(model):
             moved = moved.with_options(predictor__kind="all")
-        return _run(model, profile, moved, unlimited=True) + _dense_copies_s(model, profile, model.num_layers, pinned=True)
+        return _run(model, profile, moved, unlimited=True) + _dense_copies_s(
+            model, profile, model.num_layers, pinned=True
+        )
     return _whole_layers(model, profile, pinned=engine == "vLLM", every=engine == "vLLM" or _calls_every_expert(model))
 
 
@@ -124,7 +145,8 @@ def resident_layers(model: ModelSpec, profile: Profile) -> int:
     """Return how many decoder layers stay on the card when it is filled in the model's order, room kept for one on its way."""
     room = cache_budget_experts(profile.memory_bytes, _needs(model, profile))
     room -= len(model.encoder_moe_layers) * model.num_experts  # the encoder comes first
-    return max(0, min(model.num_moe_layers, room // model.num_experts - 1))
+    whole = room // model.num_experts
+    return model.num_moe_layers if whole >= model.num_moe_layers else max(0, whole - 1)
 
 
 def _needs(model: ModelSpec, profile: Profile) -> MemoryNeeds:
@@ -158,7 +180,10 @@ def _run(model: ModelSpec, profile: Profile, schedule: OffloadSchedule, *, unlim
 def _dense_copies_s(model: ModelSpec, profile: Profile, layers: int, *, pinned: bool) -> float:
     """Return the time of moving what surrounds the experts of so many layers."""
     costs = CostModel(profile, model)
-    return layers * costs.host_to_device(model.dense_layer_bytes(model.moe_layers[-1], _format(model)), pinned=pinned).seconds
+    return (
+        layers
+        * costs.host_to_device(model.dense_layer_bytes(model.moe_layers[-1], _format(model)), pinned=pinned).seconds
+    )
 
 
 def _calls_every_expert(model: ModelSpec) -> bool:

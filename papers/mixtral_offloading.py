@@ -26,6 +26,7 @@ import scipy.optimize
 
 from ..hardware import Constant, Profile
 from ..schedule import OffloadSchedule, load_preset
+from ..sim.metrics import Metrics
 from ..sim.simulate import Rehearsal
 from ..specs import BITS_PER_BYTE, WEIGHT_FORMATS, weight_format
 from ..specs_io import load_hardware, load_model
@@ -35,7 +36,9 @@ from ..traces.synth import synth_trace
 from ..units import GIB, GIGA, NS_PER_S
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
-CITATION = "Eliseev and Mazur, Fast Inference of MoE Language Models with Offloading, arXiv 2312.17238, table 2; batch 1"
+CITATION = (
+    "Eliseev and Mazur, Fast Inference of MoE Language Models with Offloading, arXiv 2312.17238, table 2; batch 1"
+)
 TABLE = "Mixtral-8x7B generation"
 FULL, LRU, NEITHER, NAIVE = "LRU + speculation", "LRU only", "neither", "naive"
 ALGORITHMS = (FULL, LRU, NEITHER, NAIVE)
@@ -111,7 +114,9 @@ def machine(name: str, constants: Constants) -> Profile:
     link = profile.host_to_device
     rate = _LINKS.get(profile.name)
     if rate is not None:
-        link = dataclasses.replace(link, pinned_bytes_per_s=_constant(rate, "published", "large copies, by PCIe generation"))
+        link = dataclasses.replace(
+            link, pinned_bytes_per_s=_constant(rate, "published", "large copies, by PCIe generation")
+        )
     expanding = {
         fmt.name: _constant(
             min(1.0, float(fmt.bits_per_weight) / BITS_PER_BYTE / constants.expand_bytes_per_weight), "assumed",
@@ -132,7 +137,9 @@ def schedule_of(algorithm: str, bits: str, cached_experts: int, constants: Const
     software = {"experts__bits": bits, "host__per_layer_s": constants.layer_host_s}
     if algorithm == FULL:
         return load_preset("mixtral-offloading").with_options(
-            cache__experts_per_layer=cached_experts, host__per_kernel_s=constants.guess_host_s / _LAUNCHES_PER_LAYER, **software
+            cache__experts_per_layer=cached_experts,
+            host__per_kernel_s=constants.guess_host_s / _LAUNCHES_PER_LAYER,
+            **software,
         )
     if algorithm == LRU:
         # The public code swaps; the table's differences leave no time for a copy back.
@@ -147,15 +154,24 @@ def schedule_of(algorithm: str, bits: str, cached_experts: int, constants: Const
 
 def tokens_per_s(algorithm: str, name: str, bits: str, constants: Constants) -> float:
     """Return the simulated speed of one cell; raises DoesNotFit where experts in these bits do not fit the machine."""
-    profile = machine(name, constants)
-    cached = _SMALL_CARD_EXPERTS if profile.memory_bytes <= _SMALL_CARD_BYTES else _LARGE_CARD_EXPERTS
-    rehearsal = Rehearsal(
-        model=load_model("mixtral-8x7b"), profile=profile, trace=routing(), dense_format=weight_format(_DENSE_BITS)
-    )
-    metrics = rehearsal.predict(schedule_of(algorithm, bits, cached, constants)).metrics
+    metrics = simulate(algorithm, name, bits, constants)
     if algorithm == NAIVE:  # a double buffer runs no further ahead than the link: the time is that of all transfers
         return metrics.num_tokens * NS_PER_S / metrics.makespan_ns
     return metrics.tokens_per_s
+
+
+def simulate(algorithm: str, name: str, bits: str, constants: Constants) -> Metrics:
+    """Return the figures of one cell's run; raises DoesNotFit as above."""
+    profile = machine(name, constants)
+    rehearsal = Rehearsal(
+        model=load_model("mixtral-8x7b"), profile=profile, trace=routing(), dense_format=weight_format(_DENSE_BITS)
+    )
+    return rehearsal.predict(schedule_of(algorithm, bits, cached_experts(profile), constants)).metrics
+
+
+def cached_experts(profile: Profile) -> int:
+    """Return the experts a layer caches: 2 on a card of 12 GB, 4 on a larger one."""
+    return _SMALL_CARD_EXPERTS if profile.memory_bytes <= _SMALL_CARD_BYTES else _LARGE_CARD_EXPERTS
 
 
 def reproduce_mixtral_offloading(hardware: str | None = None, bits: str | None = None) -> Reproduction:
@@ -167,7 +183,7 @@ def reproduce_mixtral_offloading(hardware: str | None = None, bits: str | None =
     machines = MACHINES if hardware is None else (load_hardware(hardware).name,)
     files = {name: name if hardware is None else hardware for name in machines}
     formats = BITS if bits is None else (weight_format(bits).name,)
-    constants = fit()
+    constants = fitted()
     cells = [
         _cell(algorithm, name, fmt, tokens_per_s(algorithm, files[name], fmt, constants))
         for name in machines for fmt in formats for algorithm in ALGORITHMS
@@ -210,9 +226,16 @@ def fit(published: Mapping[Key, float] = PUBLISHED) -> Constants:
 
     def missed(scale: np.ndarray) -> np.ndarray:
         now = constants(scale)
-        return np.array([1 / tokens_per_s(*key, now) for key in FITTED_CELLS]) / seconds - 1
+        found = np.array([1 / tokens_per_s(*key, now) for key in FITTED_CELLS])
+        return np.asarray(found / seconds - 1)
 
     return constants(scipy.optimize.root(missed, np.ones(3), options={"eps": 1e-3, "xtol": 1e-6}).x)
+
+
+@functools.cache
+def fitted() -> Constants:
+    """Return the constants that meet the published cells."""
+    return fit()
 
 
 def _constant(value: float, source: str, citation: str) -> Constant:

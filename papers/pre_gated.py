@@ -2,9 +2,9 @@
 
 Modelled: Switch-Base with 8, 64 and 128 experts and Switch-Large with 128 in 32-bit floats, batch 1, 256 tokens in and 256 out,
 routed experts in every second layer; MoE-OnDemand (an expert is fetched after its gate), MoE-Prefetch (every expert of the next
-block is), Pre-gated (the chosen expert of the next block is). The first block's chosen expert is fetched inline in every mode. tokens/s is generated tokens over the
-whole time, encoder included, and the encoder is on demand in every mode. A block is what repeats: a layer with experts and the
-one without before it.
+block is), Pre-gated (the chosen expert of the next block is). The first block's chosen expert is fetched inline in every mode.
+tokens/s is generated tokens over the whole time, encoder included, and the encoder is on demand in every mode. A block is what
+repeats: a layer with experts and the one without before it.
 
 One constant is fitted, to the mean tokens/s of the Base models: what the host adds to a block (synchronisation, launches,
 handing over buffers) beyond the profile. It leaves the measured transfers of 25 GB/s alone (PCIe 4 x16 on an A100, ZaidQureshi/bam
@@ -34,7 +34,9 @@ from ..traces.synth import synth_trace
 from ..units import GIGA, MS_PER_S, NS_PER_S
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction, median
 
-CITATION = "Hwang et al., Pre-gated MoE, ISCA 2024, arXiv 2308.12066: A100 80 GB, PCIe 4, 32-bit, batch 1, 256 in, 256 out"
+CITATION = (
+    "Hwang et al., Pre-gated MoE, ISCA 2024, arXiv 2308.12066: A100 80 GB, PCIe 4, 32-bit, batch 1, 256 in, 256 out"
+)
 BASE, LARGE = ("switch-base-8", "switch-base-64", "switch-base-128"), "switch-large-128"
 MODELS = (*BASE, LARGE)
 ON_DEMAND, PREFETCH, PRE_GATED = "on-demand", "prefetch", "pre-gated"
@@ -135,7 +137,9 @@ def run_mode(name: str, mode: str, block_host_s: float, *, profile: Profile, bit
 
 def _predict(model: ModelSpec, schedule: OffloadSchedule, profile: Profile, prompt: int, decode: int) -> Prediction:
     dense = weight_format("32" if schedule.experts.bits == "32" else "16")
-    return Rehearsal(model=model, profile=profile, trace=routing(model, prompt, decode), dense_format=dense).predict(schedule)
+    return Rehearsal(model=model, profile=profile, trace=routing(model, prompt, decode), dense_format=dense).predict(
+        schedule
+    )
 
 
 def machine(name: str) -> Profile:
@@ -144,7 +148,9 @@ def machine(name: str) -> Profile:
     if profile.name != MACHINE:
         return profile
     link = profile.host_to_device
-    rate = dataclasses.replace(link.pinned_bytes_per_s, value=float(_LINK_BYTES_PER_S), citation="ZaidQureshi/bam issue 54")
+    rate = dataclasses.replace(
+        link.pinned_bytes_per_s, value=float(_LINK_BYTES_PER_S), citation="ZaidQureshi/bam issue 54"
+    )
     return dataclasses.replace(profile, host_to_device=dataclasses.replace(link, pinned_bytes_per_s=rate))
 
 
@@ -168,7 +174,9 @@ def reproduce_pre_gated(hardware: str | None = None, bits: str | None = None) ->
     profile = machine(MACHINE if hardware is None else hardware)
     fmt = weight_format(BITS if bits is None else bits).name
     block_host_s = fit()
-    found = {(name, mode): run_mode(name, mode, block_host_s, profile=profile, bits=fmt) for name in MODELS for mode in MODES}
+    found = {
+        (name, mode): run_mode(name, mode, block_host_s, profile=profile, bits=fmt) for name in MODELS for mode in MODES
+    }
     published = PUBLISHED if hardware is None and fmt == BITS else {}
     cells = [_cell(key, value, published) for key, value in tables(found, fmt).items()]
     return Reproduction(
@@ -193,7 +201,9 @@ def tables(found: Mapping[tuple[str, str], Mode], bits: str) -> dict[Key, float]
     values: dict[Key, float] = {}
     for other in (ON_DEMAND, PREFETCH):
         for name in MODELS:
-            values[_LATENCY, name, f"{other} over pre-gated"] = found[name, other].block_s / found[name, PRE_GATED].block_s
+            values[_LATENCY, name, f"{other} over pre-gated"] = (
+                found[name, other].block_s / found[name, PRE_GATED].block_s
+            )
         faster = {name: found[name, PRE_GATED].tokens_per_s / found[name, other].tokens_per_s for name in MODELS}
         column = f"pre-gated over {other}"
         values |= {(_THROUGHPUT, name, column): ratio for name, ratio in faster.items()}

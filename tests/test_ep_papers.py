@@ -42,7 +42,7 @@ def test_errors_of_cells():
 
 
 def test_an_unknown_paper_is_named():
-    assert sorted(PAPERS) == ["deepep", "eps-moe", "grace-moe"]
+    assert sorted(PAPERS) == ["deepep", "engines", "eps-moe", "grace-moe", "mixtral-offloading", "pre-gated"]
     with pytest.raises(UnknownName, match="eps-moe"):
         reproduce("eps")
 
