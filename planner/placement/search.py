@@ -36,7 +36,7 @@ class SearchSettings:
     """Moves proposed per layer."""
     seed: int = 0
     """Seed of every random draw."""
-    hot_fraction: float = 0.002
+    hot_fraction: float = 0.004
     """First temperature, as a fraction of the starting layer time."""
     cold_fraction: float = 0.0001
     """Last temperature, as a fraction of the starting layer time."""
