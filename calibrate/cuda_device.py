@@ -2,15 +2,18 @@
 
 Modelled: the current stream is a property of a thread in torch, so "the thread's stream" is the same idea here and on
 the CPU. Times of events are distances from an origin event that is renewed between forward passes (a float32 of
-milliseconds keeps 60 ns of resolution over one second) and tied to the host's clock while the device is idle. Page-
-locked memory is ordinary memory that is registered with the driver: torch's own pinned allocator rounds up to powers
-of two, which an expert store of tens of gigabytes cannot afford. Ignored: several devices, MIG, clocks (nothing of the
+milliseconds keeps 60 ns of resolution over one second) and tied to the host's clock while its stream is idle. Page-
+locked memory is pages of its own that are registered with the driver: torch's own pinned allocator rounds up to powers
+of two, which an expert store of tens of gigabytes cannot afford, and memory from the heap may share its first and last
+page with other memory, which the driver refuses to lock twice. Ignored: several devices, MIG, clocks (nothing of the
 card is set).
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
+import sys
 import time
 from collections.abc import Iterator
 
@@ -18,11 +21,15 @@ import torch
 
 from ..errors import DoesNotFit, InputError
 from ..units import MS_PER_S, NS_PER_S
-from .device import COMPUTE, STREAMS, Device, Mark, _aligned_bytes, available_host_bytes
+from .device import COMPUTE, STREAMS, Device, Mark, available_host_bytes
 
 _REGISTER_DEFAULT = 0
-_PAGE = 4096
 _NS_PER_MS = NS_PER_S // MS_PER_S
+_EPOCH_NS = NS_PER_S // 2
+_EPOCH_TRIES = 4
+# The interpreter lets another thread in this often; with its usual 5 ms a copy thread that wants to start the next copy
+# could wait for longer than a whole expert takes.
+_SWITCH_S = 50e-6
 
 
 class EventMark:
@@ -50,15 +57,26 @@ class EventMark:
 
 
 class Epoch:
-    """An origin of event times: an event and the host's time when it happened."""
+    """An origin of event times: an event, and the host's time when it happened.
+
+    The event happened between two readings of the host's clock; of several tries the one with the closest readings
+    counts, and its middle.
+    """
 
     __slots__ = ("event", "host_ns")
 
     def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
-        self.event.record()
-        self.event.synchronize()
-        self.host_ns = time.perf_counter_ns()
+        closest = None
+        torch.cuda.current_stream().synchronize()
+        for _ in range(_EPOCH_TRIES):
+            event = torch.cuda.Event(enable_timing=True)
+            before = time.perf_counter_ns()
+            event.record()
+            event.synchronize()
+            after = time.perf_counter_ns()
+            if closest is None or after - before < closest:
+                closest = after - before
+                self.event, self.host_ns = event, (before + after) // 2
 
 
 class CudaDevice(Device):
@@ -80,7 +98,7 @@ class CudaDevice(Device):
         super().__init__(min(limit_bytes, free) if limit_bytes is not None else free)
         # A lower number is a higher priority: a copy kernel, where one is used, is not kept waiting by compute.
         self._streams = {name: torch.cuda.Stream(self.place, priority=0 if name == COMPUTE else -1) for name in STREAMS}
-        self._registered: list[torch.Tensor] = []
+        self._registered: dict[int, torch.Tensor] = {}
         self._epoch = Epoch()
 
     def host_memory(self, num_bytes: int, *, pinned: bool, what: str) -> torch.Tensor:
@@ -91,24 +109,37 @@ class CudaDevice(Device):
         left = available_host_bytes()
         if num_bytes > left:
             raise DoesNotFit(f"{what} of {num_bytes} bytes where the host has {left} to give", num_bytes - left)
-        memory = _aligned_bytes(num_bytes)
+        memory = _own_pages(num_bytes)
         if pinned and num_bytes:
-            memory[::_PAGE].zero_()  # every page exists before it is locked
-            status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, _REGISTER_DEFAULT)
-            if int(status) != 0:
+            memory[:: mmap.PAGESIZE].zero_()  # every page exists before it is locked
+            status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, _REGISTER_DEFAULT))
+            if status != 0:
+                self._forget_error()
                 raise DoesNotFit(
-                    f"the driver did not lock {num_bytes} bytes of host memory for {what} (CUDA error {int(status)})",
+                    f"the driver did not lock {num_bytes} bytes of host memory for {what} (CUDA error {status})",
                     num_bytes,
                 )
-            self._registered.append(memory)
+            self._registered[memory.data_ptr()] = memory
         return memory
+
+    def release_host(self, memory: torch.Tensor) -> None:
+        """Unlock memory that `host_memory` gave; nothing may still copy from or to it."""
+        if self._registered.pop(memory.data_ptr(), None) is not None:
+            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
     @contextlib.contextmanager
     def enter(self, stream: str) -> Iterator[None]:
-        """Make `stream` the calling thread's current one."""
+        """Make `stream` the calling thread's current one; while it computes, threads take turns often."""
         torch.cuda.set_device(self.place)
-        with torch.cuda.stream(self._streams[stream]):
-            yield
+        usual = sys.getswitchinterval()
+        if stream == COMPUTE:
+            sys.setswitchinterval(_SWITCH_S)
+        try:
+            with torch.cuda.stream(self._streams[stream]):
+                yield
+        finally:
+            if stream == COMPUTE:
+                sys.setswitchinterval(usual)
 
     def mark(self) -> Mark:
         """Return an event recorded on the thread's current stream."""
@@ -120,8 +151,9 @@ class CudaDevice(Device):
             torch.cuda.current_stream().wait_event(mark.event)
 
     def new_epoch(self) -> None:
-        """Tie a new origin to the host's clock; waits for the thread's stream."""
-        self._epoch = Epoch()
+        """Tie a new origin to the host's clock where the last one is half a second old; waits for the thread's stream."""
+        if time.perf_counter_ns() - self._epoch.host_ns > _EPOCH_NS:
+            self._epoch = Epoch()
 
     def synchronize(self) -> None:
         """Block until the device is idle."""
@@ -131,8 +163,25 @@ class CudaDevice(Device):
         """Unlock and free everything."""
         with contextlib.suppress(RuntimeError):  # a device that failed cannot be waited for; its memory still goes back
             self.synchronize()
-        for memory in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        for address in self._registered:
+            torch.cuda.cudart().cudaHostUnregister(address)
         self._registered.clear()
         super().close()
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+    def _forget_error(self) -> None:
+        """Clear the driver's last error, which the next kernel launch would otherwise report as its own."""
+        with contextlib.suppress(RuntimeError):
+            torch.empty(1, device=self.place).fill_(1.0)
+
+
+def _own_pages(num_bytes: int) -> torch.Tensor:
+    """Return uint8 [num_bytes] in pages that nothing else is in; they go back to the system with the tensor."""
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)

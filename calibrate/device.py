@@ -110,6 +110,10 @@ class Device(ABC):
     def host_memory(self, num_bytes: int, *, pinned: bool, what: str) -> torch.Tensor:
         """Return uint8 [num_bytes] of host memory, aligned, page-locked where asked for and where that means anything."""
 
+    def release_host(self, memory: torch.Tensor) -> None:
+        """Let go of memory that `host_memory` gave; nothing may still copy from or to it. Freed once nobody else holds it."""
+        del memory  # only what is page-locked needs more than that
+
     # --- streams ----------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -45,9 +45,13 @@ def expert_activation(model: ModelSpec) -> Activation:
 class ExpertStore:
     """All experts in host memory: `num_keys` slots of bytes."""
 
-    def __init__(self, layout: SlotLayout, function: Activation, memory: torch.Tensor) -> None:
+    def __init__(
+        self, layout: SlotLayout, function: Activation, memory: torch.Tensor, device: Device | None = None
+    ) -> None:
         self.layout, self.activation = layout, function
         self.slot_bytes = layout.slot_bytes
+        self._device = device
+        self._aside: torch.Tensor | None = None
         self._slots = memory.view(-1, self.slot_bytes)
 
     @property
@@ -67,12 +71,18 @@ class ExpertStore:
         """Copy bytes `low` to `high` of expert `key` to the same bytes of `target`, on the thread's stream."""
         device.copy(target[low:high], self._slots[key, low:high])
 
-    def take_back(self, device: Device, source: torch.Tensor, key: int) -> None:
-        """Copy a slot's bytes back into expert `key`'s place, on the thread's stream."""
-        device.copy(self._slots[key], source)
+    def take_back(self, device: Device, source: torch.Tensor, key: int, *, aside: bool = False) -> None:
+        """Copy a slot's bytes back into expert `key`'s place, on the thread's stream; with `aside`, to where nobody reads them."""
+        if aside and self._aside is None:
+            self._aside = device.host_memory(self.slot_bytes, pinned=True, what="a buffer beside the store")
+        device.copy(self._slots[key] if self._aside is None or not aside else self._aside, source)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Let go of the memory, and unlock it where a device gave it."""
+        if self._device is not None:
+            self._device.release_host(self._slots.view(-1))
+            if self._aside is not None:
+                self._device.release_host(self._aside)
         self._slots = torch.empty(0, self.slot_bytes, dtype=torch.uint8)
 
 
@@ -103,6 +113,7 @@ class DiskStore(ExpertStore):
         """Read bytes `low` to `high` of expert `key` into the same bytes of `target`."""
         begin, size = key * self.slot_bytes + low, high - low
         if device.asynchronous:
+            self._device = device
             if len(self._bounces) == _NUM_BOUNCES:
                 bounce, copied = self._bounces.pop(0)
                 if copied is not None:
@@ -115,7 +126,7 @@ class DiskStore(ExpertStore):
         else:
             self._read(target[low:high], begin)
 
-    def take_back(self, device: Device, source: torch.Tensor, key: int) -> None:
+    def take_back(self, device: Device, source: torch.Tensor, key: int, *, aside: bool = False) -> None:
         """Refuse: the file is only read."""
         raise InputError(
             "copy.write_back",
@@ -125,7 +136,12 @@ class DiskStore(ExpertStore):
         )
 
     def close(self) -> None:
-        """Delete the file."""
+        """Delete the file, and unlock the buffers."""
+        for bounce, copied in self._bounces:
+            if copied is not None:
+                copied.wait()
+            if self._device is not None:
+                self._device.release_host(bounce)
         self._bounces.clear()
         self._file.close()
 
@@ -168,17 +184,21 @@ def make_store(
     layout, function = expert_layout(model, weights), expert_activation(model)
     memory = device.host_memory(num_keys * layout.slot_bytes, pinned=pinned, what=f"the store of {num_keys} experts")
     memory.zero_()  # gaps between parts have defined bytes, and every page is touched before anything is timed
-    store = ExpertStore(layout, function, memory)
+    store = ExpertStore(layout, function, memory, device)
     drawn = num_keys if distinct is None else min(distinct, num_keys)
     views = store.weights()
-    generator = torch.Generator().manual_seed(seed)
+    # Drawn and packed where that is fast; what is drawn depends on the kind of device.
+    place = device.place
+    generator = torch.Generator(device=place).manual_seed(seed)
     for key in range(drawn):
         biases = {}
         matrices = {}
         for name, (num_rows, num_columns) in layout.shape.matrices.items():
-            matrices[name] = torch.randn(num_rows, num_columns, generator=generator).mul_(num_columns**-0.5)
+            matrices[name] = torch.randn(num_rows, num_columns, generator=generator, device=place).mul_(
+                num_columns**-0.5
+            )
             if layout.shape.bias:
-                biases[f"{name}_bias"] = torch.randn(num_rows, generator=generator).mul_(0.1)
+                biases[f"{name}_bias"] = torch.randn(num_rows, generator=generator, device=place).mul_(0.1)
         write_slot(views, key, matrices["gate_up"], matrices["down"], **biases)
     for key in range(drawn, num_keys):
         store.bytes_of(key).copy_(store.bytes_of(key % drawn))

@@ -236,5 +236,6 @@ def _measure_experts(
         harness.measure_on_host(
             cores, rounds=2, repetitions=extent.repetitions, seconds=share, what="experts on the host"
         )
+    pool.close()
     del arena, alone, groups, beside, copies, pool, busy
     device.release_since(used)

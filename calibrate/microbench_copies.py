@@ -57,6 +57,8 @@ class CopyPool:
 
     def close(self) -> None:
         """Give the memory back."""
+        self.device.synchronize()
+        self.device.release_host(self.host)
         self.device.release(self.there)
 
 

@@ -68,6 +68,8 @@ class Gate:
         """Block until `transfer` is in its stream as a whole (on the CPU: has arrived); raises ExecutionFailed."""
         while not transfer.issued.wait(_LOOK_S):
             self.check()
+            if self.stopping:
+                raise ExecutionFailed("it was stopped while a copy was waited for", "run it again")
         if transfer.end is None:
             self.check()
 
@@ -273,7 +275,7 @@ class BackEngine:
         if back.wait_kernel >= 0:
             device.follow(self._gate.kernels[back.wait_kernel])
         begin = device.mark()
-        self._store.take_back(device, self._slots.bytes_of(back.slot), back.key)
+        self._store.take_back(device, self._slots.bytes_of(back.slot), back.key, aside=not back.holds_it())
         end = device.mark()
         self.rows.written_back(back, begin, end, self._slots.slot_bytes)
         with self._gate.change:

@@ -8,6 +8,7 @@ transient buffers it needs and to compile the decisions. Ignored: which schedule
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from ..sim.workload import Workload
 from ..specs import ModelSpec
 from .copy_engine import BackEngine, CopyEngine, Gate
 from .execution import Execution
+from .failures import device_failure
 from .program import Program, Step, offsets_of
 from .rows import timeline_of
 from .slots import Slots
@@ -168,7 +170,14 @@ def execute(
     )
     try:
         found = _run(stage, given, source, slots, state, keep_outputs, poison, progress)
+    except RuntimeError as error:
+        failure = device_failure(error)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
+        with contextlib.suppress(RuntimeError):  # nothing may still read or write what is given back
+            device.synchronize()
         device.release(slots.arena)
         del slots
     if not np.array_equal(found.counts, rehearsed.count):

@@ -338,8 +338,16 @@ class Program:
         count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
         keys, kernels = out.back_key[:count].tolist(), out.back_wait_kernel[:count].tolist()
+        coming = {transfer.key: transfer for transfer in self._known.values()} if count else {}
         return [
-            WriteBack(id=first + at, key=key, step=number, slot=slots.get(key, int(seats[key])), wait_kernel=kernel)
+            WriteBack(
+                id=first + at,
+                key=key,
+                step=number,
+                slot=slots.get(key, int(seats[key])),
+                wait_kernel=kernel,
+                after=None if key in slots else coming.get(key),
+            )
             for at, (key, kernel) in enumerate(zip(keys, kernels, strict=True))
         ]
 

@@ -33,6 +33,7 @@ class Slots:
         total = max(1, num_slots + spare)
         self.arena = device.empty((total * self.slot_bytes,), torch.uint8, f"an arena of {total} experts")
         self.arena.zero_()  # every page exists before anything is timed
+        device.synchronize()  # slots are filled on streams that know nothing of this one
         self.weights: ExpertWeights = slot_views(self.arena, layout, function)
         self._slots = self.arena.view(total, self.slot_bytes)
         self._scratch = total - 1

@@ -56,6 +56,12 @@ class WriteBack:
     step: int
     slot: int
     wait_kernel: int
+    after: Transfer | None = None
+    """A prefetch that nobody used and that may still be on its way into the slot."""
+
+    def holds_it(self) -> bool:
+        """Return whether the slot holds the expert; one that never came is written back like any other, but not over the original."""
+        return self.after is None or self.after.arrived()
 
 
 class Waiting:
