@@ -67,7 +67,7 @@ def trace_synth(
         num_requests=requests,
         seed=seed,
         model=model or (original.model if original is not None else preset or ""),
-        progress=lambda share: report(round(100 * share), 100, "%"),
+        progress=lambda share: report(int(100 * share), 100, "%"),
     )
     made = load_trace(output)
     document: dict[str, Any] = {
@@ -111,7 +111,7 @@ def _starting_dials(
         if any(getattr(original, name) != size for name, size in shape.items() if name != "layer_ids"):
             raise InputError("--model", model, "has another shape than the recording", "leave out --model")
         report = reporter("fit")
-        return fit_like(original, progress=lambda share: report(round(100 * share), 100, "%"))
+        return fit_like(original, progress=lambda share: report(int(100 * share), 100, "%"))
     if preset is not None:
         dials = dials_of(preset)
         return reshape_dials(dials, **shape) if shape else dials

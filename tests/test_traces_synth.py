@@ -25,7 +25,7 @@ from moeplan.traces.format import RoutingTrace, load_trace
 from moeplan.traces.presets import PRESETS, preset
 from moeplan.traces.readers import import_trace
 from moeplan.traces.stats import trace_stats
-from moeplan.traces.synth import plan_requests, synth_trace, synthesise
+from moeplan.traces.synth import RequestPlan, plan_requests, synth_trace, synthesise
 from moeplan.traces.synth_fit import fit_like
 from moeplan.traces.synth_kernel import alias_table
 
@@ -262,7 +262,24 @@ def test_the_deepseek_r1_preset_has_its_published_skew() -> None:
     assert 5.6 <= trace_stats(synth_trace(few, num_tokens=60_000)).load_max_over_mean <= 8.1
     with pytest.raises(UnknownName, match="did you mean 'deepseek-r1'"):
         preset("deepseek-r2")
-    assert sorted(PRESETS) == ["deepseek-r1", "mixtral-8x7b"]
+    assert sorted(PRESETS) == ["deepseek-r1", "deepseek-v2-lite", "gpt-oss-20b", "mixtral-8x7b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "recording"), [("gpt-oss-20b", "gpt-oss-20b_decode"), ("deepseek-v2-lite", "deepseek-v2-lite_prefill")]
+)
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the recordings beside this checkout")
+def test_fitted_presets_have_the_locality_of_their_recordings(name: str, recording: str) -> None:
+    original = import_trace("npz", DATA / f"{recording}.npz")
+    assert isinstance(original, RoutingTrace)
+    dials = preset(name)
+    shape = (dials.num_layers, dials.top_k, dials.num_experts, dials.layer_ids or tuple(range(dials.num_layers)))
+    assert shape == (original.num_layers, original.top_k, original.num_experts, original.layer_ids)
+    starts = np.flatnonzero(np.diff(original.request, prepend=-1))
+    totals = np.diff(np.append(starts, original.num_tokens))
+    plan = RequestPlan(prompt=totals, total=totals, domain=np.zeros(len(totals), np.int64))
+    result = closeness(original, synth_trace(dials, plan=plan))  # with the recording's own lengths
+    assert result.worst_lru_difference < 0.03
 
 
 def test_a_fit_to_a_synthetic_recording_comes_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
