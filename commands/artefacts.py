@@ -32,3 +32,17 @@ def write_offload_report(path: Path, document: dict[str, Any], rehearsal: Any, b
     lru, belady = hit_curves(rehearsal, best.schedule)
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
                       command=document["provenance"].get("command"))  # fmt: skip
+
+
+def write_parallel_artefacts(
+    report: Path | None, timeline: Path | None, document: dict[str, Any], replay: Any, profile: Any
+) -> None:
+    """Write the HTML report of an expert-parallel plan and the Perfetto timeline of its first reported step, where asked for."""
+    from ..reports.parallel_page import write_parallel_report
+    from ..reports.perfetto import write_timeline
+
+    before, after = replay.before.outcome.timeline, replay.after.outcome.timeline
+    if timeline is not None:
+        write_timeline(timeline, after)
+    if report is not None:
+        write_parallel_report(report, document, before=before, after=after, profile=profile)

@@ -6,6 +6,7 @@ Modelled: its options and what it prints. Ignored: the search itself (`planner/`
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json, print_parallel_plan, print_plan
-from .artefacts import write_offload_report, write_perfetto
+from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options import (
     DenseBitsOption,
     HardwareOption,
@@ -51,9 +52,13 @@ def plan(
     redundant: Annotated[int, typer.Option("--redundant", help="ep: slots beyond the model's experts.")] = 0,
     phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
     context: Annotated[int, typer.Option("--context", help="ep: context tokens per request.")] = 4096,
-    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report (offload).")] = None,
+    evaluate_on: Annotated[
+        list[str] | None,
+        typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline (offload).")
+        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
     ] = None,
     dense_bits: DenseBitsOption = "16",
     as_json: JsonFlag = False,
@@ -66,12 +71,13 @@ def plan(
     if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
     if mode == "ep":
-        if report is not None or timeline is not None:
-            raise InputError(
-                "--report", "ep", "pages are written for offload plans only", "leave out --report and --timeline"
-            )
-        document = _plan_parallel(model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context)
+        asked = _ParallelFiles(report=report, timeline=timeline, others=tuple(evaluate_on or ()))
+        document = _plan_parallel(
+            model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context, asked
+        )
     elif mode == "offload":
+        if evaluate_on:
+            raise InputError("--evaluate-on", evaluate_on[0], "is for expert-parallel plans", "add --mode ep")
         from ..planner.plan import PlanRequest, make_plan, plan_to_dict
         from ..progress import reporter
 
@@ -97,6 +103,15 @@ def plan(
         print_plan(document, str(output))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ParallelFiles:
+    """What an expert-parallel plan reads and writes besides its recording and plan.json."""
+
+    report: Path | None
+    timeline: Path | None
+    others: tuple[str, ...]
+
+
 def _plan_parallel(
     model: str,
     hardware: str,
@@ -107,11 +122,13 @@ def _plan_parallel(
     redundant: int,
     phase: str,
     context: int,
+    asked: _ParallelFiles,
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
     from ..errors import UnknownName
     from ..planner.ep_case import EpRequest
     from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
+    from ..planner.ep_replay import replay_of
     from ..progress import reporter
     from ..specs_io import load_hardware, load_model
     from ..traces.format import load_recording
@@ -123,9 +140,18 @@ def _plan_parallel(
         num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant, prefill=phase == "prefill",
         context_tokens=context, bits=spec.native_bits if bits == "native" else bits,
     )  # fmt: skip
-    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
-    found = make_ep_plan(spec, load_hardware(hardware), recording, request, progress=reporter("plan"))
-    return ep_plan_to_dict(found)
+    profile = load_hardware(hardware)
+    recording, *others = (
+        load_recording(bundled_trace_path() if path == "bundled" else path) for path in (trace, *asked.others)
+    )
+    found = make_ep_plan(
+        spec, profile, recording, request, progress=reporter("plan"),
+        others=dict(zip(asked.others, others, strict=True)),
+    )  # fmt: skip
+    document = ep_plan_to_dict(found)
+    if asked.report is not None or asked.timeline is not None:
+        write_parallel_artefacts(asked.report, asked.timeline, document, replay_of(found), profile)
+    return document
 
 
 def register(app: typer.Typer) -> None:

@@ -78,4 +78,4 @@ def _balance(rank_rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
     """Return [layers]: the fullest rank's rows over the mean rank's; 1 where a layer has none."""
     rows = rank_rows.astype(np.float64)
     mean = rows.mean(axis=1)
-    return np.divide(rows.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+    return np.asarray(np.divide(rows.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0))

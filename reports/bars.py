@@ -50,7 +50,12 @@ def rows_under(headings: Sequence[str]) -> Rows:
 
 
 def lying_figure(
-    titles: Sequence[str], rows: Rows, texts: Sequence[str], unit: str, x_axis: dict[str, Any], data: list[dict[str, Any]]
+    titles: Sequence[str],
+    rows: Rows,
+    texts: Sequence[str],
+    unit: str,
+    x_axis: dict[str, Any],
+    data: list[dict[str, Any]],
 ) -> Figure:
     """Return a figure of lying bars with names at the left, headings above groups and `texts` in a column at the right."""
     column = {"x": 1, "xref": "paper", "xanchor": "right", "xshift": _VALUES_PX - 4, "yanchor": "middle"}

@@ -37,9 +37,7 @@ def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_l
     """Return hit rate against experts cached a layer, with the chosen size marked and the plan's schedules as points."""
     data = [_curve(curve, colour) for curve, colour in zip(curves, _CURVE_COLOURS, strict=False)]
     for kind, name, symbol, colour, size in _MARKS:
-        sizes = [
-            (entry, mean_experts_per_layer(entry.schedule, num_layers)) for entry in entries if entry.kind == kind
-        ]
+        sizes = [(entry, mean_experts_per_layer(entry.schedule, num_layers)) for entry in entries if entry.kind == kind]
         mine = [(entry, at, 100 * float(entry.result["hit_rate"])) for entry, at in sizes if at is not None]
         if mine and kind != REFERENCE:
             hover = [

@@ -77,7 +77,9 @@ def share_plot(entries: Sequence[Entry]) -> Plot:
         percents = [100 * share for share in shares]
         data.append(lying_bars(percents, rows.bars, hover, name=title, marker={"color": SHARE_COLOURS[part]}))
     texts = [numbers.seconds(mean) for mean in passes]
-    figure = lying_figure([entry.title for entry in entries], rows, texts, "mean pass", axis("share of the time, %", range=[0, 100]), data)
+    figure = lying_figure(
+        [entry.title for entry in entries], rows, texts, "mean pass", axis("share of the time, %", range=[0, 100]), data
+    )
     figure["layout"] |= {"barmode": "stack", "showlegend": True}
     return Plot(
         id="plot-share",

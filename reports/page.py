@@ -3,9 +3,9 @@
 Modelled: a title, an answer, sections of text, tables and plots, in a column that suits a desk and a phone. A plot is a plain
 dictionary, drawn when the page opens: `data` and `layout`; `narrow`, layout values by dotted path for screens below 640
 pixels; `narrow_extra_px`, height added there; `zoom`, whether buttons are shown. `cells` in a trace stands for the matrix `z`
-of a map that is mostly empty. `choices` puts a list above the plot from which the reader takes what is shown. A content-security policy in the page itself
-forbids every request, so nothing is ever fetched or sent. Everything that comes from a file is escaped. Ignored: what is
-shown (the other modules of this room).
+of a map that is mostly empty. `choices` puts a list above the plot from which the reader takes what is shown. A
+content-security policy in the page itself forbids every request, so nothing is ever fetched or sent. Everything that comes
+from a file is escaped. Ignored: what is shown (the other modules of this room).
 """
 
 from __future__ import annotations

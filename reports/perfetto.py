@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from ..errors import Internal
+from ..sim.ep_timeline import EP_GROUP, EP_MICRO, EpTimeline
 from ..sim.timeline import LANE_NAMES, Timeline
 from ..specs_io import write_atomic
 from ..units import GIGA, MEGA, NS_PER_S, NS_PER_US
@@ -27,24 +28,27 @@ Event = dict[str, Any]
 
 _LANE_TITLES = {
     "compute": "compute stream", "h2d": "host to device copies", "d2h": "device to host copies", "host": "host program",
+    "inter": "port between nodes", "intra": "port inside the node",
 }  # fmt: skip
 # Cause before effect: the host launches, kernels run, copies feed them.
-_LANE_ORDER = ("host", "compute", "h2d", "d2h")
-_LINKS = ("h2d", "d2h")
+_LANE_ORDER = ("host", "compute", "h2d", "d2h", "inter", "intra")
+_LINKS = ("h2d", "d2h", "inter", "intra")
+_EXCHANGES = ("dispatch", "combine", "reduce")
+
+AnyTimeline: TypeAlias = Timeline | EpTimeline | pd.DataFrame
 
 
-def timeline_events(
-    timeline: Timeline | pd.DataFrame, *, occupancy: Occupancy | None = None, slack_ns: int = 0
-) -> list[Event]:
+def timeline_events(timeline: AnyTimeline, *, occupancy: Occupancy | None = None, slack_ns: int = 0) -> list[Event]:
     """Return the trace events of a timeline: names, slices in order of start, arrows, counters.
 
-    timeline: a Timeline, or a frame with its columns (then perhaps of several devices). occupancy: experts held after each
+    timeline: a Timeline, an EpTimeline (a process for each rank, a thread for its kernels and each of its ports), or a frame with
+    their columns (then perhaps of several devices). occupancy: experts held after each
     decision, for the counter; it belongs to the first device. slack_ns: as in `waits`. Raises Internal when two rows of a
     lane overlap.
     """
-    frame = timeline.frame() if isinstance(timeline, Timeline) else timeline
+    frame = _frame(timeline)
     frame = frame.sort_values(["start_ns", "end_ns"], kind="stable", ignore_index=True)
-    devices = {str(name): at for at, name in enumerate(frame["device"].unique())}
+    devices = {str(name): at for at, name in enumerate(_in_order(frame))}
     lanes = list(LANE_NAMES) + sorted(set(frame["lane"].astype(str)) - set(LANE_NAMES))
     threads = {lane: at for at, lane in enumerate(lanes, start=1)}
     pids = [devices[str(name)] for name in frame["device"].tolist()]
@@ -70,19 +74,36 @@ def timeline_events(
     return events
 
 
-def timeline_to_perfetto(
-    timeline: Timeline | pd.DataFrame, *, occupancy: Occupancy | None = None, slack_ns: int = 0
-) -> bytes:
+def timeline_to_perfetto(timeline: AnyTimeline, *, occupancy: Occupancy | None = None, slack_ns: int = 0) -> bytes:
     """Return the trace file of a timeline, byte-identical for equal timelines; arguments as in `timeline_events`."""
     lines = ",\n".join(json.dumps(event) for event in timeline_events(timeline, occupancy=occupancy, slack_ns=slack_ns))
     return ('{"traceEvents": [\n' + lines + '\n],\n"displayTimeUnit": "ns"}\n').encode()
 
 
-def write_timeline(path: str | os.PathLike[str], timeline: Timeline | pd.DataFrame, *, occupancy: Occupancy | None = None,
+def write_timeline(path: str | os.PathLike[str], timeline: AnyTimeline, *, occupancy: Occupancy | None = None,
                    slack_ns: int = 0) -> str:  # fmt: skip
     """Write the trace file of a timeline and return its path; raises InputError where it cannot be written."""
     write_atomic(path, timeline_to_perfetto(timeline, occupancy=occupancy, slack_ns=slack_ns))
     return os.fspath(path)
+
+
+def _in_order(frame: pd.DataFrame) -> list[str]:
+    """Return the devices: ranks by number, others as they come."""
+    names = [str(name) for name in frame["device"].unique()]
+    numbers = [name.removeprefix("rank ") for name in names]
+    if all(number.isdigit() for number in numbers):
+        return [name for _, name in sorted(zip(map(int, numbers), names, strict=True))]
+    return names
+
+
+def _frame(timeline: AnyTimeline) -> pd.DataFrame:
+    """Return the rows as a frame, those of ranks in order of rank and with their batch and group."""
+    if isinstance(timeline, pd.DataFrame):
+        return timeline
+    if isinstance(timeline, Timeline):
+        return timeline.frame()
+    rows = timeline.rows
+    return timeline.frame().assign(batch=rows[:, EP_MICRO] + 1, group=rows[:, EP_GROUP] + 1)
 
 
 def _us(ns: int) -> float:
@@ -105,9 +126,14 @@ def _names(frame: pd.DataFrame, devices: dict[str, int], threads: dict[str, int]
 
 def _slices(frame: pd.DataFrame, pids: list[int], tids: list[int]) -> Iterator[Event]:
     names = ("op", "step", "layer", "expert", "start_ns", "end_ns", "bytes", "tokens")
+    # Batches and groups of expert-parallel steps are said where a row may have them.
+    extra = [name for name in ("batch", "group") if name in frame]
+    parts = list(zip(*(frame[name].tolist() for name in extra), strict=True)) if extra else [()] * len(frame)
     columns = [frame[name].astype(str).tolist() if name == "op" else frame[name].tolist() for name in names]
     ends: dict[tuple[int, int], int] = {}
-    for pid, tid, op, step, layer, expert, start, end, num_bytes, tokens in zip(pids, tids, *columns, strict=True):
+    for part, pid, tid, op, step, layer, expert, start, end, num_bytes, tokens in zip(
+        parts, pids, tids, *columns, strict=True
+    ):
         if start < ends.get((pid, tid), 0) or end <= start:
             raise Internal(f"rows of one lane overlap at {start} ns ({op}, step {step}, layer {layer})")
         ends[pid, tid] = end
@@ -119,7 +145,11 @@ def _slices(frame: pd.DataFrame, pids: list[int], tids: list[int]) -> Iterator[E
             args["GB/s"] = _gb_per_s(num_bytes, end - start)
         if tokens:
             args["tokens"] = tokens
-        category = "copy" if num_bytes or op in TRANSFER_OPS else "host" if op.startswith("host") else "kernel"
+        args |= dict(zip(extra, part, strict=True))
+        moves = num_bytes or op in TRANSFER_OPS
+        category = (
+            "exchange" if op in _EXCHANGES else "copy" if moves else "host" if op.startswith("host") else "kernel"
+        )
         yield {"ph": "X", "pid": pid, "tid": tid, "cat": category, "name": slice_name(op, layer, expert), "ts": _us(start),
                "dur": _us(end - start), "args": args}  # fmt: skip
 

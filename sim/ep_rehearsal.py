@@ -156,7 +156,7 @@ class EpRehearsal:
         """Return nothing; raises DoesNotFit where a rank's memory is too small."""
         needed = self.rank_bytes(schedule, load)
         if needed > self.profile.memory_bytes:
-            raise DoesNotFit(f"{schedule.name} needs {needed} bytes on every rank, of {self.profile.memory_bytes}",
+            raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {self.profile.memory_bytes:,}",
                              needed - self.profile.memory_bytes)  # fmt: skip
 
     def run(
