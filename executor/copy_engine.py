@@ -131,6 +131,12 @@ class CopyEngine:
                 if transfer is not self._running:
                     self._slots.give_back(transfer)
 
+    def supersede(self, transfers: list[Transfer]) -> None:
+        """Note that the slots of these unused guesses belong to others now; what is left of them goes where nobody reads."""
+        with self._gate.change:
+            for transfer in transfers:
+                transfer.wanted = False
+
     def drain(self) -> None:
         """Block until everything admitted has been moved; raises ExecutionFailed."""
         with self._gate.change:

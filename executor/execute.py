@@ -26,7 +26,7 @@ from ..errors import Internal
 from ..schedule import OffloadSchedule
 from ..sim.engines import fresh_state
 from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import CACHED, PEAK_TRANSIENT, Array, PolicyConfig, PolicyState, make_decision
+from ..sim.policies.state import CACHED, GUESS_NONE, PEAK_TRANSIENT, Array, PolicyConfig, PolicyState, make_decision
 from ..sim.workload import Workload
 from ..specs import ModelSpec
 from .copy_engine import BackEngine, CopyEngine, Gate
@@ -167,6 +167,7 @@ def execute(
         source.activation,
         num_slots=_num_slots(state),
         num_transient=int(rehearsed.count[PEAK_TRANSIENT]),
+        guesses=config.predictor != GUESS_NONE,
     )
     try:
         found = _run(stage, given, source, slots, state, keep_outputs, poison, progress)
@@ -234,7 +235,7 @@ def _run(
                 keep_outputs=keep_outputs,
             )
             device.synchronize()
-            gc.collect()
+            gc.collect(1)  # the young; a whole collection takes longer than many a run
             gc.disable()  # a collection in the middle of a step would be booked as the host's work
             device.new_epoch()
             origin = time.perf_counter_ns()

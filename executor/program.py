@@ -100,6 +100,7 @@ class Program:
         self._known: dict[int, Transfer] = {}
         self._transients: dict[int, Transfer] = {}
         self._leaving: list[Transfer] = []
+        self._filling: dict[int, Transfer] = {}
         self._keep = keep_outputs
         self.rows = Rows()
         self.outputs: list[torch.Tensor] = []
@@ -171,6 +172,7 @@ class Program:
         launches = self._launches(base, seats, transfers)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
         backs = self._write_backs(number, seats, transfers)
+        self._take_over(transfers)
         self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
         if promoted and isinstance(self._copies, CopyEngine):
             self._copies.promote(promoted)
@@ -331,6 +333,23 @@ class Program:
         if dropped:
             self._copies.abandon(dropped)
         return staying
+
+    def _take_over(self, transfers: list[Transfer]) -> None:
+        """Keep unused guesses that may still be on their way out of slots that have been given to others.
+
+        By its place in line such a guess comes first, but one that is promoted passes it, and a guess in pieces may be half done.
+        """
+        if not isinstance(self._copies, CopyEngine):
+            return  # on one stream everything arrives in the order in which it was submitted
+        late = []
+        for transfer in transfers:
+            if transfer.slot >= 0:
+                before = self._filling.get(transfer.slot)
+                if before is not None and self._known.pop(before.id, None) is not None:
+                    late.append(before)
+                self._filling[transfer.slot] = transfer
+        if late:
+            self._copies.supersede(late)
 
     def _write_backs(self, number: int, seats: Array, transfers: list[Transfer]) -> list[WriteBack]:
         """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""

@@ -2,8 +2,8 @@
 last ones are transient buffers.
 
 Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and
-taken back when the visit that used it is over. The very last buffer is where transfers go that nobody waits for any
-more. Ignored: which expert belongs where (that is decided by the policies).
+taken back when the visit that used it is over. The very last buffer, where there are transient experts or guesses, is
+where transfers go that nobody waits for any more. Ignored: which expert belongs where (that is decided by the policies).
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ class Slots:
     """The arena of a run."""
 
     def __init__(
-        self, device: Device, layout: SlotLayout, function: Activation, *, num_slots: int, num_transient: int
+        self,
+        device: Device,
+        layout: SlotLayout,
+        function: Activation,
+        *,
+        num_slots: int,
+        num_transient: int,
+        guesses: bool = False,
     ) -> None:
         self.slot_bytes = layout.slot_bytes
         self.num_slots = num_slots
-        spare = num_transient + 1 if num_transient else 0
+        spare = num_transient + 1 if num_transient or guesses else 0
         total = max(1, num_slots + spare)
         self.arena = device.empty((total * self.slot_bytes,), torch.uint8, f"an arena of {total} experts")
         self.arena.zero_()  # every page exists before anything is timed
@@ -48,10 +55,10 @@ class Slots:
 
         Raises Internal where there is none left: the policies said how many are needed.
         """
-        if not transfer.transient:
-            return transfer.slot
         if not transfer.wanted:
             return self._scratch
+        if not transfer.transient:
+            return transfer.slot
         if transfer.slot < 0:
             if not self._free:
                 raise Internal("more transient experts at once than the policies counted")

@@ -37,7 +37,7 @@ class Transfer:
     moved_bytes: int = 0
     """How far it has come."""
     wanted: bool = True
-    """Transient only: False once its expert was dropped unused; it still finishes, into a buffer that nobody reads."""
+    """False once its expert was dropped unused and its place given away; it still finishes, into a buffer that nobody reads."""
     end: Mark | None = None
     issued: threading.Event = field(default_factory=threading.Event)
     """Set when the last piece is in the stream and `end` is known (on the CPU: when it has arrived)."""
