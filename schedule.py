@@ -1,4 +1,4 @@
-"""The schedule noun: every decision about offloading that can be configured, and the presets of published systems.
+"""The schedule noun: every decision about offloading that can be configured (published systems: `presets`).
 
 Modelled: what is cached, in how many bits, what is guessed and fetched ahead, how kernels are grouped, whether copies
 overlap compute, how requests are batched. Ignored here: how these options act (that is `sim/policies/`) and what they
@@ -8,31 +8,42 @@ cost (`calibrate/`). Options are plain frozen dataclasses so that a machine with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError, UnknownName
 
-CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady")
+CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation")
+PLACEMENTS = ("popularity", "uniform", "front", "back")
 CACHE_RESETS = ("never", "request")
-PREDICTORS = ("none", "all", "next-gate", "dial", "pre-gate", "oracle")
+PREDICTORS = ("none", "all", "next-gate", "dial", "pre-gate", "oracle", "activation")
 KERNEL_GROUPINGS = ("per-expert", "grouped")
-FETCHES = ("routed", "layer")
+FETCHES = ("routed", "layer", "layer-streamed")
+MISS_CHOICES = ("fetch", "cpu", "cheaper", "balanced")
+_SIZES = ("experts_per_layer", "pooled_experts", "bytes", "host_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
-    """Which experts stay on the device. At most one of the three sizes is given; none given means "what fits"."""
+    """Which experts stay on the device. At most one of the four sizes is given; none given means "what fits"."""
 
     policy: str = "lru"
-    """none, lru, lfu, static (most popular experts, never changed) or belady (knows the future: a reference)."""
+    """none; lru; lfu; static (chosen by `placement`, never changed); belady (knows the future: a reference); least-stale
+    (layers that this pass has left behind go first, after SpecMD, arXiv 2602.03921); affinity (the least likely to follow
+    the experts its layer chose last, counted on the way); activation (the least used by the request's nearest
+    predecessor, early layers kept, after MoE-Infinity, arXiv 2401.14361)."""
     experts_per_layer: int | None = None
     """Slots of each MoE layer's own cache."""
     pooled_experts: int | None = None
     """Slots of one cache shared by all layers."""
     bytes: int | None = None
     """Bytes of one cache shared by all layers; rounded down to whole experts."""
+    host_layers: int | None = None
+    """Whole layers, the first ones, whose experts stay off the device; all others' are on it (llama.cpp `--n-cpu-moe`)."""
+    placement: str = "popularity"
+    """Which experts a static cache holds: popularity; uniform (as many of each layer, lowest numbers first); front (the
+    first layers whole); back (the last layers whole)."""
     reset: str = "never"
     """never: the cache persists across requests, as in a server; request: each request starts with an empty one."""
 
@@ -43,6 +54,14 @@ class ExpertOptions:
 
     bits: str = "native"
     """Weight format by name: 32, 16, 8, 4, mxfp4, 3 or 2; native is what the model's checkpoint stores."""
+    low_bits: str | None = None
+    """A second, smaller format that some experts use; None: there is none."""
+    low_rank: int | None = None
+    """A miss that no token of the pass ranks above this place (0 is its first choice) is fetched in `low_bits`
+    (after HOBBIT, arXiv 2411.01433)."""
+    low_fraction: float = 0.0
+    """Share of each layer's experts, the least popular, that are always stored in `low_bits` (after EdgeMoE,
+    arXiv 2308.14352)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +70,8 @@ class PredictorOptions:
 
     kind: str = "none"
     """none; all (every expert of the next layers); next-gate (guesses in the recording); dial (the truth spoilt to a
-    given recall); pre-gate (the next layer's choice is known and final); oracle (the truth, any depth)."""
+    given recall); pre-gate (the next layer's choice is known and final); oracle (the truth, any depth); activation (what
+    the nearest earlier request used, matched anew at every pass)."""
     depth: int = 1
     """How many layers ahead guesses are made and fetched."""
     width: int | None = None
@@ -65,6 +85,13 @@ class PredictorOptions:
     published recalls .68/.60/.54 (2 guesses) and .83/.77/.71 (4 guesses) of an untrained next gate."""
     seed: int = 0
     """dial only: seed of the counter-based hash that spoils the truth."""
+    threshold: float = 0.0
+    """Guesses less probable than this are not fetched; a dial's guesses are as probable as its recall."""
+    benefit: bool = False
+    """Fetch a guess only while the time it is expected to hide exceeds the time a wrong one is expected to cost, both
+    from predicted costs and from the link's predicted backlog."""
+    library: int = 64
+    """activation only: how many earlier requests are remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +100,10 @@ class KernelOptions:
 
     grouping: str = "grouped"
     """per-expert: one launch each; grouped: one launch for the resident ones, one for those guessed, one for the rest."""
+    miss: str = "fetch"
+    """What a missing expert does: fetch; cpu (it runs on the host's cores); cheaper (whichever is predicted to be sooner,
+    expert by expert, after Fiddler, arXiv 2402.07033); balanced (a visit's misses are divided so that cores and link end
+    as early as they can, after HybriMoE, arXiv 2504.05897)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +119,14 @@ class CopyOptions:
     pinned: bool = True
     """Host memory is page-locked."""
     fetch: str = "routed"
-    """routed: only the experts that were chosen; layer: every expert of the layer."""
+    """routed: only the experts that were chosen; layer: every expert of the layer, before any of it runs; layer-streamed:
+    every expert of the layer, each running as it arrives, the last one once all have (after InfMoE, arXiv 2106.10715)."""
+    cancel: bool = False
+    """Drop guesses that turn out wrong before their copy has begun (after ProMoE, arXiv 2410.22134). What is dropped
+    depends on when copies run: the schedule is timing-dependent."""
+    host_experts: int | None = None
+    """Experts, over all layers, that the host's memory holds; the others are read from disk first. None: all; 0: as many as
+    the machine's memory has room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,48 +174,14 @@ class OffloadSchedule:
         """Return a copy in which dotted keys (with `__` for the dot: `cache__policy="lru"`) are replaced."""
         return apply_settings(self, {key.replace("__", "."): value for key, value in changes.items()})
 
+    @property
+    def timing_dependent(self) -> bool:
+        """Whether decisions depend on observed time, so that a real run may count differently."""
+        return self.copy.cancel
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved options as nested plain values, in declaration order."""
         return dataclasses.asdict(self)
-
-
-# --- presets: one line each ------------------------------------------------------------------------------------------
-
-
-def _preset(name: str, **changes: Any) -> OffloadSchedule:
-    return OffloadSchedule(name=name).with_options(**changes)
-
-
-PRESETS: Mapping[str, Callable[[], OffloadSchedule]] = {
-    # Everything on the device: the reference when it fits.
-    "resident": lambda: _preset("resident", cache__policy="static"),
-    # Whole layers are fetched, serially, whatever was routed (arXiv 2312.17238, "naive offloading").
-    "naive": lambda: _preset(
-        "naive", cache__policy="none", copy__fetch="layer",
-        copy__overlap=False, kernel__grouping="per-expert",
-    ),
-    # Fetch what was routed, after it was routed; nothing is kept (arXiv 2308.12066, MoE-OnDemand).
-    "on-demand": lambda: _preset("on-demand", cache__policy="none", kernel__grouping="per-expert"),
-    # LRU per layer and the next gate's two likeliest into four shared staging buffers (arXiv 2312.17238 §3).
-    "mixtral-offloading": lambda: _preset(
-        "mixtral-offloading", predictor__kind="next-gate", predictor__width=2,
-        predictor__staging=4, kernel__grouping="per-expert",
-    ),
-    # What the public code does: LRU only, one stream, victims are swapped back.
-    "mixtral-offloading-code": lambda: _preset(
-        "mixtral-offloading-code", copy__overlap=False, copy__write_back=True,
-        kernel__grouping="per-expert",
-    ),
-    # The gate of block N chooses for block N+1; nothing is kept (arXiv 2308.12066).
-    "pre-gated": lambda: _preset("pre-gated", cache__policy="none", predictor__kind="pre-gate", kernel__grouping="per-expert"),
-}  # fmt: skip
-
-
-def load_preset(name: str) -> OffloadSchedule:
-    """Return the preset called `name`; raises UnknownName (with the nearest one) otherwise."""
-    if name not in PRESETS:
-        raise UnknownName("schedule", name, PRESETS)
-    return PRESETS[name]()
 
 
 # --- keys, values and their checks -----------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ def apply_settings(schedule: OffloadSchedule, settings: Mapping[str, Any]) -> Of
             raise UnknownName("schedule key", key, kinds)
         section, _, option = key.partition(".")
         changes.setdefault(section, {})[option] = value
-    sizes = ("experts_per_layer", "pooled_experts", "bytes")
+    sizes = _SIZES
     given = [size for size in sizes if changes.get("cache", {}).get(size) is not None]
     if given:
         changes["cache"] = dict.fromkeys(sizes) | changes["cache"]
@@ -265,16 +269,18 @@ def schedule_from_dict(data: Mapping[str, Any]) -> OffloadSchedule:
 
 def check_schedule(schedule: OffloadSchedule) -> None:
     """Return nothing; raises InputError for the first option whose value breaks a rule."""
-    cache, predictor, copy = schedule.cache, schedule.predictor, schedule.copy
+    cache, predictor, kernel, copy = schedule.cache, schedule.predictor, schedule.kernel, schedule.copy
     _one_of("cache.policy", cache.policy, CACHE_POLICIES)
     _one_of("cache.reset", cache.reset, CACHE_RESETS)
     _one_of("predictor.kind", predictor.kind, PREDICTORS)
-    _one_of("kernel.grouping", schedule.kernel.grouping, KERNEL_GROUPINGS)
+    _one_of("cache.placement", cache.placement, PLACEMENTS)
+    _one_of("kernel.grouping", kernel.grouping, KERNEL_GROUPINGS)
+    _one_of("kernel.miss", kernel.miss, MISS_CHOICES)
     _one_of("copy.fetch", copy.fetch, FETCHES)
-    sizes = {name: getattr(cache, name) for name in ("experts_per_layer", "pooled_experts", "bytes")}
+    sizes = {name: getattr(cache, name) for name in _SIZES}
     given = {name: value for name, value in sizes.items() if value is not None}
     for name, value in given.items():
-        _whole(f"cache.{name}", value, 1)
+        _whole(f"cache.{name}", value, 0 if name == "host_layers" else 1)
     if len(given) > 1:
         raise InputError("cache", "+".join(given), "more than one size given", "keep one of them")
     if cache.policy == "none" and given:
@@ -284,7 +290,8 @@ def check_schedule(schedule: OffloadSchedule) -> None:
         _whole("predictor.width", predictor.width, 1, 4096)
     _whole("predictor.staging", predictor.staging, 0, 65536)
     _whole("predictor.seed", predictor.seed, 0)
-    for name in ("recall", "recall_decay"):
+    _whole("predictor.library", predictor.library, 1, 4096)
+    for name in ("recall", "recall_decay", "threshold"):
         _between(f"predictor.{name}", getattr(predictor, name), 0.0, 1.0)
     if predictor.kind == "pre-gate" and predictor.depth != 1:
         raise InputError(
@@ -298,8 +305,8 @@ def check_schedule(schedule: OffloadSchedule) -> None:
         raise InputError("predictor.staging", 0, "a static cache admits no guesses", "give it staging buffers")
     if copy.chunk_bytes is not None:
         _whole("copy.chunk_bytes", copy.chunk_bytes, 4096)
-    if copy.fetch == "layer" and (cache.policy != "none" or predictor.kind != "none"):
-        raise InputError("copy.fetch", "layer", "whole layers are fetched only where nothing is cached or guessed",
+    if copy.fetch != "routed" and (cache.policy != "none" or predictor.kind != "none"):
+        raise InputError("copy.fetch", copy.fetch, "whole layers are fetched only where nothing is cached or guessed",
                          "set cache.policy=none and predictor.kind=none")  # fmt: skip
     for name in ("per_step_s", "per_layer_s", "per_kernel_s", "per_transfer_s"):
         value = getattr(schedule.host, name)
@@ -313,9 +320,54 @@ def check_schedule(schedule: OffloadSchedule) -> None:
                          "set workload.concurrency=1 or cache.reset=never")  # fmt: skip
     if not isinstance(schedule.experts.bits, str):
         raise InputError("experts.bits", schedule.experts.bits, "not a weight format's name", "write for instance 4")
-    for key in ("overlap", "write_back", "pinned"):
+    _check_misses(schedule)
+    _check_precision(schedule.experts)
+    for key in ("overlap", "write_back", "pinned", "cancel"):
         if not isinstance(getattr(copy, key), bool):
             raise InputError(f"copy.{key}", getattr(copy, key), "not true or false", "write true or false")
+    if not isinstance(predictor.benefit, bool):
+        raise InputError("predictor.benefit", predictor.benefit, "not true or false", "write true or false")
+
+
+def _check_misses(schedule: OffloadSchedule) -> None:
+    """Raise InputError where options about missing experts, other tiers and static places contradict each other."""
+    cache, kernel, copy = schedule.cache, schedule.kernel, schedule.copy
+    if kernel.miss != "fetch" and copy.fetch != "routed":
+        raise InputError("kernel.miss", kernel.miss, "whole layers are fetched, so nothing is left for the cores",
+                         "set copy.fetch=routed")  # fmt: skip
+    if copy.host_experts is not None:
+        _whole("copy.host_experts", copy.host_experts, 0)
+        if kernel.miss == "cpu":
+            raise InputError("copy.host_experts", copy.host_experts, "the cores compute every miss, so all experts must be in memory",
+                             "drop it, or set kernel.miss=cheaper")  # fmt: skip
+    for name, used in (("copy.fetch=layer-streamed", copy.fetch == "layer-streamed"), ("kernel.miss", kernel.miss != "fetch"),
+                       ("copy.host_experts", copy.host_experts is not None),
+                       ("copy.cancel", copy.cancel)):  # fmt: skip
+        if used and not copy.overlap:
+            raise InputError("copy.overlap", False, f"{name} needs copies beside the stream", "set copy.overlap=true")
+    if copy.host_experts is not None and copy.write_back:
+        raise InputError("copy.write_back", True, "experts that live on disk are not written back", "set it to false")
+    if cache.policy != "static" and (cache.placement != "popularity" or cache.host_layers is not None):
+        name = "cache.placement" if cache.host_layers is None else "cache.host_layers"
+        raise InputError(
+            name, getattr(cache, name[6:]), "only a static cache has fixed places", "set cache.policy=static"
+        )
+
+
+def _check_precision(experts: ExpertOptions) -> None:
+    """Raise InputError where the second weight format is half described."""
+    _between("experts.low_fraction", experts.low_fraction, 0.0, 1.0)
+    if experts.low_rank is not None:
+        _whole("experts.low_rank", experts.low_rank, 0, 4096)
+    if experts.low_bits is not None and not isinstance(experts.low_bits, str):
+        raise InputError("experts.low_bits", experts.low_bits, "not a weight format's name", "write for instance 2")
+    uses = experts.low_rank is not None or experts.low_fraction > 0
+    if uses != (experts.low_bits is not None):
+        raise InputError("experts.low_bits", experts.low_bits, "a second format and who uses it belong together",
+                         "give low_bits and one of low_rank and low_fraction")  # fmt: skip
+    if experts.low_rank is not None and experts.low_fraction > 0:
+        raise InputError("experts.low_rank", experts.low_rank, "precision is either fixed or decided at a miss",
+                         "give one of low_rank and low_fraction")  # fmt: skip
 
 
 def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:

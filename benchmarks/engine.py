@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moeplan.schedule import OffloadSchedule, load_preset
+from moeplan.presets import load_preset
+from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
 from moeplan.sim.engines import run_simpy, run_twin
 from moeplan.sim.policies.state import make_config

@@ -35,7 +35,7 @@ from moeplan.executor.prediction import run_input
 from moeplan.executor.slots import Slots
 from moeplan.executor.transfers import Transfer
 from moeplan.hardware import Profile
-from moeplan.schedule import load_preset
+from moeplan.presets import load_preset
 from moeplan.sim.policies.state import DEMAND
 from moeplan.specs import ModelSpec
 from moeplan.units import KIB, MIB, NS_PER_S

@@ -27,7 +27,8 @@ from moeplan.executor.prediction import run_input
 from moeplan.executor.validate import validate_cases
 from moeplan.executor.validation_grid import Case, Shape
 from moeplan.hardware import Profile
-from moeplan.schedule import OffloadSchedule, load_preset
+from moeplan.presets import load_preset
+from moeplan.schedule import OffloadSchedule
 from moeplan.specs import ModelSpec, weight_format
 from moeplan.traces.recording import RoutingTrace
 

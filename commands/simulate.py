@@ -41,7 +41,8 @@ def simulate(
     """Predict one schedule on one recording and one machine."""
     from ..errors import UnknownName
     from ..planner.plan import prediction_to_dict
-    from ..schedule import apply_settings, load_preset, parse_setting
+    from ..presets import load_preset
+    from ..schedule import apply_settings, parse_setting
 
     if engine not in ("twin", "simpy", "both"):
         raise UnknownName("--engine", engine, ("twin", "simpy", "both"))

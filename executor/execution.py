@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..sim.clock_fields import BYTES_D2H, BYTES_H2D
 from ..sim.costs import D2H, H2D
 from ..sim.engines import Outcome
-from ..sim.offload_twin import BYTES_D2H, BYTES_H2D
 from ..sim.policies import state as ps
 from ..sim.policies.state import Array
 from ..sim.timeline import OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline

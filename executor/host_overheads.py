@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from ..calibrate.samples import Sample
-from ..schedule import OffloadSchedule, load_preset
+from ..presets import load_preset
+from ..schedule import OffloadSchedule
 from ..sim.costs import COMPUTE, H2D
 from ..sim.policies.state import Array, make_config
 from ..sim.timeline import (
@@ -88,17 +89,19 @@ def tiny_like(model: ModelSpec) -> ModelSpec:
     )
 
 
-def random_routing(model: ModelSpec, *, steps: int, seed: int = 0) -> RoutingTrace:
-    """Return a recording of one request that decodes `steps` tokens, each choosing at random."""
+def random_routing(
+    model: ModelSpec, *, steps: int, requests: int = 1, context: int = 0, seed: int = 0
+) -> RoutingTrace:
+    """Return a recording of `requests` requests that decode `steps` tokens after `context` others, all choosing at random."""
     rng = np.random.default_rng(seed)
-    keys = rng.random((steps, model.num_moe_layers, model.num_experts))
+    keys = rng.random((requests * steps, model.num_moe_layers, model.num_experts))
     experts = np.argsort(keys, axis=2)[:, :, : model.top_k]
     wide = np.uint8 if model.num_experts <= 256 else np.uint16
     return RoutingTrace(
         experts=experts.astype(wide),
-        request=np.zeros(steps, np.int32),
-        position=np.arange(steps, dtype=np.int32),
-        phase=np.ones(steps, np.uint8),
+        request=np.repeat(np.arange(requests, dtype=np.int32), steps),
+        position=np.tile(np.arange(context, context + steps, dtype=np.int32), requests),
+        phase=np.ones(requests * steps, np.uint8),
         num_experts=model.num_experts,
         model=model.name,
         layer_ids=tuple(range(model.num_moe_layers)),
@@ -129,7 +132,7 @@ def measure_host(model: ModelSpec, *, device: str = "cpu", steps: int = 60) -> l
             rows = rows[rows[:, ROW_STEP] >= steps // 6]  # the first steps warm up
             asynchronous = stage.device.asynchronous
             for name, taken in (
-                _resident_costs(rows, asynchronous) if schedule is cached else _fetching_costs(rows)
+                resident_costs(rows, asynchronous) if schedule is cached else fetching_costs(rows)
             ).items():
                 found.setdefault(name, []).extend(taken)
     return [
@@ -158,7 +161,7 @@ def _input(schedule: OffloadSchedule, model: ModelSpec, trace: RoutingTrace) -> 
     )
 
 
-def _resident_costs(rows: Array, asynchronous: bool) -> dict[str, list[int]]:
+def resident_costs(rows: Array, asynchronous: bool) -> dict[str, list[int]]:
     """Return what a run in which nothing is copied tells: kernel and step."""
     found = {"step": _lengths(rows, OP_HOST_STEP)}
     if asynchronous:
@@ -174,7 +177,7 @@ def _resident_costs(rows: Array, asynchronous: bool) -> dict[str, list[int]]:
     return found
 
 
-def _fetching_costs(rows: Array) -> dict[str, list[int]]:
+def fetching_costs(rows: Array) -> dict[str, list[int]]:
     """Return what a run in which every expert is fetched tells: layer, transfer, piece, start and wake."""
     found: dict[str, list[int]] = {"layer": _lengths(rows, OP_HOST_LAYER), "transfer": _lengths(rows, OP_HOST_SUBMIT)}
     copies = rows[rows[:, ROW_LANE] == H2D]

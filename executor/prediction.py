@@ -13,6 +13,7 @@ import numpy as np
 
 from ..calibrate.cost_model import CostModel
 from ..calibrate.fitted_model import FittedCostModel
+from ..calibrate.run_kind import RunKind
 from ..errors import InputError
 from ..schedule import OffloadSchedule
 from ..sim.costs import CostTables, chunk_sizes
@@ -25,6 +26,7 @@ from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S, seconds_to_ns
 from .execute import RunInput
+from .run_facts import run_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +82,24 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
 def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int, rows: bool = False) -> Forecast:
     """Return the prediction of a run; raises MissingCalibration where the profile does not reach."""
     fmt = stored_format(given.schedule, model)
+    handover_s = 0.0
     if isinstance(costs, FittedCostModel):
-        costs = costs.with_experts(fmt.name, typical_tokens(given.workload))
+        facts = run_facts(given)
+        costs = costs.for_run(
+            RunKind(
+                bits=fmt.name,
+                cached=given.schedule.cache.policy != "none",
+                overlapped=given.schedule.copy.overlap,
+                fresh_fraction=facts.fresh_fraction,
+                typical_tokens=typical_tokens(given.workload),
+            )
+        )
+        handover_s = costs.handover_s() * facts.fetches_per_transfer
     tables, sources = tabulate(costs, model, given.schedule, given.workload, fmt)
-    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes)
+    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes, handover_s=handover_s)
     outcome = simulate(given, tables, rows=rows)
     return Forecast(
-        tables=tables, sources=sources, outcome=outcome, metrics=summarise(outcome, given.workload, sources, slot_bytes)
+        tables=tables, sources=sources, outcome=outcome, metrics=summarise(outcome, given.workload, sources)
     )
 
 
@@ -109,11 +122,14 @@ def typical_tokens(workload: Workload) -> float:
     return float(workload.steps.visit_tokens[mine].mean())
 
 
-def with_slot_bytes(tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int) -> CostTables:
-    """Return `tables` for transfers of `slot_bytes`."""
+def with_slot_bytes(
+    tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int, *, handover_s: float = 0.0
+) -> CostTables:
+    """Return `tables` for transfers of `slot_bytes`, each with `handover_s` after its last piece."""
     count, first, last = chunk_sizes(slot_bytes, schedule.copy.chunk_bytes)
     pinned = schedule.copy.pinned
     pieces = [max(1, seconds_to_ns(costs.host_to_device(size, pinned=pinned).seconds)) for size in (first, last)]
+    pieces[1] += seconds_to_ns(handover_s)
     back = max(1, seconds_to_ns(costs.device_to_host(slot_bytes, pinned=pinned).seconds))
     return tables._replace(
         expert_bytes=np.array([slot_bytes], np.int64),

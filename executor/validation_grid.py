@@ -25,7 +25,8 @@ from typing import Any
 
 from ..calibrate.standard_shapes import made_up_model
 from ..errors import InputError, UnknownName
-from ..schedule import OffloadSchedule, load_preset, setting_keys
+from ..presets import load_preset
+from ..schedule import OffloadSchedule, setting_keys
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
 

@@ -1,7 +1,8 @@
 """Seconds a token of offloading engines on one RTX A5000, as MoE-Infinity's README lists them: predicted, with nothing fitted.
 
 Modelled: what each engine does with expert weights, in the words of its own documentation and code. MoE-Infinity keeps three
-quarters of the card for experts, one cache over all layers that keeps the often used ones, and fetches pinned. Accelerate fills
+quarters of the card for experts (`device_memory_ratio` of its README), one cache over all layers that keeps what like requests
+used, and fetches pinned and on demand (its published code has `prefetch` off by default). Accelerate fills
 the card with whole layers in the model's order and moves every other layer in at each pass, from ordinary memory, on the
 kernels' stream. vLLM does the same from pinned memory. DeepSpeed (ZeRO-Inference) streams every layer from pinned memory, the
 next one while a layer computes. Mixtral-offloading keeps an LRU of four 2-bit experts a layer; its software's cost is what its own
@@ -26,7 +27,8 @@ from types import MappingProxyType
 from ..calibrate.cost_model import CostModel
 from ..hardware import Profile
 from ..memory import MemoryNeeds, cache_budget_bytes, cache_budget_experts
-from ..schedule import OffloadSchedule, load_preset
+from ..presets import load_preset
+from ..schedule import OffloadSchedule
 from ..sim.simulate import Rehearsal
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..specs_io import load_hardware, load_model
@@ -130,11 +132,11 @@ def seconds_per_token(engine: str, model: ModelSpec, profile: Profile) -> float:
     if engine == "MoE-Infinity":
         left = cache_budget_bytes(profile.memory_bytes, _needs(model, profile))
         cached = min(int(profile.memory_bytes * _CACHE_OF_DEVICE), left)
-        return _run(model, profile, load_preset("on-demand").with_options(cache__policy="lfu", cache__bytes=cached))
+        return _run(
+            model, profile, load_preset("moe-infinity").with_options(predictor__kind="none", cache__bytes=cached)
+        )
     if engine == "DeepSpeed":
-        moved = load_preset("on-demand")
-        if _calls_every_expert(model):
-            moved = moved.with_options(predictor__kind="all")
+        moved = load_preset("prefetch-all" if _calls_every_expert(model) else "on-demand")
         return _run(model, profile, moved, unlimited=True) + _dense_copies_s(
             model, profile, model.num_layers, pinned=True
         )

@@ -25,7 +25,8 @@ import numpy as np
 import scipy.optimize
 
 from ..hardware import Constant, Profile
-from ..schedule import OffloadSchedule, load_preset
+from ..presets import load_preset
+from ..schedule import OffloadSchedule
 from ..sim.metrics import Metrics
 from ..sim.simulate import Rehearsal
 from ..specs import BITS_PER_BYTE, WEIGHT_FORMATS, weight_format
@@ -149,7 +150,7 @@ def schedule_of(algorithm: str, bits: str, cached_experts: int, constants: Const
     if algorithm == NEITHER:
         return on_demand.with_options(copy__overlap=False)
     # The published times are those of the transfers alone, so whole layers must move while others compute.
-    return on_demand.with_options(predictor__kind="all")
+    return load_preset("prefetch-all").with_options(**software)
 
 
 def tokens_per_s(algorithm: str, name: str, bits: str, constants: Constants) -> float:

@@ -24,7 +24,8 @@ from types import MappingProxyType
 import scipy.optimize
 
 from ..hardware import Profile
-from ..schedule import OffloadSchedule, load_preset
+from ..presets import load_preset
+from ..schedule import OffloadSchedule
 from ..sim.simulate import Prediction, Rehearsal
 from ..specs import ModelSpec, weight_format
 from ..specs_io import load_hardware, load_model
@@ -118,9 +119,8 @@ def encoder_of(model: ModelSpec) -> ModelSpec:
 
 def schedule_of(mode: str, bits: str, block_host_s: float) -> OffloadSchedule:
     """Return the schedule of one of the paper's modes."""
-    base = load_preset("pre-gated" if mode == PRE_GATED else "on-demand")
-    schedule = base.with_options(experts__bits=bits, host__per_layer_s=block_host_s)
-    return schedule.with_options(predictor__kind="all") if mode == PREFETCH else schedule
+    preset = {ON_DEMAND: "on-demand", PREFETCH: "prefetch-all", PRE_GATED: "pre-gated"}[mode]
+    return load_preset(preset).with_options(experts__bits=bits, host__per_layer_s=block_host_s)
 
 
 def run_mode(name: str, mode: str, block_host_s: float, *, profile: Profile, bits: str = BITS) -> Mode:

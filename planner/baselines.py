@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from ..errors import DoesNotFit
-from ..schedule import PRESETS, OffloadSchedule, load_preset
+from ..errors import DoesNotFit, InputError
+from ..presets import PRESETS, load_preset
+from ..schedule import OffloadSchedule
 from ..sim.simulate import Prediction, Rehearsal
 from .space import ASSUMED_RECALL
 
@@ -60,7 +61,7 @@ class CheckedRuns:
         for name, pending in self._pending.items():
             try:
                 found.append(pending.result())
-            except DoesNotFit as reason:
+            except (DoesNotFit, InputError) as reason:  # too large, or this machine or recording lacks what it needs
                 left_out[name] = str(reason)
         self._pending.clear()
         return found, left_out

@@ -75,17 +75,18 @@ class StreamFloor:
     """Of those, host launches that a copy on the same stream may hide."""
 
 
-def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> StreamFloor:
+def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool, cores: bool = False) -> StreamFloor:
     """Return what every schedule with these cost tables pays in computing and in host work the stream waits for.
 
     Grouped launches pay at least one launch a visit; between a layer's routing and its first kernel the stream waits for
-    one layer operation and one launch of the host.
+    one layer operation and one launch of the host. cores: experts may run on the host's cores, so that none need run here.
     """
     steps, layers = workload.steps, workload.num_layers
-    kernels = np.add.reduceat(costs.kernel_ns[0][steps.visit_tokens], steps.visit_start[:-1:layers])
+    quickest = costs.kernel_ns.min(axis=0)
+    kernels = np.add.reduceat(quickest[steps.visit_tokens], steps.visit_start[:-1:layers]) * int(not cores)
     dense = costs.dense_ns.sum(axis=1)[costs.step_class] + costs.head_ns[costs.step_class]
     each_visit = int(costs.host_ns[HOST_LAYER] + costs.host_ns[HOST_KERNEL]) + (
-        int(costs.grouped_ns[0]) if grouped else 0
+        int(costs.grouped_ns[0]) if grouped and not cores else 0
     )
     each_step = int(costs.host_ns[HOST_STEP] + costs.host_ns[HOST_KERNEL])
     launches = np.full(workload.num_steps, layers * int(costs.host_ns[HOST_KERNEL]), np.int64)
@@ -93,8 +94,8 @@ def stream_floor(workload: Workload, costs: CostTables, *, grouped: bool) -> Str
 
 
 def copy_ns(costs: CostTables) -> int:
-    """Return the nanoseconds of one expert's transfer that runs alone."""
-    return int(costs.chunk_ns[0, 0]) * (int(costs.num_chunks[0]) - 1) + int(costs.chunk_ns[0, 1])
+    """Return the nanoseconds of the quickest expert's transfer, running alone."""
+    return int((costs.chunk_ns[:, 0] * (costs.num_chunks - 1) + costs.chunk_ns[:, 1]).min())
 
 
 def remaining_ns(floor: StreamFloor, costs: CostTables, loads: Array, *, serial: bool, forgiven: int) -> Array:

@@ -74,7 +74,7 @@ class Bounds:
     def __init__(self, rehearsal: Rehearsal, base: OffloadSchedule) -> None:
         self._rehearsal = rehearsal
         self._workload: Workload = rehearsal.workload(base, with_next_use=True)
-        self._floors: dict[tuple[str, int | None], StreamFloor] = {}
+        self._floors: dict[object, StreamFloor] = {}
         self._loads: dict[tuple[int, bool], Array] = {}
         steps = self._workload.steps
         self._all_loads = np.diff(steps.visit_start[:: self._workload.num_layers])
@@ -87,10 +87,12 @@ class Bounds:
         return self._loads[key]
 
     def _floor(self, schedule: OffloadSchedule) -> StreamFloor:
-        key = (schedule.kernel.grouping, schedule.copy.chunk_bytes)
+        cores = schedule.kernel.miss != "fetch"
+        key = (schedule.kernel.grouping, cores, schedule.experts.low_bits, schedule.copy.chunk_bytes)
         if key not in self._floors:
             tables, _ = self._rehearsal.tables(schedule)
-            self._floors[key] = stream_floor(self._workload, tables, grouped=schedule.kernel.grouping == "grouped")
+            self._floors[key] = stream_floor(self._workload, tables, grouped=schedule.kernel.grouping == "grouped",
+                                             cores=cores)  # fmt: skip
         return self._floors[key]
 
     def remaining_ns(self, candidate: Candidate) -> tuple[int, Array]:
@@ -98,7 +100,9 @@ class Bounds:
         schedule, cache = candidate.schedule, candidate.schedule.cache
         tables, _ = self._rehearsal.tables(schedule)
         layers = self._rehearsal.trace.num_layers
-        if cache.policy == "none":
+        if schedule.kernel.miss != "fetch":  # what the host's cores compute need not be loaded
+            loads, places = np.zeros_like(self._all_loads), 0
+        elif cache.policy == "none":
             loads, places = self._all_loads, 0
         else:
             spare = schedule.predictor.staging + (STREAM_SLOTS if cache.policy == "static" else 0)

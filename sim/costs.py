@@ -13,10 +13,10 @@ import numpy as np
 
 from .policies.state import Array
 
-LANES = ("compute", "h2d", "d2h", "host")
-COMPUTE, H2D, D2H, HOST = range(4)
-# Lanes whose activities slow each other down; the host lane only waits.
-NUM_RATED_LANES = 3
+LANES = ("compute", "h2d", "d2h", "cpu", "disk", "host")
+COMPUTE, H2D, D2H, CPU, DISK, HOST = range(6)
+# Lanes whose activities slow each other down: the first ones. A disk is slow enough not to be noticed; the host only waits.
+NUM_RATED_LANES = 4
 RATE_ONE = 65536
 """Work units per nanosecond at full speed: rates are whole 65,536ths."""
 
@@ -31,12 +31,18 @@ class CostTables(NamedTuple):
     head_ns: Array  # [num_classes]: what follows the last MoE layer
     kernel_ns: Array  # [num_formats, max_expert_tokens + 1]: an expert's own launch, or its share of a grouped one
     grouped_ns: Array  # [1]: what a grouped launch costs besides its shares; 0 for per-expert launches
-    expert_format: Array  # [num_layers * num_experts]
+    expert_format: (
+        Array  # [num_layers * num_experts]: of each expert at the start (see `policies.state.PolicyState.format`)
+    )
     expert_bytes: Array  # [num_formats]
     num_chunks: Array  # [num_formats]
     chunk_bytes: Array  # [num_formats, 2]: every chunk but the last, the last
     chunk_ns: Array  # [num_formats, 2]
     back_ns: Array  # [num_formats]: one expert to the host
+    cpu_ns: (
+        Array  # [num_formats, max_expert_tokens + 1]: one expert on the host's cores; no columns where none runs there
+    )
+    disk_ns: Array  # [num_formats]: reading one expert from disk; 0 where none is read
     host_ns: Array  # [4]: per step, layer, kernel, transfer
     rate: Array  # [NUM_RATED_LANES, 2**NUM_RATED_LANES]: work per nanosecond while the lanes of a bit mask are busy
 

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import Internal
-from . import offload_twin as twin
+from . import clock_fields as fields
 from .costs import D2H, H2D, CostTables
-from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, make_decision, make_state
+from .offload_queues import Q_FIELDS
+from .offload_serial import run_serial
+from .offload_twin import NUM_OP_FIELDS, run_overlapped
+from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, Prices, make_decision, make_state
 from .timeline import (
     OP_BACK,
+    OP_CPU,
     OP_DEMAND,
     OP_DENSE,
+    OP_DISK,
     OP_EXPERT,
     OP_HEAD,
     OP_HOST_LAUNCH,
@@ -35,14 +40,14 @@ from .workload import Workload
 _QUEUE_ROOM = 1024
 # Which operations' time each busy entry of the clock adds up.
 _BUSY_OPS = {
-    twin.BUSY_DENSE: [OP_DENSE], twin.BUSY_EXPERT: [OP_EXPERT], twin.BUSY_HEAD: [OP_HEAD], twin.BUSY_DEMAND: [OP_DEMAND],
-    twin.BUSY_PREFETCH: [OP_PREFETCH], twin.BUSY_BACK: [OP_BACK],
-    twin.BUSY_HOST: [OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT],
+    fields.BUSY_DENSE: [OP_DENSE], fields.BUSY_EXPERT: [OP_EXPERT], fields.BUSY_HEAD: [OP_HEAD], fields.BUSY_DEMAND: [OP_DEMAND],
+    fields.BUSY_PREFETCH: [OP_PREFETCH], fields.BUSY_BACK: [OP_BACK], fields.BUSY_CPU: [OP_CPU], fields.BUSY_DISK: [OP_DISK],
+    fields.BUSY_HOST: [OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT],
 }  # fmt: skip
 # Clock entries in which the engines must agree.
 _COMPARED = (
     "READY", "LATE", "ROWS", "MAKESPAN", "BUSY_DENSE", "BUSY_EXPERT", "BUSY_HEAD", "BUSY_DEMAND", "BUSY_PREFETCH", "BUSY_BACK",
-    "BUSY_HOST", "STALL_COPY", "STALL_HOST", "BYTES_H2D", "BYTES_D2H",
+    "BUSY_HOST", "BUSY_CPU", "BUSY_DISK", "STALL_COPY", "STALL_HOST", "STALL_CPU", "BYTES_H2D", "BYTES_D2H",
 )  # fmt: skip
 
 
@@ -65,9 +70,27 @@ class Outcome:
     """The run was stopped because it took longer than its limit; nothing else in it counts."""
 
 
-def fresh_state(config: PolicyConfig, workload: Workload, capacities: Array) -> PolicyState:
-    """Return the state in which a run of `workload` begins."""
-    return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use)
+def fresh_state(
+    config: PolicyConfig, workload: Workload, capacities: Array, costs: CostTables | None = None
+) -> PolicyState:
+    """Return the state in which a run of `workload` begins.
+
+    costs: the run's cost tables; without them all experts have one format and no decision may weigh costs.
+    """
+    return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
+                      formats=None if costs is None else costs.expert_format,
+                      prices=None if costs is None else prices_of(costs, workload))  # fmt: skip
+
+
+def prices_of(costs: CostTables, workload: Workload) -> Prices:
+    """Return the predicted costs that decisions may weigh: undisturbed copies, experts here and there, a mean visit."""
+    copy = costs.chunk_ns[:, 0] * (costs.num_chunks - 1) + costs.chunk_ns[:, 1]
+    dense = (costs.dense_ns.sum(1) + costs.head_ns)[costs.step_class]
+    steps, layers = workload.num_steps, workload.num_layers
+    experts = int(costs.kernel_ns[0][workload.steps.visit_tokens].sum())
+    total = int(dense.sum()) + experts + steps * layers * int(costs.grouped_ns[0])
+    return Prices(copy_ns=copy.astype(np.int64), device_ns=costs.kernel_ns, cpu_ns=costs.cpu_ns,
+                  visit_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
 
 
 def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
@@ -81,36 +104,38 @@ def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capaci
     if not rows:
         return _twin_once(config, workload, costs, capacities, serial, 0, limit_ns, later_ns, max_steps)
     counted = _twin_once(config, workload, costs, capacities, serial, 1)  # room for one row: it only counts
-    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[twin.ROWS]))
+    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[fields.ROWS]))
 
 
 def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
                limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
                room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
-    state, decision = fresh_state(config, workload, capacities), make_decision(config)
-    clock = np.zeros(twin.NUM_CLOCK, np.int64)
-    clock[twin.LIMIT] = limit_ns
+    state, decision = fresh_state(config, workload, capacities, costs), make_decision(config)
+    clock = np.zeros(fields.NUM_CLOCK, np.int64)
+    clock[fields.LIMIT] = limit_ns
     num_steps = workload.num_steps if max_steps is None else min(max_steps, workload.num_steps)
     step_end = np.zeros(num_steps, np.int64)
     later = np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns
     rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
     if serial:
-        twin.run_serial(config, workload.steps, costs, state, decision, clock, later, step_end, rows)
+        run_serial(config, workload.steps, costs, state, decision, clock, later, step_end, rows)
     else:
-        demand, ahead, backlog = (np.zeros((room, twin.Q_FIELDS), np.int64) for _ in range(3))
-        ops = np.zeros((twin.NUM_OP_FIELDS, config.num_experts + 2), np.int64)
+        demand, ahead, backlog, reads = (np.zeros((room, Q_FIELDS), np.int64) for _ in range(4))
+        ops = np.zeros((NUM_OP_FIELDS, config.num_experts + 2), np.int64)
         arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-        twin.run_overlapped(config, workload.steps, costs, state, decision, clock, demand, ahead, backlog, ops, arrived,
-                            later, step_end, rows)  # fmt: skip
-    if clock[twin.STUCK] == twin.QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
+        run_overlapped(config, workload.steps, costs, state, decision, clock, demand, ahead, backlog, reads,
+                        np.zeros((1, Q_FIELDS), np.int64), ops, arrived, later, step_end, rows)  # fmt: skip
+    if (
+        clock[fields.STUCK] == fields.QUEUE_FULL
+    ):  # the link lags so far behind that its queue outgrew its room: start over
         return _twin_once(
             config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room
         )
-    if clock[twin.STUCK] == twin.DEADLOCK:
+    if clock[fields.STUCK] == fields.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")
     timeline = Timeline(rows=canonical(rows)) if num_rows else None
-    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[twin.MAKESPAN]),
-                   timeline=timeline, engine="twin", abandoned=bool(clock[twin.STUCK] == twin.ABANDONED))  # fmt: skip
+    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[fields.MAKESPAN]),
+                   timeline=timeline, engine="twin", abandoned=bool(clock[fields.STUCK] == fields.ABANDONED))  # fmt: skip
 
 
 def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool,
@@ -119,7 +144,7 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     # Imported here: a machine that only measures runs the twin and has no SimPy.
     from .offload_model import OffloadModel
 
-    state, decision = fresh_state(config, workload, capacities), make_decision(config)
+    state, decision = fresh_state(config, workload, capacities, costs), make_decision(config)
     model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial, keep_rows=rows)
     # Millions of small event objects and no cycles worth collecting: the collector would double the run's time.
     collecting = gc.isenabled()
@@ -129,14 +154,15 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     finally:
         if collecting:
             gc.enable()
-    clock = np.zeros(twin.NUM_CLOCK, np.int64)
+    clock = np.zeros(fields.NUM_CLOCK, np.int64)
     for place, ops in _BUSY_OPS.items():
         clock[place] = sum(model.busy[op] for op in ops)
-    clock[twin.BYTES_H2D], clock[twin.BYTES_D2H] = model.moved_bytes[H2D], model.moved_bytes[D2H]
-    clock[twin.ROWS] = len(found)
-    clock[twin.READY], clock[twin.LATE] = model.ready_hits, model.late_hits
-    clock[twin.STALL_COPY], clock[twin.STALL_HOST] = model.stall_copy, model.stall_host
-    clock[twin.MAKESPAN] = makespan
+    clock[fields.BYTES_H2D], clock[fields.BYTES_D2H] = model.moved_bytes[H2D], model.moved_bytes[D2H]
+    clock[fields.ROWS] = len(found)
+    clock[fields.READY], clock[fields.LATE] = model.ready_hits, model.late_hits
+    clock[fields.STALL_COPY], clock[fields.STALL_HOST] = model.stall_copy, model.stall_host
+    clock[fields.STALL_CPU] = model.stall_cpu
+    clock[fields.MAKESPAN] = makespan
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
                    timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
 
@@ -148,7 +174,7 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
             at = int(np.flatnonzero(left != right)[0])
             return f"{name}[{at}]: {one.engine} {left[at]}, {other.engine} {right[at]}"
     for name in _COMPARED:
-        at = getattr(twin, name)
+        at = getattr(fields, name)
         if name == "ROWS" and (one.timeline is None or other.timeline is None):
             continue
         if one.clock[at] != other.clock[at]:

@@ -105,6 +105,8 @@ class Transfer:
     chunks: list[tuple[int, int]]
     """(nanoseconds, bytes) of what is left."""
     arrived: simpy.Event = field(repr=False)
+    read: object = None
+    """The disk read it waits for, None when the host has its bytes."""
     began: int = DEMAND
     """Its class when the running chunk began: that is what the chunk's row says."""
 
@@ -121,6 +123,8 @@ class CopyEngine:
     ) -> None:
         self.env, self._lanes, self._lane, self._moved = env, lanes, lane, moved
         self._waiting: dict[int, Transfer] = {}
+        self._begun: set[int] = set()
+        """Transfers of which a chunk has moved, or is moving."""
         # (order, id) of everything waiting; entries whose order has changed since are passed over.
         self._heap: list[tuple[tuple[int, int, int], int]] = []
         self._running: Transfer | None = None
@@ -134,6 +138,17 @@ class CopyEngine:
     def _wait(self, transfer: Transfer) -> None:
         self._waiting[transfer.id] = transfer
         heapq.heappush(self._heap, (transfer.order(), transfer.id))
+
+    def untouched_prefetches(self, visit: int) -> list[Transfer]:
+        """Return the queued prefetches for `visit` or earlier of which nothing has moved, in the order of their turn."""
+        found = [
+            t for t in self._waiting.values() if t.kind != DEMAND and t.target <= visit and t.id not in self._begun
+        ]
+        return sorted(found, key=Transfer.order)
+
+    def drop(self, transfer: Transfer) -> None:
+        """Take a queued transfer back."""
+        del self._waiting[transfer.id]
 
     def promote(self, transfer_id: int) -> None:
         """Turn a queued or running prefetch into a demand; one that has arrived is left alone."""
@@ -162,6 +177,7 @@ class CopyEngine:
             del self._waiting[first.id]
             self._running = first
             first.began = first.kind
+            self._begun.add(first.id)
             done = self._lanes.run(self._lane, first.chunks[0][0])
             done.callbacks.append(self._chunk_done)
 
@@ -174,5 +190,6 @@ class CopyEngine:
         if transfer.chunks:
             self._wait(transfer)
         else:
+            self._begun.discard(transfer.id)
             transfer.arrived.succeed()
         self.call()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..units import NS_PER_S
-from . import offload_twin as twin
+from . import clock_fields as fields
 from .engines import Outcome
 from .policies import state as ps
 from .policies.state import Array
@@ -50,17 +50,24 @@ class Metrics:
     """Share of the experts really used that were guessed one layer ahead; None without guesses."""
     bytes_copied: int
     bytes_written_back: int
+    cpu_runs: int
+    """Misses that the host's cores computed; they move no bytes."""
+    disk_reads: int
+    cancelled: int
+    """Prefetches dropped before their copy began; not counted among the prefetches."""
+    low_precision_fetches: int
     peak_transient_experts: int
     busy_fraction: dict[str, float]
     """Share of the makespan each lane was busy."""
     time_share: dict[str, float]
-    """Where the time of all steps went: dense, expert, head, waiting for copies, waiting for the host; sums to 1."""
+    """Where the time of all steps went: dense, expert, head, waiting for copies, for experts on the host's cores, and for
+    the host; sums to 1."""
     bound: str
-    """What binds: the largest of copy, compute and host in `time_share`."""
+    """What binds: the largest of copy, compute, cpu and host in `time_share`."""
     relative_uncertainty: float
 
 
-def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert_bytes: int) -> Metrics:
+def summarise(outcome: Outcome, workload: Workload, sources: CostSources) -> Metrics:
     """Return the metrics of a twin outcome (a SimPy outcome has no busy times of its own)."""
     count, clock = outcome.counts, outcome.clock
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
@@ -69,18 +76,19 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert
     counted = steps[workload.steps.step_phase == (0 if decode is None else 1)]
     lookups = int(count[ps.HITS] + count[ps.MISSES])
     makespan = max(outcome.makespan_ns, 1)
-    busy_h2d = int(clock[twin.BUSY_DEMAND] + clock[twin.BUSY_PREFETCH])
-    compute = int(clock[twin.BUSY_DENSE] + clock[twin.BUSY_EXPERT] + clock[twin.BUSY_HEAD])
+    busy_h2d = int(clock[fields.BUSY_DEMAND] + clock[fields.BUSY_PREFETCH])
+    compute = int(clock[fields.BUSY_DENSE] + clock[fields.BUSY_EXPERT] + clock[fields.BUSY_HEAD])
     total = max(int(outcome.step_end[-1]), 1)
-    host_share = max(0, total - compute - int(clock[twin.STALL_COPY]))
+    host_share = max(0, total - compute - int(clock[fields.STALL_COPY]) - int(clock[fields.STALL_CPU]))
     share = {
-        "dense": clock[twin.BUSY_DENSE] / total,
-        "expert": clock[twin.BUSY_EXPERT] / total,
-        "head": clock[twin.BUSY_HEAD] / total,
-        "copy": clock[twin.STALL_COPY] / total,
+        "dense": clock[fields.BUSY_DENSE] / total,
+        "expert": clock[fields.BUSY_EXPERT] / total,
+        "head": clock[fields.BUSY_HEAD] / total,
+        "copy": clock[fields.STALL_COPY] / total,
+        "cpu": clock[fields.STALL_CPU] / total,
         "host": host_share / total,
     }
-    groups = {"copy": share["copy"], "compute": compute / total, "host": share["host"]}
+    groups = {"copy": share["copy"], "compute": compute / total, "cpu": share["cpu"], "host": share["host"]}
     return Metrics(
         tokens_per_s=counted_tokens(workload) * NS_PER_S / total,
         decode_tokens_per_s=decode,
@@ -96,21 +104,27 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources, expert
         hits=int(count[ps.HITS]),
         misses=int(count[ps.MISSES]),
         guessed_hits=int(count[ps.HITS_GUESSED]),
-        ready_hits=int(clock[twin.READY]),
-        late_hits=int(clock[twin.LATE]),
+        ready_hits=int(clock[fields.READY]),
+        late_hits=int(clock[fields.LATE]),
         hit_rate=int(count[ps.HITS]) / lookups if lookups else 0.0,
         prefetches=int(count[ps.PREFETCHES]),
         prefetches_used=int(count[ps.PREFETCHES_USED]),
         extra_fetches=int(count[ps.EXTRA_FETCHES]),
         recall=int(count[ps.GUESSES_TRUE]) / int(count[ps.TRUTHS]) if count[ps.TRUTHS] else None,
-        bytes_copied=int(count[ps.NEXT_TRANSFER]) * expert_bytes,
-        bytes_written_back=int(count[ps.WRITEBACKS]) * expert_bytes,
+        bytes_copied=int(clock[fields.BYTES_H2D]),
+        bytes_written_back=int(clock[fields.BYTES_D2H]),
+        cpu_runs=int(count[ps.CPU_RUNS]),
+        disk_reads=int(count[ps.DISK_READS]),
+        cancelled=int(count[ps.CANCELLED]),
+        low_precision_fetches=int(count[ps.LOW_FETCHES]),
         peak_transient_experts=int(count[ps.PEAK_TRANSIENT]),
         busy_fraction={
             "compute": compute / makespan,
             "h2d": busy_h2d / makespan,
-            "d2h": int(clock[twin.BUSY_BACK]) / makespan,
-            "host": int(clock[twin.BUSY_HOST]) / makespan,
+            "d2h": int(clock[fields.BUSY_BACK]) / makespan,
+            "cpu": int(clock[fields.BUSY_CPU]) / makespan,
+            "disk": int(clock[fields.BUSY_DISK]) / makespan,
+            "host": int(clock[fields.BUSY_HOST]) / makespan,
         },
         time_share={name: float(value) for name, value in share.items()},
         bound=max(groups, key=lambda name: groups[name]),
@@ -137,5 +151,5 @@ def _uncertainty(share: dict[str, float], sources: CostSources) -> float:
     The errors of one kind of activity come from one constant, so they do not average out over activities; those of
     different kinds may, but that they do is not known, so they are added.
     """
-    kinds = {"dense": "dense", "expert": "expert", "head": "head", "copy": "copy", "host": "host_layer"}
+    kinds = {"dense": "dense", "expert": "expert", "head": "head", "copy": "copy", "cpu": "cpu", "host": "host_layer"}
     return float(sum(share[name] * sources.relative_uncertainty(kind) for name, kind in kinds.items()))

@@ -2,7 +2,8 @@
 
 Modelled: one host program (launch the dense part, wait for its routing, decide, submit copies, launch experts, go on), a
 compute stream that runs launches in program order and waits for the bytes they need, a host→device engine (demands before
-prefetches), a device→host engine for write-backs. Ignored: the contents of decisions (`policies.offload`), and what
+prefetches), a device→host engine for write-backs, the host's cores for misses that are not fetched, and a disk in order of
+submission. Ignored: the contents of decisions (`policies.offload`), and what
 anything costs (`costs`). Life of one visit:
 
 1. The host launches the dense part; the stream runs it once the kernels before it are done.
@@ -21,16 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from .costs import COMPUTE, D2H, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from .clock_fields import kernel_work
+from .costs import COMPUTE, CPU, D2H, DISK, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
 from .lanes import CopyEngine, Lanes, Process, Transfer
-from .offload_twin import kernel_work
-from .policies.offload import begin_step, decide_visit
+from .policies.offload import begin_step, cancel_prefetch, decide_visit
 from .policies.state import (
-    DEMAND, FIRST_BACK, FIRST_TRANSFER, SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
+    DEMAND, FIRST_BACK, FIRST_TRANSFER, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
     Array, Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 from .timeline import (
-    OP_BACK, OP_DEMAND, OP_DENSE, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT, OP_PREFETCH,
+    OP_BACK, OP_CPU, OP_DEMAND, OP_DENSE, OP_DISK, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT,
+    OP_PREFETCH,
     LANE_NAMES, OP_NAMES, ROW_FIELDS,
 )  # fmt: skip
 from .workload import Steps
@@ -58,8 +60,18 @@ class Back:
 
     id: int
     key: int
+    format: int
     step: int
     wait_kernel: int
+
+
+@dataclass(slots=True)
+class Read:
+    """One expert's way from disk to the host."""
+
+    key: int
+    format: int
+    step: int
 
 
 class OffloadModel:
@@ -84,6 +96,7 @@ class OffloadModel:
         self._keep_rows = keep_rows
         self.kernels_done = 0
         self.backs_done = 0
+        self.reads_done = 0
         self.ready_hits = 0
         self.late_hits = 0
         self.copies = CopyEngine(self.env, self.lanes, H2D, self._moved)
@@ -92,9 +105,14 @@ class OffloadModel:
         self._awaited: dict[int, simpy.Event] = {}
         self._backs: deque[Back] = deque()
         self._back_call = self.env.event()
+        self._reads: deque[Read] = deque()
+        self._read_call = self.env.event()
+        self._cores: list[simpy.Event] = []
+        """What the next operation of the stream that is no expert's must wait for."""
         self._host = costs.host_ns.tolist()
         self.stall_copy = 0
         self.stall_host = 0
+        self.stall_cpu = 0
         self._compute_end = 0
         self._copied = 0
         self._last = 0
@@ -104,6 +122,7 @@ class OffloadModel:
         self._step_end = np.zeros(self.steps.step_phase.shape[0], np.int64)
         self.env.process(self._stream_process())
         self.env.process(self._back_process())
+        self.env.process(self._disk_process())
         self.env.run(self.env.process(self._host_program()))
         self.env.run()  # transfers that were admitted finish, wanted or not
         rows = np.array(self.rows, np.int64).reshape(-1, ROW_FIELDS)
@@ -132,14 +151,24 @@ class OffloadModel:
     def _visit(self, step: int, layer: int) -> Process:
         """Decide one visit, submit its copies and launch its kernels; the kernels run on while the host goes on."""
         out = self.out
+        if self.config.cancel:
+            self._cancel_wrong_guesses(step, layer)
         decide_visit(self.config, self.steps, self.state, out, step, layer)
         self._count_late()
         yield from self._host_time(HOST_LAYER, OP_HOST_LAYER, step, layer)
+        if out.size[SIZE_CPU]:
+            self._cores = [self.env.process(self._run_on_cores(step, layer, int(out.size[SIZE_CPU])))]
         for transfer in out.promoted[: out.size[SIZE_PROMOTED]].tolist():
             self.copies.promote(transfer)
         moves = self._transfers(step)
         backs = [
-            Back(int(out.size[FIRST_BACK]) + at, int(out.back_key[at]), step, int(out.back_wait_kernel[at]))
+            Back(
+                int(out.size[FIRST_BACK]) + at,
+                int(out.back_key[at]),
+                int(out.back_format[at]),
+                step,
+                int(out.back_wait_kernel[at]),
+            )
             for at in range(int(out.size[SIZE_BACKS]))
         ]
         together = out.back_move[: len(backs)].tolist()
@@ -187,7 +216,7 @@ class OffloadModel:
         out, costs, found = self.out, self.costs, []
         for at in range(int(out.size[SIZE_MOVES])):
             key = int(out.move_key[at])
-            fmt = int(costs.expert_format[key])
+            fmt, read = int(out.move_format[at]), int(out.move_disk[at])
             count = int(costs.num_chunks[fmt])
             chunks = [
                 (int(costs.chunk_ns[fmt, int(c == count - 1)]), int(costs.chunk_bytes[fmt, int(c == count - 1)]))
@@ -197,19 +226,26 @@ class OffloadModel:
             self._awaited[number] = self.env.event()
             found.append(
                 Transfer(number, key, int(out.move_class[at]), int(out.move_target[at]),
-                         self._slot_free(int(out.move_wait_kernel[at]), int(out.move_wait_writeback[at])),
-                         chunks, self._awaited[number])
+                         self._slot_free(int(out.move_wait_kernel[at]), int(out.move_wait_writeback[at]), read),
+                         chunks, self._awaited[number], read=Read(key, fmt, step) if read >= 0 else None)
             )  # fmt: skip
         return found
 
-    def _slot_free(self, kernel: int, back: int) -> Callable[[], bool]:
-        """Return whether, when asked, the slot's last kernel and last write-back are done with it."""
-        return lambda: self.kernels_done > kernel and self.backs_done > back
+    def _slot_free(self, kernel: int, back: int, read: int) -> Callable[[], bool]:
+        """Return whether, when asked, the slot's last kernel and last write-back are done with it, and the bytes are read."""
+        return lambda: self.kernels_done > kernel and self.backs_done > back and self.reads_done > read
+
+    def _cancel_wrong_guesses(self, step: int, layer: int) -> None:
+        """Drop prefetches for this visit that have not begun and turn out wrong."""
+        visit = self.steps.first_visit + step * self.config.num_layers + layer
+        for transfer in self.copies.untouched_prefetches(visit):
+            if cancel_prefetch(self.config, self.steps, self.state, step, layer, transfer.key, transfer.id):
+                self.copies.drop(transfer)
+                self._awaited.pop(transfer.id, None)
 
     def _kernels(self, step: int, layer: int) -> list[Launch]:
         """Return this visit's launches with the arrivals each must wait for."""
         out = self.out
-        base = layer * self.config.num_experts
         items = int(out.size[SIZE_ITEMS])
         kernel_of = out.item_kernel[:items]
         launches = []
@@ -218,7 +254,7 @@ class OffloadModel:
             transfers = [t for t in out.item_transfer[first:last].tolist() if t >= 0]
             launches.append(
                 Launch(OP_EXPERT, step, layer, int(out.item_expert[first]) if last - first == 1 else -1,
-                       int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, base, first, last)),
+                       int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, first, last)),
                        [] if self.serial else [self._awaited[t] for t in transfers], self.env.event())
             )  # fmt: skip
         for transfer in out.item_transfer[:items].tolist():
@@ -235,6 +271,10 @@ class OffloadModel:
             else:
                 in_stream.append(copy)
         elif isinstance(copy, Transfer):
+            if isinstance(copy.read, Read):
+                self._reads.append(copy.read)
+                if not self._read_call.triggered:
+                    self._read_call.succeed()
             self.copies.submit(copy)
         else:
             self._backs.append(copy)
@@ -243,7 +283,8 @@ class OffloadModel:
     def _launch(
         self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]
     ) -> Launch:
-        launch = Launch(op, step, layer, expert, tokens, work, needs, self.env.event())
+        launch = Launch(op, step, layer, expert, tokens, work, needs + self._cores, self.env.event())
+        self._cores = []
         self._put(launch)
         return launch
 
@@ -257,13 +298,16 @@ class OffloadModel:
             self._stream_call.succeed()
 
     def _book_stall(self, launch: Launch) -> None:
-        """Book the stream's idle time before a launch: up to the launch it waited for the host, then for bytes."""
+        """Book the stream's idle time before a launch: up to the launch it waited for the host, then for bytes or cores."""
         idle = self.env.now - self._compute_end
         if self.serial:  # copies on the stream itself are the waiting for bytes
             waited_for_bytes = self._copied
         else:
             waited_for_bytes = idle - max(0, min(self.env.now, launch.launched) - self._compute_end)
-        self.stall_copy += waited_for_bytes
+        if launch.op == OP_EXPERT or self.serial:
+            self.stall_copy += waited_for_bytes
+        else:
+            self.stall_cpu += waited_for_bytes
         self.stall_host += idle - waited_for_bytes
         self._copied = 0
 
@@ -284,7 +328,7 @@ class OffloadModel:
                 entry.arrived.succeed()
             elif isinstance(entry, Back):
                 begin = self.env.now
-                yield self.env.timeout(int(self.costs.back_ns[self.costs.expert_format[entry.key]]))
+                yield self.env.timeout(int(self.costs.back_ns[entry.format]))
                 self._backed(entry, begin)
                 self._copied += self.env.now - begin
             else:
@@ -310,9 +354,32 @@ class OffloadModel:
                 yield self._back_call
             back = self._backs.popleft()
             begin = self.env.now
-            yield self.lanes.run(D2H, int(self.costs.back_ns[self.costs.expert_format[back.key]]))
+            yield self.lanes.run(D2H, int(self.costs.back_ns[back.format]))
             self._backed(back, begin)
             self.backs_done += 1
+            self.copies.call()
+
+    def _run_on_cores(self, step: int, layer: int, count: int) -> Process:
+        """Run a visit's experts on the host's cores, one after the other."""
+        out = self.out
+        work = [(int(out.cpu_expert[at]), int(out.cpu_tokens[at]), int(out.cpu_format[at])) for at in range(count)]
+        for expert, tokens, fmt in work:
+            begin = self.env.now
+            yield self.lanes.run(CPU, int(self.costs.cpu_ns[fmt, tokens]))
+            self._row(CPU, OP_CPU, step, layer, expert, begin, 0, tokens)
+
+    def _disk_process(self) -> Process:
+        """Read experts from disk in the order in which their copies were submitted."""
+        while True:
+            while not self._reads:
+                self._read_call = self.env.event()
+                yield self._read_call
+            read = self._reads.popleft()
+            begin = self.env.now
+            yield self.env.timeout(int(self.costs.disk_ns[read.format]))
+            layer, expert = divmod(read.key, self.config.num_experts)
+            self._row(DISK, OP_DISK, read.step, layer, expert, begin, int(self.costs.expert_bytes[read.format]), 0)
+            self.reads_done += 1
             self.copies.call()
 
     def _call_back(self) -> None:
@@ -328,7 +395,7 @@ class OffloadModel:
 
     def _backed(self, back: Back, begin: int) -> None:
         layer, expert = divmod(back.key, self.config.num_experts)
-        num_bytes = int(self.costs.expert_bytes[self.costs.expert_format[back.key]])
+        num_bytes = int(self.costs.expert_bytes[back.format])
         self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes, 0)
 
     def _row(

@@ -28,6 +28,8 @@ from .workload import Workload, build_workload
 
 # A static cache's misses pass through this many slots (see policies.state.make_state).
 STREAM_SLOTS = 2
+HOST_SHARE = 0.8
+"""Share of the host's memory that experts may take where a schedule leaves it to the machine; the rest is the system's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +91,21 @@ class Rehearsal:
 
     def tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
         """Return the schedule's cost tables, made once for all schedules that share them."""
-        key = (schedule.experts, schedule.kernel, schedule.copy.chunk_bytes, schedule.copy.pinned, schedule.host, schedule.workload,
-               schedule.cache.reset)  # fmt: skip
+        key = (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
+               schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
         if key not in self._tables:
             self._tables[key] = tabulate(
-                self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule)
-            )
+                self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule),
+                self.low_format(schedule),
+            )  # fmt: skip
         return self._tables[key]
 
     def config(self, schedule: OffloadSchedule) -> PolicyConfig:
         """Return the compiled form of the schedule's decisions; raises InputError where the recording lacks guesses."""
+        if (schedule.predictor.threshold > 0 or schedule.predictor.benefit) and schedule.predictor.kind == "next-gate":
+            if self.trace.predicted is not None and self.trace.predicted_prob is None:
+                raise InputError("predictor.threshold", schedule.predictor.threshold, "the recording's guesses have no probabilities",
+                                 "leave it at 0 and predictor.benefit false")  # fmt: skip
         distances, width = (0, 0) if self.trace.predicted is None else self.trace.predicted.shape[2:]
         if schedule.predictor.kind == "next-gate" and distances == 0:
             raise InputError("predictor.kind", "next-gate", "the recording holds no guesses",
@@ -128,6 +135,17 @@ class Rehearsal:
         """Return how the schedule stores experts."""
         bits = schedule.experts.bits
         return weight_format(self.model.native_bits if bits == "native" else bits)
+
+    def low_format(self, schedule: OffloadSchedule) -> WeightFormat | None:
+        """Return the schedule's second format; raises InputError unless it is smaller than the first."""
+        if schedule.experts.low_bits is None:
+            return None
+        low = weight_format(schedule.experts.low_bits)
+        if self.model.expert_bytes(low) >= self.expert_bytes(schedule):
+            raise InputError(
+                "experts.low_bits", low.name, f"not smaller than {self.expert_format(schedule).name}", "give fewer bits"
+            )
+        return low
 
     def expert_bytes(self, schedule: OffloadSchedule) -> int:
         """Return the bytes of one expert under the schedule."""
@@ -160,10 +178,19 @@ class Rehearsal:
         Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget.
         """
         schedule = schedule.with_options(experts__bits=self.expert_format(schedule).name)
+        if schedule.copy.host_experts == 0:
+            room = int(self.profile.host.memory_bytes.value * HOST_SHARE) // self.expert_bytes(schedule)
+            schedule = schedule.with_options(copy__host_experts=max(1, room) if room < self.num_experts else None)
         cache = schedule.cache
         expert_bytes = self.expert_bytes(schedule)
         if cache.policy == "none":
             return schedule
+        if cache.host_layers is not None:
+            if cache.host_layers >= self.trace.num_layers:
+                raise InputError("cache.host_layers", cache.host_layers, f"the model has {self.trace.num_layers} MoE layers",
+                                 "leave at least one on the device, or use cpu-moe")  # fmt: skip
+            whole = self.trace.num_layers - cache.host_layers
+            return schedule.with_options(cache__pooled_experts=whole * self.trace.num_experts)
         if cache.bytes is not None:
             pooled = min(cache.bytes // expert_bytes, self.num_experts)
             if pooled < 1:
@@ -181,6 +208,12 @@ class Rehearsal:
             return schedule
         if schedule.name == "resident":
             return schedule.with_options(cache__experts_per_layer=self.trace.num_experts)
+        if cache.policy == "static" and cache.placement in ("front", "back"):  # whole layers
+            whole = self.slots_that_fit(schedule) // self.trace.num_experts
+            if whole == 0 and schedule.kernel.miss == "fetch":
+                missing = self.ledger(schedule, cached_experts=self.trace.num_experts).device_bytes - self.budget_bytes
+                raise DoesNotFit(f"{schedule.name} needs one layer of cached experts", missing)
+            return schedule.with_options(cache__pooled_experts=max(1, whole * self.trace.num_experts))
         each = self.slots_that_fit(schedule) // self.trace.num_layers
         if each < 1:
             missing = self.ledger(schedule, cached_experts=self.trace.num_layers).device_bytes - self.budget_bytes
@@ -230,8 +263,7 @@ class Rehearsal:
         workload = self.workload(resolved)
         outcome = self.run(resolved, engine=engine, rows=rows)
         _, sources = self.tables(resolved)
-        expert_bytes = self.expert_bytes(resolved)
-        metrics = summarise(outcome, workload, sources, expert_bytes)
+        metrics = summarise(outcome, workload, sources)
         cached = min(int(self.capacities(resolved).sum()), self.num_experts)
         ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
         if ledger.device_bytes > self.budget_bytes:

@@ -32,8 +32,8 @@ class CostSources:
 
 
 def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload,
-             fmt: WeightFormat) -> tuple[CostTables, CostSources]:  # fmt: skip
-    """Return the run's cost tables, with experts stored as `fmt`, and where they come from.
+             fmt: WeightFormat, low: WeightFormat | None = None) -> tuple[CostTables, CostSources]:  # fmt: skip
+    """Return the run's cost tables, with experts stored as `fmt` or, some, as `low`, and where they come from.
 
     Raises MissingCalibration where the profile has no cost for what the schedule does.
     """
@@ -51,36 +51,71 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
     dense_ns, head_ns, dense, head = _dense_tables(costs, model, classes)
     grouped = schedule.kernel.grouping == "grouped"
-    shares = [
-        costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt)
-        for n in range(1, workload.max_expert_tokens + 1)
-    ]
-    kernel_ns = np.array([[0] + [_at_least_one(share) + (0 if grouped else inside_ns) for share in shares]], np.int64)
+    formats = (fmt,) if low is None else (fmt, low)
+    kernel_ns, shares = _expert_table(costs, formats, workload, grouped=grouped, inside_ns=inside_ns)
     base = costs.grouped_base() if grouped else None
-    num_bytes = model.expert_bytes(fmt)
-    count, first, last = chunk_sizes(num_bytes, schedule.copy.chunk_bytes)
+    sizes = [model.expert_bytes(each) for each in formats]
+    chunks = [chunk_sizes(size, schedule.copy.chunk_bytes) for size in sizes]
     pinned = schedule.copy.pinned
-    copies = [costs.host_to_device(first, pinned=pinned), costs.host_to_device(last, pinned=pinned)]
-    back = costs.device_to_host(num_bytes, pinned=pinned)
+    copies = [[costs.host_to_device(size, pinned=pinned) for size in (first, last)] for _, first, last in chunks]
+    backs = [costs.device_to_host(size, pinned=pinned) for size in sizes]
+    cpu_ns, cpu = np.zeros((len(formats), 0), np.int64), None
+    if schedule.kernel.miss != "fetch":
+        runs = [[costs.cpu_expert(n, each) for n in range(1, workload.max_expert_tokens + 1)] for each in formats]
+        cpu_ns, cpu = np.array([[0] + [_at_least_one(run) for run in row] for row in runs], np.int64), runs[0][0]
+    reads = [costs.disk_to_host(size) for size in sizes] if schedule.copy.host_experts is not None else []
     tables = CostTables(
         step_class=step_class.astype(np.int64).ravel(),
         dense_ns=dense_ns + inside_ns,
         head_ns=head_ns + inside_ns,
         kernel_ns=kernel_ns,
         grouped_ns=np.array([seconds_to_ns(base.seconds) + inside_ns if base is not None else 0], np.int64),
-        expert_format=np.zeros(workload.num_layers * workload.num_experts, np.int64),
-        expert_bytes=np.array([num_bytes], np.int64),
-        num_chunks=np.array([count], np.int64),
-        chunk_bytes=np.array([[first, last]], np.int64),
-        chunk_ns=np.array([[_at_least_one(copy) for copy in copies]], np.int64),
-        back_ns=np.array([_at_least_one(back)], np.int64),
+        expert_format=_formats(schedule, workload),
+        expert_bytes=np.array(sizes, np.int64),
+        num_chunks=np.array([count for count, _, _ in chunks], np.int64),
+        chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
+        chunk_ns=np.array([[_at_least_one(copy) for copy in row] for row in copies], np.int64),
+        back_ns=np.array([_at_least_one(back) for back in backs], np.int64),
+        cpu_ns=cpu_ns,
+        disk_ns=np.array([_at_least_one(read) for read in reads] or [0] * len(formats), np.int64),
         host_ns=np.array(
             [seconds_to_ns(host["host_step"].seconds), seconds_to_ns(host["host_layer"].seconds), launch_ns - inside_ns,
              seconds_to_ns(host["host_transfer"].seconds)], np.int64),
         rate=rate_table(costs.rate_fraction),
     )  # fmt: skip
-    estimates = {"dense": dense, "head": head, "expert": shares[-1], "copy": copies[0], "write_back": back} | host
+    estimates = {
+        "dense": dense,
+        "head": head,
+        "expert": shares[-1],
+        "copy": copies[0][0],
+        "write_back": backs[0],
+    } | host
+    if cpu is not None:
+        estimates["cpu"] = cpu
+    if reads:
+        estimates["disk"] = reads[0]
     return tables, CostSources(estimates=estimates)
+
+
+def _expert_table(costs: CostModel, formats: tuple[WeightFormat, ...], workload: Workload, *, grouped: bool,
+                  inside_ns: int) -> tuple[Array, list[Estimate]]:  # fmt: skip
+    """Return (kernel_ns [num_formats, max_expert_tokens + 1], the estimates of the first format from one token on)."""
+    counts = range(1, workload.max_expert_tokens + 1)
+    table = [
+        [costs.grouped_item(n, fmt) if grouped else costs.expert_kernel(n, fmt) for n in counts] for fmt in formats
+    ]
+    extra = 0 if grouped else inside_ns
+    rows = [[0] + [_at_least_one(share) + extra for share in row] for row in table]
+    return np.array(rows, np.int64), table[0]
+
+
+def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:
+    """Return int64 [num_layers * num_experts]: the format each expert is stored in, 1 for each layer's least popular ones."""
+    formats = np.zeros((workload.num_layers, workload.num_experts), np.int64)
+    few = round(schedule.experts.low_fraction * workload.num_experts)
+    least = np.argsort(workload.popularity, axis=1, kind="stable")[:, :few]
+    np.put_along_axis(formats, least, 1, axis=1)
+    return formats.ravel()
 
 
 def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array) -> tuple[Array, Array, Estimate, Estimate]:

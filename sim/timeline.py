@@ -16,15 +16,15 @@ import pandas as pd
 from ..errors import Internal
 from .policies.state import Array
 
-LANE_NAMES = ("compute", "h2d", "d2h", "host")
+LANE_NAMES = ("compute", "h2d", "d2h", "cpu", "disk", "host")
 OP_NAMES = (
     "dense", "expert", "head", "fetch", "prefetch", "write-back",
-    "host layer", "host submit", "host launch", "host step",
+    "host layer", "host submit", "host launch", "host step", "cpu expert", "disk read",
 )  # fmt: skip
 (
     OP_DENSE, OP_EXPERT, OP_HEAD, OP_DEMAND, OP_PREFETCH, OP_BACK,
-    OP_HOST_LAYER, OP_HOST_SUBMIT, OP_HOST_LAUNCH, OP_HOST_STEP,
-) = range(10)  # fmt: skip
+    OP_HOST_LAYER, OP_HOST_SUBMIT, OP_HOST_LAUNCH, OP_HOST_STEP, OP_CPU, OP_DISK,
+) = range(12)  # fmt: skip
 
 COLUMNS = ("lane", "op", "step", "layer", "expert", "device", "start_ns", "end_ns", "bytes", "tokens")
 # Columns of the integer form; the device is the timeline's, not a row's.

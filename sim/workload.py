@@ -35,7 +35,9 @@ class Steps(NamedTuple):
     visit_next_use: Array  # int64 [n]: next visit of the same layer that uses the expert, FAR when none does
     step_start: Array  # int64 [num_steps + 1]: where each step's tokens begin
     step_token: Array  # int64 [num_tokens]: rows of the recording
+    visit_rank: Array  # uint8 [n]: best place an expert has among any token's choices, 0 the first
     step_phase: Array  # uint8 [num_steps]: 0 prefill, 1 decode
+    step_first: Array  # uint8 [num_steps]: 1 where a request starts
     step_reset: Array  # uint8 [num_steps]: 1 where a new request starts and the cache is to be emptied
     experts: Array  # uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself (for dial guesses)
     predicted: Array  # int16 [num_rows, num_layers, distance, width], or all lengths zero
@@ -88,7 +90,7 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     tokens, starts, phase, first = _schedule_steps(trace, options, max_steps)
     num_layers = trace.num_layers
     rows = np.ascontiguousarray(trace.experts)
-    start, expert, count, touch, most = _gather_visits(rows, starts, tokens, trace.num_experts)
+    start, expert, count, touch, rank, most = _gather_visits(rows, starts, tokens, trace.num_experts)
     if with_next_use:
         next_use, first_use = _next_uses(start, expert, num_layers, trace.num_experts)
     else:
@@ -100,7 +102,7 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     popularity, source = _popularity(trace, tokens)
     steps = Steps(
         visit_start=start, visit_expert=expert, visit_tokens=count, visit_touch=touch, visit_next_use=next_use,
-        step_start=starts, step_token=tokens, step_phase=phase,
+        visit_rank=rank, step_start=starts, step_token=tokens, step_phase=phase, step_first=first,
         step_reset=(first if reset_per_request else np.zeros_like(first)),
         experts=rows, predicted=predicted, predicted_prob=prob,
         first_visit=0,
@@ -178,8 +180,8 @@ def _schedule_steps(
 @jit
 def _gather_visits(
     experts: Array, starts: Array, tokens: Array, num_experts: int
-) -> tuple[Array, Array, Array, Array, int]:
-    """Return (visit_start, visit_expert, visit_tokens, visit_touch, most tokens of one expert in one visit)."""
+) -> tuple[Array, Array, Array, Array, Array, int]:
+    """Return (visit_start, visit_expert, visit_tokens, visit_touch, visit_rank, most tokens of one expert in one visit)."""
     num_steps, num_layers, top_k = starts.shape[0] - 1, experts.shape[1], experts.shape[2]
     start = np.zeros(num_steps * num_layers + 1, np.int64)
     seen = np.full(num_experts, -1, np.int64)
@@ -197,6 +199,7 @@ def _gather_visits(
     expert = np.zeros(total, np.int16)
     count = np.zeros(total, np.int32)
     touch = np.zeros(total, np.int16)
+    rank = np.full(total, 255, np.uint8)
     place = np.zeros(num_experts, np.int64)
     last = np.full(num_experts, -1, np.int64)
     seen[:] = -1
@@ -214,6 +217,7 @@ def _gather_visits(
                         expert[at] = chosen
                         at += 1
                     count[place[chosen]] += 1
+                    rank[place[chosen]] = min(rank[place[chosen]], choice)
                     last[chosen] = row * top_k + choice
             for index in range(start[visit], at):  # insertion sort by last use; sets are small or nearly sorted
                 chosen = expert[index]
@@ -223,7 +227,7 @@ def _gather_visits(
                     touch[slot] = touch[slot - 1]
                     slot -= 1
                 touch[slot] = chosen
-    return start, expert, count, touch, most
+    return start, expert, count, touch, rank, most
 
 
 @jit

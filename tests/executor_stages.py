@@ -8,9 +8,12 @@ import torch
 from moeplan.calibrate.dense_part import DensePart
 from moeplan.calibrate.device import CpuDevice
 from moeplan.calibrate.expert_store import make_store
+from moeplan.errors import InputError
 from moeplan.executor.execute import RunInput, forced_steps, largest_pass
+from moeplan.executor.supported import check_runnable
 from moeplan.kernels import reference
-from moeplan.schedule import PRESETS, OffloadSchedule
+from moeplan.presets import PRESETS
+from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import CostTables, chunk_sizes
 from moeplan.sim.workload import Workload, build_workload
 from moeplan.specs import AttentionSpec, ModelSpec
@@ -53,6 +56,19 @@ def preset(name: str, **changes: object) -> OffloadSchedule:
     if schedule.cache.policy != "none":
         schedule = schedule.with_options(cache__experts_per_layer=8 if name == "resident" else 3)
     return schedule.with_options(**({"experts__bits": "32"} | changes))
+
+
+def runs_for_real(schedule: OffloadSchedule) -> bool:
+    """Return whether the executor runs the schedule, or says that it does not."""
+    try:
+        check_runnable(schedule)
+    except InputError:
+        return False
+    return True
+
+
+RUNNABLE = tuple(name for name in PRESETS if runs_for_real(PRESETS[name]()))
+ONLY_SIMULATED = tuple(name for name in PRESETS if name not in RUNNABLE)
 
 
 def run_input(schedule: OffloadSchedule, trace: RoutingTrace) -> RunInput:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from moeplan.hardware import Profile
+from moeplan.presets import load_preset
 from moeplan.reports.hit_curves import HitCurve
-from moeplan.schedule import OffloadSchedule, load_preset
+from moeplan.schedule import OffloadSchedule
 from moeplan.sim.timeline import LANE_NAMES, OP_NAMES, Timeline, canonical
 from moeplan.specs_io import load_hardware
 

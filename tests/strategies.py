@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from moeplan.schedule import OffloadSchedule
+from moeplan.schedule import CACHE_POLICIES, MISS_CHOICES, PLACEMENTS, PREDICTORS, OffloadSchedule
 from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables, chunk_sizes, rate_table
 from moeplan.sim.policies.state import Array, PolicyConfig, make_config
 from moeplan.sim.workload import Workload, build_workload
@@ -49,23 +49,28 @@ def make_costs(rng: np.random.Generator, workload: Workload, schedule: OffloadSc
     tokens, step_class = np.unique(workload.step_tokens, return_inverse=True)
     num_bytes = int(rng.integers(1, 5)) * 4096
     count, first, last = chunk_sizes(num_bytes, schedule.copy.chunk_bytes)
+    many = 1 if schedule.experts.low_bits is None else 2
+    formats = np.zeros((layers, experts), np.int64)
+    formats[:, : round(schedule.experts.low_fraction * experts)] = 1
     per_chunk = int(rng.integers(1, scale))
     rates = np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE, np.int64)
     if coupled:
-        slow = {lane: float(rng.uniform(0.3, 1.0)) for lane in ("compute", "h2d", "d2h")}
+        slow = {lane: float(rng.uniform(0.3, 1.0)) for lane in ("compute", "h2d", "d2h", "cpu")}
         rates = rate_table(lambda lane, others: slow[lane] ** len(others))
     return CostTables(
         step_class=step_class.astype(np.int64).ravel(),
         dense_ns=rng.integers(1, scale, (len(tokens), layers)),
         head_ns=rng.integers(1, scale, len(tokens)),
-        kernel_ns=np.r_[0, np.cumsum(rng.integers(0, 4, most)) + rng.integers(1, scale)][None, :].astype(np.int64),
+        kernel_ns=np.stack([np.r_[0, np.cumsum(rng.integers(0, 4, most)) + rng.integers(1, scale)] for _ in range(many)]),
         grouped_ns=np.array([int(rng.integers(0, scale)) if schedule.kernel.grouping == "grouped" else 0]),
-        expert_format=np.zeros(layers * experts, np.int64),
-        expert_bytes=np.array([num_bytes]),
-        num_chunks=np.array([count]),
-        chunk_bytes=np.array([[first, last]]),
-        chunk_ns=np.array([[per_chunk, int(rng.integers(1, per_chunk + 1))]]),
-        back_ns=np.array([int(rng.integers(1, scale))]),
+        expert_format=formats.ravel(),
+        expert_bytes=np.array([num_bytes, 4096])[:many],
+        num_chunks=np.array([count, 1])[:many],
+        chunk_bytes=np.array([[first, last], [4096, 4096]])[:many],
+        chunk_ns=np.array([[per_chunk, int(rng.integers(1, per_chunk + 1))], [per_chunk, int(rng.integers(1, per_chunk + 1))]])[:many],
+        back_ns=rng.integers(1, scale, many),
+        cpu_ns=rng.integers(1, 3 * scale, (many, most + 1)).cumsum(1),
+        disk_ns=rng.integers(1, 3 * scale, many),
         host_ns=rng.integers(0, scale // 4 + 1, 4) * int(host),
         rate=rates,
     )  # fmt: skip
@@ -88,8 +93,8 @@ def capacities_of(schedule: OffloadSchedule, trace: RoutingTrace) -> Array:
 @st.composite
 def schedules(draw: st.DrawFn, num_layers: int, num_experts: int) -> OffloadSchedule:
     """Return a valid schedule with its own capacity."""
-    policy = draw(st.sampled_from(["none", "lru", "lfu", "static", "belady"]))
-    predictor = draw(st.sampled_from(["none", "all", "next-gate", "dial", "pre-gate", "oracle"]))
+    policy = draw(st.sampled_from(["none", *CACHE_POLICIES]))
+    predictor = draw(st.sampled_from(PREDICTORS))
     settings: dict[str, object] = {"cache.policy": policy, "predictor.kind": predictor}
     if policy != "none":
         if draw(st.booleans()):
@@ -107,7 +112,25 @@ def schedules(draw: st.DrawFn, num_layers: int, num_experts: int) -> OffloadSche
     settings["copy.write_back"] = draw(st.booleans())
     settings["copy.chunk_bytes"] = draw(st.sampled_from([None, 4096, 8192]))
     if policy == "none" and predictor == "none":
-        settings["copy.fetch"] = draw(st.sampled_from(["routed", "layer"]))
+        settings["copy.fetch"] = draw(
+            st.sampled_from(["routed", "layer", *(["layer-streamed"] if settings["copy.overlap"] else [])])
+        )
+    settings["predictor.threshold"] = draw(st.sampled_from([0.0, 0.0, 0.3, 0.7]))
+    settings["predictor.benefit"] = draw(st.booleans())
+    settings["predictor.library"] = draw(st.integers(1, 3))
+    if policy == "static":
+        settings["cache.placement"] = draw(st.sampled_from(PLACEMENTS))
+    if draw(st.booleans()):
+        settings |= {"experts.bits": "16", "experts.low_bits": "4"}
+        settings |= draw(
+            st.sampled_from([{"experts.low_rank": 0}, {"experts.low_rank": 1}, {"experts.low_fraction": 0.5}])
+        )
+    if settings["copy.overlap"]:
+        if settings.get("copy.fetch", "routed") == "routed":
+            settings["kernel.miss"] = draw(st.sampled_from(["fetch", *MISS_CHOICES]))
+        settings["copy.cancel"] = draw(st.booleans())
+        if not settings["copy.write_back"] and settings.get("kernel.miss") != "cpu":
+            settings["copy.host_experts"] = draw(st.sampled_from([None, 1, 2, num_layers * num_experts]))
     settings["workload.concurrency"] = concurrency = draw(st.integers(1, 3))
     settings["workload.prefill_chunk_tokens"] = draw(st.sampled_from([None, 1, 3]))
     settings["cache.reset"] = draw(st.sampled_from(["never", "request"])) if concurrency == 1 else "never"

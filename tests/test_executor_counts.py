@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
-from executor_stages import expert_tokens, preset, run_input, small_model, small_trace, tables_of
+from executor_stages import (
+    ONLY_SIMULATED,
+    RUNNABLE,
+    expert_tokens,
+    preset,
+    run_input,
+    runs_for_real,
+    small_model,
+    small_trace,
+    tables_of,
+)
+from moeplan.errors import InputError
 from moeplan.executor.execute import RunInput, Stage, execute, open_stage
 from moeplan.executor.execution import Execution, count_differences
-from moeplan.schedule import PRESETS
+from moeplan.presets import PRESETS
 from moeplan.sim.engines import Outcome, run_twin
 from moeplan.sim.timeline import LANE_NAMES, OP_BACK, OP_DENSE, OP_EXPERT, OP_HEAD, OP_PREFETCH, ROW_OP, Timeline
 from moeplan.traces.format import RoutingTrace
@@ -44,7 +56,7 @@ def trace() -> RoutingTrace:
     return small_trace()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_preset_does_what_the_simulator_says(name: str, trace: RoutingTrace) -> None:
     run = run_input(preset(name), trace)
     with open_stage(small_model(), [run.workload]) as stage:
@@ -77,10 +89,11 @@ def test_every_option_does_what_the_simulator_says(changes: dict[str, object], t
     assert all(torch.isfinite(output).all() for output in found.outputs)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(drawn=runs())
 def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -> None:
     config, workload, _, capacities, schedule, trace = drawn  # type: ignore[misc]
+    assume(runs_for_real(schedule))
     run = RunInput(
         schedule=schedule.with_options(experts__bits="32"), config=config, workload=workload, capacities=capacities
     )
@@ -91,6 +104,18 @@ def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -
         found = execute(stage, run, poison=True, keep_outputs=True)
     assert_same_work(found, run)
     assert all(torch.isfinite(output).all() for output in found.outputs)
+
+
+def test_what_is_only_simulated_is_refused_in_one_line(trace: RoutingTrace) -> None:
+    assert set(ONLY_SIMULATED) == {
+        "lookahead", "promoe", "fiddler", "hybrimoe", "cpu-moe", "n-cpu-moe", "kt-uniform", "kt-frequency", "kt-front-loading",
+        "hobbit", "edge-moe", "three-tiers",
+    }  # fmt: skip
+    run = run_input(preset("on-demand"), trace)
+    with open_stage(small_model(), [run.workload]) as stage:
+        for name in ONLY_SIMULATED:
+            with pytest.raises(InputError, match="only simulated"):
+                execute(stage, dataclasses.replace(run, schedule=PRESETS[name]()))
 
 
 def test_repeated_runs_on_one_stage_agree(trace: RoutingTrace) -> None:
@@ -107,7 +132,7 @@ def test_lanes_and_devices_are_named_as_in_a_prediction(trace: RoutingTrace) -> 
     run = run_input(preset("mixtral-offloading-code", copy__overlap=True), trace)
     with open_stage(small_model(), [run.workload]) as stage:
         frame = execute(stage, run).timeline.frame()
-    assert set(frame["lane"]) == set(LANE_NAMES)
+    assert set(frame["lane"]) == {"compute", "h2d", "d2h", "host"} < set(LANE_NAMES)
     assert frame["start_ns"].min() >= 0
     assert (frame.loc[frame["lane"] == "h2d", "bytes"] == 3 * 64 * 64 * 4).all()
 

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor_stages import expected_outputs, preset, run_input, small_model, small_trace
+from executor_stages import RUNNABLE, expected_outputs, preset, run_input, small_model, small_trace
 from moeplan.calibrate.expert_store import DiskStore
 from moeplan.errors import InputError
 from moeplan.executor.execute import execute, open_stage
-from moeplan.schedule import PRESETS
 
 # Sums of two experts and of a few layers in float32 against float64: far below what a wrong expert would change.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_a_run_computes_what_the_model_computes(name: str) -> None:
     run = run_input(preset(name), small_trace())
     expected = expected_outputs(small_model(), run)

@@ -12,7 +12,8 @@ from moeplan.planner.bounds import fewest_loads
 from moeplan.planner.plan import PlanRequest, base_schedule, make_plan, plan_to_dict, plan_to_json, planned_schedule
 from moeplan.planner.search import search
 from moeplan.planner.space import candidates, levels
-from moeplan.schedule import PRESETS, WorkloadOptions
+from moeplan.presets import PRESETS
+from moeplan.schedule import WorkloadOptions
 from moeplan.sim.simulate import Rehearsal
 from moeplan.sim.workload import build_workload
 from moeplan.specs_io import load_hardware, load_model

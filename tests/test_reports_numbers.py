@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.errors import InputError
+from moeplan.presets import PRESETS, load_preset
 from moeplan.reports import numbers
 from moeplan.reports.describe import one_phrase, option_rows
 from moeplan.reports.speed import (
@@ -20,7 +21,7 @@ from moeplan.reports.speed import (
     interval_text,
     is_roomier,
 )
-from moeplan.schedule import PRESETS, OffloadSchedule, load_preset
+from moeplan.schedule import OffloadSchedule
 from report_documents import plan_document
 
 

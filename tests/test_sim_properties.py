@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moeplan.planner.bounds import fewest_loads, remaining_ns, stream_floor
 from moeplan.schedule import OffloadSchedule, apply_settings
-from moeplan.sim import offload_twin as twin
+from moeplan.sim import clock_fields as fields
 from moeplan.sim.engines import fresh_state, run_twin
 from moeplan.sim.policies import state as ps
 from moeplan.sim.policies.offload import begin_step, decide_visit
 from moeplan.sim.policies.state import make_decision
-from moeplan.sim.timeline import LANE_NAMES, OP_DENSE, OP_EXPERT, ROW_END, ROW_LANE, ROW_OP, ROW_START, ROW_TOKENS
+from moeplan.sim.timeline import (
+    LANE_NAMES,
+    OP_CPU,
+    OP_DENSE,
+    OP_DISK,
+    OP_EXPERT,
+    ROW_END,
+    ROW_LANE,
+    ROW_OP,
+    ROW_START,
+    ROW_TOKENS,
+)
 from moeplan.sim.workload import build_workload
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 
@@ -52,17 +65,24 @@ def test_busy_and_idle_fill_every_lane(case):
 def test_bytes_are_misses_prefetches_and_whole_layer_fetches_times_expert_bytes(case):
     costs, outcome = case[2], outcome_of(case)
     count = outcome.counts
-    moved = count[ps.MISSES] + count[ps.PREFETCHES] + count[ps.EXTRA_FETCHES]
-    assert outcome.clock[twin.BYTES_H2D] == moved * costs.expert_bytes[0]
-    assert outcome.clock[twin.BYTES_D2H] == count[ps.WRITEBACKS] * costs.expert_bytes[0]
-    assert count[ps.NEXT_TRANSFER] == moved
+    moved = count[ps.MISSES] - count[ps.CPU_RUNS] + count[ps.PREFETCHES] + count[ps.EXTRA_FETCHES]
+    assert outcome.clock[fields.BYTES_H2D] == (
+        (moved - count[ps.LOW_FETCHES]) * costs.expert_bytes[0] + count[ps.LOW_FETCHES] * costs.expert_bytes[-1]
+    )
+    rows = outcome.timeline.rows
+    if case[4].experts.low_bits is None:
+        assert outcome.clock[fields.BYTES_D2H] == count[ps.WRITEBACKS] * costs.expert_bytes[0]
+        assert outcome.clock[fields.BUSY_DISK] == count[ps.DISK_READS] * costs.disk_ns[0]
+    assert np.count_nonzero(rows[:, ROW_OP] == OP_CPU) == count[ps.CPU_RUNS]
+    assert np.count_nonzero(rows[:, ROW_OP] == OP_DISK) == count[ps.DISK_READS]
+    assert count[ps.NEXT_TRANSFER] == moved + count[ps.CANCELLED]
 
 
 @relaxed
 @given(runs())
 def test_tokens_are_conserved(case):
     workload, trace, rows = case[1], case[5], outcome_of(case).timeline.rows
-    expert = rows[rows[:, ROW_OP] == OP_EXPERT]
+    expert = rows[np.isin(rows[:, ROW_OP], [OP_EXPERT, OP_CPU])]
     dense = rows[rows[:, ROW_OP] == OP_DENSE]
     assert expert[:, ROW_TOKENS].sum() == trace.num_tokens * trace.num_layers * trace.top_k
     assert dense[:, ROW_TOKENS].sum() == trace.num_tokens * trace.num_layers
@@ -81,7 +101,7 @@ def test_hits_and_misses_are_all_look_ups(case):
 @given(runs())
 def test_capacity_is_never_exceeded_and_slots_are_never_shared(case):
     config, workload, _, capacities, _, _ = case
-    state, decision = fresh_state(config, workload, capacities), make_decision(config)
+    state, decision = fresh_state(config, workload, capacities, case[2]), make_decision(config)
     for step in range(workload.num_steps):
         begin_step(config, workload.steps, state, step)
         for layer in range(config.num_layers):
@@ -116,7 +136,7 @@ def test_renumbering_experts_leaves_recency_caches_unchanged(seed, slots, pooled
         workload = build_workload(each, schedule.workload)
         costs = make_costs(np.random.default_rng(1), workload, schedule)
         outcome = run_twin(config_of(schedule, each), workload, costs, capacities_of(schedule, each), serial=False)
-        counts.append((outcome.counts[ps.HITS], outcome.counts[ps.MISSES], outcome.clock[twin.BYTES_H2D]))
+        counts.append((outcome.counts[ps.HITS], outcome.counts[ps.MISSES], outcome.clock[fields.BYTES_H2D]))
     assert counts[0] == counts[1]
 
 
@@ -127,8 +147,11 @@ def test_lower_bounds_hold_from_every_step_on(case):
     config, _workload, costs, capacities, schedule, trace = case
     outcome = outcome_of(case)
     known = build_workload(trace, schedule.workload, with_next_use=True)
-    floor = stream_floor(known, costs, grouped=schedule.kernel.grouping == "grouped")
-    if schedule.cache.policy == "none":
+    cores = schedule.kernel.miss != "fetch"
+    floor = stream_floor(known, costs, grouped=schedule.kernel.grouping == "grouped", cores=cores)
+    if cores:
+        loads, places = np.zeros(known.num_steps, np.int64), 0
+    elif schedule.cache.policy == "none":
         loads, places = np.diff(known.steps.visit_start[:: trace.num_layers]), config.num_experts * config.num_layers
     else:
         slots = int(capacities[0]) + schedule.predictor.staging + 2 * (schedule.cache.policy == "static")
@@ -156,10 +179,11 @@ def test_belady_misses_no_more_than_lru(case):
     _, _, _, _, schedule, trace = case
     if schedule.cache.policy == "none" or schedule.workload.concurrency != 1:
         return
+    size = "pooled_experts" if schedule.cache.pooled_experts is not None else "experts_per_layer"
     misses = {}
     for policy in ("belady", "lru"):
-        plain = apply_settings(
-            schedule, {"cache.policy": policy, "predictor.kind": "none", "predictor.staging": 0, "cache.reset": "never"}
+        plain = dataclasses.replace(OffloadSchedule(), workload=schedule.workload).with_options(
+            **{"cache__policy": policy, f"cache__{size}": getattr(schedule.cache, size)}
         )
         workload = build_workload(trace, plain.workload, with_next_use=True)
         costs = make_costs(np.random.default_rng(0), workload, plain)

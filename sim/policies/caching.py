@@ -1,6 +1,7 @@
 """What stays and what goes: recency lists, victims, admission and eviction.
 
-Modelled: one pool of slots for each layer, or one for all; LRU, LFU (recency breaks ties) and Belady's farthest next use.
+Modelled: one pool of slots for each layer, or one for all; LRU; LFU, affinity and activation (least merit goes, recency
+breaks ties); least-stale (layers left behind go first); Belady's farthest next use.
 A victim is sought in three rounds: first among experts that neither the current visit uses nor a prefetch still awaits;
 then among awaited ones; last among the visit's own, which happens only when the visit's set is larger than the pool, so
 that the set streams through. Ignored: sizes (all experts of one run are slots of one size), time.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from ...jit import jit_lean
 from .state import (
-    ABSENT, BELADY, CACHED, CLOCK, EVICTIONS, LFU, LRU, NONE, PREFETCHES_DROPPED, STATIC,
+    ABSENT, BELADY, CACHED, CLOCK, EVICTIONS, LEAST_STALE, LFU, LRU, NONE, PREFETCHES_DROPPED, STATIC,
     PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -65,24 +66,52 @@ def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
 
 
 @jit_lean
+def _worth(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> int:
+    """Return how much a policy other than LRU wants to keep `key`; the least goes."""
+    if config.policy == LFU:
+        return int(state.frequency[key])
+    if config.policy == BELADY:
+        return -int(state.next_use[key])
+    if config.policy == LEAST_STALE:
+        layers = config.num_layers
+        here, there = visit % layers, key // config.num_experts
+        # Visits until the layer's next turn: most for the one just left. Among layers this pass has left behind, what
+        # it did not use there is stale already.
+        turn = (there - here - 1) % layers
+        stale = there <= here and state.touched[key] < visit - here
+        return -(turn + layers * int(stale))
+    return int(state.merit[key])
+
+
+@jit_lean
+def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
+    """Drop a cached expert and give its slot back to its pool."""
+    unlink(state, key)
+    state.where[key] = ABSENT
+    pool = pool_of(config, key)
+    state.pool_size[pool] -= 1
+    room = state.pool_capacity[pool] - state.pool_size[pool]
+    state.pool_free[state.pool_base[pool] + room - 1] = state.slot_of[key]
+    state.slot_of[key] = -1
+
+
+@jit_lean
 def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may (a prefetch evicts only in the first round)."""
     sentinel = config.num_layers * config.num_experts + pool
     rounds = 1 if prefetching else 3
     for search in range(rounds):
         best = -1
+        least = 0
         key = state.link_prev[sentinel]  # from the least recent end
         while key != sentinel:
             if _eligible(state, key, visit, search):
                 if config.policy == LRU:
                     return int(key)
-                if best < 0:
+                worth = _worth(config, state, key, visit)
+                if best < 0 or worth < least:
                     best = key
-                elif config.policy == LFU:
-                    if state.frequency[key] < state.frequency[best]:
-                        best = key
-                elif config.policy == BELADY and state.next_use[key] > state.next_use[best]:
-                    best = key
+                    least = worth
             key = state.link_prev[key]
         if best >= 0:
             return int(best)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...jit import jit_lean
 from .state import (
-    GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, GUESSES_TRUE, TRUTHS,
+    BACKLOG_NS, GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, GUESSES_TRUE, TRUTHS,
     PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..workload import Steps
 
 _MASK = 0xFFFFFFFF
+SURE = 65536
+"""A score of probability one."""
 
 
 @jit_lean
@@ -62,7 +64,7 @@ def _recorded_guesses(
         for rank in range(width):
             expert = int(steps.predicted[token, layer, distance - 1, rank])
             if expert >= 0:
-                weight = int(steps.predicted_prob[token, layer, distance - 1, rank]) + 1
+                weight = 2 * int(steps.predicted_prob[token, layer, distance - 1, rank]) + 1
                 count = _name(state, count, expert, weight)
     return count
 
@@ -92,8 +94,53 @@ def _dialled_guesses(
                     if not chosen:
                         break
                     expert = (expert + 1) % config.num_experts
-            count = _name(state, count, expert, 1)
+            count = _name(state, count, expert, max(recall, 1))
     return count
+
+
+@jit_lean
+def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int) -> int:
+    """Name the experts that the matched request used most in this layer, each with its share of that request's tokens."""
+    base = layer * config.num_experts
+    total = 0
+    for expert in range(config.num_experts):
+        total += state.matched[base + expert]
+    if total == 0:
+        return 0
+    top_k = steps.experts.shape[2]
+    wanted = config.width * (steps.step_start[step + 1] - steps.step_start[step])
+    count = 0
+    while count < min(wanted, config.num_experts):
+        best = -1
+        for expert in range(config.num_experts):
+            used = state.matched[base + expert]
+            if used > 0 and state.score[expert] == 0 and (best < 0 or used > state.matched[base + best]):
+                best = expert
+        if best < 0:
+            break
+        # Every token names top_k experts, so a share of one k-th of all choices is certainty.
+        count = _name(state, count, best, max(1, state.matched[base + best] * top_k * SURE // total))
+    return count
+
+
+@jit_lean
+def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance: int, fmt: int) -> bool:
+    """Return whether the guess at `rank` is probable enough, and pays, to be fetched `distance` layers ahead.
+
+    The gain expected is the part of the copy that ends before its layer's turn, if the guess is right; the loss expected
+    is by how much the copy delays what comes after it, if it is wrong. Both follow from predicted costs and from the
+    backlog that the link is predicted to have.
+    """
+    sure = min(state.ranked_score[rank], SURE)
+    if sure < config.threshold_65536:
+        return False
+    if not config.benefit:
+        return True
+    copy, backlog = state.prices.copy_ns[fmt], state.count[BACKLOG_NS]
+    window = distance * state.prices.visit_ns[0]
+    hidden = min(copy, max(0, window - backlog))
+    delayed = min(copy, max(0, backlog + copy - window))
+    return bool(sure * hidden > (SURE - sure) * delayed)
 
 
 @jit_lean
@@ -105,12 +152,15 @@ def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: i
     if config.predictor == GUESS_ALL:
         for expert in range(config.num_experts):
             state.ranked[expert] = expert
+            state.ranked_score[expert] = SURE
         count = config.num_experts
-    elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL:
+    elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL or config.predictor == GUESS_ACTIVATION:
         if config.predictor == GUESS_NEXT_GATE:
             count = _recorded_guesses(config, steps, state, step, layer, distance)
-        else:
+        elif config.predictor == GUESS_DIAL:
             count = _dialled_guesses(config, steps, state, step, layer, distance)
+        else:
+            count = _remembered_guesses(config, steps, state, step, layer)
         if distance == 1:
             for index in range(low, high):
                 state.count[GUESSES_TRUE] += state.score[steps.visit_expert[index]] > 0
@@ -122,13 +172,19 @@ def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: i
                 slot -= 1
             state.ranked[slot] = expert
         for index in range(count):
+            state.ranked_score[index] = state.score[state.ranked[index]]
             state.score[state.ranked[index]] = 0
     else:  # a pre-gate and an oracle know the truth
         for index in range(low, high):
             state.ranked[count] = steps.visit_expert[index]
+            state.ranked_score[count] = SURE
             count += 1
     if distance == 1:
         state.count[TRUTHS] += high - low
-        if config.predictor != GUESS_NEXT_GATE and config.predictor != GUESS_DIAL:
+        if (
+            config.predictor != GUESS_NEXT_GATE
+            and config.predictor != GUESS_DIAL
+            and config.predictor != GUESS_ACTIVATION
+        ):
             state.count[GUESSES_TRUE] += high - low
     return count

@@ -14,13 +14,16 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ...schedule import OffloadSchedule
+from ...errors import Internal
+from ...schedule import CACHE_POLICIES, FETCHES, MISS_CHOICES, PLACEMENTS, PREDICTORS, OffloadSchedule
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# Cache policies, predictors and fetches as numbers, in the order of `schedule.CACHE_POLICIES` and its companions.
-NONE, LRU, LFU, STATIC, BELADY = 0, 1, 2, 3, 4
-GUESS_NONE, GUESS_ALL, GUESS_NEXT_GATE, GUESS_DIAL, GUESS_PRE_GATE, GUESS_ORACLE = 0, 1, 2, 3, 4, 5
+# Options as numbers, in the order of `schedule.CACHE_POLICIES` and its companions.
+NONE, LRU, LFU, STATIC, BELADY, LEAST_STALE, AFFINITY, ACTIVATION = range(8)
+GUESS_NONE, GUESS_ALL, GUESS_NEXT_GATE, GUESS_DIAL, GUESS_PRE_GATE, GUESS_ORACLE, GUESS_ACTIVATION = range(7)
+ROUTED, WHOLE_LAYER, LAYER_STREAMED = range(3)
+MISS_FETCH, MISS_CPU, MISS_CHEAPER, MISS_BALANCED = range(4)
 
 # Where an expert is.
 ABSENT, CACHED, STAGED, TRANSIENT = 0, 1, 2, 3
@@ -32,8 +35,9 @@ DEMAND, PREFETCH = 0, 1
 (
     NEXT_TRANSFER, NEXT_KERNEL, NEXT_WRITEBACK, NEXT_STREAM, CLOCK,
     HITS, HITS_GUESSED, MISSES, PREFETCHES, PREFETCHES_USED, EXTRA_FETCHES, WRITEBACKS,
-    PREFETCHES_DROPPED, EVICTIONS, PEAK_TRANSIENT, TRANSIENT_NOW, GUESSES_TRUE, TRUTHS, NUM_COUNTS,
-) = range(19)  # fmt: skip
+    PREFETCHES_DROPPED, EVICTIONS, PEAK_TRANSIENT, TRANSIENT_NOW, GUESSES_TRUE, TRUTHS,
+    CPU_RUNS, CANCELLED, DISK_READS, LOW_FETCHES, BACKLOG_NS, LIBRARY_SIZE, LIBRARY_NEXT, NUM_COUNTS,
+) = range(26)  # fmt: skip
 
 FAR = np.int64(2**62)
 """A next use that never comes."""
@@ -58,6 +62,29 @@ class PolicyConfig(NamedTuple):
     seed: int
     guess_distances: int
     guess_width: int
+    miss: int
+    threshold_65536: int
+    benefit: int
+    library: int
+    cancel: int
+    low_rank: int  # a miss that no token ranks above this is fetched in the second format; -1: never
+    host_experts: int  # 0: the host holds all
+    placement: int  # of a static cache, in the order of `schedule.PLACEMENTS`
+
+
+class Prices(NamedTuple):
+    """Predicted costs that decisions may weigh, in nanoseconds; the run's own cost tables, never observed time."""
+
+    copy_ns: Array  # int64 [num_formats]: one expert's transfer
+    device_ns: Array  # int64 [num_formats, max_expert_tokens + 1]: one expert on the device
+    cpu_ns: Array  # int64 [num_formats, max_expert_tokens + 1]: one expert on the host's cores; empty where unknown
+    visit_ns: Array  # int64 [1]: what the stream is busy with from one visit to the next
+
+
+def no_prices() -> Prices:
+    """Return prices for schedules that weigh nothing."""
+    none = np.zeros((1, 0), np.int64)
+    return Prices(copy_ns=np.zeros(2, np.int64), device_ns=none, cpu_ns=none, visit_ns=np.zeros(1, np.int64))
 
 
 class PolicyState(NamedTuple):
@@ -88,7 +115,20 @@ class PolicyState(NamedTuple):
     slot_writeback: Array  # int64 [num_slots]: last write-back that reads the slot, -1 when none
     slot_pending: Array  # int64 [num_slots]: an unused prefetch into the slot, perhaps still on its way, -1 when none
     slot_pending_target: Array  # int64 [num_slots]: the visit that prefetch was made for
+    merit: Array  # int64 [num_keys]: how likely an expert is thought to be wanted again (affinity and activation only)
+    followers: (
+        Array  # int32 [num_layers, num_experts, num_experts]: how often one expert's visit was followed by another's
+    )
+    format: Array  # uint8 [num_keys]: weight format of each expert's copy; the latest one's under `low_rank`
+    in_host: Array  # uint8 [num_keys]: 0 where the expert must be read from disk
+    host_prev: Array  # int32 [num_keys + 1]: recency of the host's memory; the last entry is the sentinel
+    host_next: Array  # int32 [num_keys + 1]
+    request: Array  # int64 [num_keys]: tokens of the current request that used each expert (activation only)
+    library: Array  # int64 [library, num_keys]: the same of earlier requests
+    matched: Array  # int64 [num_keys]: the library's nearest entry
+    prices: Prices
     score: Array  # int64 [num_experts]: scratch for ranking guesses
+    ranked_score: Array  # int64 [num_experts]: the scores of `ranked`, probabilities times 65536 or sums of them
     ranked: Array  # int32 [num_experts]: scratch, guesses in the order in which they are fetched
     count: Array  # type: ignore[assignment]  # int64 [NUM_COUNTS]; nobody asks a state for tuple.count
 
@@ -101,6 +141,10 @@ class Decision(NamedTuple):
     item_kernel: Array  # int32: kernel of each, counted from 0 within the visit, not falling
     item_transfer: Array  # int64: transfer that must have arrived, -1 when none
     item_wait_key: Array  # int32: key of that transfer
+    item_format: Array  # int32: weight format it is computed in
+    cpu_expert: Array  # int32: experts that run on the host's cores, one after the other
+    cpu_tokens: Array  # int32
+    cpu_format: Array  # int32
     move_key: Array  # int32: transfers in the order they are submitted; ids run on from first_transfer
     move_class: Array  # int32: DEMAND or PREFETCH
     move_target: Array  # int64: visit it is for
@@ -108,15 +152,29 @@ class Decision(NamedTuple):
     move_wait_kernel: Array  # int64: kernel number that must have finished with the slot, -1 when none
     move_wait_writeback: Array  # int64: write-back that must have left the slot, -1 when none
     move_slot: Array  # int32: slot it fills, -1 for a transient buffer
+    move_format: Array  # int32: weight format that moves
+    move_disk: Array  # int64: the disk read that must have ended, counted from 0, -1 when the host has the expert
     back_key: Array  # int32: write-backs; ids run on from first_writeback
+    back_format: Array  # int32
     back_wait_kernel: Array  # int64
     back_move: Array  # int32: the write-back is submitted together with this transfer of the visit
     promoted: Array  # int64: earlier transfers that are now demanded, rising
     promoted_target: Array  # int64: the visit each was made for
-    size: Array  # int64 [8]: items, kernels, moves, backs, promoted, first transfer, first kernel, first write-back
+    size: Array  # int64 [NUM_SIZES]: lengths of the lists above, then the first ids of this visit
 
 
-SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_BACKS, SIZE_PROMOTED, FIRST_TRANSFER, FIRST_KERNEL, FIRST_BACK = range(8)
+(SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_BACKS, SIZE_PROMOTED, SIZE_CPU, FIRST_TRANSFER, FIRST_KERNEL, FIRST_BACK, FIRST_READ,
+ NUM_SIZES) = range(11)  # fmt: skip
+
+
+def uses_requests(schedule: OffloadSchedule) -> bool:
+    """Return whether decisions look at what earlier requests used."""
+    return schedule.predictor.kind == "activation" or schedule.cache.policy == "activation"
+
+
+def needs_prices(config: PolicyConfig) -> bool:
+    """Return whether decisions weigh predicted costs."""
+    return config.miss in (MISS_CHEAPER, MISS_BALANCED) or config.benefit == 1
 
 
 def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int, top_k: int,
@@ -124,17 +182,14 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
     """Return the compiled form of `schedule`'s logical options."""
     cache, predictor = schedule.cache, schedule.predictor
     return PolicyConfig(
-        policy={"none": NONE, "lru": LRU, "lfu": LFU, "static": STATIC, "belady": BELADY}[cache.policy],
-        predictor={
-            "none": GUESS_NONE, "all": GUESS_ALL, "next-gate": GUESS_NEXT_GATE, "dial": GUESS_DIAL,
-            "pre-gate": GUESS_PRE_GATE, "oracle": GUESS_ORACLE,
-        }[predictor.kind],
+        policy=CACHE_POLICIES.index(cache.policy),
+        predictor=PREDICTORS.index(predictor.kind),
         depth=predictor.depth,
         width=predictor.width or top_k,
         staging=predictor.staging,
         grouped=int(schedule.kernel.grouping == "grouped"),
         write_back=int(schedule.copy.write_back),
-        fetch_layer=int(schedule.copy.fetch == "layer"),
+        fetch_layer=FETCHES.index(schedule.copy.fetch),
         num_layers=num_layers,
         num_experts=num_experts,
         pooled=int(cache.pooled_experts is not None),
@@ -143,17 +198,28 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
         seed=predictor.seed,
         guess_distances=guess_distances,
         guess_width=guess_width,
+        miss=MISS_CHOICES.index(schedule.kernel.miss),
+        threshold_65536=round(predictor.threshold * 65536),
+        benefit=int(predictor.benefit),
+        library=predictor.library if uses_requests(schedule) else 0,
+        cancel=int(schedule.copy.cancel),
+        low_rank=-1 if schedule.experts.low_rank is None else schedule.experts.low_rank,
+        host_experts=schedule.copy.host_experts or 0,
+        placement=PLACEMENTS.index(cache.placement),
     )  # fmt: skip
 
 
 def make_state(
-    config: PolicyConfig, *, capacities: Array, popularity: Array | None, first_use: Array | None
-) -> PolicyState:
+    config: PolicyConfig, *, capacities: Array, popularity: Array | None, first_use: Array | None,
+    formats: Array | None = None, prices: Prices | None = None,
+) -> PolicyState:  # fmt: skip
     """Return the state before the first visit.
 
     capacities: int [num_pools] slots of each layer's cache, or of the one pooled cache.
     popularity: int [num_layers, num_experts] tokens per expert, needed by a static cache, which starts full.
     first_use: int64 [num_keys] first visit that uses each expert (FAR when none does), needed by belady.
+    formats: int [num_keys] weight format of each expert; None: all are of the first.
+    prices: predicted costs, needed where `needs_prices` says so.
     """
     num_keys = config.num_layers * config.num_experts
     num_pools = 1 if config.pooled else config.num_layers
@@ -165,6 +231,12 @@ def make_state(
     num_stream = 2 if config.policy == STATIC else 0
     num_slots = num_cached + config.staging + num_stream
     links = np.arange(num_keys + num_pools, dtype=np.int32)
+    host_links = np.arange(num_keys + 1, dtype=np.int32)
+    remembered = num_keys if config.library else 0
+    weighed = num_keys if config.policy in (AFFINITY, ACTIVATION) else 0
+    pairs = (config.num_layers, config.num_experts, config.num_experts) if config.policy == AFFINITY else (0, 0, 0)
+    if needs_prices(config) and prices is None:
+        raise Internal("decisions that weigh costs were given none")
     free = np.zeros(max(num_cached, 1), np.int32)
     for pool in range(num_pools):  # the stack pops from its end, so the lowest slot is used first
         free[base[pool] : base[pool + 1]] = np.arange(base[pool + 1] - 1, base[pool] - 1, -1)
@@ -192,18 +264,35 @@ def make_state(
         slot_writeback=np.full(max(num_slots, 1), -1, np.int64),
         slot_pending=np.full(max(num_slots, 1), -1, np.int64),
         slot_pending_target=np.full(max(num_slots, 1), -1, np.int64),
+        merit=np.zeros(weighed, np.int64),
+        followers=np.zeros(pairs, np.int32),
+        format=np.zeros(num_keys, np.uint8) if formats is None else formats.astype(np.uint8),
+        in_host=np.full(num_keys, config.host_experts == 0, np.uint8),
+        host_prev=host_links.copy(),
+        host_next=host_links.copy(),
+        request=np.zeros(remembered, np.int64),
+        library=np.zeros((config.library, remembered), np.int64),
+        matched=np.zeros(remembered, np.int64),
+        prices=no_prices() if prices is None else prices,
         score=np.zeros(config.num_experts, np.int64),
+        ranked_score=np.zeros(config.num_experts, np.int64),
         ranked=np.zeros(config.num_experts, np.int32),
         count=np.zeros(NUM_COUNTS, np.int64),
     )
-    if config.policy == STATIC and popularity is not None:
-        _preload(config, state, popularity)
+    if popularity is not None:
+        if config.policy == STATIC:
+            _preload(config, state, popularity)
+        if config.host_experts:
+            _load_host(config, state, popularity)
     return state
 
 
 def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:
-    """Fill a static cache with the most popular experts of each layer, or of all layers when the cache is pooled."""
+    """Fill a static cache: with the most popular experts, or by place, of each layer, or of all when it is pooled."""
     counts = popularity.reshape(config.num_layers, config.num_experts)
+    if PLACEMENTS[config.placement] != "popularity":
+        layer, expert = np.indices(counts.shape)
+        counts = {"uniform": -expert, "front": -layer, "back": layer}[PLACEMENTS[config.placement]]
     if config.pooled:
         counts = counts.reshape(1, -1)
     # Stable sorting of falling counts settles equal counts by rising key, the same way everywhere.
@@ -216,6 +305,16 @@ def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> Non
         state.used[chosen] = 1
 
 
+def _load_host(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:
+    """Fill the host's memory with the most popular experts of all, the most popular the most recent."""
+    sentinel = config.num_layers * config.num_experts
+    chosen = np.argsort(-popularity.ravel(), kind="stable")[: config.host_experts]
+    chain = np.concatenate(([sentinel], chosen, [sentinel]))
+    state.host_next[chain[:-1]] = chain[1:]
+    state.host_prev[chain[1:]] = chain[:-1]
+    state.in_host[chosen] = 1
+
+
 def make_decision(config: PolicyConfig) -> Decision:
     """Return decision buffers large enough for any visit of `config`."""
     experts = config.num_experts
@@ -223,11 +322,14 @@ def make_decision(config: PolicyConfig) -> Decision:
     i32, i64 = np.int32, np.int64
     return Decision(
         item_expert=np.zeros(experts, i32), item_tokens=np.zeros(experts, i32), item_kernel=np.zeros(experts, i32),
-        item_transfer=np.zeros(experts, i64), item_wait_key=np.zeros(experts, i32),
+        item_transfer=np.zeros(experts, i64), item_wait_key=np.zeros(experts, i32), item_format=np.zeros(experts, i32),
+        cpu_expert=np.zeros(experts, i32), cpu_tokens=np.zeros(experts, i32), cpu_format=np.zeros(experts, i32),
         move_key=np.zeros(moves, i32), move_class=np.zeros(moves, i32), move_target=np.zeros(moves, i64),
         move_kernel=np.zeros(moves, i32), move_wait_kernel=np.zeros(moves, i64),
         move_wait_writeback=np.zeros(moves, i64), move_slot=np.zeros(moves, i32),
-        back_key=np.zeros(moves, i32), back_wait_kernel=np.zeros(moves, i64), back_move=np.zeros(moves, i32),
+        move_format=np.zeros(moves, i32), move_disk=np.zeros(moves, i64),
+        back_key=np.zeros(moves, i32), back_format=np.zeros(moves, i32), back_wait_kernel=np.zeros(moves, i64),
+        back_move=np.zeros(moves, i32),
         promoted=np.zeros(2 * experts + 1, i64),
-        promoted_target=np.zeros(2 * experts + 1, i64), size=np.zeros(8, i64),
+        promoted_target=np.zeros(2 * experts + 1, i64), size=np.zeros(NUM_SIZES, i64),
     )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What an engine adds up in time, and how a row of its timeline is written.
+
+Modelled: the places of a run's `clock`, and the few things that both halves of the compiled twin do alike. Ignored: when
+anything happens; that is the engines' business.
+"""
+
+from __future__ import annotations
+
+from ..jit import jit_lean
+from .costs import CostTables
+from .policies.state import Array, Decision
+from .timeline import (
+    OP_EXPERT,
+    ROW_BYTES,
+    ROW_END,
+    ROW_EXPERT,
+    ROW_LANE,
+    ROW_LAYER,
+    ROW_OP,
+    ROW_START,
+    ROW_STEP,
+    ROW_TOKENS,
+)  # fmt: skip
+
+# `clock` indices: what a run carries from one piece of a recording to the next, and what it adds up.
+(
+    NOW, COMPUTE_END, KERNELS_DONE, BACKS_DONE, ROWS, STUCK, READY, LATE,
+    BUSY_DENSE, BUSY_EXPERT, BUSY_HEAD, BUSY_DEMAND, BUSY_PREFETCH, BUSY_BACK, BUSY_HOST, BUSY_CPU, BUSY_DISK,
+    STALL_COPY, STALL_HOST, STALL_CPU, BYTES_H2D, BYTES_D2H, MAKESPAN, STEP, LIMIT, NUM_CLOCK,
+) = range(26)  # fmt: skip
+
+# Values of `clock[STUCK]`.
+DEADLOCK, QUEUE_FULL, ABANDONED = 1, 2, 3
+
+
+@jit_lean
+def write_row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: int, expert: int, start: int, end: int,
+         num_bytes: int, tokens: int) -> None:  # fmt: skip
+    """Count one timeline row and write it where rows are wanted; activities that take no time leave none."""
+    if end > start:
+        at = clock[ROWS]
+        if at < rows.shape[0]:
+            rows[at, ROW_LANE] = lane
+            rows[at, ROW_OP] = op
+            rows[at, ROW_STEP] = step
+            rows[at, ROW_LAYER] = layer
+            rows[at, ROW_EXPERT] = expert
+            rows[at, ROW_START] = start
+            rows[at, ROW_END] = end
+            rows[at, ROW_BYTES] = num_bytes
+            rows[at, ROW_TOKENS] = tokens
+        clock[ROWS] = at + 1
+
+
+@jit_lean
+def kernel_work(costs: CostTables, out: Decision, first: int, last: int) -> int:
+    """Return the nanoseconds of one launch over items `first` to `last` (exclusive)."""
+    work = int(costs.grouped_ns[0])
+    for at in range(first, last):
+        work += int(costs.kernel_ns[out.item_format[at], out.item_tokens[at]])
+    return work
+
+
+@jit_lean
+def write_kernel_row(
+    rows: Array, clock: Array, out: Decision, step: int, layer: int, first: int, last: int, start: int, end: int
+) -> None:
+    """Write one kernel's row: an expert of its own, or -1 for a group, with the tokens of all."""
+    tokens = 0
+    for at in range(first, last):
+        tokens += out.item_tokens[at]
+    expert = out.item_expert[first] if last - first == 1 else -1
+    write_row(rows, clock, 0, OP_EXPERT, step, layer, expert, start, end, 0, tokens)
