@@ -1,51 +1,68 @@
 """Placements and run-time routers that an expert-parallel plan chooses among, made from its evidence by name.
 
 Modelled: the policies of `ep_schedule.PLACEMENTS`, each with the number of redundant slots asked for; ours (`search`) starts
-from the others and minimises the predicted layer time on the planning tokens. A policy that needs to know which
-experts are chosen together is left out, by name, where only counts were recorded. Ignored: schedules (`ep_search`).
+from the others, minimises the predicted layer time on the planning tokens under the schedule's exchange, and gives way to
+the best heuristic in every layer where other requests say so. A policy that needs to know which experts are chosen together
+is left out, by name, where only counts were recorded. Ignored: schedules (`ep_search`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from ..ep_schedule import ExpertParallelSchedule
-from ..errors import InputError
-from ..sim.ep_costs import EpCosting
-from ..specs import weight_format
-from .ep_evidence import PLAN, Evidence, TokenEvidence
-from .placement.comparison import Candidate
+from ..ep_schedule import PLACEMENTS, ExpertParallelSchedule
+from ..errors import InputError, UnknownName
+from .ep_evidence import CHOOSE, PLAN, Evidence, TokenEvidence
+from .placement.comparison import Candidate, assemble, choose_per_layer, evaluate
 from .placement.eplb import rebalance
 from .placement.grace import GracePlan, grace_plan
 from .placement.metro import FewestActiveChoice, metro_placement
 from .placement.objective import LayerCosts
 from .placement.occult import occult_placement
-from .placement.placement import Placement, contiguous, round_robin
+from .placement.placement import Placement, contiguous, from_rank_lists, round_robin
 from .placement.replica_choice import CappedChoice, ReplicaChoice, StaticChoice, WeightedChoice, nearest_table
 from .placement.search import SearchResult, SearchSettings, search_placement
+from .placement.splits import StepTokens
 
+# What our search starts from, and what every layer of it has to beat.
+STARTS = ("eplb", "eplb-hierarchical", "occult", "contiguous")
 NEEDS_TOKENS = ("grace", "occult", "metro", "search")
 # Expert groups of a hierarchical EPLB where the model's own number is not given: DeepSeek-V3's `n_group`.
 DEFAULT_EXPERT_GROUPS = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Searched:
+    """Our placement after every layer was judged on requests it was not made for."""
+
+    placement: Placement
+    table: npt.NDArray[np.int32]
+    """int32 [layers, experts, ranks]: the planned slot per source rank; the nearest where a heuristic won."""
+    layers_from: tuple[str, ...]
+    """What each layer comes from: search, or the heuristic that did better."""
+
+
 @dataclass(slots=True)
 class Placements:
-    """Placements by (policy, redundant slots), made once."""
+    """Placements by (policy, redundant slots; ours also by kind of exchange), made once."""
 
     evidence: Evidence
     num_experts: int
     num_ranks: int
     num_nodes: int
-    layer_costs: LayerCosts
+    layer_costs: Mapping[str, LayerCosts]
+    """What a layer costs, by kind of exchange."""
     search: SearchSettings
     num_groups: int | None = None
     workers: int = 1
     _made: dict[tuple[str, int], Placement] = field(default_factory=dict)
     _grace: dict[int, GracePlan] = field(default_factory=dict)
-    _searched: dict[int, SearchResult] = field(default_factory=dict)
+    _results: dict[tuple[int, str], SearchResult] = field(default_factory=dict)
+    _searched: dict[tuple[int, str, bool], Searched] = field(default_factory=dict)
     _routers: dict[tuple[object, ...], Candidate] = field(default_factory=dict)
 
     def num_slots(self, redundant: int) -> int:
@@ -67,7 +84,7 @@ class Placements:
         return policy not in NEEDS_TOKENS or isinstance(self.evidence, TokenEvidence)
 
     def placement(self, policy: str, redundant: int) -> Placement:
-        """Return the policy's placement; raises InputError where the evidence is not enough."""
+        """Return a heuristic's placement; raises InputError where the evidence is not enough."""
         key = (policy, 0 if policy == "grace" else redundant)
         if key not in self._made:
             self._made[key] = self._make(policy, redundant)
@@ -76,25 +93,66 @@ class Placements:
     def candidate(self, schedule: ExpertParallelSchedule) -> Candidate:
         """Return the placement and router a schedule names, the same objects each time."""
         policy, redundant, replica = schedule.placement.policy, schedule.placement.num_redundant, schedule.replica
-        key = (policy, 0 if policy == "grace" else redundant, replica)
+        ours = policy == "search"
+        key = (policy, 0 if policy == "grace" else redundant, schedule.exchange.kind if ours else "", replica)
         if key not in self._routers:
-            placement = self.placement(policy, redundant)
+            placement = self._ours(schedule).placement if ours else self.placement(policy, redundant)
             self._routers[key] = Candidate(placement=placement, router=self._router(schedule, placement))
         return self._routers[key]
 
-    def searched(self, redundant: int) -> SearchResult:
-        """Return our search with so many redundant slots, started from every heuristic of that shape."""
-        if redundant not in self._searched:
-            if not isinstance(self.evidence, TokenEvidence):
-                raise InputError(
-                    "placement.policy", "search", "needs the routing of single tokens", "record tokens, not counts"
-                )
-            starts = {
-                name: self.placement(name, redundant) for name in ("eplb", "eplb-hierarchical", "occult", "contiguous")
-            }
-            steps = self.evidence.parts[PLAN]
-            self._searched[redundant] = search_placement(steps, starts, self.layer_costs, self.search, self.workers)
-        return self._searched[redundant]
+    def _ours(self, schedule: ExpertParallelSchedule) -> Searched:
+        planned = schedule.replica.choice == "planned"
+        return self.searched(schedule.placement.num_redundant, schedule.exchange.kind, planned=planned)
+
+    def searched(self, redundant: int, exchange: str, *, planned: bool) -> Searched:
+        """Return our placement with so many redundant slots, every layer judged on the requests to choose by.
+
+        A layer in which a heuristic does better there is the heuristic's. planned: tokens follow the table that was searched
+        (the nearest copy, for a heuristic), otherwise the capped replica choice. Raises InputError where only counts were
+        recorded.
+        """
+        key = (redundant, exchange, planned)
+        if key not in self._searched:
+            result, costs = self._search(redundant, exchange), self.layer_costs[exchange]
+            # Ours first, so that a tie keeps it.
+            placements = {"search": result.placement} | {name: self.placement(name, redundant) for name in STARTS}
+            tables = {name: nearest_table(placement) for name, placement in placements.items()}
+            tables["search"] = result.table
+            steps = self.evidence_steps(CHOOSE)
+            names = choose_per_layer({
+                name: evaluate(Candidate(
+                    placement=placement, router=StaticChoice(table=tables[name]) if planned else CappedChoice()
+                ), steps, costs)
+                for name, placement in placements.items()
+            })  # fmt: skip
+            table = np.stack([tables[name][layer] for layer, name in enumerate(names)])
+            self._searched[key] = Searched(
+                placement=assemble(placements, names), table=table, layers_from=tuple(names)
+            )
+        return self._searched[key]
+
+    def evidence_steps(self, part: str, policy: str = "search") -> list[StepTokens]:
+        """Return the recorded steps of a part for a policy; raises InputError where only counts were recorded."""
+        if not isinstance(self.evidence, TokenEvidence):
+            raise InputError(
+                "placement.policy", policy, "needs the routing of single tokens", "record tokens, not counts"
+            )
+        return self.evidence.parts[part]
+
+    def _search(self, redundant: int, exchange: str) -> SearchResult:
+        """Return our search from every heuristic of its shape and, with copies, from what it finds without any."""
+        key = (redundant, exchange)
+        if key not in self._results:
+            starts = {name: self.placement(name, redundant) for name in STARTS}
+            slots = self.num_slots(redundant)
+            if slots > self.num_slots(0):
+                fewer = self._search(0, exchange).placement
+                by_rank = [row.reshape(self.num_ranks, -1).tolist() for row in fewer.physical_to_logical]
+                starts["search without copies"] = from_rank_lists(by_rank, self.num_experts, self.num_nodes, slots)
+            self._results[key] = search_placement(
+                self.evidence_steps(PLAN), starts, self.layer_costs[exchange], self.search, self.workers
+            )
+        return self._results[key]
 
     def expert_groups(self) -> int:
         """Return the expert groups a hierarchical EPLB keeps together."""
@@ -113,11 +171,7 @@ class Placements:
             return rebalance(load, slots, ranks, nodes)
         if policy == "eplb-hierarchical":
             return rebalance(load, slots, ranks, nodes, self.expert_groups())
-        if not isinstance(self.evidence, TokenEvidence):
-            raise InputError(
-                "placement.policy", policy, "needs the routing of single tokens", "record tokens, not counts"
-            )
-        steps = self.evidence.parts[PLAN]
+        steps = self.evidence_steps(PLAN, policy)
         if policy == "grace":
             self._grace[0] = grace_plan(steps, self.num_experts, ranks, nodes)
             return self._grace[0].placement
@@ -125,7 +179,7 @@ class Placements:
             return occult_placement(steps, self.num_experts, slots, ranks, nodes)
         if policy == "metro":
             return metro_placement(steps, self.num_experts, slots, ranks, nodes)
-        return self.searched(redundant).placement
+        raise UnknownName("placement.policy", policy, PLACEMENTS)
 
     def _router(self, schedule: ExpertParallelSchedule, placement: Placement) -> ReplicaChoice:
         replica, policy = schedule.replica, schedule.placement.policy
@@ -140,23 +194,5 @@ class Placements:
                 return self._grace[0].router(replica.seed)
             return WeightedChoice(seed=replica.seed, nearest_first=True)
         if replica.choice == "planned" and policy == "search":
-            return StaticChoice(table=self.searched(schedule.placement.num_redundant).table)
+            return StaticChoice(table=self._ours(schedule).table)
         return StaticChoice(table=nearest_table(placement))
-
-
-def layer_costs(costing: EpCosting, schedule: ExpertParallelSchedule, rows_per_slot: int) -> LayerCosts:
-    """Return the constants of the search's objective under a schedule's kernels and exchange.
-
-    A row costs what one row more costs beside `rows_per_slot`: where weights bound kernels, nearly nothing.
-    """
-    hidden, constants = costing.costs.model.hidden_size, costing.constants
-    fmt = weight_format(schedule.kernel.bits)
-    few, many = max(1, rows_per_slot), 2 * max(1, rows_per_slot)
-    seconds = costing.item_s(np.array([few, many]), fmt, rate=constants.grouped_rate)
-    return LayerCosts(
-        token_bytes_dispatch=schedule.exchange.dispatch_bytes_per_value * hidden,
-        token_bytes_combine=schedule.exchange.combine_bytes_per_value * hidden,
-        intra_bytes_per_s=constants.intra.bytes_per_s,
-        inter_bytes_per_s=(constants.inter or constants.intra).bytes_per_s,
-        row_s=float(seconds[1] - seconds[0]) / (many - few),
-    )

@@ -15,8 +15,9 @@ from ..hardware import Profile
 from ..sim.ep_rehearsal import EpRehearsal
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import LoadProfile, RoutingTrace
-from .ep_candidates import Placements, layer_costs
+from .ep_candidates import Placements
 from .ep_evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
+from .ep_objective import layer_costs
 from .ep_search import EpProgress, EpSearch
 from .placement.search import SearchSettings
 
@@ -44,7 +45,7 @@ class EpRequest:
     """Weight format of experts and dense weights; None takes 16, or 8 where only that fits."""
     num_groups: int | None = None
     """The model's expert groups, for hierarchical EPLB."""
-    search_moves: int = 20_000
+    search_moves: int = 100_000
     """Moves our placement search proposes for each layer."""
     workers: int = 1
     """Threads of that search; they do not change the result."""
@@ -119,9 +120,11 @@ def prepare_ep(
         request.context_tokens,
         weight_format(bits),
     )
-    rows = evidence.step_tokens * model.top_k // model.num_experts
+    costs = layer_costs(
+        rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks
+    )
     placements = Placements(
-        evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, layer_costs(rehearsal.costing, schedule, rows),
+        evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,
         SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
     placements.num_slots(request.num_redundant)

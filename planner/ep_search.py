@@ -65,7 +65,11 @@ class EpSearch:
         if not placed:
             raise min(misfits, key=lambda reason: reason.missing_bytes)
         found = list(placed)
-        for scored in placed[:_KEPT]:
+        # Ours is never preferred for want of trying: the best heuristic is overlapped as well.
+        rival = [each for each in placed[_KEPT:] if each.schedule.placement.policy != "search"][:1]
+        if any(each.schedule.placement.policy != "search" for each in placed[:_KEPT]):
+            rival = []
+        for scored in [*placed[:_KEPT], *rival]:
             found += self._score(self.pipelined(scored.schedule), part, misfits)
         return sorted(found, key=lambda each: each.prediction.step_s)
 
