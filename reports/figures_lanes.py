@@ -24,7 +24,10 @@ from .style import GREY, OP_COLOURS, axis, layout, lying_bars, note, upright_lin
 # Bars beyond this number make a page slow to open and to zoom on a phone.
 MOST_BARS = 3000
 NUM_STEPS = 3
-_LANE_LABELS = {"host": "host", "compute": "compute", "h2d": "copies<br>to device", "d2h": "copies<br>to host"}
+_LANE_LABELS = {
+    "host": "host", "compute": "compute", "cpu": "host's<br>cores", "h2d": "copies<br>to device", "d2h": "copies<br>to host",
+    "disk": "reads<br>from disk",
+}  # fmt: skip
 _LANE_PX = 54
 _NARROW_LEGEND_PX = 90
 

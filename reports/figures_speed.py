@@ -20,6 +20,7 @@ SHARE_TITLES = {
     "expert": "expert kernels",
     "head": "output head",
     "copy": "waiting for copies",
+    "cpu": "waiting for experts on the host's cores",
     "host": "waiting for the host",
 }
 
@@ -69,9 +70,11 @@ def share_plot(entries: Sequence[Entry]) -> Plot:
     passes = [int(entry.result["makespan_ns"]) / NS_PER_S / max(int(entry.result["num_steps"]), 1) for entry in entries]
     data = []
     for part, title in SHARE_TITLES.items():
-        shares = [float(entry.result["time_share"][part]) for entry in entries]
+        shares = [float(entry.result["time_share"].get(part, 0.0)) for entry in entries]
+        if part == "cpu" and not any(shares):
+            continue
         hover = [
-            f"<b>{escape(entry.title)}</b><br>{title}: {numbers.percent(share)}, {numbers.seconds(share * mean)} a pass"
+            f"<b>{escape(entry.title)}</b><br>{escape(title)}: {numbers.percent(share)}, {numbers.seconds(share * mean)} a pass"
             for entry, share, mean in zip(entries, shares, passes, strict=True)
         ]
         percents = [100 * share for share in shares]

@@ -26,6 +26,7 @@ from .plan_document import check_plan_document
 from .sources import constants_table, source_summary
 from .speed import CHOSEN, Document, Entry, entries, interval_text
 
+_BOUNDS = {"copy": "copies", "compute": "compute", "cpu": "the host's cores", "host": "the host"}
 _PLAIN_BITS = "16"
 """How everything but experts is stored unless told otherwise."""
 
@@ -93,7 +94,7 @@ def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
         ("Step, 99th percentile", numbers.seconds(best["step_s"]["p99"])),
         ("Hit rate", numbers.percent(best["hit_rate"])),
         ("Copied a token", numbers.size(per_token)),
-        ("What binds", {"copy": "copies", "compute": "compute", "host": "the host"}.get(best["bound"], best["bound"])),
+        ("What binds", _BOUNDS.get(best["bound"], best["bound"])),
         ("Device memory used", numbers.size(best["ledger"]["device_bytes"])),
         ("Above the lower bound", numbers.percent(gap) if gap is not None and gap != float("inf") else "unknown"),
         ("Schedules considered", f"{document['num_candidates']:,}"),

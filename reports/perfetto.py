@@ -28,11 +28,11 @@ Event = dict[str, Any]
 
 _LANE_TITLES = {
     "compute": "compute stream", "h2d": "host to device copies", "d2h": "device to host copies", "host": "host program",
-    "inter": "port between nodes", "intra": "port inside the node",
+    "cpu": "experts on the host's cores", "disk": "disk to host reads", "inter": "port between nodes", "intra": "port inside the node",
 }  # fmt: skip
 # Cause before effect: the host launches, kernels run, copies feed them.
-_LANE_ORDER = ("host", "compute", "h2d", "d2h", "inter", "intra")
-_LINKS = ("h2d", "d2h", "inter", "intra")
+_LANE_ORDER = ("host", "compute", "cpu", "h2d", "d2h", "disk", "inter", "intra")
+_LINKS = ("h2d", "d2h", "disk", "inter", "intra")
 _EXCHANGES = ("dispatch", "combine", "reduce")
 
 AnyTimeline: TypeAlias = Timeline | EpTimeline | pd.DataFrame

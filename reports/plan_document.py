@@ -59,6 +59,7 @@ class _Share:
     head: float
     copy: float
     host: float
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,23 +20,8 @@ Document = Mapping[str, Any]
 _ROOMIER = "memory x"
 CHOSEN, PUBLISHED, REFERENCE = "chosen", "published", "reference"
 
-# Families of published schedules in the order in which they are shown, by the key that plans give them.
-FAMILY_TITLES: Mapping[str, str] = {
-    "resident": "Everything on the device",
-    "none": "No cache: fetched when routed",
-    "static": "Fixed on the device, nothing fetched back",
-    "reactive": "Caches that react",
-    "speculative": "Caches that guess ahead",
-    "prefetch": "Layers fetched ahead",
-    "pre-gated": "Routed one layer early",
-    "request": "Guesses from whole requests",
-    "cpu": "The processor helps",
-    "precision": "Fewer bits on a miss",
-    "tiers": "Three tiers, with disk",
-    "oracle": "Routes known ahead",
-    "other": "Other published schedules",
-}
-_OTHER = "other"
+# A plan whose schedules name no family has one heading for all.
+_OTHER, _UNSORTED = "other", "Published schedules"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,36 +42,30 @@ class Entry:
 def entries(document: Document) -> list[Entry]:
     """Return every simulated schedule of a plan document: the chosen one, the published ones by family, the references.
 
-    In each family the plan's order is kept. Raises InputError for a schedule that is none.
+    Families stand in the order in which the plan first names them, schedules of a family in the plan's own. Raises InputError
+    for a schedule that is none.
     """
     best = document["best"]
     found = [_entry(best["name"], best["name"], CHOSEN, "Chosen", best)]
-    published = sorted(document["baselines"], key=lambda one: _place(_family(one)))
-    one_family = all(_family(one) == _OTHER for one in published)
-    for one in published:
-        heading = "Published schedules" if one_family else family_title(_family(one))
-        found.append(_entry(one["name"], one["name"], PUBLISHED, heading, one))
+    families = list(dict.fromkeys(_family(one) for one in document["baselines"]))
+    families.sort(key=lambda family: family == _OTHER)
+    for family in families:
+        heading = _UNSORTED if families == [_OTHER] else family_title(family)
+        mine = [one for one in document["baselines"] if _family(one) == family]
+        found += [_entry(one["name"], one["name"], PUBLISHED, heading, one) for one in mine]
     for name, one in document["references"].items():
         found.append(_entry(name, _reference_title(name), REFERENCE, "References out of reach", one))
     return found
 
 
 def family_title(family: str) -> str:
-    """Return what a family of schedules is called; a key that is not known speaks for itself."""
-    return FAMILY_TITLES.get(family, family[:1].upper() + family[1:].replace("-", " "))
+    """Return the heading of a family of schedules, from the words that plans give it."""
+    return "Other published schedules" if family == _OTHER else family[:1].upper() + family[1:]
 
 
 def _family(one: Document) -> str:
     family = one.get("family")
     return family if isinstance(family, str) and family else _OTHER
-
-
-def _place(family: str) -> tuple[int, str]:
-    """Return the place of a family: known ones in their order, others by name before the last."""
-    known = [name for name in FAMILY_TITLES if name != _OTHER]
-    if family == _OTHER:
-        return len(known) + 1, ""
-    return (known.index(family), "") if family in known else (len(known), family)
 
 
 def _entry(name: str, title: str, kind: str, heading: str, result: Document) -> Entry:

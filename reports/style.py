@@ -22,9 +22,10 @@ KIND_COLOURS = {"chosen": BLUE, "published": GREY, "reference": LIGHT_GREY}
 OP_COLOURS = {
     "dense": SKY, "expert": BLUE, "head": GREEN, "fetch": VERMILION, "prefetch": ORANGE, "write-back": PURPLE,
     "shared": "#7fc9b4", "dispatch": ORANGE, "combine": VERMILION, "reduce": PURPLE,
+    "cpu expert": "#6a51a3", "disk read": "#8c6d31",
     "host layer": "#6e7781", "host submit": "#9aa4ae", "host launch": "#b6bfc8", "host step": "#57606a",
 }  # fmt: skip
-SHARE_COLOURS = {"dense": SKY, "expert": BLUE, "head": GREEN, "copy": VERMILION, "host": GREY}
+SHARE_COLOURS = {"dense": SKY, "expert": BLUE, "head": GREEN, "copy": VERMILION, "cpu": "#6a51a3", "host": GREY}
 
 Dict = dict[str, Any]
 

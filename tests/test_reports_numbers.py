@@ -102,17 +102,27 @@ def test_a_schedule_that_is_none_is_refused() -> None:
 
 def test_every_preset_has_a_phrase_and_a_table() -> None:
     phrases = {name: one_phrase(load_preset(name)) for name in PRESETS}
-    assert phrases == {
+    wanted = {
         "resident": "fixed cache of the most popular experts, as many experts as fit; nothing is fetched ahead; "
         "copies overlap compute",
-        "naive": "no expert cache; nothing is fetched ahead; copies and kernels take turns",
+        "naive": "no expert cache; nothing is fetched ahead; every expert of a layer is fetched, whatever was routed; "
+        "copies and kernels take turns",
         "on-demand": "no expert cache; nothing is fetched ahead; copies overlap compute",
         "mixtral-offloading": "least-recently-used cache, as many experts as fit; the next gate, run early, says what to "
         "fetch ahead, 1 layer ahead; copies overlap compute",
         "mixtral-offloading-code": "least-recently-used cache, as many experts as fit; nothing is fetched ahead; "
         "copies and kernels take turns",
         "pre-gated": "no expert cache; a pre-gate fixes the next layer's experts, 1 layer ahead; copies overlap compute",
+        "n-cpu-moe": "fixed cache of the last layers, as many experts as fit; nothing is fetched ahead; "
+        "missing experts run on the host's cores; copies overlap compute",
+        "hybrimoe": "least-frequently-used cache, as many experts as fit; the next gate, run early, says what to fetch "
+        "ahead, 1 layer ahead; the link and the host's cores divide a layer's missing experts; copies overlap compute",
+        "edge-moe": "least-recently-used cache, as many experts as fit; the next gate, run early, says what to fetch "
+        "ahead, 1 layer ahead; some experts in 2 bits; copies overlap compute",
+        "three-tiers": "least-recently-used cache, as many experts as fit; nothing is fetched ahead; "
+        "what the host's memory cannot hold is read from disk; copies overlap compute",
     }
+    assert {name: phrases[name] for name in wanted} == wanted
     for name in PRESETS:
         rows = option_rows(load_preset(name))
         assert len({option for option, _ in rows}) == len(rows)
@@ -144,4 +154,33 @@ def test_the_table_of_a_schedule_names_every_option_that_matters() -> None:
         ("Host time per layer", "20.0 µs, given by the user"),
     ]
     whole_layers = load_preset("naive").with_options(predictor__width=3)
-    assert ("Fetched", "every expert of a layer, whatever was routed") in option_rows(whole_layers)
+    assert ("Fetches", "every expert of a layer is fetched, whatever was routed") in option_rows(whole_layers)
+    bits = option_rows(load_preset("hobbit")) + option_rows(load_preset("edge-moe"))
+    assert ("A miss in fewer bits", "2 bits where no token has it as its first choice") in bits
+    assert ("Experts in fewer bits", "2 bits for the least popular 50 % of each layer") in bits
+    ahead = option_rows(load_preset("promoe").with_options(predictor__threshold=0.25, predictor__benefit=True))
+    assert ("Guesses left out", "those less probable than 25 %") in ahead
+    assert ("Guesses fetched", "while they are expected to hide more than a wrong one costs") in ahead
+    assert ("Wrong guesses", "are dropped while their copy waits; counts then depend on time") in ahead
+    tiers = option_rows(load_preset("three-tiers").with_options(copy__host_experts=1200))
+    assert ("Host memory holds", "1,200 experts; the others are read from disk") in tiers
+
+
+def test_published_schedules_stand_under_their_families() -> None:
+    document = plan_document()
+    extra = [dict(document["baselines"][0], name=name) for name in ("zeta", "alpha")]
+    for one, family in zip([*document["baselines"], *extra], ("no cache", "cache", "no cache", None), strict=True):
+        if family is not None:
+            one["family"] = family
+    document["baselines"] += extra
+    assert [(entry.name, entry.heading) for entry in entries(document)][:6] == [
+        ("best", "Chosen"),
+        ("on-demand", "No cache"),
+        ("zeta", "No cache"),
+        ("mixtral-offloading-code", "Cache"),
+        ("alpha", "Other published schedules"),
+        ("belady", "References out of reach"),
+    ]
+    assert {entry.heading for entry in entries(plan_document())} == {
+        "Chosen", "Published schedules", "References out of reach",
+    }  # fmt: skip
