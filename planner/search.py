@@ -232,7 +232,7 @@ def _score(
     if outcome.abandoned:
         return None
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
-    counted = steps[workload.steps.step_phase == workload.steps.step_phase.max()]
+    counted = steps[workload.step_phase == workload.step_phase.max()]
     return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
                   transient=int(outcome.counts[PEAK_TRANSIENT]))  # fmt: skip
 

@@ -16,7 +16,7 @@ from . import clock_fields as fields
 from .costs import D2H, H2D, CostTables
 from .offload_queues import Q_FIELDS
 from .offload_serial import run_serial
-from .offload_twin import NUM_OP_FIELDS, run_overlapped
+from .offload_twin import MORE, NUM_HELD, NUM_OP_FIELDS, run_overlapped
 from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, Prices, make_decision, make_state
 from .timeline import (
     OP_BACK,
@@ -87,7 +87,7 @@ def prices_of(costs: CostTables, workload: Workload) -> Prices:
     copy = costs.chunk_ns[:, 0] * (costs.num_chunks - 1) + costs.chunk_ns[:, 1]
     dense = (costs.dense_ns.sum(1) + costs.head_ns)[costs.step_class]
     steps, layers = workload.num_steps, workload.num_layers
-    experts = int(costs.kernel_ns[0][workload.steps.visit_tokens].sum())
+    experts = int(costs.kernel_ns[0][: len(workload.visit_sizes)] @ workload.visit_sizes)
     total = int(dense.sum()) + experts + steps * layers * int(costs.grouped_ns[0])
     return Prices(copy_ns=copy.astype(np.int64), device_ns=costs.kernel_ns, cpu_ns=costs.cpu_ns,
                   visit_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
@@ -117,14 +117,23 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
     step_end = np.zeros(num_steps, np.int64)
     later = np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns
     rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
-    if serial:
-        run_serial(config, workload.steps, costs, state, decision, clock, later, step_end, rows)
-    else:
-        demand, ahead, backlog, reads = (np.zeros((room, Q_FIELDS), np.int64) for _ in range(4))
-        ops = np.zeros((NUM_OP_FIELDS, config.num_experts + 2), np.int64)
-        arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-        run_overlapped(config, workload.steps, costs, state, decision, clock, demand, ahead, backlog, reads,
-                        np.zeros((1, Q_FIELDS), np.int64), ops, arrived, later, step_end, rows)  # fmt: skip
+    demand, ahead, backlog, reads = (np.zeros((0 if serial else room, Q_FIELDS), np.int64) for _ in range(4))
+    moving, held = np.zeros((1, Q_FIELDS), np.int64), np.zeros(NUM_HELD, np.int64)
+    ops = np.zeros((NUM_OP_FIELDS, config.num_experts + 2), np.int64)
+    arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
+    first = 0
+    for steps in workload.pieces():  # everything a run has reached stays in the arrays above from one piece to the next
+        last = min(first + len(steps.step_phase), num_steps)
+        held[MORE] = last < num_steps
+        ends, after = step_end[first:last], later[first : last + 1]
+        if serial:
+            run_serial(config, steps, costs, state, decision, clock, after, ends, rows)
+        else:
+            run_overlapped(config, steps, costs, state, decision, clock, demand, ahead, backlog, reads, moving, held, ops,
+                           arrived, after, ends, rows)  # fmt: skip
+        first = last
+        if first == num_steps or clock[fields.STUCK]:
+            break
     if (
         clock[fields.STUCK] == fields.QUEUE_FULL
     ):  # the link lags so far behind that its queue outgrew its room: start over

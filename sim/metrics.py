@@ -73,7 +73,7 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources) -> Met
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     decode = _rate(workload, steps, 1)
     prefill = _rate(workload, steps, 0)
-    counted = steps[workload.steps.step_phase == (0 if decode is None else 1)]
+    counted = steps[workload.step_phase == (0 if decode is None else 1)]
     lookups = int(count[ps.HITS] + count[ps.MISSES])
     makespan = max(outcome.makespan_ns, 1)
     busy_h2d = int(clock[fields.BUSY_DEMAND] + clock[fields.BUSY_PREFETCH])
@@ -134,13 +134,13 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources) -> Met
 
 def counted_tokens(workload: Workload) -> int:
     """Return the tokens that `tokens_per_s` counts: those generated, or all where nothing is generated."""
-    decode = workload.steps.step_phase == 1
+    decode = workload.step_phase == 1
     return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())
 
 
 def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
     """Return tokens per second over the steps of one phase, None when there are none."""
-    mine = workload.steps.step_phase == phase
+    mine = workload.step_phase == phase
     duration = int(steps[mine].sum())
     return int(workload.step_tokens[mine].sum()) * NS_PER_S / duration if duration else None
 

@@ -37,20 +37,28 @@ from .timeline import (
 if TYPE_CHECKING:
     from .workload import Steps
 
+# `held` indices: what lanes and queues carry from one piece of a recording to the next. MORE: further steps follow; BEGIN: when
+# the next step begins; then the lanes that may be busy between two steps, the queues' heads and tails, the reads done.
+(
+    MORE, BEGIN, H_BUSY, H_FIN, H_WORK, H_UPD, H_RATE, H_START, D_BUSY, D_FIN, D_WORK, D_UPD, D_RATE, D_START, R_BUSY, R_FIN, R_START,
+    DQ_HEAD, DQ_TAIL, PQ_HEAD, PQ_TAIL, BQ_HEAD, BQ_TAIL, R_HEAD, R_TAIL, READS_DONE, NUM_HELD,
+) = range(27)  # fmt: skip
+
 _NEVER = 2**62
 NUM_OP_FIELDS = 5
 
 
 @jit_lean
 def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
-                   demand: Array, ahead: Array, backlog: Array, reads: Array, moving: Array,
+                   demand: Array, ahead: Array, backlog: Array, reads: Array, moving: Array, held: Array,
                    ops: Array, arrived: Array, later: Array,
                    step_end: Array, rows: Array) -> None:  # fmt: skip
     """Advance `clock` over `steps` when copies overlap kernels, writing each step's end; all queues end empty.
 
     demand, ahead, backlog, reads: int64 [room, Q_FIELDS], the queues; when one has too little room the run stops with
-    `clock[STUCK] = QUEUE_FULL` and is to be repeated with more. moving: int64 [1, Q_FIELDS] and ops: int64 [5, num_experts + 2],
-    scratch.
+    `clock[STUCK] = QUEUE_FULL` and is to be repeated with more. moving: int64 [1, Q_FIELDS], what the host→device engine moves.
+    held: int64 [NUM_HELD], zeros at the start of a run. With `held[MORE]` the run goes on in another call: this one returns when
+    its last step's head is done and leaves lanes and queues as they then are. ops: int64 [5, num_experts + 2], scratch.
     arrived: int64 [num_keys], the latest transfer of each expert that has arrived, -1 at the start.
     later: int64 [num_steps + 1], the least time from each step to the end; with `clock[LIMIT]` set, the run is abandoned
     once a step's end plus what must follow exceeds it.
@@ -74,8 +82,19 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     c_rate, h_rate, d_rate, x_rate = RATE_ONE, RATE_ONE, RATE_ONE, RATE_ONE
     c_start, h_start, d_start, x_start, r_start = now, now, now, now, now
     x_next, x_count, x_avail = 0, 0, 0  # the visit's experts on the host's cores, run one after the other
-    r_head, r_tail, reads_done = 0, 0, 0
-    dq_head, dq_tail, pq_head, pq_tail, bq_head, bq_tail = 0, 0, 0, 0, 0, 0
+    # Compute and cores are idle between two steps; copies and reads may be under way.
+    if held[H_BUSY]:
+        h_busy = True
+        h_fin, h_work, h_upd, h_rate, h_start = held[H_FIN], held[H_WORK], held[H_UPD], held[H_RATE], held[H_START]
+    if held[D_BUSY]:
+        d_busy = True
+        d_fin, d_work, d_upd, d_rate, d_start = held[D_FIN], held[D_WORK], held[D_UPD], held[D_RATE], held[D_START]
+    if held[R_BUSY]:
+        r_busy = True
+        r_fin, r_start = held[R_FIN], held[R_START]
+    r_head, r_tail, reads_done = held[R_HEAD], held[R_TAIL], held[READS_DONE]
+    dq_head, dq_tail, pq_head, pq_tail = held[DQ_HEAD], held[DQ_TAIL], held[PQ_HEAD], held[PQ_TAIL]
+    bq_head, bq_tail = held[BQ_HEAD], held[BQ_TAIL]
     num_ops = 0
     op = 0
     op_avail, op_work, op_first, op_last, op_code = ops[0], ops[1], ops[2], ops[3], ops[4]
@@ -88,9 +107,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     draining = False
     if num_steps > 0:
         begin_step(config, steps, state, 0)
-        write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, now, now + host[HOST_KERNEL], 0, 0)
+        begin = held[BEGIN]
+        write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, begin, begin + host[HOST_KERNEL], 0, 0)
         clock[BUSY_HOST] += host[HOST_KERNEL]
-        op_avail[0] = now + host[HOST_KERNEL]
+        op_avail[0] = begin + host[HOST_KERNEL]
         op_work[0] = costs.dense_ns[costs.step_class[stamp], 0]
         op_code[0] = OP_DENSE
         num_ops = 1
@@ -272,6 +292,9 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 else:
                     draining = True
                     clock[STEP] = stamp + 1
+                    if held[MORE]:
+                        held[BEGIN] = begin
+                        break
         # 3. Submissions that are due.
         while s_next < s_count and s_time <= now:
             if s_next == 0:
@@ -460,5 +483,11 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     clock[KERNELS_DONE] = kernels_done
     clock[BACKS_DONE] = backs_done
     clock[COMPUTE_END] = compute_end
-    clock[NOW] = step_end[num_steps - 1] if num_steps > 0 else now
-    clock[MAKESPAN] = max(now, clock[NOW])
+    clock[NOW] = now
+    clock[MAKESPAN] = max(now, step_end[num_steps - 1]) if num_steps > 0 else now
+    held[H_BUSY], held[D_BUSY], held[R_BUSY] = h_busy, d_busy, r_busy
+    held[H_FIN], held[H_WORK], held[H_UPD], held[H_RATE], held[H_START] = h_fin, h_work, h_upd, h_rate, h_start
+    held[D_FIN], held[D_WORK], held[D_UPD], held[D_RATE], held[D_START] = d_fin, d_work, d_upd, d_rate, d_start
+    held[R_FIN], held[R_START], held[R_HEAD], held[R_TAIL], held[READS_DONE] = r_fin, r_start, r_head, r_tail, reads_done
+    held[DQ_HEAD], held[DQ_TAIL], held[PQ_HEAD], held[PQ_TAIL] = dq_head, dq_tail, pq_head, pq_tail
+    held[BQ_HEAD], held[BQ_TAIL] = bq_head, bq_tail

@@ -46,7 +46,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     launch_ns = seconds_to_ns(host["host_kernel"].seconds)
     inside_ns = launch_ns if costs.host_shares_compute else 0
     # A prefill pass computes tokens of one request; a decode pass one token of each of its requests.
-    requests = np.where(workload.steps.step_phase == 0, 1, workload.step_tokens)
+    requests = np.where(workload.step_phase == 0, 1, workload.step_tokens)
     kinds = np.stack([workload.step_tokens, workload.step_context, requests], 1)
     classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
     dense_ns, head_ns, dense, head = _dense_tables(costs, model, classes)

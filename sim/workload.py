@@ -1,32 +1,39 @@
 """Requests into forward passes: which tokens of a recording are computed together, and which experts each layer then needs.
 
 Modelled: `concurrency` places; a request takes the first free place in recorded order, its prompt runs alone in chunks,
-then it decodes one token a step together with the other places until its recording ends. Ignored: arrival times (requests
-wait in line and are always there), prompts mixed into decode steps. A visit's experts are listed once each, in order of
-first use; recency follows the order of last use, token by token and choice by choice.
+then it decodes one token a step together with the other places until its recording ends. A visit's experts are listed
+once each, in order of first use; recency follows the order of last use, token by token and choice by choice. The visits of
+a long recording are far larger than the recording itself, so they are gathered piece by piece when a run comes to them.
+Ignored: arrival times (requests wait in line and are always there), prompts mixed into decode steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from ..jit import jit
 from ..schedule import WorkloadOptions
+from ..traces.counting import add_loads
 from ..traces.format import RoutingTrace
+from ..traces.validate import release_pages, row_chunks
 from .policies.state import FAR, Array
+from .visits import count_sizes, gather_visits, mark_uses, next_uses
 
 # Contexts are rounded up to this many tokens, so that the cost tables stay small; at 128 tokens the rounding changes
 # the KV bytes of a pass by less than one part in thirty from 4,096 tokens of context on.
 CONTEXT_BUCKET_TOKENS = 128
 _PROB_ONE = 32767
+# Gathered visits take 8 bytes an entry (an expert of a visit), 16 with next uses. Runs of up to the first number are
+# gathered once and kept; longer ones in pieces of the second, anew for every run.
+_KEPT_ENTRIES, _PIECE_ENTRIES = 1 << 24, 1 << 22
 
 
 class Steps(NamedTuple):
-    """A run's logical input as arrays; `num_visits = num_steps * num_layers`."""
+    """The logical input of a run, or of a piece of one, as arrays; `num_visits = num_steps * num_layers`."""
 
     visit_start: Array  # int64 [num_visits + 1]: where each visit's experts begin
     visit_expert: Array  # int16 [n]: distinct experts, in order of first use
@@ -47,9 +54,18 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Steps together with what their costs depend on."""
+    """The forward passes of a run, with what their costs depend on."""
 
-    steps: Steps
+    step_start: Array
+    """int64 [num_steps + 1]: where each step's tokens begin in `step_token`."""
+    step_token: Array
+    """int64 [num_tokens]: rows of the recording."""
+    step_phase: Array
+    """uint8 [num_steps]: 0 prefill, 1 decode."""
+    step_first: Array
+    """uint8 [num_steps]: 1 where a request starts."""
+    step_reset: Array
+    """uint8 [num_steps]: 1 where a new request starts and the cache is to be emptied."""
     step_tokens: Array
     """int64 [num_steps]: tokens of each forward pass."""
     step_context: Array
@@ -62,9 +78,18 @@ class Workload:
     num_layers: int
     num_experts: int
     top_k: int
-    max_expert_tokens: int
-    """Most tokens that one expert gets in one step."""
+    visit_sizes: Array
+    """int64 [max_expert_tokens + 1]: how many (step, layer, expert) triples have 0 (none), 1, 2, … tokens."""
     num_tokens: int
+    experts: Array
+    """uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself."""
+    predicted: Array
+    predicted_prob: Array
+    piece_start: Array
+    """int64 [num_pieces + 1]: first step of each piece."""
+    upcoming: Array
+    """int64 [num_pieces, num_layers * num_experts]: first use of each expert after each piece; empty where not wanted."""
+    _kept: list[Steps] = field(default_factory=list, init=False)
 
     @property
     def num_steps(self) -> int:
@@ -72,46 +97,101 @@ class Workload:
         return int(self.step_tokens.shape[0])
 
     @property
+    def max_expert_tokens(self) -> int:
+        """Most tokens that one expert gets in one step."""
+        return int(self.visit_sizes.shape[0]) - 1
+
+    @property
     def num_expert_visits(self) -> int:
         """Distinct (step, layer, expert) triples: what an engine's speed is counted in."""
-        return int(self.steps.visit_expert.shape[0])
+        return int(self.visit_sizes.sum())
+
+    @property
+    def steps(self) -> Steps:
+        """The whole run in one piece, gathered on first use and kept, however large."""
+        if not self._kept:
+            self._kept.append(self._gathered(0, self.num_steps, self.upcoming[-1:]))
+        return self._kept[0]
+
+    def pieces(self) -> Iterator[Steps]:
+        """Return the run piece by piece: all of it at once where it is kept, else one piece in memory at a time."""
+        if self._kept or len(self.piece_start) <= 2:
+            yield self.steps
+            return
+        for number in range(len(self.piece_start) - 1):
+            first, last = int(self.piece_start[number]), int(self.piece_start[number + 1])
+            yield self._gathered(first, last, self.upcoming[number : number + 1])
+            release_pages(self.experts)
+
+    def _gathered(self, first: int, last: int, upcoming: Array) -> Steps:
+        """Return steps `first` to `last` (exclusive); `upcoming` [1 or 0, num_keys]: first uses after them."""
+        low, high = int(self.step_start[first]), int(self.step_start[last])
+        starts, tokens = self.step_start[first : last + 1] - low, self.step_token[low:high]
+        start, expert, count, touch, rank = gather_visits(self.experts, starts, tokens, self.num_experts)
+        before = first * self.num_layers
+        next_use = np.full(1, FAR, np.int64)
+        if len(upcoming):
+            next_use = next_uses(start, expert, before, self.num_layers, self.num_experts, upcoming[0].copy())
+        return Steps(
+            visit_start=start, visit_expert=expert, visit_tokens=count, visit_touch=touch, visit_next_use=next_use,
+            visit_rank=rank, step_start=starts, step_token=tokens, step_phase=self.step_phase[first:last],
+            step_first=self.step_first[first:last], step_reset=self.step_reset[first:last], experts=self.experts, predicted=self.predicted,
+            predicted_prob=self.predicted_prob, first_visit=before,
+        )  # fmt: skip
 
 
 def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_request: bool = False,
-                   max_steps: int | None = None, with_next_use: bool = False) -> Workload:  # fmt: skip
+                   max_steps: int | None = None, with_next_use: bool = False,
+                   piece_entries: int | None = None) -> Workload:  # fmt: skip
     """Return the forward passes that replaying `trace` with `options` takes, at most the first `max_steps` of them.
 
     reset_per_request: mark the first step of each request (concurrency 1 only).
     with_next_use: also fill `visit_next_use` and `first_use`, which only belady reads.
+    piece_entries: cut the run where a piece might hold more experts of visits than this; None: only very long ones are cut.
     Raises InputError when `max_steps` is below one.
     """
     if max_steps is not None and max_steps < 1:
         raise InputError("window", max_steps, "fewer than one step", "give at least 1")
     tokens, starts, phase, first = _schedule_steps(trace, options, max_steps)
-    num_layers = trace.num_layers
+    num_layers, num_experts = trace.num_layers, trace.num_experts
     rows = np.ascontiguousarray(trace.experts)
-    start, expert, count, touch, rank, most = _gather_visits(rows, starts, tokens, trace.num_experts)
-    if with_next_use:
-        next_use, first_use = _next_uses(start, expert, num_layers, trace.num_experts)
-    else:
-        next_use = np.full(1, FAR, np.int64)
-        first_use = np.full(num_layers * trace.num_experts, FAR, np.int64)
+    step_tokens = np.diff(starts)
+    borders = _borders(np.minimum(step_tokens * trace.top_k, num_experts) * num_layers, piece_entries)
+    first_use = np.full(num_layers * num_experts, FAR, np.int64)
+    upcoming = np.zeros((len(borders) - 1 if with_next_use else 0, len(first_use)), np.int64)
+    sizes = np.zeros(2 + int(step_tokens.max(initial=0)), np.int64)
+    for number in range(len(borders) - 2, -1, -1):
+        begin, end = int(borders[number]), int(borders[number + 1])
+        low, high = int(starts[begin]), int(starts[end])
+        mine, inside = starts[begin : end + 1] - low, tokens[low:high]
+        count_sizes(rows, mine, inside, num_experts, sizes)
+        if with_next_use:
+            upcoming[number] = first_use
+            mark_uses(rows, mine, inside, begin * num_layers, num_experts, first_use)
+        release_pages(rows)
     predicted, prob = _guesses(trace)
-    position = trace.position.astype(np.int64)
-    context = _contexts(position[tokens], starts, phase)
+    context = _contexts(trace.position[tokens].astype(np.int64), starts, phase)
     popularity, source = _popularity(trace, tokens)
-    steps = Steps(
-        visit_start=start, visit_expert=expert, visit_tokens=count, visit_touch=touch, visit_next_use=next_use,
-        visit_rank=rank, step_start=starts, step_token=tokens, step_phase=phase, step_first=first,
-        step_reset=(first if reset_per_request else np.zeros_like(first)),
-        experts=rows, predicted=predicted, predicted_prob=prob,
-        first_visit=0,
-    )  # fmt: skip
     return Workload(
-        steps=steps, step_tokens=np.diff(starts), step_context=context, first_use=first_use, popularity=popularity,
-        popularity_source=source, num_layers=num_layers, num_experts=trace.num_experts, top_k=trace.top_k,
-        max_expert_tokens=int(most), num_tokens=int(tokens.shape[0]),
+        step_start=starts, step_token=tokens, step_phase=phase, step_first=first,
+        step_reset=(first if reset_per_request else np.zeros_like(first)), step_tokens=step_tokens,
+        step_context=context, first_use=first_use, popularity=popularity, popularity_source=source, num_layers=num_layers,
+        num_experts=num_experts, top_k=trace.top_k, visit_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
+        num_tokens=int(tokens.shape[0]),
+        experts=rows, predicted=predicted, predicted_prob=prob, piece_start=borders, upcoming=upcoming,
     )  # fmt: skip
+
+
+def _borders(entries: Array, piece_entries: int | None) -> Array:
+    """Return the first step of each piece and the end, given the most `entries` [num_steps] each step's visits can have."""
+    total = np.concatenate(([0], np.cumsum(entries)))
+    if piece_entries is None:
+        piece_entries = _PIECE_ENTRIES if int(total[-1]) > _KEPT_ENTRIES else max(1, int(total[-1]))
+    borders = [0]
+    while borders[-1] < len(entries):
+        reach = int(np.searchsorted(total, total[borders[-1]] + piece_entries, side="right")) - 1
+        borders.append(max(reach, borders[-1] + 1))  # a piece has at least one step
+    return np.array(borders if len(borders) > 1 else [0, 0], np.int64)
 
 
 def _schedule_steps(
@@ -177,73 +257,6 @@ def _schedule_steps(
     )  # fmt: skip
 
 
-@jit
-def _gather_visits(
-    experts: Array, starts: Array, tokens: Array, num_experts: int
-) -> tuple[Array, Array, Array, Array, Array, int]:
-    """Return (visit_start, visit_expert, visit_tokens, visit_touch, visit_rank, most tokens of one expert in one visit)."""
-    num_steps, num_layers, top_k = starts.shape[0] - 1, experts.shape[1], experts.shape[2]
-    start = np.zeros(num_steps * num_layers + 1, np.int64)
-    seen = np.full(num_experts, -1, np.int64)
-    total = 0
-    for step in range(num_steps):
-        for layer in range(num_layers):
-            visit = step * num_layers + layer
-            for row in range(starts[step], starts[step + 1]):
-                for choice in range(top_k):
-                    chosen = experts[tokens[row], layer, choice]
-                    if seen[chosen] != visit:
-                        seen[chosen] = visit
-                        total += 1
-            start[visit + 1] = total
-    expert = np.zeros(total, np.int16)
-    count = np.zeros(total, np.int32)
-    touch = np.zeros(total, np.int16)
-    rank = np.full(total, 255, np.uint8)
-    place = np.zeros(num_experts, np.int64)
-    last = np.full(num_experts, -1, np.int64)
-    seen[:] = -1
-    most = 1
-    for step in range(num_steps):
-        for layer in range(num_layers):
-            visit = step * num_layers + layer
-            at = start[visit]
-            for row in range(starts[step], starts[step + 1]):
-                for choice in range(top_k):
-                    chosen = experts[tokens[row], layer, choice]
-                    if seen[chosen] != visit:
-                        seen[chosen] = visit
-                        place[chosen] = at
-                        expert[at] = chosen
-                        at += 1
-                    count[place[chosen]] += 1
-                    rank[place[chosen]] = min(rank[place[chosen]], choice)
-                    last[chosen] = row * top_k + choice
-            for index in range(start[visit], at):  # insertion sort by last use; sets are small or nearly sorted
-                chosen = expert[index]
-                most = max(most, count[index])
-                slot = index
-                while slot > start[visit] and last[touch[slot - 1]] > last[chosen]:
-                    touch[slot] = touch[slot - 1]
-                    slot -= 1
-                touch[slot] = chosen
-    return start, expert, count, touch, rank, most
-
-
-@jit
-def _next_uses(start: Array, expert: Array, num_layers: int, num_experts: int) -> tuple[Array, Array]:
-    """Return (visit_next_use, first_use) by walking the visits backwards."""
-    upcoming = np.full(num_layers * num_experts, 2**62, np.int64)
-    next_use = np.zeros(expert.shape[0], np.int64)
-    for visit in range(start.shape[0] - 2, -1, -1):
-        base = (visit % num_layers) * num_experts
-        for index in range(start[visit], start[visit + 1]):
-            next_use[index] = upcoming[base + expert[index]]
-        for index in range(start[visit], start[visit + 1]):
-            upcoming[base + expert[index]] = visit
-    return next_use, upcoming
-
-
 def _guesses(trace: RoutingTrace) -> tuple[Array, Array]:
     """Return the recording's guesses and their probabilities as int16, or empty arrays."""
     if trace.predicted is None:
@@ -252,8 +265,11 @@ def _guesses(trace: RoutingTrace) -> tuple[Array, Array]:
         width = trace.predicted.shape[3]
         rank = np.arange(width, 0, -1, dtype=np.int16)
         return np.ascontiguousarray(trace.predicted), np.broadcast_to(rank, trace.predicted.shape).copy()
-    prob = np.nan_to_num(trace.predicted_prob.astype(np.float32)) * _PROB_ONE
-    return np.ascontiguousarray(trace.predicted), prob.clip(0, _PROB_ONE).astype(np.int16)
+    prob = np.empty(trace.predicted.shape, np.int16)
+    for start, stop in row_chunks(len(prob), 4 * int(np.prod(prob.shape[1:]))):
+        wide = np.nan_to_num(trace.predicted_prob[start:stop].astype(np.float32)) * _PROB_ONE
+        prob[start:stop] = wide.clip(0, _PROB_ONE).astype(np.int16)
+    return np.ascontiguousarray(trace.predicted), prob
 
 
 def _contexts(position: Array, starts: Array, phase: Array) -> Array:
@@ -271,12 +287,14 @@ def _popularity(trace: RoutingTrace, tokens: Array) -> tuple[Array, str]:
     Counting on the tokens that are then replayed would let a static cache see its own exam. So the rest of the recording
     is counted where it holds at least a quarter of the tokens; otherwise the window itself is, and the source says so.
     """
-    rest = np.ones(trace.num_tokens, bool)
-    rest[tokens] = False
-    held_back = int(rest.sum()) * 4 >= trace.num_tokens
-    rows = np.flatnonzero(rest) if held_back else tokens
+    counted = np.ones(trace.num_tokens, bool)
+    counted[tokens] = False
+    held_back = int(counted.sum()) * 4 >= trace.num_tokens
+    if not held_back:
+        counted = ~counted
     counts = np.zeros((trace.num_layers, trace.num_experts), np.int64)
-    for layer in range(trace.num_layers):
-        counts[layer] = np.bincount(np.asarray(trace.experts[rows, layer]).ravel(), minlength=trace.num_experts)
+    for start, stop in row_chunks(trace.num_tokens, trace.num_layers * trace.top_k * trace.experts.itemsize):
+        add_loads(np.asarray(trace.experts[start:stop])[counted[start:stop]], counts)
+        release_pages(trace.experts)
     where = "tokens outside the window" if held_back else "the same tokens (in sample: optimistic)"
     return counts, where

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -329,26 +327,3 @@ def test_synthetic_recordings_come_within_three_points_of_real_ones(name: str) -
     for seed in range(4):
         result = closeness(original, synth_trace(dials, num_tokens=original.num_tokens, seed=seed))
         assert result.worst_lru_difference < 0.03, seed
-
-
-_MILLION = """
-import resource, sys
-from moeplan.traces.format import load_trace
-from moeplan.traces.presets import preset
-from moeplan.traces.stats import trace_stats
-from moeplan.traces.synth import synthesise
-synthesise(preset("deepseek-r1"), sys.argv[1], num_tokens=int(sys.argv[2]))
-trace = load_trace(sys.argv[1])
-assert trace.experts.shape == (int(sys.argv[2]), 58, 8)
-trace_stats(trace)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.skipif(not LONG, reason="takes a minute or two")
-def test_a_million_tokens_are_made_and_summarised_in_under_a_gibibyte(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _MILLION, str(tmp_path / "t"), "1000000"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert int(done.stdout) * 1024 < 2**30
