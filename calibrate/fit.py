@@ -25,6 +25,7 @@ from ..hardware import (
     LinkDirection,
     Profile,
 )
+from .fit_runs import fit_runs
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import matmul_flops
 from .samples import Sample, SampleSet, merge
@@ -37,6 +38,9 @@ _LEAST = 1e-9
 _LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
 _HOST_PARTS = ("step", "layer", "kernel", "transfer")
+# What a visit that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
+# from one piece of a copy to the next.
+_HANDOVERS = ("start", "wake", "piece")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +162,7 @@ class _Fitter:
     def copies(self) -> dict[str, LinkDirection]:
         """Fit copies by direction and memory, the engine's cost of a piece included; return both directions' constants."""
         links = {}
-        piece_s = host_median(self.samples, "piece")
+        piece_s = host_cost(self.samples, "piece")
         for direction in ("h2d", "d2h"):
             rates = {}
             latency = 0.0
@@ -300,9 +304,7 @@ class _Fitter:
 
     def _host(self, what: str) -> Constant:
         found = self.samples.of("host", what=what)
-        return self.constant(
-            found[0].median_s, min(1.0, found[0].spread), "the executor on a model too small to compute"
-        )
+        return self.constant(found[0].midmean_s, min(1.0, found[0].spread), "the executor's own runs")
 
     def disk(self) -> DiskConstants | None:
         """Return the disk's constants, None where it was not measured."""
@@ -314,6 +316,18 @@ class _Fitter:
         return DiskConstants(
             read_bytes_per_s=self.constant(rate, wrong), latency_s=self.constant(0.0, 0.0, "within the rate")
         )
+
+    def handovers(self) -> None:
+        """Keep what handing an expert over between threads costs."""
+        for what in _HANDOVERS:
+            found = self.samples.of("host", what=what)
+            if found:
+                self.curves[f"host.{what}"] = Curve(
+                    arguments={"visits": (1.0,)},
+                    seconds=(found[0].midmean_s,),
+                    relative_uncertainty=min(1.0, found[0].spread),
+                    citation=self.citation,
+                )
 
     def exchanges(self) -> None:
         """Keep all-to-alls as tables by backend, pattern and companion."""
@@ -350,6 +364,8 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
     links = fitter.copies()
     contention = fitter.contention()
     fitter.exchanges()
+    fitter.handovers()
+    fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.expert_row, fitter.citation)
     profile = Profile(
         name=name or str(samples.device.get("name", "this machine")),
         description=f"measured by {samples.produced_by}"
@@ -382,10 +398,10 @@ def _check_complete(samples: SampleSet) -> None:
             raise InputError("samples", name, "none measured", "calibrate again without leaving it out")
 
 
-def host_median(samples: SampleSet, what: str) -> float:
-    """Return the median of one of the executor's own overheads, 0 where it was not measured."""
+def host_cost(samples: SampleSet, what: str) -> float:
+    """Return one of the executor's own overheads, 0 where it was not measured."""
     found = samples.of("host", what=what)
-    return found[0].median_s if found else 0.0
+    return found[0].midmean_s if found else 0.0
 
 
 def share_of_groups(samples: Sequence[Sample]) -> tuple[list[tuple[Sample, float]], float]:

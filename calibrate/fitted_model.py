@@ -22,9 +22,12 @@ from ..specs import ModelSpec, WeightFormat
 from .cost_model import CostModel, Estimate, merge_sources
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
+from .run_kind import FRESH, RESIDENT, RunKind, factor
 from .surface import Form, Surface, fit_surface
 
 _FILLED = "datasheet"
+# Lanes whose companions runs tell apart: kernels beside copies to the device, and these beside kernels.
+_TOGETHER = (("compute", "h2d"), ("h2d", "compute"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class FittedCostModel(CostModel):
     """Weight format of the experts that run beside copies; None takes the profile's overall slow-down."""
     typical_tokens: float = field(default=1.0, kw_only=True)
     """Tokens of an expert that runs beside copies."""
+    run: RunKind | None = field(default=None, kw_only=True)
+    """What the run is like; None: operations cost what they cost alone."""
     _surfaces: dict[str, Surface] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     # --- kernels ----------------------------------------------------------------------------------------------------
@@ -49,7 +54,7 @@ class FittedCostModel(CostModel):
         shape = PassShape(tokens=tokens, context_tokens=max(context_tokens, tokens), requests=requests)
         arguments = dense_arguments(self.model, [layer], shape, self._value_bytes)
         form = dense_form()
-        return self._read(
+        alone = self._read(
             "dense",
             form,
             arguments,
@@ -57,6 +62,7 @@ class FittedCostModel(CostModel):
             "compute",
             lambda: self._plain.dense_layer(layer, tokens, context_tokens, num_requests),
         )
+        return self._inside(alone, "dense", tokens=tokens, weight_bytes=arguments["weight_bytes"])
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix."""
@@ -64,19 +70,22 @@ class FittedCostModel(CostModel):
             return self._plain.head(tokens)
         arguments = head_arguments(self.model, tokens, self._value_bytes)
         form = head_form()
-        return self._read("head", form, arguments, ("tokens",), "memory", lambda: self._plain.head(tokens))
+        alone = self._read("head", form, arguments, ("tokens",), "memory", lambda: self._plain.head(tokens))
+        return self._inside(alone, "head", tokens=tokens, weight_bytes=arguments["weight_bytes"])
 
     def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one routed expert in a launch of its own."""
         if tokens <= 0:
             return self._plain.expert_kernel(tokens, fmt)
-        return self._expert("expert", tokens, fmt, lambda: self._plain.expert_kernel(tokens, fmt))
+        alone = self._expert("expert", tokens, fmt, lambda: self._plain.expert_kernel(tokens, fmt))
+        return self._expert_inside(alone, tokens, fmt)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch."""
         if tokens <= 0:
             return self._plain.grouped_item(tokens, fmt)
-        return self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
+        alone = self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
+        return self._expert_inside(alone, tokens, fmt)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
@@ -109,18 +118,77 @@ class FittedCostModel(CostModel):
     def rate_fraction(self, lane: str, companions: frozenset[str]) -> float:
         """Return the speed of `lane` relative to running alone while `companions` run."""
         rate = CostModel.rate_fraction(self, lane, companions)
-        if lane != "compute" or self.bits is None:
-            return rate
         for companion in companions:
-            curve = self.profile.curves.get(f"slowdown.compute/{companion}.{self.bits}")
-            general = self.profile.contention.get(f"compute/{companion}")
-            if curve is not None and general is not None:
-                rate *= 1.0 / (general.value * self._slowdown(curve))
+            general = self.profile.contention.get(f"{lane}/{companion}")
+            slower = self._slower(lane, companion)
+            if slower is not None:
+                rate *= 1.0 / ((general.value if general is not None else 1.0) * slower)
         return min(1.0, rate)
 
     def with_experts(self, bits: str, typical_tokens: float) -> FittedCostModel:
         """Return the same costs for a schedule that stores experts as `bits` and gives each so many tokens."""
         return dataclasses.replace(self, bits=bits, typical_tokens=max(1.0, typical_tokens))
+
+    def for_run(self, run: RunKind) -> FittedCostModel:
+        """Return the same costs inside a run of this kind, where runs were measured."""
+        return dataclasses.replace(self.with_experts(run.bits, run.typical_tokens), run=run)
+
+    def handover_s(self) -> float:
+        """Return what a visit that fetches waits for besides its copies: their start, and its kernel's; 0 where not measured."""
+        if self.run is None or not self.run.overlapped:
+            return 0.0
+        return self._handover("start") + self._handover("wake")
+
+    # --- inside runs ----------------------------------------------------------------------------------------------------
+
+    def _handover(self, what: str) -> float:
+        curve = self.profile.curves.get(f"host.{what}")
+        return curve.seconds[0] if curve is not None else 0.0
+
+    def _inside(self, alone: Estimate, what: str, pause_s: float = 0.0, **sizes: float) -> Estimate:
+        """Return an operation's time inside the run; `pause_s` of it does not change."""
+        curve = None if self.run is None else self.profile.curves.get(f"run.{what}.{self.run.mode}")
+        if curve is None:
+            return alone
+        seconds = (alone.seconds - pause_s) * factor(curve, **sizes) + pause_s
+        wrong = max(alone.relative_uncertainty, curve.relative_uncertainty)
+        return dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong)
+
+    def _expert_inside(self, alone: Estimate, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return an expert's time inside the run: some have just arrived, the others have been there."""
+        if self.run is None:
+            return alone
+        share = {FRESH: self.run.fresh_fraction, RESIDENT: 1.0 - self.run.fresh_fraction}
+        curves = {state: self._expert_factors(state, fmt.name) for state in share if share[state] > 0}
+        if not curves or any(curve is None for curve in curves.values()):
+            return alone
+        sizes = {"tokens": float(tokens), "weight_bytes": float(self._weights(fmt.name))}
+        times = sum(share[state] * factor(curve, **sizes) for state, curve in curves.items())
+        wrong = max(curve.relative_uncertainty for curve in curves.values() if curve is not None)
+        return dataclasses.replace(
+            alone, seconds=alone.seconds * times, relative_uncertainty=max(alone.relative_uncertainty, wrong)
+        )
+
+    def _expert_factors(self, state: str, bits: str) -> Curve | None:
+        """Return the factors of experts in a state; where the run's own mode never saw it, those of another mode."""
+        if self.run is None:
+            return None
+        start, end = f"run.expert.{state}.", f".{bits}"
+        own = self.profile.curves.get(f"{start}{self.run.mode}{end}")
+        others = sorted(name for name in self.profile.curves if name.startswith(start) and name.endswith(end))
+        return own if own is not None or not others else self.profile.curves[others[0]]
+
+    def _slower(self, lane: str, companion: str) -> float | None:
+        """Return how much longer `lane` takes beside `companion`, for this schedule's experts; None where only the mean is known."""
+        if self.bits is None:
+            return None
+        sizes = {"weight_bytes": float(self._weights(self.bits)), "tokens": self.typical_tokens}
+        if self.run is not None and (lane, companion) in _TOGETHER:
+            curve = self.profile.curves.get(f"run.slowdown.{lane}.{self.run.mode}.{self.bits}")
+            if curve is not None:
+                return max(1.0, factor(curve, **(sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]})))
+        curve = self.profile.curves.get(f"slowdown.{lane}/{companion}.{self.bits}")
+        return self._slowdown(curve) if curve is not None else None
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -179,7 +247,8 @@ class FittedCostModel(CostModel):
         name = f"copy.{direction}.{'pinned' if pinned else 'pageable'}"
         if name not in self.profile.curves and not self._many_units:
             name = f"copy.{direction}.pinned"  # page-locking means nothing where there is no DMA engine
-        return self._read(name, copy_form(), {"bytes": num_bytes}, ("bytes",), "link", fill)
+        alone = self._read(name, copy_form(), {"bytes": num_bytes}, ("bytes",), "link", fill)
+        return self._inside(alone, f"copy.{direction}", self._handover("piece"), bytes=num_bytes)
 
     def _read(
         self,

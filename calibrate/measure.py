@@ -77,7 +77,7 @@ FULL = Extent(
     disk=True,
 )
 QUICK = Extent(
-    expert_tokens=(1, 2, 4, 8, 16, 32, 64, 128),
+    expert_tokens=(1, 2, 3, 4, 8, 16, 32, 64, 128),
     group_tokens=(1, 4, 16, 64, 128),
     group_experts=(2, 4),
     pass_tokens=(1, 4, 16, 48, 128),

@@ -42,6 +42,13 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "disk": (("cache",), ("bytes",)),
     "cpu_expert": (("bits",), ("tokens", "hidden", "intermediate", "gated")),
     "host": (("what",), ()),
+    "run_expert": (("bits", "cache", "stream", "state", "beside"), ("tokens", "hidden", "intermediate", "gated")),
+    "run_dense": (
+        ("bits", "cache", "stream", "beside"),
+        ("tokens", "context", "requests", "weight_bytes", "flops", "kv_bytes", "attention_flops", "value_bytes"),
+    ),
+    "run_head": (("bits", "cache", "stream", "beside"), ("tokens", "weight_bytes", "flops", "value_bytes")),
+    "run_copy": (("bits", "cache", "stream", "direction", "beside"), ("bytes",)),
     "memory": ((), ("bytes",)),
     "matmul": (("dtype",), ("rows", "columns", "inner")),
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
@@ -65,6 +72,13 @@ class Sample:
     def median_s(self) -> float:
         """Median over the repetitions."""
         return float(np.median(self.seconds))
+
+    @property
+    def midmean_s(self) -> float:
+        """Mean of the middle half: like the median, but between two heaps it stands where their weights say."""
+        low, high = np.percentile(self.seconds, [25, 75])
+        kept = [value for value in self.seconds if low <= value <= high]
+        return float(np.mean(kept))
 
     @property
     def spread(self) -> float:

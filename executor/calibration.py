@@ -22,13 +22,14 @@ from ..calibrate.fit import Fit, fit_profile
 from ..calibrate.harness import Progress
 from ..calibrate.journal import journal_path, open_journal
 from ..calibrate.measure import FULL, QUICK, Extent, measure_device
-from ..calibrate.samples import SampleSet, samples_to_json, write_text
+from ..calibrate.samples import Sample, SampleSet, samples_to_json, write_text
 from ..calibrate.standard_shapes import cpu_models, gpu_models
 from ..errors import InputError
 from ..hardware import profile_to_json
 from ..specs import ModelSpec, weight_format
 from .execute import silent
 from .host_overheads import measure_host
+from .run_samples import measure_runs
 
 _QUICK_SECONDS = 20.0
 
@@ -100,7 +101,7 @@ def calibrate_device(
             progress=progress,
             journal=journal,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
-            host=lambda: measure_host(chosen[0], device=device),
+            host=lambda: own_costs(chosen, formats, device),
         )
     finally:
         opened.close()
@@ -108,6 +109,11 @@ def calibrate_device(
     if journal is not None:
         journal.close()
     return done
+
+
+def own_costs(models: Sequence[ModelSpec], bits: Sequence[str], device: str) -> list[Sample]:
+    """Return what the engine costs: inside runs of these shapes on a CPU, whose caches they share; by itself on a GPU."""
+    return measure_runs(models, bits, device=device) if device == "cpu" else measure_host(models[0], device=device)
 
 
 def check_outputs(out: str | os.PathLike[str] | None, samples_out: str | os.PathLike[str] | None = None) -> None:

@@ -51,6 +51,7 @@ from ..sim.timeline import (
 )
 from .execute import RunInput
 from .execution import Execution
+from .overlap import overlap_ns
 from .prediction import predicted_step_s, simulate
 
 CLASSES = ("copy", "compute", "contention", "host")
@@ -130,7 +131,7 @@ def _lines(given: RunInput, tables: CostTables, timelines: Sequence[Timeline], o
     for timeline in timelines:
         rows = timeline.rows[timeline.rows[:, ROW_OP] == op]
         expected = _expected_ns(given, tables, rows, op)
-        beside = _overlap_ns(rows, timeline.rows[timeline.rows[:, ROW_LANE] == H2D])
+        beside = overlap_ns(rows, timeline.rows[timeline.rows[:, ROW_LANE] == H2D])
         ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / expected)
         overlaps.append(beside / expected)
     return _line(np.concatenate(ratios), np.concatenate(overlaps))
@@ -147,7 +148,7 @@ def _copy_line(tables: CostTables, timelines: Sequence[Timeline], lane: int) -> 
             expected = np.where(last, tables.chunk_ns[0, 1], tables.chunk_ns[0, 0]).astype(float)
         compute = timeline.rows[timeline.rows[:, ROW_LANE] == COMPUTE]
         ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / np.maximum(expected, 1))
-        overlaps.append(_overlap_ns(rows, compute) / np.maximum(expected, 1))
+        overlaps.append(overlap_ns(rows, compute) / np.maximum(expected, 1))
     return _line(np.concatenate(ratios), np.concatenate(overlaps))
 
 
@@ -199,19 +200,6 @@ def _group_ns(given: RunInput, tables: CostTables, row: list[int]) -> float:
     tokens = given.workload.steps.visit_tokens[low:high]
     whole = float(tables.kernel_ns[0][tokens].sum())
     return float(tables.grouped_ns[0]) + whole * row[ROW_TOKENS] / max(1, int(tokens.sum()))
-
-
-def _overlap_ns(rows: Array, others: Array) -> Array:
-    """Return how long some row of another lane, whose rows do not overlap, ran beside each row."""
-    if len(others) == 0 or len(rows) == 0:
-        return np.zeros(len(rows))
-    others = others[np.argsort(others[:, ROW_START], kind="stable")]
-    edges = np.concatenate([others[:, [ROW_START]], others[:, [ROW_END]]], 1).ravel().astype(float)
-    busy = np.concatenate([[0.0], np.cumsum((others[:, ROW_END] - others[:, ROW_START]).astype(float))])
-    levels = np.repeat(busy, 2)[1:-1]  # busy time at every edge: unchanged before a start, grown at an end
-    until = np.interp(rows[:, ROW_END], edges, levels) - np.interp(rows[:, ROW_START], edges, levels)
-    found: Array = np.maximum(until, 0.0)
-    return found
 
 
 def _lengths(timeline: Timeline, op: int) -> Array:

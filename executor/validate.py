@@ -42,7 +42,7 @@ from .validation_grid import Case, Grid
 T = TypeVar("T")
 
 # Rounds from one part of the calibration to the next.
-_CALIBRATE_EVERY = 2
+_CALIBRATE_EVERY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,202 @@
+"""What operations cost inside a run, where caches, neighbours and the engine's own threads are as they are in a run.
+
+A microbenchmark repeats one operation; in a run an expert may have arrived a moment ago and lie in a cache, a copy fills a
+slot that nobody has touched for long, the host's Python has been pushed out of the caches by weights. Therefore the engine
+itself runs three schedules with the shapes that are calibrated and routing made up at random, and the rows of its timelines,
+sorted by what they did and what ran beside them, become samples:
+
+    transient overlap   nothing is kept, copies on their own thread
+    cached overlap      half of the experts stay, copies on their own thread
+    cached stream       half of the experts stay, victims are copied back, everything on one thread
+
+Modelled: a few layers and experts of each model, as many as a gibibyte holds. Ignored: recordings, cache sizes and batches
+other than these; that costs carry over to them is what a validation checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ..calibrate.expert_store import expert_layout
+from ..calibrate.pass_shape import PassShape, dense_arguments, head_arguments
+from ..calibrate.run_kind import BESIDE_COPIES, CACHED, FRESH, IN_STREAM, NOTHING, OVERLAPPED, RESIDENT, TRANSIENT
+from ..calibrate.samples import Sample
+from ..presets import load_preset
+from ..schedule import OffloadSchedule
+from ..sim.costs import COMPUTE, D2H, H2D
+from ..sim.policies.state import Array
+from ..sim.timeline import (
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    ROW_BYTES,
+    ROW_END,
+    ROW_EXPERT,
+    ROW_LANE,
+    ROW_LAYER,
+    ROW_OP,
+    ROW_START,
+    ROW_STEP,
+    ROW_TOKENS,
+)
+from ..specs import ModelSpec
+from ..units import GIB, NS_PER_S
+from .execute import Stage, execute, open_stage
+from .host_overheads import fetching_costs, random_routing, resident_costs
+from .overlap import overlap_ns
+from .prediction import run_input
+
+_LAYERS = 4
+_STORE_BYTES = GIB
+_BATCHES = {1: 12, 4: 8}
+"""Requests decoded together, and how many passes of them."""
+_WARM_UP_STEPS = 2
+_CONTEXT = 128
+_ALONE, _TOGETHER = 0.1, 0.7
+_DISTINCT = 4
+
+Key = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, float], ...]]
+
+
+def excerpt_of(model: ModelSpec, bits: str) -> ModelSpec:
+    """Return `model` with few layers and, where they are large, fewer experts, so that all of them take about a gibibyte."""
+    layers = min(_LAYERS, model.num_moe_layers)
+    each = expert_layout(model, bits).slot_bytes
+    experts = max(2 * model.top_k, min(model.num_experts, _STORE_BYTES // (layers * each)))
+    last = model.moe_layers[layers - 1] + 1
+    return dataclasses.replace(
+        model,
+        num_layers=last,
+        moe_layers=model.moe_layers[:layers],
+        num_experts=min(model.num_experts, experts),
+        sliding_layers=tuple(layer for layer in model.sliding_layers if layer < last),
+        recurrent_layers=tuple(layer for layer in model.recurrent_layers if layer < last),
+    )
+
+
+def measure_runs(models: Sequence[ModelSpec], bits: Sequence[str], *, device: str = "cpu") -> list[Sample]:
+    """Return samples of kinds run_expert, run_dense, run_head, run_copy and host from runs with the shapes of `models`.
+
+    Raises DoesNotFit where even an excerpt of a model exceeds the device.
+    """
+    found: dict[Key, list[float]] = {}
+    for model in models:
+        for kind in bits:
+            for key, seconds in _measure_model(excerpt_of(model, kind), kind, device).items():
+                found.setdefault(key, []).extend(seconds)
+    return [
+        Sample(kind=kind, labels=dict(labels), arguments=dict(arguments), seconds=tuple(seconds))
+        for (kind, labels, arguments), seconds in found.items()
+    ]
+
+
+def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[float]]:
+    found: dict[Key, list[float]] = {}
+    traces = {
+        batch: random_routing(model, steps=steps, requests=batch, context=_CONTEXT) for batch, steps in _BATCHES.items()
+    }
+    inputs = [
+        (mode, batch, run_input(schedule.with_options(workload__concurrency=batch), trace))
+        for mode, schedule in _schedules(model, bits).items()
+        for batch, trace in traces.items()
+    ]
+    workloads = [given.workload for _, _, given in inputs]
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with open_stage(model, workloads, device=device, dtype=dtype, distinct_experts=_DISTINCT) as stage:
+        for mode, _, given in inputs:
+            rows = execute(stage, given).timeline.rows
+            rows = rows[rows[:, ROW_STEP] >= _WARM_UP_STEPS]
+            if mode is None:
+                _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
+                continue
+            if mode[0] == TRANSIENT:
+                _add(found, "host", {}, fetching_costs(rows))
+            for key, seconds in _operations(stage, given.workload.step_context, bits, mode, rows).items():
+                found.setdefault(key, []).extend(seconds)
+    return found
+
+
+def _schedules(model: ModelSpec, bits: str) -> dict[tuple[str, str] | None, OffloadSchedule]:
+    """Return the schedule of each mode; None stands for one that copies nothing."""
+    half = max(1, model.num_experts // 2)
+    lru = {"predictor__kind": "none", "predictor__staging": 0, "cache__experts_per_layer": half}
+    plain = {"experts__bits": bits, "kernel__grouping": "per-expert"}
+    all_of_them = {"cache__experts_per_layer": model.num_experts}
+    return {
+        None: load_preset("resident").with_options(**plain, **all_of_them),
+        (TRANSIENT, OVERLAPPED): load_preset("on-demand").with_options(**plain),
+        (CACHED, OVERLAPPED): load_preset("mixtral-offloading").with_options(**plain, **lru),
+        (CACHED, IN_STREAM): load_preset("mixtral-offloading-code").with_options(**plain, **lru),
+    }
+
+
+def _add(found: dict[Key, list[float]], kind: str, labels: Mapping[str, str], lengths: Mapping[str, list[int]]) -> None:
+    for what, taken in lengths.items():
+        key = (kind, tuple(sorted({**labels, "what": what}.items())), ())
+        found.setdefault(key, []).extend(max(ns, 100) / NS_PER_S for ns in taken)
+
+
+def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str], rows: Array) -> dict[Key, list[float]]:
+    """Return the durations of a run's operations, by what they did and what ran beside them."""
+    model = stage.model
+    copies = rows[rows[:, ROW_LANE] == H2D]
+    backs = rows[rows[:, ROW_LANE] == D2H]
+    compute = rows[rows[:, ROW_LANE] == COMPUTE]
+    arrived = {tuple(row) for row in copies[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()}
+    found: dict[Key, list[float]] = {}
+    common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
+    for row, share in zip(compute.tolist(), _shares(compute, copies).tolist(), strict=True):
+        beside = _beside(share)
+        if beside is None:
+            continue
+        labels, tokens = common | {"beside": beside}, row[ROW_TOKENS]
+        if row[ROW_OP] == OP_EXPERT:
+            fresh = (row[ROW_STEP], row[ROW_LAYER], row[ROW_EXPERT]) in arrived
+            labels["state"] = FRESH if fresh else RESIDENT
+            arguments: dict[str, float] = {
+                "tokens": tokens,
+                "hidden": model.hidden_size,
+                "intermediate": model.expert_intermediate_size,
+                "gated": int(model.gated),
+            }
+            kind = "run_expert"
+        elif row[ROW_OP] == OP_DENSE:
+            # Contexts differ from pass to pass; they are short here, and rounding them up puts rows together.
+            context = -(-int(contexts[row[ROW_STEP]]) // 64) * 64
+            shape = PassShape(tokens=tokens, context_tokens=context, requests=tokens)
+            layers = list(stage.dense.groups[row[ROW_LAYER]])
+            arguments, kind = dense_arguments(model, layers, shape, stage.dense.dtype.itemsize), "run_dense"
+        elif row[ROW_OP] == OP_HEAD:
+            arguments, kind = head_arguments(model, tokens, stage.dense.dtype.itemsize), "run_head"
+        else:
+            continue
+        _note(found, kind, labels, arguments, row)
+    for direction, moved in (("h2d", copies), ("d2h", backs)):
+        for row, share in zip(moved.tolist(), _shares(moved, compute).tolist(), strict=True):
+            beside = _beside(share)
+            if beside is not None:
+                labels = common | {"beside": beside, "direction": direction}
+                _note(found, "run_copy", labels, {"bytes": row[ROW_BYTES]}, row)
+    return found
+
+
+def _note(
+    found: dict[Key, list[float]], kind: str, labels: Mapping[str, str], arguments: Mapping[str, float], row: list[int]
+) -> None:
+    key = (kind, tuple(sorted(labels.items())), tuple(arguments.items()))
+    found.setdefault(key, []).append(max(1, row[ROW_END] - row[ROW_START]) / NS_PER_S)
+
+
+def _shares(rows: Array, others: Array) -> Array:
+    """Return for each row the share of its time in which one of `others` ran too."""
+    shares: Array = overlap_ns(rows, others) / np.maximum(rows[:, ROW_END] - rows[:, ROW_START], 1)
+    return shares
+
+
+def _beside(share: float) -> str | None:
+    """Return what ran beside an operation; None where it was there for a part of the time."""
+    return NOTHING if share <= _ALONE else BESIDE_COPIES if share >= _TOGETHER else None

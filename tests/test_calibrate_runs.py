@@ -1,0 +1,115 @@
+"""Operations inside runs: factors against the same operation alone, at sizes that were measured and between them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from calibration_samples import HOST_S, LATENCY_S, LINK, SHAPES, dense_s, expert_s, lawful_samples
+from moeplan.calibrate.fit import fit_profile
+from moeplan.calibrate.fitted_model import FittedCostModel, load_costs
+from moeplan.calibrate.forms import expert_weight_bytes
+from moeplan.calibrate.pass_shape import PassShape, dense_arguments
+from moeplan.calibrate.run_kind import RunKind, factor, left_out_error
+from moeplan.calibrate.samples import Sample
+from moeplan.calibrate.standard_shapes import made_up_model
+from moeplan.hardware import Curve
+from moeplan.specs import weight_format
+
+HELD_OUT = made_up_model("held out", hidden=768, intermediate=1024)
+FRESH, RESIDENT, DENSE, COPY, SLOWED = 0.5, 1.2, 1.1, 0.8, 1.3
+MODE = {"cache": "cached", "stream": "overlap"}
+
+
+def runs_of(bits: str) -> list[Sample]:
+    """Return samples of runs in which every operation takes a known factor of its time alone."""
+    found = []
+
+    def add(kind: str, labels: dict[str, str], arguments: dict[str, float], seconds: float) -> None:
+        found.append(
+            Sample(kind=kind, labels=MODE | {"bits": bits} | labels, arguments=arguments, seconds=(seconds,) * 4)
+        )
+
+    for hidden, inner in SHAPES:
+        model = made_up_model("one", hidden=hidden, intermediate=inner)
+        for tokens in (1, 2):
+            sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1}
+            alone = expert_s(tokens, hidden, inner, bits)
+            add("run_expert", {"state": "fresh", "beside": "nothing"}, sizes, alone * FRESH)
+            add("run_expert", {"state": "resident", "beside": "nothing"}, sizes, alone * RESIDENT)
+            add("run_expert", {"state": "resident", "beside": "copies"}, sizes, alone * RESIDENT * SLOWED)
+            arguments = dense_arguments(model, [0], PassShape(tokens=tokens, context_tokens=128, requests=1), 4)
+            add("run_dense", {"beside": "nothing"}, arguments, dense_s(arguments) * DENSE)
+        size = expert_weight_bytes(hidden, inner, True, bits)
+        add("run_copy", {"direction": "h2d", "beside": "nothing"}, {"bytes": size}, (LATENCY_S + size / LINK) * COPY)
+    return found
+
+
+@pytest.fixture(scope="module")
+def costs() -> FittedCostModel:
+    samples = lawful_samples()
+    fit = fit_profile(dataclasses.replace(samples, samples=(*samples, *runs_of("32"))))
+    found = load_costs(fit.profile, HELD_OUT)
+    assert isinstance(found, FittedCostModel)
+    return found
+
+
+def kind(*, fresh: float, cached: bool = True, overlapped: bool = True) -> RunKind:
+    return RunKind(bits="32", cached=cached, overlapped=overlapped, fresh_fraction=fresh, typical_tokens=1.0)
+
+
+@pytest.mark.parametrize(("fresh", "expected"), [(0.0, RESIDENT), (1.0, FRESH), (0.25, 0.75 * RESIDENT + 0.25 * FRESH)])
+def test_experts_cost_what_their_state_says(costs: FittedCostModel, fresh: float, expected: float) -> None:
+    alone = costs.expert_kernel(2, weight_format("32")).seconds
+    inside = costs.for_run(kind(fresh=fresh)).expert_kernel(2, weight_format("32")).seconds
+    assert inside == pytest.approx(alone * expected, rel=0.03)
+    assert inside == pytest.approx(expert_s(2, 768, 1024, "32") * expected, rel=0.06)
+
+
+def test_dense_parts_copies_and_handovers(costs: FittedCostModel) -> None:
+    inside = costs.for_run(kind(fresh=0.5))
+    assert inside.dense_layer(0, 1, 128, 1).seconds == pytest.approx(
+        costs.dense_layer(0, 1, 128, 1).seconds * DENSE, rel=0.05
+    )
+    size = expert_weight_bytes(768, 1024, True, "32")
+    assert inside.host_to_device(size).seconds == pytest.approx(
+        (LATENCY_S + size / LINK) * COPY + HOST_S["piece"], rel=0.03
+    )
+    assert inside.device_to_host(size).seconds == costs.device_to_host(size).seconds  # that was not measured
+    assert inside.handover_s() == pytest.approx(HOST_S["start"] + HOST_S["wake"])
+    assert costs.for_run(kind(fresh=0.5, overlapped=False)).handover_s() == 0.0
+    assert costs.handover_s() == 0.0
+
+
+def test_copies_slow_kernels_down_by_what_was_seen_in_runs(costs: FittedCostModel) -> None:
+    inside = costs.for_run(kind(fresh=0.5))
+    assert inside.rate_fraction("compute", frozenset({"h2d"})) == pytest.approx(1 / SLOWED, rel=0.05)
+    assert inside.rate_fraction("compute", frozenset()) == 1.0
+
+
+def test_a_mode_that_never_ran_keeps_what_was_measured_alone(costs: FittedCostModel) -> None:
+    inside = costs.for_run(kind(fresh=0.5, cached=False))
+    assert inside.dense_layer(0, 1, 128, 1) == costs.dense_layer(0, 1, 128, 1)
+    assert inside.host_to_device(2**20) == costs.host_to_device(2**20)
+
+
+def test_factors_are_weighted_by_nearness_and_by_how_often_they_were_seen() -> None:
+    curve = Curve(arguments={"bytes": (1e6, 4e6), "times": (50.0, 50.0)}, seconds=(1.0, 4.0), relative_uncertainty=0.0)
+    assert factor(None, bytes=3) == 1.0
+    assert factor(curve, bytes=2e6) == pytest.approx(2.0)
+    assert 1.0 < factor(curve, bytes=1e6) < 1.2 and 3.3 < factor(curve, bytes=4e6) < 4.0
+    assert factor(curve, bytes=1e12) == pytest.approx(4.0)
+    rare = Curve(arguments={"bytes": (1e6, 4e6), "times": (50.0, 1.0)}, seconds=(1.0, 4.0), relative_uncertainty=0.0)
+    assert factor(rare, bytes=2e6) < 1.05
+
+
+def test_what_factors_are_worth_is_found_by_leaving_shapes_out() -> None:
+    same = Curve(
+        arguments={"bytes": (1.0, 2.0, 4.0), "times": (9.0,) * 3}, seconds=(1.5,) * 3, relative_uncertainty=0.0
+    )
+    assert left_out_error(same, "bytes") == pytest.approx(0.0)
+    one = Curve(arguments={"bytes": (1.0, 1.0), "times": (9.0,) * 2}, seconds=(1.0, 2.0), relative_uncertainty=0.0)
+    assert left_out_error(one, "bytes") == 0.0
+    odd = Curve(arguments={"bytes": (1.0, 1e9), "times": (9.0,) * 2}, seconds=(1.0, 2.0), relative_uncertainty=0.0)
+    assert left_out_error(odd, "bytes") == pytest.approx(0.95)  # errors 1.0 and 0.5, nine tenths of the way between
