@@ -89,9 +89,7 @@ def tiny_like(model: ModelSpec) -> ModelSpec:
     )
 
 
-def random_routing(
-    model: ModelSpec, *, steps: int, requests: int = 1, context: int = 0, seed: int = 0
-) -> RoutingTrace:
+def random_routing(model: ModelSpec, *, steps: int, requests: int = 1, context: int = 0, seed: int = 0) -> RoutingTrace:
     """Return a recording of `requests` requests that decode `steps` tokens after `context` others, all choosing at random."""
     rng = np.random.default_rng(seed)
     keys = rng.random((requests * steps, model.num_moe_layers, model.num_experts))
