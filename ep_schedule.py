@@ -16,7 +16,7 @@ from typing import Any
 from .errors import InputError, UnknownName
 
 ATTENTION_DIVISIONS = ("data", "tensor")
-EXPERT_DIVISIONS = ("expert", "tensor")
+EXPERT_DIVISIONS = ("expert", "tensor", "node", "sharded")
 PLACEMENTS = ("contiguous", "round-robin", "eplb", "eplb-hierarchical", "grace", "occult", "metro", "search")
 REPLICA_CHOICES = ("nearest", "even", "capped", "weighted", "activated", "planned")
 EXCHANGES = ("all-choices", "per-rank", "hierarchical")
@@ -35,7 +35,9 @@ class ParallelOptions:
     attention: str = "data"
     """data: each rank has whole layers and its own tokens; tensor: the ranks of a node share each layer."""
     experts: str = "expert"
-    """expert: whole experts are spread over all ranks; tensor: every rank holds a slice of every expert."""
+    """expert: whole experts are spread over all ranks; tensor: every rank holds a slice of every expert; node: whole experts
+    are spread over the ranks of each node, all of which hold the node's tokens (nodes are replicas, or stages of a pipeline
+    that other batches keep full); sharded: experts are spread over nodes and each is sliced over the ranks of its node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,11 @@ EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
                              exchange__tiers="free"),
     # Attention and experts mapped apart: tensor there, whole experts here (arXiv 2504.14960).
     "parallel-folding": lambda: _preset("parallel-folding", parallel__attention="tensor"),
+    # Attention and experts sliced inside nodes, one fused all-to-all between all ranks, its results gathered (its first
+    # schedule: split, all-to-all, all-gather; arXiv 2407.00599).
+    "parm": lambda: _preset("parm", parallel__attention="tensor", parallel__experts="sharded"),
+    # Ranks of a node pick their experts' tokens out of those they all hold, and add up: no all-to-all (arXiv 2304.11414).
+    "ppmoe": lambda: _preset("ppmoe", parallel__attention="tensor", parallel__experts="node"),
 }  # fmt: skip
 
 
@@ -295,11 +302,17 @@ def _check(schedule: ExpertParallelSchedule) -> None:
         raise InputError(
             "pipeline.shortcut", True, "a shortcut overlaps within one batch", "set pipeline.micro_batches=1"
         )
-    if parallel.experts == "tensor" and (
+    if parallel.experts in ("tensor", "node") and (
         pipeline.split != "none" or pipeline.shortcut or schedule.placement.num_redundant
     ):
-        raise InputError("parallel.experts", "tensor", "sliced experts are neither exchanged, grouped nor copied",
+        raise InputError("parallel.experts", parallel.experts, "experts to which no token is sent are neither exchanged, grouped nor copied",
                          "set parallel.experts=expert")  # fmt: skip
+    if parallel.experts == "node" and parallel.attention != "tensor":
+        raise InputError("parallel.experts", "node", "the ranks of a node must hold the same tokens",
+                         "set parallel.attention=tensor")  # fmt: skip
+    if parallel.experts == "sharded" and (exchange.kind == "hierarchical" or pipeline.shortcut):
+        raise InputError("parallel.experts", "sharded", "the exchange goes to all ranks of a node at once, in its own layer",
+                         "set exchange.kind=per-rank and pipeline.shortcut=false")  # fmt: skip
 
 
 def _whole(key: str, value: Any, least: int, most: int) -> None:

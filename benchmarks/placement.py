@@ -173,7 +173,9 @@ def cell(name: str, setting: str, split: int, found: Evaluation, effort: dict[st
         "inter_node_bytes": float(found.inter_node_tokens.mean()) * 2 * TOKEN_BYTES,
         "intra_node_bytes": float(found.intra_node_tokens.mean()) * 2 * TOKEN_BYTES,
     }  # fmt: skip
-    print(f"split {split} {setting:4s} {name:16s} {found.mean_layer_s * US_PER_S:8.1f} us a layer   {effort}", flush=True)
+    print(
+        f"split {split} {setting:4s} {name:16s} {found.mean_layer_s * US_PER_S:8.1f} us a layer   {effort}", flush=True
+    )
     return line | effort
 
 
@@ -201,7 +203,8 @@ def compare(trace: RoutingTrace, split: int, args: argparse.Namespace, done: lis
 
 def summary(cells: list[dict[str, object]], studied: bool) -> list[dict[str, object]]:
     """Return and print, for every placement and setting, the mean layer time over splits, lowest, highest, and the study's where it is
-    of the same recording."""
+    of the same recording.
+    """
     lines = []
     times = layer_times(cells)
     for name, setting in sorted({(name, setting) for name, setting, _ in times}):
@@ -216,7 +219,7 @@ def summary(cells: list[dict[str, object]], studied: bool) -> list[dict[str, obj
 
 def layer_times(cells: list[dict[str, object]]) -> dict[tuple[str, str, int], float]:
     """Return the mean layer time in µs by (name, setting, split)."""
-    return {(str(one["name"]), str(one["setting"]), int(one["split"])): statistics.mean(one["layer_us"])  # type: ignore
+    return {(str(one["name"]), str(one["setting"]), int(one["split"])): statistics.mean(one["layer_us"])  # type: ignore[call-overload]
             for one in cells}  # fmt: skip
 
 

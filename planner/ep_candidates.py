@@ -126,9 +126,7 @@ class Placements:
                 for name, placement in placements.items()
             })  # fmt: skip
             table = np.stack([tables[name][layer] for layer, name in enumerate(names)])
-            self._searched[key] = Searched(
-                placement=assemble(placements, names), table=table, layers_from=tuple(names)
-            )
+            self._searched[key] = Searched(placement=assemble(placements, names), table=table, layers_from=tuple(names))
         return self._searched[key]
 
     def evidence_steps(self, part: str, policy: str = "search") -> list[StepTokens]:

@@ -120,9 +120,7 @@ def prepare_ep(
         request.context_tokens,
         weight_format(bits),
     )
-    costs = layer_costs(
-        rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks
-    )
+    costs = layer_costs(rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks)
     placements = Placements(
         evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,
         SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,

@@ -88,7 +88,13 @@ class TokenEvidence:
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the counts of every step of a part, replayed once for each division of the work."""
         pipeline = schedule.pipeline
-        division = (schedule.exchange.kind, pipeline.micro_batches, pipeline.split, schedule.num_groups)
+        division = (
+            schedule.parallel.experts,
+            schedule.exchange.kind,
+            pipeline.micro_batches,
+            pipeline.split,
+            schedule.num_groups,
+        )
         key = (part, id(candidate.placement), id(candidate.router), *division)
         if key not in self._loads:
             topology = topology_of(candidate.placement)
@@ -175,7 +181,13 @@ class CountEvidence:
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the expected counts of one step; a part makes no difference."""
         pipeline = schedule.pipeline
-        division = (schedule.exchange.kind, pipeline.micro_batches, pipeline.split, schedule.num_groups)
+        division = (
+            schedule.parallel.experts,
+            schedule.exchange.kind,
+            pipeline.micro_batches,
+            pipeline.split,
+            schedule.num_groups,
+        )
         key = (id(candidate.placement), id(candidate.router), *division)
         if key not in self._loads:
             placement = candidate.placement

@@ -171,6 +171,7 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
     bare = {"placement__policy": chosen.placement.policy if chosen.placement.policy != "metro" else "eplb",
             "placement__num_redundant": 0}  # fmt: skip
     ingredients: dict[str, dict[str, Any]] = {
+        "division": {f"parallel__{key}": value for key, value in asdict(chosen.parallel).items()},
         "exchange": {"exchange__kind": chosen.exchange.kind, "exchange__tiers": chosen.exchange.tiers},
         "placement": bare,
         "replication": {
@@ -192,6 +193,7 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
         before = step_s
     whole = search.predict(chosen, REPORT).step_s
     defaults: dict[str, dict[str, Any]] = {
+        "division": {"parallel__attention": "data", "parallel__experts": "expert"},
         "placement": {"placement__policy": "contiguous", "placement__num_redundant": 0},
         "replication": bare,
         "exchange": {"exchange__kind": "per-rank", "exchange__tiers": "together"},

@@ -27,6 +27,13 @@ _CHUNKS = (2, 4)
 _SM_FRACTIONS = (16 / 132, 24 / 132)
 
 
+# Divisions with attention shared inside nodes, in a few words.
+_DIVISIONS = {
+    "expert": "attention sliced in nodes", "sharded": "attention and experts sliced in nodes",
+    "node": "attention sliced and experts spread in each node", "tensor": "all sliced in each node",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """One schedule and its prediction."""
@@ -73,8 +80,17 @@ class EpSearch:
             found += self._score(self.pipelined(scored.schedule), part, misfits)
         return sorted(found, key=lambda each: each.prediction.step_s)
 
+    def divided(self, base: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
+        """Yield the ways of dividing the model that share attention inside nodes, as engines start and balanced by load."""
+        for experts in ("expert", "sharded", "node", "tensor"):
+            for policy in ("contiguous", "eplb"):
+                yield base.with_options(
+                    parallel__attention="tensor", parallel__experts=experts, placement__policy=policy
+                )
+
     def placed(self, base: ExpertParallelSchedule, redundant: int) -> Iterator[ExpertParallelSchedule]:
-        """Yield every placement, router and exchange without overlap."""
+        """Yield every division, and every placement, router and exchange without overlap."""
+        yield from self.divided(base)
         exact = self.evidence.exact
         for kind in ("per-rank", "hierarchical") if self.rehearsal.num_nodes > 1 else ("per-rank",):
             for policy, copies in self.policies(redundant):
@@ -104,6 +120,8 @@ class EpSearch:
     def pipelined(self, placed: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
         """Yield every way of overlapping for one placement and router."""
         yield placed.with_options(kernel__choice="best")
+        if placed.parallel.experts in ("tensor", "node"):
+            return  # nothing is exchanged that could be overlapped
         slots = self.placements.candidate(placed).placement.slots_per_rank
         for fraction in _SM_FRACTIONS:
             common = {"pipeline__exchange_sm_fraction": fraction, "kernel__choice": "best"}
@@ -129,6 +147,8 @@ def describe(schedule: ExpertParallelSchedule) -> str:
     words = [f"{placement.policy} + {placement.num_redundant} copies" if placement.num_redundant else placement.policy]
     words += [schedule.replica.choice] if placement.num_redundant or placement.policy == "grace" else []
     words.append(schedule.exchange.kind)
+    if schedule.parallel.attention == "tensor":
+        words.append(_DIVISIONS[schedule.parallel.experts])
     if pipeline.micro_batches > 1:
         words.append(f"{pipeline.micro_batches} batches in alternation")
     if schedule.num_groups > 1:

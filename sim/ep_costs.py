@@ -23,7 +23,9 @@ from ..specs import WeightFormat, weight_format
 from ..units import NS_PER_S
 from .ep_tables import EpTables
 from .ep_traffic import FloatArray, StepLoad
-from .policies.ep_program import INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, OP_REDUCE, Program
+from .policies.ep_program import (
+    GATHER, INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, OP_REDUCE, Program,
+)  # fmt: skip
 from .policies.state import Array
 
 # An all-to-all needs 10 to 20 multiprocessors to saturate (arXiv 2410.12247; 16 of 132 taken): below, it slows in proportion.
@@ -210,18 +212,24 @@ class EpCosting:
         return np.asarray(seconds[where.reshape(rows.shape)], np.float64)
 
     def expert_s(
-        self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float
+        self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float, *, slices: int = 1
     ) -> FloatArray:
-        """Return seconds [..., ranks] of one stage's experts, `slot_rows: [..., slots]`, under the schedule's kernels."""
+        """Return seconds [..., ranks] of one stage's experts, `slot_rows: [..., slots]`, under the schedule's kernels.
+
+        slices: each expert is cut over so many ranks, which are counted as one.
+        """
         fmt = weight_format(schedule.kernel.bits)
         shape = (*slot_rows.shape[:-1], num_ranks, slot_rows.shape[-1] // num_ranks)
         rows = slot_rows.reshape(shape)
         launch = self.costs.grouped_base().seconds
         active = (rows > 0).sum(-1)
-        grouped = self.item_s(rows, fmt, rate=self.constants.grouped_rate * sm_share).sum(-1) + launch * (active > 0)
+        grouped = self.item_s(rows, fmt, rate=self.constants.grouped_rate * sm_share, slices=slices).sum(-1)
+        grouped = grouped + launch * (active > 0)
         if schedule.kernel.choice == "grouped":
             return np.asarray(grouped)
-        dense = self.item_s(rows, fmt, rate=self.constants.dense_rate * sm_share).sum(-1) + launch * active
+        dense = (
+            self.item_s(rows, fmt, rate=self.constants.dense_rate * sm_share, slices=slices).sum(-1) + launch * active
+        )
         if schedule.kernel.choice == "dense":
             return np.asarray(dense)
         # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
@@ -281,6 +289,15 @@ def _tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, prog
     """Fill expert operations, part by part."""
     ranks, mine = load.topology.num_ranks, np.flatnonzero(program.op_kind == OP_EXPERT)
     layer, micro, group = program.op_layer[mine], program.op_micro[mine], program.op_group[mine]
+    if schedule.parallel.experts == "node":
+        # Every node is a replica of its own; the experts of so many consecutive ranks sit on one rank of each node.
+        seats, nodes = load.topology.ranks_per_node, load.topology.num_nodes
+        rows = (-(-load.slot_rows // nodes)).reshape(*load.slot_rows.shape[:2], seats, -1)
+        each = costing.item_s(rows, weight_format(schedule.kernel.bits), rate=costing.constants.grouped_rate).sum(-1)
+        each = each + costing.costs.grouped_base().seconds * (rows.sum(-1) > 0)
+        work[mine] = np.ceil(np.tile(each, nodes)[layer, micro] * NS_PER_S)
+        op_tokens[mine] = np.tile(rows.sum(-1), nodes)[layer, micro]
+        return
     if schedule.parallel.experts == "tensor":
         # Every node is a replica of its own; its ranks hold a slice of each expert and see all the node's tokens.
         seats = load.topology.ranks_per_node
@@ -292,9 +309,11 @@ def _tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, prog
         work[mine] = np.ceil(np.broadcast_to(seconds, counted.shape)[layer, micro] * NS_PER_S)
         op_tokens[mine] = counted[layer, micro]
         return
-    seconds = costing.expert_s(load.slot_rows, ranks, schedule, _sm_share(schedule))
-    ns = np.ceil(seconds * NS_PER_S).astype(np.int64)
-    rank_rows = load.slot_rows.reshape(*load.slot_rows.shape[:2], ranks, -1).sum(-1)
+    # A node that shards its experts is as one rank, as many times faster as it has ranks.
+    seats = load.topology.ranks_per_node if schedule.parallel.experts == "sharded" else 1
+    seconds = costing.expert_s(load.slot_rows, ranks // seats, schedule, _sm_share(schedule), slices=seats)
+    ns = np.repeat(np.ceil(seconds * NS_PER_S).astype(np.int64), seats, axis=-1)
+    rank_rows = np.repeat(load.slot_rows.reshape(*load.slot_rows.shape[:2], ranks // seats, -1).sum(-1), seats, axis=-1)
     part, pieces = _parts(schedule, load, micro, group)
     work[mine] = _piece(ns[layer, part], group, pieces)
     op_tokens[mine] = _piece(rank_rows[layer, part], group, pieces)
@@ -343,7 +362,9 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
         tokens = load.rank_tokens[program.ex_micro[exchange]].reshape(-1, seats).sum(axis=1).repeat(seats)
-        num_bytes = tokens * hidden * _REDUCE_BYTES * 2 * (seats - 1) // seats
+        # To gather is half of it: nothing is added up on the way.
+        rounds = 1 if program.ex_group[exchange] == GATHER else 2
+        num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (seats - 1) // seats
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
         ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes)

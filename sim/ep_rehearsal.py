@@ -143,6 +143,9 @@ class EpRehearsal:
         expert = model.expert_bytes(weight_format(schedule.kernel.bits))
         if schedule.parallel.experts == "tensor":
             experts = -(-model.num_experts * expert // self.ranks_per_node)
+        elif schedule.parallel.experts == "node":
+            # As stages of a pipeline, nodes would hold less; as replicas they hold every layer.
+            experts = -(-load.topology.num_slots // self.ranks_per_node) * expert
         else:
             experts = load.topology.slots_per_rank * expert
         tokens = int(load.rank_tokens.sum(axis=0).max()) * share

@@ -20,6 +20,9 @@ from ..jit import jit
 from .policies.ep_program import INTER, INTRA, NUM_TIERS
 from .policies.state import Array
 
+# Divisions of experts in which every rank already holds the tokens it works on.
+_NOT_SENT = ("tensor", "node")
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -135,7 +138,9 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
     received, links = np.zeros_like(sent), np.zeros((ranks, ranks), np.int64)
     kind = EXCHANGES.index(schedule.exchange.kind)
     _count(np.ascontiguousarray(slots), source, chunk, group_of_slot, topology.slots_per_rank, topology.ranks_per_node, kind,
-           by_slot, rows, sent, received, links)  # fmt: skip
+           by_slot, schedule.parallel.experts == "sharded", rows, sent, received, links)  # fmt: skip
+    if schedule.parallel.experts in _NOT_SENT:
+        sent[:], received[:], links[:] = 0, 0, 0
     tokens = np.zeros((micro, ranks), np.int64)
     np.add.at(tokens, (chunk // by_token, source), 1)
     return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=tokens, slot_rows=rows, sent=sent,
@@ -167,16 +172,20 @@ def expect_step(
         chance = inclusion if by_slot == 1 else np.where(group_of_slot == group, inclusion, 0.0)
         per_source = np.broadcast_to(chance, (layers, ranks, topology.num_slots))
         rows[:, group] = np.einsum("lrs,r->ls", per_source, share)
-        if schedule.exchange.kind == "all-choices":
-            hits = per_source.reshape(layers, ranks, ranks, -1).sum(axis=3)
-        else:
-            hits = 1 - np.prod(1 - per_source.reshape(layers, ranks, ranks, -1), axis=3)
+        # Where a node's ranks hold slices of its experts, whoever needs the node needs all of them.
+        sharded = schedule.parallel.experts == "sharded"
+        by_target = per_source.reshape(layers, ranks, nodes if sharded else ranks, -1)
+        hits = by_target.sum(axis=3) if schedule.exchange.kind == "all-choices" else 1 - np.prod(1 - by_target, axis=3)
+        if sharded:
+            hits = np.repeat(hits, seats, axis=2)
         missed = hits
         if schedule.exchange.kind == "hierarchical":
             missed = np.prod(1 - hits.reshape(layers, ranks, nodes, seats), axis=3)
         _expected_ports(
             hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group], links
         )
+    if schedule.parallel.experts in _NOT_SENT:
+        out[:], links[:] = 0.0, 0.0
     whole = np.rint(np.tile(rows, (1, micro, 1))).astype(np.int64)
     ports = np.rint(np.tile(out, (1, 1, micro, 1, 1))).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
@@ -232,7 +241,7 @@ def _check_ids(field: str, ids: npt.NDArray[np.integer], limit: int) -> None:
 
 @jit
 def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, seats: int, kind: int,
-           by_slot: int, rows: Array, sent: Array, received: Array, links: Array) -> None:  # fmt: skip
+           by_slot: int, sharded: bool, rows: Array, sent: Array, received: Array, links: Array) -> None:  # fmt: skip
     """Add up rows and tokens of ports and links; see `count_step`. kind: 0 every choice, 1 per rank, 2 per node and rank."""
     num_tokens, num_layers, top_k = slots.shape
     ranks = sent.shape[3]
@@ -251,6 +260,19 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                 rank = slot // slots_per_rank
                 node = rank // seats
                 rows[layer, part, slot] += 1
+                if sharded:
+                    # All ranks of the node hold a slice: each of them gets the token.
+                    if kind != 0:
+                        if at_node[group, node] == token:
+                            continue
+                        at_node[group, node] = token
+                    tier = 1 if node == home // seats else 0
+                    for member in range(node * seats, (node + 1) * seats):
+                        if member != home:
+                            sent[layer, part, tier, home] += 1
+                            received[layer, part, tier, member] += 1
+                            links[home, member] += 1
+                    continue
                 if kind != 0:
                     if at_rank[group, rank] == token:
                         continue

@@ -27,6 +27,12 @@ def ep_schedules(draw: st.DrawFn) -> ExpertParallelSchedule:
     settings["pipeline.split"] = split = draw(st.sampled_from(["none", "expert", "token", "tile"]))
     if split != "none":
         settings["pipeline.num_groups"] = draw(st.integers(1, 4))
+    divisions = ["expert"]
+    if kind != "hierarchical" and not shortcut:
+        divisions.append("sharded")
+    if split == "none" and not shortcut:
+        divisions += ["tensor", *(["node"] if settings["parallel.attention"] == "tensor" else [])]
+    settings["parallel.experts"] = draw(st.sampled_from(divisions))
     return apply_ep_settings(ExpertParallelSchedule(name="drawn"), settings)
 
 

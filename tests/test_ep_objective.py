@@ -22,12 +22,16 @@ from moeplan.units import NS_PER_S
 from strategies import make_trace
 
 MODEL = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
-REQUEST = EpRequest(num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=4000)
+REQUEST = EpRequest(
+    num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=4000
+)
 
 
 def search_over(prefill: bool = True, shared: bool = True) -> EpSearch:
     model = MODEL if shared else dataclasses.replace(MODEL, num_shared_experts=0, shared_intermediate_size=0)
-    trace = make_trace(np.random.default_rng(1), num_layers=2, num_experts=16, top_k=3, requests=[(60, 0)] * 40, skew=0.15)
+    trace = make_trace(
+        np.random.default_rng(1), num_layers=2, num_experts=16, top_k=3, requests=[(60, 0)] * 40, skew=0.15
+    )
     request = dataclasses.replace(REQUEST, prefill=prefill)
     evidence = evidence_of(model, dataclasses.replace(trace, layer_ids=(1, 2)), request)
     return prepare_ep(model, load_hardware("h800-sxm"), evidence, request, plain_schedule("16"))
@@ -44,7 +48,9 @@ def dense_s(search: EpSearch, schedule: ExpertParallelSchedule, part: str) -> fl
 @pytest.mark.parametrize("kind", ["per-rank", "hierarchical", "all-choices"])
 @pytest.mark.parametrize("policy", ["contiguous", "eplb", "occult", "search"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_objective_is_the_simulated_step_to_the_nanosecond_of_each_operation(kind: str, policy: str, shared: bool) -> None:
+def test_objective_is_the_simulated_step_to_the_nanosecond_of_each_operation(
+    kind: str, policy: str, shared: bool
+) -> None:
     search = search_over(shared=shared)
     schedule = plain_schedule("16").with_options(
         placement__policy=policy, placement__num_redundant=4, replica__choice="capped", exchange__kind=kind
@@ -87,7 +93,9 @@ def test_search_minimises_what_it_is_asked_for() -> None:
     """On the planning requests, each kind of exchange is best served by the placement searched for it."""
     search = search_over()
     steps, router = search.evidence.parts[PLAN], CappedChoice()
-    found = {kind: search.placements.searched(4, kind, planned=False).placement for kind in ("per-rank", "hierarchical")}
+    found = {
+        kind: search.placements.searched(4, kind, planned=False).placement for kind in ("per-rank", "hierarchical")
+    }
     eplb = search.placements.placement("eplb", 4)
     for kind, placement in found.items():
         costs = search.placements.layer_costs[kind]

@@ -109,7 +109,7 @@ def test_one_schedule_is_simulated_by_both_engines():
 def test_ablation_leads_from_plain_to_best(plan):
     added = [row for row in plan.ablation if row["kind"] == "added"]
     assert [row["ingredient"] for row in added] == [
-        "none", "exchange", "placement", "replication", "routing", "pipeline", "kernels",
+        "none", "division", "exchange", "placement", "replication", "routing", "pipeline", "kernels",
     ]  # fmt: skip
     plain = next(each for each in plan.baselines if each.schedule.name == "ep")
     assert added[0]["step_s"] == plain.step_s

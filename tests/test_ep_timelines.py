@@ -140,6 +140,22 @@ TIMELINES = {
         "1 inter: di0a0@31-43 co0a0@60-72 di1a0@103-115 co1a0@132-144",
         "1 intra: re0a0@24-31 di0a0@31-34 co0a0@60-63 re1a0@96-103 di1a0@103-106 co1a0@132-135",
     ],
+    # As parallel folding, and the results are gathered before the next dense part.
+    "parm": [
+        "0 compute: de0a0@0-24 sh0a0@31-37 ex0a0@43-59 de1a0@79-103 sh1a0@110-116 ex1a0@122-138 he1a0@158-162",
+        "0 inter: di0a0@31-43 co0a0@60-72 di1a0@110-122 co1a0@139-151",
+        "0 intra: re0a0@24-31 di0a0@31-35 co0a0@60-64 re0a2@72-79 re1a0@103-110 di1a0@110-114 co1a0@139-143 re1a2@151-158",
+        "1 compute: de0a0@0-24 sh0a0@31-37 ex0a0@43-60 de1a0@79-103 sh1a0@110-116 ex1a0@122-139 he1a0@158-162",
+        "1 inter: di0a0@31-43 co0a0@60-72 di1a0@110-122 co1a0@139-151",
+        "1 intra: re0a0@24-31 di0a0@31-34 co0a0@60-63 re0a2@72-79 re1a0@103-110 di1a0@110-113 co1a0@139-142 re1a2@151-158",
+    ],
+    # Tensor parallelism's order; what its ranks compute differs.
+    "ppmoe": [
+        "0 compute: de0a0@0-24 sh0a0@31-37 ex0a0@37-53 de1a0@61-85 sh1a0@92-98 ex1a0@98-114 he1a0@122-126",
+        "0 intra: re0a0@24-31 re0a1@54-61 re1a0@85-92 re1a1@115-122",
+        "1 compute: de0a0@0-24 sh0a0@31-37 ex0a0@37-54 de1a0@61-85 sh1a0@92-98 ex1a0@98-115 he1a0@122-126",
+        "1 intra: re0a0@24-31 re0a1@54-61 re1a0@85-92 re1a1@115-122",
+    ],
 }
 
 

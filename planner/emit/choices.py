@@ -123,9 +123,9 @@ def read_ep_choice(document: Mapping[str, Any], model: ModelSpec) -> EpChoice:
     counts = {key: _count(table.get(key), f"plan: placement.{key}", 1) for key in ("num_ranks", "num_nodes")}
     options = document["schedule"] if "schedule" in document else _table(document, "best").get("schedule")
     schedule = ep_schedule_from_dict(_mapping(options, "plan: schedule"))
-    if schedule.parallel.experts == "tensor":
-        raise InputError("plan: parallel.experts", "tensor", "sliced experts have no placement",
-                         "start the engine with tensor parallelism alone")  # fmt: skip
+    if schedule.parallel.experts != "expert":
+        raise InputError("plan: parallel.experts", schedule.parallel.experts, "no placement over all ranks can express it",
+                         "start the engine with tensor parallelism, without expert parallelism")  # fmt: skip
     return EpChoice(
         name=schedule.name,
         placement=Placement(

@@ -84,7 +84,9 @@ class LayerCosts:
             raise UnknownName("exchange", self.exchange, EXCHANGES)
         table = self.row_work
         if table is not None and (table.ndim != 1 or len(table) < 2 or table[0] != 0 or np.any(np.diff(table) < 0)):
-            raise InputError("row_work", table.shape, "must start at zero and never fall", "give the cost of 0, 1, 2 … rows")
+            raise InputError(
+                "row_work", table.shape, "must start at zero and never fall", "give the cost of 0, 1, 2 … rows"
+            )
 
     @property
     def inter_token_s(self) -> float:

@@ -26,6 +26,8 @@ TOGETHER, IN_TURN, FREE = range(3)
 INTER, INTRA = 0, 1
 NUM_TIERS = 2
 NONE = -1
+# The group of a reduction that only gathers.
+GATHER = 2
 
 
 class Program(NamedTuple):
@@ -98,7 +100,7 @@ def build_program(schedule: ExpertParallelSchedule, shape: Shape) -> Program:
     """Return the program of one step of `schedule` over `shape.num_layers` MoE layers."""
     tiers = {"together": TOGETHER, "in-turn": IN_TURN, "free": FREE}[schedule.exchange.tiers]
     builder = _Builder(tiers)
-    if schedule.parallel.experts == "tensor":
+    if schedule.parallel.experts in ("tensor", "node"):
         _tensor_parallel(builder, schedule, shape)
     elif schedule.pipeline.shortcut:
         _shortcut(builder, schedule, shape)
@@ -145,8 +147,15 @@ def _layer_by_layer(builder: _Builder, schedule: ExpertParallelSchedule, shape: 
             if shape.has_shared:
                 builder.op(OP_SHARED, layer, micro, 0, [] if reductions[micro] == NONE else [reductions[micro]])
             combines[micro] = _experts(builder, layer, micro, dispatches[micro])
+            if gathered(schedule):
+                combines[micro].append(builder.exchange(OP_REDUCE, layer, micro, GATHER, ex=combines[micro][-1]))
     for micro in batches:
         builder.op(OP_HEAD, shape.num_layers - 1, micro, 0, combines[micro])
+
+
+def gathered(schedule: ExpertParallelSchedule) -> bool:
+    """Return whether a node's ranks, each of which sent a part of the tokens they all hold, gather all results."""
+    return schedule.parallel.experts == "sharded" and schedule.parallel.attention == "tensor"
 
 
 def _shortcut(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape) -> None:
@@ -165,7 +174,7 @@ def _shortcut(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape)
 
 
 def _tensor_parallel(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape) -> None:
-    """Slices of every expert on every rank: a reduction takes the place of both exchanges."""
+    """A node's ranks hold all its tokens and parts of its experts: a reduction takes the place of both exchanges."""
     batches = range(schedule.pipeline.micro_batches)
     before: list[list[int]] = [[] for _ in batches]
     for layer in range(shape.num_layers):
