@@ -70,10 +70,26 @@ _TOPICS = 16
 _OLMOE_EXCHANGE, _OLMOE_IDLE, _OLMOE_WHOLE = 2846, 507, 5698
 _REST = (_OLMOE_WHOLE - _OLMOE_EXCHANGE - _OLMOE_IDLE) / _OLMOE_EXCHANGE
 # Where the fit looks: affinity of a token to its topic's experts, spread of experts' popularity (both in logits), drift.
-_AFFINITIES, _SPREADS, _DRIFTS = (3.5, 4.0, 4.5), (1.5, 1.75, 2.0), (0.8, 0.9, 1.0)
+_AFFINITIES, _SPREADS, _DRIFTS = (3.25, 3.5, 3.75), (2.25, 2.5), (0.9, 0.95)
 _EXCHANGE, _CROSS, _INTRA, _IDLE, _DEVIATION = range(5)
-_NOTES: dict[tuple[str, int], str] = {}
-_SPEEDUP_NOTE = ""
+_NOTES = {
+    ("intra-node traffic", 1): (
+        "published, grouping keeps more of a token's experts on one GPU of the node, and copies then bring 10 points of traffic "
+        "back inside nodes; in the drawn routing both are nearly equal, so their order is not reproduced"
+    ),
+    ("GPU idle", 1): (
+        "the wait for the fullest rank grows somewhat faster here than the deviation over ranks that the paper reports, and the "
+        "deviation is itself matched to 3 points only: idle time ends 11 % above Occult's where the paper has 5 % below"
+    ),
+    (
+        "load standard deviation",
+        2,
+    ): "one drift for all models and layers; copies planned on the first half even out more than published",
+}
+_SPEEDUP_NOTE = (
+    "the rest of a step is known for OLMoE only and taken for all models; the others must spend more outside exchanges, since "
+    "the published speed-up is lower though exchanges fall alike"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,24 +248,18 @@ def _drawn(name: str, routing: Routing, tokens: int = _TOKENS, seed: int = 0) ->
 
 
 def fit() -> Routing:
-    """Return the constants of the draws, on a grid, that come nearest to the three cells they are fitted to."""
-    middle = _DRIFTS[len(_DRIFTS) // 2]
-    routings = [
-        Routing(affinity=affinity, spread=spread, drift=middle) for affinity in _AFFINITIES for spread in _SPREADS
-    ]
-    cross, deviation = TABLE["cross-node traffic"], TABLE["load standard deviation"]
-
-    def after(routing: Routing) -> npt.NDArray[np.float64]:
-        ladders = [ladder(load_model(name), _drawn(name, routing, _TOKENS // 2)) for name in MODELS]
-        return np.asarray(np.mean([_changes(each, 1.0) for each in ladders], axis=0))
+    """Return the constants of the draws, on a grid, with the least sum of differences over the three cells they are fitted to."""
+    grid = [Routing(affinity=affinity, spread=spread, drift=drift)
+            for affinity in _AFFINITIES for spread in _SPREADS for drift in _DRIFTS]  # fmt: skip
+    cells = ((_CROSS, 1), (_DEVIATION, 1), (_DEVIATION, 2))
+    names = list(TABLE)
 
     def missed(routing: Routing) -> float:
-        now = after(routing)[1]
-        return float(abs(now[_CROSS] / cross[1] - 1) + abs(now[_DEVIATION] / deviation[1] - 1))
+        ladders = [ladder(load_model(name), _drawn(name, routing)) for name in MODELS]
+        mean = np.mean([_changes(each, 1.0) for each in ladders], axis=0)  # slowness plays no part in these cells
+        return float(sum(abs(mean[at, row] - TABLE[names[row]][at]) for row, at in cells))
 
-    still = min(routings, key=missed)
-    drifting = [dataclasses.replace(still, drift=drift) for drift in _DRIFTS]
-    return min(drifting, key=lambda routing: abs(float(after(routing)[2, _DEVIATION]) - deviation[2]))
+    return min(grid, key=missed)
 
 
 def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = None) -> Reproduction:
@@ -274,7 +284,7 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
     for name, measured in found.items():
         cells.append(Cell(table="Occult's time over GRACE's, 2 x 2", row=name, column="end to end", unit="x",
                           published=SPEEDUPS[name], simulated=_speedup(measured, slowness), role=CHECKED,
-                          note=_SPEEDUP_NOTE))  # fmt: skip
+                          note="" if name == MODELS[0] else _SPEEDUP_NOTE))  # fmt: skip
     wider = _changes(ladder(load_model(MODELS[0]), _drawn(MODELS[0], routing), num_ranks=2 * _RANKS), slowness)
     for row, name in enumerate(TABLE):
         for at, ingredient in enumerate(INGREDIENTS):
