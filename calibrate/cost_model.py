@@ -127,6 +127,10 @@ class CostModel:
 
     # --- copies -----------------------------------------------------------------------------------------------
 
+    def transfer_wait_s(self) -> float:
+        """Return what a transfer costs besides moving bytes, where the engine's own runs were measured; else 0."""
+        return 0.0
+
     def host_to_device(self, num_bytes: int, pinned: bool = True) -> Estimate:
         """Return the time of one copy of `num_bytes` to the device, running alone."""
         return _copy(self.profile.host_to_device, num_bytes, pinned)

@@ -133,11 +133,11 @@ class FittedCostModel(CostModel):
         """Return the same costs inside a run of this kind, where runs were measured."""
         return dataclasses.replace(self.with_experts(run.bits, run.typical_tokens), run=run)
 
-    def handover_s(self) -> float:
-        """Return what a visit that fetches waits for besides its copies: their start, and its kernel's; 0 where not measured."""
+    def transfer_wait_s(self) -> float:
+        """Return a transfer's share of what a visit that fetches waits for besides its copies: their start, and its kernel's."""
         if self.run is None or not self.run.overlapped:
             return 0.0
-        return self._handover("start") + self._handover("wake")
+        return (self._handover("start") + self._handover("wake")) * self.run.fetches_per_transfer
 
     # --- inside runs ----------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ class RunKind:
     overlapped: bool
     fresh_fraction: float
     """Share of the experts used that were copied for the visit that used them."""
+    fetches_per_transfer: float
+    """Visits that demand at least one expert, over all transfers."""
     typical_tokens: float
     """Tokens that an expert gets when it is used."""
 
@@ -47,6 +49,18 @@ class RunKind:
     def mode(self) -> str:
         """The part of a table's name that says how experts are kept and copied."""
         return mode_of(CACHED if self.cached else TRANSIENT, OVERLAPPED if self.overlapped else IN_STREAM)
+
+
+def usual_run(bits: str, typical_tokens: float) -> RunKind:
+    """Return what a run is like whose decisions are not known yet: half of its experts hit, two move for a visit that fetches."""
+    return RunKind(
+        bits=bits,
+        cached=True,
+        overlapped=True,
+        fresh_fraction=0.5,
+        fetches_per_transfer=0.5,
+        typical_tokens=typical_tokens,
+    )
 
 
 def mode_of(cache: str, stream: str) -> str:

@@ -20,7 +20,7 @@ from ..sim.costs import CostTables, chunk_sizes
 from ..sim.engines import Outcome, run_twin
 from ..sim.metrics import Metrics, summarise
 from ..sim.policies.state import make_config
-from ..sim.tabulate import CostSources, tabulate
+from ..sim.tabulate import CostSources, tabulate, typical_tokens
 from ..sim.workload import Workload, build_workload
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.recording import RoutingTrace
@@ -82,7 +82,6 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
 def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int, rows: bool = False) -> Forecast:
     """Return the prediction of a run; raises MissingCalibration where the profile does not reach."""
     fmt = stored_format(given.schedule, model)
-    handover_s = 0.0
     if isinstance(costs, FittedCostModel):
         facts = run_facts(given)
         costs = costs.for_run(
@@ -91,12 +90,12 @@ def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes:
                 cached=given.schedule.cache.policy != "none",
                 overlapped=given.schedule.copy.overlap,
                 fresh_fraction=facts.fresh_fraction,
+                fetches_per_transfer=facts.fetches_per_transfer,
                 typical_tokens=typical_tokens(given.workload),
             )
         )
-        handover_s = costs.handover_s() * facts.fetches_per_transfer
     tables, sources = tabulate(costs, model, given.schedule, given.workload, fmt)
-    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes, handover_s=handover_s)
+    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes)
     outcome = simulate(given, tables, rows=rows)
     return Forecast(
         tables=tables, sources=sources, outcome=outcome, metrics=summarise(outcome, given.workload, sources)
@@ -114,22 +113,12 @@ def stored_format(schedule: OffloadSchedule, model: ModelSpec) -> WeightFormat:
     return weight_format(model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits)
 
 
-def typical_tokens(workload: Workload) -> float:
-    """Return the tokens that an expert gets when it is used, on average over decoding where there is any."""
-    decode = np.repeat(workload.steps.step_phase == 1, workload.num_layers)
-    counts = np.diff(workload.steps.visit_start)
-    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_visits, bool)
-    return float(workload.steps.visit_tokens[mine].mean())
-
-
-def with_slot_bytes(
-    tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int, *, handover_s: float = 0.0
-) -> CostTables:
-    """Return `tables` for transfers of `slot_bytes`, each with `handover_s` after its last piece."""
+def with_slot_bytes(tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int) -> CostTables:
+    """Return `tables` for transfers of `slot_bytes`."""
     count, first, last = chunk_sizes(slot_bytes, schedule.copy.chunk_bytes)
     pinned = schedule.copy.pinned
     pieces = [max(1, seconds_to_ns(costs.host_to_device(size, pinned=pinned).seconds)) for size in (first, last)]
-    pieces[1] += seconds_to_ns(handover_s)
+    pieces[1] += seconds_to_ns(costs.transfer_wait_s())
     back = max(1, seconds_to_ns(costs.device_to_host(slot_bytes, pinned=pinned).seconds))
     return tables._replace(
         expert_bytes=np.array([slot_bytes], np.int64),

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..calibrate.cost_model import CostModel
+from ..calibrate.fitted_model import FittedCostModel, load_costs
+from ..calibrate.run_kind import usual_run
 from ..errors import DoesNotFit, InputError, Internal
 from ..hardware import Profile
 from ..memory import MemoryLedger, MemoryNeeds, device_ledger
@@ -23,7 +25,7 @@ from .costs import CostTables
 from .engines import Outcome, first_difference, run_simpy, run_twin
 from .metrics import Metrics, summarise
 from .policies.state import Array, PolicyConfig, make_config
-from .tabulate import CostSources, tabulate
+from .tabulate import CostSources, tabulate, typical_tokens
 from .workload import Workload, build_workload
 
 # A static cache's misses pass through this many slots (see policies.state.make_state).
@@ -63,6 +65,7 @@ class Rehearsal:
     _workloads: dict[Any, Workload] = field(default_factory=dict)
     _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
     _context: int = 0
+    _costs: CostModel | None = None
 
     def __post_init__(self) -> None:
         check_match(self.model, self.trace)
@@ -70,10 +73,11 @@ class Rehearsal:
 
     @property
     def costs(self) -> CostModel:
-        """The cost model that tables are made from."""
-        if self.dense_format is None:
-            return CostModel(self.profile, self.model)
-        return CostModel(self.profile, self.model, dense_format=self.dense_format)
+        """The cost model that tables are made from: fitted tables where the machine was measured, else its constants' roofline."""
+        if self._costs is None:
+            dense = {} if self.dense_format is None else {"dense_format": self.dense_format}
+            self._costs = load_costs(self.profile, self.model, **dense)
+        return self._costs
 
     def workload(self, schedule: OffloadSchedule, *, with_next_use: bool = False) -> Workload:
         """Return the forward passes of the recording under the schedule's batching, built once for each kind."""
@@ -94,8 +98,12 @@ class Rehearsal:
         key = (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
                schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
         if key not in self._tables:
+            costs = self.costs
+            if isinstance(costs, FittedCostModel):
+                tokens = typical_tokens(self.workload(schedule))
+                costs = costs.for_run(usual_run(self.expert_format(schedule).name, tokens))
             self._tables[key] = tabulate(
-                self.costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule),
+                costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule),
                 self.low_format(schedule),
             )  # fmt: skip
         return self._tables[key]

@@ -74,7 +74,8 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         expert_bytes=np.array(sizes, np.int64),
         num_chunks=np.array([count for count, _, _ in chunks], np.int64),
         chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
-        chunk_ns=np.array([[_at_least_one(copy) for copy in row] for row in copies], np.int64),
+        chunk_ns=np.array([[_at_least_one(copy) for copy in row] for row in copies], np.int64)
+        + np.array([0, seconds_to_ns(costs.transfer_wait_s())], np.int64),
         back_ns=np.array([_at_least_one(back) for back in backs], np.int64),
         cpu_ns=cpu_ns,
         disk_ns=np.array([_at_least_one(read) for read in reads] or [0] * len(formats), np.int64),
@@ -141,6 +142,14 @@ def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array) -> tuple[A
         head_ns[row] = _at_least_one(head)
         head_ns[row] += sum(_at_least_one(costs.dense_layer(layer, tokens, context, requests)) for layer in tail)
     return dense_ns, head_ns, dense, head
+
+
+def typical_tokens(workload: Workload) -> float:
+    """Return the tokens that an expert gets when it is used, on average over decoding where there is any."""
+    decode = np.repeat(workload.steps.step_phase == 1, workload.num_layers)
+    counts = np.diff(workload.steps.visit_start)
+    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_visits, bool)
+    return float(workload.steps.visit_tokens[mine].mean())
 
 
 def _override(seconds: float | None, estimate: Estimate) -> Estimate:

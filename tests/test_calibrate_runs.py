@@ -56,7 +56,14 @@ def costs() -> FittedCostModel:
 
 
 def kind(*, fresh: float, cached: bool = True, overlapped: bool = True) -> RunKind:
-    return RunKind(bits="32", cached=cached, overlapped=overlapped, fresh_fraction=fresh, typical_tokens=1.0)
+    return RunKind(
+        bits="32",
+        cached=cached,
+        overlapped=overlapped,
+        fresh_fraction=fresh,
+        fetches_per_transfer=0.25,
+        typical_tokens=1.0,
+    )
 
 
 @pytest.mark.parametrize(("fresh", "expected"), [(0.0, RESIDENT), (1.0, FRESH), (0.25, 0.75 * RESIDENT + 0.25 * FRESH)])
@@ -77,9 +84,9 @@ def test_dense_parts_copies_and_handovers(costs: FittedCostModel) -> None:
         (LATENCY_S + size / LINK) * COPY + HOST_S["piece"], rel=0.03
     )
     assert inside.device_to_host(size).seconds == costs.device_to_host(size).seconds  # that was not measured
-    assert inside.handover_s() == pytest.approx(HOST_S["start"] + HOST_S["wake"])
-    assert costs.for_run(kind(fresh=0.5, overlapped=False)).handover_s() == 0.0
-    assert costs.handover_s() == 0.0
+    assert inside.transfer_wait_s() == pytest.approx((HOST_S["start"] + HOST_S["wake"]) / 4)
+    assert costs.for_run(kind(fresh=0.5, overlapped=False)).transfer_wait_s() == 0.0
+    assert costs.transfer_wait_s() == 0.0
 
 
 def test_copies_slow_kernels_down_by_what_was_seen_in_runs(costs: FittedCostModel) -> None:
