@@ -3,7 +3,10 @@
 A tile of words [BLOCK_N, C] is decoded plane by plane in registers. A shift, a mask and an "or" put two neighbouring weights into
 the low bits of two 16-bit floats whose exponent makes them base + q: 128 + q in bfloat16, 1024 + q in float16, whole and exact.
 Scales and zero points are likewise placed into float32 by shifts. No instruction converts whole numbers to floats; those run
-at a fraction of the rate of others.
+at a fraction of the rate of others. Several narrow weights fit into those low bits, so most planes need no shift: a weight is left
+where it is, as base + 2**lift · q, and its group's scale and zero point, whose shifts are there anyway, take the power of two away.
+Scales, zero points and sums of all groups of a block are asked for before any is used: nothing prefetches them, and waiting for
+each in turn would cost more than computing.
 Ignored: many rows; they have a kernel of their own.
 """
 
@@ -16,10 +19,16 @@ from .device_functions import activate, multiply
 
 
 @triton.jit
-def _plane(words: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
-    """Plane PLANE of words [BLOCK_N, C] as numbers base + q [BLOCK_N, 2·C], base 128 in bfloat16 or 1024 in float16."""
+def _plane(
+    words: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, TOGETHER: tl.constexpr, FLOAT16: tl.constexpr
+) -> tl.tensor:
+    """Plane PLANE of words [BLOCK_N, C] as base + 2**lift · q [BLOCK_N, 2·C], base 128 in bfloat16 or 1024 in float16.
+
+    TOGETHER planes share one shift; the lift is what a plane's place among them is above the lowest.
+    """
+    LIFT: tl.constexpr = PLANE % TOGETHER * BITS
     # 0x10001 repeats a mask in both halves of a word.
-    fields = (words >> (PLANE * BITS)) & (((1 << BITS) - 1) * 0x10001)
+    fields = (words >> (PLANE * BITS - LIFT)) & ((((1 << BITS) - 1) << LIFT) * 0x10001)
     if FLOAT16:
         pair = fields | 0x64006400
         low = pair.to(tl.int16).to(tl.float16, bitcast=True)
@@ -32,18 +41,22 @@ def _plane(words: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, FLOAT16: t
 
 
 @triton.jit
-def _scale(code: tl.tensor) -> tl.tensor:
-    """The relative scale of 16-bit codes (as int32): 3 exponent and 5 mantissa bits, moved to where float32 keeps them."""
-    return (((code & 0xFF) << 18) + (120 << 23)).to(tl.float32, bitcast=True)
+def _scale(code: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, TOGETHER: tl.constexpr) -> tl.tensor:
+    """2**−lift times the relative scale of 16-bit codes (as int32): 3 exponent and 5 mantissa bits, placed as float32's own."""
+    LIFT: tl.constexpr = PLANE % TOGETHER * BITS
+    return (((code & 0xFF) << 18) + ((120 - LIFT) << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _zero(code: tl.tensor, BITS: tl.constexpr, FLOAT16: tl.constexpr) -> tl.tensor:
-    """base + zero point of 16-bit codes: 8 bits placed below the leading one of 128.0 or 1024.0, in steps of 2**(BITS - 8)."""
+def _zero(
+    code: tl.tensor, BITS: tl.constexpr, PLANE: tl.constexpr, TOGETHER: tl.constexpr, FLOAT16: tl.constexpr
+) -> tl.tensor:
+    """base + 2**lift · zero point: 8 bits placed below the leading one of 128.0 or 1024.0, in steps of 2**(lift + BITS − 8)."""
+    LIFT: tl.constexpr = PLANE % TOGETHER * BITS
     if FLOAT16:
-        return ((((code & 0xFF00) << BITS) >> 3) | 0x44800000).to(tl.float32, bitcast=True)
+        return ((((code & 0xFF00) << (BITS + LIFT)) >> 3) | 0x44800000).to(tl.float32, bitcast=True)
     else:
-        return (((code & 0xFF00) << BITS) | 0x43000000).to(tl.float32, bitcast=True)
+        return (((code & 0xFF00) << (BITS + LIFT)) | 0x43000000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -57,6 +70,101 @@ def _scaled(plane: tl.tensor, scale: tl.tensor, zero: tl.tensor) -> tl.tensor:
 def _below(value: tl.tensor, bound: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """value < bound in the shape of `mask`; comparing first and spreading after loses the type in Triton's interpreter."""
     return tl.zeros(mask.shape, dtype=tl.int32) + value < bound
+
+
+@triton.jit
+def _code(
+    code_ptrs: tl.tensor,
+    num_outputs: tl.tensor,
+    col_mask: tl.tensor,
+    column: tl.tensor,
+    k: tl.tensor,
+    G: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASK_N: tl.constexpr,
+    MASK_K: tl.constexpr,
+) -> tl.tensor:
+    """Codes [BLOCK_N] of a block's group G as int32, without a sign; nothing is loaded for groups that the block has not."""
+    if G >= NUM_GROUPS:
+        return tl.zeros(col_mask.shape, dtype=tl.int32)
+    elif MASK_K:
+        mask = col_mask & _below(column + G * GROUP, k, col_mask)
+        return tl.load(code_ptrs + G * num_outputs, mask=mask, other=0).to(tl.uint16, bitcast=True).to(tl.int32)
+    elif MASK_N:
+        return tl.load(code_ptrs + G * num_outputs, mask=col_mask, other=0).to(tl.uint16, bitcast=True).to(tl.int32)
+    else:
+        return tl.load(code_ptrs + G * num_outputs).to(tl.uint16, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _codes(
+    code_ptrs: tl.tensor,
+    num_outputs: tl.tensor,
+    col_mask: tl.tensor,
+    column: tl.tensor,
+    k: tl.tensor,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASK_N: tl.constexpr,
+    MASK_K: tl.constexpr,
+) -> tl.tensor:
+    """The codes of all groups of a block, at most eight."""
+    return (
+        _code(code_ptrs, num_outputs, col_mask, column, k, 0, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 1, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 2, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 3, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 4, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 5, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 6, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+        _code(code_ptrs, num_outputs, col_mask, column, k, 7, NUM_GROUPS, GROUP, MASK_N, MASK_K),
+    )
+
+
+@triton.jit
+def _sum(
+    sum_ptrs: tl.tensor,
+    num_rows: tl.tensor,
+    row_mask: tl.tensor,
+    column: tl.tensor,
+    k: tl.tensor,
+    G: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASK_K: tl.constexpr,
+) -> tl.tensor:
+    """Sums [BLOCK_M] of the rows' inputs in a block's group G; rows beyond the last repeat it, so only tails need a mask."""
+    if G >= NUM_GROUPS:
+        return tl.zeros(row_mask.shape, dtype=tl.float32)
+    elif MASK_K:
+        return tl.load(sum_ptrs + G * num_rows, mask=row_mask & _below(column + G * GROUP, k, row_mask), other=0.0)
+    else:
+        return tl.load(sum_ptrs + G * num_rows)
+
+
+@triton.jit
+def _sums(
+    sum_ptrs: tl.tensor,
+    num_rows: tl.tensor,
+    row_mask: tl.tensor,
+    column: tl.tensor,
+    k: tl.tensor,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASK_K: tl.constexpr,
+) -> tl.tensor:
+    """The sums of all groups of a block, at most eight."""
+    return (
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 0, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 1, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 2, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 3, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 4, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 5, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 6, NUM_GROUPS, GROUP, MASK_K),
+        _sum(sum_ptrs, num_rows, row_mask, column, k, 7, NUM_GROUPS, GROUP, MASK_K),
+    )
 
 
 @triton.jit
@@ -78,6 +186,7 @@ def add_block(
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     WORDS: tl.constexpr,
+    MASK_N: tl.constexpr,
     MASK_K: tl.constexpr,
     GATED: tl.constexpr,
     SCALE_FIRST: tl.constexpr,
@@ -88,21 +197,24 @@ def add_block(
     COLUMNS: tl.constexpr = 2 * WORDS
     PLANES_PER_GROUP: tl.constexpr = GROUP // COLUMNS
     NUM_GROUPS: tl.constexpr = 16 // BITS // PLANES_PER_GROUP
+    # A group has one scale, so planes of one group are not lifted.
+    TOGETHER: tl.constexpr = (10 if FLOAT16 else 7) // BITS if PLANES_PER_GROUP == 1 else 1
+    AHEAD: tl.constexpr = not SCALE_FIRST and not SUMS_INSIDE
+    codes = _codes(code_ptrs, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
+    if GATED:
+        codes_up = _codes(code_ptrs + up_codes, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
+    if AHEAD:
+        group_sums = _sums(sum_ptrs, num_rows, row_mask, column, k, NUM_GROUPS, GROUP, MASK_K)
     words = tl.load(word_ptrs, mask=col_mask[:, None], other=0)
     if GATED:
         words_up = tl.load(word_ptrs + up_words, mask=col_mask[:, None], other=0)
     for g in tl.static_range(NUM_GROUPS):
-        code_mask = col_mask
-        if MASK_K:
-            code_mask = col_mask & _below(column + g * GROUP, k, col_mask)
-        code = tl.load(code_ptrs + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
-        scale = _scale(code)
-        zero = _zero(code, BITS, FLOAT16)
+        scale = _scale(codes[g], BITS, g * PLANES_PER_GROUP, TOGETHER)
+        zero = _zero(codes[g], BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
         part = tl.zeros_like(acc)
         if GATED:
-            code_up = tl.load(code_ptrs + up_codes + g * num_outputs, mask=code_mask, other=0).to(tl.int32)
-            scale_up = _scale(code_up)
-            zero_up = _zero(code_up, BITS, FLOAT16)
+            scale_up = _scale(codes_up[g], BITS, g * PLANES_PER_GROUP, TOGETHER)
+            zero_up = _zero(codes_up[g], BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
             part_up = tl.zeros_like(acc)
         sums = tl.zeros([x_ptrs.shape[0]], dtype=tl.float32)
         for i in tl.static_range(PLANES_PER_GROUP):
@@ -111,7 +223,7 @@ def add_block(
                 inputs = column + (g * PLANES_PER_GROUP + i) * COLUMNS + tl.arange(0, COLUMNS)
                 x_mask = x_mask & (inputs < k)[None, :]
             x = tl.load(x_ptrs + (g * PLANES_PER_GROUP + i) * COLUMNS, mask=x_mask, other=0.0)
-            q = _plane(words, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
+            q = _plane(words, BITS, g * PLANES_PER_GROUP + i, TOGETHER, FLOAT16)
             if SCALE_FIRST:
                 acc = multiply(_scaled(q, scale, zero), x.T, acc, 0)
             else:
@@ -119,17 +231,14 @@ def add_block(
                 if SUMS_INSIDE:
                     sums += tl.sum(x.to(tl.float32), axis=1)
             if GATED:
-                q_up = _plane(words_up, BITS, g * PLANES_PER_GROUP + i, FLOAT16)
+                q_up = _plane(words_up, BITS, g * PLANES_PER_GROUP + i, TOGETHER, FLOAT16)
                 if SCALE_FIRST:
                     acc_up = multiply(_scaled(q_up, scale_up, zero_up), x.T, acc_up, 0)
                 else:
                     part_up = multiply(q_up, x.T, part_up, 0)
         if not SCALE_FIRST:
-            if not SUMS_INSIDE:
-                sum_mask = row_mask
-                if MASK_K:
-                    sum_mask = row_mask & _below(column + g * GROUP, k, row_mask)
-                sums = tl.load(sum_ptrs + g * num_rows, mask=sum_mask, other=0.0)
+            if AHEAD:
+                sums = group_sums[g]
             acc += (part - zero[:, None] * sums[None, :]) * scale[:, None]
             if GATED:
                 acc_up += (part_up - zero_up[:, None] * sums[None, :]) * scale_up[:, None]

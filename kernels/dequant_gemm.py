@@ -175,6 +175,7 @@ def _dequant_gemm_kernel(
     GROUP: tl.constexpr,
     WORDS: tl.constexpr,
     TAIL_WORDS: tl.constexpr,
+    MASK_N: tl.constexpr,
     MASK_K: tl.constexpr,
     SCALE_FIRST: tl.constexpr,
     SUMS_INSIDE: tl.constexpr,
@@ -217,13 +218,14 @@ def _dequant_gemm_kernel(
     x_ptrs = x_rows + first_block * BLOCK_COLUMNS + tl.arange(0, 2 * WORDS)[None, :]
     word_ptrs = word_rows + first_block * WORDS + tl.arange(0, WORDS)[None, :]
     code_ptrs = code_cols + first_block * (BLOCK_COLUMNS // GROUP) * num_outputs
-    sum_ptrs = sums_ptr + first_block * (BLOCK_COLUMNS // GROUP) * num_rows + rows
+    sum_rows = tl.minimum(rows, num_rows - 1)
+    sum_ptrs = sums_ptr + first_block * (BLOCK_COLUMNS // GROUP) * num_rows + sum_rows
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
     acc_up = acc
     for block in range(first_block, last_block):
         acc, acc_up = add_block(
             acc, acc_up, x_ptrs, word_ptrs, code_ptrs, sum_ptrs, up_words, n, row_mask, col_mask, block * BLOCK_COLUMNS, k,
-            num_outputs, num_rows, BITS, GROUP, WORDS, MASK_K, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
+            num_outputs, num_rows, BITS, GROUP, WORDS, MASK_N, MASK_K, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
         )  # fmt: skip
         x_ptrs += BLOCK_COLUMNS
         word_ptrs += WORDS
@@ -235,8 +237,8 @@ def _dequant_gemm_kernel(
             acc, acc_up = add_block(
                 acc, acc_up, x_rows + column + tl.arange(0, 2 * TAIL_WORDS)[None, :],
                 word_rows + num_blocks * WORDS + tl.arange(0, TAIL_WORDS)[None, :], code_cols + column // GROUP * num_outputs,
-                sums_ptr + column // GROUP * num_rows + rows, up_words, n, row_mask, col_mask, column, k, num_outputs,
-                num_rows, BITS, GROUP, TAIL_WORDS, True, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
+                sums_ptr + column // GROUP * num_rows + sum_rows, up_words, n, row_mask, col_mask, column, k, num_outputs,
+                num_rows, BITS, GROUP, TAIL_WORDS, MASK_N, True, GATED, SCALE_FIRST, SUMS_INSIDE, FLOAT16,
             )  # fmt: skip
 
     scale_ptrs = row_scale_ptr + slot * stride_ss + cols
@@ -351,6 +353,7 @@ def _launch(
         GROUP=fmt.group,
         WORDS=fmt.block_words,
         TAIL_WORDS=fmt.tail_words if has_tail else 0,
+        MASK_N=num_outputs % config.block_n != 0,
         MASK_K=not has_tail and num_inputs % fmt.block_columns != 0,
         SCALE_FIRST=config.scale_first,
         SUMS_INSIDE=config.sums_inside,
