@@ -305,7 +305,7 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     if parallel.experts in ("tensor", "node") and (
         pipeline.split != "none" or pipeline.shortcut or schedule.placement.num_redundant
     ):
-        raise InputError("parallel.experts", parallel.experts, "experts to which no token is sent are neither exchanged, grouped nor copied",
+        raise InputError("parallel.experts", parallel.experts, "experts that wait for no token are neither exchanged, grouped nor copied",
                          "set parallel.experts=expert")  # fmt: skip
     if parallel.experts == "node" and parallel.attention != "tensor":
         raise InputError("parallel.experts", "node", "the ranks of a node must hold the same tokens",

@@ -60,16 +60,50 @@ def print_plan(document: dict[str, Any], output: str) -> None:
 
 
 def print_parallel_plan(document: dict[str, Any], output: str) -> None:
-    """Print an expert-parallel plan."""
-    for one in document["baselines"]:
-        print(
-            f"  baseline  {one['name']:24} {one['step_s'] * MS_PER_S:9.3f} ms a step, max/mean {one['max_over_mean_load']:.3f}"
-        )
-    print(
-        f"  best      {document['best']['step_s'] * MS_PER_S:.3f} ms a step: {document['best'].get('description', '')}"
-    )
+    """Print an expert-parallel plan: the best, its rivals, what each ingredient adds, moving, ageing, the verdict."""
+    best, provenance = document["best"], document["provenance"]
+    print(f"best of {document['num_candidates']} candidates for steps of {provenance['step_tokens']} tokens:")
+    error = best["relative_uncertainty"]
+    print(f"  best      {best['step_s'] * MS_PER_S:.3f} ms a step (±{error:.0%}), {best['tokens_per_s']:.0f} tokens/s, "
+          f"{best['bound']} binds: {best.get('description', '')}")  # fmt: skip
+    print(f"            {_traffic(best)}")
+    for kind in ("baselines", "references"):
+        for one in document[kind]:
+            change = best["step_s"] / one["step_s"] - 1
+            print(f"  {kind[:-1]:9} {one['name']:18} {one['step_s'] * MS_PER_S:9.3f} ms a step, best is {change:+6.1%}; "
+                  f"{_traffic(one)}")  # fmt: skip
+    for name, why in document["baselines_left_out"].items():
+        print(f"  left out  {name:18} {why}")
+    added = {row["ingredient"]: row for row in document["ablation"] if row["kind"] == "added"}
+    removed = {row["ingredient"]: row for row in document["ablation"] if row["kind"] == "removed"}
+    for name, row in added.items():
+        line = f"  ablation  {name if name != 'none' else 'plain':18} {row['step_s'] * MS_PER_S:9.3f} ms"
+        if name in removed:
+            line += (
+                f" with it {row['change_fraction']:+6.1%}; the best without it {removed[name]['change_fraction']:+6.1%}"
+            )
+        print(line)
+    move = document["migration"]
+    pays = move["steps_to_pay_back"]
+    print(f"  moving    {move['num_experts']} experts, {move['num_bytes'] / GIB:.1f} GiB: {move['stall_s']:.3f} s at a standstill, "
+          f"{'never paid back' if pays is None else f'paid back after {pays} steps'}")  # fmt: skip
+    for row in document["ageing"]:
+        print(f"  ageing    on {row['recording']}: {row['plan_step_s'] * MS_PER_S:.3f} ms a step, {row['change_fraction']:+.1%} "
+              f"against plain, EPLB planned there {row['replanned_eplb_step_s'] * MS_PER_S:.3f} ms; "
+              f"{'plan anew' if row['replan'] else 'the plan still holds'}")  # fmt: skip
+    print(f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.3f} ms a step: "
+          f"the best is within {document['optimality_gap']:.0%} of it")  # fmt: skip
+    for assumption in document["assumptions"]:
+        print(f"  assumed   {assumption}")
     print(f"  verdict   {document['verdict']}")
     print(f"written to {output}")
+
+
+def _traffic(one: dict[str, Any]) -> str:
+    return (
+        f"max/mean {one['max_over_mean_load']:.3f}, {one['inter_node_bytes'] / GIGA:.2f} GB between nodes and "
+        f"{one['intra_node_bytes'] / GIGA:.2f} GB inside"
+    )
 
 
 def print_calibration(document: dict[str, Any]) -> None:

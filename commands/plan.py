@@ -6,6 +6,7 @@ Modelled: its options and what it prints. Ignored: the search itself (`planner/`
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,15 @@ def plan(
     redundant: Annotated[int, typer.Option("--redundant", help="ep: slots beyond the model's experts.")] = 0,
     phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
     context: Annotated[int, typer.Option("--context", help="ep: context tokens per request.")] = 4096,
+    tokens_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-rank", help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode)."
+        ),
+    ] = None,
+    search_moves: Annotated[
+        int, typer.Option("--search-moves", help="ep: moves the placement search tries in each layer.")
+    ] = 100_000,
     evaluate_on: Annotated[
         list[str] | None,
         typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
@@ -73,8 +83,9 @@ def plan(
     if mode == "ep":
         asked = _ParallelFiles(report=report, timeline=timeline, others=tuple(evaluate_on or ()))
         document = _plan_parallel(
-            model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context, asked
-        )
+            model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context, tokens_per_rank,
+            search_moves, asked,
+        )  # fmt: skip
     elif mode == "offload":
         if evaluate_on:
             raise InputError("--evaluate-on", evaluate_on[0], "is for expert-parallel plans", "add --mode ep")
@@ -122,6 +133,8 @@ def _plan_parallel(
     redundant: int,
     phase: str,
     context: int,
+    tokens_per_rank: int | None,
+    search_moves: int,
     asked: _ParallelFiles,
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
@@ -138,7 +151,8 @@ def _plan_parallel(
     spec = load_model(model)
     request = EpRequest(
         num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant, prefill=phase == "prefill",
-        context_tokens=context, bits=spec.native_bits if bits == "native" else bits,
+        context_tokens=context, bits=spec.native_bits if bits == "native" else bits, tokens_per_rank=tokens_per_rank,
+        search_moves=search_moves, workers=os.cpu_count() or 1,
     )  # fmt: skip
     profile = load_hardware(hardware)
     recording, *others = (

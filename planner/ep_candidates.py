@@ -156,8 +156,10 @@ class Placements:
         """Return the expert groups a hierarchical EPLB keeps together."""
         if self.num_groups is not None:
             return self.num_groups
-        fits = self.num_experts % DEFAULT_EXPERT_GROUPS == 0 and DEFAULT_EXPERT_GROUPS % self.num_nodes == 0
-        return DEFAULT_EXPERT_GROUPS if fits else self.num_nodes
+        if self.num_experts % DEFAULT_EXPERT_GROUPS == 0 and DEFAULT_EXPERT_GROUPS % self.num_nodes == 0:
+            return DEFAULT_EXPERT_GROUPS
+        # Groups that nodes do not divide mean the global rule, as in the published algorithm.
+        return self.num_nodes if self.num_experts % self.num_nodes == 0 else 1
 
     def _make(self, policy: str, redundant: int) -> Placement:
         slots, ranks, nodes = self.num_slots(redundant), self.num_ranks, self.num_nodes

@@ -348,7 +348,7 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
                                   "engine": "twin, checked by simpy"}  # fmt: skip
     return {
         "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance,
-        "request": asdict(plan.request), "best": best,
+        "request": {key: value for key, value in asdict(plan.request).items() if key != "workers"}, "best": best,
         "placement": placement_to_dict(plan.placement),
         "baselines": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.baselines],
         "references": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.references],

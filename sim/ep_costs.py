@@ -24,8 +24,17 @@ from ..units import NS_PER_S
 from .ep_tables import EpTables
 from .ep_traffic import FloatArray, StepLoad
 from .policies.ep_program import (
-    GATHER, INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, OP_REDUCE, Program,
-)  # fmt: skip
+    GATHER,
+    INTER,
+    INTRA,
+    NUM_TIERS,
+    OP_COMBINE,
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_REDUCE,
+    Program,
+)
 from .policies.state import Array
 
 # An all-to-all needs 10 to 20 multiprocessors to saturate (arXiv 2410.12247; 16 of 132 taken): below, it slows in proportion.
