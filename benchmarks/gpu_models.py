@@ -1,7 +1,7 @@
 """What the GPU stages run: models of real expert shapes, recordings made for them, and tiny ones for a dry run.
 
-Modelled: sizes of experts, number of experts and choices are those of the published models; so are attention and vocabulary of
-Mixtral-8x7B. Routing is synthetic (dials of published localities). Ignored: real weights; real text. Switch-Large is an
+Modelled: sizes of experts, number of experts and choices are those of the published models, and so is the vocabulary; attention's
+matrices have Mixtral-8x7B's sizes, with twice its heads of half their width. Routing is synthetic (dials of published localities). Ignored: real weights; real text. Switch-Large is an
 encoder–decoder; here its experts stand in a decoder-only model with as many MoE blocks in every second layer.
 """
 
