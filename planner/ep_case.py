@@ -120,7 +120,10 @@ def prepare_ep(
         request.context_tokens,
         weight_format(bits),
     )
-    costs = layer_costs(rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks)
+    costs = layer_costs(
+        rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks,
+        weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
+    )  # fmt: skip
     placements = Placements(
         evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,
         SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,

@@ -67,6 +67,8 @@ class TokenEvidence:
     parts: dict[str, list[StepTokens]]
     num_experts: int
     notes: tuple[str, ...] = ()
+    weight: int = 1
+    """Tokens that each recorded token stands for, where a recording is too short for steps of the size asked for."""
     _slots: dict[tuple[str, int, int], tuple[Candidate, list[npt.NDArray[np.int64]]]] = field(default_factory=dict)
     _loads: dict[tuple[object, ...], list[StepLoad]] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class TokenEvidence:
     @property
     def step_tokens(self) -> int:
         """Tokens of one step over all ranks."""
-        return self.parts[REPORT][0].num_tokens
+        return self.parts[REPORT][0].num_tokens * self.weight
 
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the counts of every step of a part, replayed once for each division of the work."""
@@ -100,7 +102,7 @@ class TokenEvidence:
             topology = topology_of(candidate.placement)
             steps = self.parts[part]
             self._loads[key] = [
-                count_step(slots, step.source_rank, topology, schedule)
+                count_step(slots, step.source_rank, topology, schedule).times(self.weight)
                 for slots, step in zip(self.routed(part, candidate), steps, strict=True)
             ]
         return self._loads[key]
@@ -122,7 +124,10 @@ class TokenEvidence:
 def token_evidence(
     trace: RoutingTrace, *, num_ranks: int, step_tokens: int, prefill: bool, seed: int = 0
 ) -> TokenEvidence:
-    """Return the evidence of a recording, in steps of `step_tokens` tokens of one phase (fewer where a part is shorter).
+    """Return the evidence of a recording, in steps of about `step_tokens` tokens of one phase.
+
+    Where a part is shorter, each of its tokens stands for several: kernels then work at the size asked for, and steps are
+    as uneven as the recorded sample.
 
     Raises InputError where the phase has no tokens or too few requests for three parts.
     """
@@ -142,13 +147,17 @@ def token_evidence(
         raise InputError(
             "trace", f"{len(rows)} tokens", f"too few for steps over {num_ranks} ranks", "record more tokens"
         )
-    if size < step_tokens:
-        notes.append(f"steps have {size} tokens, the shortest part of the recording, instead of {step_tokens}")
+    weight = max(1, step_tokens // size)
+    if weight > 1:
+        notes.append(f"steps have {size} recorded tokens, the shortest part of the recording, each of which stands for {weight}: "
+                     "real steps of that size are a little more even")  # fmt: skip
+    if size * weight < step_tokens:
+        notes.append(f"steps have {size * weight} tokens instead of {step_tokens}")
     for name, ids, shuffles in ((PLAN, sets[0], PLANNING_SHUFFLES), (CHOOSE, sets[1], 1), (REPORT, sets[2], 1)):
         parts[name] = request_batches(
             experts, request, ids, batch_tokens=size, num_ranks=num_ranks, seed=seed, shuffles=shuffles
         )
-    return TokenEvidence(parts, trace.num_experts, tuple(notes))
+    return TokenEvidence(parts, trace.num_experts, tuple(notes), weight)
 
 
 @dataclass(slots=True)

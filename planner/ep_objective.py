@@ -23,13 +23,16 @@ _DENSE_ROWS, _GRID_POINTS = 512, 128
 
 
 def layer_costs(
-    costing: EpCosting, schedule: ExpertParallelSchedule, *, step_tokens: int, num_ranks: int
+    costing: EpCosting, schedule: ExpertParallelSchedule, *, step_tokens: int, num_ranks: int, weight: int = 1
 ) -> Mapping[str, LayerCosts]:
-    """Return the constants of a layer by kind of exchange, for steps of `step_tokens` tokens over all ranks."""
+    """Return the constants of a layer by kind of exchange, for steps of `step_tokens` tokens over all ranks.
+
+    weight: tokens that each counted token stands for.
+    """
     constants, exchange = costing.constants, schedule.exchange
-    hidden = costing.costs.model.hidden_size
+    hidden = costing.costs.model.hidden_size * weight
     inter = constants.inter or constants.intra
-    work = kernel_ns(costing, schedule, step_tokens)
+    work = kernel_ns(costing, schedule, step_tokens)[::weight]
     _, shared_s = costing.dense_s(0, -(-step_tokens // num_ranks), 1)
     return {
         kind: LayerCosts(

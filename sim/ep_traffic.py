@@ -9,7 +9,7 @@ independent given how often each expert is used, and counts are expectations. Ig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,13 @@ class StepLoad:
         """Return int64 [layers, ranks]: rows each rank computes in a layer."""
         rows = self.slot_rows.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
         return np.asarray(rows.sum(axis=2), np.int64)
+
+    def times(self, weight: int) -> StepLoad:
+        """Return the counts of a step in which each token stands for `weight` tokens like it."""
+        if weight == 1:
+            return self
+        scaled = {name: getattr(self, name) * weight for name in ("rank_tokens", "slot_rows", "sent", "received", "links")}
+        return replace(self, **scaled)
 
     def max_over_mean(self) -> float:
         """Return the mean over layers of the fullest rank's rows over the mean rank's; 1 where a layer has none."""

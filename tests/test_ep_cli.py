@@ -106,7 +106,7 @@ def test_bad_input_is_one_line_and_a_status(arguments, status, said, moeplan, tm
 
 
 def test_nodes_that_groups_do_not_divide_are_planned_all_the_same(moeplan, tmp_path):
-    status, out, err = moeplan(
+    status, _, err = moeplan(
         *PLAN, "--trace", "loads.safetensors", "--nodes", "3", "--ranks-per-node", "2", "-o", "p.json"
     )
     assert status == 0, err

@@ -27,12 +27,12 @@ REQUEST = EpRequest(
 )
 
 
-def search_over(prefill: bool = True, shared: bool = True) -> EpSearch:
+def search_over(prefill: bool = True, shared: bool = True, tokens_per_rank: int = 128) -> EpSearch:
     model = MODEL if shared else dataclasses.replace(MODEL, num_shared_experts=0, shared_intermediate_size=0)
     trace = make_trace(
         np.random.default_rng(1), num_layers=2, num_experts=16, top_k=3, requests=[(60, 0)] * 40, skew=0.15
     )
-    request = dataclasses.replace(REQUEST, prefill=prefill)
+    request = dataclasses.replace(REQUEST, prefill=prefill, tokens_per_rank=tokens_per_rank)
     evidence = evidence_of(model, dataclasses.replace(trace, layer_ids=(1, 2)), request)
     return prepare_ep(model, load_hardware("h800-sxm"), evidence, request, plain_schedule("16"))
 
@@ -48,10 +48,11 @@ def dense_s(search: EpSearch, schedule: ExpertParallelSchedule, part: str) -> fl
 @pytest.mark.parametrize("kind", ["per-rank", "hierarchical", "all-choices"])
 @pytest.mark.parametrize("policy", ["contiguous", "eplb", "occult", "search"])
 @pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("tokens_per_rank", [64, 1000])
 def test_objective_is_the_simulated_step_to_the_nanosecond_of_each_operation(
-    kind: str, policy: str, shared: bool
+    kind: str, policy: str, shared: bool, tokens_per_rank: int
 ) -> None:
-    search = search_over(shared=shared)
+    search = search_over(shared=shared, tokens_per_rank=tokens_per_rank)
     schedule = plain_schedule("16").with_options(
         placement__policy=policy, placement__num_redundant=4, replica__choice="capped", exchange__kind=kind
     )
@@ -111,3 +112,16 @@ def test_best_schedule_is_at_least_as_fast_as_every_heuristic_however_overlapped
     rivals = [each for each in ranked if each.schedule.placement.policy != "search"]
     assert any(each.schedule.overlaps for each in rivals)
     assert ranked[0].prediction.step_s <= min(each.prediction.step_s for each in rivals)
+
+
+def test_a_short_recording_stands_for_the_steps_asked_for() -> None:
+    small, large = search_over(tokens_per_rank=64).evidence, search_over(tokens_per_rank=1000).evidence
+    assert small.step_tokens == 256
+    # 15 % of 2,400 tokens are the shortest part; eleven times that is the most below 4,000.
+    assert large.step_tokens == 360 * 11
+    assert any("each of which stands for 11" in note for note in large.notes)
+    search = search_over(tokens_per_rank=1000)
+    plain = plain_schedule("16")
+    load = search.evidence.loads(REPORT, search.placements.candidate(plain), plain)[0]
+    assert load.num_tokens == 3960 and load.rank_rows().sum(axis=1).tolist() == [3960 * 3] * 2
+    assert (load.sent % 11 == 0).all() and (load.links % 11 == 0).all()
