@@ -108,7 +108,7 @@ def make_ep_plan(
         migration=moved, ageing=tuple(_ageing(search, chosen, base, request, model, others or {})),
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
-        verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base),
+        verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base, chosen),
         provenance=_provenance(model, profile, recording, search), search=search,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
@@ -318,12 +318,24 @@ def ep_verdict(best: EpPrediction, plain: EpPrediction, rivals: list[EpPredictio
 
 
 def _assumptions(
-    search: EpSearch, evidence: TokenEvidence | CountEvidence, base: ExpertParallelSchedule
+    search: EpSearch,
+    evidence: TokenEvidence | CountEvidence,
+    base: ExpertParallelSchedule,
+    chosen: ExpertParallelSchedule,
 ) -> tuple[str, ...]:
     """Return, in words, what a reader must know before trusting the plan."""
     found = [*evidence.notes, f"experts and dense weights are stored in {base.kernel.bits} bits"]
     found.append("costs: " + search.rehearsal.sources() + "; kernels are issued ahead, so the host costs nothing")
     found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
+    if chosen.parallel != base.parallel:
+        found.append(
+            "the best divides the model in another way: the engine starts anew, which moving experts does not count"
+        )
+    if chosen.placement.policy == "search":
+        planned = chosen.replica.choice == "planned"
+        ours = search.placements.searched(chosen.placement.num_redundant, chosen.exchange.kind, planned=planned)
+        names = ", ".join(f"{name} {ours.layers_from.count(name)}" for name in sorted(set(ours.layers_from)))
+        found.append(f"layers of the searched placement by what did best on other requests: {names}")
     if isinstance(evidence, TokenEvidence):
         counts = [len(evidence.parts[part]) for part in (PLAN, CHOOSE, REPORT)]
         found.append(f"planned on {counts[0]}, chosen by {counts[1]} and reported on {counts[2]} steps of {evidence.step_tokens} "

@@ -146,7 +146,8 @@ def describe(schedule: ExpertParallelSchedule) -> str:
     pipeline, placement = schedule.pipeline, schedule.placement
     words = [f"{placement.policy} + {placement.num_redundant} copies" if placement.num_redundant else placement.policy]
     words += [schedule.replica.choice] if placement.num_redundant or placement.policy == "grace" else []
-    words.append(schedule.exchange.kind)
+    if schedule.parallel.experts not in ("tensor", "node"):
+        words.append(schedule.exchange.kind)
     if schedule.parallel.attention == "tensor":
         words.append(_DIVISIONS[schedule.parallel.experts])
     if pipeline.micro_batches > 1:
