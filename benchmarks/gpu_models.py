@@ -1,8 +1,9 @@
 """What the GPU stages run: models of real expert shapes, recordings made for them, and tiny ones for a dry run.
 
 Modelled: sizes of experts, number of experts and choices are those of the published models, and so is the vocabulary; attention's
-matrices have Mixtral-8x7B's sizes, with twice its heads of half their width. Routing is synthetic (dials of published localities). Ignored: real weights; real text. Switch-Large is an
-encoder–decoder; here its experts stand in a decoder-only model with as many MoE blocks in every second layer.
+matrices have Mixtral-8x7B's sizes, with twice its heads of half their width. Routing is synthetic (dials of published localities).
+Ignored: real weights; real text. Switch-Large is an encoder–decoder; here its experts stand in a decoder-only model with as many MoE
+blocks in every second layer.
 """
 
 from __future__ import annotations
