@@ -1,16 +1,19 @@
 """The one place that knows numba: compile a function, keep the machine code, never serve a stale one.
 
 Modelled: `@jit` compiles with numba where it is installed and returns the plain Python function where it is not, so that
-every decision stays callable on a machine that only measures. The on-disk cache lives in a folder named after a hash of
-*all* compiled sources of the package: numba itself watches only the file a function stands in, so an edited policy called
-from an unedited twin would otherwise leave machine code of the old policy in use. Ignored: parallel compilation, GPUs.
+every decision stays callable on a machine that only measures. The on-disk cache of a module lives in a folder named after a
+hash of that module and of everything it imports from the package: numba itself watches only the file a function stands in,
+so an edited policy called from an unedited twin would otherwise leave machine code of the old
+policy in use. Ignored: parallel compilation, GPUs.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,8 +28,8 @@ except ImportError:  # the measuring half runs where numba is absent
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent
-# Rooms that hold compiled functions; every .py file below them enters the hash.
-_COMPILED_ROOMS = ("jit.py", "sim", "planner", "traces")
+# An import at the left margin of a module: its dots, its path, its names (perhaps in parentheses, over several lines).
+_IMPORT = re.compile(r"^from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
 def compiled() -> bool:
@@ -35,23 +38,41 @@ def compiled() -> bool:
 
 
 @functools.cache
-def source_digest() -> str:
-    """Return a hex digest over every source that can reach compiled code, and over numba's own version."""
+def imported_sources(path: Path) -> tuple[Path, ...]:
+    """Return the package's files that the module at `path` imports when it is loaded, itself first, then theirs.
+
+    Imports that are only for type checkers, or inside functions, bring nothing into compiled code and are left out.
+    """
+    found = [path]
+    for module in found:
+        for dots, dotted, names in _IMPORT.findall(module.read_text(encoding="utf-8")):
+            origin = (
+                module.parents[len(dots) - 1].joinpath(*dotted.split(".")) if dotted else module.parents[len(dots) - 1]
+            )
+            inside = [origin / name.split(" as ")[0].strip() for name in names.strip("()").split("#")[0].split(",")]
+            for candidate in (origin, *inside):
+                file = candidate.parent / f"{candidate.name}.py"
+                if file.is_file() and file not in found:
+                    found.append(file)
+    return tuple(found)
+
+
+@functools.cache
+def source_digest(path: Path) -> str:
+    """Return a hex digest over every source that can reach the machine code of the module at `path`, and numba's version."""
     digest = hashlib.sha256()
-    for room in _COMPILED_ROOMS:
-        root = _PACKAGE / room
-        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
-            digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for source in sorted({_PACKAGE / "jit.py", *imported_sources(path)}):
+        digest.update(os.path.relpath(source, _PACKAGE).encode() + b"\0" + source.read_bytes() + b"\0")
     digest.update((numba.__version__ if numba is not None else "none").encode())
     return digest.hexdigest()[:20]
 
 
-def cache_folder() -> Path:
-    """Return the folder of machine code for the sources as they are now (it need not exist yet)."""
+def cache_folder(path: Path) -> Path:
+    """Return the folder of the machine code of the module at `path`, its sources being as they are (it need not exist yet)."""
     base = os.environ.get("MOEPLAN_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "moeplan"
     )
-    return Path(base) / f"compiled-{source_digest()}"
+    return Path(base) / f"compiled-{source_digest(path)}"
 
 
 def jit(function: F) -> F:
@@ -77,7 +98,7 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     if numba is None:
         return function
     before = _numba_config.CACHE_DIR
-    _numba_config.CACHE_DIR = str(cache_folder())
+    _numba_config.CACHE_DIR = str(cache_folder(Path(inspect.getfile(function)).resolve()))
     try:
         return cast(F, numba.njit(cache=True, nogil=True, **options)(function))
     except RuntimeError:  # no writable cache folder: compile anew in each process rather than fail
