@@ -8,6 +8,7 @@ is left out, by name, where only counts were recorded. Ignored: schedules (`ep_s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,6 +31,9 @@ from .placement.splits import StepTokens
 
 # What our search starts from, and what every layer of it has to beat.
 STARTS = ("eplb", "eplb-hierarchical", "occult", "contiguous")
+# Parts in which a schedule that overlaps is taken to run a layer while its placement is searched; what parts it really has is
+# tried afterwards.
+OVERLAP_GROUPS = 4
 NEEDS_TOKENS = ("grace", "occult", "metro", "search")
 # Expert groups of a hierarchical EPLB where the model's own number is not given: DeepSeek-V3's `n_group`.
 DEFAULT_EXPERT_GROUPS = 8
@@ -61,8 +65,8 @@ class Placements:
     workers: int = 1
     _made: dict[tuple[str, int], Placement] = field(default_factory=dict)
     _grace: dict[int, GracePlan] = field(default_factory=dict)
-    _results: dict[tuple[int, str], SearchResult] = field(default_factory=dict)
-    _searched: dict[tuple[int, str, bool], Searched] = field(default_factory=dict)
+    _results: dict[tuple[int, str, bool], SearchResult] = field(default_factory=dict)
+    _searched: dict[tuple[int, str, bool, bool], Searched] = field(default_factory=dict)
     _routers: dict[tuple[object, ...], Candidate] = field(default_factory=dict)
 
     def num_slots(self, redundant: int) -> int:
@@ -94,40 +98,47 @@ class Placements:
         """Return the placement and router a schedule names, the same objects each time."""
         policy, redundant, replica = schedule.placement.policy, schedule.placement.num_redundant, schedule.replica
         ours = policy == "search"
-        key = (policy, 0 if policy == "grace" else redundant, schedule.exchange.kind if ours else "", replica)
+        key = (policy, 0 if policy == "grace" else redundant, replica,
+               (schedule.exchange.kind, schedule.overlaps) if ours else ())  # fmt: skip
         if key not in self._routers:
-            placement = self._ours(schedule).placement if ours else self.placement(policy, redundant)
+            placement = self.searched_for(schedule).placement if ours else self.placement(policy, redundant)
             self._routers[key] = Candidate(placement=placement, router=self._router(schedule, placement))
         return self._routers[key]
 
-    def _ours(self, schedule: ExpertParallelSchedule) -> Searched:
+    def searched_for(self, schedule: ExpertParallelSchedule) -> Searched:
+        """Return our placement for a schedule's slots, exchange, router and overlap."""
         planned = schedule.replica.choice == "planned"
-        return self.searched(schedule.placement.num_redundant, schedule.exchange.kind, planned=planned)
+        return self.searched(
+            schedule.placement.num_redundant, schedule.exchange.kind, planned=planned, overlapped=schedule.overlaps
+        )
 
-    def searched(self, redundant: int, exchange: str, *, planned: bool) -> Searched:
+    def searched(self, redundant: int, exchange: str, *, planned: bool, overlapped: bool = False) -> Searched:
         """Return our placement with so many redundant slots, every layer judged on the requests to choose by.
 
         A layer in which a heuristic does better there is the heuristic's. planned: tokens follow the table that was searched
-        (the nearest copy, for a heuristic), otherwise the capped replica choice. Raises InputError where only counts were
-        recorded.
+        (the nearest copy, for a heuristic), otherwise the capped replica choice. overlapped: exchanges hide behind experts,
+        so that balance counts for more. Raises InputError where only counts were recorded.
         """
-        key = (redundant, exchange, planned)
+        key = (redundant, exchange, planned, overlapped)
         if key not in self._searched:
-            result, costs = self._search(redundant, exchange), self.layer_costs[exchange]
+            result, costs = self._search(redundant, exchange, overlapped), self._costs(exchange, overlapped)
             # Ours first, so that a tie keeps it.
             placements = {"search": result.placement} | {name: self.placement(name, redundant) for name in STARTS}
             tables = {name: nearest_table(placement) for name, placement in placements.items()}
             tables["search"] = result.table
+            routers = {name: StaticChoice(table=table) if planned else CappedChoice() for name, table in tables.items()}
             steps = self.evidence_steps(CHOOSE)
             names = choose_per_layer({
-                name: evaluate(Candidate(
-                    placement=placement, router=StaticChoice(table=tables[name]) if planned else CappedChoice()
-                ), steps, costs)
+                name: evaluate(Candidate(placement=placement, router=routers[name]), steps, costs)
                 for name, placement in placements.items()
             })  # fmt: skip
             table = np.stack([tables[name][layer] for layer, name in enumerate(names)])
             self._searched[key] = Searched(placement=assemble(placements, names), table=table, layers_from=tuple(names))
         return self._searched[key]
+
+    def _costs(self, exchange: str, overlapped: bool) -> LayerCosts:
+        costs = self.layer_costs[exchange]
+        return dataclasses.replace(costs, groups=OVERLAP_GROUPS) if overlapped else costs
 
     def evidence_steps(self, part: str, policy: str = "search") -> list[StepTokens]:
         """Return the recorded steps of a part for a policy; raises InputError where only counts were recorded."""
@@ -137,19 +148,20 @@ class Placements:
             )
         return self.evidence.parts[part]
 
-    def _search(self, redundant: int, exchange: str) -> SearchResult:
+    def _search(self, redundant: int, exchange: str, overlapped: bool) -> SearchResult:
         """Return our search from every heuristic of its shape and, with copies, from what it finds without any."""
-        key = (redundant, exchange)
+        key = (redundant, exchange, overlapped)
         if key not in self._results:
             starts = {name: self.placement(name, redundant) for name in STARTS}
+            if overlapped:
+                starts["search without overlap"] = self._search(redundant, exchange, False).placement
             slots = self.num_slots(redundant)
             if slots > self.num_slots(0):
-                fewer = self._search(0, exchange).placement
+                fewer = self._search(0, exchange, overlapped).placement
                 by_rank = [row.reshape(self.num_ranks, -1).tolist() for row in fewer.physical_to_logical]
                 starts["search without copies"] = from_rank_lists(by_rank, self.num_experts, self.num_nodes, slots)
-            self._results[key] = search_placement(
-                self.evidence_steps(PLAN), starts, self.layer_costs[exchange], self.search, self.workers
-            )
+            costs, steps = self._costs(exchange, overlapped), self.evidence_steps(PLAN)
+            self._results[key] = search_placement(steps, starts, costs, self.search, self.workers)
         return self._results[key]
 
     def expert_groups(self) -> int:
@@ -194,5 +206,5 @@ class Placements:
                 return self._grace[0].router(replica.seed)
             return WeightedChoice(seed=replica.seed, nearest_first=True)
         if replica.choice == "planned" and policy == "search":
-            return StaticChoice(table=self._ours(schedule).table)
+            return StaticChoice(table=self.searched_for(schedule).table)
         return StaticChoice(table=nearest_table(placement))

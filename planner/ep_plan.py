@@ -332,8 +332,7 @@ def _assumptions(
             "the best divides the model in another way: the engine starts anew, which moving experts does not count"
         )
     if chosen.placement.policy == "search":
-        planned = chosen.replica.choice == "planned"
-        ours = search.placements.searched(chosen.placement.num_redundant, chosen.exchange.kind, planned=planned)
+        ours = search.placements.searched_for(chosen)
         names = ", ".join(f"{name} {ours.layers_from.count(name)}" for name in sorted(set(ours.layers_from)))
         found.append(f"layers of the searched placement by what did best on other requests: {names}")
     if isinstance(evidence, TokenEvidence):

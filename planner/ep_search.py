@@ -21,6 +21,8 @@ from .ep_evidence import Evidence
 EpProgress = Callable[[int, int, str], None]
 # Placements that go on to the second stage.
 _KEPT = 3
+# Further policies that go on, however they rank.
+_RIVALS = 3
 _GROUPS = (2, 3, 4, 5, 8)
 _CHUNKS = (2, 4)
 # Shares of multiprocessors kept for exchanges: 16 of 132 (arXiv 2410.12247) and 24 of 132 (deepseek-ai/profile-data).
@@ -67,16 +69,18 @@ class EpSearch:
         """Return all schedules that fit, best first; raises DoesNotFit where none does."""
         misfits: list[DoesNotFit] = []
         first = list(self.placed(base, redundant))
-        self.expected = self.num_evaluated + len(first) + _KEPT * 2 * (len(_GROUPS) + len(_CHUNKS) + 2)
+        self.expected = self.num_evaluated + len(first) + (_KEPT + _RIVALS) * 2 * (len(_GROUPS) + len(_CHUNKS) + 2)
         placed = self._score(first, part, misfits)
         if not placed:
             raise min(misfits, key=lambda reason: reason.missing_bytes)
         found = list(placed)
-        # Ours is never preferred for want of trying: the best heuristic is overlapped as well.
-        rival = [each for each in placed[_KEPT:] if each.schedule.placement.policy != "search"][:1]
-        if any(each.schedule.placement.policy != "search" for each in placed[:_KEPT]):
-            rival = []
-        for scored in [*placed[:_KEPT], *rival]:
+        kept = placed[:_KEPT]
+        # What is best when exchanges hide need not be best before: other policies are overlapped as well, each at its best.
+        others = {each.schedule.placement.policy: each for each in reversed(placed)}
+        for each in kept:
+            others.pop(each.schedule.placement.policy, None)
+        rivals = sorted(others.values(), key=lambda each: each.prediction.step_s)[:_RIVALS]
+        for scored in [*kept, *rivals]:
             found += self._score(self.pipelined(scored.schedule), part, misfits)
         return sorted(found, key=lambda each: each.prediction.step_s)
 

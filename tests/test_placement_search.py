@@ -45,7 +45,7 @@ COSTINGS = [
         COSTS, exchange="per-rank", row_work=STEEP, row_s=1e-9, inter_latency_s=9e-6, tiers_together=True
     ),
     dataclasses.replace(COSTS, exchange="all-choices", row_work=STEEP, row_s=1e-9, beside_s=3e-5, fixed_s=4e-6),
-    dataclasses.replace(COSTS, row_work=STEEP, row_s=1e-9, intra_latency_s=2e-6, tiers_together=True),
+    dataclasses.replace(COSTS, row_work=STEEP, row_s=1e-9, intra_latency_s=2e-6, tiers_together=True, groups=4),
 ]
 
 

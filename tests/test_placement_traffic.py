@@ -132,3 +132,16 @@ def test_an_empty_step_takes_no_time() -> None:
     placement = Placement(physical_to_logical=np.array([[0, 1]]), num_logical=2, num_ranks=2)
     traffic = count_traffic(np.empty((0, 2), np.int64), np.empty(0, np.int64), placement)
     assert layer_time(traffic, COSTS).total_s == 0.0
+
+
+def test_parts_that_overlap_leave_the_busier_of_compute_and_network() -> None:
+    traffic = by_hand()
+    for row_s in (1e-9, 1e-6, 1e-3):
+        alone = layer_time(traffic, dataclasses.replace(COSTS, row_s=row_s))
+        out, kernels, back = alone.dispatch_s, alone.compute_s, alone.combine_s
+        for groups in (1, 2, 8):
+            together = layer_time(traffic, dataclasses.replace(COSTS, row_s=row_s, groups=groups)).total_s
+            assert together == pytest.approx(
+                max(out / groups + kernels + back / groups, out + kernels / groups + back), rel=1e-12
+            )
+            assert max(kernels, out + back) < together <= alone.total_s * (1 + 1e-12)

@@ -5,8 +5,8 @@ and those of the largest intra-node port over their bandwidths (the larger of wh
 largest port that matters, not the total), one tier after the other or both at once, with a latency each. Compute grows with
 rows, or by a table of what an expert with so many rows costs; work that runs beside the dispatch may hide it. With the constants
 of a machine this is the simulator's own time of a layer without overlap, apart from rounding; with two bandwidths and a
-price per row it is a study's. Several steps: their mean. Ignored: pipelines, multiprocessors kept for exchanges, ports that
-ranks share.
+price per row it is a study's. Where parts of a layer overlap, the busier of compute and network decides (what a pipeline of equal
+parts tends to). Several steps: their mean. Ignored: multiprocessors kept for exchanges, ports that ranks share.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Prices(NamedTuple):
     fixed_s: float
     together: float
     """Not zero: both tiers work at once."""
+    share: float
+    """A group's part of the layer: 1 where nothing overlaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,6 +75,9 @@ class LayerCosts:
     """How tokens are de-duplicated, by the names of `ep_schedule.EXCHANGES`."""
     tiers_together: bool = False
     """Both tiers of an exchange work at once instead of one after the other."""
+    groups: int = 1
+    """Equal parts in which exchanges and experts overlap: compute waits for the first part's dispatch and the last one's
+    combine, the network for one part's compute."""
 
     def __post_init__(self) -> None:
         names = ("token_bytes_dispatch", "token_bytes_combine", "intra_bytes_per_s", "inter_bytes_per_s", "row_s")
@@ -80,6 +85,8 @@ class LayerCosts:
             value = getattr(self, name)
             if not np.isfinite(value) or value < 0 or (name.endswith("bytes_per_s") and value == 0):
                 raise InputError(name, value, "must be finite and positive", "take it from a profile or a data sheet")
+        if self.groups < 1:
+            raise InputError("groups", self.groups, "below one", "1 overlaps nothing")
         if self.exchange not in EXCHANGES:
             raise UnknownName("exchange", self.exchange, EXCHANGES)
         table = self.row_work
@@ -109,6 +116,7 @@ class LayerCosts:
             self.token_bytes_dispatch / self.inter_bytes_per_s, self.token_bytes_combine / self.inter_bytes_per_s,
             self.token_bytes_dispatch / self.intra_bytes_per_s, self.token_bytes_combine / self.intra_bytes_per_s,
             self.inter_latency_s, self.intra_latency_s, self.row_s, self.beside_s, self.fixed_s, float(self.tiers_together),
+            1.0 / self.groups,
         )  # fmt: skip
 
     def work_table(self, most_rows: int) -> WorkTable:
@@ -202,4 +210,6 @@ def port_seconds(ports: npt.NDArray[np.integer], prices: Prices, work_weight: fl
         work = max(work, ports[4, rank])
     dispatch = _exchange_s(inter, intra, prices.inter_out_s, prices.intra_out_s, prices)
     combine = _exchange_s(inter, intra, prices.inter_back_s, prices.intra_back_s, prices)
-    return max(dispatch, prices.beside_s) + work * (prices.work_s * work_weight) + combine + prices.fixed_s
+    compute = work * (prices.work_s * work_weight)
+    lane = max(dispatch * prices.share, prices.beside_s) + compute + combine * prices.share
+    return max(lane, dispatch + compute * prices.share + combine) + prices.fixed_s
