@@ -17,7 +17,7 @@ LINKED := PYTHONPATH=.typing
 .PHONY: help demo test check lint types floors wheel bench gpu clean
 
 help:
-	@echo "make demo    rehearse the bundled recording: plan, report, timeline in out/demo"
+	@echo "make demo    measure this CPU, plan, run the plan: report and timeline in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and the tests against the built wheel"
 	@echo "make bench   measure the speed of the simulators"
@@ -35,10 +35,15 @@ help:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
+# What running plans takes besides.
+.venv/.runner: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[run]'
+	@touch $@ .venv/.user
+
 # What working on it takes.
 .venv/.developer: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,run,hf]'
-	@touch $@ .venv/.user
+	@touch $@ .venv/.user .venv/.runner
 
 .typing/moeplan:
 	@mkdir -p .typing
@@ -46,7 +51,7 @@ help:
 
 # --- use -------------------------------------------------------------------------------------------------------------
 
-demo: .venv/.user
+demo: .venv/.runner
 	$(BIN)/moeplan demo --output out/demo
 
 bench: .venv/.developer

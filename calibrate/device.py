@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ COMPUTE, TO_DEVICE, TO_HOST = "compute", "h2d", "d2h"
 STREAMS = (COMPUTE, TO_DEVICE, TO_HOST)
 DEVICES = ("cpu", "cuda")
 _ALIGNMENT = 256
+# Linux tells a thread's own figures.
+_RUSAGE_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
 # Of the memory that the system calls available, this share may be taken: the rest is for everybody else.
 _AVAILABLE_FRACTION = 0.8
 
@@ -230,6 +233,13 @@ def open_device(name: str, limit_bytes: int | None = None) -> Device:
 
         return CudaDevice(limit_bytes)
     raise InputError("device", name, f"one of {', '.join(DEVICES)}", "choose one of these")
+
+
+def preemptions() -> int:
+    """Return how often the system has taken the calling thread's core away for somebody else; 0 where it does not say."""
+    if _RUSAGE_THREAD is None:
+        return 0
+    return resource.getrusage(_RUSAGE_THREAD).ru_nivcsw
 
 
 def available_host_bytes() -> int:

@@ -6,6 +6,7 @@ Modelled: which part of a long timeline a viewer is given, and which curves a re
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ def write_perfetto(path: Path, prediction: Any) -> None:
     write_timeline(path, timeline)
 
 
-def write_offload_report(path: Path, document: dict[str, Any], rehearsal: Any, best: Any) -> None:
-    """Write the HTML report of a plan, with the curves of hit rate against cache size."""
+def write_offload_report(
+    path: Path, document: dict[str, Any], rehearsal: Any, best: Any, *, more_sections: Sequence[Any] = ()
+) -> None:
+    """Write the HTML report of a plan, with the curves of hit rate against cache size and sections of one's own."""
     from ..reports.hit_curves import hit_curves
     from ..reports.offload_page import write_plan_report
 
     lru, belady = hit_curves(rehearsal, best.schedule)
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
-                      command=document["provenance"].get("command"))  # fmt: skip
+                      command=document["provenance"].get("command"), more_sections=more_sections)  # fmt: skip
 
 
 def write_parallel_artefacts(

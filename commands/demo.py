@@ -1,22 +1,32 @@
-"""The command that shows everything once, on the bundled recording.
+"""The command that shows everything once, on the bundled recording and on the cores of the machine at hand.
 
-Modelled: a model too big for a small budget. Ignored: other models and machines; `plan` takes them.
+Modelled: with torch, this machine is measured a little, the bundled model is planned for a small part of its memory, and the
+chosen schedule and two rivals are run for real beside their predictions; without torch, the plan is for a published machine and
+nothing is run. Ignored: other models and machines; `calibrate`, `plan` and `validate` take them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..terminal import print_json, print_plan
+from ..terminal import print_json, print_plan, print_validation
 from .artefacts import write_offload_report, write_perfetto
-from .options import JsonFlag, rehearse
+from .options import JsonFlag, open_trace, rehearse
 
-DEMO_HARDWARE = "t4"
-DEMO_MEMORY = "436MiB"
+DEMO_MODEL = "tiny-moe"
+DEMO_WINDOW = 2000
+# Without torch: a published machine, and a budget of which its runtime takes the larger part.
+DEMO_HARDWARE, DEMO_MEMORY = "t4", "436MiB"
+# On this machine's cores: about half of the experts fit.
+DEMO_CPU_MEMORY = "48MiB"
+_CALIBRATE_SECONDS = 12.0
+_RUN_STEPS, _REPEATS, _RIVALS = 48, 5, 2
 
 
 def demo(
@@ -25,27 +35,74 @@ def demo(
     ] = Path("out/demo"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Plan the bundled recording for a small memory and write plan, report and Perfetto timeline."""
+    """Measure this CPU a little, plan the bundled recording, run the plan and two rivals, and report how far off it was."""
     from ..planner.plan import PlanRequest, make_plan, plan_to_dict
     from ..progress import reporter
     from ..specs_io import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
-    rehearsal = rehearse("tiny-moe", DEMO_HARDWARE, "bundled", DEMO_MEMORY, 2000, "16")
-    found = make_plan(rehearsal, PlanRequest(bits=("native",)), progress=reporter("demo"))
-    document = plan_to_dict(found)
     paths = {"plan": folder / "plan.json", "report": folder / "report.html", "timeline": folder / "timeline.json"}
+    runs = importlib.util.find_spec("torch") is not None
+    if runs:
+        paths |= {"profile": folder / "cpu.json", "validation": folder / "validation.json"}
+        _calibrate(paths["profile"])
+        rehearsal = rehearse(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
+    else:
+        sys.stderr.write("demo: torch is not installed, so nothing is run; pip install 'moeplan[run]'\n")
+        rehearsal = rehearse(DEMO_MODEL, DEMO_HARDWARE, "bundled", DEMO_MEMORY, DEMO_WINDOW, "16")
+    found = make_plan(rehearsal, PlanRequest(bits=("native",)), progress=reporter("demo: plan"))
+    document = plan_to_dict(found)
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_perfetto(paths["timeline"], found.best)
-    write_offload_report(paths["report"], document, rehearsal, found.best)
+    measured, section = _run(document, rehearsal) if runs else (None, None)
+    if measured is not None:
+        write_atomic(paths["validation"], json.dumps(measured, indent=1, allow_nan=False) + "\n")
+    write_offload_report(
+        paths["report"], document, rehearsal, found.best, more_sections=() if section is None else (section,)
+    )
     if as_json:
-        print_json(
-            {"predicted_tokens_per_s": document["best"]["tokens_per_s"]}
-            | {name: str(path) for name, path in paths.items()}
-        )
-    else:
-        print_plan(document, str(paths["plan"]))
-        typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
+        print_json(_figures(document, measured) | {name: str(path) for name, path in paths.items()})
+        return
+    print_plan(document, str(paths["plan"]))
+    if measured is not None:
+        print_validation(measured)
+    typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
+
+
+def _calibrate(path: Path) -> None:
+    """Measure this machine with the demo's own shapes and write its profile."""
+    from ..executor.calibration import calibrate_device
+    from ..progress import reporter
+    from ..specs_io import load_model
+
+    model = load_model(DEMO_MODEL)
+    calibrate_device(
+        "cpu", quick=True, models=[model], bits=(model.native_bits,), out=path, seconds=_CALIBRATE_SECONDS,
+        progress=reporter("demo: calibrate"),
+    )  # fmt: skip
+
+
+def _run(document: dict[str, Any], rehearsal: Any) -> tuple[dict[str, Any], Any]:
+    """Return the figures of running the plan and its rivals, and the report's section about them."""
+    from ..executor.validate_plan import validate_plan
+    from ..progress import reporter
+    from ..reports.predicted_measured import predicted_measured_section
+
+    found = validate_plan(
+        document, rehearsal.model, open_trace("bundled"), profile=rehearsal.profile, num_baselines=_RIVALS,
+        steps=_RUN_STEPS, repeats=_REPEATS, progress=reporter("demo: run"),
+    )  # fmt: skip
+    measured = found.to_dict() | found.best_to_dict()
+    predicted, observed = found.timelines()
+    return measured, predicted_measured_section(measured, predicted=predicted, measured=observed)
+
+
+def _figures(document: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the demo's headline: the best schedule's speed, predicted and, where it ran, measured."""
+    keys = ("predicted_tokens_per_s", "measured_tokens_per_s", "relative_error")
+    if measured is None:
+        return dict.fromkeys(keys) | {"predicted_tokens_per_s": document["best"]["tokens_per_s"]}
+    return {key: measured[key] for key in keys} | {"counts_equal": measured["counts_equal"]}
 
 
 def register(app: typer.Typer) -> None:

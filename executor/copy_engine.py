@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 
-from ..calibrate.device import TO_DEVICE, TO_HOST, Device, Mark
+from ..calibrate.device import TO_DEVICE, TO_HOST, Device, Mark, preemptions
 from ..calibrate.expert_store import ExpertStore
 from ..sim.policies.state import DEMAND
 from ..units import MIB
@@ -98,6 +98,8 @@ class CopyEngine:
         self._running: Transfer | None = None
         self._in_flight: deque[Mark] = deque()
         self.rows = Rows()
+        self.preempted = 0
+        """How often the system has taken the worker's core away so far."""
         self._thread = threading.Thread(target=self._work, name="moeplan copies", daemon=True)
         self._thread.start()
 
@@ -204,6 +206,7 @@ class CopyEngine:
         if device.asynchronous:
             self._in_flight.append(end)
         self.rows.copied(transfer, began, begin, end, high - low)
+        self.preempted = preemptions()
         with gate.change:
             transfer.moved_bytes = high
             self._running = None

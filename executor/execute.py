@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..calibrate.dense_part import DensePart
-from ..calibrate.device import COMPUTE, Device, metadata_of, open_device
+from ..calibrate.device import COMPUTE, Device, metadata_of, open_device, preemptions
 from ..calibrate.expert_runner import open_runner
 from ..calibrate.expert_store import ExpertStore, make_store
 from ..calibrate.pass_shape import PassShape
@@ -238,6 +238,7 @@ def _run(
             gc.collect(1)  # the young; a whole collection takes longer than many a run
             gc.disable()  # a collection in the middle of a step would be booked as the host's work
             device.new_epoch()
+            began = preemptions()
             origin = time.perf_counter_ns()
             with torch.inference_mode():
                 program.run(steps, progress)
@@ -261,6 +262,7 @@ def _run(
         counts=state.count.copy(),
         timeline=timeline,
         step_ns=np.diff(np.concatenate(([0], ends))),
+        disturbed=np.diff(np.array([began, *program.preempted])) > 0,
         makespan_ns=int(max(timeline.rows[:, 6].max(initial=0), ends[-1] if len(ends) else 0)),
         ready_hits=program.ready_hits,
         late_hits=program.late_hits,

@@ -46,6 +46,8 @@ class Execution:
     timeline: Timeline
     step_ns: Array
     """int64 [num_steps]: duration of each forward pass."""
+    disturbed: Array
+    """bool [num_steps]: another program was given one of the run's cores during the step."""
     makespan_ns: int
     ready_hits: int
     late_hits: int
@@ -101,7 +103,11 @@ def count_differences(execution: Execution, outcome: Outcome, expert_tokens: int
 def median_steps(executions: list[Execution]) -> Array:
     """Return float64 [num_steps]: the median duration of each step over repeated runs, in nanoseconds.
 
-    A run repeats the same decisions, so its step s always does the same work: the median drops what disturbed one of them.
+    A run repeats the same decisions, so its step s always does the same work: the median drops what disturbed one of them. Steps
+    during which another program had one of the cores do not count, unless all repetitions of a step were disturbed.
     """
-    steps: Array = np.median(np.stack([execution.step_ns for execution in executions]), axis=0)
+    taken = np.stack([execution.step_ns for execution in executions]).astype(float)
+    disturbed = np.stack([execution.disturbed for execution in executions])
+    disturbed &= ~disturbed.all(axis=0)
+    steps: Array = np.nanmedian(np.where(disturbed, np.nan, taken), axis=0)
     return steps

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..calibrate.dense_part import DensePart
-from ..calibrate.device import Device, Mark
+from ..calibrate.device import Device, Mark, preemptions
 from ..calibrate.expert_runner import ExpertRunner, Visit
 from ..calibrate.pass_shape import PassShape
 from ..sim.policies.offload import begin_step, decide_visit
@@ -107,6 +107,8 @@ class Program:
         self.ready_hits = 0
         self.late_hits = 0
         self.step_end_ns: list[int] = []
+        self.preempted: list[int] = []
+        """How often the system had taken a core away, at the end of each step."""
         self.tokens_computed = 0
 
     def run(self, steps: Sequence[Step], progress: Callable[[int, int, str], None]) -> None:
@@ -157,6 +159,7 @@ class Program:
         now = time.perf_counter_ns()
         self.rows.hosted(OP_HOST_STEP, number, self._config.num_layers - 1, end.at_ns(), now)
         self.step_end_ns.append(now)
+        self.preempted.append(preemptions() + self._copies.preempted)
 
     def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
         """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""

@@ -108,8 +108,9 @@ def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[f
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with open_stage(model, workloads, device=device, dtype=dtype, distinct_experts=_DISTINCT) as stage:
         for mode, _, given in inputs:
-            rows = execute(stage, given).timeline.rows
-            rows = rows[rows[:, ROW_STEP] >= _WARM_UP_STEPS]
+            ran = execute(stage, given)
+            rows = ran.timeline.rows
+            rows = rows[(rows[:, ROW_STEP] >= _WARM_UP_STEPS) & ~ran.disturbed[rows[:, ROW_STEP]]]
             if mode is None:
                 _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
                 continue

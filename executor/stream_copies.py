@@ -32,6 +32,8 @@ class StreamCopies:
         self._piece = piece_bytes or slots.slot_bytes
         self._poison = poison
         self.rows = Rows()
+        self.preempted = 0
+        """Of its own: nothing, it has no thread."""
 
     def put(self, copy: Transfer | WriteBack) -> None:
         """Put a copy into the stream now."""

@@ -80,6 +80,9 @@ class Validation:
             "profile": self.profile.name,
             "calibrated_in_the_same_run": self.calibration is not None,
             "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
+            "disturbed_steps": float(
+                np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
+            ),
             "notes": list(self.notes),
             "seconds": self.seconds,
         }
