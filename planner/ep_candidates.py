@@ -34,6 +34,8 @@ STARTS = ("eplb", "eplb-hierarchical", "occult", "contiguous")
 # Parts in which a schedule that overlaps is taken to run a layer while its placement is searched; what parts it really has is
 # tried afterwards.
 OVERLAP_GROUPS = 4
+# Multiprocessors that its kernels go without (16 of 132, arXiv 2410.12247).
+OVERLAP_SM_FRACTION = 16 / 132
 NEEDS_TOKENS = ("grace", "occult", "metro", "search")
 # Expert groups of a hierarchical EPLB where the model's own number is not given: DeepSeek-V3's `n_group`.
 DEFAULT_EXPERT_GROUPS = 8
@@ -138,7 +140,9 @@ class Placements:
 
     def _costs(self, exchange: str, overlapped: bool) -> LayerCosts:
         costs = self.layer_costs[exchange]
-        return dataclasses.replace(costs, groups=OVERLAP_GROUPS) if overlapped else costs
+        if not overlapped:
+            return costs
+        return dataclasses.replace(costs, groups=OVERLAP_GROUPS, row_s=costs.row_s / (1 - OVERLAP_SM_FRACTION))
 
     def evidence_steps(self, part: str, policy: str = "search") -> list[StepTokens]:
         """Return the recorded steps of a part for a policy; raises InputError where only counts were recorded."""
