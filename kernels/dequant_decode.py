@@ -5,8 +5,8 @@ the low bits of two 16-bit floats whose exponent makes them base + q: 128 + q in
 Scales and zero points are likewise placed into float32 by shifts. No instruction converts whole numbers to floats; those run
 at a fraction of the rate of others. Several narrow weights fit into those low bits, so most planes need no shift: a weight is left
 where it is, as base + 2**lift · q, and its group's scale and zero point, whose shifts are there anyway, take the power of two away.
-Scales, zero points and sums of all groups of a block are asked for before any is used: nothing prefetches them, and waiting for
-each in turn would cost more than computing.
+With few rows, scales, zero points and sums of all groups of a block are asked for before any is used: nothing prefetches them, and
+waiting for each in turn would cost more than computing.
 Ignored: many rows; they have a kernel of their own.
 """
 
@@ -199,22 +199,33 @@ def add_block(
     NUM_GROUPS: tl.constexpr = 16 // BITS // PLANES_PER_GROUP
     # A group has one scale, so planes of one group are not lifted.
     TOGETHER: tl.constexpr = (10 if FLOAT16 else 7) // BITS if PLANES_PER_GROUP == 1 else 1
-    AHEAD: tl.constexpr = not SCALE_FIRST and not SUMS_INSIDE
-    codes = _codes(code_ptrs, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
-    if GATED:
-        codes_up = _codes(code_ptrs + up_codes, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
-    if AHEAD:
-        group_sums = _sums(sum_ptrs, num_rows, row_mask, column, k, NUM_GROUPS, GROUP, MASK_K)
+    # With many rows the matrix units are what is waited for, and registers are short.
+    if not SCALE_FIRST:
+        codes = _codes(code_ptrs, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
+        if GATED:
+            codes_up = _codes(code_ptrs + up_codes, num_outputs, col_mask, column, k, NUM_GROUPS, GROUP, MASK_N, MASK_K)
+        if not SUMS_INSIDE:
+            group_sums = _sums(sum_ptrs, num_rows, row_mask, column, k, NUM_GROUPS, GROUP, MASK_K)
     words = tl.load(word_ptrs, mask=col_mask[:, None], other=0)
     if GATED:
         words_up = tl.load(word_ptrs + up_words, mask=col_mask[:, None], other=0)
     for g in tl.static_range(NUM_GROUPS):
-        scale = _scale(codes[g], BITS, g * PLANES_PER_GROUP, TOGETHER)
-        zero = _zero(codes[g], BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
+        if SCALE_FIRST:
+            code = _code(code_ptrs, num_outputs, col_mask, column, k, g, NUM_GROUPS, GROUP, MASK_N, MASK_K)
+        else:
+            code = codes[g]
+        scale = _scale(code, BITS, g * PLANES_PER_GROUP, TOGETHER)
+        zero = _zero(code, BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
         part = tl.zeros_like(acc)
         if GATED:
-            scale_up = _scale(codes_up[g], BITS, g * PLANES_PER_GROUP, TOGETHER)
-            zero_up = _zero(codes_up[g], BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
+            if SCALE_FIRST:
+                code_up = _code(
+                    code_ptrs + up_codes, num_outputs, col_mask, column, k, g, NUM_GROUPS, GROUP, MASK_N, MASK_K
+                )
+            else:
+                code_up = codes_up[g]
+            scale_up = _scale(code_up, BITS, g * PLANES_PER_GROUP, TOGETHER)
+            zero_up = _zero(code_up, BITS, g * PLANES_PER_GROUP, TOGETHER, FLOAT16)
             part_up = tl.zeros_like(acc)
         sums = tl.zeros([x_ptrs.shape[0]], dtype=tl.float32)
         for i in tl.static_range(PLANES_PER_GROUP):
@@ -237,7 +248,7 @@ def add_block(
                 else:
                     part_up = multiply(q_up, x.T, part_up, 0)
         if not SCALE_FIRST:
-            if AHEAD:
+            if not SUMS_INSIDE:
                 sums = group_sums[g]
             acc += (part - zero[:, None] * sums[None, :]) * scale[:, None]
             if GATED:
