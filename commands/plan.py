@@ -61,7 +61,7 @@ def plan(
     ] = None,
     search_moves: Annotated[
         int, typer.Option("--search-moves", help="ep: moves the placement search tries in each layer.")
-    ] = 100_000,
+    ] = 50_000,
     evaluate_on: Annotated[
         list[str] | None,
         typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),

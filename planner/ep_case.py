@@ -45,7 +45,7 @@ class EpRequest:
     """Weight format of experts and dense weights; None takes 16, or 8 where only that fits."""
     num_groups: int | None = None
     """The model's expert groups, for hierarchical EPLB."""
-    search_moves: int = 100_000
+    search_moves: int = 50_000
     """Moves our placement search proposes for each layer."""
     workers: int = 1
     """Threads of that search; they do not change the result."""
