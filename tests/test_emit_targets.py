@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emit_plans import SCHEDULE, SMALL, complaint, ep_plan, offload_plan
+from moeplan.ep_schedule import load_ep_preset
 from moeplan.errors import InputError, Internal, UnknownName
 from moeplan.planner.emit import choices, targets
 from moeplan.planner.emit.targets import emit, list_targets, read_back, render, validate
@@ -102,9 +103,10 @@ def test_documents_that_are_refused(kind: str, path: str, value: Any, rule: str)
     assert rule in complaint(lambda: render(plan, "sglang", SMALL))
 
 
-def test_sliced_experts_have_no_placement() -> None:
-    schedule = SCHEDULE.with_options(placement__num_redundant=0, parallel__experts="tensor")
-    assert "sliced experts have no placement" in complaint(lambda: render(ep_plan(schedule), "vllm", SMALL))
+@pytest.mark.parametrize("preset", ["tensor-parallel", "ppmoe", "parm"])
+def test_other_divisions_of_experts_have_no_placement_over_ranks(preset: str) -> None:
+    said = complaint(lambda: render(ep_plan(load_ep_preset(preset)), "vllm", SMALL))
+    assert "no placement over all ranks can express it" in said
 
 
 @pytest.mark.parametrize(
