@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emit_plans import SCHEDULE, SMALL, complaint, ep_plan, offload_plan
+from emit_plans import SMALL, complaint, ep_plan, offload_plan
 from moeplan.ep_schedule import load_ep_preset
 from moeplan.errors import InputError, Internal, UnknownName
 from moeplan.planner.emit import choices, targets
