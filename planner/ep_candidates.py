@@ -128,7 +128,9 @@ class Placements:
             placements = {"search": result.placement} | {name: self.placement(name, redundant) for name in STARTS}
             tables = {name: nearest_table(placement) for name, placement in placements.items()}
             tables["search"] = result.table
-            routers = {name: StaticChoice(table=table) if planned else CappedChoice() for name, table in tables.items()}
+            routers: dict[str, ReplicaChoice] = {
+                name: StaticChoice(table=table) if planned else CappedChoice() for name, table in tables.items()
+            }
             steps = self.evidence_steps(CHOOSE)
             names = choose_per_layer({
                 name: evaluate(Candidate(placement=placement, router=routers[name]), steps, costs)
