@@ -1,8 +1,8 @@
 """Every preset at the same memory, bits and batching as the search: what the answer has to beat.
 
 Modelled: each preset gets its own best capacity; for the caches the presets use, more is never worse, so that is the most
-that fits. Each is run by both engines, which must agree; since the SimPy model takes seconds, the presets run in processes
-of their own, beside the search. Ignored: presets that do not fit, which are named with what they lack.
+that fits. Each is run by both engines, which must agree over the first passes; since the SimPy model takes seconds, the presets
+run in processes of their own, beside the search. Ignored: presets that do not fit, which are named with what they lack.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from ..schedule import OffloadSchedule
 from ..sim.simulate import Prediction, Rehearsal
 from .space import ASSUMED_RECALL
 
+CHECKED_STEPS = 200
+"""Forward passes over which the SimPy model must agree with the twin; a few seconds a schedule."""
 # Set in the parent before the workers are forked: a recording need not be copied to reach them.
 _SHARED: list[Rehearsal] = []
 
@@ -68,7 +70,7 @@ class CheckedRuns:
 
 
 def _check(schedule: OffloadSchedule) -> Prediction:
-    return _SHARED[0].predict(schedule, engine="both")
+    return _SHARED[0].predict(schedule, engine="both", checked_steps=CHECKED_STEPS)
 
 
 def preset_schedules(base: OffloadSchedule, *, has_guesses: bool) -> list[OffloadSchedule]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import DoesNotFit, Internal
+from ..presets import FAMILIES
 from ..schedule import OffloadSchedule, schedule_from_dict
 from ..sim.simulate import Prediction, Rehearsal
 from ..units import NS_PER_S
@@ -35,6 +36,8 @@ class PlanRequest:
     floor_tokens_per_s: float | None = None
     concurrency: int = 1
     prefill_chunk_tokens: int | None = None
+    exhaustive: bool = False
+    """Let no candidate be outrun: every one is simulated until it cannot win."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class OffloadPlan:
     num_evaluated: int
     num_abandoned: int
     num_pruned: int
+    num_outrun: int
     lower_bound_step_s: float
     optimality_gap: float
     """How much slower the best is than the lower bound, as a fraction of the bound."""
@@ -96,10 +100,11 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
         left_out=left_out,
         front=tuple(result.front),
         references=references,
-        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned for _, r in results),
+        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_outrun for _, r in results),
         num_evaluated=sum(r.num_evaluated for _, r in results),
         num_abandoned=sum(r.num_abandoned for _, r in results),
         num_pruned=sum(r.num_pruned for _, r in results),
+        num_outrun=sum(r.num_outrun for _, r in results),
         lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
         verdict=_verdict(best, rivals, references),
@@ -118,6 +123,8 @@ def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: Pl
                 base,
                 objective=request.objective,
                 floor_tokens_per_s=request.floor_tokens_per_s,
+                low_bits=_smaller(rehearsal, base, bases),
+                exhaustive=request.exhaustive,
                 progress=progress,
             )
             results.append((base, found))
@@ -126,6 +133,12 @@ def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: Pl
     if not results:
         raise min(misfits, key=lambda reason: reason.missing_bytes)
     return results
+
+
+def _smaller(rehearsal: Rehearsal, base: OffloadSchedule, bases: list[OffloadSchedule]) -> str | None:
+    """Return the largest allowed weight format smaller than the base's own, for experts that may have two."""
+    smaller = [other for other in bases if rehearsal.expert_bytes(other) < rehearsal.expert_bytes(base)]
+    return max(smaller, key=rehearsal.expert_bytes).experts.bits if smaller else None
 
 
 def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
@@ -229,7 +242,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "provenance": plan.provenance,
         "request": asdict(plan.request),
         "best": prediction_to_dict(plan.best),
-        "baselines": [prediction_to_dict(one) for one in plan.baselines],
+        "baselines": [prediction_to_dict(one) | {"family": FAMILIES[one.schedule.name]} for one in plan.baselines],
         "baselines_that_do_not_fit": plan.left_out,
         "references": {name: prediction_to_dict(one) for name, one in plan.references.items()},
         "front": [
@@ -245,6 +258,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "num_evaluated": plan.num_evaluated,
         "num_abandoned": plan.num_abandoned,
         "num_pruned": plan.num_pruned,
+        "num_outrun": plan.num_outrun,
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,

@@ -1,9 +1,10 @@
 """The search: every candidate bounded, most of them simulated by the twin, the answer checked by the SimPy model.
 
 Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
-the same or less memory already reached, so pruning never loses the best. Ignored: randomness; the search is
-exhaustive over `space` and the same
-every time.
+the same or less memory already reached, so pruning never loses the best. What is left races: after 60 and after 400 forward
+passes, candidates that lag behind the leader by more than a margin are out. That may lose a schedule that starts badly and
+ends well, so margins are wide, the plan says how many were outrun, and `exhaustive` runs every one of them on. Ignored:
+randomness; the search is the same every time.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .bounds import Array, StreamFloor, fewest_loads, remaining_ns, stream_floor
 from .space import Candidate, candidates, levels
 
 OBJECTIVES = ("tokens_per_s", "p99_step_s", "least_memory")
-# Steps of the trial runs that order the candidates of a level.
-_TRIAL_STEPS = 60
+# (forward passes, how far behind the leader a candidate may lie and stay): the first sees mostly cold caches, hence its width.
+RUNGS = ((60, 0.4), (400, 0.1))
 Progress = Callable[[int, int, str], None]
 
 
@@ -62,6 +63,8 @@ class SearchResult:
     """Simulated to the end of the window."""
     num_abandoned: int = 0
     """Simulated until they could no longer be the best."""
+    num_outrun: int = 0
+    """Too far behind after a part of the window."""
     num_pruned: int = 0
     """Never simulated: their bound was no better than the best."""
     lower_bound_ns: int = 0
@@ -132,9 +135,10 @@ class Bounds:
 
 
 def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
-           progress: Progress | None = None) -> SearchResult:  # fmt: skip
+           low_bits: str | None = None, exhaustive: bool = False, progress: Progress | None = None) -> SearchResult:  # fmt: skip
     """Return the best schedule on the rehearsal's window that keeps the bits and batching of `base`.
 
+    low_bits: a second weight format that experts may have. exhaustive: let no candidate be outrun.
     objective: tokens_per_s, p99_step_s, or least_memory (the least device memory that reaches `floor_tokens_per_s`).
     Raises DoesNotFit when no schedule fits the budget, InputError for an unknown objective or a missing floor.
     """
@@ -143,7 +147,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     if objective == "least_memory" and floor_tokens_per_s is None:
         raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
     bounds = Bounds(rehearsal, base)
-    every = {level: list(candidates(rehearsal, base, level)) for level in levels(rehearsal, base)}
+    every = {level: list(candidates(rehearsal, base, level, low_bits)) for level in levels(rehearsal, base)}
     total = sum(len(found) for found in every.values())
     done = 0
     result: SearchResult | None = None
@@ -152,8 +156,10 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
         for level, found in every.items():
-            bounded = _in_order(rehearsal, bounds, found, incumbent, objective)
-            scored, pruned, abandoned = [], 0, 0
+            race = not exhaustive and objective != "p99_step_s"
+            bounded, beaten = _in_order(rehearsal, bounds, found, incumbent, pool, race=race)
+            scored, pruned, abandoned, outrun = [], beaten, 0, len(found) - len(bounded) - beaten
+            done += len(found) - len(bounded)
             for begin in range(0, len(bounded), 4 * workers):
                 batch = []
                 for bound, candidate, later in bounded[begin : begin + 4 * workers]:
@@ -182,6 +188,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             result.num_evaluated += len(scored)
             result.num_pruned += pruned
             result.num_abandoned += abandoned
+            result.num_outrun += outrun
             result.best = incumbent
             result.front.append(_front_point(rehearsal, level, incumbent, workload))
             if (
@@ -207,21 +214,37 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     return result
 
 
-def _in_order(rehearsal: Rehearsal, bounds: Bounds, found: list[Candidate], incumbent: Scored | None, objective: str,
-              ) -> list[tuple[int, Candidate, Array]]:  # fmt: skip
-    """Return (bound, candidate, bounds from each step on), the most promising first.
+def _in_order(rehearsal: Rehearsal, bounds: Bounds, found: list[Candidate], incumbent: Scored | None, pool: ThreadPoolExecutor, *,
+              race: bool) -> tuple[list[tuple[int, Candidate, Array]], int]:  # fmt: skip
+    """Return ((bound, candidate, bounds from each step on) of those still in the race, the most promising first; pruned ones).
 
-    Promise is how long the first steps take: a good candidate early makes all later ones easy to give up. The order
-    decides how much work the search is, never what it finds.
+    Promise is how long the first steps take: a good candidate early makes all later ones easy to give up.
     """
-    ranked = []
+    entries, pruned = [], 0
     for at, candidate in enumerate(found):
         whole, later = bounds.remaining_ns(candidate)
-        beaten = objective != "p99_step_s" and incumbent is not None and whole >= incumbent.total_ns
-        trial = 0 if beaten else int(rehearsal.run(candidate.schedule, max_steps=_TRIAL_STEPS).step_end[-1])
-        ranked.append((trial, whole, at, later))
-    ranked.sort(key=lambda one: one[:3])
-    return [(whole, found[at], later) for _, whole, at, later in ranked]
+        if race and incumbent is not None and whole >= incumbent.total_ns:
+            pruned += 1
+        else:
+            entries.append((at, whole, later))
+    steps = rehearsal.workload(found[0].schedule).num_steps if found else 0
+    for rung, (length, margin) in enumerate(RUNGS):
+        if length >= steps and rung:
+            break
+
+        def time_of(entry: tuple[int, int, Array], length: int = length) -> int:
+            return int(rehearsal.run(found[entry[0]].schedule, max_steps=length).step_end[-1])
+
+        times = list(pool.map(time_of, entries))
+        limit = min(times, default=0) * (1 + margin)
+        ranked = sorted(
+            ((time, *entry) for time, entry in zip(times, entries, strict=True) if time <= limit or not race),
+            key=lambda one: one[:2],
+        )
+        entries = [(at, whole, later) for _, at, whole, later in ranked]
+        if not race:
+            break
+    return [(whole, found[at], later) for at, whole, later in entries], pruned
 
 
 def _score(

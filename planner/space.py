@@ -1,6 +1,7 @@
 """The schedules a search looks at: every sensible combination of the options, at every amount of memory.
 
-Modelled: what the user fixed (bits, batching, the model itself) stays; caches, predictors, launches, streams and chunks vary.
+Modelled: what the user fixed (bits, batching, the model itself) stays; caches, predictors, launches, streams and chunks vary;
+the host's cores take part where the machine's profile has costs for them, a second weight format where the user allows it.
 A *level* is a number of expert slots on the device, all of them counted, staging and streaming included; levels run from the
 fewest that work to the most that fit, so that the search also gives the memory–speed front. Ignored: schedules that need
 another model (a pre-gate) or the future (oracle, belady): those are references, never answers.
@@ -63,8 +64,67 @@ def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
             yield options
 
 
-def candidates(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[Candidate]:
-    """Yield every schedule of `level` slots that keeps the bits and batching of `base`."""
+def candidates(
+    rehearsal: Rehearsal, base: OffloadSchedule, level: int, low_bits: str | None = None
+) -> Iterator[Candidate]:
+    """Yield every schedule of `level` slots that keeps the bits (and `low_bits`, a second format) and batching of `base`."""
+    yield from _plain(rehearsal, base, level)
+    for settings in _special(rehearsal, low_bits):
+        yield from _sized(rehearsal, base, level, settings)
+
+
+def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, object]]:
+    """Yield the options of schedules that the plain grid does not hold, apart from their size."""
+    guesses = [guess for guess in predictors(rehearsal) if not guess["predictor.staging"]]
+    none, near = guesses[0], guesses[1:]
+    top_k = rehearsal.trace.top_k
+    wide = [guess for guess in near if guess["predictor.width"] in (top_k, 2 * top_k)]
+    next_layer = [guess for guess in wide if guess["predictor.depth"] == 1 and guess["predictor.width"] == top_k]
+    weighs = rehearsal.trace.predicted is None or rehearsal.trace.predicted_prob is not None
+    for grouping in ("grouped", "per-expert"):
+        launch: dict[str, object] = {"kernel.grouping": grouping}
+        for policy in ("least-stale", "affinity"):
+            for guess in (none, *next_layer):
+                yield launch | guess | {"cache.policy": policy}
+        for depth in (1, 2):
+            guess = {"predictor.kind": "activation", "predictor.depth": depth, "predictor.staging": 0}
+            yield launch | guess | {"cache.policy": "activation"}
+        if weighs:
+            for guess in wide:
+                yield launch | guess | {"cache.policy": "lru", "predictor.benefit": True}
+        if rehearsal.profile.host.cpu is not None:
+            for policy in ("lru", "lfu", "static"):
+                for miss in ("cpu", "cheaper", "balanced"):
+                    if policy != "static" and miss == "cpu":
+                        continue  # nothing would ever enter the cache
+                    for guess in (none, *(next_layer if policy != "static" else [])):
+                        yield launch | guess | {"cache.policy": policy, "kernel.miss": miss}
+            for placement in ("front", "back"):
+                yield launch | none | {"cache.policy": "static", "cache.placement": placement, "kernel.miss": "cpu"}
+        if low_bits is not None:
+            for use in ({"experts.low_rank": 1}, {"experts.low_fraction": 0.5}):
+                for guess in (none, *next_layer):
+                    yield launch | guess | {"cache.policy": "lru", "experts.low_bits": low_bits} | use
+
+
+def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: dict[str, object]) -> Iterator[Candidate]:
+    """Yield the schedule of `settings` with `level` slots in one pool and, where that makes a difference, by layer."""
+    layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
+    slots = level - (STREAM_SLOTS if settings["cache.policy"] == "static" and level < total else 0)
+    whole = settings.get("cache.placement") in ("front", "back")
+    pooled = slots // rehearsal.trace.num_experts * rehearsal.trace.num_experts if whole else min(slots, total)
+    sizes = [("cache.pooled_experts", pooled, pooled)]
+    each = min(slots // layers, rehearsal.trace.num_experts)
+    if settings["cache.policy"] != "least-stale" and not whole:  # by layer that is recency
+        sizes.append(("cache.experts_per_layer", each, each * layers))
+    for key, size, cached in sizes:
+        if size >= 1:
+            options = {name.replace(".", "__"): value for name, value in (settings | {key: size}).items()}
+            yield Candidate(schedule=base.with_options(name="search", **options), level=level, cached_slots=cached)
+
+
+def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[Candidate]:
+    """Yield the grid of caches, predictors, launches, streams and chunks."""
     layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
     expert_bytes = rehearsal.expert_bytes(base)
     for guess in predictors(rehearsal):

@@ -6,6 +6,7 @@ the same. Ignored: how those inputs come about (`simulate`).
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from dataclasses import dataclass
 
@@ -174,6 +175,18 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     clock[fields.MAKESPAN] = makespan
     return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
                    timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
+
+
+def first_steps(workload: Workload, costs: CostTables, count: int) -> tuple[Workload, CostTables]:
+    """Return the workload and the tables of the first `count` steps alone; popularity and costs stay those of the whole."""
+    cut = dataclasses.replace(
+        workload, step_start=workload.step_start[: count + 1], step_token=workload.step_token[: workload.step_start[count]],
+        step_phase=workload.step_phase[:count], step_first=workload.step_first[:count], step_reset=workload.step_reset[:count],
+        step_tokens=workload.step_tokens[:count], step_context=workload.step_context[:count],
+        # A share of the whole's, so that what a mean visit is predicted to take stays what it was.
+        visit_sizes=workload.visit_sizes * count // workload.num_steps, piece_start=np.array([0, count], np.int64),
+    )  # fmt: skip
+    return cut, costs._replace(step_class=costs.step_class[:count])
 
 
 def first_difference(one: Outcome, other: Outcome) -> str | None:
