@@ -19,8 +19,8 @@ from .samples import Sample, SampleSet
 from .surface import Surface
 
 _LEAST_TIMES = 3
-_SIZE_AXES = {"expert": ("tokens", "weight_bytes"), "dense": ("tokens", "weight_bytes"), "head": ("tokens", "weight_bytes"),
-              "copy": ("bytes",)}  # fmt: skip
+_SIZE_AXES = {"expert": ("tokens", "weight_bytes", "experts"), "dense": ("tokens", "weight_bytes"), "head": ("tokens", "weight_bytes"),
+              "copy": ("bytes", "experts")}  # fmt: skip
 _SHAPE_AXIS = {"expert": "weight_bytes", "dense": "weight_bytes", "head": "weight_bytes", "copy": "bytes"}
 
 Row = tuple[dict[str, float], float, int]
@@ -42,7 +42,7 @@ def fit_runs(
         if what == sample.kind or len(sample.seconds) < _LEAST_TIMES:
             continue
         labels, mode = sample.labels, mode_of(sample.labels["cache"], sample.labels["stream"])
-        arguments = expert_row(sample) if what == "expert" else dict(sample.arguments)
+        arguments = dict(sample.arguments) | (expert_row(sample) if what == "expert" else {})
         table, name, lane = {
             "expert": (f"expert.{labels['bits']}", f"run.expert.{labels.get('state')}.{mode}.{labels['bits']}", "compute"),
             "dense": ("dense", f"run.dense.{mode}", "compute"),

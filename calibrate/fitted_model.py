@@ -163,6 +163,7 @@ class FittedCostModel(CostModel):
         if not curves or any(curve is None for curve in curves.values()):
             return alone
         sizes = {"tokens": float(tokens), "weight_bytes": float(self._weights(fmt.name))}
+        sizes["experts"] = self.run.experts_per_visit
         times = sum(share[state] * factor(curve, **sizes) for state, curve in curves.items())
         wrong = max(curve.relative_uncertainty for curve in curves.values() if curve is not None)
         return dataclasses.replace(
@@ -186,7 +187,8 @@ class FittedCostModel(CostModel):
         if self.run is not None and (lane, companion) in _TOGETHER:
             curve = self.profile.curves.get(f"run.slowdown.{lane}.{self.run.mode}.{self.bits}")
             if curve is not None:
-                return max(1.0, factor(curve, **(sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]})))
+                sizes = sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]}
+                return max(1.0, factor(curve, **sizes, experts=self.run.experts_per_visit))
         curve = self.profile.curves.get(f"slowdown.{lane}/{companion}.{self.bits}")
         return self._slowdown(curve) if curve is not None else None
 
@@ -248,7 +250,8 @@ class FittedCostModel(CostModel):
         if name not in self.profile.curves and not self._many_units:
             name = f"copy.{direction}.pinned"  # page-locking means nothing where there is no DMA engine
         alone = self._read(name, copy_form(), {"bytes": num_bytes}, ("bytes",), "link", fill)
-        return self._inside(alone, f"copy.{direction}", self._handover("piece"), bytes=num_bytes)
+        experts = 1.0 if self.run is None else self.run.experts_per_visit
+        return self._inside(alone, f"copy.{direction}", self._handover("piece"), bytes=num_bytes, experts=experts)
 
     def _read(
         self,

@@ -42,6 +42,8 @@ class RunKind:
     """Share of the experts used that were copied for the visit that used them."""
     fetches_per_transfer: float
     """Visits that demand at least one expert, over all transfers."""
+    experts_per_visit: float
+    """Experts that a visit uses."""
     typical_tokens: float
     """Tokens that an expert gets when it is used."""
 
@@ -51,7 +53,7 @@ class RunKind:
         return mode_of(CACHED if self.cached else TRANSIENT, OVERLAPPED if self.overlapped else IN_STREAM)
 
 
-def usual_run(bits: str, typical_tokens: float) -> RunKind:
+def usual_run(bits: str, experts_per_visit: float, typical_tokens: float) -> RunKind:
     """Return what a run is like whose decisions are not known yet: half of its experts hit, two move for a visit that fetches."""
     return RunKind(
         bits=bits,

@@ -42,18 +42,22 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "disk": (("cache",), ("bytes",)),
     "cpu_expert": (("bits",), ("tokens", "hidden", "intermediate", "gated")),
     "host": (("what",), ()),
-    "run_expert": (("bits", "cache", "stream", "state", "beside"), ("tokens", "hidden", "intermediate", "gated")),
+    "run_expert": (
+        ("bits", "cache", "stream", "state", "beside"),
+        ("tokens", "hidden", "intermediate", "gated", "experts"),
+    ),
     "run_dense": (
         ("bits", "cache", "stream", "beside"),
         ("tokens", "context", "requests", "weight_bytes", "flops", "kv_bytes", "attention_flops", "value_bytes"),
     ),
     "run_head": (("bits", "cache", "stream", "beside"), ("tokens", "weight_bytes", "flops", "value_bytes")),
-    "run_copy": (("bits", "cache", "stream", "direction", "beside"), ("bytes",)),
+    "run_copy": (("bits", "cache", "stream", "direction", "beside"), ("bytes", "experts")),
     "memory": ((), ("bytes",)),
     "matmul": (("dtype",), ("rows", "columns", "inner")),
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
 }
-"""What each kind of sample must say. Bytes of an all-to-all: what the busiest rank sends to the others."""
+"""What each kind of sample must say. Experts of a run: how many a visit uses, on average, rounded.
+Bytes of an all-to-all: what the busiest rank sends to the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,11 +258,13 @@ def _run(
     ]
     timeline = timeline_of(parts, str(metadata_of(device)["name"]))
     ends = np.array(program.step_end_ns, np.int64) - origin
+    passed = np.diff(np.array([(origin, began), *program.parts], np.int64), axis=0).reshape(len(ends), -1, 2)
     return Execution(
         counts=state.count.copy(),
         timeline=timeline,
         step_ns=np.diff(np.concatenate(([0], ends))),
-        disturbed=np.diff(np.array([began, *program.preempted])) > 0,
+        part_ns=passed[:, :, 0],
+        disturbed=passed[:, :, 1] > 0,
         makespan_ns=int(max(timeline.rows[:, 6].max(initial=0), ends[-1] if len(ends) else 0)),
         ready_hits=program.ready_hits,
         late_hits=program.late_hits,

@@ -46,8 +46,10 @@ class Execution:
     timeline: Timeline
     step_ns: Array
     """int64 [num_steps]: duration of each forward pass."""
+    part_ns: Array
+    """int64 [num_steps, num_layers]: each step cut where the next layer's dense part begins."""
     disturbed: Array
-    """bool [num_steps]: another program was given one of the run's cores during the step."""
+    """bool [num_steps, num_layers]: another program was given one of the run's cores meanwhile."""
     makespan_ns: int
     ready_hits: int
     late_hits: int
@@ -101,13 +103,13 @@ def count_differences(execution: Execution, outcome: Outcome, expert_tokens: int
 
 
 def median_steps(executions: list[Execution]) -> Array:
-    """Return float64 [num_steps]: the median duration of each step over repeated runs, in nanoseconds.
+    """Return float64 [num_steps]: each step's duration, the sum over its parts of their medians over repeated runs, in nanoseconds.
 
-    A run repeats the same decisions, so its step s always does the same work: the median drops what disturbed one of them. Steps
-    during which another program had one of the cores do not count, unless all repetitions of a step were disturbed.
+    A run repeats the same decisions, so a part always does the same work: the median drops what disturbed one of them. Parts
+    during which another program had one of the cores do not count, unless all repetitions of a part were disturbed.
     """
-    taken = np.stack([execution.step_ns for execution in executions]).astype(float)
+    taken = np.stack([execution.part_ns for execution in executions]).astype(float)
     disturbed = np.stack([execution.disturbed for execution in executions])
     disturbed &= ~disturbed.all(axis=0)
-    steps: Array = np.nanmedian(np.where(disturbed, np.nan, taken), axis=0)
+    steps: Array = np.nanmedian(np.where(disturbed, np.nan, taken), axis=0).sum(axis=1)
     return steps

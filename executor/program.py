@@ -107,8 +107,8 @@ class Program:
         self.ready_hits = 0
         self.late_hits = 0
         self.step_end_ns: list[int] = []
-        self.preempted: list[int] = []
-        """How often the system had taken a core away, at the end of each step."""
+        self.parts: list[tuple[int, int]] = []
+        """(time, how often the system had taken a core away so far) at the start of every visit, and at the end of every step."""
         self.tokens_computed = 0
 
     def run(self, steps: Sequence[Step], progress: Callable[[int, int, str], None]) -> None:
@@ -133,6 +133,8 @@ class Program:
         x = step.rows  # replaced by their embeddings at the first layer
         for layer in range(layers):
             launched = time.perf_counter_ns()
+            if layer:
+                self._note_part(launched)
             begin = self._device.mark()
             x = self._dense.embed(x) if layer == 0 else x
             x, h, logits = self._dense.group(layer, x, step.shape)
@@ -159,7 +161,11 @@ class Program:
         now = time.perf_counter_ns()
         self.rows.hosted(OP_HOST_STEP, number, self._config.num_layers - 1, end.at_ns(), now)
         self.step_end_ns.append(now)
-        self.preempted.append(preemptions() + self._copies.preempted)
+        self._note_part(now)
+
+    def _note_part(self, now: int) -> None:
+        """Note that a part of a step ends here."""
+        self.parts.append((now, preemptions() + self._copies.preempted))
 
     def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
         """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""

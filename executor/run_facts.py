@@ -24,21 +24,29 @@ class RunFacts:
     """Share of the experts used that wait for a transfer, of this visit or guessed before it."""
     fetches_per_transfer: float
     """Visits that demand at least one expert, over all transfers."""
+    experts_per_visit: float
+    """Experts that a visit uses; over decoding where there is any."""
 
 
 def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
     state, out = fresh_state(given.config, given.workload, given.capacities), make_decision(given.config)
-    used = fresh = fetches = transfers = 0
+    used = fresh = fetches = transfers = decoded = visits = 0
+    decode = given.workload.steps.step_phase == 1
+    counted = decode if decode.any() else np.ones_like(decode)
     for step in range(given.workload.num_steps):
         begin_step(given.config, given.workload.steps, state, step)
         for layer in range(given.config.num_layers):
             decide_visit(given.config, given.workload.steps, state, out, step, layer)
             items, moves = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_MOVES])
             used += items
+            if counted[step]:
+                decoded, visits = decoded + items, visits + 1
             fresh += int(np.count_nonzero(out.item_transfer[:items] >= 0))
             transfers += moves
             fetches += bool((out.move_class[:moves] == DEMAND).any())
     return RunFacts(
-        fresh_fraction=fresh / used if used else 0.0, fetches_per_transfer=fetches / transfers if transfers else 0.0
+        fresh_fraction=fresh / used if used else 0.0,
+        fetches_per_transfer=fetches / transfers if transfers else 0.0,
+        experts_per_visit=decoded / max(1, visits),
     )

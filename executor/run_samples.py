@@ -63,16 +63,17 @@ Key = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, float], ...]]
 
 
 def excerpt_of(model: ModelSpec, bits: str) -> ModelSpec:
-    """Return `model` with few layers and, where they are large, fewer experts, so that all of them take about a gibibyte."""
-    layers = min(_LAYERS, model.num_moe_layers)
+    """Return `model` with few layers and, where they are large, fewer experts: about a gibibyte of them if that can be."""
     each = expert_layout(model, bits).slot_bytes
-    experts = max(2 * model.top_k, min(model.num_experts, _STORE_BYTES // (layers * each)))
+    least = min(model.num_experts, 2 * model.top_k)
+    layers = max(1, min(_LAYERS, model.num_moe_layers, _STORE_BYTES // (least * each)))
+    experts = max(least, min(model.num_experts, _STORE_BYTES // (layers * each)))
     last = model.moe_layers[layers - 1] + 1
     return dataclasses.replace(
         model,
         num_layers=last,
         moe_layers=model.moe_layers[:layers],
-        num_experts=min(model.num_experts, experts),
+        num_experts=experts,
         sliding_layers=tuple(layer for layer in model.sliding_layers if layer < last),
         recurrent_layers=tuple(layer for layer in model.recurrent_layers if layer < last),
     )
@@ -110,7 +111,7 @@ def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[f
         for mode, _, given in inputs:
             ran = execute(stage, given)
             rows = ran.timeline.rows
-            rows = rows[(rows[:, ROW_STEP] >= _WARM_UP_STEPS) & ~ran.disturbed[rows[:, ROW_STEP]]]
+            rows = rows[(rows[:, ROW_STEP] >= _WARM_UP_STEPS) & ~ran.disturbed[rows[:, ROW_STEP], rows[:, ROW_LAYER]]]
             if mode is None:
                 _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
                 continue
@@ -150,6 +151,9 @@ def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str],
     arrived = {tuple(row) for row in copies[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()}
     found: dict[Key, list[float]] = {}
     common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
+    launched = compute[compute[:, ROW_OP] == OP_EXPERT]
+    visits = len(np.unique(launched[:, [ROW_STEP, ROW_LAYER]], axis=0))
+    together = round(len(launched) / max(1, visits))
     for row, share in zip(compute.tolist(), _shares(compute, copies).tolist(), strict=True):
         beside = _beside(share)
         if beside is None:
@@ -163,6 +167,7 @@ def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str],
                 "hidden": model.hidden_size,
                 "intermediate": model.expert_intermediate_size,
                 "gated": int(model.gated),
+                "experts": together,
             }
             kind = "run_expert"
         elif row[ROW_OP] == OP_DENSE:
@@ -181,7 +186,7 @@ def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str],
             beside = _beside(share)
             if beside is not None:
                 labels = common | {"beside": beside, "direction": direction}
-                _note(found, "run_copy", labels, {"bytes": row[ROW_BYTES]}, row)
+                _note(found, "run_copy", labels, {"bytes": row[ROW_BYTES], "experts": together}, row)
     return found
 
 

@@ -80,7 +80,7 @@ class Validation:
             "profile": self.profile.name,
             "calibrated_in_the_same_run": self.calibration is not None,
             "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
-            "disturbed_steps": float(
+            "disturbed_share": float(
                 np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
             ),
             "notes": list(self.notes),
@@ -321,4 +321,5 @@ def _notes(grid: Grid, trace: RoutingTrace, shapes: Mapping[Any, ModelSpec]) -> 
         f"models are made up (hidden x intermediate {sizes}) with the layers, experts and choices of {trace.model}; weights are random",
         f"the first {grid.steps} forward passes of the recording are replayed; step times are those of decode steps",
         f"each configuration ran {grid.repeats} times after a warm-up, in turns; noise compares two halves of these runs",
+        "a step's measured time adds up its layers' medians over the runs; parts interrupted by other programs do not count",
     )

@@ -109,6 +109,7 @@ def validate_plan(
             f"{model.name} with random weights",
             f"the first {window} forward passes of {trace.model} are replayed; step times are those of decode steps",
             f"each schedule ran {repeats} times after a warm-up, in turns; noise compares two halves of these runs",
+            "a step's measured time adds up its layers' medians over the runs; parts interrupted by other programs do not count",
         ),
         seconds=time.monotonic() - began,
     )

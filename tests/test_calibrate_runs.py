@@ -34,7 +34,7 @@ def runs_of(bits: str) -> list[Sample]:
     for hidden, inner in SHAPES:
         model = made_up_model("one", hidden=hidden, intermediate=inner)
         for tokens in (1, 2):
-            sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1}
+            sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1, "experts": 2}
             alone = expert_s(tokens, hidden, inner, bits)
             add("run_expert", {"state": "fresh", "beside": "nothing"}, sizes, alone * FRESH)
             add("run_expert", {"state": "resident", "beside": "nothing"}, sizes, alone * RESIDENT)
@@ -42,7 +42,12 @@ def runs_of(bits: str) -> list[Sample]:
             arguments = dense_arguments(model, [0], PassShape(tokens=tokens, context_tokens=128, requests=1), 4)
             add("run_dense", {"beside": "nothing"}, arguments, dense_s(arguments) * DENSE)
         size = expert_weight_bytes(hidden, inner, True, bits)
-        add("run_copy", {"direction": "h2d", "beside": "nothing"}, {"bytes": size}, (LATENCY_S + size / LINK) * COPY)
+        add(
+            "run_copy",
+            {"direction": "h2d", "beside": "nothing"},
+            {"bytes": size, "experts": 2},
+            (LATENCY_S + size / LINK) * COPY,
+        )
     return found
 
 
@@ -62,6 +67,7 @@ def kind(*, fresh: float, cached: bool = True, overlapped: bool = True) -> RunKi
         overlapped=overlapped,
         fresh_fraction=fresh,
         fetches_per_transfer=0.25,
+        experts_per_visit=2.0,
         typical_tokens=1.0,
     )
 

@@ -112,7 +112,7 @@ def test_a_cache_that_exceeds_the_device_does_not_fit(run: RunInput) -> None:
             execute(stage, run)
         assert caught.value.missing_bytes == 2 * slot_bytes
         assert stage.device.used_bytes == dense_bytes
-    with open_stage(small_model(), [run.workload], memory_bytes=dense_bytes + 13 * slot_bytes) as stage:
+    with open_stage(small_model(), [run.workload], memory_bytes=dense_bytes + 14 * slot_bytes) as stage:
         execute(stage, run)
 
 
