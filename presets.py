@@ -103,10 +103,15 @@ PRESETS: Mapping[str, Callable[[], OffloadSchedule]] = {
     "three-tiers": lambda: _preset("three-tiers", copy__host_experts=0),
 }  # fmt: skip
 
-REFERENCES = ("read-me",)
-"""Presets that know what a server cannot: shown, never chosen."""
-OTHER_MODEL = ("pre-gated", "scmoe", "read-me")
-"""Presets that need a model trained for them."""
+NEEDS: Mapping[str, str] = {
+    "pre-gated": "a model whose gates were trained to choose one layer ahead",
+    "scmoe": "a model trained with shortcuts",
+    "read-me": "a router that is separate from the layers, and to know the requests to come",
+    "promoe": "a trained predictor; its recall is assumed",
+    "hobbit": "experts in a second weight format: allow it with --bits",
+    "edge-moe": "experts in a second weight format: allow it with --bits",
+}
+"""What a preset needs that the search does not assume: it is shown beside the answer, and may be faster."""
 
 
 def load_preset(name: str) -> OffloadSchedule:
