@@ -39,7 +39,7 @@ ROUND = dataclasses.replace(
     ),
     host=dataclasses.replace(
         BASE.host, per_kernel_s=constant(0.001), kernels_per_dense_layer=constant(2), kernels_per_head=constant(1),
-        per_step_s=constant(3.0), per_layer_s=constant(4.0), per_transfer_s=constant(5.0),
+        per_step_s=constant(3.0), per_layer_s=constant(4.0), per_transfer_s=constant(5.0), cpu=None,
     ),
     contention={"compute/h2d": constant(0.5), "compute/d2h": constant(0.25), "h2d/d2h": constant(0.75)},
 )  # fmt: skip

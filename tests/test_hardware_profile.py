@@ -161,6 +161,7 @@ def test_what_is_no_profile(text: str) -> None:
 
 def test_optional_parts() -> None:
     bare = {key: value for key, value in A100.items() if key not in ("disk", "node", "samples", "curves")}
+    bare["host"] = {key: value for key, value in A100["host"].items() if key != "cpu"}
     profile = read(bare)
     assert profile.disk is None and profile.node is None and profile.host.cpu is None and profile.curves == {}
     curve = {
