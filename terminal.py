@@ -36,27 +36,40 @@ def print_prediction(document: dict[str, Any]) -> None:
 def print_plan(document: dict[str, Any], output: str) -> None:
     """Print an offload plan: the best, what it beats, how far the bound is, the verdict."""
     best = document["best"]
-    print(f"best of {document['num_candidates']} candidates ({document['num_evaluated']} simulated to the end, "
-               f"{document['num_abandoned']} until beaten, {document['num_pruned']} pruned by their bound):")  # fmt: skip
+    count = {name: document[f"num_{name}"] for name in ("candidates", "evaluated", "abandoned", "outrun", "pruned")}
+    print(f"best of {count['candidates']} candidates ({count['evaluated']} simulated to the end, {count['abandoned']} until beaten, "
+          f"{count['outrun']} outrun, {count['pruned']} pruned by their bound):")  # fmt: skip
     print_prediction(best)
-    schedule = best["schedule"]
-    print(
-        f"  schedule  cache {schedule['cache']}, predictor {schedule['predictor']}, "
-        f"kernel {schedule['kernel']}, copy {schedule['copy']}"
-    )
-    for one in document["baselines"]:
-        print(
-            f"  baseline  {one['name']:24} {one['tokens_per_s']:9.2f} tokens/s   "
-            f"best is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x"
-        )
+    print(f"  schedule  {_options(best['schedule'])}")
+    families = list(dict.fromkeys(one["family"] for one in document["baselines"]))
+    family = None
+    for one in sorted(document["baselines"], key=lambda one: families.index(one["family"])):
+        if one["family"] != family:
+            family = one["family"]
+            print(f"  {family}:")
+        print(f"    {one['name']:26} {one['tokens_per_s']:9.2f} tokens/s   best is {best['tokens_per_s'] / one['tokens_per_s']:5.2f} x"
+              + (f"   (needs {one['needs']})" if one["needs"] else ""))  # fmt: skip
     for name, why in document["baselines_that_do_not_fit"].items():
-        print(f"  no fit    {name:24} {why}")
+        print(f"  left out  {name:26} {why}")
     print(
         f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a step: "
         f"the best is within {document['optimality_gap']:.1%} of it"
     )
     print(f"  verdict   {document['verdict']}")
     print(f"written to {output}")
+
+
+def _options(schedule: dict[str, Any]) -> str:
+    """Return a schedule's options as `key=value`, those of its sections that are not empty, nought or off."""
+    pairs = [
+        (f"{section}.{key}", value)
+        for section, part in schedule.items()
+        if isinstance(part, dict)
+        for key, value in part.items()
+    ]
+    guesses = schedule["predictor"]["kind"] != "none"
+    return " ".join(f"{key}={value}" for key, value in pairs
+                    if value not in (None, False, 0, 0.0) and (guesses or not key.startswith("predictor.")))  # fmt: skip
 
 
 def print_parallel_plan(document: dict[str, Any], output: str) -> None:

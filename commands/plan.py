@@ -43,6 +43,10 @@ def plan(
         str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")
     ] = "tokens_per_s",
     floor: Annotated[float | None, typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
+    exhaustive: Annotated[
+        bool,
+        typer.Option("--exhaustive", help="Let no candidate be outrun early; takes several times as long (offload)."),
+    ] = False,
     window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests decoded together.")] = 1,
     prefill_chunk: Annotated[
@@ -95,7 +99,7 @@ def plan(
         rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
         request = PlanRequest(
             bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
-            prefill_chunk_tokens=prefill_chunk,
+            prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,
         )  # fmt: skip
         found = make_plan(rehearsal, request, progress=reporter("plan"))
         document = plan_to_dict(found)
