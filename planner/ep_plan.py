@@ -236,10 +236,12 @@ def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParall
                            search.placements.layer_costs, search.placements.search, request.num_groups)  # fmt: skip
         there = EpSearch(search.rehearsal, evidence, fresh)
         stale = search.rehearsal.predict(chosen, evidence.loads(REPORT, candidate, chosen))
-        slots = fresh.num_slots(request.num_redundant)
+        # Where every rank already holds the tokens of its node, nothing is copied.
+        copies = request.num_redundant if chosen.parallel.experts in ("expert", "sharded") else 0
+        slots = fresh.num_slots(copies)
         groups = min(chosen.num_groups, slots // search.rehearsal.num_ranks)
         replica = chosen.replica.choice if chosen.replica.choice in ("nearest", "capped", "even") else "nearest"
-        options: dict[str, Any] = {"placement__policy": "eplb", "placement__num_redundant": request.num_redundant}
+        options: dict[str, Any] = {"placement__policy": "eplb", "placement__num_redundant": copies}
         options["replica__choice"] = replica
         if chosen.pipeline.split != "none":
             options["pipeline__num_groups"] = max(1, groups)

@@ -19,6 +19,11 @@ _POLICIES = {
     "metro": "spread so that ranks read equally many active experts (METRO)",
     "search": "searched for the least predicted layer time on recorded tokens",
 }
+_DIVISIONS = {
+    "tensor": "every rank of a node holds a slice of each",
+    "node": "each node holds all, spread over its ranks, which hold all its tokens",
+    "sharded": "spread over nodes, each sliced over the ranks of its node",
+}
 _COPIES = {
     "nearest": "the nearest one, by a fixed table",
     "even": "any, drawn evenly",
@@ -51,7 +56,7 @@ _KERNELS = {
 
 def parallel_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
     """Return (option, value in words) for everything that this schedule decides."""
-    placement, replica, exchange, pipeline = schedule.placement, schedule.replica, schedule.exchange, schedule.pipeline
+    placement, replica, exchange = schedule.placement, schedule.replica, schedule.exchange
     rows = [("Experts are placed", _words(_POLICIES, placement.policy))]
     if placement.num_redundant or placement.policy == "grace":
         copies = (
@@ -63,13 +68,19 @@ def parallel_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
         choice = _words(_COPIES, replica.choice)
         full = f"; full is {replica.load_cap:g} times the mean rank" if replica.choice == "capped" else ""
         rows.append(("Which copy a token takes", choice + full))
+    if schedule.parallel.experts in ("tensor", "node"):
+        rows.append(("Exchange", "none: every rank already holds the tokens of its node; results are added up"))
+        return rows + _compute_rows(schedule)
     rows.append(("Exchange", _words(_EXCHANGES, exchange.kind)))
     if exchange.kind == "hierarchical":
         rows.append(("Its two stages", _words(_TIERS, exchange.tiers)))
     sent = f"{exchange.dispatch_bytes_per_value:g} bytes a value there, {exchange.combine_bytes_per_value:g} back"
     rows.append(("Tokens travel with", sent))
-    rows += _overlap_rows(schedule)
-    rows.append(("Expert kernels", _words(_KERNELS, schedule.kernel.choice)))
+    return rows + _overlap_rows(schedule) + _compute_rows(schedule)
+
+
+def _compute_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
+    rows = [("Expert kernels", _words(_KERNELS, schedule.kernel.choice))]
     rows.append(
         ("Expert weights", f"{schedule.kernel.bits} bits" if schedule.kernel.bits.isdigit() else schedule.kernel.bits)
     )
@@ -79,9 +90,9 @@ def parallel_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
         else "the ranks of a node share each layer"
     )
     rows.append(("Attention", attention))
-    if schedule.parallel.experts == "tensor":
-        rows.append(("Experts", "every rank holds a slice of each"))
-    if pipeline.shared_overlap:
+    if schedule.parallel.experts in _DIVISIONS:
+        rows.append(("Experts", _DIVISIONS[schedule.parallel.experts]))
+    if schedule.pipeline.shared_overlap and schedule.parallel.experts not in ("tensor", "node"):
         rows.append(("Shared experts", "run while tokens are dispatched"))
     return rows
 

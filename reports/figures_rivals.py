@@ -20,6 +20,7 @@ from .style import BLUE, GREEN, GREY, LIGHT_GREY, VERMILION, axis, lying_bars
 # Short enough to stand beside a bar.
 INGREDIENTS = {
     "none": "plain",
+    "division": "division",
     "exchange": "exchange kind",
     "placement": "placement",
     "replication": "copies",

@@ -17,7 +17,17 @@ from . import numbers
 from .figures_placement import rank_axis
 from .page import Plot
 from .panels import BLUES, ORANGES, Panels, Scale, heat, node_lines, panels_figure
-from .parallel_document import AFTER, BEFORE, Document, FloatArray, link_bytes, placement_of, same_node
+from .parallel_document import (
+    AFTER,
+    BEFORE,
+    Document,
+    FloatArray,
+    link_bytes,
+    placement_of,
+    plain_of,
+    same_node,
+    schedule_of,
+)
 
 _STATES = (BEFORE, AFTER)
 _INSIDE, _BETWEEN = "inside a node", "between nodes"
@@ -126,7 +136,19 @@ def traffic_table_rows(document: Document) -> list[tuple[str, str, str, str]]:
         links = [each.tier(between) for each in found]
         worst = [float(each.max()) for each in links]
         rows.append((f"Busiest link {name}", _link_words(links[0]), _link_words(links[1]), _change(worst)))
+    reduced = [reduction_bytes(document, state) for state in _STATES]
+    if any(reduced):
+        rows.append(("Reductions inside nodes", numbers.size(reduced[0]), numbers.size(reduced[1]), _change(reduced)))
     return rows
+
+
+def reduction_bytes(document: Document, state: str) -> float:
+    """Return the bytes that ranks send to add up or gather what they share, in a mean step: all that is not exchanged."""
+    schedule = schedule_of(document, state)
+    if schedule.parallel.attention == "data" and schedule.parallel.experts == "expert":
+        return 0.0
+    sent = (plain_of(document) if state == BEFORE else document["best"])["intra_node_bytes"]
+    return max(0.0, float(sent) - traffic_of(document, state).total(False))
 
 
 def _change(values: list[float]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from ..ep_schedule import ep_schedule_from_dict
+from ..ep_schedule import ExpertParallelSchedule, ep_schedule_from_dict
 from ..errors import InputError
 from ..planner.ep_case import plain_schedule
 from ..planner.ep_maps import placement_from_dict
@@ -209,13 +209,17 @@ def rank_rows(document: Document, state: str) -> FloatArray:
     return np.asarray(rows.reshape(placement.num_layers, placement.num_ranks, -1).sum(axis=2))
 
 
+def schedule_of(document: Document, state: str) -> ExpertParallelSchedule:
+    """Return plain expert parallelism (before) or the plan's schedule (after)."""
+    best = ep_schedule_from_dict(document["best"]["schedule"])
+    return plain_schedule(best.kernel.bits) if state == BEFORE else best
+
+
 def link_bytes(document: Document, state: str) -> FloatArray:
     """Return [from rank, to rank]: bytes sent in a mean step, all layers, dispatch there and combine back together."""
-    schedule = ep_schedule_from_dict(document["best"]["schedule"])
-    if state == BEFORE:
-        schedule = plain_schedule(schedule.kernel.bits)
+    exchange = schedule_of(document, state).exchange
     dispatched = np.array(document["links"][state], np.float64)
-    back = schedule.exchange.combine_bytes_per_value / schedule.exchange.dispatch_bytes_per_value
+    back = exchange.combine_bytes_per_value / exchange.dispatch_bytes_per_value
     return np.asarray(dispatched + dispatched.T * back)
 
 

@@ -10,7 +10,6 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from ..ep_schedule import ep_schedule_from_dict
 from ..hardware import Profile
 from ..sim.ep_timeline import EpTimeline
 from ..specs_io import write_atomic
@@ -19,9 +18,9 @@ from .describe_parallel import parallel_rows
 from .figures_placement import balance_plot, expert_plot, layer_names, load_plot, rank_table_rows
 from .figures_ranks import ranks_plot
 from .figures_rivals import INGREDIENTS, ablation_plot, ageing_plot, schedules, steps_plot
-from .figures_traffic import traffic_plot, traffic_table_rows
+from .figures_traffic import reduction_bytes, traffic_plot, traffic_table_rows
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
-from .parallel_document import PLAIN, Document, check_parallel_document, placement_of, plain_of
+from .parallel_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
 from .sources import constants_table, source_summary
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
@@ -167,7 +166,7 @@ def _comparison(document: Document) -> str:
 
 
 def _decisions(document: Document) -> Section:
-    rows = parallel_rows(ep_schedule_from_dict(document["best"]["schedule"]))
+    rows = parallel_rows(schedule_of(document, "after"))
     return Section(
         id="plan",
         title="What the plan decides",
@@ -196,7 +195,12 @@ def _ingredients(document: Document) -> Section:
 
 
 def _load(document: Document) -> Section:
-    parts = (load_plot(document), balance_plot(document), table(_CHANGES, rank_table_rows(document)))
+    parts = (
+        *_division_note(document),
+        load_plot(document),
+        balance_plot(document),
+        table(_CHANGES, rank_table_rows(document)),
+    )
     return Section(id="load", title="What every rank has to do", parts=parts)
 
 
@@ -212,9 +216,22 @@ def _experts(document: Document) -> Section:
     return Section(id="experts", title="Where experts sit", parts=(paragraph(text), expert_plot(document)))
 
 
+def _division_note(document: Document) -> list[str]:
+    """Return a warning where a plan's ranks do not simply compute the experts in their slots."""
+    if schedule_of(document, "after").parallel.experts == "expert":
+        return []
+    return [paragraph("The plan divides experts inside nodes (see above): its maps show where slots are counted; what a rank computes is "
+                      "its part of its node's.")]  # fmt: skip
+
+
 def _traffic(document: Document) -> Section:
     columns = (*_CHANGES, Column(title="Change", is_number=True))
-    parts = (traffic_plot(document), table(columns, traffic_table_rows(document)))
+    note = paragraph(
+        "Matrices hold what is exchanged. Ranks that share a layer also add up or gather their results among themselves; how that crosses "
+        "the links of a node is the library's choice, so only its sum is given.", "note",
+    )  # fmt: skip
+    shared = any(reduction_bytes(document, state) for state in ("before", "after"))
+    parts = (*((note,) if shared else ()), traffic_plot(document), table(columns, traffic_table_rows(document)))
     return Section(id="traffic", title="What every link carries", parts=parts)
 
 
@@ -312,7 +329,7 @@ def _provenance(document: Document, command: Sequence[str] | str | None) -> Sect
     origin, request, best = document["provenance"], document["request"], document["best"]
     trace = origin["trace"]
     tokens = "counts only" if trace["num_tokens"] is None else f"{trace['num_tokens']:,} tokens"
-    schedule = ep_schedule_from_dict(best["schedule"])
+    schedule = schedule_of(document, "after")
     rows = [
         ("Made by", origin["produced_by"]),
         ("Model", origin["model"]),

@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 from html import unescape
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from ep_page_case import HARDWARE, document, plan
+from moeplan.planner.ep_replay import replay_of
 from moeplan.reports.offload_page import plan_report
+from moeplan.reports.parallel_page import parallel_report
 from moeplan.reports.predicted_measured import predicted_measured_section
 from report_documents import hit_curves, made_up_timeline, plan_document, profile, validation_document
 
@@ -40,6 +43,8 @@ const look = () => {
     scroll: document.documentElement.scrollWidth,
     plots: Object.fromEntries(plots.map((plot) => [plot.id, {
       box: box(plot),
+      maps: plot.querySelectorAll(".heatmaplayer image").length,
+      shown: (plot.data ?? []).map((trace) => trace.x?.length ?? 0),
       marks: plot.querySelectorAll(".cartesianlayer .point, .cartesianlayer .js-line").length,
       texts: [...plot.querySelectorAll("svg text")].filter((text) => text.textContent.trim())
         .map((text) => [text.textContent, ...box(text)]),
@@ -92,6 +97,19 @@ def opened(text: str, folder: Path, width: int) -> dict:
     return json.loads(unescape(found[1]))
 
 
+def assert_nothing_is_cut_off(found: dict, width: int) -> None:
+    """Every text of every plot stands inside it, and no two labels of an axis overlap."""
+    for name, plot in found["plots"].items():
+        left, _, right, bottom = plot["box"]
+        for text, *box in plot["texts"]:
+            inside = box[0] >= left - 1 and box[2] <= right + 1 and box[3] <= bottom + 1
+            assert inside, f"{name}: {text!r} is cut off at {width} pixels"
+        for (one, *first), (other, *second) in combinations(plot["ticks"], 2):
+            beside = first[2] <= second[0] or second[2] <= first[0]
+            apart = first[3] <= second[1] + 2 or second[3] <= first[1] + 2
+            assert beside or apart, f"{name}: {one!r} and {other!r} overlap at {width} pixels"
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_report_is_drawn_whole(page: str, tmp_path: Path, width: int) -> None:
     found = opened(page, tmp_path, width)
@@ -110,14 +128,38 @@ def test_a_report_is_drawn_whole(page: str, tmp_path: Path, width: int) -> None:
         "plot-budget": 3,
         "plot-both": 60,
     }
-    for name, plot in found["plots"].items():
-        left, _, right, bottom = plot["box"]
-        for text, *box in plot["texts"]:
-            inside = box[0] >= left - 1 and box[2] <= right + 1 and box[3] <= bottom + 1
-            assert inside, f"{name}: {text!r} is cut off at {width} pixels"
-        ticks = sorted(plot["ticks"], key=lambda tick: tick[2])
-        for (above, *upper), (below, *lower) in pairwise(ticks):
-            assert upper[3] <= lower[1] + 2, f"{name}: {above!r} and {below!r} overlap at {width} pixels"
+    assert_nothing_is_cut_off(found, width)
+
+
+# Takes the other layer once the list is there, as a reader would.
+CHOOSER = """<script>
+const choose = () => {
+  const list = document.querySelector("select");
+  if (!list || document.querySelector("#plot-experts").dataset.drawn !== "yes") { setTimeout(choose, 20); return; }
+  list.selectedIndex = 1 - list.selectedIndex;
+  list.dispatchEvent(new Event("change"));
+};
+choose();
+</script>"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_an_expert_parallel_plan_is_drawn_whole(tmp_path: Path, width: int) -> None:
+    replay = replay_of(plan())
+    timelines = {"before": replay.before.outcome.timeline, "after": replay.after.outcome.timeline}
+    text = parallel_report(document(), **timelines, profile=HARDWARE).replace("</body>", CHOOSER + "</body>")
+    found = opened(text, tmp_path, width)
+    assert found["complaints"] == [] and found["requests"] == []
+    assert found["width"] == width and found["scroll"] <= width
+    plots = found["plots"]
+    assert {name: plot["maps"] for name, plot in plots.items() if plot["maps"]} == {
+        "plot-load": 2, "plot-experts": 4, "plot-traffic": 4,
+    }  # fmt: skip
+    assert plots["plot-experts"]["shown"] == [16] * 4
+    assert plots["plot-balance"]["marks"] == 2 + 2 * 2
+    assert plots["plot-steps"]["marks"] == 2 * (1 + len(plan().baselines) + len(plan().references))
+    assert plots["plot-ranks"]["marks"] > 30
+    assert_nothing_is_cut_off(found, width)
 
 
 def test_the_probe_notices_what_is_wrong(page: str, tmp_path: Path) -> None:

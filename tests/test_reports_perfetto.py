@@ -39,6 +39,10 @@ TWO_LAYERS = timeline(
 )
 
 
+# The host program's thread.
+HOST = LANE_NAMES.index("host") + 1
+
+
 def meta(name: str, value: object, **where: int) -> dict[str, object]:
     key = "name" if name.endswith("_name") else "sort_index"
     return {"ph": "M", "pid": 0, **where, "name": name, "args": {key: value}}
@@ -60,16 +64,16 @@ def test_every_event_of_a_small_timeline() -> None:
     assert timeline_events(TWO_LAYERS, occupancy=held) == [
         meta("process_name", "device 0"),
         meta("process_sort_index", 0),
-        meta("thread_name", "host program", tid=4),
-        meta("thread_sort_index", 0, tid=4),
+        meta("thread_name", "host program", tid=HOST),
+        meta("thread_sort_index", 0, tid=HOST),
         meta("thread_name", "compute stream", tid=1),
         meta("thread_sort_index", 1, tid=1),
         meta("thread_name", "host to device copies", tid=2),
-        meta("thread_sort_index", 2, tid=2),
+        meta("thread_sort_index", 3, tid=2),
         meta("thread_name", "device to host copies", tid=3),
-        meta("thread_sort_index", 3, tid=3),
+        meta("thread_sort_index", 4, tid=3),
         piece(1, "kernel", "dense L0", 0.0, 1.0, step=0, layer=0, tokens=1),
-        piece(4, "host", "host layer L0", 1.0, 0.2, step=0, layer=0),
+        piece(HOST, "host", "host layer L0", 1.0, 0.2, step=0, layer=0),
         piece(1, "kernel", "expert L0 e1", 1.2, 0.8, step=0, layer=0, expert=1, tokens=1),
         piece(2, "copy", "fetch L0 e3", 1.2, 2.0, step=0, layer=0, expert=3, bytes=4000, rate=2.0),
         piece(1, "kernel", "expert L0 e3", 3.2, 0.801, step=0, layer=0, expert=3, tokens=2),

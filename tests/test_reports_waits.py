@@ -128,7 +128,7 @@ def test_arrows_agree_with_what_the_model_waited_for(case, seed) -> None:
     config, workload, _, capacities, schedule, _ = case
     # Durations so varied that two things end at one instant only where one causes the other.
     costs = make_costs(np.random.default_rng(seed), workload, schedule, scale=10**7)
-    state, decision = fresh_state(config, workload, capacities), make_decision(config)
+    state, decision = fresh_state(config, workload, capacities, costs), make_decision(config)
     model = WatchedModel(config, workload.steps, costs, state, decision, serial=not schedule.copy.overlap)
     rows, _, _ = model.run()
     frame = Timeline(rows=canonical(rows)).frame()
@@ -137,7 +137,7 @@ def test_arrows_agree_with_what_the_model_waited_for(case, seed) -> None:
     for wait in waits(frame):
         kernel = int(frame["start_ns"].iloc[wait.kernel])
         found.setdefault(kernel, set()).add(transfer_at[int(frame["end_ns"].iloc[wait.transfer])])
-    whole_layers = schedule.copy.fetch == "layer"
+    whole_layers = schedule.copy.fetch != "routed"
     for kernel, transfers in found.items():
         assert kernel in model.waited
         assert whole_layers or transfers <= model.waited[kernel]

@@ -1,0 +1,54 @@
+"""One small expert-parallel plan, made once, for the tests of its page and of its replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+
+import numpy as np
+
+from moeplan.planner.ep_case import EpRequest
+from moeplan.planner.ep_plan import EpPlan, ep_plan_to_dict, make_ep_plan
+from moeplan.specs_io import load_hardware, load_model
+from moeplan.traces.recording import LoadProfile
+from strategies import make_trace
+
+MODEL = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
+HARDWARE = load_hardware("h800-sxm")
+REQUEST = EpRequest(
+    num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=500
+)
+
+
+def recording(seed: int = 1):
+    """Return routing of forty prompts, some experts far more popular than others."""
+    trace = make_trace(
+        np.random.default_rng(seed), num_layers=2, num_experts=16, top_k=3, requests=[(60, 0)] * 40, skew=0.15
+    )
+    return dataclasses.replace(trace, layer_ids=(1, 2))
+
+
+def counts() -> LoadProfile:
+    """Return counts of two layers, popular at opposite ends."""
+    load = np.round(1000 * np.exp(-0.15 * np.arange(16))).astype(np.int64)
+    return LoadProfile(
+        counts=np.stack([load, load[::-1]]), model="", layer_ids=(1, 2), source="made up", licence="", top_k=3
+    )
+
+
+@cache
+def plan() -> EpPlan:
+    """Return a plan from tokens, evaluated on counts too."""
+    return make_ep_plan(MODEL, HARDWARE, recording(), REQUEST, others={"flat <b>": counts()})
+
+
+@cache
+def plan_of_counts() -> EpPlan:
+    """Return a plan from counts alone."""
+    return make_ep_plan(MODEL, HARDWARE, counts(), REQUEST)
+
+
+def document(made: EpPlan | None = None) -> dict:
+    """Return a plan document as it is read back from plan.json, a copy of its own."""
+    return json.loads(json.dumps(ep_plan_to_dict(made or plan()), allow_nan=False))
