@@ -61,6 +61,7 @@ def usual_run(bits: str, experts_per_visit: float, typical_tokens: float) -> Run
         overlapped=True,
         fresh_fraction=0.5,
         fetches_per_transfer=0.5,
+        experts_per_visit=experts_per_visit,
         typical_tokens=typical_tokens,
     )
 

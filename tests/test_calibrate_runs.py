@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from calibration_samples import HOST_S, LATENCY_S, LINK, SHAPES, dense_s, expert_s, lawful_samples
+from executor_stages import preset, small_trace
 from moeplan.calibrate.fit import fit_profile
 from moeplan.calibrate.fitted_model import FittedCostModel, load_costs
 from moeplan.calibrate.forms import expert_weight_bytes
@@ -15,6 +16,7 @@ from moeplan.calibrate.run_kind import RunKind, factor, left_out_error
 from moeplan.calibrate.samples import Sample
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.hardware import Curve
+from moeplan.sim.simulate import Rehearsal
 from moeplan.specs import weight_format
 
 HELD_OUT = made_up_model("held out", hidden=768, intermediate=1024)
@@ -105,6 +107,20 @@ def test_a_mode_that_never_ran_keeps_what_was_measured_alone(costs: FittedCostMo
     inside = costs.for_run(kind(fresh=0.5, cached=False))
     assert inside.dense_layer(0, 1, 128, 1) == costs.dense_layer(0, 1, 128, 1)
     assert inside.host_to_device(2**20) == costs.host_to_device(2**20)
+
+
+def test_predictions_on_a_measured_machine_cost_what_runs_cost(costs: FittedCostModel) -> None:
+    model = made_up_model("held out", hidden=768, intermediate=1024, num_layers=3, num_experts=8)
+    rehearsal = Rehearsal(model=model, profile=costs.profile, trace=small_trace(), dense_format=weight_format("32"))
+    schedule = preset("mixtral-offloading")
+    tables, sources = rehearsal.tables(schedule)
+    alone = costs.expert_kernel(1, weight_format("32")).seconds + HOST_S["kernel"]
+    usual = (FRESH + RESIDENT) / 2
+    assert tables.kernel_ns[0, 1] == pytest.approx(alone * usual * 1e9, rel=0.05)
+    size = model.expert_bytes(weight_format("32"))
+    copy_s = (LATENCY_S + size / LINK) * COPY + HOST_S["piece"] + (HOST_S["start"] + HOST_S["wake"]) / 2
+    assert tables.chunk_ns[0, 1] == pytest.approx(copy_s * 1e9, rel=0.05)
+    assert rehearsal.predict(schedule).metrics.tokens_per_s > 0 and sources.estimates["expert"].source == "measured"
 
 
 def test_factors_are_weighted_by_nearness_and_by_how_often_they_were_seen() -> None:
