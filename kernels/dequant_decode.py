@@ -281,4 +281,7 @@ def finish(
         if HAS_BIAS:
             acc_up += tl.load(bias_ptrs + n, mask=col_mask, other=0.0).to(tl.float32)[:, None]
     acc = activate(acc, acc_up, alpha, limit, ACTIVATION)
-    tl.store(out_ptrs, acc.to(out_ptrs.dtype.element_ty), mask=col_mask[:, None] & row_mask[None, :])
+    mask = col_mask[:, None] & row_mask[None, :]
+    # Rows past a group's end have sums but no inputs: what they add up to may not fit the output's type.
+    acc = tl.where(mask, acc, 0.0)
+    tl.store(out_ptrs, acc.to(out_ptrs.dtype.element_ty), mask=mask)

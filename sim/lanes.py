@@ -147,8 +147,9 @@ class CopyEngine:
         return sorted(found, key=Transfer.order)
 
     def drop(self, transfer: Transfer) -> None:
-        """Take a queued transfer back."""
+        """Take a queued transfer back; one behind it, which may start at once, is looked at."""
         del self._waiting[transfer.id]
+        self.call()
 
     def promote(self, transfer_id: int) -> None:
         """Turn a queued or running prefetch into a demand; one that has arrived is left alone."""
