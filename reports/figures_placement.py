@@ -43,11 +43,11 @@ def load_plot(document: Document) -> Plot:
         1.05, float(np.quantile(loads[0], _DEEPEST_QUANTILE)), float(np.quantile(loads[1], _DEEPEST_QUANTILE))
     )
     shallowest = max(0.0, 2.0 - deepest)
-    beyond = f"; up to {most:.2f} is as deep" if most > deepest * 1.05 else ""
+    beyond = f"; up to {most:.2f} as deep" if most > deepest * 1.05 else ""
     figure, height = panels_figure(
         data,
         Panels(titles=_TITLES, x_title="layer of the model", y_title="rank", map_px=_panel_px(placement.num_ranks)),
-        [Scale(title=f"rows, times the mean rank's in the layer{beyond}", colours=_around_one(shallowest, deepest),
+        [Scale(title=f"rows over the mean rank's{beyond}", colours=_around_one(shallowest, deepest),
                low=shallowest, high=deepest)],
         y_axis=rank_axis(placement.num_ranks),
         lines=node_lines(placement.num_ranks, placement.ranks_per_node),
@@ -100,8 +100,9 @@ def expert_plot(document: Document) -> Plot:
     start = _worst_layer(document)
     hover = "expert %{x} on rank %{y}<br>%{z:,} rows"
     data = []
+    kinds = ((0, ""), (1, ", one of several copies")) if _any_copies(document) else ((0, ""),)
     for panel in (0, 1):
-        for copied, more in ((0, ""), (1, ", one of several copies")):
+        for copied, more in kinds:
             values = {"x": [], "y": list(range(ranks)), "z": []}
             gaps = _apart(placements[0].num_logical)
             data.append(heat(values, panel, copied, hovertemplate=f"{hover}{more}<extra></extra>", **gaps))
@@ -111,9 +112,9 @@ def expert_plot(document: Document) -> Plot:
             titles=_TITLES, x_title="expert, the busiest first", y_title="rank", map_px=_panel_px(ranks), stacked=True
         ),
         [
-            Scale(title="rows of an expert in one place", colours=BLUES, low=0, high=1),
-            Scale(title="rows of one copy of an expert with several", colours=ORANGES, low=0, high=1),
-        ],
+            Scale(title="rows, one place only", colours=BLUES, low=0, high=1),
+            Scale(title="rows, one of several", colours=ORANGES, low=0, high=1),
+        ][: len(kinds)],
         x_axis={"type": "category", "nticks": 24, "tickangle": 0, "tickfont": {"size": 11}},
         y_axis=rank_axis(ranks) | {"range": [ranks - 0.5, -0.5], "autorange": False},
         lines=node_lines(ranks, placements[0].ranks_per_node),
@@ -125,7 +126,9 @@ def expert_plot(document: Document) -> Plot:
         height_px=height,
         title="Which rank holds which expert, before and after",
         caption="Each cell is an expert that a rank holds, coloured by the rows it computed in the first reported step; experts "
-        "stand in order of their load. Orange: experts that sit on several ranks. Level lines separate nodes.",
+        "stand in order of their load."
+        + (" Orange: experts that sit on several ranks." if len(kinds) > 1 else "")
+        + " Level lines separate nodes.",
     )
 
 
@@ -198,10 +201,16 @@ def _layer_change(document: Document, layer: int) -> dict[str, Any]:
         there[rank, place[expert]] = True
         copied = there.sum(axis=0) > 1
         most = max(most, int(held.max()))
-        for mask in (there & ~copied, there & copied):
+        for mask in (there & ~copied, there & copied) if _any_copies(document) else (there,):
             at = [(r, c, int(held[r, c])) for r, c in np.argwhere(mask).tolist()]
             data.append({"x": experts, "cells": cells(ranks, num_experts, at)})
-    return {"data": data, "layout": {"coloraxis.cmax": most, "coloraxis2.cmax": most}}
+    scales = ("coloraxis", "coloraxis2") if _any_copies(document) else ("coloraxis",)
+    return {"data": data, "layout": {f"{scale}.cmax": most for scale in scales}}
+
+
+def _any_copies(document: Document) -> bool:
+    """Return whether an expert sits on several ranks, before or after."""
+    return any(bool((placement_of(document, state).replica_counts() > 1).any()) for state in _STATES)
 
 
 def rank_table_rows(document: Document) -> list[tuple[str, str, str]]:

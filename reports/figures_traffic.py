@@ -75,7 +75,7 @@ def traffic_plot(document: Document) -> Plot:
         unit, size = _unit(most)
         name = _BETWEEN if between else _INSIDE
         colours = ORANGES if between else BLUES
-        scales.append(Scale(title=f"{name}, {unit} a step and link", colours=colours, low=0, high=most / size))
+        scales.append(Scale(title=f"{name}, {unit}", colours=colours, low=0, high=most / size))
         for panel, each in enumerate(found):
             mine = (each.near ^ between) & other
             z = [

@@ -46,7 +46,7 @@ const look = () => {
       maps: plot.querySelectorAll(".heatmaplayer image").length,
       shown: (plot.data ?? []).map((trace) => trace.x?.length ?? 0),
       marks: plot.querySelectorAll(".cartesianlayer .point, .cartesianlayer .js-line").length,
-      texts: [...plot.querySelectorAll("svg text")].filter((text) => text.textContent.trim())
+      texts: [...plot.querySelectorAll("svg text")].filter((text) => text.textContent.trim() && text.getBoundingClientRect().width > 0)
         .map((text) => [text.textContent, ...box(text)]),
       ticks: [...plot.querySelectorAll("svg .ytick text")].map((text) => [text.textContent, ...box(text)]),
     }])),
@@ -153,9 +153,9 @@ def test_the_page_of_an_expert_parallel_plan_is_drawn_whole(tmp_path: Path, widt
     assert found["width"] == width and found["scroll"] <= width
     plots = found["plots"]
     assert {name: plot["maps"] for name, plot in plots.items() if plot["maps"]} == {
-        "plot-load": 2, "plot-experts": 4, "plot-traffic": 4,
+        "plot-load": 2, "plot-experts": 2 + bool((plan().placement.replica_counts() > 1).any()), "plot-traffic": 4,
     }  # fmt: skip
-    assert plots["plot-experts"]["shown"] == [16] * 4
+    assert set(plots["plot-experts"]["shown"]) == {16}
     assert plots["plot-balance"]["marks"] == 2 + 2 * 2
     assert plots["plot-steps"]["marks"] == 2 * (1 + len(plan().baselines) + len(plan().references))
     assert plots["plot-ranks"]["marks"] > 30
