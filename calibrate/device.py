@@ -235,6 +235,11 @@ def open_device(name: str, limit_bytes: int | None = None) -> Device:
     raise InputError("device", name, f"one of {', '.join(DEVICES)}", "choose one of these")
 
 
+def cuda_is_present() -> bool:
+    """Return whether there is a CUDA device that torch can use."""
+    return bool(torch.cuda.is_available())
+
+
 def preemptions() -> int:
     """Return how often the system has taken the calling thread's core away for somebody else; 0 where it does not say."""
     if _RUSAGE_THREAD is None:

@@ -183,9 +183,9 @@ def _device(name: str) -> str:
     if name not in _DEVICES:
         raise UnknownName("--device", name, _DEVICES)
     if name == "cuda":
-        import torch
+        from ..calibrate.device import cuda_is_present
 
-        if not torch.cuda.is_available():
+        if not cuda_is_present():
             raise InputError("--device", name, "torch finds no CUDA device", "use --device cpu, or another machine")
     return name
 

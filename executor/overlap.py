@@ -1,4 +1,7 @@
-"""How long the rows of one lane ran beside those of another."""
+"""How long the rows of one lane ran beside those of another.
+
+Modelled: two lanes whose own rows do not overlap. Ignored: how much slower either was for it; the fit finds that.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,9 @@ class StepLoad:
         """Return the counts of a step in which each token stands for `weight` tokens like it."""
         if weight == 1:
             return self
-        scaled = {name: getattr(self, name) * weight for name in ("rank_tokens", "slot_rows", "sent", "received", "links")}
+        scaled = {
+            name: getattr(self, name) * weight for name in ("rank_tokens", "slot_rows", "sent", "received", "links")
+        }
         return replace(self, **scaled)
 
     def max_over_mean(self) -> float:

@@ -488,6 +488,12 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     held[H_BUSY], held[D_BUSY], held[R_BUSY] = h_busy, d_busy, r_busy
     held[H_FIN], held[H_WORK], held[H_UPD], held[H_RATE], held[H_START] = h_fin, h_work, h_upd, h_rate, h_start
     held[D_FIN], held[D_WORK], held[D_UPD], held[D_RATE], held[D_START] = d_fin, d_work, d_upd, d_rate, d_start
-    held[R_FIN], held[R_START], held[R_HEAD], held[R_TAIL], held[READS_DONE] = r_fin, r_start, r_head, r_tail, reads_done
+    held[R_FIN], held[R_START], held[R_HEAD], held[R_TAIL], held[READS_DONE] = (
+        r_fin,
+        r_start,
+        r_head,
+        r_tail,
+        reads_done,
+    )
     held[DQ_HEAD], held[DQ_TAIL], held[PQ_HEAD], held[PQ_TAIL] = dq_head, dq_tail, pq_head, pq_tail
     held[BQ_HEAD], held[BQ_TAIL] = bq_head, bq_tail

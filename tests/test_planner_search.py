@@ -50,7 +50,9 @@ def test_a_plan_beats_every_baseline_and_adds_up():
     plan = make_plan(this, PlanRequest(bits=("32",)))
     document = plan_to_dict(plan)
     assert {b["name"] for b in document["baselines"]} | set(document["baselines_that_do_not_fit"]) == set(PRESETS)
-    assert all(document["best"]["tokens_per_s"] >= b["tokens_per_s"] for b in document["baselines"] if b["needs"] is None)
+    assert all(
+        document["best"]["tokens_per_s"] >= b["tokens_per_s"] for b in document["baselines"] if b["needs"] is None
+    )
     assert all(b["engine"].startswith("twin, checked by simpy") for b in document["baselines"])
     parts = ("num_evaluated", "num_abandoned", "num_pruned", "num_outrun")
     assert document["num_candidates"] == sum(document[part] for part in parts)
