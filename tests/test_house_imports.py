@@ -30,7 +30,17 @@ ROOMS = (
 )
 # What a GPU machine without a network may lack while it measures and executes.
 ABSENT = ("numba", "plotly", "pyarrow", "pydantic", "rich", "safetensors", "simpy", "typer", "yaml")
-MEASURING = ("specs", "schedule", "presets", "hardware", "errors", "units", "jit", "calibrate.cost_model", "sim.policies.offload")
+MEASURING = (
+    "specs",
+    "schedule",
+    "presets",
+    "hardware",
+    "errors",
+    "units",
+    "jit",
+    "calibrate.cost_model",
+    "sim.policies.offload",
+)
 
 
 def test_torch_is_imported_only_where_it_may() -> None:
