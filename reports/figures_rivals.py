@@ -24,9 +24,9 @@ INGREDIENTS = {
     "exchange": "exchange kind",
     "placement": "placement",
     "replication": "copies",
-    "routing": "choice of copy",
+    "routing": "copy choice",
     "pipeline": "overlap",
-    "kernels": "choice of kernel",
+    "kernels": "kernel choice",
 }
 
 
@@ -96,9 +96,9 @@ def ablation_plot(document: Document) -> Plot:
         f"<b>{escape(title)}</b><br>{numbers.seconds(value / MS_PER_S)} a step"
         for title, value in zip(titles, values, strict=True)
     ]
-    shrunk = [at == 0 or value <= values[at - 1] for at, value in enumerate(values)]
-    colours = [GREY if at == 0 else GREEN if less else VERMILION for at, less in enumerate(shrunk)]
-    colours[-1] = BLUE if len(colours) > 1 else colours[-1]
+    changes = [float(row["change_fraction"]) for row in added]
+    colours = [LIGHT_GREY if change == 0 else GREEN if change < 0 else VERMILION for change in changes]
+    colours[0] = GREY
     bars = lying_bars(values, rows.bars, hover, marker={"color": colours})
     figure = lying_figure(titles, rows, texts, "", axis("one step, ms", range=[0, max(values) * 1.02]), [bars])
     return Plot(

@@ -50,17 +50,22 @@ def speed_plot(entries: Sequence[Entry]) -> Plot:
     }
     colours = [KIND_COLOURS[entry.kind] for entry in entries]
     bars = lying_bars(speeds, rows.bars, hover, marker={"color": colours}, error_x=errors)
+    needing = (
+        " †: needs what this case does not have; the list below says what."
+        if any(each.needs for each in entries)
+        else ""
+    )
     most = max(speed + up for speed, up in zip(speeds, above, strict=True))
     x_axis = axis("tokens per second", range=[0, most * 1.02 or 1])
     return Plot(
         id="plot-speed",
-        figure=lying_figure([entry.title for entry in entries], rows, texts, "tokens/s", x_axis, [bars]),
+        figure=lying_figure([entry.label for entry in entries], rows, texts, "tokens/s", x_axis, [bars]),
         height_px=rows.height_px(80),
         title="Predicted tokens per second of every schedule",
         caption="Bars: predicted speed. Lines: the interval that the uncertainty of the machine's constants leaves; all "
         "schedules use the same constants, so much of the error is common to them and their order is surer than the intervals "
         "suggest. Published schedules have the same memory and bits, each with the largest cache that fits. Out of reach: the "
-        "chosen schedule with a cache that knows the future, and with more memory.",
+        "chosen schedule with a cache that knows the future, and with more memory." + needing,
     )
 
 

@@ -116,11 +116,13 @@ def _sentence(text: str) -> str:
 
 def _speed(document: Document, every: Sequence[Entry]) -> Section:
     misfits = document["baselines_that_do_not_fit"]
+    outrun = document.get("num_outrun", 0)
     search = (
         f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated to the end, "
         f"{document['num_abandoned']:,} until they could no longer win, {document['num_pruned']:,} ruled out beforehand by a "
-        f"bound on their time. No schedule of the space can have a mean step below "
-        f"{numbers.seconds(document['lower_bound_step_s'])}."
+        f"bound on their time"
+        + (f", {outrun:,} given up after a part of the window, too far behind" if outrun else "")
+        + f". No schedule of the space can have a mean step below {numbers.seconds(document['lower_bound_step_s'])}."
     )
     parts: list[str | Plot] = [speed_plot(every), paragraph(search), _comparison(every)]
     if misfits:
@@ -137,20 +139,26 @@ def _comparison(every: Sequence[Entry]) -> str:
     headings = ("Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time", "Copied a token",
                 "Device memory")  # fmt: skip
     columns = [Column(title="Schedule", is_name=True), *(Column(title=text, is_number=True) for text in headings)]
-    columns.append(Column(title="Family"))
     marked = frozenset(at for at, entry in enumerate(every) if entry.kind == CHOSEN)
     legend = (
         "Hits: experts found on the device, fetched ahead or kept, when their layer was decided. Used: share of what was fetched "
         "ahead that was needed. In time: share of those hits whose bytes had arrived by then."
     )
-    return table(columns, [_comparison_row(entry) for entry in every], marked=marked) + paragraph(legend, "note")
+    rows = [_comparison_row(entry) for entry in every]
+    found = table(columns, rows, marked=marked, headings=[entry.heading for entry in every]) + paragraph(legend, "note")
+    needing = [(entry.label, _sentence(entry.needs)) for entry in every if entry.needs]
+    if needing:
+        found += "<h3>† What some of them need</h3>" + table(
+            [Column(title="Schedule", is_name=True), Column(title="Needs")], needing
+        )
+    return found
 
 
 def _comparison_row(entry: Entry) -> tuple[str, ...]:
     one = entry.result
     ahead = one["prefetches"]
     return (
-        entry.title,
+        entry.label,
         numbers.significant(one["tokens_per_s"]),
         interval_text(one),
         numbers.seconds(one["step_s"]["p50"]),
@@ -161,7 +169,6 @@ def _comparison_row(entry: Entry) -> tuple[str, ...]:
         _share(one["ready_hits"], one["guessed_hits"]),
         numbers.size(one["bytes_copied"] / max(one["num_tokens"], 1)),
         numbers.size(one["ledger"]["device_bytes"]),
-        entry.heading,
     )
 
 

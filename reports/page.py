@@ -72,11 +72,18 @@ def bullet_list(items: Iterable[str]) -> str:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, marked: frozenset[int] = frozenset(),
-          sums: frozenset[int] = frozenset()) -> str:  # fmt: skip
-    """Return a table of plain texts; rows are counted from 0, those in `marked` carry a mark, those in `sums` a line above."""
+          sums: frozenset[int] = frozenset(), headings: Sequence[str] = ()) -> str:  # fmt: skip
+    """Return a table of plain texts; rows are counted from 0, those in `marked` carry a mark, those in `sums` a line above.
+
+    headings: where given, one a row: rows of one heading, which follow each other, stand under it.
+    """
     head = "".join(f'<th scope="col"{_css(column)}>{escape(column.title)}</th>' for column in columns)
     lines = []
     for at, row in enumerate(rows):
+        if headings and (at == 0 or headings[at] != headings[at - 1]):
+            lines.append(
+                f'<tr class="group"><th scope="colgroup" colspan="{len(columns)}">{escape(headings[at])}</th></tr>'
+            )
         css = "sum" if at in sums else "marked" if at in marked else ""
         cells = "".join(f"<td{_css(column)}>{escape(cell)}</td>" for column, cell in zip(columns, row, strict=True))
         lines.append(f'<tr class="{css}">{cells}</tr>' if css else f"<tr>{cells}</tr>")
@@ -199,6 +206,7 @@ td:last-child:not(.n) {{ min-width: 11rem; }}
 .n {{ text-align: right; }}
 td.n, td.name {{ white-space: nowrap; }}
 .marked td, .sum td {{ font-weight: 650; }}
+.group th {{ border-bottom: 1px solid {HAIRLINE}; padding-top: .9rem; font-size: .82rem; }}
 .sum td {{ border-top: 1px solid {MUTED}; }}
 .marked td:first-child::before {{ content: "▸ "; color: #0b6bcb; }}
 pre {{ background: #f6f8fa; border: 1px solid {HAIRLINE}; border-radius: 6px; padding: .75rem 1rem;

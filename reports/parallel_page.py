@@ -195,13 +195,9 @@ def _ingredients(document: Document) -> Section:
 
 
 def _load(document: Document) -> Section:
-    parts = (
-        *_division_note(document),
-        load_plot(document),
-        balance_plot(document),
-        table(_CHANGES, rank_table_rows(document)),
-    )
-    return Section(id="load", title="What every rank has to do", parts=parts)
+    parts: list[str | Plot] = [*_division_note(document), load_plot(document), balance_plot(document)]
+    parts.append(table(_CHANGES, rank_table_rows(document)))
+    return Section(id="load", title="What every rank has to do", parts=tuple(parts))
 
 
 def _experts(document: Document) -> Section:

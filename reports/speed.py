@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..presets import FAMILIES
 from ..schedule import OffloadSchedule, schedule_from_dict
 from . import numbers
 
@@ -37,18 +38,25 @@ class Entry:
     result: Document
     """The schedule's part of the plan document."""
     schedule: OffloadSchedule
+    needs: str | None
+    """What it needs that the plan's case does not have; None: nothing."""
+
+    @property
+    def label(self) -> str:
+        """Its title, with a mark where it needs something."""
+        return f"{self.title} †" if self.needs else self.title
 
 
 def entries(document: Document) -> list[Entry]:
     """Return every simulated schedule of a plan document: the chosen one, the published ones by family, the references.
 
-    Families stand in the order in which the plan first names them, schedules of a family in the plan's own. Raises InputError
-    for a schedule that is none.
+    Families stand in the order of the presets, schedules of a family in the plan's own. Raises InputError for a schedule that
+    is none.
     """
     best = document["best"]
     found = [_entry(best["name"], best["name"], CHOSEN, "Chosen", best)]
     families = list(dict.fromkeys(_family(one) for one in document["baselines"]))
-    families.sort(key=lambda family: family == _OTHER)
+    families.sort(key=_place)
     for family in families:
         heading = _UNSORTED if families == [_OTHER] else family_title(family)
         mine = [one for one in document["baselines"] if _family(one) == family]
@@ -68,9 +76,18 @@ def _family(one: Document) -> str:
     return family if isinstance(family, str) and family else _OTHER
 
 
+def _place(family: str) -> tuple[int, str]:
+    """Return where a family stands: in the order of the presets, then by name, those without a family last."""
+    known = list(dict.fromkeys(FAMILIES.values()))
+    if family == _OTHER:
+        return len(known) + 1, ""
+    return (known.index(family), "") if family in known else (len(known), family)
+
+
 def _entry(name: str, title: str, kind: str, heading: str, result: Document) -> Entry:
     schedule = schedule_from_dict(result["schedule"])
-    return Entry(name=name, title=title, kind=kind, heading=heading, result=result, schedule=schedule)
+    return Entry(name=name, title=title, kind=kind, heading=heading, result=result, schedule=schedule,
+                 needs=result.get("needs") or None)  # fmt: skip
 
 
 def is_roomier(entry: Entry) -> bool:

@@ -94,9 +94,10 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
     rows = page.rows["speed"]
     assert rows[0] == [
         "Schedule", "Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
-        "Copied a token", "Device memory", "Family",
+        "Copied a token", "Device memory"
     ]  # fmt: skip
-    assert rows[1] == [
+    assert rows[1] == ["Chosen"]
+    assert rows[2] == [
         "best",
         "40.0",
         "33.3 to 50.0",
@@ -108,9 +109,9 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "75.0 %",
         "3.00 MiB",
         "5.00 GiB",
-        "Chosen",
     ]
-    assert rows[2] == [
+    assert rows[3] == ["Published schedules"]
+    assert rows[4] == [
         "on-demand",
         "16.0",
         "13.3 to 20.0",
@@ -122,11 +123,16 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "–",
         "3.00 MiB",
         "5.00 GiB",
-        "Published schedules",
     ]
-    assert [row[0] for row in rows[3:7]] == ["mixtral-offloading-code", "Belady's cache", "1.5 × memory", "2 × memory"]
-    assert rows[6][2] == "40.0 to any speed"
-    assert rows[7:] == [
+    assert [row[0] for row in rows[5:10]] == [
+        "mixtral-offloading-code",
+        "References out of reach",
+        "Belady's cache",
+        "1.5 × memory",
+        "2 × memory",
+    ]
+    assert rows[9][2] == "40.0 to any speed"
+    assert rows[10:] == [
         ["Schedule", "Why"],
         ["resident", "Does not fit: resident needs 12 bytes; 5 bytes are missing."],
     ]
@@ -135,6 +141,23 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
     )
     assert counted in page.sections["speed"]
     assert "mean step below 20.0 ms" in page.sections["speed"]
+
+
+def test_what_schedules_need_is_said_and_marked() -> None:
+    document = plan_document()
+    document["baselines"][1] |= {"family": "cache", "needs": "a trained predictor"}
+    document["num_outrun"] = 7
+    found = Page(plan_report(document))
+    assert [row[0] for row in found.rows["speed"]][3:7] == [
+        "Cache",
+        "mixtral-offloading-code †",
+        "Other published schedules",
+        "on-demand",
+    ]
+    assert ["mixtral-offloading-code †", "A trained predictor."] in found.rows["speed"]
+    assert "by a bound on their time, 7 given up after a part of the window" in found.sections["speed"]
+    assert "†: needs what this case does not have" in found.sections["speed"]
+    assert found.plots["plot-speed"]["layout"]["yaxis"]["ticktext"][1] == "mixtral-<br>offloading-code †"
 
 
 def test_speeds_are_drawn_with_their_intervals(page: Page) -> None:
