@@ -131,7 +131,9 @@ class Rehearsal:
     def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
-        spare = SPARE_SLOTS if schedule.predictor.kind != "none" and schedule.copy.overlap else 0
+        # Without a cache every transfer has a buffer of its own, and is counted with the transient ones.
+        guessing = schedule.predictor.kind != "none" and schedule.cache.policy != "none"
+        spare = SPARE_SLOTS if guessing and schedule.copy.overlap else 0
         needs = MemoryNeeds(
             model=self.model,
             expert_format=self.expert_format(schedule),
