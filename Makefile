@@ -57,9 +57,12 @@ demo: .venv/.runner
 bench: .venv/.developer
 	$(BIN)/python -m benchmarks.engine
 
-# On a GPU machine nothing is installed: its own Python, with torch, triton and numpy, runs what lies here.
+# A GPU machine's own Python, with torch, triton and numpy, runs what lies here and nothing is installed; a Python without
+# torch (a dry run elsewhere) gives way to the developer's environment.
 gpu: .typing/moeplan
-	$(LINKED):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(if $(DRY),--dry)
+	@$(PYTHON) -c 'import torch' 2> /dev/null || $(MAKE) --no-print-directory .venv/.developer
+	@python="$(PYTHON)"; "$$python" -c 'import torch' 2> /dev/null || python="$(BIN)/python"; \
+	$(LINKED):$$PYTHONPATH "$$python" -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(if $(DRY),--dry)
 
 # --- tests and checks ------------------------------------------------------------------------------------------------
 
