@@ -75,6 +75,8 @@ class MemoryNeeds:
     """Input tokens a request of an encoder–decoder."""
     staging_experts: int = 0
     """Buffers for experts on their way in."""
+    host_experts: int | None = None
+    """Experts that the host holds, the others being on disk; None: all."""
     runtime_bytes: int = 0
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
 
@@ -105,8 +107,9 @@ def device_ledger(
     if replicas:
         items.append(_experts("replicas", replicas, each, needs.expert_format))
     if offloaded:
-        count = model.num_routed_experts
-        note = f"all {count} experts of {each} bytes, page-locked"
+        count = model.num_routed_experts if needs.host_experts is None else needs.host_experts
+        which = "all" if needs.host_experts is None else f"{model.num_routed_experts} on disk, of them"
+        note = f"{which} {count} experts of {each} bytes, page-locked"
         items.append(LedgerItem(name="expert store", place=HOST, num_bytes=count * each, note=note))
     return MemoryLedger(items=tuple(items))
 

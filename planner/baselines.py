@@ -33,6 +33,7 @@ class CheckedRuns:
     rehearsal: Rehearsal
     _pool: ProcessPoolExecutor | None = None
     _pending: dict[str, Future[Prediction]] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         _SHARED[:] = [self.rehearsal]
@@ -54,12 +55,15 @@ class CheckedRuns:
 
     def submit_presets(self, base: OffloadSchedule) -> None:
         """Start checking every preset with the bits and batching of `base`."""
-        for schedule in preset_schedules(base, has_guesses=self.rehearsal.trace.predicted is not None):
-            self.submit(schedule)
+        for name in PRESETS:
+            try:
+                self.submit(preset_schedule(name, base, has_guesses=self.rehearsal.trace.predicted is not None))
+            except InputError as reason:  # it cannot have, say, a disk below the host
+                self._refused[name] = str(reason)
 
     def collect(self) -> tuple[list[Prediction], dict[str, str]]:
         """Return the predictions of all that were submitted, in that order, and why others do not fit."""
-        found, left_out = [], {}
+        found, left_out = [], dict(self._refused)
         for name, pending in self._pending.items():
             try:
                 found.append(pending.result())
@@ -73,15 +77,17 @@ def _check(schedule: OffloadSchedule) -> Prediction:
     return _SHARED[0].predict(schedule, engine="both", checked_steps=CHECKED_STEPS)
 
 
-def preset_schedules(base: OffloadSchedule, *, has_guesses: bool) -> list[OffloadSchedule]:
-    """Return every preset with the bits and batching of `base`; guesses a recording lacks are replaced by a dial."""
-    found = []
-    for name in PRESETS:
-        schedule = load_preset(name).with_options(
-            experts__bits=base.experts.bits, workload__concurrency=base.workload.concurrency,
-            workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens,
-        )  # fmt: skip
-        if schedule.predictor.kind == "next-gate" and not has_guesses:
-            schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
-        found.append(schedule)
-    return found
+def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> OffloadSchedule:
+    """Return a preset with the bits, batching and tiers of `base`; guesses a recording lacks are replaced by a dial.
+
+    Raises InputError where the preset contradicts those.
+    """
+    schedule = load_preset(name).with_options(
+        experts__bits=base.experts.bits, workload__concurrency=base.workload.concurrency,
+        workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens,
+    )  # fmt: skip
+    if base.copy.host_experts is not None and schedule.name != "resident":
+        schedule = schedule.with_options(copy__host_experts=base.copy.host_experts)
+    if schedule.predictor.kind == "next-gate" and not has_guesses:
+        schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
+    return schedule

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..schedule import OffloadSchedule
 from ..sim.simulate import SPARE_SLOTS, STREAM_SLOTS, Rehearsal
 
@@ -121,7 +122,7 @@ def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: di
     for key, size, cached in sizes:
         if size >= 1:
             options = {name.replace(".", "__"): value for name, value in (settings | {key: size}).items()}
-            yield Candidate(schedule=base.with_options(name="search", **options), level=level, cached_slots=cached)
+            yield from _candidate(base, options, level, cached)
 
 
 def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[Candidate]:
@@ -165,10 +166,17 @@ def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[
                             "copy.overlap": overlap,
                             "copy.chunk_bytes": chunk,
                         }
-                        schedule = base.with_options(
-                            name="search", **{key.replace(".", "__"): v for key, v in choice.items()}
-                        )
-                        yield Candidate(schedule=schedule, level=level, cached_slots=slots)
+                        options = {key.replace(".", "__"): v for key, v in choice.items()}
+                        yield from _candidate(base, options, level, slots)
+
+
+def _candidate(base: OffloadSchedule, options: dict[str, object], level: int, cached_slots: int) -> Iterator[Candidate]:
+    """Yield the candidate of `options`, unless they contradict what the user or the machine fixed."""
+    try:
+        schedule = base.with_options(name="search", **options)
+    except InputError:
+        return
+    yield Candidate(schedule=schedule, level=level, cached_slots=cached_slots)
 
 
 def _chunk(expert_bytes: int) -> int:

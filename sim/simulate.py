@@ -142,6 +142,7 @@ class Rehearsal:
             concurrency=schedule.workload.concurrency,
             pass_tokens=int(self.workload(schedule).step_tokens.max()),
             staging_experts=schedule.predictor.staging + stream + spare + transient_experts,
+            host_experts=schedule.copy.host_experts or None,
             runtime_bytes=int(self.profile.device.runtime_bytes.value),
         )
         return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
@@ -187,6 +188,18 @@ class Rehearsal:
             raise DoesNotFit(f"{schedule.name} needs {rest.device_bytes} bytes without any cached expert", -room)
         return min(self.num_experts, room // self.expert_bytes(schedule))
 
+    def host_room(self, schedule: OffloadSchedule) -> int | None:
+        """Return how many experts the machine's own memory has room for, None where it holds all of them."""
+        room = int(self.profile.host.memory_bytes.value * HOST_SHARE) // self.expert_bytes(schedule)
+        return max(1, room) if room < self.num_experts else None
+
+    def within_host(self, schedule: OffloadSchedule) -> OffloadSchedule:
+        """Return the schedule with a disk below the host where the machine has one and its memory cannot hold all experts."""
+        room = self.host_room(schedule)
+        if room is None or self.profile.disk is None or schedule.copy.host_experts is not None:
+            return schedule
+        return schedule.with_options(copy__host_experts=room)
+
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
         """Return the schedule with its cache's capacity filled in: as given, or the largest that fits.
 
@@ -194,8 +207,7 @@ class Rehearsal:
         """
         schedule = schedule.with_options(experts__bits=self.expert_format(schedule).name)
         if schedule.copy.host_experts == 0:
-            room = int(self.profile.host.memory_bytes.value * HOST_SHARE) // self.expert_bytes(schedule)
-            schedule = schedule.with_options(copy__host_experts=max(1, room) if room < self.num_experts else None)
+            schedule = schedule.with_options(copy__host_experts=self.host_room(schedule))
         cache = schedule.cache
         expert_bytes = self.expert_bytes(schedule)
         if cache.policy == "none":
@@ -272,7 +284,7 @@ class Rehearsal:
     def warm(self, base: OffloadSchedule) -> None:
         """Compile what a run of `base`'s batching needs, by running a few steps both ways."""
         for overlap in (True, False):
-            schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap)
+            schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap, copy__host_experts=None)
             self.run(schedule, max_steps=1)
         short = Rehearsal(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
                           dense_format=self.dense_format)  # fmt: skip
@@ -314,6 +326,15 @@ class Rehearsal:
             found.append(f"expert popularity was counted on {workload.popularity_source}")
         if self.window_steps is not None and workload.num_steps == self.window_steps:
             found.append(f"only the first {workload.num_steps} forward passes of the recording are replayed")
+        if schedule.copy.host_experts is not None:
+            found.append(
+                f"the host holds {schedule.copy.host_experts} of {self.num_experts} experts, at first the most popular ones"
+            )
+        elif self.host_room(schedule) is not None and schedule.name != "resident":
+            found.append(
+                f"the host is taken to hold all {self.num_experts} experts; {HOST_SHARE:.0%} of this machine's memory has room "
+                f"for {self.host_room(schedule)} (copy.host_experts=0 reads the others from disk)"
+            )
         found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
         return tuple(found)
 
