@@ -128,7 +128,7 @@ def error_plot(found: Sequence[Comparison], document: Mapping[str, Any]) -> Plot
         }
         shapes.append(band | {"fillcolor": LIGHT_GREY, "opacity": 0.4, "line": {"width": 0}})
     shapes.append(upright_line(0.0, line={"color": INK, "width": 1}))
-    names = [wrapped(one.name, 22) for one in ordered]
+    names = [wrapped(one.name, 30) for one in ordered]
     y_axis = axis(
         tickmode="array",
         tickvals=places,
@@ -141,7 +141,7 @@ def error_plot(found: Sequence[Comparison], document: Mapping[str, Any]) -> Plot
     return Plot(
         id="plot-errors",
         figure={"data": data, "layout": plan, "narrow": {"font.size": 11}},
-        height_px=110 + 26 * len(ordered),
+        height_px=110 + 32 * len(ordered),
         title="Relative error of every configuration",
         caption="Right of zero the prediction was too slow. Lines: the predicted interval."
         + (f" Grey band: {_NOISE.format(numbers.percent(noise))}" if noise else ""),
