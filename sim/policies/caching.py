@@ -52,7 +52,6 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
             unlink(state, key)
             link_most_recent(state, sentinel, key)
         state.count[CLOCK] += 1
-        state.stamp[key] = state.count[CLOCK]
 
 
 @jit_lean
@@ -148,7 +147,6 @@ def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None
     state.slot_of[key] = slot
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
     state.count[CLOCK] += 1
-    state.stamp[key] = state.count[CLOCK]
 
 
 @jit_lean
@@ -167,14 +165,8 @@ def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
         key = state.link_next[sentinel]
         while key != sentinel:
             after = state.link_next[key]
-            state.where[key] = ABSENT
             state.count[PREFETCHES_DROPPED] += state.used[key] == 0
             # Freed slots go back on the stack in recency order; which slot is used next changes no count and no time
             # other than through the kernels that still read it, which are all done between two steps.
-            state.pool_size[pool] -= 1
-            room = state.pool_capacity[pool] - state.pool_size[pool]
-            state.pool_free[state.pool_base[pool] + room - 1] = state.slot_of[key]
-            state.slot_of[key] = -1
+            release(config, state, key)
             key = after
-        state.link_next[sentinel] = sentinel
-        state.link_prev[sentinel] = sentinel

@@ -17,8 +17,8 @@ from .misses import send_misses_to_cores
 from .prefetching import rank_guesses, worth_fetching
 from .remembering import learn_visit, match_request, remember_request
 from .state import (
-    ABSENT, AFFINITY, BACKLOG_NS, BELADY, CACHED, CANCELLED, CPU_RUNS, DEMAND, DISK_READS, EXTRA_FETCHES, FIRST_BACK,
-    FIRST_KERNEL, FIRST_READ, FIRST_TRANSFER, GUESS_NONE, HITS, HITS_GUESSED, LOW_FETCHES, MISS_FETCH, MISSES,
+    ABSENT, AFFINITY, BACKLOG_NS, BELADY, CACHED, CANCELLED, CPU_RUNS, DEMAND, EXTRA_FETCHES, FIRST_BACK,
+    FIRST_KERNEL, FIRST_TRANSFER, GUESS_NONE, HITS, HITS_GUESSED, LOW_FETCHES, MISS_FETCH, MISSES,
     NEXT_KERNEL, NEXT_STREAM, NEXT_TRANSFER, NEXT_WRITEBACK, NONE, PEAK_TRANSIENT, PREFETCH,
     PREFETCHES, PREFETCHES_DROPPED, PREFETCHES_USED, ROUTED, SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
     STAGED, STATIC, TRANSIENT, TRANSIENT_NOW, WHOLE_LAYER, WRITEBACKS,
@@ -80,7 +80,6 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
     out.size[FIRST_TRANSFER] = state.count[NEXT_TRANSFER]
     out.size[FIRST_KERNEL] = state.count[NEXT_KERNEL]
     out.size[FIRST_BACK] = state.count[NEXT_WRITEBACK]
-    out.size[FIRST_READ] = state.count[DISK_READS]
     low, high = steps.visit_start[place], steps.visit_start[place + 1]
     base = layer * config.num_experts
     if config.benefit:  # since the last visit the link has worked off what fits beside one visit's compute
@@ -88,13 +87,13 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
     if config.library or config.policy == AFFINITY:
         learn_visit(config, steps, state, visit, layer, low, high)
     if config.low_rank >= 0:
-        _drop_coarse_copies(config, steps, state, visit, base, low, high)
+        _drop_coarse_copies(config, steps, state, base, low, high)
     kernels = _list_hits(config, steps, state, out, visit, base, low, high)
     num_hits = int(out.size[SIZE_ITEMS])
     # Misses are listed before anything is inserted: a hit that a large set pushes out again is still a hit.
     for index in range(low, high):
-        if state.where[base + steps.visit_expert[index]] == ABSENT:
-            key = base + steps.visit_expert[index]
+        key = base + steps.visit_expert[index]
+        if state.where[key] == ABSENT:
             if config.low_rank >= 0:
                 state.format[key] = int(steps.visit_rank[index] >= config.low_rank)
             _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, 0, state.format[key])
@@ -192,9 +191,7 @@ def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Deci
 
 
 @jit_lean
-def _drop_coarse_copies(
-    config: PolicyConfig, steps: Steps, state: PolicyState, visit: int, base: int, low: int, high: int
-) -> None:
+def _drop_coarse_copies(config: PolicyConfig, steps: Steps, state: PolicyState, base: int, low: int, high: int) -> None:
     """Drop resident copies of the second format that this visit needs in the first: they are fetched anew."""
     for index in range(low, high):
         key = base + steps.visit_expert[index]

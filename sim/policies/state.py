@@ -99,7 +99,6 @@ class PolicyState(NamedTuple):
     transfer: Array  # int64 [num_keys]: the latest transfer of this expert, -1 when it was there from the start
     sent_target: Array  # int64 [num_keys]: visit the latest transfer was first made for; where it stands in its queue
     touched: Array  # int64 [num_keys]: last visit that used this expert
-    stamp: Array  # int64 [num_keys]: recency, larger is more recent
     frequency: Array  # int64 [num_keys]: tokens that used this expert
     next_use: Array  # int64 [num_keys]: next visit that will use it (belady only)
     link_prev: Array  # int32 [num_keys + num_pools]: recency list; entry num_keys + p is pool p's sentinel
@@ -163,8 +162,8 @@ class Decision(NamedTuple):
     size: Array  # int64 [NUM_SIZES]: lengths of the lists above, then the first ids of this visit
 
 
-(SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_BACKS, SIZE_PROMOTED, SIZE_CPU, FIRST_TRANSFER, FIRST_KERNEL, FIRST_BACK, FIRST_READ,
- NUM_SIZES) = range(11)  # fmt: skip
+(SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_BACKS, SIZE_PROMOTED, SIZE_CPU, FIRST_TRANSFER, FIRST_KERNEL, FIRST_BACK,
+ NUM_SIZES) = range(10)  # fmt: skip
 
 
 def uses_requests(schedule: OffloadSchedule) -> bool:
@@ -248,7 +247,6 @@ def make_state(
         transfer=np.full(num_keys, -1, np.int64),
         sent_target=np.full(num_keys, -1, np.int64),
         touched=np.full(num_keys, -1, np.int64),
-        stamp=np.zeros(num_keys, np.int64),
         frequency=np.zeros(num_keys, np.int64),
         next_use=np.full(num_keys, FAR, np.int64) if first_use is None else first_use.astype(np.int64).copy(),
         link_prev=links.copy(),
