@@ -21,9 +21,9 @@ from .figures_lanes import excerpt, lanes_plot, waiting_fraction
 from .figures_memory import front_plot, hit_rate_plot
 from .figures_speed import share_plot, speed_plot
 from .hit_curves import HitCurve
-from .page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
+from .page import Column, Plot, Section, bullet_list, code_block, figures_row, paragraph, render, table
 from .plan_document import check_plan_document
-from .sources import constants_table, source_summary
+from .sources import machine_parts
 from .speed import CHOSEN, Document, Entry, entries, interval_text
 
 _BOUNDS = {"copy": "copies", "compute": "compute", "cpu": "the host's cores", "host": "the host"}
@@ -235,16 +235,7 @@ def _assumptions(document: Document, every: Sequence[Entry], profile: Profile | 
             "<h3>Of the others, besides</h3>",
             table([Column(title="Schedule"), Column(title="Assumption")], others),
         ]
-    parts.append("<h3>Of the machine</h3>")
-    if profile is None:
-        parts.append(
-            paragraph(
-                "The machine's profile was not given to this report; its file names the source of every constant."
-            )
-        )
-    else:
-        parts.append(paragraph(f"{profile.name}: {profile.description} Its constants are {source_summary(profile)}."))
-        parts.append(fold("Every constant, with its source", constants_table(profile)))
+    parts += machine_parts(profile)
     return Section(id="assumptions", title="Assumptions and sources", parts=tuple(parts))
 
 

@@ -21,7 +21,7 @@ from .figures_rivals import INGREDIENTS, ablation_plot, ageing_plot, schedules, 
 from .figures_traffic import reduction_bytes, traffic_plot, traffic_table_rows
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
 from .parallel_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
-from .sources import constants_table, source_summary
+from .sources import machine_parts
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
 
@@ -308,16 +308,7 @@ def _assumptions(document: Document, profile: Profile | None) -> Section:
         "<h3>How sure</h3>",
         paragraph(sure),
     ]
-    parts.append("<h3>Of the machine</h3>")
-    if profile is None:
-        parts.append(
-            paragraph(
-                "The machine's profile was not given to this report; its file names the source of every constant."
-            )
-        )
-    else:
-        parts.append(paragraph(f"{profile.name}: {profile.description} Its constants are {source_summary(profile)}."))
-        parts.append(fold("Every constant, with its source", constants_table(profile)))
+    parts += machine_parts(profile)
     return Section(id="assumptions", title="Assumptions, uncertainty and sources", parts=tuple(parts))
 
 

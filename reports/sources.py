@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 
 from ..hardware import SOURCES, Constant, Curve, Profile
 from . import numbers
-from .page import Column, table
+from .page import Column, fold, paragraph, table
 
 COLUMNS = (
     Column(title="Constant"), Column(title="Value", is_number=True), Column(title="±", is_number=True), Column(title="Source"),
@@ -82,3 +82,13 @@ def _words(name: str) -> str:
         else:
             found.append(part)
     return ": ".join(found).replace("_", " ")
+
+
+def machine_parts(profile: Profile | None) -> list[str]:
+    """Return the part of a page that says what is known of the machine and from where; None: its profile was not given."""
+    heading = "<h3>Of the machine</h3>"
+    if profile is None:
+        missing = "The machine's profile was not given to this report; its file names the source of every constant."
+        return [heading, paragraph(missing)]
+    known = f"{profile.name}: {profile.description} Its constants are {source_summary(profile)}."
+    return [heading, paragraph(known), fold("Every constant, with its source", constants_table(profile))]
