@@ -21,7 +21,7 @@ from .errors import InputError, UnknownName
 SCHEMA_VERSION = 1
 SOURCES = ("measured", "published", "datasheet", "assumed")
 """Where a constant may come from, most trusted first."""
-LANES = ("compute", "h2d", "d2h", "cpu", "disk")
+LANES = ("compute", "h2d", "d2h", "cpu", "disk", "exchange")
 """What may run at the same time on one machine."""
 DTYPES = ("float32", "float16", "float8")
 """Precisions a peak is given for; float16 stands for the faster of float16 and bfloat16."""

@@ -23,8 +23,10 @@ from ..hardware import (
     DiskConstants,
     HostConstants,
     LinkDirection,
+    NodeConstants,
     Profile,
 )
+from .exchange_fit import fit_exchanges
 from .fit_runs import fit_runs
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import matmul_flops
@@ -329,24 +331,28 @@ class _Fitter:
                     citation=self.citation,
                 )
 
-    def exchanges(self) -> None:
-        """Keep all-to-alls as tables by backend, pattern and companion."""
-        kinds = {
-            (s.labels["backend"], s.labels["pattern"], s.labels["companion"], s.arguments["ranks"])
-            for s in self.samples.of("all_to_all")
-        }
-        for backend, pattern, companion, ranks in sorted(kinds):
-            found = [
-                s
-                for s in self.samples.of("all_to_all", backend=backend, pattern=pattern, companion=companion)
-                if s.arguments["ranks"] == ranks
-            ]
-            self.table(
-                f"all_to_all.{backend}.{pattern}.{companion}.{ranks:g}",
-                copy_form(),
-                [{"bytes": s.arguments["bytes"]} for s in found],
-                [s.median_s for s in found],
+    def exchanges(self, contention: dict[str, Constant]) -> NodeConstants | None:
+        """Return what ranks of this machine have between them, and keep all-to-alls as tables; None where none were measured."""
+        found = fit_exchanges(self.samples, self.citation)
+        if found is None:
+            return None
+        self.curves |= found.curves
+        for name, quality in found.quality.items():
+            self.tables[name] = TableFit(
+                num_points=quality.num_points,
+                median_error=float(np.median(quality.errors)),
+                p90_error=nine_in_ten(quality.errors),
+                parameters=quality.parameters,
+                flagged=(),
             )
+        contention |= {pair: self.constant(speed, wrong) for pair, (speed, wrong) in found.speeds.items()}
+        return NodeConstants(
+            num_gpus=found.num_ranks,
+            gpu_link_bytes_per_s=self.constant(
+                found.bytes_per_s, found.relative_uncertainty, "large balanced exchanges"
+            ),
+            gpu_link_latency_s=self.constant(found.latency_s, found.relative_uncertainty),
+        )
 
 
 def _share(ratio: float) -> float:
@@ -363,7 +369,7 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
     fitter.dense()
     links = fitter.copies()
     contention = fitter.contention()
-    fitter.exchanges()
+    node = fitter.exchanges(contention)
     fitter.handovers()
     fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.expert_row, fitter.citation)
     profile = Profile(
@@ -376,6 +382,7 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
         host=fitter.host(),
         contention=contention,
         disk=fitter.disk(),
+        node=node,
         curves=fitter.curves,
         samples=samples_file,
     )

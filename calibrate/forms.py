@@ -5,6 +5,7 @@
                 min over tile heights m of max(1, tiles / units) · (operations of a tile / (rate / units) + tile)
     dense part  the kernel's form for its weights, plus reading keys and values, plus attention's operations
     copy        latency + bytes / bandwidth
+    exchange    latency + bytes of the busiest port / bandwidth + bytes of all ports / what the ranks share
 
 Modelled: the smooth maximum of memory and compute (exponent 3: at the ridge the two overlap for the most part).
 Ignored: caches.
@@ -97,6 +98,26 @@ def copy_form() -> Form:
         return float(np.min(times)) / 2, _fastest(columns["bytes"], times)
 
     return Form(parameters=("latency_s", "bandwidth"), start=start, seconds=seconds, axes=("bytes",))
+
+
+def exchange_form(*, shared: bool) -> Form:
+    """Return the form of an all-to-all; columns bytes (of the busiest port) and total_bytes (that all ranks send).
+
+    shared: ranks share something, as the memory and cores of one host; else every port is its own.
+    """
+
+    def seconds(columns: Columns, theta: Array) -> Array:
+        total: Array = theta[0] + columns["bytes"] / theta[1]
+        if shared:
+            total = total + columns["total_bytes"] / theta[2]
+        return total
+
+    def start(columns: Columns, times: Array) -> tuple[float, ...]:
+        port = _fastest(columns["bytes"], times)
+        return (float(np.min(times)) / 2, port, *((_fastest(columns["total_bytes"], times),) if shared else ()))
+
+    parameters = ("latency_s", "bandwidth", *(("shared_bandwidth",) if shared else ()))
+    return Form(parameters=parameters, start=start, seconds=seconds, axes=("total_bytes",))
 
 
 def _common_start(times: Array, num_bytes: Array, flops: Array) -> tuple[float, float, float]:

@@ -69,6 +69,8 @@ class Harness:
     progress: Progress = field(default=lambda done, total, note: None)
     journal: Journal | None = None
     """Parts that are done are taken from it and kept in it."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why: warnings beside those about instability."""
     _part: int = 0
     _buffer: torch.Tensor | None = None
     _began: dict[str, Any] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class Harness:
             device=metadata_of(self.device),
             conditions=conditions,
             samples=tuple(self._samples),
-            warnings=tuple(instabilities(self._samples, conditions)),
+            warnings=(*self.notes, *instabilities(self._samples, conditions)),
             model=model,
             quick=quick,
         )

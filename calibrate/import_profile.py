@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import InputError, UnknownName
 from ..hardware import Constant, Profile, profile_to_json
+from .exchange_table import measured_ranks
 from .forms import copy_form
 from .import_nccl_tests import read_nccl_tests
 from .import_nvbandwidth import read_nvbandwidth
@@ -97,7 +98,9 @@ def with_device_link(base: Profile, samples: list[Sample]) -> Profile:
         gpu_link_bytes_per_s=_measured(surface.parameter("bandwidth"), "nccl-tests alltoall_perf", wrong),
         gpu_link_latency_s=_measured(surface.parameter("latency_s"), "nccl-tests alltoall_perf", wrong),
     )
-    return dataclasses.replace(base, node=changed)
+    # Tables of another measurement would speak louder than the constants that replace them.
+    curves = {name: curve for name, curve in base.curves.items() if name not in measured_ranks(base.curves).values()}
+    return dataclasses.replace(base, node=changed, curves=curves)
 
 
 def _measured(value: float, what: str, uncertainty: float) -> Constant:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from .expert_store import expert_layout
 from .harness import Harness, Progress
 from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for
+from .microbench_collectives import ExchangeExtent, measure_all_to_all, rank_counts
 from .microbench_copies import POOL_BYTES, CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
 from .microbench_dense import dense_benches, head_benches
 from .microbench_experts import ExpertArena, expert_benches, grouped_benches, host_core_benches
@@ -100,11 +102,13 @@ def measure_device(
     seconds: float | None = None,
     progress: Progress = lambda done, total, note: None,
     journal: Journal | None = None,
+    exchanges: ExchangeExtent | None = None,
 ) -> SampleSet:
     """Return samples of everything a profile of `device` needs, with the shapes of `models` and weights stored as `bits`.
 
     host: returns the engine's own costs. seconds: about how long all of it may take; rounds are cut short beyond a part's share.
-    journal: keeps the parts that are done, and holds those that need not be measured again.
+    journal: keeps the parts that are done, and holds those that need not be measured again. exchanges: the all-to-alls between
+    processes; None leaves them out.
     Raises InputError without models or formats, DoesNotFit where a model's layers exceed the device.
     """
     if not models or not bits:
@@ -123,6 +127,8 @@ def measure_device(
         _measure_dense(harness, device, model, bits[0], extent, dtype, share)
         for kind in bits:
             _measure_experts(harness, device, model, kind, extent, dtype, share)
+    if exchanges is not None:
+        _measure_exchanges(harness, device, exchanges)
     progress(1, 1, f"measured in {time.monotonic() - began:.1f} s")
     names = " and ".join(model.name for model in models)
     return harness.finish(model=names, quick=extent is QUICK)
@@ -239,3 +245,17 @@ def _measure_experts(
     pool.close()
     del arena, alone, groups, beside, copies, pool, busy
     device.release_since(used)
+
+
+def _measure_exchanges(harness: Harness, device: Device, extent: ExchangeExtent) -> None:
+    """Measure all-to-alls between processes of this machine; where that cannot be done, a warning says why."""
+    backend = "nccl" if device.kind == "cuda" else "gloo"
+    counts, reason = rank_counts(extent, backend)
+    if reason is not None:
+        harness.notes.append(reason)
+    for ranks in counts:
+        run = partial(measure_all_to_all, ranks, backend=backend, extent=extent, progress=harness.progress)
+        try:
+            harness.keep(run, f"all-to-all between {ranks} ranks")
+        except InputError as error:
+            harness.notes.append(f"all-to-all between {ranks} ranks was not measured: {error}")

@@ -1,172 +1,244 @@
-"""All-to-all measured through torch.distributed: gloo between processes of this machine, NCCL where it has several
-GPUs.
+"""All-to-all measured through torch.distributed: gloo between processes of this machine, NCCL where it has several GPUs.
 
-Modelled: each rank sends to every other one, the same amount (balanced) or half of everything to rank 0 (skewed); a
-repetition takes as long as its slowest rank, from a common barrier; optionally every rank computes meanwhile. Bytes
-are what the busiest rank sends or receives, its own part apart. Ignored: machines connected by a network.
+Modelled: every rank is a process (`exchange_rank`). Traffic is balanced or skewed (`exchange_matrices`); a repetition takes
+from when the last rank began until the last one was done. Beside that: exchanges while every rank computes, what products
+take meanwhile, and what they take on all ranks and on one without any exchange. Gloo meets on the loopback interface only.
+A rank that dies, or does not end in time, ends all of them, and so does whatever ends the caller. Ignored: machines
+connected by a network.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, MoeplanError, UnknownName
 from ..units import KIB, MIB, NS_PER_S
+from .exchange_matrices import PATTERNS, busiest_port, matrix_to_text, traffic
 from .samples import Sample
 
 BACKENDS = ("gloo", "nccl")
-PATTERNS = ("balanced", "skewed")
-COMPANIONS = ("none", "compute")
-SIZES = (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB)
-_JOIN_S = 240.0
-_WARM_UP = 3
-_SIDE = 256
+Said = Callable[[int, int, str], None]
+_POLL_S = 0.05
+_END_S = 5.0
+# Below this, an exchange is mostly its latency.
+_SMALL_BYTES = MIB
+_LARGE_BYTES = 16 * MIB
 
 
-def traffic(ranks: int, num_bytes: int, pattern: str) -> np.ndarray[Any, Any]:
-    """Return int64 [ranks, ranks]: bytes from each rank to each, its own part included; a rank sends about `num_bytes`."""
-    if pattern == "skewed" and ranks > 1:
-        matrix = np.full((ranks, ranks), num_bytes // (2 * (ranks - 1)), np.int64)
-        matrix[:, 0] = num_bytes // 2
-        return matrix
-    return np.full((ranks, ranks), num_bytes // ranks, np.int64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeExtent:
+    """Which all-to-alls are measured, and how often."""
+
+    ranks: tuple[int, ...]
+    """Numbers of ranks, one after the other; those the machine has no GPUs for are left out where the backend is NCCL."""
+    sizes: tuple[int, ...]
+    """Bytes that each rank sends, its own part included."""
+    while_sizes: tuple[int, ...]
+    """Of them, those also exchanged while every rank computes."""
+    patterns: tuple[str, ...] = PATTERNS
+    rounds: int = 4
+    seconds: float = 20.0
+    """After so long, for each number of ranks, no further round is begun."""
+    limit_s: float = 120.0
+    """After so long they are taken to hang."""
 
 
-def busiest_bytes(matrix: np.ndarray[Any, Any]) -> int:
-    """Return the larger of what the busiest rank sends to and receives from others."""
-    others = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
-    return int(max(others.sum(0).max(), others.sum(1).max()))
+FULL_EXCHANGES = ExchangeExtent(
+    ranks=(2, 4),
+    sizes=tuple(KIB * 4**power for power in range(9)),
+    while_sizes=tuple(KIB * 4**power for power in range(2, 9)),
+)
+QUICK_EXCHANGES = ExchangeExtent(
+    ranks=(2,),
+    sizes=(KIB, 16 * KIB, 128 * KIB, MIB, 8 * MIB),
+    while_sizes=(16 * KIB, MIB, 8 * MIB),
+    rounds=3,
+    seconds=2.0,
+)
+
+
+def rank_counts(extent: ExchangeExtent, backend: str) -> tuple[tuple[int, ...], str | None]:
+    """Return (numbers of ranks that this machine can run, why there are none): one line, None where there are some."""
+    if not torch.distributed.is_available():
+        return (), "this torch has no torch.distributed: no all-to-all"
+    if backend == "gloo":
+        return extent.ranks, None
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        return (), ("one GPU" if gpus else "no GPU") + ": no all-to-all"
+    return tuple(sorted({ranks for ranks in (*extent.ranks, gpus) if ranks <= gpus})), None
 
 
 def measure_all_to_all(
     ranks: int,
     *,
     backend: str = "gloo",
-    sizes: Sequence[int] = SIZES,
-    patterns: Sequence[str] = PATTERNS,
-    companions: Sequence[str] = COMPANIONS,
-    repetitions: int = 10,
-    limit_s: float = _JOIN_S,
+    extent: ExchangeExtent = FULL_EXCHANGES,
+    progress: Said = lambda done, total, note: None,
 ) -> list[Sample]:
-    """Return samples of all-to-alls among `ranks` processes.
+    """Return samples of all-to-alls among `ranks` processes, and of products on them.
 
-    Raises InputError for an unknown backend, fewer than two ranks, or NCCL with fewer GPUs than ranks.
+    Raises UnknownName for an unknown backend, InputError for fewer than two ranks, NCCL with fewer GPUs than ranks, or ranks that
+    died or did not end in time; whatever is raised, none of them is left behind.
     """
     if backend not in BACKENDS:
-        raise InputError("backend", backend, f"one of {', '.join(BACKENDS)}", "choose one of these")
+        raise UnknownName("backend", backend, BACKENDS)
     if ranks < 2:
         raise InputError("ranks", ranks, "an exchange needs two", "give at least 2")
     if backend == "nccl" and torch.cuda.device_count() < ranks:
-        raise InputError(
-            "ranks", ranks, f"this machine has {torch.cuda.device_count()} GPUs", "give fewer, or use gloo"
-        )
-    cases = [(size, pattern, companion) for size in sizes for pattern in patterns for companion in companions]
+        rule = f"this machine has {torch.cuda.device_count()} GPUs"
+        raise InputError("ranks", ranks, rule, "give fewer, or use gloo")
+    cases = _cases(ranks, backend, extent)
+    task = {
+        "ranks": ranks,
+        "backend": backend,
+        "cases": cases,
+        "rounds": extent.rounds,
+        "seconds": extent.seconds,
+        "limit_s": extent.limit_s,
+    }
     with tempfile.TemporaryDirectory(prefix="moeplan-ranks-") as folder:
-        context = multiprocessing.get_context("spawn")
-        workers = [
-            context.Process(target=_rank, args=(rank, ranks, backend, folder, cases, repetitions), daemon=True)
-            for rank in range(ranks)
-        ]
-        for worker in workers:
-            worker.start()
-        try:
-            until = time.monotonic() + limit_s
-            for worker in workers:
-                worker.join(max(0.0, until - time.monotonic()))
-        finally:
-            for worker in workers:
-                if worker.is_alive():
-                    worker.terminate()
-                    worker.join()
-        result = Path(folder, "seconds.json")
-        if not result.exists():
-            raise InputError(
-                "all-to-all",
-                backend,
-                f"its {ranks} processes did not finish in {limit_s:.0f} s",
-                "use fewer or smaller sizes",
-            )
-        seconds = json.loads(result.read_text())
-    return [
-        Sample(
-            kind="all_to_all",
-            labels={"backend": backend, "pattern": pattern, "companion": companion},
-            arguments={"ranks": ranks, "bytes": busiest_bytes(traffic(ranks, size, pattern))},
-            seconds=tuple(taken),
-        )
-        for (size, pattern, companion), taken in zip(cases, seconds, strict=True)
-    ]
+        found = _run(Path(folder), task, progress)
+    return _samples(cases, found, ranks, backend)
 
 
-def _rank(
-    rank: int, ranks: int, backend: str, folder: str, cases: list[tuple[int, str, str]], repetitions: int
-) -> None:
-    """Measure every case as one rank; rank 0 writes what the slowest rank took."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[rank % len(cores)]})
-    place = torch.device("cpu")
-    if backend == "nccl":
-        place = torch.device("cuda", rank)
-        torch.cuda.set_device(place)
-    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    found = []
-    for size, pattern, companion in cases:
-        matrix = traffic(ranks, size, pattern)
-        sent, received = matrix[rank].tolist(), matrix[:, rank].tolist()
-        source = torch.zeros(sum(sent), dtype=torch.uint8, device=place)
-        target = torch.zeros(sum(received), dtype=torch.uint8, device=place)
-        with _computing(place) if companion == "compute" else contextlib.nullcontext():
-            taken = []
-            for repetition in range(_WARM_UP + repetitions):
-                dist.barrier()
-                began = time.perf_counter_ns()
-                dist.all_to_all_single(target, source, received, sent)
-                if backend == "nccl":
-                    torch.cuda.synchronize(place)
-                slowest = torch.tensor([(time.perf_counter_ns() - began) / NS_PER_S], dtype=torch.float64, device=place)
-                dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-                if repetition >= _WARM_UP:
-                    taken.append(float(slowest))
-        found.append(taken)
-    if rank == 0:
-        aside = Path(folder, "seconds.tmp")
-        aside.write_text(json.dumps(found))
-        aside.rename(Path(folder, "seconds.json"))
-    dist.barrier()
-    dist.destroy_process_group()
+def _cases(ranks: int, backend: str, extent: ExchangeExtent) -> list[dict[str, Any]]:
+    """Return what is measured, in order; a case without a matrix only computes."""
+    cases: list[dict[str, Any]] = []
+    for size in extent.sizes:
+        repetitions = 8 if size <= _SMALL_BYTES else 5 if size <= _LARGE_BYTES else 3
+        # On GPUs short exchanges are done back to back, as an engine's captured graph does them.
+        inner = 1 if backend == "gloo" else 20 if size <= _SMALL_BYTES else 8
+        for pattern in extent.patterns:
+            matrix = traffic(ranks, size, pattern)
+            if busiest_port(matrix)[0] == 0:
+                continue
+            told = {"matrix": matrix.tolist(), "pattern": pattern, "size": size, "inner": inner}
+            cases.append(told | {"companion": "none", "repetitions": repetitions})
+            if size in extent.while_sizes and pattern == "balanced":
+                cases.append(told | {"companion": "compute", "repetitions": 1})
+    alone: dict[str, Any] = {"matrix": None, "pattern": "none", "size": 0, "inner": 1, "repetitions": 1}
+    return cases + [alone | {"companion": "none", "everywhere": everywhere} for everywhere in (True, False)]
 
 
-@contextlib.contextmanager
-def _computing(place: torch.device) -> Any:
-    """Multiply matrices in a thread while the context is open."""
-    stop = threading.Event()
-    left = torch.randn(_SIDE, _SIDE, device=place)
+# --- the processes ----------------------------------------------------------------------------------------------------
 
-    def loop() -> None:
-        while not stop.is_set():
-            torch.mm(left, left)
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
 
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
+def _run(folder: Path, task: dict[str, Any], progress: Said) -> list[dict[str, Any]]:
+    """Return what every rank found; raises InputError where one of them failed or hung."""
+    (folder / "task.json").write_text(json.dumps(task))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        environment["GLOO_SOCKET_IFNAME"] = loopback  # nothing leaves the machine
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
-        yield
+        for rank in range(task["ranks"]):
+            command = [sys.executable, "-m", "moeplan.calibrate.exchange_rank", str(folder), str(rank)]
+            with open(folder / f"rank-{rank}.said", "wb") as said:
+                ranks.append(
+                    subprocess.Popen(  # noqa: S603 - this very program
+                        command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, env=environment
+                    )
+                )
+        _watch(folder, task, ranks, progress)
     finally:
-        stop.set()
-        thread.join()
+        _end(ranks)
+    try:
+        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(len(ranks))]
+    except (OSError, ValueError):
+        raise _failed(task, "a rank ended without a result") from None
+
+
+def _watch(folder: Path, task: dict[str, Any], ranks: list[subprocess.Popen[bytes]], progress: Said) -> None:
+    """Return once all ranks have ended well; raises InputError for the first that did not, and when time is up."""
+    until = time.monotonic() + task["limit_s"]
+    what, done = f"all-to-all between {task['ranks']} ranks", 0
+    while any(rank.poll() is None for rank in ranks):
+        for number, rank in enumerate(ranks):
+            if rank.poll():
+                raise _failed(task, f"rank {number} ended with status {rank.returncode}{_last_words(folder, number)}")
+        if time.monotonic() > until:
+            raise _failed(task, f"its ranks did not end in {task['limit_s']:.0f} s")
+        with contextlib.suppress(OSError, ValueError):
+            now = int((folder / "rounds").read_text())
+            if now > done:
+                done = now
+                progress(done, task["rounds"], what)
+        time.sleep(_POLL_S)
+    for number, rank in enumerate(ranks):
+        if rank.returncode:
+            raise _failed(task, f"rank {number} ended with status {rank.returncode}{_last_words(folder, number)}")
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the ranks that still run, and wait for all of them."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    for rank in ranks:
+        try:
+            rank.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+        if rank.stdin is not None:
+            with contextlib.suppress(OSError):
+                rank.stdin.close()
+
+
+def _failed(task: dict[str, Any], rule: str) -> MoeplanError:
+    return InputError(
+        "all-to-all", task["backend"], rule, "see that nothing ends or stops its processes, and measure again"
+    )
+
+
+def _last_words(folder: Path, rank: int) -> str:
+    """Return the last line a rank has said, in parentheses."""
+    with contextlib.suppress(OSError):
+        lines = (folder / f"rank-{rank}.said").read_text(errors="replace").strip().splitlines()
+        if lines:
+            return f" ({lines[-1].strip()})"
+    return ""
+
+
+# --- the samples ------------------------------------------------------------------------------------------------------
+
+
+def _samples(cases: list[dict[str, Any]], found: list[dict[str, Any]], ranks: int, backend: str) -> list[Sample]:
+    """Return the samples of all cases."""
+    samples = []
+    for at, case in enumerate(cases):
+        spans = np.array([rank["spans"][at] for rank in found], np.int64)  # [ranks, repetitions, 2]
+        made = [mean for rank in found for mean in rank["made"][at]]
+        if case["matrix"]:
+            matrix = np.array(case["matrix"], np.int64)
+            seconds = np.maximum(1, spans[:, :, 1].max(axis=0) - spans[:, :, 0].max(axis=0)) / NS_PER_S / case["inner"]
+            labels = {"backend": backend, "pattern": case["pattern"], "companion": case["companion"]}
+            size = {"ranks": ranks, "bytes": busiest_port(matrix)[0], "per_rank_bytes": case["size"]}
+            samples.append(
+                Sample(kind="all_to_all", labels=labels | {"matrix": matrix_to_text(matrix)}, arguments=size,
+                       seconds=tuple(seconds.tolist()))
+            )  # fmt: skip
+        if made:
+            companion = "none" if not case["matrix"] else "all_to_all"
+            together = ranks if case["matrix"] or case["everywhere"] else 1
+            samples.append(
+                Sample(kind="rank_product", labels={"backend": backend, "companion": companion},
+                       arguments={"ranks": ranks, "computing": together, "bytes": case["size"]}, seconds=tuple(made))
+            )  # fmt: skip
+    return samples

@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InputError
+from .exchange_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 256 * 2**20
@@ -55,9 +56,11 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "memory": ((), ("bytes",)),
     "matmul": (("dtype",), ("rows", "columns", "inner")),
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
+    "rank_product": (("backend", "companion"), ("ranks", "computing", "bytes")),
 }
 """What each kind of sample must say. Experts of a run: how many a visit uses, on average, rounded.
-Bytes of an all-to-all: what the busiest rank sends to the others."""
+Bytes of an all-to-all: the larger of what the busiest rank sends to the others and receives from them; a label `matrix`, where
+there is one, holds the bytes from each rank to each. A rank's product: of `ranks` ranks so many were computing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,8 @@ def check_sample(sample: Sample) -> None:
             raise InputError(
                 f"samples: {sample.kind}.{name}", value, "not a finite number of at least zero", "measure again"
             )
+    if sample.kind == "all_to_all" and "matrix" in sample.labels:
+        matrix_from_text(sample.labels["matrix"], int(sample.arguments["ranks"]))
     if not sample.seconds:
         raise InputError(f"samples: {sample.kind}.seconds", [], "no repetitions", "measure again")
     for value in sample.seconds:

@@ -70,6 +70,7 @@ def calibrate(
                 out=output,
                 samples_out=samples,
                 seconds=seconds,
+                exchanges=True,
                 progress=reporter("calibrate"),
             )
         except KeyboardInterrupt:

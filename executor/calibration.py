@@ -22,6 +22,7 @@ from ..calibrate.fit import Fit, fit_profile
 from ..calibrate.harness import Progress
 from ..calibrate.journal import journal_path, open_journal
 from ..calibrate.measure import FULL, QUICK, Extent, measure_device
+from ..calibrate.microbench_collectives import FULL_EXCHANGES, QUICK_EXCHANGES
 from ..calibrate.samples import Sample, SampleSet, samples_to_json, write_text
 from ..calibrate.standard_shapes import cpu_models, gpu_models
 from ..errors import InputError
@@ -63,20 +64,22 @@ def calibrate_device(
     samples_out: str | os.PathLike[str] | None = None,
     seconds: float | None = None,
     extent: Extent | None = None,
+    exchanges: bool = False,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the calibration of a device, written to `out` where that is given.
 
     models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. samples_out: file of the raw
     samples. seconds: about how long it may take; 20 for a quick one. extent: how much is measured, instead of the full or the quick
-    extent. Raises InputError for an unknown or absent device or format or a place that cannot be written, DoesNotFit where the
-    shapes exceed the device's memory.
+    extent. exchanges: all-to-alls between processes too. Raises InputError for an unknown or absent device or format or a place
+    that cannot be written, DoesNotFit where the shapes exceed the device's memory.
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
     formats = [weight_format(name).name for name in bits]
     check_outputs(out, samples_out)
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
     measured = extent or (QUICK if quick else FULL)
+    asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges else None
     opened = open_device(device)
     journal = None
     try:
@@ -88,6 +91,7 @@ def calibrate_device(
                 "bits": formats,
                 "extent": dataclasses.asdict(measured),
                 "seconds": limit,
+                "exchanges": None if asked is None else dataclasses.asdict(asked),
             }
             journal = open_journal(journal_path(Path(out)), settings)
             if journal.resumed:
@@ -100,6 +104,7 @@ def calibrate_device(
             seconds=limit,
             progress=progress,
             journal=journal,
+            exchanges=asked,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
             host=lambda: own_costs(chosen, formats, device),
         )

@@ -2,9 +2,10 @@
 
 Modelled: dense parts from each rank's own tokens; experts from the rows of each of a rank's slots, in one grouped launch or
 one launch each; multiprocessors kept for exchanges slow kernels that compute bounds; an exchange port takes a latency and the
-larger of what it sends and receives over its tier's bandwidth; a reduction over n ranks moves 2 (n-1)/n of its tensor.
-Kernels are issued ahead (captured graphs), so the host costs nothing. Ignored: contention for device memory between
-kernels and exchanges, waves and tiles of kernels, congestion in switches.
+larger of what it sends and receives over its tier's bandwidth, and on a measured machine what all of its ranks send over what
+they share; a reduction over n ranks moves 2 (n-1)/n of its tensor. Kernels are issued ahead (captured graphs), so the host costs
+nothing. Ignored: contention for device memory between kernels and exchanges where it was not measured, waves and tiles of
+kernels, congestion in switches.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..calibrate.cost_model import CostModel, Estimate, merge_sources
+from ..calibrate.exchange_table import ExchangeTable, exchange_table
 from ..ep_schedule import ExpertParallelSchedule
 from ..errors import InputError, MissingCalibration
 from ..hardware import Constant, Profile
 from ..specs import WeightFormat, weight_format
 from ..units import NS_PER_S
+from .ep_sharing import overlapped, stretched
 from .ep_tables import EpTables
 from .ep_traffic import FloatArray, StepLoad
 from .policies.ep_program import (
@@ -45,17 +48,34 @@ _REDUCE_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """One rank's port of a tier: seconds = latency + (bytes + half size) / bandwidth, one direction."""
+    """One rank's port of a tier: seconds = latency + (bytes + half size) / bandwidth, one direction; or as measured."""
 
     bytes_per_s: float
     latency_s: float
     half_size_bytes: float = 0.0
     source: str
     relative_uncertainty: float
+    table: ExchangeTable | None = None
+    """All-to-alls between just so many ranks, measured."""
 
-    def port_ns(self, num_bytes: FloatArray | Array, speed: float = 1.0) -> Array:
-        """Return whole nanoseconds for `num_bytes` of any shape; nothing to move takes none."""
-        seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
+    def port_ns(
+        self,
+        num_bytes: FloatArray | Array,
+        speed: float = 1.0,
+        *,
+        total_bytes: FloatArray | Array | None = None,
+        beside_compute: bool = False,
+    ) -> Array:
+        """Return whole nanoseconds for `num_bytes: [..., ranks]`; nothing to move takes none.
+
+        total_bytes: [..., 1], what all ranks send meanwhile; None takes the sum over ranks. beside_compute: all ranks compute
+        meanwhile. Both count on a measured machine only.
+        """
+        if self.table is None:
+            seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
+        else:
+            total = np.sum(num_bytes, axis=-1, keepdims=True) if total_bytes is None else total_bytes
+            seconds = self.table.seconds(num_bytes, total, speed=speed, beside_compute=beside_compute)
         return np.where(np.asarray(num_bytes) > 0, np.ceil(seconds * NS_PER_S), 0).astype(np.int64)
 
 
@@ -86,13 +106,20 @@ class EpConstants:
         return found
 
 
-def constants_of(profile: Profile, num_nodes: int) -> EpConstants:
-    """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network."""
+def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> EpConstants:
+    """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network, or where its own
+    exchanges were measured, but not between `ranks_per_node` ranks. One rank has nobody to exchange with.
+    """
     node = profile.node
     if node is None:
         raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
                                  "choose a profile of a server")  # fmt: skip
     intra = _tier(node.gpu_link_bytes_per_s, node.gpu_link_latency_s)
+    table = exchange_table(profile, ranks_per_node) if ranks_per_node > 1 else None
+    if table is not None:
+        intra = dataclasses.replace(
+            intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
+        )
     if num_nodes == 1:
         return EpConstants(inter=None, intra=intra)
     if node.nic_bytes_per_s is None or node.nic_latency_s is None:
@@ -250,11 +277,18 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
     """Return the tables of one step; raises InputError or MissingCalibration where a cost is not known."""
     ops, exchanges, ranks = len(program.op_kind), len(program.ex_kind), load.topology.num_ranks
     work, op_tokens = np.zeros((ops, ranks), np.int64), np.zeros((ops, ranks), np.int64)
+    table = costing.constants.intra.table
     ex_ns = np.zeros((exchanges, NUM_TIERS, ranks), np.int64)
     ex_bytes, ex_tokens = np.zeros_like(ex_ns), np.zeros_like(ex_ns)
     _tabulate_dense(costing, schedule, program, load, work, op_tokens)
     _tabulate_experts(costing, schedule, program, load, work, op_tokens)
     _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
+    if table is not None:
+        work = stretched(work, table.compute_slowdown)
+        if schedule.overlaps:
+            beside = np.zeros_like(ex_ns)
+            _tabulate_exchanges(costing, schedule, program, load, beside, ex_bytes, ex_tokens, beside_compute=True)
+            work, ex_ns = overlapped(work, ex_ns, beside, table.compute_speed)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
 
 
@@ -342,7 +376,7 @@ def _piece(values: Array, group: Array, pieces: int) -> Array:
 
 
 def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, ex_ns: Array,
-                        ex_bytes: Array, ex_tokens: Array) -> None:  # fmt: skip
+                        ex_bytes: Array, ex_tokens: Array, *, beside_compute: bool = False) -> None:  # fmt: skip
     """Fill dispatches, combines and reductions."""
     hidden, constants = costing.costs.model.hidden_size, costing.constants
     fraction = schedule.pipeline.exchange_sm_fraction
@@ -366,7 +400,11 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         )
         for tier in (INTER, INTRA):
             if (port[:, tier] > 0).any():
-                ex_ns[mine, tier] = _piece(constants.tier(tier).port_ns(port[:, tier], speed), group, pieces)
+                total = (forth * each)[:, tier].sum(axis=-1, keepdims=True)
+                ns = constants.tier(tier).port_ns(
+                    port[:, tier], speed, total_bytes=total, beside_compute=beside_compute
+                )
+                ex_ns[mine, tier] = _piece(ns, group, pieces)
     seats = load.topology.ranks_per_node
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
@@ -376,7 +414,7 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (seats - 1) // seats
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
-        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes)
+        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes, beside_compute=beside_compute)
 
 
 def _inter_port(constants: EpConstants, seats: int, sent: Array, received: Array) -> Array:

@@ -111,7 +111,7 @@ class EpRehearsal:
     def costing(self) -> EpCosting:
         """The durations that tables are made from."""
         if self._costing is None:
-            constants = self.constants or constants_of(self.profile, self.num_nodes)
+            constants = self.constants or constants_of(self.profile, self.num_nodes, self.ranks_per_node)
             costs = CostModel(self.profile, self.model, dense_format=self.dense_format or weight_format("16"))
             self._costing = EpCosting(costs, constants, self.prefill, self.context_tokens)
         return self._costing
@@ -158,9 +158,10 @@ class EpRehearsal:
     def check_fits(self, schedule: ExpertParallelSchedule, load: StepLoad) -> None:
         """Return nothing; raises DoesNotFit where a rank's memory is too small."""
         needed = self.rank_bytes(schedule, load)
-        if needed > self.profile.memory_bytes:
-            raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {self.profile.memory_bytes:,}",
-                             needed - self.profile.memory_bytes)  # fmt: skip
+        # Ranks on the cores of one host share its memory.
+        has = self.profile.memory_bytes // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
+        if needed > has:
+            raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,}", needed - has)
 
     def run(
         self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "twin", rows: bool = False

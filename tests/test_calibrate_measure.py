@@ -11,7 +11,6 @@ import pytest
 
 from moeplan.calibrate.fitted_model import load_costs
 from moeplan.calibrate.measure import Extent
-from moeplan.calibrate.microbench_collectives import busiest_bytes, measure_all_to_all, traffic
 from moeplan.calibrate.samples import read_samples
 from moeplan.calibrate.standard_shapes import cpu_models, gpu_models, made_up_model
 from moeplan.errors import InputError
@@ -116,35 +115,7 @@ def test_costs_and_fits_need_no_torch() -> None:
     code = (
         "import sys, moeplan.calibrate.fit, moeplan.calibrate.fitted_model, moeplan.calibrate.samples\n"
         "import moeplan.calibrate.import_nccl_tests, moeplan.calibrate.import_nvbandwidth\n"
+        "import moeplan.calibrate.exchange_fit, moeplan.calibrate.exchange_table\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# --- exchanges ----------------------------------------------------------------------------------------------------------
-
-
-def test_traffic_is_balanced_or_half_of_it_goes_to_one_rank() -> None:
-    assert traffic(4, 4096, "balanced").tolist() == [[1024] * 4] * 4
-    skewed = traffic(4, 6000, "skewed")
-    assert skewed[1].tolist() == [3000, 1000, 1000, 1000]
-    assert busiest_bytes(traffic(4, 4096, "balanced")) == 3072
-    assert busiest_bytes(skewed) == 9000  # what three ranks send to rank 0
-
-
-def test_processes_of_this_machine_exchange_bytes() -> None:
-    found = measure_all_to_all(
-        2, sizes=(KIB, 64 * KIB), patterns=("balanced", "skewed"), companions=("none",), repetitions=2
-    )
-    assert [(s.labels["pattern"], s.arguments["bytes"]) for s in found] == [
-        ("balanced", 512), ("skewed", 512), ("balanced", 32 * KIB), ("skewed", 32 * KIB),
-    ]  # fmt: skip
-    assert all(len(sample.seconds) == 2 for sample in found)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "backend", "message"), [(1, "gloo", "needs two"), (2, "mpi", "backend"), (64, "nccl", "GPUs")]
-)
-def test_exchanges_that_cannot_be_measured_are_refused(ranks: int, backend: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        measure_all_to_all(ranks, backend=backend)
