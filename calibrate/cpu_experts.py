@@ -16,14 +16,19 @@ from .device import Device
 from .expert_runner import ExpertRunner, Visit, gate
 
 
+def row_dtype(weights: ExpertWeights) -> torch.dtype:
+    """Return the type that rows have here beside these weights."""
+    stored = weights.gate_up.values.dtype if isinstance(weights.gate_up, DenseMatrix) else torch.bfloat16
+    return stored if stored in COMPUTE_DTYPES else torch.bfloat16
+
+
 class CpuExperts(ExpertRunner):
     """Each expert's rows at a time; a grouped launch is a loop."""
 
     def __init__(self, weights: ExpertWeights, device: Device) -> None:
         super().__init__(weights, device)
         self._scratch = Scratch()
-        stored = weights.gate_up.values.dtype if isinstance(weights.gate_up, DenseMatrix) else torch.bfloat16
-        self._dtype = stored if stored in COMPUTE_DTYPES else torch.bfloat16
+        self._dtype = row_dtype(weights)
 
     def start(
         self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]

@@ -21,7 +21,7 @@ import torch
 
 from ..errors import DoesNotFit, InputError
 from ..units import MS_PER_S, NS_PER_S
-from .device import COMPUTE, STREAMS, Device, Mark, available_host_bytes
+from .device import COMPUTE, CORES, STREAMS, Device, Mark, available_host_bytes, host_threads
 
 _REGISTER_DEFAULT = 0
 _NS_PER_MS = NS_PER_S // MS_PER_S
@@ -129,17 +129,24 @@ class CudaDevice(Device):
 
     @contextlib.contextmanager
     def enter(self, stream: str) -> Iterator[None]:
-        """Make `stream` the calling thread's current one; while it computes, threads take turns often."""
+        """Make `stream` the calling thread's current one; while it computes, threads take turns often.
+
+        The one for experts on the host lets torch use all of the host's cores but two.
+        """
         torch.cuda.set_device(self.place)
-        usual = sys.getswitchinterval()
+        usual, threads = sys.getswitchinterval(), torch.get_num_threads()
         if stream == COMPUTE:
             sys.setswitchinterval(_SWITCH_S)
+        if stream == CORES:
+            torch.set_num_threads(host_threads())
         try:
             with torch.cuda.stream(self._streams[stream]):
                 yield
         finally:
             if stream == COMPUTE:
                 sys.setswitchinterval(usual)
+            if stream == CORES:
+                torch.set_num_threads(threads)
 
     def mark(self) -> Mark:
         """Return an event recorded on the thread's current stream."""

@@ -23,8 +23,9 @@ import torch
 
 from ..errors import DoesNotFit, InputError
 
-COMPUTE, TO_DEVICE, TO_HOST = "compute", "h2d", "d2h"
-STREAMS = (COMPUTE, TO_DEVICE, TO_HOST)
+COMPUTE, TO_DEVICE, TO_HOST, CORES = "compute", "h2d", "d2h", "cpu"
+"""Streams, by the names of the lanes they are; CORES is where experts that are not fetched run, on the host."""
+STREAMS = (COMPUTE, TO_DEVICE, TO_HOST, CORES)
 DEVICES = ("cpu", "cuda")
 _ALIGNMENT = 256
 # Linux tells a thread's own figures.
@@ -170,18 +171,29 @@ class InstantMark:
 
 
 class CpuDevice(Device):
-    """The host's own memory and cores: kernels on one core, copies on another one."""
+    """The host's own memory and cores: kernels on one core, copies on another one.
+
+    host_threads: how many cores an expert of the stream CORES may use; more than one are not pinned.
+    """
 
     kind = "cpu"
     asynchronous = False
 
-    def __init__(self, limit_bytes: int | None = None, *, cores: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, limit_bytes: int | None = None, *, cores: Sequence[int] | None = None, host_threads: int = 1
+    ) -> None:
         super().__init__(limit_bytes if limit_bytes is not None else int(available_host_bytes() * _AVAILABLE_FRACTION))
         self.place = torch.device("cpu")
         usable = sorted(os.sched_getaffinity(0)) if cores is None else list(cores)
         # With one core everything shares it; pinning would change nothing.
-        self.core_of = {COMPUTE: usable[0], TO_DEVICE: usable[1 % len(usable)], TO_HOST: usable[2 % len(usable) or -1]}
+        self.core_of = {
+            COMPUTE: usable[0],
+            TO_DEVICE: usable[1 % len(usable)],
+            TO_HOST: usable[2 % len(usable) or -1],
+            CORES: usable[min(3, len(usable) - 1)],  # with few cores beside the copies, never beside the kernels
+        }
         self._pin = len(usable) > 1
+        self._threads = {CORES: host_threads}
 
     def host_memory(self, num_bytes: int, *, pinned: bool, what: str) -> torch.Tensor:
         """Return uint8 [num_bytes]; raises DoesNotFit where the system has not that much left."""
@@ -195,15 +207,17 @@ class CpuDevice(Device):
     def enter(self, stream: str) -> Iterator[None]:
         """Pin the calling thread to the stream's core and keep torch from starting threads of its own."""
         threads, affinity = torch.get_num_threads(), os.sched_getaffinity(0)
-        torch.set_num_threads(1)
-        if self._pin:
+        wanted = self._threads.get(stream, 1)
+        torch.set_num_threads(wanted)
+        pin = self._pin and wanted == 1
+        if pin:
             os.sched_setaffinity(0, {self.core_of[stream]})
         try:
             yield
         finally:
-            if self._pin:
+            if pin:
                 os.sched_setaffinity(0, affinity)
-            if stream == COMPUTE:
+            if stream == COMPUTE or wanted > 1:
                 torch.set_num_threads(threads)
 
     def mark(self) -> Mark:
@@ -238,6 +252,11 @@ def open_device(name: str, limit_bytes: int | None = None) -> Device:
 def cuda_is_present() -> bool:
     """Return whether there is a CUDA device that torch can use."""
     return bool(torch.cuda.is_available())
+
+
+def host_threads() -> int:
+    """Return how many of the host's cores may compute experts beside a GPU: all but the program's and the copies' own."""
+    return max(1, len(os.sched_getaffinity(0)) - 2)
 
 
 def preemptions() -> int:

@@ -195,25 +195,22 @@ class _Fitter:
         """Return how much of its speed each lane keeps while another one runs, and keep experts beside copies as tables."""
         found: dict[str, Constant] = {}
         ratios: dict[str, list[float]] = {}
-        for sample in self.samples.of("expert_while"):
-            alone = _twin(self.samples.of("expert", bits=sample.labels["bits"]), sample)
-            if alone is not None:
-                ratios.setdefault(f"compute/{sample.labels['companion']}", []).append(alone.median_s / sample.median_s)
-        for companion in self.samples.values_of("expert_while", "companion"):
-            for bits in self.samples.values_of("expert_while", "bits"):
-                mine = self.samples.of("expert_while", bits=bits, companion=companion)
-                pairs = [(s, _twin(self.samples.of("expert", bits=bits), s)) for s in mine]
-                rows = [
-                    (self.expert_row(s), max(s.median_s / alone.median_s, 1.0))
-                    for s, alone in pairs
-                    if alone is not None
-                ]
-                if rows:
-                    self.curves[f"slowdown.compute/{companion}.{bits}"] = Curve(
+        for kind, lane in (("expert", "compute"), ("cpu_expert", "cpu")):
+            for companion in self.samples.values_of(f"{kind}_while", "companion"):
+                for bits in self.samples.values_of(f"{kind}_while", "bits"):
+                    mine = self.samples.of(f"{kind}_while", bits=bits, companion=companion)
+                    pairs = [(s, _twin(self.samples.of(kind, bits=bits), s)) for s in mine]
+                    rows = [
+                        (self.expert_row(s), s.median_s / alone.median_s) for s, alone in pairs if alone is not None
+                    ]
+                    if not rows:
+                        continue
+                    ratios.setdefault(f"{lane}/{companion}", []).extend(1.0 / ratio for _, ratio in rows)
+                    self.curves[f"slowdown.{lane}/{companion}.{bits}"] = Curve(
                         arguments={
                             axis: tuple(float(row[axis]) for row, _ in rows) for axis in ("tokens", "weight_bytes")
                         },
-                        seconds=tuple(ratio for _, ratio in rows),
+                        seconds=tuple(max(1.0, ratio) for _, ratio in rows),
                         relative_uncertainty=0.0,
                         citation=self.citation,
                     )

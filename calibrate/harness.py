@@ -57,6 +57,8 @@ class Bench:
     """A companion that runs meanwhile: entered before a round's repetitions, left after them."""
     flush: bool = False
     """Read another buffer before each repetition, so that nothing is in a cache."""
+    interrupted: bool = False
+    """It shares its core with its companion: a repetition that was interrupted counts like any other."""
     stream: str = COMPUTE
     """The stream, and on the CPU the core, that it runs on; the same for all benches measured together."""
 
@@ -110,10 +112,17 @@ class Harness:
         ]
 
     def measure_on_host(
-        self, benches: Sequence[Bench], *, rounds: int, repetitions: int, seconds: float | None, what: str
+        self,
+        benches: Sequence[Bench],
+        *,
+        host: CpuDevice,
+        rounds: int,
+        repetitions: int,
+        seconds: float | None,
+        what: str,
     ) -> list[Sample]:
         """Return samples of benches that run on the host's cores, whatever this harness's device is."""
-        own = Harness(CpuDevice(), self.progress)
+        own = Harness(host, self.progress)
         return self._done(
             what, lambda: own.measure(benches, rounds=rounds, repetitions=repetitions, seconds=seconds, what=what)
         )
@@ -168,7 +177,7 @@ class Harness:
         for _ in range(_TRIES):
             before = preemptions()
             taken = self._repetition(bench, number, inner)
-            if self.device.asynchronous or preemptions() == before:
+            if self.device.asynchronous or bench.interrupted or preemptions() == before:
                 break
         return taken
 

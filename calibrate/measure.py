@@ -25,14 +25,16 @@ from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for
 from .microbench_collectives import ExchangeExtent, measure_all_to_all, rank_counts
 from .microbench_copies import POOL_BYTES, CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
+from .microbench_cores import core_benches, host_device, measure_cores
 from .microbench_dense import dense_benches, head_benches
-from .microbench_experts import ExpertArena, expert_benches, grouped_benches, host_core_benches
+from .microbench_experts import ExpertArena, expert_benches, grouped_benches
 from .pass_shape import largest_shape, pass_shapes
 from .samples import Sample, SampleSet
 
 _MIN_COPY_BYTES = 4 * KIB
 _COMPANION_BYTES = 4 * MIB
 _WHILE_TOKENS = (1, 8)
+_CORE_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +50,9 @@ class Extent:
     rounds: int
     repetitions: int
     disk: bool
+    core_tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 48, 128)
     host_cores: bool = True
-    """Where the device is not the host: experts on the host's cores too."""
+    """Experts on the host's cores too: where misses may run that are not fetched."""
 
 
 FULL = Extent(
@@ -237,10 +240,17 @@ def _measure_experts(
         seconds=share,
         what=f"copies beside {bits}-bit experts",
     )
-    if device.kind == "cuda" and extent.host_cores:
-        cores = host_core_benches(model, bits, _WHILE_TOKENS)
-        harness.measure_on_host(
-            cores, rounds=2, repetitions=extent.repetitions, seconds=share, what="experts on the host"
+    if extent.host_cores:
+        measure_cores(
+            harness,
+            pool,
+            core_benches(model, bits, extent.core_tokens, host_device(device)),
+            alone,
+            copy_bytes=size,
+            rounds=_CORE_ROUNDS,
+            repetitions=extent.repetitions,
+            seconds=share,
+            while_tokens=_WHILE_TOKENS,
         )
     pool.close()
     del arena, alone, groups, beside, copies, pool, busy

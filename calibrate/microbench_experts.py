@@ -1,4 +1,4 @@
-"""Expert kernels measured: one expert by tokens, several in one launch, and the host's cores as a place to run them.
+"""Expert kernels measured: one expert by tokens, several in one launch.
 
 Modelled: weights come from slots of an arena larger than the caches, taken in turn, as in a run where an expert was
 last used a few layers ago. Ignored: experts whose bytes have just been copied (a run's error budget shows what that is
@@ -13,7 +13,7 @@ import torch
 
 from ..specs import ModelSpec
 from ..units import MIB
-from .device import CpuDevice, Device
+from .device import Device
 from .expert_runner import ExpertRunner, Visit, open_runner
 from .expert_store import expert_activation, expert_layout, make_store
 from .harness import Bench
@@ -103,12 +103,3 @@ def grouped_benches(
             arguments = expert_arguments(arena.model, count) | {"experts": together}
             found.append(Bench(kind="grouped", labels={"bits": arena.bits}, arguments=arguments, run=run))
     return found
-
-
-def host_core_benches(model: ModelSpec, bits: str, tokens: Sequence[int]) -> list[Bench]:
-    """Return benches of experts on the host's cores, for machines whose device is something else."""
-    arena = ExpertArena(CpuDevice(), model, bits)
-    return [
-        Bench(kind="cpu_expert", labels=bench.labels, arguments=bench.arguments, run=bench.run)
-        for bench in expert_benches(arena, tokens, dtype=torch.float32)
-    ]

@@ -42,6 +42,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "copy_while": (("direction", "memory", "companion"), ("bytes",)),
     "disk": (("cache",), ("bytes",)),
     "cpu_expert": (("bits",), ("tokens", "hidden", "intermediate", "gated")),
+    "cpu_expert_while": (("bits", "companion"), ("tokens", "hidden", "intermediate", "gated")),
     "host": (("what",), ()),
     "run_expert": (
         ("bits", "cache", "stream", "state", "beside"),

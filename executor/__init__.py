@@ -5,6 +5,7 @@
     transfers       one expert on its way, and the order in which the copy engine takes them
     slots           device memory for experts: cache, staging and stream slots, and transient buffers
     copy_engine     the worker thread that moves experts to the device; the one that moves them back
+    host_cores      the worker thread that computes misses on the host's cores instead
     stream_copies   the same moves on the compute stream, for schedules without overlap
     program         the host's program: launch, learn the routing, decide, submit, launch
     execution       what a run did: counts, rows, outputs

@@ -57,6 +57,8 @@ class Gate:
 
     def check(self) -> None:
         """Return nothing; raises ExecutionFailed when a worker failed or nothing has moved for long."""
+        if isinstance(self.failure, ExecutionFailed):
+            raise self.failure
         if self.failure is not None:
             raise ExecutionFailed(
                 f"a copy failed ({self.failure})", "check memory and disk, or lower the cache size"

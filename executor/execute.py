@@ -24,14 +24,26 @@ from ..calibrate.expert_store import ExpertStore, make_store
 from ..calibrate.pass_shape import PassShape
 from ..errors import Internal
 from ..schedule import OffloadSchedule
+from ..sim.costs import CostTables
 from ..sim.engines import fresh_state
 from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import CACHED, GUESS_NONE, PEAK_TRANSIENT, Array, PolicyConfig, PolicyState, make_decision
+from ..sim.policies.state import (
+    CACHED,
+    GUESS_NONE,
+    MISS_FETCH,
+    PEAK_TRANSIENT,
+    Array,
+    PolicyConfig,
+    PolicyState,
+    make_decision,
+    needs_prices,
+)
 from ..sim.workload import Workload
 from ..specs import ModelSpec
 from .copy_engine import BackEngine, CopyEngine, Gate
 from .execution import Execution
 from .failures import device_failure
+from .host_cores import HostCores
 from .program import Program, Step, offsets_of
 from .rows import timeline_of
 from .slots import Slots
@@ -53,6 +65,8 @@ class RunInput:
     config: PolicyConfig
     workload: Workload
     capacities: Array
+    weighed: CostTables | None = None
+    """The predicted costs that decisions weigh, where the schedule weighs any (`prediction.with_costs`)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,10 +171,12 @@ def execute(
     """
     schedule, config, device = given.schedule, given.config, stage.device
     check_runnable(schedule)
+    if needs_prices(config) and given.weighed is None:
+        raise Internal(f"{schedule.name} weighs costs and was given none")
     bits = stage.model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits
     source = store if store is not None else stage.store(bits, pinned=schedule.copy.pinned)
     rehearsed = rehearse(given)
-    state = fresh_state(config, given.workload, given.capacities)
+    state = fresh_state(config, given.workload, given.capacities, given.weighed)
     slots = Slots(
         device,
         source.layout,
@@ -188,7 +204,8 @@ def execute(
 
 def rehearse(given: RunInput) -> PolicyState:
     """Return the decisions' state after a whole run in which nothing was done."""
-    state, out = fresh_state(given.config, given.workload, given.capacities), make_decision(given.config)
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    out = make_decision(given.config)
     for step in range(given.workload.num_steps):
         begin_step(given.config, given.workload.steps, state, step)
         for layer in range(given.config.num_layers):
@@ -211,6 +228,7 @@ def _run(
     collecting = gc.isenabled()
     copies: CopyEngine | StreamCopies | None = None
     backs: BackEngine | None = None
+    cores: HostCores | None = None
     try:
         with device.enter(COMPUTE):
             steps = forced_steps(workload, device)
@@ -221,6 +239,8 @@ def _run(
                 backs = BackEngine(device, source, slots, gate) if schedule.copy.write_back else None
             else:
                 copies = StreamCopies(device, source, slots, gate, piece_bytes=piece, poison=poison)
+            if config.miss != MISS_FETCH:
+                cores = HostCores(device, [source.weights()], gate, staging_bytes=_row_bytes(stage, workload))
             program = Program(
                 config,
                 workload.steps,
@@ -232,6 +252,7 @@ def _run(
                 gate=gate,
                 copies=copies,
                 backs=backs,
+                cores=cores,
                 keep_outputs=keep_outputs,
             )
             device.synchronize()
@@ -246,14 +267,14 @@ def _run(
     finally:
         if collecting:
             gc.enable()
-        for worker in (copies, backs):
+        for worker in (copies, backs, cores):
             if worker is not None:
                 worker.close()
     parts = [
         worker.rows.times(
             origin, first_visit=workload.steps.first_visit, num_layers=config.num_layers, num_experts=config.num_experts
         )
-        for worker in (program, copies, backs)
+        for worker in (program, copies, backs, cores)
         if worker is not None
     ]
     timeline = timeline_of(parts, str(metadata_of(device)["name"]))
@@ -301,6 +322,12 @@ def _preload(source: ExpertStore, slots: Slots, state: PolicyState, device: Devi
     """Bring what is on the device from the start: a static cache's experts."""
     for key in np.flatnonzero(state.where == CACHED).tolist():
         source.bring(device, slots.bytes_of(int(state.slot_of[key])), key, 0, slots.slot_bytes)
+
+
+def _row_bytes(stage: Stage, workload: Workload) -> int:
+    """Return the bytes of all rows that the experts of the largest visit read."""
+    rows = int(workload.step_tokens.max(initial=1)) * workload.top_k
+    return rows * stage.model.hidden_size * stage.dense.dtype.itemsize
 
 
 def _num_slots(state: PolicyState) -> int:

@@ -16,7 +16,7 @@ from ..sim.costs import D2H, H2D
 from ..sim.engines import Outcome
 from ..sim.policies import state as ps
 from ..sim.policies.state import Array
-from ..sim.timeline import OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
+from ..sim.timeline import OP_CPU, OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
 from ..units import NS_PER_S
 
 _COMPARED = (
@@ -34,6 +34,7 @@ _COMPARED = (
     "NEXT_TRANSFER",
     "GUESSES_TRUE",
     "TRUTHS",
+    "CPU_RUNS",
 )
 
 
@@ -71,8 +72,14 @@ class Execution:
 
     @property
     def expert_tokens(self) -> int:
-        """Tokens that experts really computed."""
-        return int(self.timeline.rows[self.timeline.rows[:, ROW_OP] == OP_EXPERT, ROW_TOKENS].sum())
+        """Tokens that experts really computed, on the device and on the host's cores."""
+        computed = np.isin(self.timeline.rows[:, ROW_OP], (OP_EXPERT, OP_CPU))
+        return int(self.timeline.rows[computed, ROW_TOKENS].sum())
+
+    @property
+    def core_experts(self) -> int:
+        """Experts that the host's cores really computed."""
+        return int(np.count_nonzero(self.timeline.rows[:, ROW_OP] == OP_CPU))
 
     @property
     def mean_step_s(self) -> float:
@@ -94,6 +101,7 @@ def count_differences(execution: Execution, outcome: Outcome, expert_tokens: int
         "bytes copied": (int(outcome.clock[BYTES_H2D]), execution.bytes_copied),
         "bytes written back": (int(outcome.clock[BYTES_D2H]), execution.bytes_written_back),
         "expert tokens": (expert_tokens, execution.expert_tokens),
+        "experts on the host's cores": (int(outcome.counts[ps.CPU_RUNS]), execution.core_experts),
         "steps": (len(outcome.step_end), len(execution.step_ns)),
         "guessed hits": (int(outcome.counts[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
     }

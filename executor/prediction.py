@@ -7,19 +7,20 @@ Modelled: sizes are those of the slots that really move, which differ a little f
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..calibrate.cost_model import CostModel
 from ..calibrate.fitted_model import FittedCostModel
-from ..calibrate.run_kind import RunKind
+from ..calibrate.run_kind import RunKind, usual_run
 from ..errors import InputError
 from ..schedule import OffloadSchedule
 from ..sim.costs import CostTables, chunk_sizes
 from ..sim.engines import Outcome, run_twin
 from ..sim.metrics import Metrics, summarise
-from ..sim.policies.state import make_config
+from ..sim.policies.state import make_config, needs_prices
 from ..sim.tabulate import CostSources, tabulate, typical_tokens
 from ..sim.workload import Workload, build_workload
 from ..specs import ModelSpec, WeightFormat, weight_format
@@ -79,6 +80,23 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
     return RunInput(schedule=schedule, config=config, workload=workload, capacities=capacities)
 
 
+def with_costs(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int) -> RunInput:
+    """Return `given` with the predicted costs that its decisions weigh; `given` itself where they weigh none.
+
+    They are those of a run whose decisions are not known yet, as a search takes them: what the run is like follows from them.
+    Raises MissingCalibration where the profile does not reach.
+    """
+    if not needs_prices(given.config):
+        return given
+    fmt = stored_format(given.schedule, model)
+    if isinstance(costs, FittedCostModel):
+        workload, tokens = given.workload, typical_tokens(given.workload)
+        together = workload.top_k * workload.num_tokens / (tokens * workload.num_steps)
+        costs = costs.for_run(usual_run(fmt.name, together, tokens))
+    tables, _ = tabulate(costs, model, given.schedule, given.workload, fmt)
+    return dataclasses.replace(given, weighed=with_slot_bytes(tables, costs, given.schedule, slot_bytes))
+
+
 def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int, rows: bool = False) -> Forecast:
     """Return the prediction of a run; raises MissingCalibration where the profile does not reach."""
     fmt = stored_format(given.schedule, model)
@@ -106,7 +124,9 @@ def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes:
 def simulate(given: RunInput, tables: CostTables, *, rows: bool = False) -> Outcome:
     """Return the outcome of a run under given tables."""
     serial = not given.schedule.copy.overlap
-    return run_twin(given.config, given.workload, tables, given.capacities, serial=serial, rows=rows)
+    return run_twin(
+        given.config, given.workload, tables, given.capacities, serial=serial, rows=rows, weighed=given.weighed
+    )
 
 
 def stored_format(schedule: OffloadSchedule, model: ModelSpec) -> WeightFormat:

@@ -27,6 +27,7 @@ from ..sim.policies.state import (
     NONE,
     PREFETCH,
     SIZE_BACKS,
+    SIZE_CPU,
     SIZE_ITEMS,
     SIZE_KERNELS,
     SIZE_MOVES,
@@ -47,6 +48,7 @@ from ..sim.timeline import (
 )
 from ..sim.workload import Steps
 from .copy_engine import BackEngine, CopyEngine, Gate
+from .host_cores import CoreExpert, Errand, HostCores
 from .rows import Rows
 from .stream_copies import StreamCopies
 from .transfers import Transfer, WriteBack
@@ -92,11 +94,14 @@ class Program:
         gate: Gate,
         copies: CopyEngine | StreamCopies,
         backs: BackEngine | None,
+        cores: HostCores | None,
         keep_outputs: bool,
     ) -> None:
         self._config, self._steps, self._state, self._out = config, steps, state, out
         self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
-        self._copies, self._backs = copies, backs
+        self._copies, self._backs, self._cores = copies, backs, cores
+        self._errand: Errand | None = None
+        """What the cores are busy with: this visit's answers are not complete before."""
         self._known: dict[int, Transfer] = {}
         self._transients: dict[int, Transfer] = {}
         self._leaving: list[Transfer] = []
@@ -130,13 +135,14 @@ class Program:
         """Run one forward pass; return the last layer's output [T, H]."""
         layers = self._config.num_layers
         tokens = step.shape.tokens
-        x = step.rows  # replaced by their embeddings at the first layer
+        visit: Visit | None = None
         for layer in range(layers):
+            self._await_cores()
             launched = time.perf_counter_ns()
             if layer:
                 self._note_part(launched)
             begin = self._device.mark()
-            x = self._dense.embed(x) if layer == 0 else x
+            x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
             x, h, logits = self._dense.group(layer, x, step.shape)
             visit = self._experts.start(x, h, logits, step.experts[layer], step.offsets[layer])
             end = self._device.mark()
@@ -144,9 +150,10 @@ class Program:
             self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
             end.wait()
             self._visit(number, layer, visit, end.at_ns())
-            x = visit.x
+        self._await_cores()
         launched = time.perf_counter_ns()
         begin = self._device.mark()
+        x = step.rows if visit is None else self._answered(visit)
         chosen = self._dense.head(x, step.shape).argmax(dim=-1)
         end = self._device.mark()
         self._launched(number, layers - 1, launched)
@@ -154,6 +161,18 @@ class Program:
         end.wait()
         self._sample(number, chosen, end)
         return x
+
+    def _await_cores(self) -> None:
+        """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
+        if self._errand is not None and self._cores is not None:
+            self._cores.wait_for(self._errand)
+
+    def _answered(self, visit: Visit) -> torch.Tensor:
+        """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
+        if self._errand is not None:
+            self._experts.finish(visit)
+            self._errand = None
+        return visit.x
 
     def _sample(self, number: int, chosen: torch.Tensor, end: Mark) -> None:
         """Read the chosen tokens back: the host's share of a step."""
@@ -165,7 +184,8 @@ class Program:
 
     def _note_part(self, now: int) -> None:
         """Note that a part of a step ends here."""
-        self.parts.append((now, preemptions() + self._copies.preempted))
+        cores = 0 if self._cores is None else self._cores.preempted
+        self.parts.append((now, preemptions() + self._copies.preempted + cores))
 
     def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
         """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
@@ -177,19 +197,23 @@ class Program:
         # The last visit's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
         promoted = out.promoted[: out.size[SIZE_PROMOTED]].tolist()
+        errand = self._send_to_cores(number, layer, visit)
         transfers = self._transfers()
         launches = self._launches(base, seats, transfers)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
         backs = self._write_backs(number, seats, transfers)
         self._take_over(transfers)
         self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
+        if errand is not None and self._cores is not None:
+            self._cores.submit(errand)
+            self._errand = errand
         if promoted and isinstance(self._copies, CopyEngine):
             self._copies.promote(promoted)
         later = self._submit_all(number, layer, transfers, backs, len(launches))
         for place, launch in enumerate(launches):
             for copy in later[place]:
                 self._put(copy)
-            self._launch(number, layer, launch, visit, last=place == len(launches) - 1)
+            self._launch(number, layer, launch, visit, last=place == len(launches) - 1 and errand is None)
         for copy in later[-1]:
             self._put(copy)
 
@@ -267,6 +291,19 @@ class Program:
                     self.ready_hits += 1
                 else:
                     self.late_hits += 1
+
+    def _send_to_cores(self, number: int, layer: int, visit: Visit) -> Errand | None:
+        """Return what this visit computes on the host's cores, None where that is nothing."""
+        out, count = self._out, int(self._out.size[SIZE_CPU])
+        if not count:
+            return None
+        base = layer * self._config.num_experts
+        columns = (out.cpu_expert, out.cpu_tokens, out.cpu_format)
+        experts = [
+            CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
+            for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
+        ]
+        return Errand(step=number, layer=layer, visit=visit, experts=experts)
 
     def _transfers(self) -> list[Transfer]:
         out = self._out

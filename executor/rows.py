@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..calibrate.device import Mark
-from ..sim.costs import COMPUTE, D2H, H2D, HOST
+from ..sim.costs import COMPUTE, CPU, D2H, H2D, HOST
 from ..sim.policies.state import DEMAND, Array
-from ..sim.timeline import OP_BACK, OP_DEMAND, OP_PREFETCH, ROW_FIELDS, Timeline, canonical
+from ..sim.timeline import OP_BACK, OP_CPU, OP_DEMAND, OP_PREFETCH, ROW_FIELDS, Timeline, canonical
 from .transfers import Transfer, WriteBack
 
 
@@ -39,6 +39,10 @@ class Rows:
         """Note an operation of the host."""
         self._timed.append((HOST, op, step, layer, -1, begin_ns, end_ns, 0, 0))
 
+    def on_cores(self, step: int, layer: int, expert: int, begin_ns: int, end_ns: int, tokens: int) -> None:
+        """Note an expert that the host's cores computed."""
+        self._timed.append((CPU, OP_CPU, step, layer, expert, begin_ns, end_ns, 0, tokens))
+
     def times(self, origin_ns: int, *, first_visit: int, num_layers: int, num_experts: int) -> Array:
         """Return int64 [num_rows, ROW_FIELDS] with times since `origin_ns`; everything must be done."""
         found: list[tuple[int, ...]] = []
@@ -60,7 +64,7 @@ def timeline_of(parts: list[Array], device: str) -> Timeline:
     last one ended; it is moved to that moment. Rows of no length are dropped.
     """
     rows = canonical(np.concatenate(parts)) if parts else np.zeros((0, ROW_FIELDS), np.int64)
-    for lane in (COMPUTE, H2D, D2H, HOST):
+    for lane in (COMPUTE, H2D, D2H, CPU, HOST):
         mine = np.flatnonzero(rows[:, 0] == lane)
         if len(mine) > 1:
             ends = np.maximum.accumulate(rows[mine, 6])

@@ -30,7 +30,8 @@ class RunFacts:
 
 def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
-    state, out = fresh_state(given.config, given.workload, given.capacities), make_decision(given.config)
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    out = make_decision(given.config)
     used = fresh = fetches = transfers = decoded = visits = 0
     decode = given.workload.steps.step_phase == 1
     counted = decode if decode.any() else np.ones_like(decode)

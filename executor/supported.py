@@ -32,6 +32,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "predictor.threshold": None,
     "predictor.library": None,
     "kernel.grouping": ("per-expert", "grouped"),
+    "kernel.miss": None,
     "copy.overlap": (True, False),
     "copy.write_back": (True, False),
     "copy.chunk_bytes": None,

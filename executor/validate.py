@@ -35,7 +35,7 @@ from .calibration import Calibration, calibrate_device, write_calibration
 from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
-from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format
+from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format, with_costs
 from .supported import check_runnable
 from .validation_grid import Case, Grid
 
@@ -155,7 +155,8 @@ def validate_grid(
             if number == 0:  # what a profile does not reach is known before anything long is run
                 for case in grid.cases:
                     costs = costs_of(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
-                    _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
+                    # What decisions weigh is settled now: every run of a configuration decides alike.
+                    inputs[case.name] = _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
             for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
                 case = grid.cases[at]
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
@@ -192,6 +193,9 @@ def validate_cases(
     progress: Progress = silent,
 ) -> list[Validated]:
     """Return predicted and measured of runs on one open stage, with given costs: what one plan's validation takes."""
+    cases = [
+        (case, with_costs(given, stage.model, costs, slot_bytes=_slot_bytes(stage, given))) for case, given in cases
+    ]
     measured: dict[str, list[Execution]] = {case.name: [] for case, _ in cases}
     rounds = repeats + 1
     for number in range(rounds):
@@ -285,11 +289,18 @@ def _foresee(
     inputs: Mapping[str, RunInput],
     case: Case,
     costs: CostModel,
-) -> Forecast:
-    """Return a configuration's prediction; raises MissingCalibration where its costs do not reach."""
+) -> RunInput:
+    """Return a configuration with what its decisions weigh; raises MissingCalibration where its costs do not reach."""
     model, given = shapes[case.shape], inputs[case.name]
-    store = stages[model.name].store(stored_format(given.schedule, model).name)
-    return forecast(given, model, costs, slot_bytes=store.slot_bytes)
+    slot_bytes = _slot_bytes(stages[model.name], given)
+    given = with_costs(given, model, costs, slot_bytes=slot_bytes)
+    forecast(given, model, costs, slot_bytes=slot_bytes)
+    return given
+
+
+def _slot_bytes(stage: Stage, given: RunInput) -> int:
+    """Return the bytes that one expert of a run takes on the device."""
+    return stage.store(stored_format(given.schedule, stage.model).name).slot_bytes
 
 
 def _mean_step_s(executions: Sequence[Execution], given: RunInput) -> float:

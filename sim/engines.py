@@ -76,7 +76,7 @@ def fresh_state(
 ) -> PolicyState:
     """Return the state in which a run of `workload` begins.
 
-    costs: the run's cost tables; without them all experts have one format and no decision may weigh costs.
+    costs: the tables that decisions weigh; without them all experts have one format and no decision may weigh costs.
     """
     return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
                       formats=None if costs is None else costs.expert_format,
@@ -95,23 +95,29 @@ def prices_of(costs: CostTables, workload: Workload) -> Prices:
 
 
 def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
-             limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None) -> Outcome:  # fmt: skip
+             limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
+             weighed: CostTables | None = None) -> Outcome:  # fmt: skip
     """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them.
 
     limit_ns: stop as soon as a step's end, plus `later_ns` of the next step, exceeds this (0: never); the outcome is then
     `abandoned`. later_ns: int64 [num_steps + 1], the least time from each step to the end (None: nothing is known).
-    max_steps: run only the first so many steps.
+    max_steps: run only the first so many steps. weighed: tables that decisions weigh, where they are not the run's own: a run
+    that was decided with one prediction can be timed with another.
     """
     if not rows:
-        return _twin_once(config, workload, costs, capacities, serial, 0, limit_ns, later_ns, max_steps)
-    counted = _twin_once(config, workload, costs, capacities, serial, 1)  # room for one row: it only counts
-    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[fields.ROWS]))
+        return _twin_once(
+            config, workload, costs, capacities, serial, 0, limit_ns, later_ns, max_steps, weighed=weighed
+        )
+    # Room for one row: it only counts.
+    counted = _twin_once(config, workload, costs, capacities, serial, 1, weighed=weighed)
+    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[fields.ROWS]), weighed=weighed)
 
 
 def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
                limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
-               room: int = _QUEUE_ROOM) -> Outcome:  # fmt: skip
-    state, decision = fresh_state(config, workload, capacities, costs), make_decision(config)
+               room: int = _QUEUE_ROOM, weighed: CostTables | None = None) -> Outcome:  # fmt: skip
+    state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
+    decision = make_decision(config)
     clock = np.zeros(fields.NUM_CLOCK, np.int64)
     clock[fields.LIMIT] = limit_ns
     num_steps = workload.num_steps if max_steps is None else min(max_steps, workload.num_steps)
@@ -139,7 +145,7 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
         clock[fields.STUCK] == fields.QUEUE_FULL
     ):  # the link lags so far behind that its queue outgrew its room: start over
         return _twin_once(
-            config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room
+            config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room, weighed
         )
     if clock[fields.STUCK] == fields.DEADLOCK:
         raise Internal("the schedule deadlocked: every lane waits for another")

@@ -177,7 +177,7 @@ class QueuedDense:
     """A dense part that is computed when the compute stream has come so far."""
 
     def __init__(self, dense: DensePart, device: AsyncDevice) -> None:
-        self._dense, self._device = dense, device
+        self._dense, self._device, self.dtype = dense, device, dense.dtype
 
     def embed(self, rows: torch.Tensor) -> torch.Tensor:
         return self._dense.embed(rows)

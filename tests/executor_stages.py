@@ -15,6 +15,7 @@ from moeplan.kernels import reference
 from moeplan.presets import PRESETS
 from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import CostTables, chunk_sizes
+from moeplan.sim.policies.state import needs_prices
 from moeplan.sim.workload import Workload, build_workload
 from moeplan.specs import AttentionSpec, ModelSpec
 from moeplan.traces.format import RoutingTrace
@@ -55,6 +56,8 @@ def preset(name: str, **changes: object) -> OffloadSchedule:
     schedule = PRESETS[name]()
     if schedule.cache.policy != "none":
         schedule = schedule.with_options(cache__experts_per_layer=8 if name == "resident" else 3)
+    if schedule.copy.host_experts is not None:
+        schedule = schedule.with_options(copy__host_experts=10)
     return schedule.with_options(**({"experts__bits": "32"} | changes))
 
 
@@ -67,7 +70,7 @@ def runs_for_real(schedule: OffloadSchedule) -> bool:
     return True
 
 
-RUNNABLE = tuple(name for name in PRESETS if runs_for_real(PRESETS[name]()))
+RUNNABLE = tuple(name for name in PRESETS if runs_for_real(preset(name)))
 ONLY_SIMULATED = tuple(name for name in PRESETS if name not in RUNNABLE)
 
 
@@ -75,12 +78,20 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace) -> RunInput:
     """Return what the executor takes."""
     workload = build_workload(trace, schedule.workload, reset_per_request=schedule.cache.reset == "request",
                               with_next_use=schedule.cache.policy == "belady")  # fmt: skip
+    config = config_of(schedule, trace)
     return RunInput(
         schedule=schedule,
-        config=config_of(schedule, trace),
+        config=config,
         workload=workload,
         capacities=capacities_of(schedule, trace),
+        weighed=_weighed(workload, schedule) if needs_prices(config) else None,
     )
+
+
+def _weighed(workload: Workload, schedule: OffloadSchedule) -> CostTables:
+    """Return made-up costs among which the host's cores are sometimes the cheaper ones."""
+    costs = make_costs(np.random.default_rng(1), workload, schedule)
+    return costs._replace(cpu_ns=costs.cpu_ns // 4)
 
 
 def tables_of(given: RunInput, slot_bytes: int) -> CostTables:

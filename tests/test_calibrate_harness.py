@@ -181,8 +181,9 @@ def test_streams_are_threads_on_cores_and_leave_no_trace() -> None:
 
 def test_one_core_is_shared_by_all_streams() -> None:
     assert set(CpuDevice(cores=[3]).core_of.values()) == {3}
-    assert CpuDevice(cores=[0, 1]).core_of == {"compute": 0, "h2d": 1, "d2h": 1}
-    assert CpuDevice(cores=[4, 5, 6]).core_of == {"compute": 4, "h2d": 5, "d2h": 6}
+    assert CpuDevice(cores=[0, 1]).core_of == {"compute": 0, "h2d": 1, "d2h": 1, "cpu": 1}
+    assert CpuDevice(cores=[4, 5, 6]).core_of == {"compute": 4, "h2d": 5, "d2h": 6, "cpu": 6}
+    assert CpuDevice(cores=[0, 1, 2, 3, 4]).core_of == {"compute": 0, "h2d": 1, "d2h": 2, "cpu": 3}
 
 
 def test_host_memory_is_aligned_and_known() -> None:

@@ -36,6 +36,9 @@ SCHEDULES = {
     "public code": preset("mixtral-offloading-code"),
     "swaps beside the stream": preset("mixtral-offloading-code", copy__overlap=True, kernel__grouping="grouped"),
     "static cache": preset("mixtral-offloading", cache__policy="static"),
+    "all on the host's cores": preset("cpu-moe"),
+    "cores and link": preset("hybrimoe", workload__concurrency=2),
+    "cores and link, nothing kept": preset("on-demand", kernel__miss="balanced", kernel__grouping="grouped"),
 }
 
 

@@ -26,19 +26,31 @@ from moeplan.executor.execute import RunInput, Stage, execute, open_stage
 from moeplan.executor.execution import Execution, count_differences
 from moeplan.presets import PRESETS
 from moeplan.sim.engines import Outcome, run_twin
-from moeplan.sim.timeline import LANE_NAMES, OP_BACK, OP_DENSE, OP_EXPERT, OP_HEAD, OP_PREFETCH, ROW_OP, Timeline
+from moeplan.sim.policies.state import needs_prices
+from moeplan.sim.timeline import (
+    LANE_NAMES,
+    OP_BACK,
+    OP_CPU,
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_PREFETCH,
+    ROW_OP,
+    Timeline,
+)
 from moeplan.traces.format import RoutingTrace
 from strategies import runs
 
 
 def predicted(run: RunInput, slot_bytes: int) -> Outcome:
     serial = not run.schedule.copy.overlap
-    return run_twin(run.config, run.workload, tables_of(run, slot_bytes), run.capacities, serial=serial, rows=True)
+    tables = tables_of(run, slot_bytes)
+    return run_twin(run.config, run.workload, tables, run.capacities, serial=serial, rows=True, weighed=run.weighed)
 
 
 def work_of(timeline: Timeline) -> Counter[tuple[int, ...]]:
     """Count rows without their times. Whether a copy began as demand or prefetch depends on time, so it is left out."""
-    ops = (OP_DENSE, OP_EXPERT, OP_HEAD, 3, OP_PREFETCH, OP_BACK)
+    ops = (OP_DENSE, OP_EXPERT, OP_HEAD, 3, OP_PREFETCH, OP_BACK, OP_CPU)
     rows = timeline.rows[np.isin(timeline.rows[:, ROW_OP], ops)].copy()
     rows[rows[:, ROW_OP] == OP_PREFETCH, ROW_OP] = 3
     return Counter(tuple(row) for row in np.delete(rows, [5, 6], axis=1).tolist())
@@ -77,6 +89,11 @@ def test_every_preset_does_what_the_simulator_says(name: str, trace: RoutingTrac
         {"cache__policy": "lru", "cache__experts_per_layer": 1, "predictor__kind": "all", "copy__chunk_bytes": 4096},
         {"cache__policy": "lru", "cache__experts_per_layer": 2, "predictor__kind": "next-gate", "predictor__staging": 2,
          "copy__write_back": True, "workload__concurrency": 2, "predictor__depth": 2},
+        {"kernel__miss": "cpu", "cache__experts_per_layer": 1, "predictor__kind": "next-gate", "copy__write_back": True},
+        {"kernel__miss": "cheaper", "predictor__kind": "dial", "cache__pooled_experts": 5, "workload__concurrency": 3},
+        {"kernel__miss": "balanced", "kernel__grouping": "grouped", "cache__experts_per_layer": 2, "copy__write_back": True},
+        {"kernel__miss": "balanced", "cache__policy": "none", "cache__experts_per_layer": None, "predictor__kind": "next-gate",
+         "copy__chunk_bytes": 4096},
         {"cache__policy": "lru", "cache__experts_per_layer": 2, "cache__reset": "request", "workload__prefill_chunk_tokens": 2},
         {"cache__policy": "lru", "cache__experts_per_layer": 2, "copy__overlap": False, "predictor__kind": "next-gate"},
     ],
@@ -92,10 +109,14 @@ def test_every_option_does_what_the_simulator_says(changes: dict[str, object], t
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(drawn=runs())
 def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -> None:
-    config, workload, _, capacities, schedule, trace = drawn  # type: ignore[misc]
+    config, workload, costs, capacities, schedule, trace = drawn  # type: ignore[misc]
     assume(runs_for_real(schedule))
     run = RunInput(
-        schedule=schedule.with_options(experts__bits="32"), config=config, workload=workload, capacities=capacities
+        schedule=schedule.with_options(experts__bits="32"),
+        config=config,
+        workload=workload,
+        capacities=capacities,
+        weighed=costs if needs_prices(config) else None,
     )
     model = small_model(
         num_layers=trace.num_layers, num_experts=trace.num_experts, top_k=trace.top_k, hidden=32, inter=16
@@ -108,8 +129,7 @@ def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -
 
 def test_what_is_only_simulated_is_refused_in_one_line(trace: RoutingTrace) -> None:
     assert set(ONLY_SIMULATED) == {
-        "lookahead", "promoe", "fiddler", "hybrimoe", "cpu-moe", "n-cpu-moe", "kt-uniform", "kt-frequency", "kt-front-loading",
-        "hobbit", "edge-moe", "three-tiers",
+        "lookahead", "promoe", "hobbit", "edge-moe", "three-tiers",
     }  # fmt: skip
     run = run_input(preset("on-demand"), trace)
     with open_stage(small_model(), [run.workload]) as stage:
