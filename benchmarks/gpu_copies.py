@@ -3,6 +3,7 @@
     calibrate: SHAPE     every microbenchmark of `calibrate` with one model's shapes; all of them together make the profile
     copies: FORMAT       whole experts through the executor's copy engine, beside torch's own pinned copy of the same bytes
     overlap: N tokens    forward passes in which every expert of the next layer is copied while this layer computes
+    all-to-all           between the machine's GPUs, into the profile too; where there is one, a note says that there is none
 
 Modelled: an overlapped step is held against the larger of its computing alone (the same passes with all experts on the device) and
 its copying alone (the same bytes as a plain pinned copy). Ignored: what a schedule makes of it (`gpu_validation`, `gpu_speedups`).
@@ -10,6 +11,7 @@ its copying alone (the same bytes as a plain pinned copy). Ignored: what a sched
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -24,6 +26,7 @@ from moeplan.calibrate.device import TO_DEVICE, Device, available_host_bytes, me
 from moeplan.calibrate.expert_store import expert_layout, make_store
 from moeplan.calibrate.harness import Bench, Harness
 from moeplan.calibrate.measure import FULL, Extent, measure_device
+from moeplan.calibrate.microbench_collectives import FULL_EXCHANGES, ExchangeExtent, measure_all_to_all, rank_counts
 from moeplan.calibrate.samples import SampleSet, merge, read_samples, samples_from_json, samples_to_json, write_text
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.errors import InputError, MoeplanError
@@ -50,6 +53,9 @@ _CALIBRATE_FRACTION = 0.6
 _LAYERS = 32
 _COPIES = 24
 _ROUNDS = 5
+EXCHANGES = "all-to-all"
+_EXCHANGES = dataclasses.replace(FULL_EXCHANGES, rounds=3, seconds=8.0, limit_s=60.0)
+_DRY_EXCHANGES = ExchangeExtent(ranks=(2,), sizes=(KIB, 64 * KIB), while_sizes=(64 * KIB,), rounds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +131,13 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
     ]
     parts += [(f"copies: {bits} bits", partial(_copies, kind, bits, dry=dry)) for bits in formats]
     parts += [(f"overlap: {count} tokens", partial(_overlap, kind, count, dry=dry)) for count in tokens]
+    parts.append((EXCHANGES, partial(_all_to_all, told, dry=dry)))
     results.run(parts)
     sampled = [samples_from_json(part["samples"]) for part in results.parts.values() if "samples" in part]
     found: dict[str, Any] = {"targets": targets(results.parts, dry=dry)}
     if len(sampled) == len(chosen):
-        found |= _profiled(out, merge(sampled))
+        exchanged = results.parts.get(EXCHANGES, {}).get("exchange_samples")
+        found |= _profiled(out, merge([*sampled, *([samples_from_json(exchanged)] if exchanged else [])]))
     return results.close(**found) and found.get("fit") is not None
 
 
@@ -184,6 +192,20 @@ def _profiled(out: Path, samples: SampleSet) -> dict[str, Any]:
         return {"fit": None, "warnings": [str(error)]}
     slowed = {name: constant.value for name, constant in found.fit.profile.contention.items()}
     return {"fit": found.fit.to_dict(), "warnings": list(found.fit.warnings), "speed_beside_each_other": slowed}
+
+
+def _all_to_all(told: dict[str, Any], *, dry: bool) -> dict[str, Any]:
+    """Return samples of all-to-alls between the GPUs of this machine (dry: between two small processes), or why there are none."""
+    backend, extent = ("gloo", _DRY_EXCHANGES) if dry else ("nccl", _EXCHANGES)
+    counts, reason = rank_counts(extent, backend)
+    found = [sample for ranks in counts for sample in measure_all_to_all(ranks, backend=backend, extent=extent)]
+    samples = SampleSet(device=told, conditions={}, samples=tuple(found))
+    return {
+        "ranks": list(counts),
+        "notes": [] if reason is None else [reason],
+        "num_measurements": len(found),
+        "exchange_samples": samples_to_json(samples) if found else None,
+    }
 
 
 # --- copies -------------------------------------------------------------------------------------------------------------

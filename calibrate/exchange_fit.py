@@ -2,11 +2,12 @@
 
     seconds = (latency + busiest port / bandwidth + all ports / shared bandwidth) · residual(all ports)
 
-Modelled: the busiest port is the larger of what a rank sends and receives; what the ranks share shows in skewed traffic, so
-without any (another tool's balanced times) a port is its own. Uncertainty is what leaving out whole sizes, and whole patterns of
-traffic, got wrong nine times in ten. Beside it the fit says how far the rule of the busiest port alone would be off under skew.
-How much exchanges and products slow each other down are medians over sizes, each size predicted from the others. Ignored:
-products that read more than caches hold.
+Modelled: a point is the mean of the middle half of its repetitions: a step adds exchanges up, and short ones on shared cores have
+two modes, between which a median jumps. The busiest port is the larger of what a rank sends and receives; what the ranks share
+shows in skewed traffic, so without any (another tool's balanced times) a port is its own. Uncertainty is what leaving out whole
+sizes, and whole patterns of traffic, got wrong nine times in ten. Beside it the fit says how far the rule of the busiest port
+alone would be off under skew. How much exchanges and products slow each other down are medians over sizes, each size predicted
+from the others. Ignored: products that read more than caches hold.
 """
 
 from __future__ import annotations
@@ -129,8 +130,10 @@ def _point(sample: Sample) -> tuple[dict[str, float], float, float, str]:
         total = ranks * larger
     else:
         raise InputError("samples: all_to_all.matrix", "(absent)", f"{pattern} traffic needs it", "measure again")
+    if larger <= 0:
+        raise InputError("samples: all_to_all.bytes", larger, "nothing is sent to another rank", "measure again")
     columns = {"bytes": float(larger), "total_bytes": float(total)}
-    return columns, sample.median_s, float(sample.arguments.get("per_rank_bytes", larger)), pattern
+    return columns, sample.midmean_s, float(sample.arguments.get("per_rank_bytes", larger)), pattern
 
 
 def _table(

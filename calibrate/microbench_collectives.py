@@ -27,7 +27,7 @@ import torch
 
 from ..errors import InputError, MoeplanError, UnknownName
 from ..units import KIB, MIB, NS_PER_S
-from .exchange_matrices import PATTERNS, busiest_port, matrix_to_text, traffic
+from .exchange_matrices import PATTERNS, Matrix, busiest_port, matrix_from_text, matrix_to_text, traffic
 from .samples import Sample
 
 BACKENDS = ("gloo", "nccl")
@@ -44,9 +44,9 @@ class ExchangeExtent:
     """Which all-to-alls are measured, and how often."""
 
     ranks: tuple[int, ...]
-    """Numbers of ranks, one after the other; those the machine has no GPUs for are left out where the backend is NCCL."""
+    """Numbers of ranks, one after the other; those beyond two that the machine has no cores or GPUs for are left out."""
     sizes: tuple[int, ...]
-    """Bytes that each rank sends, its own part included."""
+    """Bytes that each rank has for all, its own part included, which is not exchanged."""
     while_sizes: tuple[int, ...]
     """Of them, those also exchanged while every rank computes."""
     patterns: tuple[str, ...] = PATTERNS
@@ -76,7 +76,9 @@ def rank_counts(extent: ExchangeExtent, backend: str) -> tuple[tuple[int, ...], 
     if not torch.distributed.is_available():
         return (), "this torch has no torch.distributed: no all-to-all"
     if backend == "gloo":
-        return extent.ranks, None
+        # Ranks that share a core wait for each other's time slice, and times of one exchange differ by a factor of ten.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return tuple(ranks for ranks in extent.ranks if ranks <= max(2, cores)), None
     gpus = torch.cuda.device_count()
     if gpus < 2:
         return (), ("one GPU" if gpus else "no GPU") + ": no all-to-all"
@@ -95,6 +97,34 @@ def measure_all_to_all(
     Raises UnknownName for an unknown backend, InputError for fewer than two ranks, NCCL with fewer GPUs than ranks, or ranks that
     died or did not end in time; whatever is raised, none of them is left behind.
     """
+    _check(ranks, backend)
+    return _measured(_cases(ranks, backend, extent), ranks, backend, extent, progress)
+
+
+def measure_matrices(
+    matrices: Sequence[tuple[str, Matrix]],
+    *,
+    backend: str = "gloo",
+    extent: ExchangeExtent = FULL_EXCHANGES,
+    progress: Said = lambda done, total, note: None,
+) -> list[Sample]:
+    """Return samples of all-to-alls with the traffic given: (name, bytes from each rank to each), all between as many ranks.
+
+    extent: its rounds and limits. Raises as `measure_all_to_all` does, and InputError for matrices of different sizes.
+    """
+    sizes = {matrix.shape for _, matrix in matrices}
+    if len(sizes) != 1 or any(len(set(shape)) != 1 for shape in sizes):
+        raise InputError("matrices", sorted(sizes), "not square, or not all of one size", "give some of equal size")
+    ranks = len(matrices[0][1])
+    _check(ranks, backend)
+    for _, matrix in matrices:
+        matrix_from_text(matrix_to_text(matrix), ranks, "matrices")
+    cases = [_case(name, matrix, int(matrix.sum(axis=1).max()), backend) for name, matrix in matrices]
+    return _measured(cases, ranks, backend, extent, progress)
+
+
+def _check(ranks: int, backend: str) -> None:
+    """Return nothing; raises for what cannot be measured here."""
     if backend not in BACKENDS:
         raise UnknownName("backend", backend, BACKENDS)
     if ranks < 2:
@@ -102,7 +132,12 @@ def measure_all_to_all(
     if backend == "nccl" and torch.cuda.device_count() < ranks:
         rule = f"this machine has {torch.cuda.device_count()} GPUs"
         raise InputError("ranks", ranks, rule, "give fewer, or use gloo")
-    cases = _cases(ranks, backend, extent)
+
+
+def _measured(
+    cases: list[dict[str, Any]], ranks: int, backend: str, extent: ExchangeExtent, progress: Said
+) -> list[Sample]:
+    """Return the samples of cases, measured by processes that live as long."""
     task = {
         "ranks": ranks,
         "backend": backend,
@@ -120,19 +155,28 @@ def _cases(ranks: int, backend: str, extent: ExchangeExtent) -> list[dict[str, A
     """Return what is measured, in order; a case without a matrix only computes."""
     cases: list[dict[str, Any]] = []
     for size in extent.sizes:
-        repetitions = 8 if size <= _SMALL_BYTES else 5 if size <= _LARGE_BYTES else 3
-        # On GPUs short exchanges are done back to back, as an engine's captured graph does them.
-        inner = 1 if backend == "gloo" else 20 if size <= _SMALL_BYTES else 8
         for pattern in extent.patterns:
             matrix = traffic(ranks, size, pattern)
             if busiest_port(matrix)[0] == 0:
                 continue
-            told = {"matrix": matrix.tolist(), "pattern": pattern, "size": size, "inner": inner}
-            cases.append(told | {"companion": "none", "repetitions": repetitions})
+            cases.append(_case(pattern, matrix, size, backend))
             if size in extent.while_sizes and pattern == "balanced":
-                cases.append(told | {"companion": "compute", "repetitions": 1})
+                cases.append(cases[-1] | {"companion": "compute", "repetitions": 1})
     alone: dict[str, Any] = {"matrix": None, "pattern": "none", "size": 0, "inner": 1, "repetitions": 1}
     return cases + [alone | {"companion": "none", "everywhere": everywhere} for everywhere in (True, False)]
+
+
+def _case(pattern: str, matrix: Matrix, size: int, backend: str) -> dict[str, Any]:
+    """Return one kind of traffic to be measured alone."""
+    return {
+        "matrix": matrix.tolist(),
+        "pattern": pattern,
+        "size": size,
+        "companion": "none",
+        "repetitions": 16 if size <= _SMALL_BYTES else 5 if size <= _LARGE_BYTES else 3,
+        # On GPUs short exchanges are done back to back, as an engine's captured graph does them.
+        "inner": 1 if backend == "gloo" else 20 if size <= _SMALL_BYTES else 8,
+    }
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from .host_overheads import measure_host
 from .run_samples import measure_runs
 
 _QUICK_SECONDS = 20.0
+# Of the time a calibration may take, each number of ranks gets so much; starting their processes comes on top.
+_EXCHANGE_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,8 @@ def calibrate_device(
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
     measured = extent or (QUICK if quick else FULL)
     asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges else None
+    if asked is not None and limit is not None:
+        asked = dataclasses.replace(asked, seconds=min(asked.seconds, limit * _EXCHANGE_FRACTION))
     opened = open_device(device)
     journal = None
     try:

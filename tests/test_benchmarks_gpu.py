@@ -200,6 +200,17 @@ def test_layers_are_taken_away_where_the_host_is_small() -> None:
     assert fit(32, 8, gib, gib) == 2
 
 
+@pytest.mark.parametrize(("gpus", "said"), [(1, "one GPU: no all-to-all"), (0, "no GPU: no all-to-all")])
+def test_a_machine_without_a_second_gpu_says_that_there_is_no_all_to_all(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, said: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = benchmark_module("gpu_copies")._all_to_all({"name": "a GPU"}, dry=False)
+    assert found == {"ranks": [], "notes": [said], "num_measurements": 0, "exchange_samples": None}
+
+
 @pytest.fixture
 def apart(tmp_path: Path) -> dict[str, str]:
     """An environment whose every Python refuses what a GPU machine need not have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ from moeplan.calibrate.microbench_collectives import (
     QUICK_EXCHANGES,
     ExchangeExtent,
     measure_all_to_all,
+    measure_matrices,
     rank_counts,
 )
 from moeplan.calibrate.samples import Sample, SampleSet, samples_from_json, samples_to_json
@@ -69,9 +71,9 @@ def fit() -> Fit:
 
 
 def test_traffic_of_each_pattern() -> None:
-    assert traffic(4, 4096, "balanced").tolist() == [[1024] * 4] * 4
-    assert traffic(4, 4000, "hot").tolist() == [[3000, 333, 333, 333]] * 4
-    assert traffic(2, 3000, "zipf").tolist() == [[2000, 1000]] * 2
+    assert traffic(3, 4096, "balanced").tolist() == [[0, 1365, 1365], [1365, 0, 1365], [1365, 1365, 0]]
+    assert traffic(3, 4000, "hot").tolist() == [[0, 500, 500], [3000, 0, 500], [3000, 500, 0]]
+    assert traffic(2, 3000, "zipf").tolist() == [[0, 1000], [2000, 0]]
     sent, received = port_bytes(traffic(4, 4000, "hot"))
     assert sent.tolist() == [999, 3666, 3666, 3666] and received.tolist() == [9000, 999, 999, 999]
     assert busiest_port(traffic(4, 4000, "hot")) == (9000, 999)
@@ -164,6 +166,10 @@ def test_skewed_traffic_without_its_matrix_is_refused_by_the_fit() -> None:
     ]  # fmt: skip
     with pytest.raises(InputError, match=r"hot traffic needs it|zipf traffic needs it"):
         fit_profile(with_exchanges(bare))
+    empty = Sample(kind="all_to_all", labels={"backend": "gloo", "pattern": "balanced", "companion": "none"},
+                   arguments={"ranks": 2, "bytes": 0}, seconds=(1.0,))  # fmt: skip
+    with pytest.raises(InputError, match="nothing is sent"):
+        fit_profile(with_exchanges([empty]))
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------
@@ -196,7 +202,7 @@ def test_processes_of_this_machine_exchange_bytes_and_compute_meanwhile(monkeypa
         ("balanced", "compute", 32 * KIB), ("zipf", "none", 43690), ("hot", "none", 48 * KIB),
     ]  # fmt: skip
     assert all(0 < s.median_s < 1 for s in exchanges)
-    assert matrix_from_text(exchanges[1].labels["matrix"], 2).tolist() == [[682, 341]] * 2
+    assert matrix_from_text(exchanges[1].labels["matrix"], 2).tolist() == [[0, 341], [682, 0]]
     products = {(s.labels["companion"], s.arguments["computing"]) for s in found if s.kind == "rank_product"}
     assert products <= {("all_to_all", 2.0), ("none", 2.0), ("none", 1.0)} and ("none", 1.0) in products
 
@@ -239,6 +245,15 @@ def test_a_rank_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) ->
     assert rank.wait(30) == 1 and time.monotonic() - began < 30
 
 
+def test_matrices_of_different_numbers_of_ranks_are_refused() -> None:
+    with pytest.raises(InputError, match="not square, or not all of one size"):
+        measure_matrices([("a", traffic(2, KIB, "hot")), ("b", traffic(3, KIB, "hot"))])
+    with pytest.raises(InputError, match="not square"):
+        measure_matrices([("a", np.ones((2, 3), np.int64))])
+    with pytest.raises(InputError, match="nothing is sent"):
+        measure_matrices([("a", np.eye(2, dtype=np.int64))])
+
+
 @pytest.mark.parametrize(
     ("ranks", "backend", "message"), [(1, "gloo", "needs two"), (2, "mpi", "backend"), (64, "nccl", "GPUs")]
 )
@@ -261,7 +276,14 @@ def test_nccl_takes_as_many_ranks_as_there_are_gpus(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert rank_counts(FULL_EXCHANGES, "nccl") == expected
-    assert rank_counts(FULL_EXCHANGES, "gloo") == ((2, 4), None)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, (2,)), (2, (2,)), (3, (2,)), (4, (2, 4)), (64, (2, 4))])
+def test_more_than_two_ranks_need_a_core_each(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert rank_counts(FULL_EXCHANGES, "gloo") == (expected, None)
 
 
 def test_a_calibration_keeps_each_number_of_ranks_as_a_part_and_says_what_it_could_not_measure(
@@ -273,6 +295,7 @@ def test_a_calibration_keeps_each_number_of_ranks_as_a_part_and_says_what_it_cou
         return lawful_exchanges(ranks)
 
     monkeypatch.setattr(measure, "measure_all_to_all", some)
+    monkeypatch.setattr(measure, "rank_counts", lambda extent, backend: ((2, 4), None))
     device = CpuDevice(MIB)
     harness = Harness(device)
     measure._measure_exchanges(harness, device, FULL_EXCHANGES)

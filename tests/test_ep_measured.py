@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from calibration_samples import lawful_samples
 from exchange_samples import FOUR_ON_TWO_CORES, SIZES, lawful_exchanges
+from moeplan.calibrate.exchange_fit import fit_exchanges
 from moeplan.calibrate.exchange_matrices import matrix_from_text, port_bytes
+from moeplan.calibrate.exchange_table import curve_name, read_table
 from moeplan.calibrate.fit import fit_profile
-from moeplan.calibrate.samples import Sample
+from moeplan.calibrate.samples import Sample, SampleSet
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.ep_schedule import ExpertParallelSchedule, load_ep_preset
 from moeplan.errors import DoesNotFit, MissingCalibration
@@ -46,13 +48,24 @@ def load_of(case: EpRehearsal, schedule: ExpertParallelSchedule, tokens: int = 6
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_an_exchange_is_priced_within_the_uncertainty_stated_of_what_was_measured(profile: Profile, ranks: int) -> None:
+def test_exchanges_are_priced_within_the_uncertainty_stated_of_the_medians_nine_times_in_ten(
+    profile: Profile, ranks: int
+) -> None:
     tier = constants_of(profile, 1, ranks).intra
     assert tier.table is not None and tier.source == "measured" and 0 < tier.relative_uncertainty < 0.2
-    alone = [s for s in EXCHANGES[ranks] if s.kind == "all_to_all" and s.labels["companion"] == "none"]
-    assert len(alone) == 3 * len(SIZES)
-    inside = [_off(tier, sample) <= tier.relative_uncertainty for sample in alone]
-    assert np.mean(inside) >= 0.9  # nine in ten is what it states
+    inside = []
+    for seed in range(8):  # of one machine, one calibration is luckier than another
+        samples = lawful_exchanges(ranks, noise=0.05, seed=seed)
+        found = fit_exchanges(SampleSet(device={}, conditions={}, samples=tuple(samples)), "a lawful machine")
+        assert found is not None
+        table = read_table(curve_name("gloo", ranks), ranks, found.curves)
+        measured = dataclasses.replace(tier, table=table, relative_uncertainty=table.relative_uncertainty)
+        alone = [s for s in samples if s.kind == "all_to_all" and s.labels["companion"] == "none"]
+        assert len(alone) == 3 * len(SIZES)
+        inside += [_off(measured, sample) <= measured.relative_uncertainty for sample in alone]
+    assert (
+        0.85 < np.mean(inside) < 0.99
+    )  # 216 of them: 0.9 give or take two and a half standard errors, and not always right
 
 
 def _off(tier: Tier, sample: Sample) -> float:
