@@ -219,7 +219,7 @@ def _copies(kind: str, bits: str, *, dry: bool) -> dict[str, Any]:
     try:
         store = make_store(model, bits, device, num_keys=2 * model.num_experts, distinct=1)
         with device.enter(TO_DEVICE):
-            slots = Slots(device, store.layout, store.activation, num_slots=4, num_transient=0)
+            slots = Slots(device, [store.layout], store.activation, num_slots=4, num_transient=0)
             plain_s = _plain_s(device, store.slot_bytes)
         pieces = (None, 4 * MIB) if not dry else (None,)
         engine = {}
@@ -227,11 +227,11 @@ def _copies(kind: str, bits: str, *, dry: bool) -> dict[str, Any]:
             rates = []
             for _ in range(_ROUNDS):
                 gate = Gate()
-                copies = CopyEngine(device, store, slots, gate, piece_bytes=piece)
+                copies = CopyEngine(device, [store], slots, gate, piece_bytes=piece)
                 try:
                     transfers = [
                         Transfer(id=n, key=n % store.num_keys, kind=DEMAND, target=0, slot=n % 4, transient=False, wait_kernel=-1,
-                                 wait_back=-1) for n in range(count)
+                                 wait_back=-1, format=0, num_bytes=store.slot_bytes) for n in range(count)
                     ]  # fmt: skip
                     device.new_epoch()
                     for transfer in transfers:

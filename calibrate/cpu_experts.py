@@ -39,10 +39,14 @@ class CpuExperts(ExpertRunner):
         return Visit(x, rows, torch.empty_like(rows), gate(logits, experts), offsets, order)
 
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
-        """Compute each of `experts` from its slot."""
+        """Compute each of `experts` from its slot; rows that were gathered for another format are converted."""
         for expert, slot in zip(experts, slots, strict=True):
             low, high = visit.offsets[expert], visit.offsets[expert + 1]
-            run_expert(visit.rows[low:high], self.weights, slot, out=visit.answers[low:high], scratch=self._scratch)
+            rows, answers = visit.rows[low:high], visit.answers[low:high]
+            if rows.dtype == self._dtype:
+                run_expert(rows, self.weights, slot, out=answers, scratch=self._scratch)
+            else:
+                answers.copy_(run_expert(rows.to(self._dtype), self.weights, slot, scratch=self._scratch))
 
     def finish(self, visit: Visit) -> None:
         """Put the answers back in the order of the choices and add them up in float32."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from ..calibrate.device import TO_DEVICE, TO_HOST, Device, Mark, preemptions
 from ..calibrate.expert_store import ExpertStore
@@ -86,14 +87,14 @@ class CopyEngine:
     def __init__(
         self,
         device: Device,
-        store: ExpertStore,
+        stores: Sequence[ExpertStore],
         slots: Slots,
         gate: Gate,
         *,
         piece_bytes: int | None,
         poison: bool = False,
     ) -> None:
-        self._device, self._store, self._slots, self._gate = device, store, slots, gate
+        self._device, self._stores, self._slots, self._gate = device, stores, slots, gate
         self._piece = piece_bytes or slots.slot_bytes
         self._poison = poison
         self._waiting = Waiting()
@@ -194,7 +195,7 @@ class CopyEngine:
             slot = self._slots.destination(transfer)
         target = self._slots.bytes_of(slot)
         low = transfer.moved_bytes
-        high = min(low + self._piece, self._slots.slot_bytes)
+        high = min(low + self._piece, transfer.num_bytes)
         if low == 0:  # whatever used the slot before is in its stream by now; this stream goes behind it
             if transfer.wait_kernel >= 0:
                 device.follow(gate.kernels[transfer.wait_kernel])
@@ -203,7 +204,7 @@ class CopyEngine:
             if self._poison:
                 target.fill_(POISON)
         begin = device.mark()
-        self._store.bring(device, target, transfer.key, low, high)
+        self._stores[transfer.format].bring(device, target, transfer.key, low, high)
         end = device.mark()
         if device.asynchronous:
             self._in_flight.append(end)
@@ -213,7 +214,7 @@ class CopyEngine:
             transfer.moved_bytes = high
             self._running = None
             gate.moved_at_s = time.monotonic()
-            if high < self._slots.slot_bytes:
+            if high < transfer.num_bytes:
                 self._waiting.add(transfer)
             else:
                 transfer.end = end
@@ -234,8 +235,8 @@ class CopyEngine:
 class BackEngine:
     """Moves evicted experts to the host, in order, on a thread of its own."""
 
-    def __init__(self, device: Device, store: ExpertStore, slots: Slots, gate: Gate) -> None:
-        self._device, self._store, self._slots, self._gate = device, store, slots, gate
+    def __init__(self, device: Device, stores: Sequence[ExpertStore], slots: Slots, gate: Gate) -> None:
+        self._device, self._stores, self._slots, self._gate = device, stores, slots, gate
         self._waiting: deque[WriteBack] = deque()
         self._busy = False
         self.rows = Rows()
@@ -286,9 +287,10 @@ class BackEngine:
         if back.wait_kernel >= 0:
             device.follow(self._gate.kernels[back.wait_kernel])
         begin = device.mark()
-        self._store.take_back(device, self._slots.bytes_of(back.slot), back.key, aside=not back.holds_it())
+        source = self._slots.bytes_of(back.slot)[: back.num_bytes]
+        self._stores[back.format].take_back(device, source, back.key, aside=not back.holds_it())
         end = device.mark()
-        self.rows.written_back(back, begin, end, self._slots.slot_bytes)
+        self.rows.written_back(back, begin, end, back.num_bytes)
         with self._gate.change:
             self._gate.backs.append(end)
             self._busy = False

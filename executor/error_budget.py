@@ -2,13 +2,15 @@
 
     copy         how long a transfer takes alone
     compute      how long kernels take alone
+    cores        how long experts take on the host's cores alone
     contention   how much they slow each other down
     host         what the host does between them
     scheduling   what is left when all of these are measured
 
 Modelled: a row's measured duration is its duration alone plus what companions cost it, in proportion to how long they
 ran beside it; a straight line over many rows separates the two. Ratios of measured to predicted durations then scale
-the tables. Ignored: how durations vary around their middle, which is part of what is left.
+the tables. Ignored: how durations vary around their middle, which is part of what is left; which of
+two weight formats an expert was computed in: the first is expected.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 
 from ..sim.costs import (
     COMPUTE,
+    CPU,
     D2H,
     H2D,
     HOST,
@@ -33,6 +36,7 @@ from ..sim.costs import (
 )
 from ..sim.policies.state import Array
 from ..sim.timeline import (
+    OP_CPU,
     OP_DENSE,
     OP_EXPERT,
     OP_HEAD,
@@ -40,6 +44,7 @@ from ..sim.timeline import (
     OP_HOST_LAYER,
     OP_HOST_STEP,
     OP_HOST_SUBMIT,
+    ROW_BYTES,
     ROW_END,
     ROW_LANE,
     ROW_LAYER,
@@ -54,7 +59,7 @@ from .execution import Execution
 from .overlap import overlap_ns
 from .prediction import predicted_step_s, simulate
 
-CLASSES = ("copy", "compute", "contention", "host")
+CLASSES = ("copy", "compute", "cores", "contention", "host")
 _MIN_OVERLAP = 0.05
 _SLOWEST = 0.2
 _HOST_OPS = {
@@ -98,6 +103,7 @@ def measured_tables(
     ratio = {op: _lines(given, tables, timelines, op) for op in (OP_DENSE, OP_EXPERT, OP_HEAD)}
     copies = _copy_line(tables, timelines, H2D)
     backs = _copy_line(tables, timelines, D2H)
+    cores = _lines(given, tables, timelines, OP_CPU)
     compute = {
         "dense_ns": _scaled(tables.dense_ns, ratio[OP_DENSE].alone),
         "head_ns": _scaled(tables.head_ns, ratio[OP_HEAD].alone),
@@ -105,10 +111,9 @@ def measured_tables(
         "grouped_ns": _scaled(tables.grouped_ns, ratio[OP_EXPERT].alone, least=0),
     }
     rate = tables.rate.copy()
-    for lane, line in ((COMPUTE, ratio[OP_EXPERT]), (H2D, copies)):
+    for lane, companion, line in ((COMPUTE, H2D, ratio[OP_EXPERT]), (H2D, COMPUTE, copies), (CPU, H2D, cores)):
         if line.seen:
             measured = min(1.0, max(_SLOWEST, 1.0 - line.slope))
-            companion = H2D if lane == COMPUTE else COMPUTE
             for mask in range(2**NUM_RATED_LANES):
                 if mask >> lane & 1 and mask >> companion & 1:
                     rate[lane, mask] = max(1, round(measured * RATE_ONE))
@@ -120,6 +125,7 @@ def measured_tables(
     return {
         "copy": {"chunk_ns": _scaled(tables.chunk_ns, copies.alone), "back_ns": _scaled(tables.back_ns, backs.alone)},
         "compute": compute,
+        "cores": {"cpu_ns": _scaled(tables.cpu_ns, cores.alone)},
         "contention": {"rate": rate},
         "host": {"host_ns": host},
     }
@@ -143,9 +149,12 @@ def _copy_line(tables: CostTables, timelines: Sequence[Timeline], lane: int) -> 
         rows = timeline.rows[timeline.rows[:, ROW_LANE] == lane]
         if lane == D2H:
             expected = np.full(len(rows), float(tables.back_ns[0]))
+            for size, ns in zip(tables.expert_bytes.tolist(), tables.back_ns.tolist(), strict=True):
+                expected[rows[:, ROW_BYTES] == size] = ns
         else:
-            last = rows[:, 7] == tables.chunk_bytes[0, 1]
-            expected = np.where(last, tables.chunk_ns[0, 1], tables.chunk_ns[0, 0]).astype(float)
+            expected = np.full(len(rows), float(tables.chunk_ns[0, 0]))
+            for size, ns in zip(tables.chunk_bytes.ravel().tolist(), tables.chunk_ns.ravel().tolist(), strict=True):
+                expected[rows[:, ROW_BYTES] == size] = ns  # of pieces of one size, the last one's
         compute = timeline.rows[timeline.rows[:, ROW_LANE] == COMPUTE]
         ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / np.maximum(expected, 1))
         overlaps.append(overlap_ns(rows, compute) / np.maximum(expected, 1))
@@ -181,6 +190,9 @@ def _expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> A
     if op == OP_HEAD:
         head: Array = tables.head_ns[line].astype(float)
         return head
+    if op == OP_CPU:
+        cores: Array = np.maximum(tables.cpu_ns[0][rows[:, ROW_TOKENS]], 1).astype(float)
+        return cores
     shares = tables.kernel_ns[0]
     expected = np.zeros(len(rows))
     for at, row in enumerate(rows.tolist()):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..calibrate.device import COMPUTE, Device, metadata_of, open_device, preemp
 from ..calibrate.expert_runner import open_runner
 from ..calibrate.expert_store import ExpertStore, make_store
 from ..calibrate.pass_shape import PassShape
-from ..errors import Internal
+from ..errors import InputError, Internal
 from ..schedule import OffloadSchedule
 from ..sim.costs import CostTables
 from ..sim.engines import fresh_state
@@ -95,6 +95,17 @@ class Stage:
                 seed=self.seed,
             )
         return self._stores[key]
+
+    def stores(self, schedule: OffloadSchedule) -> list[ExpertStore]:
+        """Return the stores of a schedule's weight formats, the first one first; raises InputError for a second that is no smaller."""
+        bits, low = schedule.experts.bits, schedule.experts.low_bits
+        first = self.store(self.model.native_bits if bits == "native" else bits, pinned=schedule.copy.pinned)
+        if low is None:
+            return [first]
+        second = self.store(low, pinned=schedule.copy.pinned)
+        if second.slot_bytes >= first.slot_bytes:
+            raise InputError("experts.low_bits", low, f"not smaller than {first.layout.weights}", "give fewer bits")
+        return [first, second]
 
     def forget(self, bits: str) -> None:
         """Free the experts of one format."""
@@ -173,20 +184,23 @@ def execute(
     check_runnable(schedule)
     if needs_prices(config) and given.weighed is None:
         raise Internal(f"{schedule.name} weighs costs and was given none")
-    bits = stage.model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits
-    source = store if store is not None else stage.store(bits, pinned=schedule.copy.pinned)
+    stores = stage.stores(schedule)
+    if store is not None:
+        stores[0] = store
+    if len(stores) > 1 and schedule.experts.low_fraction > 0 and given.weighed is None:
+        raise Internal(f"{schedule.name} stores some experts in a second format and was not told which")
     rehearsed = rehearse(given)
     state = fresh_state(config, given.workload, given.capacities, given.weighed)
     slots = Slots(
         device,
-        source.layout,
-        source.activation,
+        [each.layout for each in stores],
+        stores[0].activation,
         num_slots=_num_slots(state),
         num_transient=int(rehearsed.count[PEAK_TRANSIENT]),
         guesses=config.predictor != GUESS_NONE,
     )
     try:
-        found = _run(stage, given, source, slots, state, keep_outputs, poison, progress)
+        found = _run(stage, given, stores, slots, state, keep_outputs, poison, progress)
     except RuntimeError as error:
         failure = device_failure(error)
         if failure is None:
@@ -216,7 +230,7 @@ def rehearse(given: RunInput) -> PolicyState:
 def _run(
     stage: Stage,
     given: RunInput,
-    source: ExpertStore,
+    stores: Sequence[ExpertStore],
     slots: Slots,
     state: PolicyState,
     keep_outputs: bool,
@@ -232,15 +246,16 @@ def _run(
     try:
         with device.enter(COMPUTE):
             steps = forced_steps(workload, device)
-            _preload(source, slots, state, device)
+            _preload(stores, slots, state, device)
             piece = schedule.copy.chunk_bytes
             if schedule.copy.overlap:
-                copies = CopyEngine(device, source, slots, gate, piece_bytes=piece, poison=poison)
-                backs = BackEngine(device, source, slots, gate) if schedule.copy.write_back else None
+                copies = CopyEngine(device, stores, slots, gate, piece_bytes=piece, poison=poison)
+                backs = BackEngine(device, stores, slots, gate) if schedule.copy.write_back else None
             else:
-                copies = StreamCopies(device, source, slots, gate, piece_bytes=piece, poison=poison)
+                copies = StreamCopies(device, stores, slots, gate, piece_bytes=piece, poison=poison)
             if config.miss != MISS_FETCH:
-                cores = HostCores(device, [source.weights()], gate, staging_bytes=_row_bytes(stage, workload))
+                weights = [each.weights() for each in stores]
+                cores = HostCores(device, weights, gate, staging_bytes=_row_bytes(stage, workload))
             program = Program(
                 config,
                 workload.steps,
@@ -248,7 +263,8 @@ def _run(
                 make_decision(config),
                 device=device,
                 dense=stage.dense,
-                experts=open_runner(slots.weights, device),
+                experts=[open_runner(weights, device) for weights in slots.weights],
+                expert_bytes=[each.slot_bytes for each in stores],
                 gate=gate,
                 copies=copies,
                 backs=backs,
@@ -289,7 +305,8 @@ def _run(
         makespan_ns=int(max(timeline.rows[:, 6].max(initial=0), ends[-1] if len(ends) else 0)),
         ready_hits=program.ready_hits,
         late_hits=program.late_hits,
-        slot_bytes=slots.slot_bytes,
+        slot_bytes=stores[0].slot_bytes,
+        expert_bytes=tuple(each.slot_bytes for each in stores),
         outputs=tuple(program.outputs),
         notes=stage.notes,
     )
@@ -318,10 +335,11 @@ def forced_steps(workload: Workload, device: Device) -> list[Step]:
     return found
 
 
-def _preload(source: ExpertStore, slots: Slots, state: PolicyState, device: Device) -> None:
+def _preload(stores: Sequence[ExpertStore], slots: Slots, state: PolicyState, device: Device) -> None:
     """Bring what is on the device from the start: a static cache's experts."""
     for key in np.flatnonzero(state.where == CACHED).tolist():
-        source.bring(device, slots.bytes_of(int(state.slot_of[key])), key, 0, slots.slot_bytes)
+        source = stores[int(state.format[key])]
+        source.bring(device, slots.bytes_of(int(state.slot_of[key])), key, 0, source.slot_bytes)
 
 
 def _row_bytes(stage: Stage, workload: Workload) -> int:

@@ -35,6 +35,7 @@ _COMPARED = (
     "GUESSES_TRUE",
     "TRUTHS",
     "CPU_RUNS",
+    "LOW_FETCHES",
 )
 
 
@@ -59,6 +60,8 @@ class Execution:
     """[T, H] of each step's last layer, where they were asked for."""
     notes: tuple[str, ...]
     """What is not as the schedule or the model says: a shrunken model, memory that could not be page-locked."""
+    expert_bytes: tuple[int, ...] = ()
+    """Bytes that one expert's copy moves, by weight format."""
 
     @property
     def bytes_copied(self) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..calibrate.cpu_experts import row_dtype
-from ..calibrate.device import CORES, Device, Mark, preemptions
+from ..calibrate.device import CORES, TO_DEVICE, CpuDevice, Device, Mark, preemptions
 from ..calibrate.expert_runner import Visit
 from ..errors import Internal
 from ..kernels.cpu import Scratch, run_expert
@@ -77,6 +77,8 @@ class HostCores:
         self.rows = Rows()
         self.preempted = 0
         """How often the system has taken the worker's core away so far."""
+        self.takes_turns = isinstance(device, CpuDevice) and device.core_of[CORES] == device.core_of[TO_DEVICE]
+        """The worker and the copies share a core: each takes it from the other, which is nothing that disturbs a run."""
         self._thread = threading.Thread(target=self._work, name="moeplan host cores", daemon=True)
         self._thread.start()
 

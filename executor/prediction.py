@@ -8,11 +8,13 @@ Modelled: sizes are those of the slots that really move, which differ a little f
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..calibrate.cost_model import CostModel
+from ..calibrate.expert_store import expert_layout
 from ..calibrate.fitted_model import FittedCostModel
 from ..calibrate.run_kind import RunKind, usual_run
 from ..errors import InputError
@@ -81,25 +83,27 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
 
 
 def with_costs(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int) -> RunInput:
-    """Return `given` with the predicted costs that its decisions weigh; `given` itself where they weigh none.
+    """Return `given` with the predicted costs that its decisions weigh and the formats of its experts; `given` itself without any.
 
     They are those of a run whose decisions are not known yet, as a search takes them: what the run is like follows from them.
     Raises MissingCalibration where the profile does not reach.
     """
-    if not needs_prices(given.config):
+    fmt, low = stored_format(given.schedule, model), second_format(given.schedule)
+    if not needs_prices(given.config) and low is None:
         return given
-    fmt = stored_format(given.schedule, model)
     if isinstance(costs, FittedCostModel):
         workload, tokens = given.workload, typical_tokens(given.workload)
         together = workload.top_k * workload.num_tokens / (tokens * workload.num_steps)
         costs = costs.for_run(usual_run(fmt.name, together, tokens))
-    tables, _ = tabulate(costs, model, given.schedule, given.workload, fmt)
-    return dataclasses.replace(given, weighed=with_slot_bytes(tables, costs, given.schedule, slot_bytes))
+    tables, _ = tabulate(costs, model, given.schedule, given.workload, fmt, low)
+    return dataclasses.replace(
+        given, weighed=with_slot_bytes(tables, costs, given.schedule, _sizes(model, low, slot_bytes))
+    )
 
 
 def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int, rows: bool = False) -> Forecast:
     """Return the prediction of a run; raises MissingCalibration where the profile does not reach."""
-    fmt = stored_format(given.schedule, model)
+    fmt, low = stored_format(given.schedule, model), second_format(given.schedule)
     if isinstance(costs, FittedCostModel):
         facts = run_facts(given)
         costs = costs.for_run(
@@ -113,8 +117,8 @@ def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes:
                 typical_tokens=typical_tokens(given.workload),
             )
         )
-    tables, sources = tabulate(costs, model, given.schedule, given.workload, fmt)
-    tables = with_slot_bytes(tables, costs, given.schedule, slot_bytes)
+    tables, sources = tabulate(costs, model, given.schedule, given.workload, fmt, low)
+    tables = with_slot_bytes(tables, costs, given.schedule, _sizes(model, low, slot_bytes))
     outcome = simulate(given, tables, rows=rows)
     return Forecast(
         tables=tables, sources=sources, outcome=outcome, metrics=summarise(outcome, given.workload, sources)
@@ -134,19 +138,34 @@ def stored_format(schedule: OffloadSchedule, model: ModelSpec) -> WeightFormat:
     return weight_format(model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits)
 
 
-def with_slot_bytes(tables: CostTables, costs: CostModel, schedule: OffloadSchedule, slot_bytes: int) -> CostTables:
-    """Return `tables` for transfers of `slot_bytes`."""
-    count, first, last = chunk_sizes(slot_bytes, schedule.copy.chunk_bytes)
+def second_format(schedule: OffloadSchedule) -> WeightFormat | None:
+    """Return the smaller format that some experts of a schedule use, None without one."""
+    return None if schedule.experts.low_bits is None else weight_format(schedule.experts.low_bits)
+
+
+def _sizes(model: ModelSpec, low: WeightFormat | None, slot_bytes: int) -> list[int]:
+    """Return the bytes that really move for one expert, by weight format."""
+    return [slot_bytes] if low is None else [slot_bytes, expert_layout(model, low.name).slot_bytes]
+
+
+def with_slot_bytes(
+    tables: CostTables, costs: CostModel, schedule: OffloadSchedule, sizes: Sequence[int]
+) -> CostTables:
+    """Return `tables` for transfers of `sizes` bytes, by weight format."""
+    chunks = [chunk_sizes(size, schedule.copy.chunk_bytes) for size in sizes]
     pinned = schedule.copy.pinned
-    pieces = [max(1, seconds_to_ns(costs.host_to_device(size, pinned=pinned).seconds)) for size in (first, last)]
-    pieces[1] += seconds_to_ns(costs.transfer_wait_s())
-    back = max(1, seconds_to_ns(costs.device_to_host(slot_bytes, pinned=pinned).seconds))
+    pieces = [
+        [max(1, seconds_to_ns(costs.host_to_device(part, pinned=pinned).seconds)) for part in (first, last)]
+        for _, first, last in chunks
+    ]
+    wait_ns = seconds_to_ns(costs.transfer_wait_s())
+    backs = [max(1, seconds_to_ns(costs.device_to_host(size, pinned=pinned).seconds)) for size in sizes]
     return tables._replace(
-        expert_bytes=np.array([slot_bytes], np.int64),
-        num_chunks=np.array([count], np.int64),
-        chunk_bytes=np.array([[first, last]], np.int64),
-        chunk_ns=np.array([pieces], np.int64),
-        back_ns=np.array([back], np.int64),
+        expert_bytes=np.array(sizes, np.int64),
+        num_chunks=np.array([count for count, _, _ in chunks], np.int64),
+        chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
+        chunk_ns=np.array(pieces, np.int64) + np.array([0, wait_ns], np.int64),
+        back_ns=np.array(backs, np.int64),
     )
 
 

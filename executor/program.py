@@ -59,6 +59,7 @@ class Launch:
     """One expert kernel of a visit."""
 
     experts: list[int]
+    formats: list[int]
     slots: list[int | Transfer]
     """Where each lies; a transient one is asked for its buffer when it has arrived."""
     needs: list[Transfer]
@@ -90,7 +91,8 @@ class Program:
         *,
         device: Device,
         dense: DensePart,
-        experts: ExpertRunner,
+        experts: Sequence[ExpertRunner],
+        expert_bytes: Sequence[int],
         gate: Gate,
         copies: CopyEngine | StreamCopies,
         backs: BackEngine | None,
@@ -99,6 +101,8 @@ class Program:
     ) -> None:
         self._config, self._steps, self._state, self._out = config, steps, state, out
         self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
+        self._expert_bytes = expert_bytes
+        """By weight format, like the runners."""
         self._copies, self._backs, self._cores = copies, backs, cores
         self._errand: Errand | None = None
         """What the cores are busy with: this visit's answers are not complete before."""
@@ -144,7 +148,7 @@ class Program:
             begin = self._device.mark()
             x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
             x, h, logits = self._dense.group(layer, x, step.shape)
-            visit = self._experts.start(x, h, logits, step.experts[layer], step.offsets[layer])
+            visit = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
             end = self._device.mark()
             self._launched(number, max(layer - 1, 0), launched)
             self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
@@ -170,7 +174,7 @@ class Program:
     def _answered(self, visit: Visit) -> torch.Tensor:
         """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
         if self._errand is not None:
-            self._experts.finish(visit)
+            self._experts[0].finish(visit)
             self._errand = None
         return visit.x
 
@@ -184,8 +188,10 @@ class Program:
 
     def _note_part(self, now: int) -> None:
         """Note that a part of a step ends here."""
-        cores = 0 if self._cores is None else self._cores.preempted
-        self.parts.append((now, preemptions() + self._copies.preempted + cores))
+        workers = self._copies.preempted
+        if self._cores is not None:
+            workers = 0 if self._cores.takes_turns else workers + self._cores.preempted
+        self.parts.append((now, preemptions() + workers))
 
     def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
         """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
@@ -264,9 +270,12 @@ class Program:
         launched = time.perf_counter_ns()
         slots = [seat.slot if isinstance(seat, Transfer) else seat for seat in launch.slots]
         begin = self._device.mark()
-        self._experts.run(visit, launch.experts, slots)
+        for fmt, runner in enumerate(self._experts):
+            mine = [at for at, each in enumerate(launch.formats) if each == fmt]
+            if mine:
+                runner.run(visit, [launch.experts[at] for at in mine], [slots[at] for at in mine])
         if last:
-            self._experts.finish(visit)
+            self._experts[0].finish(visit)
         end = self._device.mark()
         self._gate.kernel_launched(end)
         self._launched(number, layer, launched)
@@ -316,9 +325,10 @@ class Program:
             out.move_slot,
             out.move_wait_kernel,
             out.move_wait_writeback,
+            out.move_format,
         )
         found = []
-        for at, (key, kind, target, slot, kernel, back) in enumerate(
+        for at, (key, kind, target, slot, kernel, back, fmt) in enumerate(
             zip(*(c[:moves].tolist() for c in columns), strict=True)
         ):
             transfer = Transfer(
@@ -330,6 +340,8 @@ class Program:
                 transient=slot < 0,
                 wait_kernel=kernel,
                 wait_back=back,
+                format=fmt,
+                num_bytes=self._expert_bytes[fmt],
             )
             if kind == PREFETCH:
                 self._known[transfer.id] = transfer
@@ -343,9 +355,9 @@ class Program:
         out = self._out
         items, first = int(out.size[SIZE_ITEMS]), int(out.size[FIRST_TRANSFER])
         fetched = {transfer.key: transfer for transfer in transfers if transfer.kind == DEMAND}
-        launches = [Launch([], [], [], 0) for _ in range(int(out.size[SIZE_KERNELS]))]
-        columns = (out.item_expert, out.item_tokens, out.item_kernel, out.item_transfer)
-        for expert, tokens, kernel, number in zip(*(c[:items].tolist() for c in columns), strict=True):
+        launches = [Launch([], [], [], [], 0) for _ in range(int(out.size[SIZE_KERNELS]))]
+        columns = (out.item_expert, out.item_tokens, out.item_kernel, out.item_transfer, out.item_format)
+        for expert, tokens, kernel, number, fmt in zip(*(c[:items].tolist() for c in columns), strict=True):
             key = base + expert
             launch = launches[kernel]
             transfer = fetched.get(key) or self._transients.get(key)
@@ -354,6 +366,7 @@ class Program:
             else:
                 seat = transfer if transfer.transient else transfer.slot
             launch.experts.append(expert)
+            launch.formats.append(fmt)
             launch.slots.append(seat)
             launch.tokens += tokens
             if number >= 0:
@@ -402,7 +415,7 @@ class Program:
         out = self._out
         count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
-        keys, kernels = out.back_key[:count].tolist(), out.back_wait_kernel[:count].tolist()
+        columns = (out.back_key, out.back_wait_kernel, out.back_format)
         coming = {transfer.key: transfer for transfer in self._known.values()} if count else {}
         return [
             WriteBack(
@@ -411,9 +424,11 @@ class Program:
                 step=number,
                 slot=slots.get(key, int(seats[key])),
                 wait_kernel=kernel,
+                format=fmt,
+                num_bytes=self._expert_bytes[fmt],
                 after=None if key in slots else coming.get(key),
             )
-            for at, (key, kernel) in enumerate(zip(keys, kernels, strict=True))
+            for at, (key, kernel, fmt) in enumerate(zip(*(c[:count].tolist() for c in columns), strict=True))
         ]
 
 

@@ -2,11 +2,14 @@
 last ones are transient buffers.
 
 Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and
-taken back when the visit that used it is over. The very last buffer, where there are transient experts or guesses, is
-where transfers go that nobody waits for any more. Ignored: which expert belongs where (that is decided by the policies).
+taken back when the visit that used it is over. Where experts come in two formats, any slot can hold either. The very last
+buffer, where there are transient experts or guesses, is where transfers go that nobody waits for any more. Ignored: which
+expert belongs where (that is decided by the policies).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -27,21 +30,24 @@ class Slots:
     def __init__(
         self,
         device: Device,
-        layout: SlotLayout,
+        layouts: Sequence[SlotLayout],
         function: Activation,
         *,
         num_slots: int,
         num_transient: int,
         guesses: bool = False,
     ) -> None:
-        self.slot_bytes = layout.slot_bytes
+        self.slot_bytes = max(layout.slot_bytes for layout in layouts)
         self.num_slots = num_slots
         spare = num_transient + 1 if num_transient or guesses else 0
         total = max(1, num_slots + spare)
         self.arena = device.empty((total * self.slot_bytes,), torch.uint8, f"an arena of {total} experts")
         self.arena.zero_()  # every page exists before anything is timed
         device.synchronize()  # slots are filled on streams that know nothing of this one
-        self.weights: ExpertWeights = slot_views(self.arena, layout, function)
+        self.weights: list[ExpertWeights] = [
+            slot_views(self.arena, layout, function, slot_bytes=self.slot_bytes) for layout in layouts
+        ]
+        """All slots as experts of each weight format; what lies in a slot is known to who filled it."""
         self._slots = self.arena.view(total, self.slot_bytes)
         self._scratch = total - 1
         self._free = list(range(num_slots, num_slots + num_transient))

@@ -7,6 +7,8 @@ program order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..calibrate.device import Device
 from ..calibrate.expert_store import ExpertStore
 from .copy_engine import Gate
@@ -21,14 +23,14 @@ class StreamCopies:
     def __init__(
         self,
         device: Device,
-        store: ExpertStore,
+        stores: Sequence[ExpertStore],
         slots: Slots,
         gate: Gate,
         *,
         piece_bytes: int | None,
         poison: bool = False,
     ) -> None:
-        self._device, self._store, self._slots, self._gate = device, store, slots, gate
+        self._device, self._stores, self._slots, self._gate = device, stores, slots, gate
         self._piece = piece_bytes or slots.slot_bytes
         self._poison = poison
         self.rows = Rows()
@@ -40,18 +42,19 @@ class StreamCopies:
         device = self._device
         if isinstance(copy, WriteBack):
             begin = device.mark()
-            self._store.take_back(device, self._slots.bytes_of(copy.slot), copy.key)
+            source = self._slots.bytes_of(copy.slot)[: copy.num_bytes]
+            self._stores[copy.format].take_back(device, source, copy.key)
             end = device.mark()
-            self.rows.written_back(copy, begin, end, self._slots.slot_bytes)
+            self.rows.written_back(copy, begin, end, copy.num_bytes)
             self._gate.backs.append(end)
             return
         target = self._slots.bytes_of(self._slots.destination(copy))
         if self._poison:
             target.fill_(POISON)
         begin = device.mark()
-        while copy.moved_bytes < self._slots.slot_bytes:
-            low, high = copy.moved_bytes, min(copy.moved_bytes + self._piece, self._slots.slot_bytes)
-            self._store.bring(device, target, copy.key, low, high)
+        while copy.moved_bytes < copy.num_bytes:
+            low, high = copy.moved_bytes, min(copy.moved_bytes + self._piece, copy.num_bytes)
+            self._stores[copy.format].bring(device, target, copy.key, low, high)
             end = device.mark()
             self.rows.copied(copy, copy.kind, begin, end, high - low)
             begin, copy.moved_bytes, copy.end = end, high, end

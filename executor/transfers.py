@@ -34,6 +34,10 @@ class Transfer:
     """Kernel number that must have finished with the slot, -1 when none."""
     wait_back: int
     """Write-back that must have left the slot, -1 when none."""
+    format: int
+    """Weight format that moves: which store it comes from."""
+    num_bytes: int
+    """Bytes of one expert in that format."""
     moved_bytes: int = 0
     """How far it has come."""
     wanted: bool = True
@@ -56,6 +60,8 @@ class WriteBack:
     step: int
     slot: int
     wait_kernel: int
+    format: int
+    num_bytes: int
     after: Transfer | None = None
     """A prefetch that nobody used and that may still be on its way into the slot."""
 

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .activation import Activation
 from .checks import check_dtype, check_rows_contiguous, check_shape, described
 from .packing import PackedMatrix, check_packed, pack, unpack
-from .slot_layout import Part, SlotLayout
+from .slot_layout import ALIGNMENT_BYTES, Part, SlotLayout
 
 _DTYPES = {
     "float32": torch.float32,
@@ -118,19 +118,30 @@ def check_experts(weights: ExpertWeights) -> None:
 
 
 def slot_views(
-    arena: torch.Tensor, layout: SlotLayout, activation: Activation, slot_of_expert: torch.Tensor | None = None
+    arena: torch.Tensor,
+    layout: SlotLayout,
+    activation: Activation,
+    slot_of_expert: torch.Tensor | None = None,
+    *,
+    slot_bytes: int | None = None,
 ) -> ExpertWeights:
-    """Return the experts in `arena` (uint8 [num_slots · layout.slot_bytes]) as strided views; nothing is copied.
+    """Return the experts in `arena` (uint8 [num_slots · slot_bytes]) as strided views; nothing is copied.
 
+    slot_bytes: from one slot to the next where slots are larger than this layout needs, as they are where several formats share them.
     Raises InputError for an arena that is not contiguous bytes, does not hold whole slots or is not aligned.
     """
     check_dtype("arena", arena, (torch.uint8,))
     check_shape("arena", arena, (None,), "one run of bytes")
-    if arena.numel() == 0 or arena.numel() % layout.slot_bytes or (arena.numel() > 1 and arena.stride(0) != 1):
+    each = layout.slot_bytes if slot_bytes is None else slot_bytes
+    if each < layout.slot_bytes or each % ALIGNMENT_BYTES:
+        raise InputError(
+            "slot_bytes", each, f"a slot of {layout.slot_bytes} bytes must fit, aligned", "take the largest layout's"
+        )
+    if arena.numel() == 0 or arena.numel() % each or (arena.numel() > 1 and arena.stride(0) != 1):
         raise InputError(
             "arena",
             described(arena),
-            f"it holds whole slots of {layout.slot_bytes} bytes",
+            f"it holds whole slots of {each} bytes",
             "allocate it from the layout",
         )
     # Views of wider types need their own alignment; descriptors and 16-byte loads need 16.
@@ -145,7 +156,7 @@ def slot_views(
             f"the layout is {'' if layout.shape.gated else 'not '}gated",
             "use the model's own",
         )
-    parts = {part.name: _view(arena, part, layout.slot_bytes) for part in layout.parts}
+    parts = {part.name: _view(arena, part, each) for part in layout.parts}
     weights = ExpertWeights(
         gate_up=_matrix(parts, "gate_up", layout),
         down=_matrix(parts, "down", layout),

@@ -15,7 +15,9 @@ from moeplan.kernels import reference
 from moeplan.presets import PRESETS
 from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import CostTables, chunk_sizes
-from moeplan.sim.policies.state import needs_prices
+from moeplan.sim.engines import fresh_state
+from moeplan.sim.policies.offload import begin_step, decide_visit
+from moeplan.sim.policies.state import SIZE_CPU, SIZE_ITEMS, make_decision, needs_prices
 from moeplan.sim.workload import Workload, build_workload
 from moeplan.specs import AttentionSpec, ModelSpec
 from moeplan.traces.format import RoutingTrace
@@ -84,7 +86,7 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace) -> RunInput:
         config=config,
         workload=workload,
         capacities=capacities_of(schedule, trace),
-        weighed=_weighed(workload, schedule) if needs_prices(config) else None,
+        weighed=_weighed(workload, schedule) if needs_prices(config) or schedule.experts.low_bits else None,
     )
 
 
@@ -94,13 +96,31 @@ def _weighed(workload: Workload, schedule: OffloadSchedule) -> CostTables:
     return costs._replace(cpu_ns=costs.cpu_ns // 4)
 
 
-def tables_of(given: RunInput, slot_bytes: int) -> CostTables:
+def tables_of(given: RunInput, *expert_bytes: int) -> CostTables:
     """Return made-up durations with the sizes that the executor really moves."""
     costs = make_costs(np.random.default_rng(0), given.workload, given.schedule)
-    count, first, last = chunk_sizes(slot_bytes, given.schedule.copy.chunk_bytes)
+    chunks = [chunk_sizes(size, given.schedule.copy.chunk_bytes) for size in expert_bytes]
     return costs._replace(
-        expert_bytes=np.array([slot_bytes]), num_chunks=np.array([count]), chunk_bytes=np.array([[first, last]])
+        expert_bytes=np.array(expert_bytes),
+        num_chunks=np.array([count for count, _, _ in chunks]),
+        chunk_bytes=np.array([[first, last] for _, first, last in chunks]),
     )
+
+
+def formats_of(given: RunInput) -> list[torch.Tensor]:
+    """Return, for each visit, int64 [num_experts]: the weight format in which it computes each expert that it uses."""
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    out, found = make_decision(given.config), []
+    for step in range(given.workload.num_steps):
+        begin_step(given.config, given.workload.steps, state, step)
+        for layer in range(given.config.num_layers):
+            decide_visit(given.config, given.workload.steps, state, out, step, layer)
+            formats = torch.zeros(given.config.num_experts, dtype=torch.int64)
+            items, cores = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_CPU])
+            formats[out.item_expert[:items].tolist()] = torch.from_numpy(out.item_format[:items].astype(np.int64))
+            formats[out.cpu_expert[:cores].tolist()] = torch.from_numpy(out.cpu_format[:cores].astype(np.int64))
+            found.append(formats)
+    return found
 
 
 def expert_tokens(workload: Workload) -> int:
@@ -112,8 +132,10 @@ def expected_outputs(model: ModelSpec, given: RunInput, *, bits: str = "32", see
     """Return each step's last layer [T, H], with every expert computed in float64 straight from where it is stored."""
     device = CpuDevice()
     dense = DensePart(model, device, dtype=torch.float32, largest=largest_pass([given.workload]), seed=seed)
-    store = make_store(model, bits, device, num_keys=model.num_moe_layers * model.num_experts, seed=seed)
-    weights = store.weights()
+    names = [bits] if given.schedule.experts.low_bits is None else [bits, given.schedule.experts.low_bits]
+    keys = model.num_moe_layers * model.num_experts
+    weights = [make_store(model, name, device, num_keys=keys, seed=seed).weights() for name in names]
+    formats = iter(formats_of(given))
     outputs = []
     for step in forced_steps(given.workload, device):
         x = dense.embed(step.rows)
@@ -121,7 +143,10 @@ def expected_outputs(model: ModelSpec, given: RunInput, *, bits: str = "32", see
             x, h, logits = dense.group(layer, x, step.shape)
             chosen = step.experts[layer]
             share = torch.softmax(logits.gather(1, chosen), dim=-1)
-            x = x + reference.layer(h, chosen + layer * model.num_experts, share, weights).float()
+            fmt = next(formats)[chosen]
+            for number, mine in enumerate(weights):
+                part = share * (fmt == number)
+                x = x + reference.layer(h, chosen + layer * model.num_experts, part, mine).float()
         dense.head(x, step.shape)
         outputs.append(x)
     return outputs

@@ -55,7 +55,8 @@ class Bench:
 
     def transfer(self, number: int, kind: int, target: int, slot: int, **waits: int) -> Transfer:
         made = Transfer(id=number, key=number, kind=kind, target=target, slot=slot, transient=slot < 0,
-                        wait_kernel=waits.get("kernel", -1), wait_back=waits.get("back", -1))  # fmt: skip
+                        wait_kernel=waits.get("kernel", -1), wait_back=waits.get("back", -1), format=0,
+                        num_bytes=self.slots.slot_bytes)  # fmt: skip
         self.made.append(made)
         return made
 
@@ -72,9 +73,9 @@ def open_bench(piece_bytes: int | None = None, num_transient: int = 2) -> Bench:
     device = CpuDevice()
     model = small_model(hidden=32, inter=32)
     store = HeldStore(make_store(model, "32", device, num_keys=NUM_KEYS))
-    slots = Slots(device, store.layout, store.activation, num_slots=6, num_transient=num_transient)
+    slots = Slots(device, [store.layout], store.activation, num_slots=6, num_transient=num_transient)
     gate = Gate()
-    return Bench(store, slots, gate, CopyEngine(device, store, slots, gate, piece_bytes=piece_bytes), device)
+    return Bench(store, slots, gate, CopyEngine(device, [store], slots, gate, piece_bytes=piece_bytes), device)
 
 
 @pytest.fixture
@@ -152,11 +153,11 @@ def test_a_transfer_waits_for_the_kernel_that_reads_its_slot(bench: Bench) -> No
 
 
 def test_a_transfer_waits_for_the_write_back_of_its_slot(bench: Bench) -> None:
-    backs = BackEngine(bench.device, bench.store, bench.slots, bench.gate)
+    backs = BackEngine(bench.device, [bench.store], bench.slots, bench.gate)
     bench.slots.bytes_of(0).fill_(7)
     filled = bench.submit(2, DEMAND, 0, 0, back=0)
     bench.store.let(1)
-    backs.submit(WriteBack(id=0, key=9, step=0, slot=0, wait_kernel=0))
+    backs.submit(WriteBack(id=0, key=9, step=0, slot=0, wait_kernel=0, format=0, num_bytes=bench.slots.slot_bytes))
     assert not filled.issued.wait(0.05)
     bench.gate.kernel_launched(bench.device.mark())
     assert filled.issued.wait(WAIT_S)

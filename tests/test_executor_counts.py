@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ from moeplan.traces.format import RoutingTrace
 from strategies import runs
 
 
-def predicted(run: RunInput, slot_bytes: int) -> Outcome:
+def predicted(run: RunInput, expert_bytes: Sequence[int]) -> Outcome:
     serial = not run.schedule.copy.overlap
-    tables = tables_of(run, slot_bytes)
+    tables = tables_of(run, *expert_bytes)
     return run_twin(run.config, run.workload, tables, run.capacities, serial=serial, rows=True, weighed=run.weighed)
 
 
@@ -57,7 +58,7 @@ def work_of(timeline: Timeline) -> Counter[tuple[int, ...]]:
 
 
 def assert_same_work(found: Execution, run: RunInput) -> None:
-    outcome = predicted(run, found.slot_bytes)
+    outcome = predicted(run, found.expert_bytes)
     assert count_differences(found, outcome, expert_tokens(run.workload)) == []
     assert outcome.timeline is not None
     assert work_of(found.timeline) == work_of(outcome.timeline)
@@ -94,6 +95,11 @@ def test_every_preset_does_what_the_simulator_says(name: str, trace: RoutingTrac
         {"kernel__miss": "balanced", "kernel__grouping": "grouped", "cache__experts_per_layer": 2, "copy__write_back": True},
         {"kernel__miss": "balanced", "cache__policy": "none", "cache__experts_per_layer": None, "predictor__kind": "next-gate",
          "copy__chunk_bytes": 4096},
+        {"experts__low_bits": "4", "experts__low_rank": 1, "copy__write_back": True, "cache__experts_per_layer": 2},
+        {"experts__low_bits": "8", "experts__low_fraction": 0.5, "copy__chunk_bytes": 4096, "kernel__grouping": "grouped"},
+        {"experts__low_bits": "2", "experts__low_rank": 0, "kernel__miss": "balanced", "predictor__kind": "dial"},
+        {"experts__low_bits": "4", "experts__low_fraction": 0.3, "copy__overlap": False, "copy__write_back": True},
+        {"experts__low_bits": "4", "experts__low_fraction": 0.6, "cache__policy": "static", "predictor__kind": "none"},
         {"cache__policy": "lru", "cache__experts_per_layer": 2, "cache__reset": "request", "workload__prefill_chunk_tokens": 2},
         {"cache__policy": "lru", "cache__experts_per_layer": 2, "copy__overlap": False, "predictor__kind": "next-gate"},
     ],
@@ -111,12 +117,13 @@ def test_every_option_does_what_the_simulator_says(changes: dict[str, object], t
 def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -> None:
     config, workload, costs, capacities, schedule, trace = drawn  # type: ignore[misc]
     assume(runs_for_real(schedule))
+    low = {} if schedule.experts.low_bits is None else {"experts__low_bits": "16"}
     run = RunInput(
-        schedule=schedule.with_options(experts__bits="32"),
+        schedule=schedule.with_options(experts__bits="32", **low),
         config=config,
         workload=workload,
         capacities=capacities,
-        weighed=costs if needs_prices(config) else None,
+        weighed=costs if needs_prices(config) or low else None,
     )
     model = small_model(
         num_layers=trace.num_layers, num_experts=trace.num_experts, top_k=trace.top_k, hidden=32, inter=16
@@ -129,7 +136,7 @@ def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -
 
 def test_what_is_only_simulated_is_refused_in_one_line(trace: RoutingTrace) -> None:
     assert set(ONLY_SIMULATED) == {
-        "lookahead", "promoe", "hobbit", "edge-moe", "three-tiers",
+        "lookahead", "promoe", "three-tiers",
     }  # fmt: skip
     run = run_input(preset("on-demand"), trace)
     with open_stage(small_model(), [run.workload]) as stage:

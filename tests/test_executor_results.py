@@ -24,7 +24,10 @@ def test_a_run_computes_what_the_model_computes(name: str) -> None:
         found = execute(stage, run, keep_outputs=True, poison=True)
     assert len(found.outputs) == len(expected) == run.workload.num_steps
     for mine, right in zip(found.outputs, expected, strict=True):
-        torch.testing.assert_close(mine, right, **FLOAT32)
+        if run.schedule.experts.low_bits is None:
+            torch.testing.assert_close(mine, right, **FLOAT32)
+        else:  # packed weights are multiplied in bfloat16
+            assert float((mine - right).norm() / right.norm()) < 0.02
 
 
 @pytest.mark.parametrize("bits", ["16", "8", "4", "3", "2"])

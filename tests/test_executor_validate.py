@@ -83,7 +83,7 @@ def test_the_presets_that_were_built_first_run(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("kernel__miss", "cpu"), ("host__per_step_s", 0.1), ("copy__host_experts", 4), ("copy__cancel", True)],
+    [("host__per_step_s", 0.1), ("copy__host_experts", 4), ("copy__cancel", True)],
 )
 def test_what_is_only_simulated_is_refused(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key.replace("__", r"\.")):
@@ -97,7 +97,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
     rivals = [
         entry("slow", 1.0),
-        entry("simulated only", 9.0, kernel__miss="cpu"),
+        entry("simulated only", 9.0, host__per_step_s=0.1),
         entry("fast", 5.0),
         entry("middle", 3.0),
     ]
