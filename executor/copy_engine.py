@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..calibrate.device import TO_DEVICE, TO_HOST, Device, Mark, preemptions
 from ..calibrate.expert_store import ExpertStore
@@ -141,6 +141,15 @@ class CopyEngine:
         with self._gate.change:
             for transfer in transfers:
                 transfer.wanted = False
+
+    def cancel(self, visit: int, agreed: Callable[[Transfer], bool]) -> list[Transfer]:
+        """Take back the guesses for `visit` or earlier that have not begun and that `agreed` lets go; return them."""
+        with self._gate.change:
+            gone = [transfer for transfer in self._waiting.untouched(visit) if agreed(transfer)]
+            for transfer in gone:
+                self._waiting.drop(transfer)
+            self._gate.change.notify_all()
+        return gone
 
     def drain(self) -> None:
         """Block until everything admitted has been moved; raises ExecutionFailed."""

@@ -39,6 +39,9 @@ _COMPARED = (
 )
 
 
+_UNDECIDED = ("GUESSES_TRUE", "TRUTHS")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """One run of a schedule on a real device."""
@@ -61,12 +64,19 @@ class Execution:
     notes: tuple[str, ...]
     """What is not as the schedule or the model says: a shrunken model, memory that could not be page-locked."""
     expert_bytes: tuple[int, ...] = ()
-    """Bytes that one expert's copy moves, by weight format."""
+    """Bytes that one expert's copy moves, by weight format: of the first, and of the second where there is one."""
 
     @property
     def bytes_copied(self) -> int:
         """Bytes that really went to the device."""
         return int(self.timeline.rows[self.timeline.rows[:, ROW_LANE] == H2D, ROW_BYTES].sum())
+
+    @property
+    def bytes_decided(self) -> int:
+        """Bytes of the transfers that the decisions asked for and did not cancel."""
+        asked, low = self.counts[[ps.MISSES, ps.PREFETCHES, ps.EXTRA_FETCHES]].sum(), self.counts[ps.LOW_FETCHES]
+        first, *second = self.expert_bytes
+        return int((asked - self.counts[ps.CPU_RUNS] - low) * first + low * sum(second))
 
     @property
     def bytes_written_back(self) -> int:
@@ -90,24 +100,33 @@ class Execution:
         return float(self.step_ns.mean()) / NS_PER_S
 
 
-def count_differences(execution: Execution, outcome: Outcome, expert_tokens: int) -> list[str]:
+def count_differences(
+    execution: Execution, outcome: Outcome, expert_tokens: int, *, timing_dependent: bool = False
+) -> list[str]:
     """Return what differs between a run and its prediction among hits, misses, bytes and tokens; nothing when all are equal.
 
-    expert_tokens: tokens times top-k over all layers of the workload.
+    expert_tokens: tokens times top-k over all layers of the workload. timing_dependent: decisions looked at how far copies had come,
+    so that only what no decision changes can be equal: tokens, steps, how many guesses were true; and bytes moved are those that
+    the run itself decided to move.
     """
     found = []
-    for name in _COMPARED:
+    for name in _UNDECIDED if timing_dependent else _COMPARED:
         at = getattr(ps, name)
         if execution.counts[at] != outcome.counts[at]:
             found.append(f"{name.lower()}: predicted {outcome.counts[at]}, measured {execution.counts[at]}")
+    decided = execution.counts if timing_dependent else outcome.counts
     pairs = {
-        "bytes copied": (int(outcome.clock[BYTES_H2D]), execution.bytes_copied),
-        "bytes written back": (int(outcome.clock[BYTES_D2H]), execution.bytes_written_back),
         "expert tokens": (expert_tokens, execution.expert_tokens),
-        "experts on the host's cores": (int(outcome.counts[ps.CPU_RUNS]), execution.core_experts),
         "steps": (len(outcome.step_end), len(execution.step_ns)),
-        "guessed hits": (int(outcome.counts[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
+        "guessed hits": (int(decided[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
+        "experts on the host's cores": (int(decided[ps.CPU_RUNS]), execution.core_experts),
+        "bytes copied": (
+            execution.bytes_decided if timing_dependent else int(outcome.clock[BYTES_H2D]),
+            execution.bytes_copied,
+        ),
     }
+    if not timing_dependent:
+        pairs["bytes written back"] = int(outcome.clock[BYTES_D2H]), execution.bytes_written_back
     return found + [
         f"{name}: predicted {one}, measured {other}" for name, (one, other) in pairs.items() if one != other
     ]

@@ -45,8 +45,10 @@ class Forecast:
 def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: int | None = None) -> RunInput:
     """Return what running `schedule` on a recording takes.
 
-    Raises InputError for a cache without a size, or guesses that the recording does not hold.
+    Raises InputError for a cache without a size, for more layers on the host than there are, or for guesses that the recording
+    does not hold.
     """
+    schedule = _with_whole_layers(schedule, trace)
     cache = schedule.cache
     if cache.policy != "none" and cache.experts_per_layer is None and cache.pooled_experts is None:
         raise InputError(
@@ -80,6 +82,21 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
     else:
         capacities = np.full(trace.num_layers, cache.experts_per_layer or 0)
     return RunInput(schedule=schedule, config=config, workload=workload, capacities=capacities)
+
+
+def _with_whole_layers(schedule: OffloadSchedule, trace: RoutingTrace) -> OffloadSchedule:
+    """Return a schedule that keeps whole layers off the device as one that says how many experts are on it."""
+    away = schedule.cache.host_layers
+    if away is None:
+        return schedule
+    if away >= trace.num_layers:
+        raise InputError(
+            "cache.host_layers",
+            away,
+            f"the recording has {trace.num_layers} MoE layers",
+            "leave at least one on the device, or use cpu-moe",
+        )
+    return schedule.with_options(cache__pooled_experts=(trace.num_layers - away) * trace.num_experts)
 
 
 def with_costs(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes: int) -> RunInput:

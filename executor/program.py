@@ -19,7 +19,7 @@ from ..calibrate.dense_part import DensePart
 from ..calibrate.device import Device, Mark, preemptions
 from ..calibrate.expert_runner import ExpertRunner, Visit
 from ..calibrate.pass_shape import PassShape
-from ..sim.policies.offload import begin_step, decide_visit
+from ..sim.policies.offload import begin_step, cancel_prefetch, decide_visit
 from ..sim.policies.state import (
     DEMAND,
     FIRST_BACK,
@@ -197,6 +197,8 @@ class Program:
         """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
         config, state, out = self._config, self._state, self._out
         base = layer * config.num_experts
+        if config.cancel:
+            self._cancel_wrong_guesses(number, layer)
         seats = state.slot_of.copy()
         decide_visit(config, self._steps, state, out, number, layer)
         self._count_ready()
@@ -288,6 +290,20 @@ class Program:
         """Note the host's share of a launch, where launching and running are two things."""
         if self._device.asynchronous:
             self.rows.hosted(OP_HOST_LAUNCH, number, layer, began, time.perf_counter_ns())
+
+    def _cancel_wrong_guesses(self, number: int, layer: int) -> None:
+        """Drop prefetches for this visit that have not begun and turn out wrong: that depends on how far copies have come."""
+        if not isinstance(self._copies, CopyEngine):
+            return
+        config, steps, state = self._config, self._steps, self._state
+        visit = steps.first_visit + number * config.num_layers + layer
+        gone = self._copies.cancel(
+            visit, lambda guess: bool(cancel_prefetch(config, steps, state, number, layer, guess.key, guess.id))
+        )
+        for guess in gone:
+            self._known.pop(guess.id, None)
+            if self._transients.get(guess.key) is guess:
+                del self._transients[guess.key]
 
     # --- from a decision to objects ----------------------------------------------------------------------------------
 

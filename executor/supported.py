@@ -33,6 +33,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "predictor.recall_decay": None,
     "predictor.seed": None,
     "predictor.threshold": None,
+    "predictor.benefit": None,
     "predictor.library": None,
     "kernel.grouping": ("per-expert", "grouped"),
     "kernel.miss": None,
@@ -40,6 +41,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "copy.write_back": (True, False),
     "copy.chunk_bytes": None,
     "copy.pinned": (True, False),
+    "copy.cancel": (True, False),
     "copy.fetch": None,
     "host.per_step_s": (None,),
     "host.per_layer_s": (None,),
@@ -64,3 +66,11 @@ def check_runnable(schedule: OffloadSchedule) -> None:
                 raise InputError(
                     key, value, f"{what}: the executor runs {', '.join(map(str, allowed))}", "change it, or simulate it"
                 )
+    if schedule.copy.host_experts is not None and (schedule.copy.cancel or schedule.experts.low_bits is not None):
+        key = "copy.cancel" if schedule.copy.cancel else "experts.low_bits"
+        raise InputError(
+            key,
+            True if schedule.copy.cancel else schedule.experts.low_bits,
+            "only simulated with a disk below the host",
+            "drop it, or simulate it",
+        )

@@ -115,5 +115,14 @@ class Waiting:
         del self._by_id[transfer.id]
         heapq.heappop(self._demands if transfer.kind == DEMAND else self._prefetches)
 
+    def untouched(self, visit: int) -> list[Transfer]:
+        """Return the waiting prefetches for `visit` or earlier of which nothing has moved, in the order of their turn."""
+        found = [t for t in self if t.kind != DEMAND and t.target <= visit and t.moved_bytes == 0]
+        return sorted(found, key=lambda transfer: (transfer.target, transfer.id))
+
+    def drop(self, transfer: Transfer) -> None:
+        """Take a waiting transfer back; its place in line is passed over."""
+        del self._by_id[transfer.id]
+
     def __iter__(self) -> Iterator[Transfer]:
         return iter(self._by_id.values())

@@ -215,7 +215,11 @@ def compare(
         raise InputError("repeats", 0, "nothing was measured", "run at least once")
     predicted = forecast(given, model, costs, slot_bytes=executions[0].slot_bytes, rows=True)
     tokens = int(given.workload.steps.visit_tokens.sum())
-    differences = [line for execution in executions for line in count_differences(execution, predicted.outcome, tokens)]
+    differences = [
+        line
+        for execution in executions
+        for line in count_differences(execution, predicted.outcome, tokens, timing_dependent=given.schedule.copy.cancel)
+    ]
     halves = [executions[0::2], executions[1::2] or executions]
     measured_s = _mean_step_s(executions, given)
     steps = counted_steps(given.workload)
@@ -333,4 +337,9 @@ def _notes(grid: Grid, trace: RoutingTrace, shapes: Mapping[Any, ModelSpec]) -> 
         f"the first {grid.steps} forward passes of the recording are replayed; step times are those of decode steps",
         f"each configuration ran {grid.repeats} times after a warm-up, in turns; noise compares two halves of these runs",
         "a step's measured time adds up its layers' medians over the runs; parts interrupted by other programs do not count",
+        *(
+            f"{case.name} drops guesses by how far copies have come: of its counts only tokens and steps are compared"
+            for case in grid.cases
+            if case.schedule.copy.cancel
+        ),
     )

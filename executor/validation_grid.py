@@ -162,7 +162,8 @@ def _cases(
     for shape in shapes:
         for schedule in schedules:
             cache = schedule.cache
-            sized = cache.policy == "none" or cache.experts_per_layer is not None or cache.pooled_experts is not None
+            sizes_of_its_own = (cache.experts_per_layer, cache.pooled_experts, cache.host_layers)
+            sized = cache.policy == "none" or any(size is not None for size in sizes_of_its_own)
             if not sized and not sizes:
                 raise InputError(
                     "grid: cache_experts_per_layer", "(absent)", f"{schedule.name} caches experts", "give cache sizes"

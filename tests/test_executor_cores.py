@@ -14,10 +14,12 @@ import torch
 
 import moeplan.executor.host_cores as cores
 from executor_stages import expected_outputs, preset, run_input, small_model, small_trace
-from moeplan.errors import Internal
+from moeplan.errors import InputError, Internal
 from moeplan.executor.execute import RunInput, execute, open_stage
 from moeplan.executor.failures import ExecutionFailed
+from moeplan.executor.prediction import run_input as forecast_input
 from moeplan.kernels.expert_weights import ExpertWeights
+from moeplan.presets import load_preset
 from moeplan.sim.policies.state import CPU_RUNS, MISSES
 from moeplan.sim.timeline import (
     OP_CPU,
@@ -138,6 +140,17 @@ def test_an_interrupt_while_the_cores_compute_ends_the_run(monkeypatch: pytest.M
             execute(stage, run)
         assert stage.device.used_bytes == used
         assert len(execute(stage, run).step_ns) == run.workload.num_steps
+
+
+def test_whole_layers_stay_on_the_cores() -> None:
+    run = forecast_input(load_preset("n-cpu-moe=2").with_options(experts__bits="32"), small_trace())
+    assert run.capacities.tolist() == [8]
+    with open_stage(small_model(), [run.workload]) as stage:
+        rows = execute(stage, run).timeline.rows
+    assert set(rows[rows[:, ROW_OP] == OP_CPU, ROW_LAYER].tolist()) == {0, 1}
+    assert set(rows[rows[:, ROW_OP] == OP_EXPERT, ROW_LAYER].tolist()) == {2}
+    with pytest.raises(InputError, match="host_layers"):
+        forecast_input(load_preset("n-cpu-moe=3"), small_trace())
 
 
 def test_decisions_that_weigh_costs_need_them() -> None:

@@ -59,7 +59,10 @@ def work_of(timeline: Timeline) -> Counter[tuple[int, ...]]:
 
 def assert_same_work(found: Execution, run: RunInput) -> None:
     outcome = predicted(run, found.expert_bytes)
-    assert count_differences(found, outcome, expert_tokens(run.workload)) == []
+    timing_dependent = run.schedule.copy.cancel
+    assert count_differences(found, outcome, expert_tokens(run.workload), timing_dependent=timing_dependent) == []
+    if timing_dependent:
+        return
     assert outcome.timeline is not None
     assert work_of(found.timeline) == work_of(outcome.timeline)
 
@@ -95,6 +98,9 @@ def test_every_preset_does_what_the_simulator_says(name: str, trace: RoutingTrac
         {"kernel__miss": "balanced", "kernel__grouping": "grouped", "cache__experts_per_layer": 2, "copy__write_back": True},
         {"kernel__miss": "balanced", "cache__policy": "none", "cache__experts_per_layer": None, "predictor__kind": "next-gate",
          "copy__chunk_bytes": 4096},
+        {"predictor__benefit": True, "predictor__kind": "next-gate", "predictor__depth": 2, "predictor__staging": 2},
+        {"predictor__benefit": True, "cache__policy": "none", "cache__experts_per_layer": None, "predictor__kind": "dial"},
+        {"copy__cancel": True, "predictor__kind": "dial", "predictor__recall": 0.5, "predictor__depth": 2},
         {"experts__low_bits": "4", "experts__low_rank": 1, "copy__write_back": True, "cache__experts_per_layer": 2},
         {"experts__low_bits": "8", "experts__low_fraction": 0.5, "copy__chunk_bytes": 4096, "kernel__grouping": "grouped"},
         {"experts__low_bits": "2", "experts__low_rank": 0, "kernel__miss": "balanced", "predictor__kind": "dial"},
@@ -136,7 +142,7 @@ def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -
 
 def test_what_is_only_simulated_is_refused_in_one_line(trace: RoutingTrace) -> None:
     assert set(ONLY_SIMULATED) == {
-        "lookahead", "promoe", "three-tiers",
+        "three-tiers",
     }  # fmt: skip
     run = run_input(preset("on-demand"), trace)
     with open_stage(small_model(), [run.workload]) as stage:
