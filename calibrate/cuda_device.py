@@ -134,19 +134,29 @@ class CudaDevice(Device):
         The one for experts on the host lets torch use all of the host's cores but two.
         """
         torch.cuda.set_device(self.place)
-        usual, threads = sys.getswitchinterval(), torch.get_num_threads()
+        if stream == CORES:
+            with self._all_cores(), torch.cuda.stream(self._streams[stream]):
+                yield
+            return
+        usual = sys.getswitchinterval()
         if stream == COMPUTE:
             sys.setswitchinterval(_SWITCH_S)
-        if stream == CORES:
-            torch.set_num_threads(host_threads())
         try:
             with torch.cuda.stream(self._streams[stream]):
                 yield
         finally:
             if stream == COMPUTE:
                 sys.setswitchinterval(usual)
-            if stream == CORES:
-                torch.set_num_threads(threads)
+
+    @contextlib.contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """Let the calling thread's products use the cores that programs and copies leave."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(host_threads())
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def mark(self) -> Mark:
         """Return an event recorded on the thread's current stream."""

@@ -13,7 +13,7 @@ import torch
 
 from moeplan.calibrate import cuda_device
 from moeplan.calibrate.cuda_device import CudaDevice
-from moeplan.calibrate.device import COMPUTE, TO_DEVICE, open_device
+from moeplan.calibrate.device import COMPUTE, CORES, TO_DEVICE, host_threads, open_device
 from moeplan.calibrate.expert_store import make_store
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.errors import DoesNotFit, InputError
@@ -31,6 +31,7 @@ class Driver:
         self.refuse_above = sys.maxsize
         self.current = threading.local()
         self.waits: list[tuple[Any, Any]] = []
+        self.threads = [3]
         self.synchronized = 0
         self.last_error_cleared = 0
 
@@ -107,7 +108,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     )
     fake = SimpleNamespace(
         cuda=cuda, device=lambda *_: torch.device("cpu"), empty=torch.empty, uint8=torch.uint8, frombuffer=torch.frombuffer,
-        Tensor=torch.Tensor,
+        Tensor=torch.Tensor, get_num_threads=lambda: told.threads[-1], set_num_threads=told.threads.append,
     )  # fmt: skip
     monkeypatch.setattr(cuda_device, "torch", fake)
     monkeypatch.setattr(cuda_device.time, "perf_counter_ns", lambda: told.now_ns)
@@ -177,6 +178,16 @@ def test_a_thread_follows_on_its_own_stream(driver: Driver) -> None:
         device.follow(mark)
     assert driver.waits == [(device._streams[TO_DEVICE], mark.event)]
     assert device._streams[COMPUTE].priority > device._streams[TO_DEVICE].priority
+
+
+def test_experts_on_the_host_may_use_all_cores_but_two(driver: Driver) -> None:
+    device = CudaDevice()
+    with contextlib.suppress(ZeroDivisionError), device.enter(CORES):
+        assert driver.threads == [3, host_threads()]
+        raise ZeroDivisionError
+    with device.enter(TO_DEVICE):
+        pass
+    assert driver.threads == [3, host_threads(), 3]
 
 
 def test_threads_take_turns_often_while_a_program_runs(driver: Driver) -> None:
