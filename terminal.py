@@ -134,7 +134,10 @@ def print_calibration(document: dict[str, Any]) -> None:
 
 
 def print_validation(document: dict[str, Any]) -> None:
-    """Print how far predictions were off: each configuration, then the figures over all."""
+    """Print how far predictions were off: what ran where that is not the whole plan, each configuration, the figures over all."""
+    if document.get("reduced"):
+        for note in document["reduced"]["notes"]:
+            print(f"  reduced   {note}")
     for one in document["configurations"]:
         low, high = one["interval_s"]
         print(

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DoesNotFit, InputError
+from .host_memory import available_host_bytes as available_host_bytes
 
 COMPUTE, TO_DEVICE, TO_HOST, CORES = "compute", "h2d", "d2h", "cpu"
 """Streams, by the names of the lanes they are; CORES is where experts that are not fetched run, on the host."""
@@ -264,15 +265,6 @@ def preemptions() -> int:
     if _RUSAGE_THREAD is None:
         return 0
     return resource.getrusage(_RUSAGE_THREAD).ru_nivcsw
-
-
-def available_host_bytes() -> int:
-    """Return the memory that programs can still take without swapping, as the kernel estimates it."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _aligned_bytes(num_bytes: int) -> torch.Tensor:

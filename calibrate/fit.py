@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from ..errors import InputError
 from ..hardware import (
@@ -310,10 +311,20 @@ class _Fitter:
         found = self.samples.of("disk", cache="dropped") or self.samples.of("disk")
         if not found:
             return None
-        rate = max(s.arguments["bytes"] / s.median_s for s in found)
-        wrong = min(1.0, found[0].spread)
+        sizes = np.array([sample.arguments["bytes"] for sample in found])
+        taken = np.array([sample.median_s for sample in found])
+        # Relative errors count: a small read is to be told as well as a large one. Neither term may be below zero.
+        design = np.stack([1.0 / taken, sizes / taken], 1)
+        if len(found) > 1 and np.ptp(sizes) > 0:
+            start_s, per_byte_s = nnls(design, np.ones(len(found)))[0]
+        else:
+            start_s, per_byte_s = 0.0, float((taken / sizes).mean())
+        per_byte_s = per_byte_s or float((taken / sizes).min())
+        missed = float(np.abs((start_s + per_byte_s * sizes) / taken - 1).max())
+        wrong = min(1.0, max(missed, *(sample.spread for sample in found)))
         return DiskConstants(
-            read_bytes_per_s=self.constant(rate, wrong), latency_s=self.constant(0.0, 0.0, "within the rate")
+            read_bytes_per_s=self.constant(1 / per_byte_s, wrong),
+            latency_s=self.constant(float(start_s), wrong, "from reads of two sizes"),
         )
 
     def handovers(self) -> None:

@@ -33,6 +33,7 @@ from .samples import Sample, SampleSet
 
 _MIN_COPY_BYTES = 4 * KIB
 _COMPANION_BYTES = 4 * MIB
+_DISK_ROUNDS = 3
 _WHILE_TOKENS = (1, 8)
 _CORE_ROUNDS = 2
 
@@ -90,7 +91,7 @@ QUICK = Extent(
     copy_bytes=(16 * KIB, 256 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB),
     rounds=4,
     repetitions=2,
-    disk=False,
+    disk=True,
 )
 
 
@@ -165,9 +166,11 @@ def _measure_copies(
             )
         pool.close()
     if extent.disk:
-        benches, close = disk_benches(device, models[0], "32" if device.kind == "cpu" else "16", 8)
-        harness.measure(benches, rounds=2, repetitions=3, seconds=share, what="disk")
-        close()
+        benches, close = disk_benches(device, models, bits)
+        try:
+            harness.measure(benches, rounds=_DISK_ROUNDS, repetitions=3, seconds=share, what="disk")
+        finally:
+            close()
 
 
 def _measure_dense(

@@ -18,12 +18,16 @@ import torch
 from ..specs import ModelSpec
 from ..units import MIB
 from .device import COMPUTE, TO_DEVICE, Device, Mark
-from .expert_store import DiskStore, make_store
+from .disk_store import DiskStore
+from .expert_store import expert_layout, make_store
 from .harness import Bench
 
 POOL_BYTES = 96 * MIB
 _IN_FLIGHT = 2
 _JOIN_S = 30.0
+# Files of this many experts are written to be read from, of fewer where they are large.
+_DISK_EXPERTS = 8
+_DISK_BYTES = 256 * MIB
 
 
 class CopyPool:
@@ -110,27 +114,43 @@ def piece_benches(pool: CopyPool, direction: str, size: int, pieces: Sequence[in
 
 
 def disk_benches(
-    device: Device, model: ModelSpec, bits: str, num_experts: int
+    device: Device, models: Sequence[ModelSpec], bits: Sequence[str]
 ) -> tuple[list[Bench], Callable[[], None]]:
-    """Return benches of reading one expert from a file, past the page cache and from it, and what deletes the files."""
-    source = make_store(model, bits, device, num_keys=num_experts, pinned=False, distinct=1)
-    target = device.host_memory(source.slot_bytes, pinned=False, what="a disk buffer")
-    stores = {"dropped": DiskStore(source), "kept": DiskStore(source, drop_cache=False)}
-    found = []
-    for cache, store in stores.items():
+    """Return benches of reading one expert from a file, past the page cache and from it, and what deletes the files.
 
-        def timed(number: int, store: DiskStore = store) -> float:
-            return store.read_s(target, number % num_experts)
-
-        arguments = {"bytes": source.slot_bytes}
-        found.append(
-            Bench(kind="disk", labels={"cache": cache}, arguments=arguments, run=timed, timed=timed, stream=TO_DEVICE)
-        )
+    The smallest and the largest expert of these models and formats are read: two sizes tell a start from a rate.
+    """
+    sizes = {expert_layout(model, kind).slot_bytes: (model, kind) for model in models for kind in bits}
+    found: list[Bench] = []
+    stores: list[DiskStore] = []
 
     def close() -> None:
-        for store in stores.values():
+        for store in stores:
             store.close()
 
+    try:
+        for size in sorted({min(sizes), max(sizes)}):
+            model, kind = sizes[size]
+            count = max(2, min(_DISK_EXPERTS, _DISK_BYTES // size))
+            source = make_store(model, kind, device, num_keys=1, pinned=False)
+            target = device.host_memory(size, pinned=False, what="a disk buffer")
+            for cache in ("dropped", "kept"):
+                store = DiskStore(source, num_keys=count, drop_cache=cache == "dropped")
+                stores.append(store)
+
+                def timed(
+                    number: int, store: DiskStore = store, target: torch.Tensor = target, count: int = count
+                ) -> float:
+                    return store.read_s(target, number % count)
+
+                labels, arguments = {"cache": cache}, {"bytes": size}
+                found.append(
+                    Bench(kind="disk", labels=labels, arguments=arguments, run=timed, timed=timed, stream=TO_DEVICE)
+                )
+            source.close()
+    except BaseException:
+        close()
+        raise
     return found, close
 
 

@@ -15,6 +15,7 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_calibration, print_json, print_validation
+from ..units import parse_bytes
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
 
 _DEVICES = ("cpu", "cuda")
@@ -27,7 +28,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="profile.json to write.")] = Path("profile.json"),
     device: DeviceOption = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about half a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about a minute.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", help="Measure this model's shapes instead of the standard ones.")
     ] = None,
@@ -107,7 +108,15 @@ def validate(
     device: DeviceOption = "cpu",
     trace: TraceOption = "bundled",
     baselines: Annotated[int, typer.Option("--baselines", help="Rivals of a plan to run beside it.")] = 2,
-    steps: Annotated[int | None, typer.Option("--steps", help="Forward passes of a plan to run; default 64.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Forward passes of a plan to run; default: 64, or what ends in time.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="About how long the runs of a plan may take, unless --steps is given.")
+    ] = 120.0,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Memory that a plan's runs may take; default: most of what is free.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="How often each schedule of a plan runs.")] = 3,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
@@ -123,9 +132,20 @@ def validate(
         raise InputError(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
         )
-    for name, number, least in (("--repeats", repeats, 1), ("--steps", steps, 1), ("--baselines", baselines, 0)):
-        if number is not None and number < least:
+    least_of = (
+        ("--repeats", repeats, 1),
+        ("--steps", steps, 1),
+        ("--baselines", baselines, 0),
+        ("--seconds", seconds, 1),
+    )
+    for name, number, least in least_of:
+        if number is not None and not number >= least:
             raise InputError(name, number, f"below {least}", "give a larger number")
+    limits = {"seconds": seconds, "memory_bytes": None if memory is None else parse_bytes(memory, "--memory")}
+    if memory is not None and grid_path is not None:
+        raise InputError(
+            "--memory", memory, "only plans are reduced to fit", "leave it out, or shrink the grid's shapes"
+        )
     check_torch()
     known = None if profile is None else load_hardware(profile)
     _device(device)
@@ -134,7 +154,7 @@ def validate(
         document = found.to_dict()
     elif plan_path is not None:
         found, document = _validate_plan(
-            plan_path, known, device, trace, baselines, steps, repeats, reporter("validate")
+            plan_path, known, device, trace, baselines, steps, repeats, limits, reporter("validate")
         )
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -160,7 +180,15 @@ def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:
 
 
 def _validate_plan(
-    path: Path, profile: Any, device: str, trace: str, baselines: int, steps: int | None, repeats: int, progress: Any
+    path: Path,
+    profile: Any,
+    device: str,
+    trace: str,
+    baselines: int,
+    steps: int | None,
+    repeats: int,
+    limits: dict[str, Any],
+    progress: Any,
 ) -> tuple[Any, dict[str, Any]]:
     from ..executor.validate_plan import validate_plan
     from ..sim.simulate import check_match
@@ -172,7 +200,7 @@ def _validate_plan(
     check_match(model, recording)
     found = validate_plan(
         document, model, recording, profile=profile, device=device, num_baselines=baselines, steps=steps,
-        repeats=repeats, progress=progress,
+        repeats=repeats, progress=progress, **limits,
     )  # fmt: skip
     return found, found.to_dict() | found.best_to_dict()
 

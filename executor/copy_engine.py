@@ -1,7 +1,8 @@
 """The worker thread that moves experts to the device, one piece at a time, and the one that moves evicted ones back.
 
 Modelled: as in the simulator, the engine chooses when it is free, not when something is submitted; a transfer whose
-slot is still read or written back holds up those behind it; a transfer cut into pieces goes back in line after each.
+slot is still read or written back, or whose bytes are still being read from disk (`host_tier`), holds up those behind it; a
+transfer cut into pieces goes back in line after each.
 On the CPU a piece is copied when the call returns. On CUDA pieces are asynchronous: up to two are in flight, so that
 the link never waits for the host, but a whole prefetch is only started on an idle link, because a demand that comes
 next must not wait for it. Ignored: what is decided (`sim.policies`), schedules without overlap (`stream_copies`).
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..calibrate.device import TO_DEVICE, TO_HOST, Device, Mark, preemptions
 from ..calibrate.expert_store import ExpertStore
@@ -24,6 +26,9 @@ from .failures import ExecutionFailed
 from .rows import Rows
 from .slots import POISON, Slots
 from .transfers import Transfer, Waiting, WriteBack
+
+if TYPE_CHECKING:
+    from .host_tier import HostTier
 
 _IN_FLIGHT = 2
 # A prefetch piece up to this size may wait behind another one in the stream: at 25 GB/s it delays a demand by 160 µs.
@@ -93,8 +98,9 @@ class CopyEngine:
         *,
         piece_bytes: int | None,
         poison: bool = False,
+        tier: HostTier | None = None,
     ) -> None:
-        self._device, self._stores, self._slots, self._gate = device, stores, slots, gate
+        self._device, self._stores, self._slots, self._gate, self._tier = device, stores, slots, gate, tier
         self._piece = piece_bytes or slots.slot_bytes
         self._poison = poison
         self._waiting = Waiting()
@@ -111,6 +117,8 @@ class CopyEngine:
     def submit(self, transfer: Transfer) -> None:
         """Queue a transfer."""
         with self._gate.change:
+            if self._tier is not None:
+                self._tier.submit(transfer)
             self._waiting.add(transfer)
             self._gate.moved_at_s = time.monotonic()
             self._gate.change.notify_all()
@@ -148,13 +156,15 @@ class CopyEngine:
             gone = [transfer for transfer in self._waiting.untouched(visit) if agreed(transfer)]
             for transfer in gone:
                 self._waiting.drop(transfer)
+                if self._tier is not None:
+                    self._tier.lets_go(transfer)
             self._gate.change.notify_all()
         return gone
 
     def drain(self) -> None:
         """Block until everything admitted has been moved; raises ExecutionFailed."""
         with self._gate.change:
-            while len(self._waiting) or self._running is not None:
+            while len(self._waiting) or self._running is not None or (self._tier is not None and self._tier.is_reading):
                 self._gate.change.wait(_LOOK_S)
                 self._gate.check()
         while self._in_flight:
@@ -187,8 +197,8 @@ class CopyEngine:
             with self._gate.change:
                 if self._gate.stopping:
                     return None
-                first = self._waiting.first()
-                if first is None or not self._gate.slot_is_free(first.wait_kernel, first.wait_back):
+                first = self._startable()
+                if first is None:
                     self._gate.change.wait()
                     continue
                 if not self._in_flight or first.kind == DEMAND or self._piece <= _SMALL_PIECE_BYTES:
@@ -196,6 +206,21 @@ class CopyEngine:
                     self._running = first
                     return first
             self._in_flight.popleft().wait()
+
+    def _startable(self) -> Transfer | None:
+        """Return the transfer whose turn it is if it may start; or, where the disk's reader has no buffer, one that frees one."""
+        first = self._waiting.first()
+        if first is None or self._may_start(first):
+            return first
+        if self._tier is None or not self._tier.starved:
+            return None
+        tier = self._tier
+        return next((one for one in self._waiting if tier.makes_room(one) and self._may_start(one)), None)
+
+    def _may_start(self, transfer: Transfer) -> bool:
+        """Return whether a transfer's slot is free and its bytes are in memory."""
+        free = self._gate.slot_is_free(transfer.wait_kernel, transfer.wait_back)
+        return free and (self._tier is None or self._tier.is_readable(transfer))
 
     def _move(self, transfer: Transfer) -> None:
         device, gate = self._device, self._gate
@@ -213,7 +238,10 @@ class CopyEngine:
             if self._poison:
                 target.fill_(POISON)
         begin = device.mark()
-        self._stores[transfer.format].bring(device, target, transfer.key, low, high)
+        if self._tier is None:
+            self._stores[transfer.format].bring(device, target, transfer.key, low, high)
+        else:
+            device.copy(target[low:high], self._tier.source(transfer)[low:high])
         end = device.mark()
         if device.asynchronous:
             self._in_flight.append(end)
@@ -228,6 +256,8 @@ class CopyEngine:
             else:
                 transfer.end = end
                 transfer.issued.set()
+                if self._tier is not None:
+                    self._tier.has_left(transfer, end)
             if not transfer.wanted:
                 self._slots.give_back(transfer)
             gate.change.notify_all()

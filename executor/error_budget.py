@@ -1,6 +1,6 @@
 """Where a prediction's error comes from: measured durations put into the simulator, one class at a time.
 
-    copy         how long a transfer takes alone
+    copy         how long a transfer takes alone, or a read from disk
     compute      how long kernels take alone
     cores        how long experts take on the host's cores alone
     contention   how much they slow each other down
@@ -24,6 +24,7 @@ from ..sim.costs import (
     COMPUTE,
     CPU,
     D2H,
+    DISK,
     H2D,
     HOST,
     HOST_KERNEL,
@@ -38,6 +39,7 @@ from ..sim.policies.state import Array
 from ..sim.timeline import (
     OP_CPU,
     OP_DENSE,
+    OP_DISK,
     OP_EXPERT,
     OP_HEAD,
     OP_HOST_LAUNCH,
@@ -110,6 +112,10 @@ def measured_tables(
         "kernel_ns": _scaled(tables.kernel_ns, ratio[OP_EXPERT].alone),
         "grouped_ns": _scaled(tables.grouped_ns, ratio[OP_EXPERT].alone, least=0),
     }
+    reads = np.concatenate([_lengths(timeline, OP_DISK, DISK) for timeline in timelines])
+    disk = tables.disk_ns.copy()
+    if len(reads):
+        disk[0] = int(np.median(reads))
     rate = tables.rate.copy()
     for lane, companion, line in ((COMPUTE, H2D, ratio[OP_EXPERT]), (H2D, COMPUTE, copies), (CPU, H2D, cores)):
         if line.seen:
@@ -123,7 +129,11 @@ def measured_tables(
         if len(lengths):
             host[kind] = int(np.median(lengths))
     return {
-        "copy": {"chunk_ns": _scaled(tables.chunk_ns, copies.alone), "back_ns": _scaled(tables.back_ns, backs.alone)},
+        "copy": {
+            "chunk_ns": _scaled(tables.chunk_ns, copies.alone),
+            "back_ns": _scaled(tables.back_ns, backs.alone),
+            "disk_ns": disk,
+        },
         "compute": compute,
         "cores": {"cpu_ns": _scaled(tables.cpu_ns, cores.alone)},
         "contention": {"rate": rate},
@@ -214,8 +224,8 @@ def _group_ns(given: RunInput, tables: CostTables, row: list[int]) -> float:
     return float(tables.grouped_ns[0]) + whole * row[ROW_TOKENS] / max(1, int(tokens.sum()))
 
 
-def _lengths(timeline: Timeline, op: int) -> Array:
-    rows = timeline.rows[(timeline.rows[:, ROW_LANE] == HOST) & (timeline.rows[:, ROW_OP] == op)]
+def _lengths(timeline: Timeline, op: int, lane: int = HOST) -> Array:
+    rows = timeline.rows[(timeline.rows[:, ROW_LANE] == lane) & (timeline.rows[:, ROW_OP] == op)]
     lengths: Array = rows[:, ROW_END] - rows[:, ROW_START]
     return lengths
 

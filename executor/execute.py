@@ -19,6 +19,7 @@ import torch
 
 from ..calibrate.dense_part import DensePart
 from ..calibrate.device import COMPUTE, Device, metadata_of, open_device, preemptions
+from ..calibrate.disk_store import DiskStore
 from ..calibrate.expert_runner import open_runner
 from ..calibrate.expert_store import ExpertStore, make_store
 from ..calibrate.pass_shape import PassShape
@@ -44,6 +45,7 @@ from .copy_engine import BackEngine, CopyEngine, Gate
 from .execution import Execution
 from .failures import device_failure
 from .host_cores import HostCores
+from .host_tier import HostTier, most_reads
 from .program import Program, Step, offsets_of
 from .rows import timeline_of
 from .slots import Slots
@@ -78,8 +80,11 @@ class Stage:
     dense: DensePart
     seed: int
     distinct_experts: int | None
+    places: int | None = None
+    """Runs of bytes that the experts of a store share; None gives each its own."""
     notes: tuple[str, ...] = ()
     _stores: dict[tuple[str, bool], ExpertStore] = field(default_factory=dict)
+    _files: dict[str, DiskStore] = field(default_factory=dict)
 
     def store(self, bits: str, *, pinned: bool = True) -> ExpertStore:
         """Return all experts in host memory, made once for each format."""
@@ -92,17 +97,37 @@ class Stage:
                 num_keys=self.model.num_moe_layers * self.model.num_experts,
                 pinned=pinned,
                 distinct=self.distinct_experts,
+                places=self.places,
                 seed=self.seed,
             )
         return self._stores[key]
 
-    def stores(self, schedule: OffloadSchedule) -> list[ExpertStore]:
-        """Return the stores of a schedule's weight formats, the first one first; raises InputError for a second that is no smaller."""
-        bits, low = schedule.experts.bits, schedule.experts.low_bits
-        first = self.store(self.model.native_bits if bits == "native" else bits, pinned=schedule.copy.pinned)
+    def file(self, bits: str) -> DiskStore:
+        """Return all experts in a temporary file, written once for each format; raises DoesNotFit where the disk has no room."""
+        if bits not in self._files:
+            count = self.model.num_moe_layers * self.model.num_experts
+            drawn = min(count, self.distinct_experts or count)  # all of them pass through memory where all are distinct
+            source = make_store(
+                self.model, bits, self.device, num_keys=drawn, pinned=False, places=self.places, seed=self.seed
+            )
+            try:
+                self._files[bits] = DiskStore(source, num_keys=count, places=self.places)
+            finally:
+                source.close()
+        return self._files[bits]
+
+    def stores(self, schedule: OffloadSchedule, given: ExpertStore | None = None) -> list[ExpertStore]:
+        """Return the stores of a schedule's weight formats, the first (or the one given) first, in memory or in a file.
+
+        Raises InputError for a second format that is no smaller.
+        """
+        name, low, pinned = schedule.experts.bits, schedule.experts.low_bits, schedule.copy.pinned
+        bits = self.model.native_bits if name == "native" else name
+        on_disk = schedule.copy.host_experts is not None
+        first = given or (self.file(bits) if on_disk else self.store(bits, pinned=pinned))
         if low is None:
             return [first]
-        second = self.store(low, pinned=schedule.copy.pinned)
+        second = self.store(low, pinned=pinned)
         if second.slot_bytes >= first.slot_bytes:
             raise InputError("experts.low_bits", low, f"not smaller than {first.layout.weights}", "give fewer bits")
         return [first, second]
@@ -111,12 +136,15 @@ class Stage:
         """Free the experts of one format."""
         for key in [key for key in self._stores if key[0] == bits]:
             self._stores.pop(key).close()
+        if bits in self._files:
+            self._files.pop(bits).close()
 
     def close(self) -> None:
         """Give all memory back."""
-        for store in self._stores.values():
+        for store in (*self._stores.values(), *self._files.values()):
             store.close()
         self._stores.clear()
+        self._files.clear()
         self.device.close()
 
     def __enter__(self) -> Stage:
@@ -144,6 +172,7 @@ def open_stage(
     memory_bytes: int | None = None,
     dtype: torch.dtype | None = None,
     distinct_experts: int | None = None,
+    places: int | None = None,
     seed: int = 0,
     notes: tuple[str, ...] = (),
 ) -> Stage:
@@ -161,7 +190,15 @@ def open_stage(
     except BaseException:
         opened.close()
         raise
-    return Stage(model=model, device=opened, dense=dense, seed=seed, distinct_experts=distinct_experts, notes=notes)
+    return Stage(
+        model=model,
+        device=opened,
+        dense=dense,
+        seed=seed,
+        distinct_experts=distinct_experts,
+        places=places,
+        notes=notes,
+    )
 
 
 def execute(
@@ -175,8 +212,9 @@ def execute(
 ) -> Execution:
     """Return what running one schedule on `stage` did.
 
-    store: where experts come from, the stage's own memory store by default. keep_outputs: keep each step's result. poison: fill
-    slots with NaN before they are filled, so that a slot read too early shows (slower; for tests).
+    store: where experts come from; by default the stage's own in memory, or its file where the schedule has a disk below the
+    host. keep_outputs: keep each step's result. poison: fill slots with NaN before they are filled, so that a slot read too early
+    shows (slower; for tests).
     Raises InputError for an option that is only simulated, DoesNotFit where the arena exceeds the device's memory, ExecutionFailed
     where a copy fails; whatever is raised, all threads have ended and the arena is freed.
     """
@@ -184,9 +222,7 @@ def execute(
     check_runnable(schedule)
     if needs_prices(config) and given.weighed is None:
         raise Internal(f"{schedule.name} weighs costs and was given none")
-    stores = stage.stores(schedule)
-    if store is not None:
-        stores[0] = store
+    stores = stage.stores(schedule, store)
     if len(stores) > 1 and schedule.experts.low_fraction > 0 and given.weighed is None:
         raise Internal(f"{schedule.name} stores some experts in a second format and was not told which")
     rehearsed = rehearse(given)
@@ -244,13 +280,17 @@ def _run(
     copies: CopyEngine | StreamCopies | None = None
     backs: BackEngine | None = None
     cores: HostCores | None = None
+    tier: HostTier | None = None
     try:
         with device.enter(COMPUTE):
             steps = forced_steps(workload, device)
             _preload(stores, slots, state, device)
             piece = schedule.copy.chunk_bytes
+            if isinstance(stores[0], DiskStore) and schedule.copy.host_experts is not None:
+                reads = most_reads(config, workload, fresh_state(config, workload, given.capacities))
+                tier = HostTier(device, stores[0], gate, state, num_spare=reads, pinned=schedule.copy.pinned)
             if schedule.copy.overlap:
-                copies = CopyEngine(device, stores, slots, gate, piece_bytes=piece, poison=poison)
+                copies = CopyEngine(device, stores, slots, gate, piece_bytes=piece, poison=poison, tier=tier)
                 backs = BackEngine(device, stores, slots, gate) if schedule.copy.write_back else None
             else:
                 copies = StreamCopies(device, stores, slots, gate, piece_bytes=piece, poison=poison)
@@ -270,6 +310,7 @@ def _run(
                 copies=copies,
                 backs=backs,
                 cores=cores,
+                tier=tier,
                 keep_outputs=keep_outputs,
             )
             device.synchronize()
@@ -284,14 +325,14 @@ def _run(
     finally:
         if collecting:
             gc.enable()
-        for worker in (copies, backs, cores):
+        for worker in (copies, backs, cores, tier):
             if worker is not None:
                 worker.close()
     parts = [
         worker.rows.times(
             origin, first_visit=workload.steps.first_visit, num_layers=config.num_layers, num_experts=config.num_experts
         )
-        for worker in (program, copies, backs, cores)
+        for worker in (program, copies, backs, cores, tier)
         if worker is not None
     ]
     timeline = timeline_of(parts, str(metadata_of(device)["name"]))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..sim.clock_fields import BYTES_D2H, BYTES_H2D
-from ..sim.costs import D2H, H2D
+from ..sim.costs import D2H, DISK, H2D
 from ..sim.engines import Outcome
 from ..sim.policies import state as ps
 from ..sim.policies.state import Array
@@ -35,6 +35,7 @@ _COMPARED = (
     "GUESSES_TRUE",
     "TRUTHS",
     "CPU_RUNS",
+    "DISK_READS",
     "LOW_FETCHES",
 )
 
@@ -84,6 +85,11 @@ class Execution:
         return int(self.timeline.rows[self.timeline.rows[:, ROW_LANE] == D2H, ROW_BYTES].sum())
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes that were really read from disk."""
+        return int(self.timeline.rows[self.timeline.rows[:, ROW_LANE] == DISK, ROW_BYTES].sum())
+
+    @property
     def expert_tokens(self) -> int:
         """Tokens that experts really computed, on the device and on the host's cores."""
         computed = np.isin(self.timeline.rows[:, ROW_OP], (OP_EXPERT, OP_CPU))
@@ -120,6 +126,7 @@ def count_differences(
         "steps": (len(outcome.step_end), len(execution.step_ns)),
         "guessed hits": (int(decided[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
         "experts on the host's cores": (int(decided[ps.CPU_RUNS]), execution.core_experts),
+        "bytes read": (int(decided[ps.DISK_READS]) * execution.slot_bytes, execution.bytes_read),
         "bytes copied": (
             execution.bytes_decided if timing_dependent else int(outcome.clock[BYTES_H2D]),
             execution.bytes_copied,

@@ -62,7 +62,8 @@ class Errand:
 class HostCores:
     """Computes experts on a thread of its own.
 
-    weights: the experts of each store, expert `key` in slot `key`. staging_bytes: room for the rows of the largest visit.
+    weights: the experts of each store, expert `key` in slot `key` modulo the number of slots. staging_bytes: room for the rows of
+    the largest visit.
     """
 
     def __init__(self, device: Device, weights: Sequence[ExpertWeights], gate: Gate, *, staging_bytes: int) -> None:
@@ -182,12 +183,13 @@ class HostCores:
     ) -> None:
         """Compute one expert for rows `low` to `high` of its visit, which are `sent` from row `first` on where they were sent."""
         weights = self._weights[one.format]
+        place = one.key % weights.gate_up.num_slots  # where memory is short, experts share places
         dtype = row_dtype(weights)
         rows = visit.rows[low:high] if sent is None else sent[first : first + high - low]
         if sent is None and rows.dtype == dtype:
-            run_expert(rows, weights, one.key, out=visit.answers[low:high], scratch=self._scratch)
+            run_expert(rows, weights, place, out=visit.answers[low:high], scratch=self._scratch)
             return
-        answers = run_expert(rows.to(dtype), weights, one.key, scratch=self._scratch)
+        answers = run_expert(rows.to(dtype), weights, place, scratch=self._scratch)
         if sent is None or self._staged is None:
             visit.answers[low:high] = answers
             return

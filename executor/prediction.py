@@ -177,12 +177,16 @@ def with_slot_bytes(
     ]
     wait_ns = seconds_to_ns(costs.transfer_wait_s())
     backs = [max(1, seconds_to_ns(costs.device_to_host(size, pinned=pinned).seconds)) for size in sizes]
+    reads = [0] * len(sizes)
+    if schedule.copy.host_experts is not None:
+        reads = [max(1, seconds_to_ns(costs.disk_to_host(size).seconds)) for size in sizes]
     return tables._replace(
         expert_bytes=np.array(sizes, np.int64),
         num_chunks=np.array([count for count, _, _ in chunks], np.int64),
         chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
         chunk_ns=np.array(pieces, np.int64) + np.array([0, wait_ns], np.int64),
         back_ns=np.array(backs, np.int64),
+        disk_ns=np.array(reads, np.int64),
     )
 
 

@@ -49,6 +49,7 @@ from ..sim.timeline import (
 from ..sim.workload import Steps
 from .copy_engine import BackEngine, CopyEngine, Gate
 from .host_cores import CoreExpert, Errand, HostCores
+from .host_tier import HostTier
 from .rows import Rows
 from .stream_copies import StreamCopies
 from .transfers import Transfer, WriteBack
@@ -97,13 +98,14 @@ class Program:
         copies: CopyEngine | StreamCopies,
         backs: BackEngine | None,
         cores: HostCores | None,
+        tier: HostTier | None,
         keep_outputs: bool,
     ) -> None:
         self._config, self._steps, self._state, self._out = config, steps, state, out
         self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
         self._expert_bytes = expert_bytes
         """By weight format, like the runners."""
-        self._copies, self._backs, self._cores = copies, backs, cores
+        self._copies, self._backs, self._cores, self._tier = copies, backs, cores, tier
         self._errand: Errand | None = None
         """What the cores are busy with: this visit's answers are not complete before."""
         self._known: dict[int, Transfer] = {}
@@ -207,6 +209,8 @@ class Program:
         promoted = out.promoted[: out.size[SIZE_PROMOTED]].tolist()
         errand = self._send_to_cores(number, layer, visit)
         transfers = self._transfers()
+        if self._tier is not None:
+            self._tier.assign(number, out, transfers)
         launches = self._launches(base, seats, transfers)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
         backs = self._write_backs(number, seats, transfers)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..calibrate.device import Mark
-from ..sim.costs import COMPUTE, CPU, D2H, H2D, HOST
+from ..sim.costs import COMPUTE, CPU, D2H, DISK, H2D, HOST
 from ..sim.policies.state import DEMAND, Array
-from ..sim.timeline import OP_BACK, OP_CPU, OP_DEMAND, OP_PREFETCH, ROW_FIELDS, Timeline, canonical
+from ..sim.timeline import OP_BACK, OP_CPU, OP_DEMAND, OP_DISK, OP_PREFETCH, ROW_FIELDS, Timeline, canonical
 from .transfers import Transfer, WriteBack
 
 
@@ -43,6 +43,10 @@ class Rows:
         """Note an expert that the host's cores computed."""
         self._timed.append((CPU, OP_CPU, step, layer, expert, begin_ns, end_ns, 0, tokens))
 
+    def read(self, step: int, key: int, begin_ns: int, end_ns: int, num_bytes: int) -> None:
+        """Note an expert that was read from disk; layer and expert are filled in from its key later."""
+        self._timed.append((DISK, OP_DISK, step, -1, key, begin_ns, end_ns, num_bytes, 0))
+
     def times(self, origin_ns: int, *, first_visit: int, num_layers: int, num_experts: int) -> Array:
         """Return int64 [num_rows, ROW_FIELDS] with times since `origin_ns`; everything must be done."""
         found: list[tuple[int, ...]] = []
@@ -53,7 +57,10 @@ class Rows:
             found.append(
                 (lane, op, step, layer, expert, begin.at_ns() - origin_ns, end.at_ns() - origin_ns, num_bytes, tokens)
             )
-        found += [(*row[:5], row[5] - origin_ns, row[6] - origin_ns, *row[7:]) for row in self._timed]
+        for lane, op, step, layer, expert, begin_ns, end_ns, *rest in self._timed:
+            if lane == DISK:
+                layer, expert = divmod(expert, num_experts)
+            found.append((lane, op, step, layer, expert, begin_ns - origin_ns, end_ns - origin_ns, *rest))
         return np.array(found, np.int64).reshape(-1, ROW_FIELDS)
 
 
@@ -64,7 +71,7 @@ def timeline_of(parts: list[Array], device: str) -> Timeline:
     last one ended; it is moved to that moment. Rows of no length are dropped.
     """
     rows = canonical(np.concatenate(parts)) if parts else np.zeros((0, ROW_FIELDS), np.int64)
-    for lane in (COMPUTE, H2D, D2H, CPU, HOST):
+    for lane in (COMPUTE, H2D, D2H, CPU, DISK, HOST):
         mine = np.flatnonzero(rows[:, 0] == lane)
         if len(mine) > 1:
             ends = np.maximum.accumulate(rows[mine, 6])

@@ -46,6 +46,7 @@ from ..sim.timeline import (
 from ..specs import ModelSpec
 from ..units import GIB, NS_PER_S
 from .execute import Stage, execute, open_stage
+from .execution import Execution
 from .host_overheads import fetching_costs, random_routing, resident_costs
 from .overlap import overlap_ns
 from .prediction import run_input
@@ -110,8 +111,7 @@ def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[f
     with open_stage(model, workloads, device=device, dtype=dtype, distinct_experts=_DISTINCT) as stage:
         for mode, _, given in inputs:
             ran = execute(stage, given)
-            rows = ran.timeline.rows
-            rows = rows[(rows[:, ROW_STEP] >= _WARM_UP_STEPS) & ~ran.disturbed[rows[:, ROW_STEP], rows[:, ROW_LAYER]]]
+            rows = _undisturbed(ran)
             if mode is None:
                 _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
                 continue
@@ -120,6 +120,20 @@ def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[f
             for key, seconds in _operations(stage, given.workload.step_context, bits, mode, rows).items():
                 found.setdefault(key, []).extend(seconds)
     return found
+
+
+def _undisturbed(ran: Execution) -> Array:
+    """Return a run's rows after its warm-up, without those of visits that another program interrupted.
+
+    Where that leaves none of a kind of operation, all of that kind count: on a busy machine long ones are always interrupted.
+    """
+    rows = ran.timeline.rows[ran.timeline.rows[:, ROW_STEP] >= _WARM_UP_STEPS]
+    kept = ~ran.disturbed[rows[:, ROW_STEP], rows[:, ROW_LAYER]]
+    for op in np.unique(rows[:, ROW_OP]):
+        mine = rows[:, ROW_OP] == op
+        if not kept[mine].any():
+            kept |= mine
+    return rows[kept]
 
 
 def _schedules(model: ModelSpec, bits: str) -> dict[tuple[str, str] | None, OffloadSchedule]:

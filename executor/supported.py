@@ -43,6 +43,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "copy.pinned": (True, False),
     "copy.cancel": (True, False),
     "copy.fetch": None,
+    "copy.host_experts": None,
     "host.per_step_s": (None,),
     "host.per_layer_s": (None,),
     "host.per_kernel_s": (None,),
@@ -66,11 +67,21 @@ def check_runnable(schedule: OffloadSchedule) -> None:
                 raise InputError(
                     key, value, f"{what}: the executor runs {', '.join(map(str, allowed))}", "change it, or simulate it"
                 )
-    if schedule.copy.host_experts is not None and (schedule.copy.cancel or schedule.experts.low_bits is not None):
-        key = "copy.cancel" if schedule.copy.cancel else "experts.low_bits"
+    if schedule.copy.host_experts == 0:
         raise InputError(
-            key,
-            True if schedule.copy.cancel else schedule.experts.low_bits,
-            "only simulated with a disk below the host",
-            "drop it, or simulate it",
+            "copy.host_experts", 0, "as many as fit is worked out by a plan; a run needs the number", "give how many"
+        )
+    if schedule.copy.host_experts is not None and schedule.kernel.miss != "fetch":
+        raise InputError(
+            "kernel.miss",
+            schedule.kernel.miss,
+            "only simulated with a disk below the host: the cores compute what is in memory",
+            "set it to fetch",
+        )
+    if schedule.copy.host_experts is not None and schedule.experts.low_bits is not None:
+        raise InputError(
+            "experts.low_bits",
+            schedule.experts.low_bits,
+            "only simulated with a disk below the host: its file has one format",
+            "drop one of the two",
         )

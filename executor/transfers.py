@@ -8,12 +8,17 @@ prefetch may be promoted while it waits or runs. The order is that of the simula
 from __future__ import annotations
 
 import heapq
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..calibrate.device import Mark
 from ..sim.policies.state import DEMAND
+
+if TYPE_CHECKING:
+    from .host_tier import Held
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +43,8 @@ class Transfer:
     """Weight format that moves: which store it comes from."""
     num_bytes: int
     """Bytes of one expert in that format."""
+    held: Held | None = None
+    """Where the host holds its bytes, where there is a disk below."""
     moved_bytes: int = 0
     """How far it has come."""
     wanted: bool = True
@@ -74,9 +81,10 @@ class Waiting:
     """The transfers that wait for the copy engine."""
 
     def __init__(self) -> None:
-        self._demands: list[tuple[int, int, Transfer]] = []
-        self._prefetches: list[tuple[int, int, Transfer]] = []
+        self._demands: list[tuple[int, int, int, Transfer]] = []
+        self._prefetches: list[tuple[int, int, int, Transfer]] = []
         self._by_id: dict[int, Transfer] = {}
+        self._entries = itertools.count()  # one that was taken out of turn and waits again is in its heap twice
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -85,9 +93,9 @@ class Waiting:
         """Let a transfer wait (again)."""
         self._by_id[transfer.id] = transfer
         if transfer.kind == DEMAND:
-            heapq.heappush(self._demands, (transfer.id, transfer.id, transfer))
+            heapq.heappush(self._demands, (transfer.id, transfer.id, next(self._entries), transfer))
         else:
-            heapq.heappush(self._prefetches, (transfer.target, transfer.id, transfer))
+            heapq.heappush(self._prefetches, (transfer.target, transfer.id, next(self._entries), transfer))
 
     def promote(self, transfer_id: int) -> bool:
         """Turn a waiting prefetch into a demand; return whether it was found."""
@@ -96,14 +104,14 @@ class Waiting:
             return False
         if transfer.kind != DEMAND:
             transfer.kind = DEMAND
-            heapq.heappush(self._demands, (transfer.id, transfer.id, transfer))
+            heapq.heappush(self._demands, (transfer.id, transfer.id, next(self._entries), transfer))
         return True
 
     def first(self) -> Transfer | None:
         """Return the transfer whose turn it is, still waiting; None when there is none."""
         for heap in (self._demands, self._prefetches):
             while heap:
-                transfer = heap[0][2]
+                transfer = heap[0][3]
                 promoted = heap is self._prefetches and transfer.kind == DEMAND
                 if self._by_id.get(transfer.id) is transfer and not promoted:
                     return transfer
@@ -111,9 +119,8 @@ class Waiting:
         return None
 
     def take(self, transfer: Transfer) -> None:
-        """Remove the first transfer, which is about to start."""
-        del self._by_id[transfer.id]
-        heapq.heappop(self._demands if transfer.kind == DEMAND else self._prefetches)
+        """Remove a transfer, which is about to start."""
+        del self._by_id[transfer.id]  # `first` passes over what is left of it
 
     def untouched(self, visit: int) -> list[Transfer]:
         """Return the waiting prefetches for `visit` or earlier of which nothing has moved, in the order of their turn."""

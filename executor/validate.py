@@ -20,6 +20,7 @@ import numpy as np
 
 from ..calibrate.cost_model import CostModel
 from ..calibrate.device import metadata_of, open_device
+from ..calibrate.expert_store import expert_layout
 from ..calibrate.fitted_model import check_profile_matches, load_costs
 from ..calibrate.measure import QUICK, Extent
 from ..calibrate.samples import SampleSet, merge
@@ -66,6 +67,8 @@ class Validation:
     profile: Profile
     notes: tuple[str, ...]
     seconds: float
+    reduced: Mapping[str, Any] | None = None
+    """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""
@@ -84,6 +87,7 @@ class Validation:
                 np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
             ),
             "notes": list(self.notes),
+            "reduced": None if self.reduced is None else dict(self.reduced),
             "seconds": self.seconds,
         }
 
@@ -304,7 +308,7 @@ def _foresee(
 
 def _slot_bytes(stage: Stage, given: RunInput) -> int:
     """Return the bytes that one expert of a run takes on the device."""
-    return stage.store(stored_format(given.schedule, stage.model).name).slot_bytes
+    return expert_layout(stage.model, stored_format(given.schedule, stage.model).name).slot_bytes
 
 
 def _mean_step_s(executions: Sequence[Execution], given: RunInput) -> float:

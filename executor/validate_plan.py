@@ -1,31 +1,43 @@
 """A plan run for real beside its prediction: the chosen schedule and its fastest rivals, taking turns.
 
 Modelled: model, memory, window and schedules are the plan's; costs come from a profile of this machine, measured on the spot
-where none is given. The plan's own figures stay what they were: what is compared is the prediction for this device. Ignored:
-plans of many devices; models that this machine cannot hold, which are refused with what is missing.
+where none is given. The plan's own figures stay what they were: what is compared is the prediction for this device. A model
+that this machine cannot hold is reduced until it fits (`reduction`), and as many passes run as end in time; the prediction is
+for what ran. Ignored: plans of many devices.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
+from ..calibrate.cost_model import CostModel
 from ..calibrate.device import open_device
+from ..calibrate.expert_store import expert_layout
 from ..calibrate.measure import QUICK, Extent
-from ..errors import DoesNotFit, InputError
+from ..errors import InputError
 from ..hardware import Profile
 from ..schedule import schedule_from_dict
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
+from ..units import NS_PER_S, format_bytes
 from .calibration import Calibration, calibrate_device
-from .execute import Progress, open_stage, silent
-from .prediction import run_input, stored_format
+from .execute import Progress, RunInput, open_stage, silent
+from .prediction import counted_steps, forecast, run_input, stored_format, with_costs
+from .reduction import DISTINCT, Reduced, reduced_to, room_of
 from .supported import check_runnable
 from .validate import Validation, check_profile, costs_of, dense_format, validate_cases
 from .validation_grid import Case, Shape
 
 _MAX_STEPS = 64
+_SECONDS = 120.0
+"""About how long the runs of a plan may take where nobody says so."""
+_LEAST_DECODES = 4
 
 
 def planned_cases(document: Mapping[str, Any], model: ModelSpec, num_baselines: int) -> list[Case]:
@@ -71,67 +83,114 @@ def validate_plan(
     repeats: int = 3,
     extent: Extent = QUICK,
     calibrate_seconds: float = 12.0,
+    seconds: float = _SECONDS,
+    memory_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Validation:
     """Return predicted and measured of a plan's best schedule, first, and of its fastest rivals.
 
-    steps: forward passes to run, of those that were planned; 64 at most by default. Raises InputError for a plan of another kind
-    or of another dense format than this device runs, for a profile of another device or schedules that are only simulated,
-    MissingCalibration where the profile does not reach, DoesNotFit where the plan exceeds the device.
+    steps: forward passes to run, of those that were planned; by default as many as end in about `seconds`, 64 at most.
+    memory_bytes: use at most so much of the device's memory (on a CPU: of all memory); None takes most of what is free. What does
+    not fit is reduced, and said so. Raises InputError for a plan of another kind, for a profile of another device or schedules that
+    are only simulated, MissingCalibration where the profile does not reach, DoesNotFit where not even the smallest excerpt fits.
     """
     began = time.monotonic()
     cases = planned_cases(document, model, num_baselines)
     provenance = document.get("provenance")
     planned = provenance if isinstance(provenance, Mapping) else {}
-    _check_device(planned, device)
     if profile is not None:
         check_profile(profile, device)
     window = min(_MAX_STEPS if steps is None else steps, int(planned.get("window_steps") or _MAX_STEPS))
-    inputs = {case.name: run_input(case.schedule, trace, window_steps=window) for case in cases}
+    reduced = _reduced(device, memory_bytes, model, trace, cases, window)
+    small = reduced.model
     calibration: Calibration | None = None
     if profile is None:
-        bits = list(dict.fromkeys(stored_format(case.schedule, model).name for case in cases))
+        bits = list(dict.fromkeys(stored_format(case.schedule, small).name for case in reduced.cases))
         calibration = calibrate_device(
-            device, models=[model], bits=bits, extent=extent, seconds=calibrate_seconds, progress=progress
+            device, models=[small], bits=bits, extent=extent, seconds=calibrate_seconds, progress=progress
         )
     used = profile if calibration is None else calibration.fit.profile
     if used is None:
         raise InputError("profile", "none", "nothing was calibrated", "give a profile")
-    costs = costs_of(used, model, device)
-    with open_stage(model, [given.workload for given in inputs.values()], device=device, distinct_experts=4) as stage:
-        pairs = [(case, inputs[case.name]) for case in cases]
+    costs = costs_of(used, small, device)
+    inputs = [run_input(case.schedule, reduced.trace, window_steps=window) for case in reduced.cases]
+    if steps is None:
+        fewer = _steps_within(seconds, inputs, small, costs, repeats + 1)
+        if fewer < window:
+            reduced = dataclasses.replace(reduced, changes={**reduced.changes, "steps": (window, fewer)})
+            inputs = [run_input(case.schedule, reduced.trace, window_steps=fewer) for case in reduced.cases]
+            window = fewer
+    with open_stage(
+        small,
+        [given.workload for given in inputs],
+        device=device,
+        memory_bytes=memory_bytes,
+        distinct_experts=DISTINCT,
+        places=reduced.places,
+    ) as stage:
+        pairs = list(zip(reduced.cases, inputs, strict=True))
         validated = validate_cases(pairs, stage, costs, repeats=repeats, progress=progress)
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
         profile=used,
         notes=(
-            f"{model.name} with random weights",
+            *reduced.notes(),
+            *_differences(planned, device),
+            f"{small.name} with random weights",
             f"the first {window} forward passes of {trace.model} are replayed; step times are those of decode steps",
             f"each schedule ran {repeats} times after a warm-up, in turns; noise compares two halves of these runs",
             "a step's measured time adds up its layers' medians over the runs; parts interrupted by other programs do not count",
         ),
         seconds=time.monotonic() - began,
+        reduced=reduced.to_dict(),
     )
 
 
-def _check_device(planned: Mapping[str, Any], device: str) -> None:
-    """Return nothing; raises where the plan is for another device than the one at hand."""
+def _reduced(
+    device: str, memory_bytes: int | None, model: ModelSpec, trace: RoutingTrace, cases: Sequence[Case], window: int
+) -> Reduced:
+    """Return as much of the plan as the device holds; raises DoesNotFit where that is nothing."""
     opened = open_device(device)
     try:
-        wanted = int(planned.get("memory_bytes") or 0)
-        if wanted > opened.limit_bytes:
-            raise DoesNotFit(
-                f"a plan for {wanted} bytes on a device that gives {opened.limit_bytes}", wanted - opened.limit_bytes
-            )
-        runs = dense_format(device).name
-        stored = str(planned.get("dense_bits", "16"))
-        if weight_format(stored).name != runs:
-            raise InputError(
-                "plan.dense_bits", stored, f"this device runs {runs} bits", f"plan with --dense-bits {runs}"
-            )
+        dtype = torch.float32 if opened.kind == "cpu" else torch.bfloat16
+        return reduced_to(room_of(opened, memory_bytes), model, trace, cases, window=window, dtype=dtype)
     finally:
         opened.close()
+
+
+def _steps_within(seconds: float, inputs: Sequence[RunInput], model: ModelSpec, costs: CostModel, rounds: int) -> int:
+    """Return how many forward passes end within `seconds` when all inputs run `rounds` times, by their predictions.
+
+    At least as many as hold a few decode steps: fewer would measure nothing.
+    """
+    ends, least = [], 1
+    for given in inputs:
+        slot_bytes = expert_layout(model, stored_format(given.schedule, model).name).slot_bytes
+        weighed = with_costs(given, model, costs, slot_bytes=slot_bytes)
+        ends.append(forecast(weighed, model, costs, slot_bytes=slot_bytes).outcome.step_end)
+        counted = np.flatnonzero(counted_steps(given.workload))
+        least = max(least, int(counted[min(_LEAST_DECODES, len(counted)) - 1]) + 1)
+    longest = max(len(one) for one in ends)  # requests decoded together make fewer passes of the same tokens
+    total_ns = rounds * np.sum([np.pad(one, (0, longest - len(one)), mode="edge") for one in ends], axis=0)
+    return max(least, int(np.searchsorted(total_ns / NS_PER_S, seconds, side="right")))
+
+
+def _differences(planned: Mapping[str, Any], device: str) -> list[str]:
+    """Return in what the plan was made for another machine than the one at hand."""
+    found = []
+    stored, runs = str(planned.get("dense_bits", "16")), dense_format(device).name
+    if weight_format(stored).name != runs:
+        found.append(
+            f"the plan stores everything but routed experts in {stored} bits; this device runs {runs}, and so does the prediction"
+        )
+    memory = int(planned.get("memory_bytes") or 0)
+    found.append(
+        f"cache sizes are those planned for {format_bytes(memory)} on {planned.get('hardware')}"
+        if memory
+        else "cache sizes are the plan's"
+    )
+    return found
 
 
 def _listed(document: Mapping[str, Any]) -> list[dict[str, Any]]:

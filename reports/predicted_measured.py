@@ -1,7 +1,7 @@
 """Predicted against measured: a page, or a section of another, from a validation document (see `comparison`).
 
-Modelled: the document's own figures, the configurations whose interval misses by name, plots, a table, and two timelines of
-the same steps one above the other. Ignored: how any of it was measured.
+Modelled: what of a plan ran, the document's own figures, the configurations whose interval misses by name, plots, a table, and
+two timelines of the same steps one above the other. Ignored: how any of it was measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def predicted_measured_section(
     InputError for a document that is none.
     """
     found = comparisons(document)
-    parts: list[str | Plot] = [figures_row(_key_figures(document, found)), *_misses(found), scatter_plot(found)]
+    parts: list[str | Plot] = [*_reduced(document), figures_row(_key_figures(document, found)), *_misses(found)]
+    parts.append(scatter_plot(found))
     parts += ["<h3>Error of every configuration</h3>", error_plot(found, document), _table(found)]
     if document.get("error_budget"):
         parts += ["<h3>Where the error comes from</h3>", budget_plot(document)]
@@ -85,6 +86,14 @@ def _key_figures(document: Mapping[str, Any], found: Sequence[Comparison]) -> li
         ("Lost by trusting it", _optional(document.get("regret"))),
         ("Hits, misses, bytes", "–" if equal is None else "equal" if equal else "differ"),
     ]
+
+
+def _reduced(document: Mapping[str, Any]) -> list[str]:
+    """Return what of a plan ran where the machine does not hold all of it."""
+    reduced = document.get("reduced")
+    if not isinstance(reduced, Mapping):
+        return []
+    return [paragraph("What ran is not the whole plan:"), bullet_list(str(note) for note in reduced["notes"])]
 
 
 def _optional(fraction: float | None) -> str:

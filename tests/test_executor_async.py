@@ -12,7 +12,7 @@ import moeplan.executor.execute as executing
 from async_device import AsyncDevice, QueuedDense, QueuedExperts
 from executor_stages import preset, run_input, small_model, small_trace
 from moeplan.calibrate.dense_part import DensePart
-from moeplan.calibrate.expert_store import DiskStore
+from moeplan.calibrate.disk_store import DiskStore
 from moeplan.executor.execute import RunInput, Stage, execute, largest_pass, open_stage
 from moeplan.executor.execution import Execution
 from moeplan.executor.failures import ExecutionFailed
@@ -36,6 +36,11 @@ SCHEDULES = {
     "public code": preset("mixtral-offloading-code"),
     "swaps beside the stream": preset("mixtral-offloading-code", copy__overlap=True, kernel__grouping="grouped"),
     "static cache": preset("mixtral-offloading", cache__policy="static"),
+    "a disk below": preset("three-tiers", predictor__kind="next-gate"),
+    "a disk below guesses in pieces": preset(
+        "mixtral-offloading", copy__host_experts=2, copy__chunk_bytes=4096, cache__experts_per_layer=1
+    ),
+    "a disk below, nothing kept": preset("pre-gated", copy__host_experts=3),
     "all on the host's cores": preset("cpu-moe"),
     "cores and link": preset("hybrimoe", workload__concurrency=2),
     "cores and link, nothing kept": preset("on-demand", kernel__miss="balanced", kernel__grouping="grouped"),

@@ -33,6 +33,7 @@ from moeplan.sim.timeline import (
     OP_BACK,
     OP_CPU,
     OP_DENSE,
+    OP_DISK,
     OP_EXPERT,
     OP_HEAD,
     OP_PREFETCH,
@@ -51,7 +52,7 @@ def predicted(run: RunInput, expert_bytes: Sequence[int]) -> Outcome:
 
 def work_of(timeline: Timeline) -> Counter[tuple[int, ...]]:
     """Count rows without their times. Whether a copy began as demand or prefetch depends on time, so it is left out."""
-    ops = (OP_DENSE, OP_EXPERT, OP_HEAD, 3, OP_PREFETCH, OP_BACK, OP_CPU)
+    ops = (OP_DENSE, OP_EXPERT, OP_HEAD, 3, OP_PREFETCH, OP_BACK, OP_CPU, OP_DISK)
     rows = timeline.rows[np.isin(timeline.rows[:, ROW_OP], ops)].copy()
     rows[rows[:, ROW_OP] == OP_PREFETCH, ROW_OP] = 3
     return Counter(tuple(row) for row in np.delete(rows, [5, 6], axis=1).tolist())
@@ -140,15 +141,24 @@ def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -
     assert all(torch.isfinite(output).all() for output in found.outputs)
 
 
-def test_what_is_only_simulated_is_refused_in_one_line(trace: RoutingTrace) -> None:
-    assert set(ONLY_SIMULATED) == {
-        "three-tiers",
-    }  # fmt: skip
+def test_every_preset_runs() -> None:
+    assert set(RUNNABLE) == set(PRESETS)
+    assert ONLY_SIMULATED == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"host__per_layer_s": 0.1},
+        {"kernel__miss": "balanced", "copy__host_experts": 4},
+        {"experts__low_bits": "4", "experts__low_rank": 1, "copy__host_experts": 4},
+    ],
+)
+def test_what_is_only_simulated_is_refused_in_one_line(changes: dict[str, object], trace: RoutingTrace) -> None:
     run = run_input(preset("on-demand"), trace)
-    with open_stage(small_model(), [run.workload]) as stage:
-        for name in ONLY_SIMULATED:
-            with pytest.raises(InputError, match="only simulated"):
-                execute(stage, dataclasses.replace(run, schedule=PRESETS[name]()))
+    with open_stage(small_model(), [run.workload]) as stage, pytest.raises(InputError, match="simulated") as caught:
+        execute(stage, dataclasses.replace(run, schedule=run.schedule.with_options(**changes)))
+    assert "\n" not in str(caught.value)
 
 
 def test_repeated_runs_on_one_stage_agree(trace: RoutingTrace) -> None:

@@ -83,7 +83,7 @@ def test_the_presets_that_were_built_first_run(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("host__per_step_s", 0.1), ("copy__host_experts", 4)],
+    [("host__per_step_s", 0.1), ("copy__host_experts", 0)],
 )
 def test_what_is_only_simulated_is_refused(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key.replace("__", r"\.")):

@@ -118,8 +118,6 @@ def write_plan(tmp_path: Path, document: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("provenance", "changes", "status", "words"),
     [
-        ({"memory_bytes": 10**15}, {}, 3, ("does not fit", "bytes are missing")),
-        ({"dense_bits": "16"}, {}, 2, ("plan.dense_bits", "--dense-bits 32")),
         ({"model": "mixtral-8x7b"}, {}, 2, ("layers",)),
         ({}, {"host__per_layer_s": 0.1}, 2, ("host.per_layer_s", "simulate it")),
     ],
@@ -130,6 +128,51 @@ def test_a_plan_that_cannot_run_here_is_refused(
 ) -> None:  # fmt: skip
     path = write_plan(tmp_path, plan_document(on_demand(**changes), **provenance))
     refused(moeplan("validate", path, "--profile", str(here), "-o", "v.json"), status, *words)
+    assert not (tmp_path / "v.json").exists()
+
+
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 6, "num_local_experts": 16,
+    "num_experts_per_tok": 2, "num_attention_heads": 12, "num_key_value_heads": 3, "vocab_size": 256,
+}  # fmt: skip
+
+
+def large_plan(tmp_path: Path) -> str:
+    """Write a plan, made for a machine with far more memory, of a model with the bundled recording's layers; return its path."""
+    (tmp_path / "large.json").write_text(json.dumps(MIXTRAL))
+    schedule = on_demand() | {"experts": on_demand()["experts"] | {"bits": "32"}}
+    return write_plan(
+        tmp_path,
+        plan_document(
+            schedule, model=str(tmp_path / "large.json"), memory_bytes=10**15, dense_bits="16", hardware="a100"
+        ),
+    )
+
+
+def test_a_plan_that_exceeds_the_machine_runs_as_far_as_it_fits_and_says_so(
+    moeplan: Run, here: Path, tmp_path: Path
+) -> None:
+    path = large_plan(tmp_path)
+    # 6 layers of 16 experts of 9 MiB are 864 MiB; 640 MiB hold three layers, their dense part and an arena.
+    done = moeplan(
+        "validate", path, "--profile", str(here), "--memory", "640MiB", "--report", "page.html", "--json", "--repeats", "1"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["reduced"]["layers"] == {"planned": 6, "run": 3}
+    assert document["counts_equal"] is True and document["predicted_step_s"] > 0
+    assert any("first 3 of 6 MoE layers" in note for note in document["notes"])
+    assert any("16 bits; this device runs 32" in note for note in document["notes"])
+    assert any("planned for 909.49 TiB on a100" in note for note in document["notes"])
+    page = (tmp_path / "page.html").read_text()
+    assert "What ran is not the whole plan" in page and "first 3 of 6 MoE layers" in page
+
+
+def test_a_plan_of_which_not_even_an_excerpt_fits_is_one_line(moeplan: Run, here: Path, tmp_path: Path) -> None:
+    refused(
+        moeplan("validate", large_plan(tmp_path), "--profile", str(here), "--memory", "1MiB", "-o", "v.json"),
+        3, "does not fit", "even with 2 layers", "bytes are missing",
+    )  # fmt: skip
     assert not (tmp_path / "v.json").exists()
 
 
@@ -202,6 +245,10 @@ def test_a_size_that_was_not_measured_names_the_configuration(moeplan: Run, here
     [
         (["validate"], ("a plan or a grid",)),
         (["validate", "p.json", "--grid", "g.yaml"], ("a plan or a grid",)),
+        (["validate", "p.json", "--seconds", "0"], ("--seconds",)),
+        (["validate", "p.json", "--seconds", "nan"], ("--seconds",)),
+        (["validate", "p.json", "--memory", "much"], ("--memory",)),
+        (["validate", "--grid", "g.yaml", "--memory", "1GiB"], ("--memory",)),
         (["validate", "--grid", "g.yaml", "--repeats", "0"], ("--repeats",)),
         (["validate", "--grid", "absent.yaml"], ("absent.yaml", "no such file")),
         (["validate", "absent.json"], ("absent.json",)),
