@@ -32,6 +32,11 @@ _PACKAGE = Path(__file__).resolve().parent
 _IMPORT = re.compile(r"^from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
+# Lean: no counting of references, no checks of divisors, nothing for C callers. Inner: no way in from Python either.
+_LEAN = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
+_INNER = _LEAN | {"no_cpython_wrapper": True}
+
+
 def compiled() -> bool:
     """Return whether functions marked `@jit` really are compiled on this machine."""
     return numba is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
@@ -84,9 +89,59 @@ def jit_lean(function: F) -> F:
     """Return `function` compiled without reference counting: many times faster where many arrays are passed around.
 
     Such a function may neither allocate nor return arrays, and may call only lean functions. (Counting the references
-    of twenty arrays at every call of a small function costs more than the function.)
+    of twenty arrays at every call of a small function costs more than the function.) All its whole numbers have 64 bits.
     """
-    return _compile(function, {"_nrt": False})
+    return _lean(_compile(function, _LEAN), 0)
+
+
+def jit_inner(function: F) -> F:
+    """Return a lean `function` that only compiled code calls; Python gets the plain function.
+
+    The way in from Python, which takes apart every array of every argument, is often most of what there is to compile.
+    """
+    return _lean(_compile(function, _INNER), 1)
+
+
+def jit_inline(function: F) -> F:
+    """Return an inner `function` that is put in place of every call of it: for small ones in the innermost loops."""
+    return _lean(_compile(function, _INNER | {"forceinline": True}), 1)
+
+
+def _lean(function: F, kind: int) -> F:
+    if hasattr(function, "py_func"):  # not where numba is absent or switched off
+        cast(Any, function).__class__ = _dispatchers()[kind]
+    return function
+
+
+@functools.cache
+def _dispatchers() -> tuple[type, type]:
+    """Return what lean and inner functions are to numba.
+
+    numba compiles `f(0)` apart from `f(step)`, and both apart from `f(tokens[at])` where that has 16 bits: with eight
+    arguments twenty times the same machine code, and everything such a function calls as often again. So other compiled
+    code calls a lean function with one signature only.
+    """
+    from numba.core import types as numba_types
+    from numba.core.registry import CPUDispatcher
+
+    types: Any = numba_types
+
+    def plain(kind: Any) -> Any:
+        kind = types.unliteral(kind)
+        whole = isinstance(kind, types.Boolean) or (
+            isinstance(kind, types.Integer) and (kind.signed or kind.bitwidth < types.int64.bitwidth)
+        )
+        return types.int64 if whole else kind
+
+    class Lean(CPUDispatcher):  # type: ignore[misc]
+        def get_call_template(self, args: Any, kws: Any) -> Any:
+            return super().get_call_template(tuple(map(plain, args)), {name: plain(kind) for name, kind in kws.items()})
+
+    class Inner(Lean):
+        def __call__(self, *args: Any, **kws: Any) -> Any:  # its machine code has no way in from here
+            return self.py_func(*args, **kws)
+
+    return Lean, Inner
 
 
 def _compile(function: F, options: dict[str, Any]) -> F:

@@ -23,7 +23,7 @@ from moeplan.presets import load_preset
 from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
 from moeplan.sim.engines import run_simpy, run_twin
-from moeplan.sim.policies.state import make_config
+from moeplan.sim.policies.state import HITS, MISSES, make_config
 from moeplan.sim.workload import Workload, build_workload
 from moeplan.traces.format import RoutingTrace
 
@@ -98,7 +98,8 @@ def costs(case: Case, workload: Workload) -> CostTables:
         kernel_ns=np.array([[0, *[20_000] * workload.max_expert_tokens]]), grouped_ns=np.array([5_000]),
         expert_format=np.zeros(case.num_layers * case.num_experts, np.int64), expert_bytes=np.array([12_000_000]),
         num_chunks=np.array([1]), chunk_bytes=np.array([[12_000_000] * 2]), chunk_ns=np.array([[500_000] * 2]),
-        back_ns=np.array([500_000]), host_ns=np.array([100_000, 30_000, 5_000, 8_000]),
+        back_ns=np.array([500_000]), cpu_ns=np.zeros((1, 0), np.int64), disk_ns=np.zeros(1, np.int64),
+        host_ns=np.array([100_000, 30_000, 5_000, 8_000]),
         rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
     )  # fmt: skip
 
@@ -133,7 +134,7 @@ def main() -> None:
         run_simpy(config, short, costs(case, short), capacities, serial=serial, rows=False)
         slow = short.num_expert_visits / (time.perf_counter() - began)
         fast = statistics.median(samples)
-        hits, misses = int(outcome.counts[5]), int(outcome.counts[7])
+        hits, misses = int(outcome.counts[HITS]), int(outcome.counts[MISSES])
         print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} "
               f"({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
               f"{slow / 1e3:17.1f} {fast / slow:7.0f}")  # fmt: skip

@@ -6,11 +6,14 @@ anything happens; that is the engines' business.
 
 from __future__ import annotations
 
-from ..jit import jit_lean
-from .costs import CostTables
-from .policies.state import Array, Decision
+from ..jit import jit_inner, jit_lean
+from .costs import HOST, HOST_KERNEL, HOST_LAYER, HOST_TRANSFER, CostTables
+from .policies.state import ITEM_EXPERT, ITEM_FORMAT, ITEM_TOKENS, Array, Decision, PolicyConfig
 from .timeline import (
     OP_EXPERT,
+    OP_HOST_LAUNCH,
+    OP_HOST_LAYER,
+    OP_HOST_SUBMIT,
     ROW_BYTES,
     ROW_END,
     ROW_EXPERT,
@@ -33,7 +36,7 @@ from .timeline import (
 DEADLOCK, QUEUE_FULL, ABANDONED = 1, 2, 3
 
 
-@jit_lean
+@jit_inner
 def write_row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: int, expert: int, start: int, end: int,
          num_bytes: int, tokens: int) -> None:  # fmt: skip
     """Count one timeline row and write it where rows are wanted; activities that take no time leave none."""
@@ -55,19 +58,46 @@ def write_row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: i
 @jit_lean
 def kernel_work(costs: CostTables, out: Decision, first: int, last: int) -> int:
     """Return the nanoseconds of one launch over items `first` to `last` (exclusive)."""
+    items = out.items
     work = int(costs.grouped_ns[0])
     for at in range(first, last):
-        work += int(costs.kernel_ns[out.item_format[at], out.item_tokens[at]])
+        work += int(costs.kernel_ns[items[at, ITEM_FORMAT], items[at, ITEM_TOKENS]])
     return work
 
 
-@jit_lean
+@jit_inner
 def write_kernel_row(
     rows: Array, clock: Array, out: Decision, step: int, layer: int, first: int, last: int, start: int, end: int
 ) -> None:
     """Write one kernel's row: an expert of its own, or -1 for a group, with the tokens of all."""
+    items = out.items
     tokens = 0
     for at in range(first, last):
-        tokens += out.item_tokens[at]
-    expert = out.item_expert[first] if last - first == 1 else -1
+        tokens += items[at, ITEM_TOKENS]
+    expert = items[first, ITEM_EXPERT] if last - first == 1 else -1
     write_row(rows, clock, 0, OP_EXPERT, step, layer, expert, start, end, 0, tokens)
+
+
+@jit_inner
+def write_copy_row(rows: Array, clock: Array, config: PolicyConfig, lane: int, op: int, visit: int, key: int, start: int, end: int,
+                   num_bytes: int) -> None:  # fmt: skip
+    """Write the row of a copy or a read of `key` that was made for `visit`."""
+    layer, expert = key // config.num_experts, key % config.num_experts
+    write_row(rows, clock, lane, op, visit // config.num_layers, layer, expert, start, end, num_bytes, 0)
+
+
+@jit_inner
+def write_host_rows(
+    rows: Array, clock: Array, host: Array, step: int, layer: int, now: int, num_copies: int, num_launches: int
+) -> None:
+    """Write what the host does at a visit from `now` on: the routing is read, copies submitted, kernels launched."""
+    end = now + host[HOST_LAYER]
+    write_row(rows, clock, HOST, OP_HOST_LAYER, step, layer, -1, now, end, 0, 0)
+    for _ in range(num_copies):
+        begin = end
+        end = begin + host[HOST_TRANSFER]
+        write_row(rows, clock, HOST, OP_HOST_SUBMIT, step, layer, -1, begin, end, 0, 0)
+    for _ in range(num_launches):
+        begin = end
+        end = begin + host[HOST_KERNEL]
+        write_row(rows, clock, HOST, OP_HOST_LAUNCH, step, layer, -1, begin, end, 0, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..jit import jit_lean
+from ..jit import jit_inner, jit_lean
 from .clock_fields import (
     ABANDONED,
     BUSY_BACK,
@@ -30,14 +30,24 @@ from .clock_fields import (
     STEP,
     STUCK,
     kernel_work,
+    write_host_rows,
     write_kernel_row,
     write_row,
 )  # fmt: skip
 from .costs import D2H, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
 from .policies.offload import begin_step, decide_visit
 from .policies.state import (
+    BACK_FORMAT,
+    BACK_KEY,
+    BACK_MOVE,
     DEMAND,
     FIRST_TRANSFER,
+    ITEM_KERNEL,
+    ITEM_TRANSFER,
+    MOVE_CLASS,
+    MOVE_FORMAT,
+    MOVE_KERNEL,
+    MOVE_KEY,
     SIZE_BACKS,
     SIZE_ITEMS,
     SIZE_KERNELS,
@@ -53,9 +63,7 @@ from .timeline import (
     OP_DENSE,
     OP_HEAD,
     OP_HOST_LAUNCH,
-    OP_HOST_LAYER,
     OP_HOST_STEP,
-    OP_HOST_SUBMIT,
     OP_PREFETCH,
 )  # fmt: skip
 
@@ -78,7 +86,8 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
         tokens = steps.step_start[step + 1] - steps.step_start[step]
         stamp = clock[STEP]
         launched = now + host[HOST_KERNEL]
-        write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, now, launched, 0, 0)
+        if rowing:
+            write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, now, launched, 0, 0)
         clock[BUSY_HOST] += host[HOST_KERNEL]
         stream = now
         for layer in range(layers):
@@ -87,24 +96,20 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
             clock[STALL_HOST] += begin - compute_end
             clock[BUSY_DENSE] += stream - begin
             compute_end = stream
-            write_row(rows, clock, 0, OP_DENSE, stamp, layer, -1, begin, stream, 0, tokens)
+            if rowing:
+                write_row(rows, clock, 0, OP_DENSE, stamp, layer, -1, begin, stream, 0, tokens)
             decide_visit(config, steps, state, out, step, layer)
             moves, kernels, items = out.size[SIZE_MOVES], out.size[SIZE_KERNELS], out.size[SIZE_ITEMS]
             for at in range(items):  # on one stream every earlier copy has ended before this layer began
-                clock[READY] += out.item_transfer[at] >= 0 and out.item_transfer[at] < out.size[FIRST_TRANSFER]
+                clock[READY] += (
+                    out.items[at, ITEM_TRANSFER] >= 0 and out.items[at, ITEM_TRANSFER] < out.size[FIRST_TRANSFER]
+                )
             backs = out.size[SIZE_BACKS]
             # Host first: the routing is read, every copy is submitted, every kernel launched, in this order.
             at_layer = stream + host[HOST_LAYER]
-            write_row(rows, clock, HOST, OP_HOST_LAYER, stamp, layer, -1, stream, at_layer, 0, 0)
-            submits = at_layer
-            for _ in range(moves + backs):
-                write_row(
-                    rows, clock, HOST, OP_HOST_SUBMIT, stamp, layer, -1, submits, submits + host[HOST_TRANSFER], 0, 0
-                )
-                submits += host[HOST_TRANSFER]
-            for number in range(kernels + 1):
-                begin = submits + number * host[HOST_KERNEL]
-                write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, layer, -1, begin, begin + host[HOST_KERNEL], 0, 0)
+            submits = at_layer + (moves + backs) * host[HOST_TRANSFER]
+            if rowing:
+                write_host_rows(rows, clock, host, stamp, layer, stream, moves + backs, kernels + 1)
             clock[BUSY_HOST] += (
                 host[HOST_LAYER] + (moves + backs) * host[HOST_TRANSFER] + (kernels + 1) * host[HOST_KERNEL]
             )
@@ -117,9 +122,10 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
                 # Before a kernel run the copies it needs, each behind the write-backs submitted with it; prefetches and
                 # what is left come after the last kernel.
                 while move < moves and (
-                    kernel == kernels or (out.move_class[move] == DEMAND and out.move_kernel[move] <= kernel)
+                    kernel == kernels
+                    or (out.moves[move, MOVE_CLASS] == DEMAND and out.moves[move, MOVE_KERNEL] <= kernel)
                 ):
-                    while back < backs and out.back_move[back] <= move:
+                    while back < backs and out.backs[back, BACK_MOVE] <= move:
                         begin = max(stream, at_layer + (move + back + 1) * host[HOST_TRANSFER])
                         stream = _serial_back(costs, out, clock, rows, stamp, experts, back, begin)
                         copied += stream - begin
@@ -131,7 +137,7 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
                 if kernel == kernels:
                     break
                 first = item
-                while item < items and out.item_kernel[item] == kernel:
+                while item < items and out.items[item, ITEM_KERNEL] == kernel:
                     item += 1
                 begin = max(stream, submits + (kernel + 1) * host[HOST_KERNEL])
                 stream = begin + kernel_work(costs, out, first, item)
@@ -154,9 +160,10 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
         clock[STALL_HOST] += begin - compute_end
         clock[BUSY_HEAD] += stream - begin
         compute_end = stream
-        write_row(rows, clock, 0, OP_HEAD, stamp, layers - 1, -1, begin, stream, 0, tokens)
         now = stream + host[HOST_STEP]
-        write_row(rows, clock, HOST, OP_HOST_STEP, stamp, layers - 1, -1, stream, now, 0, 0)
+        if rowing:
+            write_row(rows, clock, 0, OP_HEAD, stamp, layers - 1, -1, begin, stream, 0, tokens)
+            write_row(rows, clock, HOST, OP_HOST_STEP, stamp, layers - 1, -1, stream, now, 0, 0)
         clock[BUSY_HOST] += host[HOST_STEP]
         step_end[step] = now
         if clock[LIMIT] and now + later[step + 1] > clock[LIMIT]:
@@ -168,13 +175,13 @@ def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: Pol
     clock[MAKESPAN] = now
 
 
-@jit_lean
+@jit_inner
 def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, layers: int, experts: int,
                  move: int, begin: int) -> int:  # fmt: skip
     """Run one transfer's chunks back to back; return when they end."""
-    key = out.move_key[move]
-    fmt = out.move_format[move]
-    demand = out.move_class[move] == DEMAND
+    key = out.moves[move, MOVE_KEY]
+    fmt = out.moves[move, MOVE_FORMAT]
+    demand = out.moves[move, MOVE_CLASS] == DEMAND
     for chunk in range(costs.num_chunks[fmt]):
         last = int(chunk == costs.num_chunks[fmt] - 1)
         end = begin + costs.chunk_ns[fmt, last]
@@ -186,13 +193,13 @@ def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, st
     return begin
 
 
-@jit_lean
+@jit_inner
 def _serial_back(
     costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, experts: int, back: int, begin: int
 ) -> int:
     """Run one write-back; return when it ends."""
-    key = out.back_key[back]
-    fmt = out.back_format[back]
+    key = out.backs[back, BACK_KEY]
+    fmt = out.backs[back, BACK_FORMAT]
     end = begin + int(costs.back_ns[fmt])
     write_row(rows, clock, D2H, OP_BACK, step, key // experts, key % experts, begin, end, costs.expert_bytes[fmt], 0)
     clock[BUSY_BACK] += end - begin

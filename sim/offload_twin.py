@@ -17,7 +17,7 @@ from ..jit import jit_lean
 from .clock_fields import (
     ABANDONED, BACKS_DONE, BUSY_BACK, BUSY_CPU, BUSY_DEMAND, BUSY_DENSE, BUSY_DISK, BUSY_EXPERT, BUSY_HEAD, BUSY_HOST, BUSY_PREFETCH,
     BYTES_D2H, BYTES_H2D, COMPUTE_END, KERNELS_DONE, LATE, LIMIT, MAKESPAN, NOW, QUEUE_FULL, READY, STALL_COPY, STALL_CPU, STALL_HOST,
-    STEP, STUCK, kernel_work, write_kernel_row, write_row,
+    STEP, STUCK, kernel_work, write_copy_row, write_host_rows, write_kernel_row, write_row,
 )  # fmt: skip
 from .costs import CPU, D2H, DISK, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, RATE_ONE, CostTables
 from .offload_queues import (
@@ -26,12 +26,14 @@ from .offload_queues import (
 )  # fmt: skip
 from .policies.offload import begin_step, cancel_prefetch, decide_visit
 from .policies.state import (
-    DEMAND, FIRST_BACK, FIRST_TRANSFER, PREFETCH, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
+    BACK_FORMAT, BACK_KEY, BACK_MOVE, BACK_WAIT_KERNEL, DEMAND, FIRST_BACK, FIRST_TRANSFER, ITEM_EXPERT, ITEM_FORMAT,
+    ITEM_KERNEL, ITEM_KEY, ITEM_TOKENS, ITEM_TRANSFER, MOVE_CLASS, MOVE_DISK, MOVE_FORMAT, MOVE_KEY, MOVE_TARGET,
+    MOVE_WAIT_BACK, MOVE_WAIT_KERNEL, PREFETCH, PROMOTED, PROMOTED_TARGET, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS,
+    SIZE_MOVES, SIZE_PROMOTED,
     Array, Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 from .timeline import (
-    OP_BACK, OP_CPU, OP_DEMAND, OP_DENSE, OP_DISK, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT,
-    OP_PREFETCH,
+    OP_BACK, OP_CPU, OP_DEMAND, OP_DENSE, OP_DISK, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_STEP, OP_PREFETCH,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     once a step's end plus what must follow exceeds it.
     """
     layers, experts = config.num_layers, config.num_experts
-    host = costs.host_ns
+    host, chunk_ns, expert_bytes = costs.host_ns, costs.chunk_ns, costs.expert_bytes
+    items, cores, size = out.items, out.cores, out.size
     rowing = rows.shape[0] > 0
     coupled = False
     for lane in range(costs.rate.shape[0]):
@@ -108,7 +111,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     if num_steps > 0:
         begin_step(config, steps, state, 0)
         begin = held[BEGIN]
-        write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, begin, begin + host[HOST_KERNEL], 0, 0)
+        if rowing:
+            write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, begin, begin + host[HOST_KERNEL], 0, 0)
         clock[BUSY_HOST] += host[HOST_KERNEL]
         op_avail[0] = begin + host[HOST_KERNEL]
         op_work[0] = costs.dense_ns[costs.step_class[stamp], 0]
@@ -128,10 +132,11 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 if rowing:
                     write_kernel_row(rows, clock, out, stamp, layer, op_first[op], op_last[op], c_start, now)
             else:
-                tokens = steps.step_start[step + 1] - steps.step_start[step]
-                at = layer + 1 if code == OP_DENSE else layer
                 clock[BUSY_DENSE if code == OP_DENSE else BUSY_HEAD] += now - c_start
-                write_row(rows, clock, 0, code, stamp, at, -1, c_start, now, 0, tokens)
+                if rowing:
+                    tokens = steps.step_start[step + 1] - steps.step_start[step]
+                    at = layer + 1 if code == OP_DENSE else layer
+                    write_row(rows, clock, 0, code, stamp, at, -1, c_start, now, 0, tokens)
             op += 1
             finished = op == num_ops
         if h_busy and h_fin <= now:
@@ -141,13 +146,12 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             began, key = moving[0, Q_BEGAN], moving[0, Q_KEY]
             clock[BUSY_DEMAND if began == DEMAND else BUSY_PREFETCH] += now - h_start
             if rowing:
-                place = moving[0, Q_TARGET] - steps.first_visit
-                write_row(rows, clock, H2D, OP_DEMAND if began == DEMAND else OP_PREFETCH, stamp - step + place // layers,
-                          key // experts, key % experts, h_start, now,
-                          costs.chunk_bytes[fmt, int(moving[0, Q_LEFT] == 0)], 0)  # fmt: skip
+                code = OP_DEMAND if began == DEMAND else OP_PREFETCH
+                num_bytes = costs.chunk_bytes[fmt, int(moving[0, Q_LEFT] == 0)]
+                write_copy_row(rows, clock, config, H2D, code, moving[0, Q_TARGET], key, h_start, now, num_bytes)
             if moving[0, Q_LEFT] == 0:
                 arrived[key] = max(arrived[key], moving[0, Q_ID])
-                clock[BYTES_H2D] += costs.expert_bytes[fmt]
+                clock[BYTES_H2D] += expert_bytes[fmt]
             elif moving[0, Q_CLASS] == DEMAND:  # the rest of a cut transfer goes back to the front of its queue
                 if dq_head == 0:
                     if dq_tail == demand.shape[0]:
@@ -174,18 +178,18 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             backs_done += 1
             key, fmt = backlog[bq_head, Q_KEY], backlog[bq_head, Q_FORMAT]
             clock[BUSY_BACK] += now - d_start
-            clock[BYTES_D2H] += costs.expert_bytes[fmt]
-            place = backlog[bq_head, Q_TARGET] - steps.first_visit
+            clock[BYTES_D2H] += expert_bytes[fmt]
+            if rowing:
+                target = backlog[bq_head, Q_TARGET]
+                write_copy_row(rows, clock, config, D2H, OP_BACK, target, key, d_start, now, expert_bytes[fmt])
             bq_head += 1
-            write_row(rows, clock, D2H, OP_BACK, stamp - step + place // layers, key // experts, key % experts, d_start, now,
-                      costs.expert_bytes[fmt], 0)  # fmt: skip
         if x_busy and x_fin <= now:
             x_busy = False
             x_fin = _NEVER
             clock[BUSY_CPU] += now - x_start
-            write_row(
-                rows, clock, CPU, OP_CPU, stamp, layer, out.cpu_expert[x_next], x_start, now, 0, out.cpu_tokens[x_next]
-            )
+            if rowing:
+                expert, tokens = cores[x_next, ITEM_EXPERT], cores[x_next, ITEM_TOKENS]
+                write_row(rows, clock, CPU, OP_CPU, stamp, layer, expert, x_start, now, 0, tokens)
             x_next += 1
         if r_busy and r_fin <= now:
             r_busy = False
@@ -193,10 +197,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             reads_done += 1
             key, fmt = reads[r_head, Q_KEY], reads[r_head, Q_FORMAT]
             clock[BUSY_DISK] += now - r_start
-            place = reads[r_head, Q_TARGET] - steps.first_visit
+            if rowing:
+                target = reads[r_head, Q_TARGET]
+                write_copy_row(rows, clock, config, DISK, OP_DISK, target, key, r_start, now, expert_bytes[fmt])
             r_head += 1
-            write_row(rows, clock, DISK, OP_DISK, stamp - step + place // layers, key // experts, key % experts, r_start, now,
-                      costs.expert_bytes[fmt], 0)  # fmt: skip
         # 2. The program: what the compute stream's last operation lets the host do.
         if finished:
             code = op_code[op - 1]
@@ -215,42 +219,22 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                             ahead[at, Q_LEFT] = 0
                 decide_visit(config, steps, state, out, step, layer)
                 base = layer * experts
-                moves, backs, kernels = out.size[SIZE_MOVES], out.size[SIZE_BACKS], out.size[SIZE_KERNELS]
-                for at in range(out.size[SIZE_ITEMS]):
-                    if out.item_transfer[at] >= 0 and out.item_transfer[at] < out.size[FIRST_TRANSFER]:
-                        late = arrived[base + out.item_expert[at]] < out.item_transfer[at]
+                moves, backs, kernels = size[SIZE_MOVES], size[SIZE_BACKS], size[SIZE_KERNELS]
+                for at in range(size[SIZE_ITEMS]):
+                    if items[at, ITEM_TRANSFER] >= 0 and items[at, ITEM_TRANSFER] < size[FIRST_TRANSFER]:
+                        late = arrived[base + items[at, ITEM_EXPERT]] < items[at, ITEM_TRANSFER]
                         clock[LATE if late else READY] += 1
                 s_time = now + host[HOST_LAYER]
                 s_next, s_count, s_move, s_back = 0, 1 + moves + backs, 0, 0
-                x_next, x_count, x_avail = 0, out.size[SIZE_CPU], s_time
+                x_next, x_count, x_avail = 0, size[SIZE_CPU], s_time
                 submits = s_time + (moves + backs) * host[HOST_TRANSFER]
                 clock[BUSY_HOST] += submits - now + (kernels + 1) * host[HOST_KERNEL]
                 if rowing:
-                    write_row(rows, clock, HOST, OP_HOST_LAYER, stamp, layer, -1, now, s_time, 0, 0)
-                    for number in range(moves + backs):
-                        begin = s_time + number * host[HOST_TRANSFER]
-                        write_row(
-                            rows,
-                            clock,
-                            HOST,
-                            OP_HOST_SUBMIT,
-                            stamp,
-                            layer,
-                            -1,
-                            begin,
-                            begin + host[HOST_TRANSFER],
-                            0,
-                            0,
-                        )
-                    for number in range(kernels + 1):
-                        begin = submits + number * host[HOST_KERNEL]
-                        write_row(
-                            rows, clock, HOST, OP_HOST_LAUNCH, stamp, layer, -1, begin, begin + host[HOST_KERNEL], 0, 0
-                        )
+                    write_host_rows(rows, clock, host, stamp, layer, now, moves + backs, kernels + 1)
                 item = 0
                 for kernel in range(kernels):
                     first = item
-                    while item < out.size[SIZE_ITEMS] and out.item_kernel[item] == kernel:
+                    while item < size[SIZE_ITEMS] and items[item, ITEM_KERNEL] == kernel:
                         item += 1
                     op_avail[kernel] = submits + (kernel + 1) * host[HOST_KERNEL]
                     op_work[kernel] = kernel_work(costs, out, first, item)
@@ -270,7 +254,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 op_wait = op_first[0]
             else:  # the head is done: the step ends after the host's share
                 begin = now + host[HOST_STEP]
-                write_row(rows, clock, HOST, OP_HOST_STEP, stamp, layer, -1, now, begin, 0, 0)
+                if rowing:
+                    write_row(rows, clock, HOST, OP_HOST_STEP, stamp, layer, -1, now, begin, 0, 0)
                 clock[BUSY_HOST] += host[HOST_STEP]
                 step_end[step] = begin
                 if clock[LIMIT] and begin + later[step + 1] > clock[LIMIT]:
@@ -282,7 +267,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     step += 1
                     stamp += 1
                     begin_step(config, steps, state, step)
-                    write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, begin, begin + host[HOST_KERNEL], 0, 0)
+                    if rowing:
+                        write_row(
+                            rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, begin, begin + host[HOST_KERNEL], 0, 0
+                        )
                     clock[BUSY_HOST] += host[HOST_KERNEL]
                     op_avail[0] = begin + host[HOST_KERNEL]
                     op_work[0] = costs.dense_ns[costs.step_class[stamp], 0]
@@ -300,12 +288,12 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             if s_next == 0:
                 if dq_head == dq_tail:
                     dq_head = dq_tail = 0
-                for index in range(out.size[SIZE_PROMOTED]):
-                    wanted = out.promoted[index]
+                for index in range(size[SIZE_PROMOTED]):
+                    wanted = out.promotions[index, PROMOTED]
                     if h_busy and moving[0, Q_ID] == wanted:
                         moving[0, Q_CLASS] = DEMAND  # its current chunk is already running; the rest is demanded
                         continue
-                    at = find_entry(ahead, pq_head, pq_tail, out.promoted_target[index], wanted)
+                    at = find_entry(ahead, pq_head, pq_tail, out.promotions[index, PROMOTED_TARGET], wanted)
                     if at >= 0:
                         if dq_tail == demand.shape[0]:
                             clock[STUCK] = QUEUE_FULL
@@ -313,23 +301,23 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                         copy_entry(ahead, at, demand, dq_tail)
                         dq_tail += 1
                         ahead[at, Q_LEFT] = 0  # nothing is left to move: passed over when its turn comes
-            elif s_back < out.size[SIZE_BACKS] and (out.back_move[s_back] <= s_move or s_move == out.size[SIZE_MOVES]):
+            elif s_back < size[SIZE_BACKS] and (out.backs[s_back, BACK_MOVE] <= s_move or s_move == size[SIZE_MOVES]):
                 if bq_tail == backlog.shape[0]:
                     bq_tail = pack(backlog, bq_head, bq_tail)
                     bq_head = 0
                     if bq_tail == backlog.shape[0]:
                         clock[STUCK] = QUEUE_FULL
                         return
-                backlog[bq_tail, Q_ID] = out.size[FIRST_BACK] + s_back
-                backlog[bq_tail, Q_KEY] = out.back_key[s_back]
-                backlog[bq_tail, Q_FORMAT] = out.back_format[s_back]
-                backlog[bq_tail, Q_KERNEL] = out.back_wait_kernel[s_back]
+                backlog[bq_tail, Q_ID] = size[FIRST_BACK] + s_back
+                backlog[bq_tail, Q_KEY] = out.backs[s_back, BACK_KEY]
+                backlog[bq_tail, Q_FORMAT] = out.backs[s_back, BACK_FORMAT]
+                backlog[bq_tail, Q_KERNEL] = out.backs[s_back, BACK_WAIT_KERNEL]
                 backlog[bq_tail, Q_TARGET] = steps.first_visit + step * layers + layer
                 bq_tail += 1
                 s_back += 1
             else:
-                key = out.move_key[s_move]
-                if out.move_class[s_move] == DEMAND:
+                key = out.moves[s_move, MOVE_KEY]
+                if out.moves[s_move, MOVE_CLASS] == DEMAND:
                     if dq_head == dq_tail:
                         dq_head = dq_tail = 0
                     if dq_tail == demand.shape[0]:
@@ -352,19 +340,19 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                             return
                     at = pq_tail
                     pq_tail += 1
-                    while at > pq_head and ahead[at - 1, Q_TARGET] > out.move_target[s_move]:
+                    while at > pq_head and ahead[at - 1, Q_TARGET] > out.moves[s_move, MOVE_TARGET]:
                         copy_entry(ahead, at - 1, ahead, at)
                         at -= 1
                     entry = ahead
-                entry[at, Q_ID] = out.size[FIRST_TRANSFER] + s_move
+                entry[at, Q_ID] = size[FIRST_TRANSFER] + s_move
                 entry[at, Q_KEY] = key
-                entry[at, Q_TARGET] = out.move_target[s_move]
-                entry[at, Q_KERNEL] = out.move_wait_kernel[s_move]
-                entry[at, Q_BACK] = out.move_wait_writeback[s_move]
-                entry[at, Q_FORMAT] = out.move_format[s_move]
-                entry[at, Q_LEFT] = costs.num_chunks[out.move_format[s_move]]
-                entry[at, Q_READ] = out.move_disk[s_move]
-                if out.move_disk[s_move] >= 0:
+                entry[at, Q_TARGET] = out.moves[s_move, MOVE_TARGET]
+                entry[at, Q_KERNEL] = out.moves[s_move, MOVE_WAIT_KERNEL]
+                entry[at, Q_BACK] = out.moves[s_move, MOVE_WAIT_BACK]
+                entry[at, Q_FORMAT] = out.moves[s_move, MOVE_FORMAT]
+                entry[at, Q_LEFT] = costs.num_chunks[out.moves[s_move, MOVE_FORMAT]]
+                entry[at, Q_READ] = out.moves[s_move, MOVE_DISK]
+                if out.moves[s_move, MOVE_DISK] >= 0:
                     if r_tail == reads.shape[0]:
                         r_tail = pack(reads, r_head, r_tail)
                         r_head = 0
@@ -404,7 +392,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             if h_busy:
                 moving[0, Q_LEFT] -= 1
                 moving[0, Q_BEGAN] = moving[0, Q_CLASS]
-                duration = costs.chunk_ns[moving[0, Q_FORMAT], int(moving[0, Q_LEFT] == 0)]
+                duration = chunk_ns[moving[0, Q_FORMAT], int(moving[0, Q_LEFT] == 0)]
                 h_start = h_upd = now
                 h_work = duration * RATE_ONE
                 h_rate = RATE_ONE
@@ -417,7 +405,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             d_rate = RATE_ONE
             d_fin = now + duration
         if not x_busy and x_next < x_count and x_avail <= now:
-            duration = costs.cpu_ns[out.cpu_format[x_next], out.cpu_tokens[x_next]]
+            duration = costs.cpu_ns[cores[x_next, ITEM_FORMAT], cores[x_next, ITEM_TOKENS]]
             x_busy = True
             x_start = x_upd = now
             x_work = duration * RATE_ONE
@@ -430,8 +418,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
         # What follows a visit's experts waits for those on the host's cores too.
         if not c_busy and op < num_ops and op_avail[op] <= now and (x_next == x_count or op_code[op] == OP_EXPERT):
             while op_wait < op_last[op]:
-                transfer = out.item_transfer[op_wait]
-                if transfer >= 0 and arrived[out.item_wait_key[op_wait]] < transfer:
+                transfer = items[op_wait, ITEM_TRANSFER]
+                if transfer >= 0 and arrived[items[op_wait, ITEM_KEY]] < transfer:
                     break
                 op_wait += 1
             if op_wait >= op_last[op]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from house import ROOT, modules
@@ -82,12 +83,15 @@ def test_an_edited_policy_never_leaves_a_stale_caller(tree: Path) -> None:
 
 
 def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    """Return the functions marked `@jit` or `@jit_lean`."""
+    """Return the functions marked `@jit` or one of its companions."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return [
         node
         for node in functions
-        if any(isinstance(mark, ast.Name) and mark.id in ("jit", "jit_lean") for mark in node.decorator_list)
+        if any(
+            isinstance(mark, ast.Name) and mark.id in ("jit", "jit_lean", "jit_inner", "jit_inline")
+            for mark in node.decorator_list
+        )
     ]
 
 
@@ -139,3 +143,21 @@ def test_digest_changes_with_what_is_imported_and_nothing_else(tree: Path) -> No
     imported = tree / "moeplan" / "sim" / "policies" / "state.py"
     imported.write_text(imported.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert digest() != before
+
+
+def test_lean_code_is_compiled_for_one_kind_of_number_and_inner_code_still_answers_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEPLAN_CACHE_DIR", str(tmp_path))
+
+    @jit.jit_inner
+    def inner(tens: int, ones: int) -> int:
+        return 10 * tens + ones
+
+    @jit.jit_lean
+    def outer(small: np.ndarray) -> int:
+        return inner(0, small[0]) + inner(small[0], -1) + inner(small[0] > 2, 5)
+
+    assert outer(np.array([3], np.int16)) == 3 + 29 + 15
+    assert [[str(kind) for kind in kinds] for kinds in inner.signatures] == [["int64", "int64"]]
+    assert inner(1, 2) == 12

@@ -9,9 +9,11 @@ that the set streams through. Ignored: sizes (all experts of one run are slots o
 
 from __future__ import annotations
 
-from ...jit import jit_lean
+from ...jit import jit_inline, jit_inner
 from .state import (
-    ABSENT, BELADY, CACHED, CLOCK, EVICTIONS, LEAST_STALE, LFU, LRU, NONE, PREFETCHES_DROPPED, STATIC,
+    ABSENT, BELADY, CACHED, EVICTIONS, FREE_SLOT, FREQUENCY, LEAST_STALE, LFU, LINK_NEXT, LINK_PREV, LRU, MERIT, NEXT_USE,
+    NONE, POOL_BASE, POOL_CAPACITY, POOL_SIZE, PREFETCHES_DROPPED, SLOT_OF, STAGED_KEY, STATIC, TARGET, TOUCHED, USED,
+    WHERE,
     PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -19,90 +21,96 @@ from .state import (
 _FREE_ROUND, _AWAITED_ROUND, _OWN_ROUND = 0, 1, 2
 
 
-@jit_lean
+@jit_inline
 def pool_of(config: PolicyConfig, key: int) -> int:
     """Return the pool that `key` is cached in."""
     return 0 if config.pooled else key // config.num_experts
 
 
-@jit_lean
+@jit_inline
 def unlink(state: PolicyState, key: int) -> None:
     """Take `key` out of its recency list."""
-    before, after = state.link_prev[key], state.link_next[key]
-    state.link_next[before] = after
-    state.link_prev[after] = before
+    keys = state.keys
+    before, after = keys[LINK_PREV, key], keys[LINK_NEXT, key]
+    keys[LINK_NEXT, before] = after
+    keys[LINK_PREV, after] = before
 
 
-@jit_lean
+@jit_inline
 def link_most_recent(state: PolicyState, sentinel: int, key: int) -> None:
     """Put `key` at the most recent end of the list whose sentinel is given."""
-    first = state.link_next[sentinel]
-    state.link_next[key] = first
-    state.link_prev[key] = sentinel
-    state.link_prev[first] = key
-    state.link_next[sentinel] = key
+    keys = state.keys
+    first = keys[LINK_NEXT, sentinel]
+    keys[LINK_NEXT, key] = first
+    keys[LINK_PREV, key] = sentinel
+    keys[LINK_PREV, first] = key
+    keys[LINK_NEXT, sentinel] = key
 
 
-@jit_lean
+@jit_inline
 def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Make a cached expert the most recent of its pool (a static cache keeps no order)."""
-    if state.where[key] == CACHED and config.policy != STATIC and config.policy != NONE:
+    keys = state.keys
+    if keys[WHERE, key] == CACHED and config.policy != STATIC and config.policy != NONE:
         sentinel = config.num_layers * config.num_experts + pool_of(config, key)
-        if state.link_next[sentinel] != key:
+        if keys[LINK_NEXT, sentinel] != key:
             unlink(state, key)
             link_most_recent(state, sentinel, key)
-        state.count[CLOCK] += 1
 
 
-@jit_lean
+@jit_inline
 def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
     """Return whether `key` may go in this round of the search."""
-    if state.touched[key] == visit:
+    keys = state.keys
+    if keys[TOUCHED, key] == visit:
         return search == _OWN_ROUND
-    if state.used[key] == 0 and state.target[key] > visit:
+    if keys[USED, key] == 0 and keys[TARGET, key] > visit:
         return search == _AWAITED_ROUND
     return search == _FREE_ROUND
 
 
-@jit_lean
+@jit_inline
 def _worth(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> int:
     """Return how much a policy other than LRU wants to keep `key`; the least goes."""
+    keys = state.keys
     if config.policy == LFU:
-        return int(state.frequency[key])
+        return int(keys[FREQUENCY, key])
     if config.policy == BELADY:
-        return -int(state.next_use[key])
+        return -int(keys[NEXT_USE, key])
     if config.policy == LEAST_STALE:
         layers = config.num_layers
         here, there = visit % layers, key // config.num_experts
         # Visits until the layer's next turn: most for the one just left. Among layers this pass has left behind, what
         # it did not use there is stale already.
         turn = (there - here - 1) % layers
-        stale = there <= here and state.touched[key] < visit - here
+        stale = there <= here and keys[TOUCHED, key] < visit - here
         return -(turn + layers * int(stale))
-    return int(state.merit[key])
+    return int(keys[MERIT, key])
 
 
-@jit_lean
+@jit_inline
 def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Drop a cached expert and give its slot back to its pool."""
+    keys, slots, pools = state.keys, state.slots, state.pools
     unlink(state, key)
-    state.where[key] = ABSENT
+    keys[WHERE, key] = ABSENT
     pool = pool_of(config, key)
-    state.pool_size[pool] -= 1
-    room = state.pool_capacity[pool] - state.pool_size[pool]
-    state.pool_free[state.pool_base[pool] + room - 1] = state.slot_of[key]
-    state.slot_of[key] = -1
+    pools[pool, POOL_SIZE] -= 1
+    room = pools[pool, POOL_CAPACITY] - pools[pool, POOL_SIZE]
+    slots[pools[pool, POOL_BASE] + room - 1, FREE_SLOT] = keys[SLOT_OF, key]
+    keys[SLOT_OF, key] = -1
 
 
-@jit_lean
+@jit_inline
 def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may (a prefetch evicts only in the first round)."""
+    keys = state.keys
     sentinel = config.num_layers * config.num_experts + pool
     rounds = 1 if prefetching else 3
     for search in range(rounds):
         best = -1
         least = 0
-        key = state.link_prev[sentinel]  # from the least recent end
+        key = keys[LINK_PREV, sentinel]  # from the least recent end
         while key != sentinel:
             if _eligible(state, key, visit, search):
                 if config.policy == LRU:
@@ -111,61 +119,64 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
                 if best < 0 or worth < least:
                     best = key
                     least = worth
-            key = state.link_prev[key]
+            key = keys[LINK_PREV, key]
         if best >= 0:
             return int(best)
     return -1
 
 
-@jit_lean
+@jit_inline
 def take_free_slot(state: PolicyState, pool: int) -> int:
     """Return a free slot of `pool` and count it as taken, or -1 when the pool is full."""
-    room = state.pool_capacity[pool] - state.pool_size[pool]
+    slots, pools = state.slots, state.pools
+    room = pools[pool, POOL_CAPACITY] - pools[pool, POOL_SIZE]
     if room <= 0:
         return -1
-    state.pool_size[pool] += 1
-    return int(state.pool_free[state.pool_base[pool] + room - 1])
+    pools[pool, POOL_SIZE] += 1
+    return int(slots[pools[pool, POOL_BASE] + room - 1, FREE_SLOT])
 
 
-@jit_lean
+@jit_inline
 def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     """Remove a cached expert and return its slot, which stays counted as taken."""
-    if state.used[key] == 0:
-        state.count[PREFETCHES_DROPPED] += 1
+    keys, count = state.keys, state.count
+    if keys[USED, key] == 0:
+        count[PREFETCHES_DROPPED] += 1
     unlink(state, key)
-    state.where[key] = ABSENT
-    slot = int(state.slot_of[key])
-    state.slot_of[key] = -1
-    state.count[EVICTIONS] += 1
+    keys[WHERE, key] = ABSENT
+    slot = int(keys[SLOT_OF, key])
+    keys[SLOT_OF, key] = -1
+    count[EVICTIONS] += 1
     return slot
 
 
-@jit_lean
+@jit_inline
 def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None:
     """Put an absent or staged expert into the cache at `slot`, as the most recent of its pool."""
-    state.where[key] = CACHED
-    state.slot_of[key] = slot
+    keys = state.keys
+    keys[WHERE, key] = CACHED
+    keys[SLOT_OF, key] = slot
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
-    state.count[CLOCK] += 1
 
 
-@jit_lean
+@jit_inner
 def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
     """Empty the cache and the staging buffers, as at the start of a request; a static cache keeps its experts."""
+    keys, pools, staged, count = state.keys, state.pools, state.staged, state.count
     num_keys = config.num_layers * config.num_experts
-    for buffer in range(state.staged_key.shape[0]):
-        if state.staged_key[buffer] >= 0:
-            state.where[state.staged_key[buffer]] = ABSENT
-            state.count[PREFETCHES_DROPPED] += state.used[state.staged_key[buffer]] == 0
-            state.staged_key[buffer] = -1
+    for buffer in range(staged.shape[0]):
+        if staged[buffer, STAGED_KEY] >= 0:
+            keys[WHERE, staged[buffer, STAGED_KEY]] = ABSENT
+            count[PREFETCHES_DROPPED] += keys[USED, staged[buffer, STAGED_KEY]] == 0
+            staged[buffer, STAGED_KEY] = -1
     if config.policy == STATIC:
         return
-    for pool in range(state.pool_size.shape[0]):
+    for pool in range(pools.shape[0] - 1):
         sentinel = num_keys + pool
-        key = state.link_next[sentinel]
+        key = keys[LINK_NEXT, sentinel]
         while key != sentinel:
-            after = state.link_next[key]
-            state.count[PREFETCHES_DROPPED] += state.used[key] == 0
+            after = keys[LINK_NEXT, key]
+            count[PREFETCHES_DROPPED] += keys[USED, key] == 0
             # Freed slots go back on the stack in recency order; which slot is used next changes no count and no time
             # other than through the kernels that still read it, which are all done between two steps.
             release(config, state, key)

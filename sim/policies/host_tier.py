@@ -7,33 +7,34 @@ still queued (the reader holds on to them).
 
 from __future__ import annotations
 
-from ...jit import jit_lean
-from .state import DISK_READS, PolicyConfig, PolicyState
+from ...jit import jit_inline
+from .state import DISK_READS, HOST_NEXT, HOST_PREV, IN_HOST, PolicyConfig, PolicyState
 
 
-@jit_lean
+@jit_inline
 def use_from_host(config: PolicyConfig, state: PolicyState, key: int) -> int:
     """Make `key` the host's most recent expert; return the number of the disk read it needs, -1 when it needs none."""
+    keys, count = state.keys, state.count
     if config.host_experts == 0:
         return -1
     sentinel = config.num_layers * config.num_experts
     read = -1
-    if state.in_host[key]:
-        before, after = state.host_prev[key], state.host_next[key]
-        state.host_next[before] = after
-        state.host_prev[after] = before
+    if keys[IN_HOST, key]:
+        before, after = keys[HOST_PREV, key], keys[HOST_NEXT, key]
+        keys[HOST_NEXT, before] = after
+        keys[HOST_PREV, after] = before
     else:
-        oldest = state.host_prev[sentinel]
-        before = state.host_prev[oldest]
-        state.host_next[before] = sentinel
-        state.host_prev[sentinel] = before
-        state.in_host[oldest] = 0
-        state.in_host[key] = 1
-        read = int(state.count[DISK_READS])
-        state.count[DISK_READS] += 1
-    first = state.host_next[sentinel]
-    state.host_next[key] = first
-    state.host_prev[key] = sentinel
-    state.host_prev[first] = key
-    state.host_next[sentinel] = key
+        oldest = keys[HOST_PREV, sentinel]
+        before = keys[HOST_PREV, oldest]
+        keys[HOST_NEXT, before] = sentinel
+        keys[HOST_PREV, sentinel] = before
+        keys[IN_HOST, oldest] = 0
+        keys[IN_HOST, key] = 1
+        read = int(count[DISK_READS])
+        count[DISK_READS] += 1
+    first = keys[HOST_NEXT, sentinel]
+    keys[HOST_NEXT, key] = first
+    keys[HOST_PREV, key] = sentinel
+    keys[HOST_PREV, first] = key
+    keys[HOST_NEXT, sentinel] = key
     return read

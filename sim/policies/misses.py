@@ -9,61 +9,63 @@ fetched.
 
 from __future__ import annotations
 
-from ...jit import jit_lean
+from ...jit import jit_inner
 from .state import (
-    MISS_BALANCED, MISS_CPU, SIZE_CPU, SIZE_ITEMS,
+    COPY_NS, IN_HOST, ITEM_EXPERT, ITEM_FORMAT, ITEM_KEY, ITEM_TOKENS, MISS_BALANCED, MISS_CPU, ON_CORES, ON_DEVICE,
+    SIZE_CPU, SIZE_ITEMS,
     Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 
 
-@jit_lean
+@jit_inner
 def send_misses_to_cores(config: PolicyConfig, state: PolicyState, out: Decision, base: int, num_hits: int) -> int:
     """Move the misses that the cores compute from the items to the cores' list, keeping both orders; return how many."""
-    chosen = out.item_wait_key  # misses are not waiting yet: the column holds the choice until they are
-    for at in range(num_hits, out.size[SIZE_ITEMS]):
-        chosen[at] = int(config.miss == MISS_CPU)
-        if config.miss != MISS_CPU and state.in_host[base + out.item_expert[at]]:
-            fmt, tokens = out.item_format[at], out.item_tokens[at]
-            fetched = state.prices.copy_ns[fmt] + state.prices.device_ns[fmt, tokens]
-            chosen[at] = int(config.miss != MISS_BALANCED and state.prices.cpu_ns[fmt, tokens] < fetched)
+    # Misses are not waiting yet: the column ITEM_KEY holds the choice until they are.
+    keys, prices, work_ns, items, cores, size = state.keys, state.prices, state.work_ns, out.items, out.cores, out.size
+    for at in range(num_hits, size[SIZE_ITEMS]):
+        items[at, ITEM_KEY] = int(config.miss == MISS_CPU)
+        if config.miss != MISS_CPU and keys[IN_HOST, base + items[at, ITEM_EXPERT]]:
+            fmt, tokens = items[at, ITEM_FORMAT], items[at, ITEM_TOKENS]
+            fetched = prices[fmt, COPY_NS] + work_ns[fmt, tokens, ON_DEVICE]
+            items[at, ITEM_KEY] = int(config.miss != MISS_BALANCED and work_ns[fmt, tokens, ON_CORES] < fetched)
     if config.miss == MISS_BALANCED:
         _balance(state, out, base, num_hits)
     kept = num_hits
-    for at in range(num_hits, out.size[SIZE_ITEMS]):
-        if chosen[at]:
-            place = out.size[SIZE_CPU]
-            out.cpu_expert[place] = out.item_expert[at]
-            out.cpu_tokens[place] = out.item_tokens[at]
-            out.cpu_format[place] = out.item_format[at]
-            out.size[SIZE_CPU] = place + 1
+    for at in range(num_hits, size[SIZE_ITEMS]):
+        if items[at, ITEM_KEY]:
+            place = size[SIZE_CPU]
+            cores[place, ITEM_EXPERT] = items[at, ITEM_EXPERT]
+            cores[place, ITEM_TOKENS] = items[at, ITEM_TOKENS]
+            cores[place, ITEM_FORMAT] = items[at, ITEM_FORMAT]
+            size[SIZE_CPU] = place + 1
         else:
-            out.item_expert[kept] = out.item_expert[at]
-            out.item_tokens[kept] = out.item_tokens[at]
-            out.item_format[kept] = out.item_format[at]
+            items[kept, ITEM_EXPERT] = items[at, ITEM_EXPERT]
+            items[kept, ITEM_TOKENS] = items[at, ITEM_TOKENS]
+            items[kept, ITEM_FORMAT] = items[at, ITEM_FORMAT]
             kept += 1
-    out.size[SIZE_ITEMS] = kept
-    return int(out.size[SIZE_CPU])
+    size[SIZE_ITEMS] = kept
+    return int(size[SIZE_CPU])
 
 
-@jit_lean
+@jit_inner
 def _balance(state: PolicyState, out: Decision, base: int, num_hits: int) -> None:
     """Mark misses for the cores, fewest tokens first, while the later end of cores and link comes forward."""
-    chosen = out.item_wait_key
+    keys, prices, work_ns, items, size = state.keys, state.prices, state.work_ns, out.items, out.size
     link = cores = 0
-    for at in range(num_hits, out.size[SIZE_ITEMS]):
-        link += state.prices.copy_ns[out.item_format[at]]
+    for at in range(num_hits, size[SIZE_ITEMS]):
+        link += prices[items[at, ITEM_FORMAT], COPY_NS]
     while True:
         best = -1
-        for at in range(num_hits, out.size[SIZE_ITEMS]):
-            open_ = chosen[at] == 0 and state.in_host[base + out.item_expert[at]] == 1
-            if open_ and (best < 0 or out.item_tokens[at] < out.item_tokens[best]):
+        for at in range(num_hits, size[SIZE_ITEMS]):
+            open_ = items[at, ITEM_KEY] == 0 and keys[IN_HOST, base + items[at, ITEM_EXPERT]] == 1
+            if open_ and (best < 0 or items[at, ITEM_TOKENS] < items[best, ITEM_TOKENS]):
                 best = at
         if best < 0:
             return
-        fmt = out.item_format[best]
-        there = cores + state.prices.cpu_ns[fmt, out.item_tokens[best]]
-        if max(there, link - state.prices.copy_ns[fmt]) >= max(cores, link):
+        fmt = items[best, ITEM_FORMAT]
+        there = cores + work_ns[fmt, items[best, ITEM_TOKENS], ON_CORES]
+        if max(there, link - prices[fmt, COPY_NS]) >= max(cores, link):
             return
-        chosen[best] = 1
+        items[best, ITEM_KEY] = 1
         cores = there
-        link -= state.prices.copy_ns[fmt]
+        link -= prices[fmt, COPY_NS]

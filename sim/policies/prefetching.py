@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit_lean
+from ...jit import jit_inline, jit_inner, jit_lean
 from .state import (
-    BACKLOG_NS, GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, GUESSES_TRUE, TRUTHS,
+    BACKLOG_NS, COPY_NS, GUESSES_TRUE, GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, MATCHED, RANKED,
+    RANKED_SCORE, SCORE, TRUTHS, VISIT_NS,
     PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -41,17 +42,18 @@ def hash32(a: int, b: int, c: int, d: int) -> int:
     return x
 
 
-@jit_lean
+@jit_inline
 def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
     """Add `weight` to an expert's score, noting it when first named; return how many are noted."""
-    if state.score[expert] == 0:
-        state.ranked[count] = expert
+    guesses = state.guesses
+    if guesses[expert, SCORE] == 0:
+        guesses[count, RANKED] = expert
         count += 1
-    state.score[expert] += weight
+    guesses[expert, SCORE] += weight
     return count
 
 
-@jit_lean
+@jit_inner
 def _recorded_guesses(
     config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
 ) -> int:
@@ -69,7 +71,7 @@ def _recorded_guesses(
     return count
 
 
-@jit_lean
+@jit_inner
 def _dialled_guesses(
     config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
 ) -> int:
@@ -98,13 +100,14 @@ def _dialled_guesses(
     return count
 
 
-@jit_lean
+@jit_inner
 def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int) -> int:
     """Name the experts that the matched request used most in this layer, each with its share of that request's tokens."""
+    guesses, requests = state.guesses, state.requests
     base = layer * config.num_experts
     total = 0
     for expert in range(config.num_experts):
-        total += state.matched[base + expert]
+        total += requests[MATCHED, base + expert]
     if total == 0:
         return 0
     top_k = steps.experts.shape[2]
@@ -113,17 +116,17 @@ def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, 
     while count < min(wanted, config.num_experts):
         best = -1
         for expert in range(config.num_experts):
-            used = state.matched[base + expert]
-            if used > 0 and state.score[expert] == 0 and (best < 0 or used > state.matched[base + best]):
+            used = requests[MATCHED, base + expert]
+            if used > 0 and guesses[expert, SCORE] == 0 and (best < 0 or used > requests[MATCHED, base + best]):
                 best = expert
         if best < 0:
             break
         # Every token names top_k experts, so a share of one k-th of all choices is certainty.
-        count = _name(state, count, best, max(1, state.matched[base + best] * top_k * SURE // total))
+        count = _name(state, count, best, max(1, requests[MATCHED, base + best] * top_k * SURE // total))
     return count
 
 
-@jit_lean
+@jit_inline
 def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance: int, fmt: int) -> bool:
     """Return whether the guess at `rank` is probable enough, and pays, to be fetched `distance` layers ahead.
 
@@ -131,60 +134,62 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
     is by how much the copy delays what comes after it, if it is wrong. Both follow from predicted costs and from the
     backlog that the link is predicted to have.
     """
-    sure = min(state.ranked_score[rank], SURE)
+    guesses, prices, count = state.guesses, state.prices, state.count
+    sure = min(guesses[rank, RANKED_SCORE], SURE)
     if sure < config.threshold_65536:
         return False
     if not config.benefit:
         return True
-    copy, backlog = state.prices.copy_ns[fmt], state.count[BACKLOG_NS]
-    window = distance * state.prices.visit_ns[0]
+    copy, backlog = prices[fmt, COPY_NS], count[BACKLOG_NS]
+    window = distance * prices[0, VISIT_NS]
     hidden = min(copy, max(0, window - backlog))
     delayed = min(copy, max(0, backlog + copy - window))
     return bool(sure * hidden > (SURE - sure) * delayed)
 
 
-@jit_lean
+@jit_inner
 def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
-    """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `state.ranked`."""
+    """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `guesses[:, RANKED]`."""
+    guesses, count = state.guesses, state.count
     visit = step * config.num_layers + layer
     low, high = steps.visit_start[visit], steps.visit_start[visit + 1]
-    count = 0
+    found = 0
     if config.predictor == GUESS_ALL:
         for expert in range(config.num_experts):
-            state.ranked[expert] = expert
-            state.ranked_score[expert] = SURE
-        count = config.num_experts
+            guesses[expert, RANKED] = expert
+            guesses[expert, RANKED_SCORE] = SURE
+        found = config.num_experts
     elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL or config.predictor == GUESS_ACTIVATION:
         if config.predictor == GUESS_NEXT_GATE:
-            count = _recorded_guesses(config, steps, state, step, layer, distance)
+            found = _recorded_guesses(config, steps, state, step, layer, distance)
         elif config.predictor == GUESS_DIAL:
-            count = _dialled_guesses(config, steps, state, step, layer, distance)
+            found = _dialled_guesses(config, steps, state, step, layer, distance)
         else:
-            count = _remembered_guesses(config, steps, state, step, layer)
+            found = _remembered_guesses(config, steps, state, step, layer)
         if distance == 1:
             for index in range(low, high):
-                state.count[GUESSES_TRUE] += state.score[steps.visit_expert[index]] > 0
-        for index in range(1, count):  # insertion sort by falling score; stable, so first named stays first
-            expert = state.ranked[index]
+                count[GUESSES_TRUE] += guesses[steps.visit_expert[index], SCORE] > 0
+        for index in range(1, found):  # insertion sort by falling score; stable, so first named stays first
+            expert = guesses[index, RANKED]
             slot = index
-            while slot > 0 and state.score[state.ranked[slot - 1]] < state.score[expert]:
-                state.ranked[slot] = state.ranked[slot - 1]
+            while slot > 0 and guesses[guesses[slot - 1, RANKED], SCORE] < guesses[expert, SCORE]:
+                guesses[slot, RANKED] = guesses[slot - 1, RANKED]
                 slot -= 1
-            state.ranked[slot] = expert
-        for index in range(count):
-            state.ranked_score[index] = state.score[state.ranked[index]]
-            state.score[state.ranked[index]] = 0
+            guesses[slot, RANKED] = expert
+        for index in range(found):
+            guesses[index, RANKED_SCORE] = guesses[guesses[index, RANKED], SCORE]
+            guesses[guesses[index, RANKED], SCORE] = 0
     else:  # a pre-gate and an oracle know the truth
         for index in range(low, high):
-            state.ranked[count] = steps.visit_expert[index]
-            state.ranked_score[count] = SURE
-            count += 1
+            guesses[found, RANKED] = steps.visit_expert[index]
+            guesses[found, RANKED_SCORE] = SURE
+            found += 1
     if distance == 1:
-        state.count[TRUTHS] += high - low
+        count[TRUTHS] += high - low
         if (
             config.predictor != GUESS_NEXT_GATE
             and config.predictor != GUESS_DIAL
             and config.predictor != GUESS_ACTIVATION
         ):
-            state.count[GUESSES_TRUE] += high - low
-    return count
+            count[GUESSES_TRUE] += high - low
+    return found

@@ -11,39 +11,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit_lean
-from .state import ACTIVATION, AFFINITY, LIBRARY_NEXT, LIBRARY_SIZE, PolicyConfig, PolicyState
+from ...jit import jit_inner
+from .state import (
+    ACTIVATION, AFFINITY, LIBRARY, LIBRARY_NEXT, LIBRARY_SIZE, MATCHED, MERIT, REQUEST, TOUCHED,
+    PolicyConfig, PolicyState,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..workload import Steps
 
 
-@jit_lean
+@jit_inner
 def remember_request(config: PolicyConfig, state: PolicyState) -> None:
     """Put the request that has just ended into the library and start a new one."""
+    requests, count = state.requests, state.count
     used = 0
-    for key in range(state.request.shape[0]):
-        used += state.request[key]
+    for key in range(requests.shape[1]):
+        used += requests[REQUEST, key]
     if used > 0:
-        place = state.count[LIBRARY_NEXT]
-        for key in range(state.request.shape[0]):
-            state.library[place, key] = state.request[key]
-            state.request[key] = 0
-        state.count[LIBRARY_NEXT] = (place + 1) % config.library
-        state.count[LIBRARY_SIZE] = min(state.count[LIBRARY_SIZE] + 1, config.library)
+        place = count[LIBRARY_NEXT]
+        for key in range(requests.shape[1]):
+            requests[LIBRARY + place, key] = requests[REQUEST, key]
+            requests[REQUEST, key] = 0
+        count[LIBRARY_NEXT] = (place + 1) % config.library
+        count[LIBRARY_SIZE] = min(count[LIBRARY_SIZE] + 1, config.library)
 
 
-@jit_lean
+@jit_inner
 def match_request(config: PolicyConfig, state: PolicyState) -> None:
     """Find the remembered request most like the current one, so far; with none used yet, the latest one."""
+    keys, requests, count = state.keys, state.requests, state.count
     best, best_score = -1, -1.0
-    size = state.count[LIBRARY_SIZE]
+    size = count[LIBRARY_SIZE]
     for back in range(size):
-        place = (state.count[LIBRARY_NEXT] - 1 - back) % config.library
+        place = (count[LIBRARY_NEXT] - 1 - back) % config.library
         both, mine = 0, 0
-        for key in range(state.request.shape[0]):
-            both += state.request[key] * state.library[place, key]
-            mine += state.library[place, key] * state.library[place, key]
+        for key in range(requests.shape[1]):
+            both += requests[REQUEST, key] * requests[LIBRARY + place, key]
+            mine += requests[LIBRARY + place, key] * requests[LIBRARY + place, key]
         # The square of the cosine, apart from the current request's own length, which is the same for all.
         score = float(both) * float(both) / float(mine)
         if score > best_score:
@@ -51,36 +56,37 @@ def match_request(config: PolicyConfig, state: PolicyState) -> None:
     if best < 0:
         return
     layers, experts = config.num_layers, config.num_experts
-    for key in range(state.matched.shape[0]):
-        state.matched[key] = state.library[best, key]
+    for key in range(requests.shape[1]):
+        requests[MATCHED, key] = requests[LIBRARY + best, key]
     if config.policy == ACTIVATION:
         for layer in range(layers):
             total = 0
             for key in range(layer * experts, (layer + 1) * experts):
-                total += state.matched[key]
+                total += requests[MATCHED, key]
             for key in range(layer * experts, (layer + 1) * experts):
                 # Whole parts of 2**32; one token more than counted, so that unused experts keep their layers' order.
-                share = (state.matched[key] + 1) * 4294967296 // (total + experts)
-                state.merit[key] = share * (layers - layer) // layers
+                share = (requests[MATCHED, key] + 1) * 4294967296 // (total + experts)
+                keys[MERIT, key] = share * (layers - layer) // layers
 
 
-@jit_lean
+@jit_inner
 def learn_visit(
     config: PolicyConfig, steps: Steps, state: PolicyState, visit: int, layer: int, low: int, high: int
 ) -> None:
     """Count what followed what and who was used; must be called before the visit's experts are marked as touched."""
+    keys, followers, requests = state.keys, state.followers, state.requests
     experts = config.num_experts
     base = layer * experts
     if config.library:
         for index in range(low, high):
-            state.request[base + steps.visit_expert[index]] += steps.visit_tokens[index]
+            requests[REQUEST, base + steps.visit_expert[index]] += steps.visit_tokens[index]
     if config.policy == AFFINITY:
         for expert in range(experts):
-            state.merit[base + expert] = 0
+            keys[MERIT, base + expert] = 0
         for before in range(experts):
-            if state.touched[base + before] == visit - config.num_layers and visit >= config.num_layers:
+            if keys[TOUCHED, base + before] == visit - config.num_layers and visit >= config.num_layers:
                 for index in range(low, high):
-                    state.followers[layer, before, steps.visit_expert[index]] += 1
+                    followers[layer, before, steps.visit_expert[index]] += 1
         for index in range(low, high):
             for expert in range(experts):
-                state.merit[base + expert] += state.followers[layer, steps.visit_expert[index], expert]
+                keys[MERIT, base + expert] += followers[layer, steps.visit_expert[index], expert]

@@ -9,6 +9,7 @@ overwrite a slot. Ignored: bytes, durations, everything physical.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,11 +34,11 @@ DEMAND, PREFETCH = 0, 1
 
 # `PolicyState.count` indices.
 (
-    NEXT_TRANSFER, NEXT_KERNEL, NEXT_WRITEBACK, NEXT_STREAM, CLOCK,
+    NEXT_TRANSFER, NEXT_KERNEL, NEXT_WRITEBACK, NEXT_STREAM,
     HITS, HITS_GUESSED, MISSES, PREFETCHES, PREFETCHES_USED, EXTRA_FETCHES, WRITEBACKS,
     PREFETCHES_DROPPED, EVICTIONS, PEAK_TRANSIENT, TRANSIENT_NOW, GUESSES_TRUE, TRUTHS,
     CPU_RUNS, CANCELLED, DISK_READS, LOW_FETCHES, BACKLOG_NS, LIBRARY_SIZE, LIBRARY_NEXT, NUM_COUNTS,
-) = range(26)  # fmt: skip
+) = range(25)  # fmt: skip
 
 FAR = np.int64(2**62)
 """A next use that never comes."""
@@ -87,83 +88,201 @@ def no_prices() -> Prices:
     return Prices(copy_ns=np.zeros(2, np.int64), device_ns=none, cpu_ns=none, visit_ns=np.zeros(1, np.int64))
 
 
-class PolicyState(NamedTuple):
-    """Everything the decisions remember. `num_keys = num_layers * num_experts`; slots number the cache, staging and
-    stream places together.
+# Rows of `PolicyState.keys`, one column an expert: what is asked of all experts of a layer lies side by side.
+(
+    WHERE,  # ABSENT, CACHED, STAGED or TRANSIENT
+    USED,  # 0 from a prefetch until the first use
+    FORMAT,  # weight format of the expert's copy; the latest one's under `low_rank`
+    SLOT_OF,  # slot while CACHED or STAGED, else -1
+    TOUCHED,  # last visit that used this expert
+    FREQUENCY,  # tokens that used this expert
+    LINK_PREV,  # recency list; the column num_keys + p is pool p's sentinel
+    LINK_NEXT,
+    TARGET,  # visit an unused prefetch was made for
+    TRANSFER,  # the latest transfer of this expert, -1 when it was there from the start
+    SENT_TARGET,  # visit the latest transfer was first made for; where it stands in its queue
+    NEXT_USE,  # next visit that will use it (belady only)
+    MERIT,  # how likely an expert is thought to be wanted again (affinity and activation only)
+    IN_HOST,  # 0 where the expert must be read from disk
+    HOST_PREV,  # recency of the host's memory; the column num_keys is the sentinel
+    HOST_NEXT,
+    NUM_KEY_ROWS,
+) = range(17)
+# From here on columns. Of `PolicyState.slots`, one line a slot: cache, staging, then stream.
+(
+    SLOT_KERNEL,  # last kernel that reads the slot, -1 when none
+    SLOT_BACK,  # last write-back that reads the slot, -1 when none
+    SLOT_PENDING,  # an unused prefetch into the slot, perhaps still on its way, -1 when none
+    SLOT_PENDING_TARGET,  # the visit that prefetch was made for
+    FREE_SLOT,  # not of this slot: the stacks of free slots of each pool, pool p from its POOL_BASE
+    NUM_SLOT_COLUMNS,
+) = range(6)
+# Columns of `PolicyState.pools`, one line a pool and one more, which has only a base.
+POOL_SIZE, POOL_CAPACITY, POOL_BASE, NUM_POOL_COLUMNS = range(4)
+# Columns of `PolicyState.staged`, one line a staging buffer: the key in it, -1 when empty, and its slot.
+STAGED_KEY, STAGED_SLOT, NUM_STAGED_COLUMNS = range(3)
+# Columns of `PolicyState.guesses`, scratch, one line an expert: SCORE by expert; by rank, the order in which guesses are
+# fetched and the scores in that order (probabilities times 65536, or sums of them).
+SCORE, RANKED, RANKED_SCORE, NUM_GUESS_COLUMNS = range(4)
+# Lines of `PolicyState.requests`: tokens of the current request, those of the library's nearest entry, then the library.
+REQUEST, MATCHED, LIBRARY = range(3)
+# Columns of `PolicyState.prices` and of `PolicyState.work_ns`.
+COPY_NS, VISIT_NS = range(2)
+ON_DEVICE, ON_CORES = range(2)
+
+# A static cache lets its misses pass through two buffers, so that one fills while the other is read.
+NUM_STREAM = 2
+
+
+class StateArrays(NamedTuple):
+    """Everything the decisions remember, in few arrays of whole numbers: compiled code passes each as nine values.
+
+    `num_keys = num_layers * num_experts`; slots number the cache, staging and stream places together.
     """
 
-    where: Array  # uint8 [num_keys]: ABSENT, CACHED, STAGED or TRANSIENT
-    slot_of: Array  # int32 [num_keys]: slot while CACHED or STAGED
-    used: Array  # uint8 [num_keys]: 0 from a prefetch until the first use
-    target: Array  # int64 [num_keys]: visit an unused prefetch was made for
-    transfer: Array  # int64 [num_keys]: the latest transfer of this expert, -1 when it was there from the start
-    sent_target: Array  # int64 [num_keys]: visit the latest transfer was first made for; where it stands in its queue
-    touched: Array  # int64 [num_keys]: last visit that used this expert
-    frequency: Array  # int64 [num_keys]: tokens that used this expert
-    next_use: Array  # int64 [num_keys]: next visit that will use it (belady only)
-    link_prev: Array  # int32 [num_keys + num_pools]: recency list; entry num_keys + p is pool p's sentinel
-    link_next: Array  # int32 [num_keys + num_pools]
-    pool_size: Array  # int32 [num_pools]
-    pool_capacity: Array  # int32 [num_pools]
-    pool_free: Array  # int32 [num_cache_slots]: stack of free slots of each pool, pool p from pool_base[p]
-    pool_base: Array  # int32 [num_pools + 1]
-    staged_key: Array  # int32 [staging]: key in each staging buffer, -1 when empty
-    staged_slot: Array  # int32 [staging]: slot of each staging buffer
-    stream_slot: Array  # int32 [num_stream]: slots that a static cache's misses pass through
-    slot_kernel: Array  # int64 [num_slots]: last kernel that reads the slot, -1 when none
-    slot_writeback: Array  # int64 [num_slots]: last write-back that reads the slot, -1 when none
-    slot_pending: Array  # int64 [num_slots]: an unused prefetch into the slot, perhaps still on its way, -1 when none
-    slot_pending_target: Array  # int64 [num_slots]: the visit that prefetch was made for
-    merit: Array  # int64 [num_keys]: how likely an expert is thought to be wanted again (affinity and activation only)
+    keys: Array  # int64 [NUM_KEY_ROWS, num_keys + num_pools]
+    slots: Array  # int64 [num_slots, NUM_SLOT_COLUMNS]
+    pools: Array  # int64 [num_pools + 1, NUM_POOL_COLUMNS]
+    staged: Array  # int64 [staging, NUM_STAGED_COLUMNS]
+    guesses: Array  # int64 [num_experts, NUM_GUESS_COLUMNS]
     followers: (
         Array  # int32 [num_layers, num_experts, num_experts]: how often one expert's visit was followed by another's
     )
-    format: Array  # uint8 [num_keys]: weight format of each expert's copy; the latest one's under `low_rank`
-    in_host: Array  # uint8 [num_keys]: 0 where the expert must be read from disk
-    host_prev: Array  # int32 [num_keys + 1]: recency of the host's memory; the last entry is the sentinel
-    host_next: Array  # int32 [num_keys + 1]
-    request: Array  # int64 [num_keys]: tokens of the current request that used each expert (activation only)
-    library: Array  # int64 [library, num_keys]: the same of earlier requests
-    matched: Array  # int64 [num_keys]: the library's nearest entry
-    prices: Prices
-    score: Array  # int64 [num_experts]: scratch for ranking guesses
-    ranked_score: Array  # int64 [num_experts]: the scores of `ranked`, probabilities times 65536 or sums of them
-    ranked: Array  # int32 [num_experts]: scratch, guesses in the order in which they are fetched
+    requests: Array  # int64 [2 + library, num_keys]: tokens that used each expert (activation only)
+    prices: Array  # int64 [num_formats, 2]: one expert's transfer, and a mean visit (see `Prices`)
+    work_ns: Array  # int64 [num_formats, max_expert_tokens + 1, 2]: one expert on the device and on the host's cores
     count: Array  # type: ignore[assignment]  # int64 [NUM_COUNTS]; nobody asks a state for tuple.count
 
 
-class Decision(NamedTuple):
+class DecisionArrays(NamedTuple):
     """What one visit decided, in buffers that are overwritten by the next visit. Lengths are in `size`."""
 
-    item_expert: Array  # int32: experts in kernel order
-    item_tokens: Array  # int32: tokens of each
-    item_kernel: Array  # int32: kernel of each, counted from 0 within the visit, not falling
-    item_transfer: Array  # int64: transfer that must have arrived, -1 when none
-    item_wait_key: Array  # int32: key of that transfer
-    item_format: Array  # int32: weight format it is computed in
-    cpu_expert: Array  # int32: experts that run on the host's cores, one after the other
-    cpu_tokens: Array  # int32
-    cpu_format: Array  # int32
-    move_key: Array  # int32: transfers in the order they are submitted; ids run on from first_transfer
-    move_class: Array  # int32: DEMAND or PREFETCH
-    move_target: Array  # int64: visit it is for
-    move_kernel: Array  # int32: kernel of this visit that needs it, -1 for prefetches
-    move_wait_kernel: Array  # int64: kernel number that must have finished with the slot, -1 when none
-    move_wait_writeback: Array  # int64: write-back that must have left the slot, -1 when none
-    move_slot: Array  # int32: slot it fills, -1 for a transient buffer
-    move_format: Array  # int32: weight format that moves
-    move_disk: Array  # int64: the disk read that must have ended, counted from 0, -1 when the host has the expert
-    back_key: Array  # int32: write-backs; ids run on from first_writeback
-    back_format: Array  # int32
-    back_wait_kernel: Array  # int64
-    back_move: Array  # int32: the write-back is submitted together with this transfer of the visit
-    promoted: Array  # int64: earlier transfers that are now demanded, rising
-    promoted_target: Array  # int64: the visit each was made for
+    items: Array  # int64 [num_experts, NUM_ITEM_COLUMNS]: experts in kernel order
+    cores: Array  # int64 [num_experts, NUM_CORE_COLUMNS]: experts that run on the host's cores, one after the other
+    moves: Array  # int64 [most, NUM_MOVE_COLUMNS]: transfers as submitted; ids run on from size[FIRST_TRANSFER]
+    backs: Array  # int64 [most, NUM_BACK_COLUMNS]: write-backs; ids run on from size[FIRST_BACK]
+    promotions: Array  # int64 [most, NUM_PROMOTION_COLUMNS]: earlier transfers that are now demanded, rising
     size: Array  # int64 [NUM_SIZES]: lengths of the lists above, then the first ids of this visit
 
 
+# Columns of `Decision.items`; `Decision.cores` has the first three.
+(
+    ITEM_EXPERT,
+    ITEM_TOKENS,
+    ITEM_FORMAT,  # weight format it is computed in
+    ITEM_KERNEL,  # kernel of each, counted from 0 within the visit, not falling
+    ITEM_TRANSFER,  # transfer that must have arrived, -1 when none
+    ITEM_KEY,  # key of that transfer
+    NUM_ITEM_COLUMNS,
+) = range(7)
+NUM_CORE_COLUMNS = 3
+(
+    MOVE_KEY,
+    MOVE_CLASS,  # DEMAND or PREFETCH
+    MOVE_TARGET,  # visit it is for
+    MOVE_KERNEL,  # kernel of this visit that needs it, -1 for prefetches
+    MOVE_WAIT_KERNEL,  # kernel number that must have finished with the slot, -1 when none
+    MOVE_WAIT_BACK,  # write-back that must have left the slot, -1 when none
+    MOVE_SLOT,  # slot it fills, -1 for a transient buffer
+    MOVE_FORMAT,  # weight format that moves
+    MOVE_DISK,  # the disk read that must have ended, counted from 0, -1 when the host has the expert
+    NUM_MOVE_COLUMNS,
+) = range(10)
+(
+    BACK_KEY,
+    BACK_FORMAT,
+    BACK_WAIT_KERNEL,  # kernel number that must have finished with the slot, -1 when none
+    BACK_MOVE,  # the write-back is submitted together with this transfer of the visit
+    NUM_BACK_COLUMNS,
+) = range(5)
+# A promoted transfer and the visit it was made for.
+PROMOTED, PROMOTED_TARGET, NUM_PROMOTION_COLUMNS = range(3)
 (SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_BACKS, SIZE_PROMOTED, SIZE_CPU, FIRST_TRANSFER, FIRST_KERNEL, FIRST_BACK,
  NUM_SIZES) = range(10)  # fmt: skip
+
+
+class _Column:
+    """One column under a name of its own, as a view: `out.item_expert` is `out.items[:, ITEM_EXPERT]`."""
+
+    def __init__(self, array: str, column: int) -> None:
+        self.array, self.column = array, column
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Array:
+        view: Array = getattr(owner, self.array)[:, self.column]
+        return view
+
+
+class _KeyRow:
+    """One row of `keys` under a name of its own, as a view without the sentinels."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+
+    def __get__(self, owner: PolicyState, kind: type | None = None) -> Array:
+        view: Array = owner.keys[self.row, : owner.num_keys]
+        return view
+
+
+class PolicyState(StateArrays):
+    """The arrays of a state, with what they hold by name for Python; compiled code says `state.keys[WHERE, key]`."""
+
+    __slots__ = ()
+
+    where, used, format = _KeyRow(WHERE), _KeyRow(USED), _KeyRow(FORMAT)
+    slot_of, touched, frequency = _KeyRow(SLOT_OF), _KeyRow(TOUCHED), _KeyRow(FREQUENCY)
+    target, transfer, sent_target = _KeyRow(TARGET), _KeyRow(TRANSFER), _KeyRow(SENT_TARGET)
+    next_use, merit, in_host = _KeyRow(NEXT_USE), _KeyRow(MERIT), _KeyRow(IN_HOST)
+    slot_kernel, slot_writeback = _Column("slots", SLOT_KERNEL), _Column("slots", SLOT_BACK)
+    slot_pending, slot_pending_target = _Column("slots", SLOT_PENDING), _Column("slots", SLOT_PENDING_TARGET)
+    pool_base, pool_free = _Column("pools", POOL_BASE), _Column("slots", FREE_SLOT)
+    staged_key, staged_slot = _Column("staged", STAGED_KEY), _Column("staged", STAGED_SLOT)
+
+    @property
+    def num_keys(self) -> int:
+        """Experts of all layers: the lines of `keys` that are no sentinels."""
+        return int(self.keys.shape[1]) - (len(self.pools) - 1)
+
+    @property
+    def pool_size(self) -> Array:
+        """Slots taken in each pool."""
+        return self.pools[:-1, POOL_SIZE]
+
+    @property
+    def pool_capacity(self) -> Array:
+        """Slots of each pool."""
+        return self.pools[:-1, POOL_CAPACITY]
+
+    @property
+    def stream_slot(self) -> Array:
+        """Slots that a static cache's misses pass through: those behind the cache's and the staging buffers'."""
+        return np.arange(self.pools[-1, POOL_BASE] + len(self.staged), len(self.slots))
+
+
+class Decision(DecisionArrays):
+    """The arrays of a decision, with their columns by name for Python."""
+
+    __slots__ = ()
+
+    item_expert, item_tokens = _Column("items", ITEM_EXPERT), _Column("items", ITEM_TOKENS)
+    item_kernel, item_transfer = _Column("items", ITEM_KERNEL), _Column("items", ITEM_TRANSFER)
+    item_wait_key, item_format = _Column("items", ITEM_KEY), _Column("items", ITEM_FORMAT)
+    cpu_expert, cpu_tokens = _Column("cores", ITEM_EXPERT), _Column("cores", ITEM_TOKENS)
+    cpu_format = _Column("cores", ITEM_FORMAT)
+    move_key, move_class, move_target = (
+        _Column("moves", MOVE_KEY),
+        _Column("moves", MOVE_CLASS),
+        _Column("moves", MOVE_TARGET),
+    )
+    move_kernel, move_slot, move_format = (
+        _Column("moves", MOVE_KERNEL),
+        _Column("moves", MOVE_SLOT),
+        _Column("moves", MOVE_FORMAT),
+    )
+    move_wait_kernel, move_wait_writeback = _Column("moves", MOVE_WAIT_KERNEL), _Column("moves", MOVE_WAIT_BACK)
+    move_disk = _Column("moves", MOVE_DISK)
+    back_key, back_format = _Column("backs", BACK_KEY), _Column("backs", BACK_FORMAT)
+    back_wait_kernel, back_move = _Column("backs", BACK_WAIT_KERNEL), _Column("backs", BACK_MOVE)
+    promoted, promoted_target = _Column("promotions", PROMOTED), _Column("promotions", PROMOTED_TARGET)
 
 
 def uses_requests(schedule: OffloadSchedule) -> bool:
@@ -222,61 +341,45 @@ def make_state(
     """
     num_keys = config.num_layers * config.num_experts
     num_pools = 1 if config.pooled else config.num_layers
-    room = np.zeros(num_pools, np.int32) if config.policy == NONE else capacities.astype(np.int32)
-    base = np.zeros(num_pools + 1, np.int32)
-    base[1:] = np.cumsum(room)
-    num_cached = int(base[-1])
-    # A static cache lets its misses pass through two buffers, so that one fills while the other is read.
-    num_stream = 2 if config.policy == STATIC else 0
-    num_slots = num_cached + config.staging + num_stream
-    links = np.arange(num_keys + num_pools, dtype=np.int32)
-    host_links = np.arange(num_keys + 1, dtype=np.int32)
-    remembered = num_keys if config.library else 0
-    weighed = num_keys if config.policy in (AFFINITY, ACTIVATION) else 0
-    pairs = (config.num_layers, config.num_experts, config.num_experts) if config.policy == AFFINITY else (0, 0, 0)
     if needs_prices(config) and prices is None:
         raise Internal("decisions that weigh costs were given none")
-    free = np.zeros(max(num_cached, 1), np.int32)
-    for pool in range(num_pools):  # the stack pops from its end, so the lowest slot is used first
-        free[base[pool] : base[pool + 1]] = np.arange(base[pool + 1] - 1, base[pool] - 1, -1)
+    pools = np.zeros((num_pools + 1, NUM_POOL_COLUMNS), np.int64)
+    if config.policy != NONE:
+        pools[:-1, POOL_CAPACITY] = capacities
+        pools[1:, POOL_BASE] = np.cumsum(capacities)
+    num_cached = int(pools[-1, POOL_BASE])
+    staged = np.full((config.staging, NUM_STAGED_COLUMNS), -1, np.int64)
+    staged[:, STAGED_SLOT] = np.arange(num_cached, num_cached + config.staging)
+    num_slots = num_cached + config.staging + (NUM_STREAM if config.policy == STATIC else 0)
+    slots = np.full((num_slots, NUM_SLOT_COLUMNS), -1, np.int64)
+    for low, high in itertools.pairwise(
+        pools[:, POOL_BASE]
+    ):  # the stack pops from its end, so the lowest is used first
+        slots[low:high, FREE_SLOT] = np.arange(high - 1, low - 1, -1)
+    keys = np.zeros((NUM_KEY_ROWS, num_keys + num_pools), np.int64)
+    for row in (SLOT_OF, TOUCHED, TARGET, TRANSFER, SENT_TARGET):
+        keys[row] = -1
+    for row in (LINK_PREV, LINK_NEXT, HOST_PREV, HOST_NEXT):  # empty lists: everyone is his own neighbour
+        keys[row] = np.arange(keys.shape[1])
+    keys[IN_HOST] = config.host_experts == 0
+    keys[NEXT_USE, :num_keys] = FAR if first_use is None else first_use
+    if formats is not None:
+        keys[FORMAT, :num_keys] = formats
+    pairs = (config.num_layers, config.num_experts, config.num_experts) if config.policy == AFFINITY else (0, 0, 0)
+    weighed = no_prices() if prices is None else prices
+    work = np.zeros((*weighed.device_ns.shape, 2), np.int64)
+    work[..., ON_DEVICE] = weighed.device_ns
+    if weighed.cpu_ns.size:
+        work[..., ON_CORES] = weighed.cpu_ns
     state = PolicyState(
-        where=np.zeros(num_keys, np.uint8),
-        slot_of=np.full(num_keys, -1, np.int32),
-        used=np.zeros(num_keys, np.uint8),
-        target=np.full(num_keys, -1, np.int64),
-        transfer=np.full(num_keys, -1, np.int64),
-        sent_target=np.full(num_keys, -1, np.int64),
-        touched=np.full(num_keys, -1, np.int64),
-        frequency=np.zeros(num_keys, np.int64),
-        next_use=np.full(num_keys, FAR, np.int64) if first_use is None else first_use.astype(np.int64).copy(),
-        link_prev=links.copy(),
-        link_next=links.copy(),
-        pool_size=np.zeros(num_pools, np.int32),
-        pool_capacity=room,
-        pool_free=free,
-        pool_base=base,
-        staged_key=np.full(config.staging, -1, np.int32),
-        staged_slot=np.arange(num_cached, num_cached + config.staging, dtype=np.int32),
-        stream_slot=np.arange(num_cached + config.staging, num_slots, dtype=np.int32),
-        slot_kernel=np.full(max(num_slots, 1), -1, np.int64),
-        slot_writeback=np.full(max(num_slots, 1), -1, np.int64),
-        slot_pending=np.full(max(num_slots, 1), -1, np.int64),
-        slot_pending_target=np.full(max(num_slots, 1), -1, np.int64),
-        merit=np.zeros(weighed, np.int64),
+        keys=keys, slots=slots, pools=pools, staged=staged,
+        guesses=np.zeros((config.num_experts, NUM_GUESS_COLUMNS), np.int64),
         followers=np.zeros(pairs, np.int32),
-        format=np.zeros(num_keys, np.uint8) if formats is None else formats.astype(np.uint8),
-        in_host=np.full(num_keys, config.host_experts == 0, np.uint8),
-        host_prev=host_links.copy(),
-        host_next=host_links.copy(),
-        request=np.zeros(remembered, np.int64),
-        library=np.zeros((config.library, remembered), np.int64),
-        matched=np.zeros(remembered, np.int64),
-        prices=no_prices() if prices is None else prices,
-        score=np.zeros(config.num_experts, np.int64),
-        ranked_score=np.zeros(config.num_experts, np.int64),
-        ranked=np.zeros(config.num_experts, np.int32),
+        requests=np.zeros((LIBRARY + config.library, num_keys) if config.library else (0, 0), np.int64),
+        prices=np.stack(np.broadcast_arrays(weighed.copy_ns, weighed.visit_ns), axis=1),
+        work_ns=work,
         count=np.zeros(NUM_COUNTS, np.int64),
-    )
+    )  # fmt: skip
     if popularity is not None:
         if config.policy == STATIC:
             _preload(config, state, popularity)
@@ -308,8 +411,8 @@ def _load_host(config: PolicyConfig, state: PolicyState, popularity: Array) -> N
     sentinel = config.num_layers * config.num_experts
     chosen = np.argsort(-popularity.ravel(), kind="stable")[: config.host_experts]
     chain = np.concatenate(([sentinel], chosen, [sentinel]))
-    state.host_next[chain[:-1]] = chain[1:]
-    state.host_prev[chain[1:]] = chain[:-1]
+    state.keys[HOST_NEXT, chain[:-1]] = chain[1:]
+    state.keys[HOST_PREV, chain[1:]] = chain[:-1]
     state.in_host[chosen] = 1
 
 
@@ -317,17 +420,12 @@ def make_decision(config: PolicyConfig) -> Decision:
     """Return decision buffers large enough for any visit of `config`."""
     experts = config.num_experts
     moves = experts * (1 + config.depth) + 1
-    i32, i64 = np.int32, np.int64
+
+    def lines(most: int, columns: int) -> Array:
+        return np.zeros((most, columns), np.int64)
+
     return Decision(
-        item_expert=np.zeros(experts, i32), item_tokens=np.zeros(experts, i32), item_kernel=np.zeros(experts, i32),
-        item_transfer=np.zeros(experts, i64), item_wait_key=np.zeros(experts, i32), item_format=np.zeros(experts, i32),
-        cpu_expert=np.zeros(experts, i32), cpu_tokens=np.zeros(experts, i32), cpu_format=np.zeros(experts, i32),
-        move_key=np.zeros(moves, i32), move_class=np.zeros(moves, i32), move_target=np.zeros(moves, i64),
-        move_kernel=np.zeros(moves, i32), move_wait_kernel=np.zeros(moves, i64),
-        move_wait_writeback=np.zeros(moves, i64), move_slot=np.zeros(moves, i32),
-        move_format=np.zeros(moves, i32), move_disk=np.zeros(moves, i64),
-        back_key=np.zeros(moves, i32), back_format=np.zeros(moves, i32), back_wait_kernel=np.zeros(moves, i64),
-        back_move=np.zeros(moves, i32),
-        promoted=np.zeros(2 * experts + 1, i64),
-        promoted_target=np.zeros(2 * experts + 1, i64), size=np.zeros(NUM_SIZES, i64),
+        items=lines(experts, NUM_ITEM_COLUMNS), cores=lines(experts, NUM_CORE_COLUMNS), moves=lines(moves, NUM_MOVE_COLUMNS),
+        backs=lines(moves, NUM_BACK_COLUMNS), promotions=lines(2 * experts + 1, NUM_PROMOTION_COLUMNS),
+        size=np.zeros(NUM_SIZES, np.int64),
     )  # fmt: skip
