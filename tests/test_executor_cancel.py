@@ -11,10 +11,8 @@ import torch
 from executor_stages import expected_outputs, expert_tokens, preset, run_input, small_model, small_trace, tables_of
 from moeplan.calibrate.device import Device
 from moeplan.calibrate.expert_store import ExpertStore
-from moeplan.errors import InputError
 from moeplan.executor.execute import RunInput, execute, open_stage, rehearse
 from moeplan.executor.execution import Execution, count_differences
-from moeplan.executor.supported import check_runnable
 from moeplan.executor.transfers import Transfer, Waiting
 from moeplan.sim.engines import run_twin
 from moeplan.sim.policies.state import CANCELLED, DEMAND, HITS, MISSES, PREFETCH, PREFETCHES
@@ -101,8 +99,3 @@ def test_what_is_compared_of_a_run_that_depends_on_time() -> None:
     (line,) = count_differences(found, outcome, tokens, timing_dependent=True)
     assert line.startswith("bytes copied")
     assert isinstance(found.counts, np.ndarray)
-
-
-def test_dropping_guesses_and_a_disk_below_are_refused_together() -> None:
-    with pytest.raises(InputError, match="only simulated"):
-        check_runnable(preset("promoe", copy__host_experts=4))
