@@ -22,7 +22,7 @@ from ..specs import ModelSpec, WeightFormat
 from .cost_model import CostModel, Estimate, merge_sources
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
-from .run_kind import FRESH, RESIDENT, RunKind, factor
+from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from .surface import Form, Surface, fit_surface
 
 _FILLED = "datasheet"
@@ -155,11 +155,14 @@ class FittedCostModel(CostModel):
         return dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong)
 
     def _expert_inside(self, alone: Estimate, tokens: int, fmt: WeightFormat) -> Estimate:
-        """Return an expert's time inside the run: some have just arrived, the others have been there."""
+        """Return an expert's time inside the run: some have just arrived, some a while ago, the others have been there."""
         if self.run is None:
             return alone
-        share = {FRESH: self.run.fresh_fraction, RESIDENT: 1.0 - self.run.fresh_fraction}
+        share = {FRESH: self.run.fresh_fraction, AHEAD: self.run.ahead_fraction}
+        share[RESIDENT] = max(0.0, 1.0 - sum(share.values()))
         curves = {state: self._expert_factors(state, fmt.name) for state in share if share[state] > 0}
+        if AHEAD in curves and curves[AHEAD] is None:  # runs with guesses were not measured
+            curves[AHEAD] = self._expert_factors(FRESH, fmt.name)
         if not curves or any(curve is None for curve in curves.values()):
             return alone
         sizes = {"tokens": float(tokens), "weight_bytes": float(self._weights(fmt.name))}

@@ -11,6 +11,7 @@ for it; most rotate over more memory than caches hold instead. Ignored: what is 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -26,7 +27,7 @@ import torch
 from ..units import MIB, NS_PER_S
 from .device import COMPUTE, CpuDevice, Device, metadata_of, preemptions
 from .journal import Journal
-from .samples import Sample, SampleSet
+from .samples import Sample, SampleSet, merge
 
 Progress = Callable[[int, int, str], None]
 # Larger than the last-level caches of the devices at hand: 50 MiB on an H200, 32 MiB a core complex on a server CPU.
@@ -146,17 +147,21 @@ class Harness:
         return found
 
     def finish(self, *, model: str | None, quick: bool) -> SampleSet:
-        """Return everything measured, with conditions and warnings."""
+        """Return everything measured, repetitions of the same measurement together, with conditions and warnings."""
         ended = conditions_now(self.device)
         conditions = {"began": self._began or ended, "ended": ended}
-        return SampleSet(
-            device=metadata_of(self.device),
-            conditions=conditions,
-            samples=tuple(self._samples),
-            warnings=(*self.notes, *instabilities(self._samples, conditions)),
-            model=model,
-            quick=quick,
+        found = merge(
+            [
+                SampleSet(
+                    device=metadata_of(self.device),
+                    conditions=conditions,
+                    samples=tuple(self._samples),
+                    model=model,
+                    quick=quick,
+                )
+            ]
         )
+        return dataclasses.replace(found, warnings=(*self.notes, *instabilities(found.samples, conditions)))
 
     def _warm_up(self, bench: Bench) -> int:
         """Run a bench a few times; return how often it is to be repeated between two marks."""
@@ -244,7 +249,8 @@ def instabilities(samples: Sequence[Sample], conditions: Mapping[str, Any]) -> l
         found.append(f"the GPU's clocks are held back ({throttle}): let it cool down, and check power limits")
     shaky = sorted((s for s in samples if s.spread > _UNSTABLE), key=lambda s: -s.spread)
     for sample in shaky[:3]:
-        at = ", ".join(f"{k} {v:g}" for k, v in sample.arguments.items())
+        names = [value for key, value in sample.labels.items() if key != "matrix"]  # a whole matrix names nothing
+        at = ", ".join([*names, *(f"{k} {v:g}" for k, v in sample.arguments.items())])
         found.append(
             f"{sample.kind} ({at}) varies by {sample.spread:.0%} between quartiles: measure when the machine is quiet"
         )

@@ -48,10 +48,18 @@ class Extent:
     pass_tokens: tuple[int, ...]
     contexts: tuple[int, ...]
     copy_bytes: tuple[int, ...]
+    laps: int = 1
+    """How often everything is measured in turn: a machine that is slow for a while slows a lap, not one kind of work."""
     rounds: int
+    """In each lap."""
     repetitions: int
     disk: bool
     core_tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 48, 128)
+    run_shapes: int | None = None
+    """Of how many models runs are measured, the first and the last among them; None: of all."""
+    run_layers: int = 4
+    run_passes: tuple[tuple[int, int], ...] = ((1, 10), (4, 7))
+    """Runs: requests decoded together, and how many passes of them."""
     host_cores: bool = True
     """Experts on the host's cores too: where misses may run that are not fetched."""
 
@@ -78,7 +86,8 @@ FULL = Extent(
         24 * MIB,
         32 * MIB,
     ),
-    rounds=8,
+    laps=3,
+    rounds=3,
     repetitions=4,
     disk=True,
 )
@@ -89,9 +98,13 @@ QUICK = Extent(
     pass_tokens=(1, 4, 16, 48, 128),
     contexts=(128, 512),
     copy_bytes=(16 * KIB, 256 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB),
+    laps=1,
     rounds=4,
     repetitions=2,
     disk=True,
+    run_shapes=2,
+    run_layers=2,
+    run_passes=((1, 6), (4, 4)),
 )
 
 
@@ -118,19 +131,22 @@ def measure_device(
     if not models or not bits:
         raise InputError("calibrate", "no model or format", "nothing to measure", "name a model and its weight formats")
     harness = Harness(device, progress, journal)
-    share = None if seconds is None else seconds / (4 + len(models) * (1 + len(bits)))
+    share = None if seconds is None else seconds / (4 + len(models) * (1 + len(bits))) / extent.laps
     began = time.monotonic()
     copy_bytes, side = sizes_for(device, quick=extent is QUICK)
     with device.enter(COMPUTE):
         ceilings = ceiling_benches(device, copy_bytes=copy_bytes, side=side)
     harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
-    if host is not None:
-        harness.keep(host, "the engine's own costs")
-    _measure_copies(harness, device, extent, models, bits, share)
-    for model in models:
-        _measure_dense(harness, device, model, bits[0], extent, dtype, share)
-        for kind in bits:
-            _measure_experts(harness, device, model, kind, extent, dtype, share)
+    for lap in range(extent.laps):
+        if host is not None:
+            harness.keep(host, "the engine's own costs")
+        _measure_copies(harness, device, extent, models, bits, share)
+        for model in models:
+            _measure_dense(harness, device, model, bits[0], extent, dtype, share)
+            for kind in bits:
+                _measure_experts(harness, device, model, kind, extent, dtype, share)
+        if lap == 0 and extent.disk:
+            _measure_disk(harness, device, models, bits, share)
     if exchanges is not None:
         _measure_exchanges(harness, device, exchanges)
     progress(1, 1, f"measured in {time.monotonic() - began:.1f} s")
@@ -165,12 +181,17 @@ def _measure_copies(
                 benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"copies {direction}"
             )
         pool.close()
-    if extent.disk:
-        benches, close = disk_benches(device, models, bits)
-        try:
-            harness.measure(benches, rounds=_DISK_ROUNDS, repetitions=3, seconds=share, what="disk")
-        finally:
-            close()
+
+
+def _measure_disk(
+    harness: Harness, device: Device, models: Sequence[ModelSpec], bits: Sequence[str], share: float | None
+) -> None:
+    """Measure reading experts from disk."""
+    benches, close = disk_benches(device, models, bits)
+    try:
+        harness.measure(benches, rounds=_DISK_ROUNDS, repetitions=3, seconds=share, what="disk")
+    finally:
+        close()
 
 
 def _measure_dense(

@@ -2,7 +2,7 @@
 
     transient / cached        experts arrive in a few buffers that are used again at once, or in the slots of a cache
     overlapped / in stream    copies have a thread (and a core) of their own, or stand between the kernels
-    fresh / resident          an expert was copied for this very visit, or has been there for longer
+    fresh / ahead / resident  an expert was copied when this visit asked for it, guessed and copied before, or has been there longer
 
 Modelled: a factor for each of these, against the same operation measured alone, smooth in the sizes. Ignored: where the
 factors come from (caches, mostly); a machine on which runs were not measured has none.
@@ -20,7 +20,7 @@ from .surface import Array
 
 TRANSIENT, CACHED = "transient", "cached"
 OVERLAPPED, IN_STREAM = "overlap", "stream"
-FRESH, RESIDENT = "fresh", "resident"
+FRESH, AHEAD, RESIDENT = "fresh", "ahead", "resident"
 NOTHING, BESIDE_COPIES = "nothing", "copies"
 
 # How far, in logarithms, a factor counts: shapes within a factor of two; numbers of tokens hardly beyond themselves, since
@@ -39,13 +39,15 @@ class RunKind:
     cached: bool
     overlapped: bool
     fresh_fraction: float
-    """Share of the experts used that were copied for the visit that used them."""
+    """Share of the experts used that were copied when the visit that used them asked for them."""
     fetches_per_transfer: float
     """Visits that demand at least one expert, over all transfers."""
     experts_per_visit: float
     """Experts that a visit uses."""
     typical_tokens: float
     """Tokens that an expert gets when it is used."""
+    ahead_fraction: float = 0.0
+    """Share of the experts used that had been guessed: copied for this visit, but before it."""
 
     @property
     def mode(self) -> str:

@@ -110,7 +110,7 @@ def calibrate_device(
             journal=journal,
             exchanges=asked,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
-            host=lambda: own_costs(chosen, formats, device),
+            host=lambda: own_costs(chosen, formats, measured, device),
         )
     finally:
         opened.close()
@@ -120,9 +120,11 @@ def calibrate_device(
     return done
 
 
-def own_costs(models: Sequence[ModelSpec], bits: Sequence[str], device: str) -> list[Sample]:
+def own_costs(models: Sequence[ModelSpec], bits: Sequence[str], extent: Extent, device: str) -> list[Sample]:
     """Return what the engine costs: inside runs of these shapes on a CPU, whose caches they share; by itself on a GPU."""
-    return measure_runs(models, bits, device=device) if device == "cpu" else measure_host(models[0], device=device)
+    return (
+        measure_runs(models, bits, extent, device=device) if device == "cpu" else measure_host(models[0], device=device)
+    )
 
 
 def check_outputs(out: str | os.PathLike[str] | None, samples_out: str | os.PathLike[str] | None = None) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..calibrate.run_kind import AHEAD, FRESH, RESIDENT
 from ..sim.engines import fresh_state
 from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import DEMAND, SIZE_ITEMS, SIZE_MOVES, make_decision
+from ..sim.policies.state import DEMAND, FIRST_TRANSFER, SIZE_ITEMS, SIZE_MOVES, Array, Decision, make_decision
 from .execute import RunInput
 
 
@@ -21,18 +22,42 @@ class RunFacts:
     """Counts of a whole run, as shares."""
 
     fresh_fraction: float
-    """Share of the experts used that wait for a transfer, of this visit or guessed before it."""
+    """Share of the experts used whose transfer the visit that used them asked for."""
+    ahead_fraction: float
+    """Share of the experts used for the first time after a guess."""
     fetches_per_transfer: float
     """Visits that demand at least one expert, over all transfers."""
     experts_per_visit: float
     """Experts that a visit uses; over decoding where there is any."""
 
 
+def arrivals_of(out: Decision) -> Array:
+    """Return, for each expert of a decided visit, whether it was asked for, guessed before, or there: FRESH, AHEAD or RESIDENT."""
+    asked = out.item_transfer[: out.size[SIZE_ITEMS]]
+    found: Array = np.where(asked < 0, RESIDENT, np.where(asked < out.size[FIRST_TRANSFER], AHEAD, FRESH))
+    return found
+
+
+def run_arrivals(given: RunInput) -> dict[tuple[int, int, int], str]:
+    """Return for every (step, layer, expert) that a run computes how the expert came to be there."""
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    out = make_decision(given.config)
+    found: dict[tuple[int, int, int], str] = {}
+    for step in range(given.workload.num_steps):
+        begin_step(given.config, given.workload.steps, state, step)
+        for layer in range(given.config.num_layers):
+            decide_visit(given.config, given.workload.steps, state, out, step, layer)
+            experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
+            for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
+                found[step, layer, expert] = arrival
+    return found
+
+
 def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     out = make_decision(given.config)
-    used = fresh = fetches = transfers = decoded = visits = 0
+    used = fresh = ahead = fetches = transfers = decoded = visits = 0
     decode = given.workload.steps.step_phase == 1
     counted = decode if decode.any() else np.ones_like(decode)
     for step in range(given.workload.num_steps):
@@ -43,11 +68,14 @@ def run_facts(given: RunInput) -> RunFacts:
             used += items
             if counted[step]:
                 decoded, visits = decoded + items, visits + 1
-            fresh += int(np.count_nonzero(out.item_transfer[:items] >= 0))
+            arrivals = arrivals_of(out)
+            fresh += int((arrivals == FRESH).sum())
+            ahead += int((arrivals == AHEAD).sum())
             transfers += moves
             fetches += bool((out.move_class[:moves] == DEMAND).any())
     return RunFacts(
         fresh_fraction=fresh / used if used else 0.0,
+        ahead_fraction=ahead / used if used else 0.0,
         fetches_per_transfer=fetches / transfers if transfers else 0.0,
         experts_per_visit=decoded / max(1, visits),
     )

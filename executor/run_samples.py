@@ -2,11 +2,11 @@
 
 A microbenchmark repeats one operation; in a run an expert may have arrived a moment ago and lie in a cache, a copy fills a
 slot that nobody has touched for long, the host's Python has been pushed out of the caches by weights. Therefore the engine
-itself runs three schedules with the shapes that are calibrated and routing made up at random, and the rows of its timelines,
+itself runs six schedules with the shapes that are calibrated and routing made up at random, and the rows of its timelines,
 sorted by what they did and what ran beside them, become samples:
 
-    transient overlap   nothing is kept, copies on their own thread
-    cached overlap      half of the experts stay, copies on their own thread
+    transient overlap   nothing is kept, copies on their own thread; once on demand, once guessed one layer ahead
+    cached overlap      half of the experts stay, copies on their own thread; without guesses, and with
     cached stream       half of the experts stay, victims are copied back, everything on one thread
 
 Modelled: a few layers and experts of each model, as many as a gibibyte holds. Ignored: recordings, cache sizes and batches
@@ -22,8 +22,16 @@ import numpy as np
 import torch
 
 from ..calibrate.expert_store import expert_layout
+from ..calibrate.measure import Extent
 from ..calibrate.pass_shape import PassShape, dense_arguments, head_arguments
-from ..calibrate.run_kind import BESIDE_COPIES, CACHED, FRESH, IN_STREAM, NOTHING, OVERLAPPED, RESIDENT, TRANSIENT
+from ..calibrate.run_kind import (
+    BESIDE_COPIES,
+    CACHED,
+    IN_STREAM,
+    NOTHING,
+    OVERLAPPED,
+    TRANSIENT,
+)
 from ..calibrate.samples import Sample
 from ..presets import load_preset
 from ..schedule import OffloadSchedule
@@ -45,29 +53,29 @@ from ..sim.timeline import (
 )
 from ..specs import ModelSpec
 from ..units import GIB, NS_PER_S
-from .execute import Stage, execute, open_stage
+from .execute import RunInput, Stage, execute, open_stage
 from .execution import Execution
 from .host_overheads import fetching_costs, random_routing, resident_costs
 from .overlap import overlap_ns
 from .prediction import run_input
+from .run_facts import run_arrivals
 
-_LAYERS = 4
 _STORE_BYTES = GIB
-_BATCHES = {1: 12, 4: 8}
-"""Requests decoded together, and how many passes of them."""
 _WARM_UP_STEPS = 2
 _CONTEXT = 128
 _ALONE, _TOGETHER = 0.1, 0.7
 _DISTINCT = 4
+# How many guesses are right where there are any: about what gates applied one layer early reach.
+_RECALL = 0.8
 
 Key = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, float], ...]]
 
 
-def excerpt_of(model: ModelSpec, bits: str) -> ModelSpec:
-    """Return `model` with few layers and, where they are large, fewer experts: about a gibibyte of them if that can be."""
+def excerpt_of(model: ModelSpec, bits: str, num_layers: int) -> ModelSpec:
+    """Return `model` with at most `num_layers` layers and, where they are large, fewer experts: about a gibibyte if that can be."""
     each = expert_layout(model, bits).slot_bytes
     least = min(model.num_experts, 2 * model.top_k)
-    layers = max(1, min(_LAYERS, model.num_moe_layers, _STORE_BYTES // (least * each)))
+    layers = max(1, min(num_layers, model.num_moe_layers, _STORE_BYTES // (least * each)))
     experts = max(least, min(model.num_experts, _STORE_BYTES // (layers * each)))
     last = model.moe_layers[layers - 1] + 1
     return dataclasses.replace(
@@ -80,15 +88,19 @@ def excerpt_of(model: ModelSpec, bits: str) -> ModelSpec:
     )
 
 
-def measure_runs(models: Sequence[ModelSpec], bits: Sequence[str], *, device: str = "cpu") -> list[Sample]:
+def measure_runs(
+    models: Sequence[ModelSpec], bits: Sequence[str], extent: Extent, *, device: str = "cpu"
+) -> list[Sample]:
     """Return samples of kinds run_expert, run_dense, run_head, run_copy and host from runs with the shapes of `models`.
 
     Raises DoesNotFit where even an excerpt of a model exceeds the device.
     """
     found: dict[Key, list[float]] = {}
-    for model in models:
+    chosen = np.unique(np.linspace(0, len(models) - 1, extent.run_shapes or len(models)).astype(int)).tolist()
+    for model in (models[at] for at in chosen):
         for kind in bits:
-            for key, seconds in _measure_model(excerpt_of(model, kind), kind, device).items():
+            excerpt = excerpt_of(model, kind, extent.run_layers)
+            for key, seconds in _measure_model(excerpt, kind, extent.run_passes, device).items():
                 found.setdefault(key, []).extend(seconds)
     return [
         Sample(kind=kind, labels=dict(labels), arguments=dict(arguments), seconds=tuple(seconds))
@@ -96,14 +108,14 @@ def measure_runs(models: Sequence[ModelSpec], bits: Sequence[str], *, device: st
     ]
 
 
-def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[float]]:
+def _measure_model(
+    model: ModelSpec, bits: str, passes: Sequence[tuple[int, int]], device: str
+) -> dict[Key, list[float]]:
     found: dict[Key, list[float]] = {}
-    traces = {
-        batch: random_routing(model, steps=steps, requests=batch, context=_CONTEXT) for batch, steps in _BATCHES.items()
-    }
+    traces = {batch: random_routing(model, steps=steps, requests=batch, context=_CONTEXT) for batch, steps in passes}
     inputs = [
         (mode, batch, run_input(schedule.with_options(workload__concurrency=batch), trace))
-        for mode, schedule in _schedules(model, bits).items()
+        for mode, schedule in _schedules(model, bits)
         for batch, trace in traces.items()
     ]
     workloads = [given.workload for _, _, given in inputs]
@@ -115,9 +127,9 @@ def _measure_model(model: ModelSpec, bits: str, device: str) -> dict[Key, list[f
             if mode is None:
                 _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
                 continue
-            if mode[0] == TRANSIENT:
+            if mode[0] == TRANSIENT and given.schedule.predictor.kind == "none":
                 _add(found, "host", {}, fetching_costs(rows))
-            for key, seconds in _operations(stage, given.workload.step_context, bits, mode, rows).items():
+            for key, seconds in _operations(stage, given, bits, mode, rows).items():
                 found.setdefault(key, []).extend(seconds)
     return found
 
@@ -136,18 +148,22 @@ def _undisturbed(ran: Execution) -> Array:
     return rows[kept]
 
 
-def _schedules(model: ModelSpec, bits: str) -> dict[tuple[str, str] | None, OffloadSchedule]:
-    """Return the schedule of each mode; None stands for one that copies nothing."""
+def _schedules(model: ModelSpec, bits: str) -> list[tuple[tuple[str, str] | None, OffloadSchedule]]:
+    """Return schedules with their modes; None stands for one that copies nothing."""
     half = max(1, model.num_experts // 2)
     lru = {"predictor__kind": "none", "predictor__staging": 0, "cache__experts_per_layer": half}
     plain = {"experts__bits": bits, "kernel__grouping": "per-expert"}
     all_of_them = {"cache__experts_per_layer": model.num_experts}
-    return {
-        None: load_preset("resident").with_options(**plain, **all_of_them),
-        (TRANSIENT, OVERLAPPED): load_preset("on-demand").with_options(**plain),
-        (CACHED, OVERLAPPED): load_preset("mixtral-offloading").with_options(**plain, **lru),
-        (CACHED, IN_STREAM): load_preset("mixtral-offloading-code").with_options(**plain, **lru),
-    }
+    guesses = {"predictor__kind": "dial", "predictor__recall": _RECALL, "predictor__staging": 4}
+    caching, code = load_preset("mixtral-offloading"), load_preset("mixtral-offloading-code")
+    return [
+        (None, load_preset("resident").with_options(**plain, **all_of_them)),
+        ((TRANSIENT, OVERLAPPED), load_preset("on-demand").with_options(**plain)),
+        ((TRANSIENT, OVERLAPPED), load_preset("pre-gated").with_options(**plain)),
+        ((CACHED, OVERLAPPED), caching.with_options(**plain, **lru)),
+        ((CACHED, OVERLAPPED), caching.with_options(**plain, **(lru | guesses))),
+        ((CACHED, IN_STREAM), code.with_options(**plain, **lru)),
+    ]
 
 
 def _add(found: dict[Key, list[float]], kind: str, labels: Mapping[str, str], lengths: Mapping[str, list[int]]) -> None:
@@ -156,13 +172,12 @@ def _add(found: dict[Key, list[float]], kind: str, labels: Mapping[str, str], le
         found.setdefault(key, []).extend(max(ns, 100) / NS_PER_S for ns in taken)
 
 
-def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str], rows: Array) -> dict[Key, list[float]]:
+def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str], rows: Array) -> dict[Key, list[float]]:
     """Return the durations of a run's operations, by what they did and what ran beside them."""
-    model = stage.model
+    model, contexts, arrivals = stage.model, given.workload.step_context, run_arrivals(given)
     copies = rows[rows[:, ROW_LANE] == H2D]
     backs = rows[rows[:, ROW_LANE] == D2H]
     compute = rows[rows[:, ROW_LANE] == COMPUTE]
-    arrived = {tuple(row) for row in copies[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()}
     found: dict[Key, list[float]] = {}
     common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
     launched = compute[compute[:, ROW_OP] == OP_EXPERT]
@@ -174,8 +189,7 @@ def _operations(stage: Stage, contexts: Array, bits: str, mode: tuple[str, str],
             continue
         labels, tokens = common | {"beside": beside}, row[ROW_TOKENS]
         if row[ROW_OP] == OP_EXPERT:
-            fresh = (row[ROW_STEP], row[ROW_LAYER], row[ROW_EXPERT]) in arrived
-            labels["state"] = FRESH if fresh else RESIDENT
+            labels["state"] = arrivals[row[ROW_STEP], row[ROW_LAYER], row[ROW_EXPERT]]
             arguments: dict[str, float] = {
                 "tokens": tokens,
                 "hidden": model.hidden_size,

@@ -10,6 +10,7 @@ command line and how they are drawn.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S
 from .agreement import Compared, summary
 from .calibration import Calibration, calibrate_device, write_calibration
+from .drift import Drift, Gauge
 from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
@@ -41,9 +43,6 @@ from .supported import check_runnable
 from .validation_grid import Case, Grid
 
 T = TypeVar("T")
-
-# Rounds from one part of the calibration to the next.
-_CALIBRATE_EVERY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +68,8 @@ class Validation:
     seconds: float
     reduced: Mapping[str, Any] | None = None
     """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
+    drift: Drift | None = None
+    """How the machine compared with the profile meanwhile; None where that was not measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""
@@ -82,6 +83,7 @@ class Validation:
             "configurations": configurations,
             "profile": self.profile.name,
             "calibrated_in_the_same_run": self.calibration is not None,
+            "drift": self.drift.to_dict() if self.drift is not None else None,
             "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
             "disturbed_share": float(
                 np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
@@ -120,7 +122,7 @@ def validate_grid(
     *,
     profile: Profile | None = None,
     device: str = "cpu",
-    extent: Extent = QUICK,
+    extent: Extent | None = None,
     calibrate_seconds: float = 12.0,
     seed: int = 0,
     progress: Progress = silent,
@@ -128,7 +130,8 @@ def validate_grid(
     """Return predicted and measured of every configuration of a grid.
 
     profile: None calibrates in the same run, on the grid's own calibration shapes, a part in each round of about
-    `calibrate_seconds`. Raises InputError for a grid that does not go with the recording, MissingCalibration where the profile does not
+    `calibrate_seconds` beside the engine's own runs; `extent` says how much of it, None what the grid needs.
+    Raises InputError for a grid that does not go with the recording, MissingCalibration where the profile does not
     reach, DoesNotFit where a configuration exceeds the device.
     """
     began = time.monotonic()
@@ -148,10 +151,12 @@ def validate_grid(
     rounds = grid.repeats + (1 if grid.repeats > 1 else 0)
     total = rounds * len(grid.cases)
     calibrated = [shape.model(trace) for shape in grid.calibrate_shapes]
+    extent = extent or _extent_for(grid)
     stages = _open_stages(grid, shapes, inputs, device)
+    gauge: Gauge | None = None
     try:
         for number in range(rounds):
-            if profile is None and number % _CALIBRATE_EVERY == 0:
+            if profile is None:
                 part = calibrate_device(
                     device, models=calibrated, bits=grid.calibrate_bits, extent=extent, seconds=calibrate_seconds
                 )
@@ -161,13 +166,22 @@ def validate_grid(
                     costs = costs_of(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
                     # What decisions weigh is settled now: every run of a configuration decides alike.
                     inputs[case.name] = _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
+            if gauge is None:
+                formats = {stored_format(case.schedule, shapes[case.shape]).name for case in grid.cases}
+                known = profile if profile is not None else part.fit.profile
+                gauge = Gauge(device, known, list(shapes.values()), sorted(formats))
+            gauge.read()
             for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
                 case = grid.cases[at]
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
                 if number > 0 or rounds == 1:
                     measured[case.name].append(found)
                 progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
+        if gauge is not None:
+            gauge.read()
     finally:
+        if gauge is not None:
+            gauge.close()
         for stage in stages.values():
             stage.close()
     calibration = write_calibration(merge(parts), None) if parts else None
@@ -179,11 +193,13 @@ def validate_grid(
         model, runs = shapes[case.shape], measured[case.name]
         costs = costs_of(used, model, device)
         validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
+    drift = gauge.against(used) if gauge is not None else None
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
         profile=used,
-        notes=_notes(grid, trace, shapes),
+        drift=drift,
+        notes=(*_notes(grid, trace, shapes), *(drift.sentences() if drift is not None else ())),
         seconds=time.monotonic() - began,
     )
 
@@ -280,6 +296,14 @@ def dense_format(device: str) -> WeightFormat:
 def costs_of(profile: Profile, model: ModelSpec, device: str) -> CostModel:
     """Return a profile's costs for a model whose dense part is stored as this device runs it."""
     return load_costs(profile, model, dense_format=dense_format(device))
+
+
+def _extent_for(grid: Grid) -> Extent:
+    """Return a quick calibration with runs of every shape, and with cores and disk where a schedule uses them."""
+    schedules = [case.schedule for case in grid.cases]
+    cores = any(schedule.kernel.miss != "fetch" for schedule in schedules)
+    disk = any(schedule.copy.host_experts is not None for schedule in schedules)
+    return dataclasses.replace(QUICK, run_shapes=None, host_cores=cores, disk=disk)
 
 
 def _named(case: Case, work: Callable[[], T]) -> T:

@@ -137,7 +137,7 @@ def test_measurements_that_vary_are_named_and_the_rest_counted() -> None:
         for n in range(5)
     ]
     found = instabilities(shaky, conditions())
-    assert len(found) == 4 and "copy (bytes 0) varies by 50%" in found[0] and found[3].startswith("2 more")
+    assert len(found) == 4 and "copy (h2d, pinned, bytes 0) varies by 50%" in found[0] and found[3].startswith("2 more")
 
 
 # --- the device -------------------------------------------------------------------------------------------------------

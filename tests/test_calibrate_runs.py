@@ -20,11 +20,11 @@ from moeplan.sim.simulate import Rehearsal
 from moeplan.specs import weight_format
 
 HELD_OUT = made_up_model("held out", hidden=768, intermediate=1024)
-FRESH, RESIDENT, DENSE, COPY, SLOWED = 0.5, 1.2, 1.1, 0.8, 1.3
+FRESH, AHEAD, RESIDENT, DENSE, COPY, SLOWED = 0.5, 0.9, 1.2, 1.1, 0.8, 1.3
 MODE = {"cache": "cached", "stream": "overlap"}
 
 
-def runs_of(bits: str) -> list[Sample]:
+def runs_of(bits: str, *, guesses: bool = True) -> list[Sample]:
     """Return samples of runs in which every operation takes a known factor of its time alone."""
     found = []
 
@@ -39,6 +39,8 @@ def runs_of(bits: str) -> list[Sample]:
             sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1, "experts": 2}
             alone = expert_s(tokens, hidden, inner, bits)
             add("run_expert", {"state": "fresh", "beside": "nothing"}, sizes, alone * FRESH)
+            if guesses:
+                add("run_expert", {"state": "ahead", "beside": "nothing"}, sizes, alone * AHEAD)
             add("run_expert", {"state": "resident", "beside": "nothing"}, sizes, alone * RESIDENT)
             add("run_expert", {"state": "resident", "beside": "copies"}, sizes, alone * RESIDENT * SLOWED)
             arguments = dense_arguments(model, [0], PassShape(tokens=tokens, context_tokens=128, requests=1), 4)
@@ -53,21 +55,26 @@ def runs_of(bits: str) -> list[Sample]:
     return found
 
 
-@pytest.fixture(scope="module")
-def costs() -> FittedCostModel:
+def costs_with(runs: list[Sample]) -> FittedCostModel:
     samples = lawful_samples()
-    fit = fit_profile(dataclasses.replace(samples, samples=(*samples, *runs_of("32"))))
+    fit = fit_profile(dataclasses.replace(samples, samples=(*samples, *runs)))
     found = load_costs(fit.profile, HELD_OUT)
     assert isinstance(found, FittedCostModel)
     return found
 
 
-def kind(*, fresh: float, cached: bool = True, overlapped: bool = True) -> RunKind:
+@pytest.fixture(scope="module")
+def costs() -> FittedCostModel:
+    return costs_with(runs_of("32"))
+
+
+def kind(*, fresh: float, ahead: float = 0.0, cached: bool = True, overlapped: bool = True) -> RunKind:
     return RunKind(
         bits="32",
         cached=cached,
         overlapped=overlapped,
         fresh_fraction=fresh,
+        ahead_fraction=ahead,
         fetches_per_transfer=0.25,
         experts_per_visit=2.0,
         typical_tokens=1.0,
@@ -80,6 +87,19 @@ def test_experts_cost_what_their_state_says(costs: FittedCostModel, fresh: float
     inside = costs.for_run(kind(fresh=fresh)).expert_kernel(2, weight_format("32")).seconds
     assert inside == pytest.approx(alone * expected, rel=0.03)
     assert inside == pytest.approx(expert_s(2, 768, 1024, "32") * expected, rel=0.06)
+
+
+def test_experts_that_were_guessed_have_a_cost_of_their_own(costs: FittedCostModel) -> None:
+    fmt = weight_format("32")
+    alone = costs.expert_kernel(2, fmt).seconds
+    mixed = kind(fresh=0.25, ahead=0.5)
+    expected = 0.25 * FRESH + 0.5 * AHEAD + 0.25 * RESIDENT
+    assert costs.for_run(mixed).expert_kernel(2, fmt).seconds == pytest.approx(alone * expected, rel=0.03)
+    # Where no run had guesses, what was guessed counts as what was asked for.
+    without = costs_with(runs_of("32", guesses=False))
+    assert without.for_run(mixed).expert_kernel(2, fmt).seconds == pytest.approx(
+        without.expert_kernel(2, fmt).seconds * (0.75 * FRESH + 0.25 * RESIDENT), rel=0.03
+    )
 
 
 def test_dense_parts_copies_and_handovers(costs: FittedCostModel) -> None:

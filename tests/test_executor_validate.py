@@ -60,6 +60,14 @@ def test_what_decisions_say_of_a_run() -> None:
     assert (resident.fresh_fraction, resident.fetches_per_transfer) == (0.0, 0.0)
     cached = run_facts(run_input(preset("mixtral-offloading"), trace))
     assert 0.0 < cached.fresh_fraction < 1.0
+    # A gate that chooses one layer ahead is always right: only what the first layer of a pass uses is asked for.
+    ahead = run_facts(run_input(preset("pre-gated"), trace))
+    steps = run_input(preset("pre-gated"), trace).workload.steps
+    starts = steps.visit_start
+    first = sum(int(starts[at + 1] - starts[at]) for at in range(0, len(starts) - 1, 3))
+    assert ahead.fresh_fraction == pytest.approx(first / int(starts[-1]))
+    assert ahead.fresh_fraction + ahead.ahead_fraction == pytest.approx(1.0)
+    assert on_demand.ahead_fraction == resident.ahead_fraction == 0.0
 
 
 def rows_of(*spans: tuple[int, int]) -> Any:
@@ -122,9 +130,9 @@ def test_what_is_no_plan_for_one_device_is_refused(changes: dict[str, Any], fiel
 
 def test_an_excerpt_has_the_layers_and_experts_that_a_gibibyte_holds() -> None:
     large = load_model("mixtral-8x7b")
-    small = excerpt_of(large, "16")
+    small = excerpt_of(large, "16", 4)
     assert (small.num_layers, small.moe_layers, small.num_experts) == (1, (0,), 4)  # as small as its two choices allow
     assert small.hidden_size == large.hidden_size
-    assert excerpt_of(large, "4").num_layers == 2  # 4 experts of 97 MB a layer
+    assert excerpt_of(large, "4", 4).num_layers == 2  # 4 experts of 97 MB a layer
     tiny = load_model("tiny-moe")
-    assert (excerpt_of(tiny, "32").num_experts, excerpt_of(tiny, "32").num_layers) == (16, 4)
+    assert (excerpt_of(tiny, "32", 4).num_experts, excerpt_of(tiny, "32", 4).num_layers) == (16, 4)
