@@ -7,6 +7,7 @@ themselves (`commands/`) and the work; commands import what they need when they 
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -38,6 +39,8 @@ for _module in (demo, trace, simulate, plan, measure, report, emit, reproduce):
 
 def main() -> None:
     """Run the command line; every purposeful error is one line on stderr and its own exit status."""
+    logging.basicConfig(stream=sys.stderr, format="moeplan: %(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -27,11 +29,14 @@ except ImportError:  # the measuring half runs where numba is absent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
 # An import at the left margin of a module: its dots, its path, its names (perhaps in parentheses, over several lines).
 _IMPORT = re.compile(r"^from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
+# The offload twin's two engines and all decisions, on one core of the machine the project is developed on.
+_COMPILE_S = 20
 # Lean: no counting of references, no checks of divisors, nothing for C callers. Inner: no way in from Python either.
 _LEAN = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER = _LEAN | {"no_cpython_wrapper": True}
@@ -121,6 +126,7 @@ def _dispatchers() -> tuple[type, type]:
     arguments twenty times the same machine code, and everything such a function calls as often again. So other compiled
     code calls a lean function with one signature only.
     """
+    from numba.core import event
     from numba.core import types as numba_types
     from numba.core.registry import CPUDispatcher
 
@@ -141,7 +147,26 @@ def _dispatchers() -> tuple[type, type]:
         def __call__(self, *args: Any, **kws: Any) -> Any:  # its machine code has no way in from here
             return self.py_func(*args, **kws)
 
+    class Notice(event.Listener):  # type: ignore[misc]
+        told = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.told and isinstance(event.data["dispatcher"], Lean):
+                self.told = True
+                _log.info(
+                    "compiling the simulator, %s (up to about %d s)", _how_often(event.data["dispatcher"]), _COMPILE_S
+                )
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    event.register("numba:compile", Notice())
     return Lean, Inner
+
+
+def _how_often(dispatcher: Any) -> str:
+    folder = cache_folder(Path(inspect.getfile(dispatcher.py_func)).resolve())
+    return "once" if _writable(folder) else f"as every command will while {folder.parent} cannot be written"
 
 
 def _compile(function: F, options: dict[str, Any]) -> F:
@@ -153,10 +178,23 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     if numba is None:
         return function
     before = _numba_config.CACHE_DIR
-    _numba_config.CACHE_DIR = str(cache_folder(Path(inspect.getfile(function)).resolve()))
+    folder = cache_folder(Path(inspect.getfile(function)).resolve())
+    _numba_config.CACHE_DIR = str(folder)
     try:
-        return cast(F, numba.njit(cache=True, nogil=True, **options)(function))
-    except RuntimeError:  # no writable cache folder: compile anew in each process rather than fail
-        return cast(F, numba.njit(cache=False, nogil=True, **options)(function))
+        return cast(F, numba.njit(cache=_writable(folder), nogil=True, **options)(function))
     finally:
         _numba_config.CACHE_DIR = before
+
+
+@functools.cache
+def _writable(folder: Path) -> bool:
+    """Return whether machine code can be kept in `folder`; where it cannot, each process compiles anew.
+
+    numba must not find that out for itself: it would keep the code beside the sources, where it watches one file only.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -161,3 +161,51 @@ def test_lean_code_is_compiled_for_one_kind_of_number_and_inner_code_still_answe
     assert outer(np.array([3], np.int16)) == 3 + 29 + 15
     assert [[str(kind) for kind in kinds] for kinds in inner.signatures] == [["int64", "int64"]]
     assert inner(1, 2) == 12
+
+
+SEEN = """
+import json, logging, sys
+logging.basicConfig(stream=sys.stderr, format="%(message)s")
+logging.getLogger("moeplan").setLevel(logging.INFO)
+from moeplan.sim.policies.prefetching import hash32
+print(json.dumps([hash32(7, 1, 2, 3), sum(hash32.stats.cache_hits.values())]))
+"""
+
+
+def start(tree: Path, cache: Path) -> subprocess.Popen[str]:
+    """Return a process that calls one compiled function, with what the command line would log."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "MOEPLAN_CACHE_DIR": str(cache),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", SEEN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def answers(process: subprocess.Popen[str]) -> tuple[int, int, str]:
+    """Return (answer, functions loaded from the cache, log) of a finished process."""
+    out, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    answer, hits = ast.literal_eval(out)
+    return answer, hits, log
+
+
+def test_processes_that_compile_at_once_leave_code_for_the_next_and_say_so(tree: Path) -> None:
+    both = [start(tree, tree / "cache") for _ in range(2)]
+    (one, _, log), (other, _, _) = (answers(process) for process in both)
+    assert log.startswith("compiling the simulator, once (up to about ")
+    assert answers(start(tree, tree / "cache")) == (one, 1, "")
+    assert one == other
+
+
+def test_an_unwritable_folder_means_compiling_again_and_no_code_beside_the_sources(tree: Path) -> None:
+    (tree / "file").write_text("not a folder", encoding="utf-8")
+    for _ in range(2):
+        _, hits, log = answers(start(tree, tree / "file" / "cache"))
+        assert hits == 0
+        assert log.startswith(
+            f"compiling the simulator, as every command will while {tree / 'file' / 'cache'} cannot be written"
+        )
+    assert not list(tree.rglob("*.nb[ic]"))
