@@ -7,7 +7,6 @@ values mean (`specs`, `hardware`), which keys a model family uses (`model_config
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from functools import cache
@@ -16,11 +15,13 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from . import text_files
 from .catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from .errors import InputError, UnknownName
 from .hardware import SCHEMA_VERSION, Profile
 from .model_config import read_config
 from .specs import ModelSpec
+from .text_files import write_atomic as write_atomic
 from .units import MIB
 
 MAX_CONFIG_BYTES = 4 * MIB
@@ -31,26 +32,8 @@ MAX_CONFIG_BYTES = 4 * MIB
 
 
 def read_text(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
-    """Return the text of the file at `path`.
-
-    what: what the file is supposed to be, for messages. Raises InputError for a file that is absent, not readable, larger
-    than `max_bytes` or not UTF-8.
-    """
-    name = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise InputError(what, name, "no such file", "check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(what, name, f"cannot be read ({reason.lower()})", "check the path") from None
-    if len(raw) > max_bytes:
-        raise InputError(what, name, f"larger than {max_bytes} bytes", "check that it is the right file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(what, name, "not UTF-8 text", "check that it is the right file") from None
+    """Return the text of the file at `path`, of a configuration's size at most; raises InputError (see `text_files`)."""
+    return text_files.read_text(path, what, max_bytes)
 
 
 def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
@@ -72,33 +55,6 @@ def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
 def read_json(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Return the JSON object in the file at `path`; raises InputError with one line for whatever is wrong with it."""
     return parse_json(read_text(path, what, max_bytes), what, os.fspath(path))
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens in between.
-
-    The bytes go to a file beside the target, reach the disk, and take the target's name. Raises InputError where the
-    folder does not exist or cannot be written; then nothing is left behind.
-    """
-    target = Path(path)
-    raw = data.encode() if isinstance(data, str) else data
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        rule = f"cannot be written ({reason.lower()})"
-        raise InputError("output", os.fspath(path), rule, "choose a writable place") from None
 
 
 # --- models ------------------------------------------------------------------------------------------------------------

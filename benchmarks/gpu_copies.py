@@ -27,7 +27,7 @@ from moeplan.calibrate.expert_store import expert_layout, make_store
 from moeplan.calibrate.harness import Bench, Harness
 from moeplan.calibrate.measure import FULL, Extent, measure_device
 from moeplan.calibrate.microbench_collectives import FULL_EXCHANGES, ExchangeExtent, measure_all_to_all, rank_counts
-from moeplan.calibrate.samples import SampleSet, merge, read_samples, samples_from_json, samples_to_json, write_text
+from moeplan.calibrate.samples import SampleSet, merge, read_samples, samples_from_json, samples_to_json
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.errors import InputError, MoeplanError
 from moeplan.executor.calibration import write_calibration
@@ -41,6 +41,7 @@ from moeplan.hardware import Profile
 from moeplan.presets import load_preset
 from moeplan.sim.policies.state import DEMAND
 from moeplan.specs import ModelSpec
+from moeplan.text_files import write_atomic
 from moeplan.units import KIB, MIB, NS_PER_S
 
 from .gpu_models import layers_that_fit, mixtral, mixtral_trace, switch_large
@@ -184,7 +185,7 @@ def _calibrate(kind: str, shape: Shape, seconds: float, *, first: bool) -> dict[
 
 def _profiled(out: Path, samples: SampleSet) -> dict[str, Any]:
     """Write samples and profile; return how good the fit is and what kernels and copies cost each other."""
-    write_text(out / SAMPLES, samples_to_json(samples))  # first: whatever a fit may stumble over, they are kept
+    write_atomic(out / SAMPLES, samples_to_json(samples))  # first: whatever a fit may stumble over, they are kept
     try:
         found = write_calibration(samples, out / PROFILE)
     except MoeplanError as error:

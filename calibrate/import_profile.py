@@ -17,11 +17,12 @@ import numpy as np
 
 from ..errors import InputError, UnknownName
 from ..hardware import Constant, Profile, profile_to_json
+from ..text_files import write_atomic
 from .exchange_table import measured_ranks
 from .forms import copy_form
 from .import_nccl_tests import read_nccl_tests
 from .import_nvbandwidth import read_nvbandwidth
-from .samples import Sample, SampleSet, samples_to_json, write_text
+from .samples import Sample, SampleSet, samples_to_json
 from .surface import cross_validate, fit_surface, nine_in_ten
 
 TOOLS = ("nvbandwidth", "nccl-tests")
@@ -48,8 +49,8 @@ def import_profile(
     profile = dataclasses.replace(made, name=target.stem, samples=beside.name)
     kept = SampleSet(device={"name": base.name, "kind": "cuda"}, conditions={"tool": tool}, samples=tuple(samples))
     written = profile_to_json(profile)  # before anything is on disk
-    write_text(beside, samples_to_json(kept))
-    write_text(target, written)
+    write_atomic(beside, samples_to_json(kept))
+    write_atomic(target, written)
     return {
         "profile": os.fspath(out),
         "device": {"name": base.name},

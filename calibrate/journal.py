@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .samples import SCHEMA_VERSION, Sample, sample_from_dict, sample_to_dict, write_text
+from ..text_files import write_atomic
+from .samples import SCHEMA_VERSION, Sample, sample_from_dict, sample_to_dict
 
 _KIND = "unfinished samples"
 
@@ -45,7 +46,7 @@ class Journal:
             "settings": dict(self.settings),
             "parts": {key: [sample_to_dict(sample) for sample in found] for key, found in self.parts.items()},
         }
-        write_text(self.path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomic(self.path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Delete the file."""

@@ -10,19 +10,18 @@ else. Ignored: what the numbers mean (`fit`).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from ..errors import InputError
+from ..text_files import read_text
 from .exchange_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
@@ -252,40 +251,4 @@ def sample_from_dict(row: Any, where: str) -> Sample:
 
 def read_samples(path: str | os.PathLike[str]) -> SampleSet:
     """Return the samples in a file; raises InputError for one that is absent, too large or not of this form."""
-    name = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            "samples", name, f"cannot be read ({(error.strerror or 'failed').lower()})", "check the path"
-        ) from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError("samples", name, f"larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise InputError("samples", name, "not UTF-8 text", "check that it is the right file") from None
-    return samples_from_json(text, name)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` aside and give it the target's name, so that a reader sees the old file or the whole new one.
-
-    Raises InputError where the folder cannot be written; then nothing is left behind.
-    """
-    target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
-    except OSError as error:
-        reason = (error.strerror or "failed").lower()
-        raise InputError(
-            "output", os.fspath(path), f"cannot be written ({reason})", "choose a writable place"
-        ) from None
+    return samples_from_json(read_text(path, "samples", MAX_FILE_BYTES), os.fspath(path))

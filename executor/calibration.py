@@ -23,11 +23,12 @@ from ..calibrate.harness import Progress
 from ..calibrate.journal import journal_path, open_journal
 from ..calibrate.measure import FULL, QUICK, Extent, measure_device
 from ..calibrate.microbench_collectives import FULL_EXCHANGES, QUICK_EXCHANGES
-from ..calibrate.samples import Sample, SampleSet, samples_to_json, write_text
+from ..calibrate.samples import Sample, SampleSet, samples_to_json
 from ..calibrate.standard_shapes import cpu_models, gpu_models
 from ..errors import InputError
 from ..hardware import profile_to_json
 from ..specs import ModelSpec, weight_format
+from ..text_files import write_atomic
 from .execute import silent
 from .host_overheads import measure_host
 from .run_samples import measure_runs
@@ -149,6 +150,6 @@ def write_calibration(
     if out is not None and beside is not None:
         profile = dataclasses.replace(fit.profile, name=Path(out).stem)
         fit = dataclasses.replace(fit, profile=profile)
-        write_text(beside, samples_to_json(samples))
-        write_text(out, profile_to_json(profile))
+        write_atomic(beside, samples_to_json(samples))
+        write_atomic(out, profile_to_json(profile))
     return Calibration(fit=fit, samples=samples)

@@ -28,6 +28,7 @@ from ..errors import InputError, UnknownName
 from ..presets import load_preset
 from ..schedule import OffloadSchedule, setting_keys
 from ..specs import ModelSpec, weight_format
+from ..text_files import read_text
 from ..traces.recording import RoutingTrace
 
 MAX_FILE_BYTES = 2**20
@@ -97,22 +98,13 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     """Return the grid in a YAML file; raises InputError for one that is absent, not YAML, or has unknown keys or wrong values."""
     import yaml
 
-    name = os.fspath(path)
+    text = read_text(path, "grid", MAX_FILE_BYTES)
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            "grid", name, f"cannot be read ({(error.strerror or 'failed').lower()})", "check the path"
-        ) from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError("grid", name, f"larger than {MAX_FILE_BYTES} bytes", "check that it is the right file")
-    try:
-        data = yaml.safe_load(raw.decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
-        raise InputError("grid", name, f"not YAML{line}", "correct the file") from None
+        raise InputError("grid", os.fspath(path), f"not YAML{line}", "correct the file") from None
     return grid_from_dict(data)
 
 

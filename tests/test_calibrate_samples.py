@@ -16,9 +16,9 @@ from moeplan.calibrate.samples import (
     read_samples,
     samples_from_json,
     samples_to_json,
-    write_text,
 )
 from moeplan.errors import InputError
+from moeplan.text_files import write_atomic
 
 
 def copy(*seconds: float, size: float = 1024) -> Sample:
@@ -30,7 +30,7 @@ def copy(*seconds: float, size: float = 1024) -> Sample:
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     found = lawful_samples(noise=0.01)
     path = tmp_path / "one.samples.json"
-    write_text(path, samples_to_json(found))
+    write_atomic(path, samples_to_json(found))
     again = read_samples(path)
     assert again == found
     assert samples_to_json(again) == samples_to_json(found)
@@ -39,7 +39,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def test_nothing_is_written_where_the_folder_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="output"):
-        write_text(tmp_path / "no" / "file.json", "x")
+        write_atomic(tmp_path / "no" / "file.json", "x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_one_is_refused_in_one_line(text: str, message: str) 
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_samples(tmp_path / "absent.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
