@@ -35,8 +35,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _IMPORT = re.compile(r"^from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
-# The offload twin's two engines and all decisions, on one core of the machine the project is developed on.
-_COMPILE_S = 20
+# The offload twin's two engines and all decisions, measured on one quiet core (docs/design-notes.md).
+_COMPILE_S = 25
 # Lean: no counting of references, no checks of divisors, nothing for C callers. Inner: no way in from Python either.
 _LEAN = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER = _LEAN | {"no_cpython_wrapper": True}
