@@ -8,6 +8,7 @@ hypervisor's), which no program can drop; file systems that live in memory, wher
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -134,7 +135,8 @@ class DiskStore(ExpertStore):
         """Let the file go, and unlock the buffers."""
         for bounce, copied in self._bounces:
             if copied is not None:
-                copied.wait()
+                with contextlib.suppress(RuntimeError):  # a device that failed copies no more
+                    copied.wait()
             if self._device is not None:
                 self._device.release_host(bounce)
         self._bounces.clear()

@@ -34,8 +34,12 @@ Progress = Callable[[int, int, str], None]
 _FLUSH_BYTES = 128 * MIB
 _UNSTABLE = 0.25
 _STOLEN = 0.02
-# Cycles, about 50 µs on a GPU of today: longer than launching one kernel takes.
+# Cycles, about 40 µs on a GPU of today: longer than launching one kernel takes.
 _PAUSE_CYCLES = 80_000
+# Work that takes longer to launch pauses the stream for one and a half times that, at two cycles a nanosecond (an H200 has 1.98).
+_PAUSE_CYCLES_PER_LAUNCH_NS = 3
+# What keeps the host for longer (copies from memory that is not page-locked do) is no launch, and no pause would help.
+_MOST_LAUNCH_NS = 2_000_000
 _MIN_WINDOW_S = 2e-4
 _TRIES = 4
 
@@ -62,6 +66,16 @@ class Bench:
     """It shares its core with its companion: a repetition that was interrupted counts like any other."""
     stream: str = COMPUTE
     """The stream, and on the CPU the core, that it runs on; the same for all benches measured together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pace:
+    """How a bench is repeated."""
+
+    inner: int = 1
+    """How often between two marks."""
+    launch_ns: int = 0
+    """What submitting it once takes the host, where that is not running it."""
 
 
 @dataclass(slots=True)
@@ -97,13 +111,14 @@ class Harness:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(self.device.enter(benches[0].stream if benches else COMPUTE))
-            inner = [self._warm_up(bench) for bench in benches]
+            paces = [self._warm_up(bench) for bench in benches]
             for round_number in range(rounds):
                 for place, bench in enumerate(benches):
+                    self.device.new_epoch()  # the older the origin of times is, the coarser they are
                     with bench.during() if bench.during is not None else contextlib.nullcontext():
                         for _ in range(repetitions):
-                            times[place].append(self._once(bench, count, inner[place]))
-                            count += inner[place]
+                            times[place].append(self._once(bench, count, paces[place]))
+                            count += paces[place].inner
                 self.progress(round_number + 1, rounds, what)
                 if seconds is not None and time.monotonic() - began > seconds:
                     break
@@ -163,47 +178,59 @@ class Harness:
         )
         return dataclasses.replace(found, warnings=(*self.notes, *instabilities(found.samples, conditions)))
 
-    def _warm_up(self, bench: Bench) -> int:
-        """Run a bench a few times; return how often it is to be repeated between two marks."""
+    def _warm_up(self, bench: Bench) -> _Pace:
+        """Run a bench a few times; return how it is to be repeated."""
         if bench.timed is not None:
             bench.timed(0)
-            return 1
-        taken = math.inf
+            return _Pace()
+        taken, launch_ns = math.inf, 0 if not self.device.asynchronous else _MOST_LAUNCH_NS
         for number in range(3):
+            if self.device.asynchronous:  # the first one compiles, so the least of them counts
+                launch_ns = min(launch_ns, self._launch_ns(bench, number))
             if bench.prepare is not None:
                 bench.prepare(number)
-            taken = min(taken, self._between(bench, number, 1))
+            taken = min(taken, self._between(bench, number, _Pace(launch_ns=launch_ns)))
         if not self.device.asynchronous or bench.prepare is not None or bench.flush:
-            return 1
-        return max(1, min(64, math.ceil(_MIN_WINDOW_S / max(taken, 1e-7))))
+            return _Pace(launch_ns=launch_ns)
+        return _Pace(inner=max(1, min(64, math.ceil(_MIN_WINDOW_S / max(taken, 1e-7)))), launch_ns=launch_ns)
 
-    def _once(self, bench: Bench, number: int, inner: int) -> float:
+    def _launch_ns(self, bench: Bench, number: int) -> int:
+        """Run a bench; return how long that kept the host."""
+        if bench.prepare is not None:
+            bench.prepare(number)
+        self.device.mark().wait()  # an empty stream: a full one may keep the host, too
+        began = time.perf_counter_ns()
+        bench.run(number)
+        return time.perf_counter_ns() - began
+
+    def _once(self, bench: Bench, number: int, pace: _Pace) -> float:
         """Return one repetition's time; on the host's own cores, one that another program interrupted is made again."""
         for _ in range(_TRIES):
             before = preemptions()
-            taken = self._repetition(bench, number, inner)
+            taken = self._repetition(bench, number, pace)
             if self.device.asynchronous or bench.interrupted or preemptions() == before:
                 break
         return taken
 
-    def _repetition(self, bench: Bench, number: int, inner: int) -> float:
+    def _repetition(self, bench: Bench, number: int, pace: _Pace) -> float:
         if bench.timed is not None:
             return bench.timed(number)
         if bench.prepare is not None:
             bench.prepare(number)
         if bench.flush:
             self._flush()
-        return self._between(bench, number, inner)
+        return self._between(bench, number, pace)
 
-    def _between(self, bench: Bench, number: int, inner: int) -> float:
+    def _between(self, bench: Bench, number: int, pace: _Pace) -> float:
         if self.device.asynchronous:  # work queues up behind a pause, so that launching is not what is measured
-            torch.cuda._sleep(_PAUSE_CYCLES * (1 + inner))  # noqa: SLF001 - torch has no public name for it
+            each = max(_PAUSE_CYCLES, _PAUSE_CYCLES_PER_LAUNCH_NS * pace.launch_ns)
+            torch.cuda._sleep(_PAUSE_CYCLES + each * pace.inner)  # noqa: SLF001 - torch has no public name for it
         begin = self.device.mark()
-        for repetition in range(inner):
+        for repetition in range(pace.inner):
             bench.run(number + repetition)
         end = self.device.mark()
         end.wait()
-        return max(1, end.at_ns() - begin.at_ns()) / NS_PER_S / inner
+        return max(1, end.at_ns() - begin.at_ns()) / NS_PER_S / pace.inner
 
     def _flush(self) -> None:
         if self._buffer is None:

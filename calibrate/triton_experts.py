@@ -37,16 +37,13 @@ class TritonExperts(ExpertRunner):
         """Return the visit, sorted and gathered by the device."""
         order = sort_by_expert(experts, len(offsets) - 1)
         rows = permute(h, order)
-        if len(rows) >= len(self._ends):
-            ends = torch.zeros(2 * len(rows) + 1, 2, dtype=torch.int32)
-            ends[:, 1] = torch.arange(len(ends), dtype=torch.int32)
-            self._ends = ends.to(self.device.place)
         return Visit(x, rows, torch.empty_like(rows), gate(logits, experts), offsets, order)
 
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute `experts` from their slots in one launch for each matrix."""
         if len(experts) == 1:
             low, high = visit.offsets[experts[0]], visit.offsets[experts[0] + 1]
+            self._reach(len(visit.rows))
             groups = groups_from_offsets(self._ends[high - low], high - low)
             weights = dataclasses.replace(self.weights, slot_of_expert=self._slots[slots[0] : slots[0] + 1])
             visit.answers[low:high] = run_rows(visit.rows[low:high], weights, groups, workspace=self._workspace)
@@ -61,6 +58,12 @@ class TritonExperts(ExpertRunner):
         rows = there[split + len(experts) :]
         answers = run_rows(visit.rows.index_select(0, rows), weights, groups, workspace=self._workspace)
         visit.answers.index_copy_(0, rows.long(), answers)
+
+    def _reach(self, num_rows: int) -> None:
+        """Make the offsets of one expert with up to `num_rows` rows; a visit may have been started by another format's runner."""
+        if num_rows >= len(self._ends):
+            self._ends = torch.zeros(2 * num_rows + 1, 2, dtype=torch.int32, device=self.device.place)
+            self._ends[:, 1] = torch.arange(len(self._ends), dtype=torch.int32, device=self.device.place)
 
     def finish(self, visit: Visit) -> None:
         """Sum the weighted answers of each token."""

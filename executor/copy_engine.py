@@ -53,6 +53,7 @@ class Gate:
         """Note that the next kernel is in the stream, and where it ends."""
         with self.change:
             self.kernels.append(end)
+            self.moved_at_s = time.monotonic()  # where everything is on the device, nothing else moves
             self.change.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -167,8 +168,8 @@ class CopyEngine:
             while len(self._waiting) or self._running is not None or (self._tier is not None and self._tier.is_reading):
                 self._gate.change.wait(_LOOK_S)
                 self._gate.check()
-        while self._in_flight:
-            self._in_flight.popleft().wait()
+        for mark in list(self._in_flight):  # they are the worker's to take out: it may be doing so now
+            mark.wait()
         self._gate.check()
 
     def close(self) -> None:

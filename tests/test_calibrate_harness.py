@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from moeplan.calibrate import harness
 from moeplan.calibrate.device import (
     COMPUTE,
     STREAMS,
@@ -81,6 +82,21 @@ def test_preparation_and_companions_stay_outside_the_time() -> None:
     )
     assert found[0].seconds == (10e-9, 10e-9)
     assert log[-6:] == ["enter", "prepare", "a", "prepare", "a", "leave"]
+
+
+def test_a_pause_outlasts_launching_and_times_have_a_fresh_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that runs behind the host's back, what is measured is neither the host nor a clock that has run for minutes."""
+    device, log, pauses, epochs = ClockedDevice(), [], [], []
+    device.asynchronous = True
+    monkeypatch.setattr(device, "new_epoch", lambda: epochs.append(len(pauses)))
+    monkeypatch.setattr(torch.cuda, "_sleep", pauses.append)
+    monkeypatch.setattr(harness.time, "perf_counter_ns", lambda: device.now_ns)
+    quick, slow = bench(device, "quick", 10_000, log), bench(device, "slow", 150_000, log)
+    Harness(device).measure([quick, slow], rounds=2, repetitions=1)
+    # A window of 200 µs holds 20 of one and 2 of the other; launching took 10 and 150 µs each, of which the first is 80,000 cycles' worth.
+    assert pauses[-4:] == [80_000 * 21, 80_000 + 3 * 150_000 * 2] * 2
+    assert log == ["quick"] * 6 + ["slow"] * 6 + (["quick"] * 20 + ["slow"] * 2) * 2
+    assert epochs == [6, 7, 8, 9]  # one before each turn, after six warm-ups
 
 
 def test_what_times_itself_is_believed() -> None:

@@ -139,3 +139,16 @@ def test_locked_memory_goes_back_with_its_store() -> None:
         stage.forget("32")
         assert len(device.locked) == 1
     assert device.locked == []
+
+
+def test_a_device_that_failed_gets_the_buffers_of_a_file_back() -> None:
+    run = run_input(preset("on-demand"), small_trace())
+    device = AsyncDevice(7, fails_at=3)
+    with async_stage(run, device) as stage:
+        store = DiskStore(stage.store("32"))
+        locked = len(device.locked)
+        with pytest.raises(ExecutionFailed, match="an illegal memory access"):
+            execute(stage, run, store=store)
+        assert len(device.locked) > locked
+        store.close()
+        assert len(device.locked) == locked

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from executor_stages import small_model
-from moeplan.calibrate.device import CpuDevice, Device
+from moeplan.calibrate.device import CpuDevice, Device, InstantMark
 from moeplan.calibrate.expert_store import ExpertStore, make_store
 from moeplan.executor.copy_engine import BackEngine, CopyEngine, Gate
+from moeplan.executor.failures import ExecutionFailed
 from moeplan.executor.slots import Slots
 from moeplan.executor.transfers import Transfer, WriteBack
 from moeplan.sim.policies.state import DEMAND, PREFETCH
@@ -205,3 +206,12 @@ def test_more_transients_than_counted_are_an_internal_error() -> None:
     with pytest.raises(Exception, match="more transient experts"):
         made.gate.wait_for(second)
     made.engine.close()
+
+
+def test_a_run_whose_experts_are_all_on_the_device_is_not_stalled() -> None:
+    gate = Gate()
+    gate.moved_at_s -= 1000
+    with pytest.raises(ExecutionFailed, match="no expert has moved for 120 s"):
+        gate.check()
+    gate.kernel_launched(InstantMark())
+    gate.check()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "isolated_kernels"
-INTERPRETED = ("check_grouped_gemm.py", "check_dequant_gemm.py", "check_permute.py")
+INTERPRETED = ("check_grouped_gemm.py", "check_dequant_gemm.py", "check_permute.py", "check_runners.py")
 NEEDED = ("torch", "triton")
 # A loop with a bound known only when it runs: what every kernel has, and what some pairs of triton and numpy cannot interpret.
 PROBE = """
