@@ -312,7 +312,8 @@ class _Fitter:
         if not found:
             return None
         sizes = np.array([sample.arguments["bytes"] for sample in found])
-        taken = np.array([sample.median_s for sample in found])
+        # Means: reads follow each other, so slow ones add up. A disk's times are skewed, and the median would forget them.
+        taken = np.array([float(np.mean(sample.seconds)) for sample in found])
         # Relative errors count: a small read is to be told as well as a large one. Neither term may be below zero.
         design = np.stack([1.0 / taken, sizes / taken], 1)
         if len(found) > 1 and np.ptp(sizes) > 0:

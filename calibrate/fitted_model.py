@@ -101,7 +101,12 @@ class FittedCostModel(CostModel):
         """Return the time of one expert on the host's cores."""
         if tokens <= 0 or f"cpu_expert.{fmt.name}" not in self.profile.curves:
             return self._plain.cpu_expert(tokens, fmt)
-        return self._expert("cpu_expert", tokens, fmt, lambda: self._plain.cpu_expert(tokens, fmt))
+        alone = self._expert("cpu_expert", tokens, fmt, lambda: self._plain.cpu_expert(tokens, fmt))
+        if self.run is None:
+            return alone
+        # A visit's first expert waits until the cores are awake, and the stream until it knows of the last one.
+        waits = (self._handover("start") + self._handover("wake")) * self.run.errands_per_core_expert
+        return dataclasses.replace(alone, seconds=alone.seconds + waits)
 
     # --- copies -----------------------------------------------------------------------------------------------------
 

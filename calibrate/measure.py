@@ -33,7 +33,7 @@ from .samples import Sample, SampleSet
 
 _MIN_COPY_BYTES = 4 * KIB
 _COMPANION_BYTES = 4 * MIB
-_DISK_ROUNDS = 3
+_DISK_ROUNDS = 6
 _WHILE_TOKENS = (1, 8)
 _CORE_ROUNDS = 2
 
@@ -86,7 +86,7 @@ FULL = Extent(
         24 * MIB,
         32 * MIB,
     ),
-    laps=3,
+    laps=2,
     rounds=3,
     repetitions=4,
     disk=True,
@@ -103,7 +103,6 @@ QUICK = Extent(
     repetitions=2,
     disk=True,
     run_shapes=2,
-    run_layers=2,
     run_passes=((1, 6), (4, 4)),
 )
 
@@ -144,7 +143,9 @@ def measure_device(
         for model in models:
             _measure_dense(harness, device, model, bits[0], extent, dtype, share)
             for kind in bits:
-                _measure_experts(harness, device, model, kind, extent, dtype, share)
+                # What the host's cores do is no part of most schedules: one lap tells enough of it.
+                with_cores = extent.host_cores and lap == 0
+                _measure_experts(harness, device, model, kind, extent, dtype, share, with_cores=with_cores)
         if lap == 0 and extent.disk:
             _measure_disk(harness, device, models, bits, share)
     if exchanges is not None:
@@ -226,6 +227,8 @@ def _measure_experts(
     extent: Extent,
     dtype: torch.dtype,
     share: float | None,
+    *,
+    with_cores: bool,
 ) -> None:
     """Measure one format's experts alone, in groups, beside copies, and copies beside them."""
     used = device.mark_memory()
@@ -264,7 +267,7 @@ def _measure_experts(
         seconds=share,
         what=f"copies beside {bits}-bit experts",
     )
-    if extent.host_cores:
+    if with_cores:
         measure_cores(
             harness,
             pool,

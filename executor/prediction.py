@@ -130,6 +130,7 @@ def forecast(given: RunInput, model: ModelSpec, costs: CostModel, *, slot_bytes:
                 overlapped=given.schedule.copy.overlap,
                 fresh_fraction=facts.fresh_fraction,
                 ahead_fraction=facts.ahead_fraction,
+                errands_per_core_expert=facts.errands_per_core_expert,
                 fetches_per_transfer=facts.fetches_per_transfer,
                 experts_per_visit=facts.experts_per_visit,
                 typical_tokens=typical_tokens(given.workload),

@@ -13,7 +13,16 @@ import numpy as np
 from ..calibrate.run_kind import AHEAD, FRESH, RESIDENT
 from ..sim.engines import fresh_state
 from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import DEMAND, FIRST_TRANSFER, SIZE_ITEMS, SIZE_MOVES, Array, Decision, make_decision
+from ..sim.policies.state import (
+    DEMAND,
+    FIRST_TRANSFER,
+    SIZE_CPU,
+    SIZE_ITEMS,
+    SIZE_MOVES,
+    Array,
+    Decision,
+    make_decision,
+)
 from .execute import RunInput
 
 
@@ -29,6 +38,8 @@ class RunFacts:
     """Visits that demand at least one expert, over all transfers."""
     experts_per_visit: float
     """Experts that a visit uses; over decoding where there is any."""
+    errands_per_core_expert: float
+    """Visits that send experts to the host's cores, over all experts that run there."""
 
 
 def arrivals_of(out: Decision) -> Array:
@@ -57,7 +68,7 @@ def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     out = make_decision(given.config)
-    used = fresh = ahead = fetches = transfers = decoded = visits = 0
+    used = fresh = ahead = fetches = transfers = decoded = visits = errands = on_cores = 0
     decode = given.workload.steps.step_phase == 1
     counted = decode if decode.any() else np.ones_like(decode)
     for step in range(given.workload.num_steps):
@@ -71,6 +82,8 @@ def run_facts(given: RunInput) -> RunFacts:
             arrivals = arrivals_of(out)
             fresh += int((arrivals == FRESH).sum())
             ahead += int((arrivals == AHEAD).sum())
+            cores = int(out.size[SIZE_CPU])
+            on_cores, errands = on_cores + cores, errands + (cores > 0)
             transfers += moves
             fetches += bool((out.move_class[:moves] == DEMAND).any())
     return RunFacts(
@@ -78,4 +91,5 @@ def run_facts(given: RunInput) -> RunFacts:
         ahead_fraction=ahead / used if used else 0.0,
         fetches_per_transfer=fetches / transfers if transfers else 0.0,
         experts_per_visit=decoded / max(1, visits),
+        errands_per_core_expert=errands / max(1, on_cores),
     )

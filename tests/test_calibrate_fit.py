@@ -196,3 +196,28 @@ def test_shares_of_groups_are_a_line_through_sizes() -> None:
 
     shares, base = share_of_groups([sample(2, 5.0), sample(4, 9.0), sample(8, 17.0)])
     assert base == pytest.approx(1.0) and [seconds for _, seconds in shares] == [pytest.approx(2.0)]
+
+
+def disk_samples(*reads: tuple[int, tuple[float, ...]]) -> SampleSet:
+    samples = lawful_samples()
+    kept = [sample for sample in samples if sample.kind != "disk"]
+    found = [
+        Sample(kind="disk", labels={"cache": "dropped"}, arguments={"bytes": size}, seconds=seconds)
+        for size, seconds in reads
+    ]
+    return dataclasses.replace(samples, samples=(*kept, *found))
+
+
+def test_a_disk_is_a_start_and_a_rate_and_slow_reads_count() -> None:
+    # 1 ms and 0.5 GB/s; the mean is taken, because reads follow each other: (2 + 2 + 5) / 3 = 3 ms for a megabyte.
+    disk = fit_profile(disk_samples((MIB, (0.002, 0.002, 0.005)), (16 * MIB, (0.031, 0.033, 0.035)))).profile.disk
+    assert disk is not None
+    assert disk.latency_s.value == pytest.approx(0.001)
+    assert MIB / disk.read_bytes_per_s.value == pytest.approx(0.002)
+    assert disk.latency_s.relative_uncertainty >= 0.5  # the quartiles of the small reads lie 1.5 ms apart
+    one = fit_profile(disk_samples((MIB, (0.004, 0.004)))).profile.disk
+    assert one is not None
+    assert (one.latency_s.value, MIB / one.read_bytes_per_s.value) == (0.0, pytest.approx(0.004))
+    # A small read that is slower than a line allows does not make the start negative.
+    odd = fit_profile(disk_samples((MIB, (0.001,)), (16 * MIB, (0.032,)))).profile.disk
+    assert odd is not None and odd.latency_s.value == 0.0 and odd.read_bytes_per_s.value > 0

@@ -117,6 +117,22 @@ def test_dense_parts_copies_and_handovers(costs: FittedCostModel) -> None:
     assert costs.transfer_wait_s() == 0.0
 
 
+def test_experts_on_the_cores_wait_for_threads_to_wake(costs: FittedCostModel) -> None:
+    fmt = weight_format("32")
+    cores = [
+        Sample(
+            kind="cpu_expert", labels={"bits": "32"}, seconds=(2 * expert_s(tokens, hidden, inner, "32"),) * 4,
+            arguments={"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1},
+        )
+        for hidden, inner in SHAPES for tokens in (1, 2, 8)
+    ]  # fmt: skip
+    found = costs_with([*runs_of("32"), *cores])
+    alone = found.cpu_expert(1, fmt).seconds
+    inside = found.for_run(dataclasses.replace(kind(fresh=0.5), errands_per_core_expert=0.5)).cpu_expert(1, fmt)
+    assert inside.seconds - alone == pytest.approx((HOST_S["start"] + HOST_S["wake"]) / 2)
+    assert found.for_run(kind(fresh=0.5)).cpu_expert(1, fmt).seconds == alone
+
+
 def test_copies_slow_kernels_down_by_what_was_seen_in_runs(costs: FittedCostModel) -> None:
     inside = costs.for_run(kind(fresh=0.5))
     assert inside.rate_fraction("compute", frozenset({"h2d"})) == pytest.approx(1 / SLOWED, rel=0.05)
