@@ -154,10 +154,6 @@ def print_validation(document: dict[str, Any]) -> None:
     )
     print(f"  order     Kendall's tau {tau}; lost by trusting it {regret}")
     print(f"  counts    {'equal' if document['counts_equal'] else 'differ'}")
-    drift = {name: value for name, value in (document.get("drift") or {}).items() if isinstance(value, float)}
-    if drift:
-        print("  machine   calibrated operations, repeated meanwhile: "
-              + ", ".join(f"{name} {value:+.1%}" for name, value in drift.items()))  # fmt: skip
     print("  error of the step with measured durations, median: "
           + ", ".join(f"{name} {value:.1%}" for name, value in document["error_budget"].items()))  # fmt: skip
     if document["misses"]:

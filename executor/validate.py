@@ -34,7 +34,6 @@ from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S
 from .agreement import Compared, summary
 from .calibration import Calibration, calibrate_device, write_calibration
-from .drift import Drift, Gauge
 from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
@@ -68,8 +67,6 @@ class Validation:
     seconds: float
     reduced: Mapping[str, Any] | None = None
     """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
-    drift: Drift | None = None
-    """How the machine compared with the profile meanwhile; None where that was not measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""
@@ -83,7 +80,6 @@ class Validation:
             "configurations": configurations,
             "profile": self.profile.name,
             "calibrated_in_the_same_run": self.calibration is not None,
-            "drift": self.drift.to_dict() if self.drift is not None else None,
             "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
             "disturbed_share": float(
                 np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
@@ -153,7 +149,6 @@ def validate_grid(
     calibrated = [shape.model(trace) for shape in grid.calibrate_shapes]
     extent = extent or _extent_for(grid)
     stages = _open_stages(grid, shapes, inputs, device)
-    gauge: Gauge | None = None
     try:
         for number in range(rounds):
             if profile is None:
@@ -166,22 +161,13 @@ def validate_grid(
                     costs = costs_of(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
                     # What decisions weigh is settled now: every run of a configuration decides alike.
                     inputs[case.name] = _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
-            if gauge is None:
-                formats = {stored_format(case.schedule, shapes[case.shape]).name for case in grid.cases}
-                known = profile if profile is not None else part.fit.profile
-                gauge = Gauge(device, known, list(shapes.values()), sorted(formats))
-            gauge.read()
             for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
                 case = grid.cases[at]
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
                 if number > 0 or rounds == 1:
                     measured[case.name].append(found)
                 progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
-        if gauge is not None:
-            gauge.read()
     finally:
-        if gauge is not None:
-            gauge.close()
         for stage in stages.values():
             stage.close()
     calibration = write_calibration(merge(parts), None) if parts else None
@@ -193,13 +179,11 @@ def validate_grid(
         model, runs = shapes[case.shape], measured[case.name]
         costs = costs_of(used, model, device)
         validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
-    drift = gauge.against(used) if gauge is not None else None
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
         profile=used,
-        drift=drift,
-        notes=(*_notes(grid, trace, shapes), *(drift.sentences() if drift is not None else ())),
+        notes=_notes(grid, trace, shapes),
         seconds=time.monotonic() - began,
     )
 

@@ -27,7 +27,6 @@ from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S, format_bytes
 from .calibration import Calibration, calibrate_device
-from .drift import Gauge
 from .execute import Progress, RunInput, open_stage, silent
 from .prediction import counted_steps, forecast, run_input, stored_format, with_costs
 from .reduction import DISTINCT, Reduced, reduced_to, room_of
@@ -130,15 +129,7 @@ def validate_plan(
         places=reduced.places,
     ) as stage:
         pairs = list(zip(reduced.cases, inputs, strict=True))
-        formats = sorted({stored_format(case.schedule, small).name for case in reduced.cases})
-        gauge = Gauge(device, used, [small], formats)
-        try:
-            gauge.read()
-            validated = validate_cases(pairs, stage, costs, repeats=repeats, progress=progress)
-            gauge.read()
-        finally:
-            gauge.close()
-    drift = gauge.against(used)
+        validated = validate_cases(pairs, stage, costs, repeats=repeats, progress=progress)
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
@@ -150,9 +141,7 @@ def validate_plan(
             f"the first {window} forward passes of {trace.model} are replayed; step times are those of decode steps",
             f"each schedule ran {repeats} times after a warm-up, in turns; noise compares two halves of these runs",
             "a step's measured time adds up its layers' medians over the runs; parts interrupted by other programs do not count",
-            *drift.sentences(),
         ),
-        drift=drift,
         seconds=time.monotonic() - began,
         reduced=reduced.to_dict(),
     )
