@@ -77,6 +77,11 @@ class DiskStore(ExpertStore):
         """Size of the file."""
         return self._places * self.slot_bytes
 
+    @property
+    def drops_cache(self) -> bool:
+        """Whether reads go past the page cache."""
+        return self._drop
+
     def _write(self, source: ExpertStore) -> None:
         system = os.fstatvfs(self._file.fileno())
         free = system.f_bavail * system.f_frsize
