@@ -26,8 +26,7 @@ from ..calibrate.pass_shape import PassShape
 from ..errors import InputError, Internal
 from ..schedule import OffloadSchedule
 from ..sim.costs import CostTables
-from ..sim.engines import fresh_state
-from ..sim.policies.offload import begin_step, decide_visit
+from ..sim.engines import decided_visits, fresh_state
 from ..sim.policies.state import (
     CACHED,
     GUESS_NONE,
@@ -256,11 +255,8 @@ def execute(
 def rehearse(given: RunInput) -> PolicyState:
     """Return the decisions' state after a whole run in which nothing was done."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    out = make_decision(given.config)
-    for step in range(given.workload.num_steps):
-        begin_step(given.config, given.workload.steps, state, step)
-        for layer in range(given.config.num_layers):
-            decide_visit(given.config, given.workload.steps, state, out, step, layer)
+    for _ in decided_visits(given.config, given.workload, state):
+        pass
     return state
 
 

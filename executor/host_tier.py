@@ -23,8 +23,8 @@ import torch
 
 from ..calibrate.device import TO_HOST, Device, Mark
 from ..calibrate.disk_store import DiskStore
-from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import DISK_READS, SIZE_MOVES, Decision, PolicyConfig, PolicyState, make_decision
+from ..sim.engines import decided_visits
+from ..sim.policies.state import DISK_READS, SIZE_MOVES, Decision, PolicyConfig, PolicyState
 from ..sim.workload import Workload
 from .copy_engine import Gate
 from .failures import ExecutionFailed
@@ -229,13 +229,10 @@ class HostTier:
 
 def most_reads(config: PolicyConfig, workload: Workload, state: PolicyState) -> int:
     """Return the most reads that one visit asks for; `state` is one in which the run begins, and is used up."""
-    out, most = make_decision(config), 0
-    for step in range(workload.num_steps):
-        begin_step(config, workload.steps, state, step)
-        for layer in range(config.num_layers):
-            before = int(state.count[DISK_READS])
-            decide_visit(config, workload.steps, state, out, step, layer)
-            most = max(most, int(state.count[DISK_READS]) - before)
+    most, before = 0, int(state.count[DISK_READS])
+    for _ in decided_visits(config, workload, state):
+        reads = int(state.count[DISK_READS])
+        most, before = max(most, reads - before), reads
     return most
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..calibrate.run_kind import AHEAD, FRESH, RESIDENT
-from ..sim.engines import fresh_state
-from ..sim.policies.offload import begin_step, decide_visit
+from ..sim.engines import decided_visits, fresh_state
 from ..sim.policies.state import (
     DEMAND,
     FIRST_TRANSFER,
@@ -21,7 +20,6 @@ from ..sim.policies.state import (
     SIZE_MOVES,
     Array,
     Decision,
-    make_decision,
 )
 from .execute import RunInput
 
@@ -52,40 +50,32 @@ def arrivals_of(out: Decision) -> Array:
 def run_arrivals(given: RunInput) -> dict[tuple[int, int, int], str]:
     """Return for every (step, layer, expert) that a run computes how the expert came to be there."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    out = make_decision(given.config)
     found: dict[tuple[int, int, int], str] = {}
-    for step in range(given.workload.num_steps):
-        begin_step(given.config, given.workload.steps, state, step)
-        for layer in range(given.config.num_layers):
-            decide_visit(given.config, given.workload.steps, state, out, step, layer)
-            experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
-            for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
-                found[step, layer, expert] = arrival
+    for step, layer, out in decided_visits(given.config, given.workload, state):
+        experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
+        for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
+            found[step, layer, expert] = arrival
     return found
 
 
 def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    out = make_decision(given.config)
     used = fresh = ahead = fetches = transfers = decoded = visits = errands = on_cores = 0
     decode = given.workload.steps.step_phase == 1
     counted = decode if decode.any() else np.ones_like(decode)
-    for step in range(given.workload.num_steps):
-        begin_step(given.config, given.workload.steps, state, step)
-        for layer in range(given.config.num_layers):
-            decide_visit(given.config, given.workload.steps, state, out, step, layer)
-            items, moves = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_MOVES])
-            used += items
-            if counted[step]:
-                decoded, visits = decoded + items, visits + 1
-            arrivals = arrivals_of(out)
-            fresh += int((arrivals == FRESH).sum())
-            ahead += int((arrivals == AHEAD).sum())
-            cores = int(out.size[SIZE_CPU])
-            on_cores, errands = on_cores + cores, errands + (cores > 0)
-            transfers += moves
-            fetches += bool((out.move_class[:moves] == DEMAND).any())
+    for step, _, out in decided_visits(given.config, given.workload, state):
+        items, moves = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_MOVES])
+        used += items
+        if counted[step]:
+            decoded, visits = decoded + items, visits + 1
+        arrivals = arrivals_of(out)
+        fresh += int((arrivals == FRESH).sum())
+        ahead += int((arrivals == AHEAD).sum())
+        cores = int(out.size[SIZE_CPU])
+        on_cores, errands = on_cores + cores, errands + (cores > 0)
+        transfers += moves
+        fetches += bool((out.move_class[:moves] == DEMAND).any())
     return RunFacts(
         fresh_fraction=fresh / used if used else 0.0,
         ahead_fraction=ahead / used if used else 0.0,

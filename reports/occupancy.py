@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schedule import OffloadSchedule
-from ..sim.engines import fresh_state
-from ..sim.policies.offload import begin_step, decide_visit
-from ..sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array, make_decision
+from ..sim.engines import decided_visits, fresh_state
+from ..sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array
 from ..sim.simulate import Rehearsal
 
 
@@ -32,18 +31,15 @@ def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_step
     """Return what a resolved schedule holds after each decision of the first `num_steps` steps (all when None)."""
     config = rehearsal.config(schedule)
     workload = rehearsal.workload(schedule, with_next_use=schedule.cache.policy == "belady")
-    state, decision = fresh_state(config, workload, rehearsal.capacities(schedule)), make_decision(config)
+    state = fresh_state(config, workload, rehearsal.capacities(schedule))
     count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
     held = np.zeros((count, config.num_layers), np.int64)
     nothing_kept = schedule.cache.policy == "none"
-    for step in range(count):
-        begin_step(config, workload.steps, state, step)
-        for layer in range(config.num_layers):
-            decide_visit(config, workload.steps, state, decision, step, layer)
-            if nothing_kept:
-                # What the visit uses is let go of when the decision returns, yet is held until its kernels are done.
-                used = decision.size[SIZE_MOVES] if config.fetch_layer else decision.size[SIZE_ITEMS]
-                held[step, layer] = used + state.count[TRANSIENT_NOW]
-            else:
-                held[step, layer] = state.pool_size.sum() + np.count_nonzero(state.staged_key >= 0)
+    for step, layer, decision in decided_visits(config, workload, state, num_steps=count):
+        if nothing_kept:
+            # What the visit uses is let go of when the decision returns, yet is held until its kernels are done.
+            used = decision.size[SIZE_MOVES] if config.fetch_layer else decision.size[SIZE_ITEMS]
+            held[step, layer] = used + state.count[TRANSIENT_NOW]
+        else:
+            held[step, layer] = state.pool_size.sum() + np.count_nonzero(state.staged_key >= 0)
     return Occupancy(experts=held, expert_bytes=rehearsal.expert_bytes(schedule))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from .costs import D2H, H2D, CostTables
 from .offload_queues import Q_FIELDS
 from .offload_serial import run_serial
 from .offload_twin import MORE, NUM_HELD, NUM_OP_FIELDS, run_overlapped
-from .policies.state import NUM_COUNTS, Array, PolicyConfig, PolicyState, Prices, make_decision, make_state
+from .policies.offload import begin_step, decide_visit
+from .policies.state import NUM_COUNTS, Array, Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
 from .timeline import (
     OP_BACK,
     OP_CPU,
@@ -81,6 +83,21 @@ def fresh_state(
     return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
                       formats=None if costs is None else costs.expert_format,
                       prices=None if costs is None else prices_of(costs, workload))  # fmt: skip
+
+
+def decided_visits(
+    config: PolicyConfig, workload: Workload, state: PolicyState, *, num_steps: int | None = None
+) -> Iterator[tuple[int, int, Decision]]:
+    """Yield (step, layer, decision) of every visit of the first `num_steps` steps (all when None), with nothing done and no time.
+
+    state: one in which the run begins; it follows along. The decision's buffers are overwritten by the next visit.
+    """
+    out = make_decision(config)
+    for step in range(workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)):
+        begin_step(config, workload.steps, state, step)
+        for layer in range(config.num_layers):
+            decide_visit(config, workload.steps, state, out, step, layer)
+            yield step, layer, out
 
 
 def prices_of(costs: CostTables, workload: Workload) -> Prices:
@@ -218,4 +235,4 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
     return None
 
 
-__all__ = ["NUM_COUNTS", "Outcome", "first_difference", "fresh_state", "run_simpy", "run_twin"]
+__all__ = ["NUM_COUNTS", "Outcome", "decided_visits", "first_difference", "fresh_state", "run_simpy", "run_twin"]
