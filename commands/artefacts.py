@@ -13,16 +13,19 @@ from typing import Any
 _TIMELINE_STEPS = 64
 
 
-def write_perfetto(path: Path, prediction: Any) -> None:
-    """Write the Perfetto timeline of a prediction; of a long one, the middle."""
+def write_perfetto(path: Path, rehearsal: Any, prediction: Any) -> None:
+    """Write the Perfetto timeline of a prediction, with how much the device holds; of a long one, the middle."""
+    from ..reports.occupancy import cache_occupancy
     from ..reports.perfetto import write_timeline
 
     timeline, steps = prediction.outcome.timeline, prediction.metrics.num_steps
+    last = steps
     if steps > _TIMELINE_STEPS:  # a viewer chokes on more; the middle is past the cold start
         first = (steps - _TIMELINE_STEPS) // 2
-        timeline = timeline.steps(first, first + _TIMELINE_STEPS - 1)
-        sys.stderr.write(f"{path}: steps {first} to {first + _TIMELINE_STEPS - 1} of {steps}\n")
-    write_timeline(path, timeline)
+        last = first + _TIMELINE_STEPS
+        timeline = timeline.steps(first, last - 1)
+        sys.stderr.write(f"{path}: steps {first} to {last - 1} of {steps}\n")
+    write_timeline(path, timeline, occupancy=cache_occupancy(rehearsal, prediction.schedule, num_steps=last))
 
 
 def write_offload_report(

@@ -53,7 +53,7 @@ def demo(
     found = make_plan(rehearsal, PlanRequest(bits=("native",)), progress=reporter("demo: plan"))
     document = plan_to_dict(found)
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_perfetto(paths["timeline"], found.best)
+    write_perfetto(paths["timeline"], rehearsal, found.best)
     measured, section = _run(document, rehearsal) if runs else (None, None)
     if measured is not None:
         write_atomic(paths["validation"], json.dumps(measured, indent=1, allow_nan=False) + "\n")

@@ -104,7 +104,7 @@ def plan(
         found = make_plan(rehearsal, request, progress=reporter("plan"))
         document = plan_to_dict(found)
         if timeline is not None:
-            write_perfetto(timeline, found.best)
+            write_perfetto(timeline, rehearsal, found.best)
         if report is not None:
             write_offload_report(report, document, rehearsal, found.best)
     else:

@@ -48,7 +48,7 @@ def _offload(
     best = rehearsal.predict(planned_schedule(document), rows=True)
     write_offload_report(output, document, rehearsal, best)
     if timeline is not None:
-        write_perfetto(timeline, best)
+        write_perfetto(timeline, rehearsal, best)
 
 
 def _parallel(

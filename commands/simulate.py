@@ -50,7 +50,7 @@ def simulate(
     rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
     prediction = rehearsal.predict(chosen, engine=engine, rows=timeline is not None)
     if timeline is not None:
-        write_perfetto(timeline, prediction)
+        write_perfetto(timeline, rehearsal, prediction)
     document = prediction_to_dict(prediction)
     if as_json:
         print_json(document)

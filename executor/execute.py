@@ -283,7 +283,7 @@ def _run(
             _preload(stores, slots, state, device)
             piece = schedule.copy.chunk_bytes
             if isinstance(stores[0], DiskStore) and schedule.copy.host_experts is not None:
-                reads = most_reads(config, workload, fresh_state(config, workload, given.capacities))
+                reads = most_reads(config, workload, fresh_state(config, workload, given.capacities, given.weighed))
                 tier = HostTier(device, stores[0], gate, state, num_spare=reads, pinned=schedule.copy.pinned)
             if schedule.copy.overlap:
                 copies = CopyEngine(device, stores, slots, gate, piece_bytes=piece, poison=poison, tier=tier)

@@ -212,11 +212,8 @@ def needs_of(model: ModelSpec, trace: RoutingTrace, cases: Sequence[Case], *, wi
             in_memory |= sizes.items()
         else:
             on_disk |= sizes.items()
-            reads = most_reads(
-                given.config, given.workload, fresh_state(given.config, given.workload, given.capacities)
-            )
             held = min(given.schedule.copy.host_experts, trace.num_layers * trace.num_experts)
-            caches = max(caches, (held + max(LEAST_SPARE, reads)) * largest)
+            caches = max(caches, (held + max(LEAST_SPARE, _most_reads(given))) * largest)
     return Needs(
         device_bytes=counting.used_bytes + arena,
         store_bytes=sum(size for _, size in in_memory),
@@ -351,11 +348,26 @@ def _num_slots(given: RunInput) -> int:
     """Return the slots of a run's arena: the cache's, staging, two for a static cache's misses, transient ones, a spare one."""
     schedule, config = given.schedule, given.config
     cached = 0 if schedule.cache.policy == "none" else int(given.capacities.sum())
-    if needs_prices(config) and given.weighed is None:  # what is transient depends on costs that are not known yet
-        transient = config.num_experts * (1 + config.depth)
-    else:
-        transient = int(rehearse(given).count[PEAK_TRANSIENT])
+    transient = _most_moves(given) if _undecided(given) else int(rehearse(given).count[PEAK_TRANSIENT])
     return cached + config.staging + 2 + transient + 1
+
+
+def _most_reads(given: RunInput) -> int:
+    """Return the most experts that one visit reads from disk."""
+    if _undecided(given):
+        return _most_moves(given)
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    return most_reads(given.config, given.workload, state)
+
+
+def _undecided(given: RunInput) -> bool:
+    """Return whether a run's decisions depend on costs that are not known yet."""
+    return needs_prices(given.config) and given.weighed is None
+
+
+def _most_moves(given: RunInput) -> int:
+    """Return a bound of what one visit moves, whatever it decides: all experts of its layer and of those it may guess."""
+    return given.config.num_experts * (1 + given.config.depth)
 
 
 def _least_places(needs: Needs) -> int:

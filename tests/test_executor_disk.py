@@ -41,6 +41,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
                           "copy__chunk_bytes": 8192, "workload__concurrency": 2},
     "nothing is kept": {"cache__policy": "none", "cache__experts_per_layer": None, "predictor__kind": "next-gate",
                         "predictor__staging": 0, "predictor__depth": 2},
+    "guesses that pay": {"cache__policy": "lru", "cache__experts_per_layer": 2, "predictor__kind": "dial", "predictor__staging": 4,
+                         "predictor__benefit": True},
     "static": {"cache__policy": "static", "cache__experts_per_layer": 3, "predictor__kind": "none", "predictor__staging": 0,
                "kernel__grouping": "grouped"},
 }  # fmt: skip
@@ -137,7 +139,9 @@ def test_with_hardly_any_buffer_to_spare_nobody_waits_for_ever(
     monkeypatch.setattr("moeplan.executor.execute.most_reads", lambda *_: 0)
     run = run_of(name, host_experts)
     found = executed(run)
-    expected = run_twin(run.config, run.workload, tables_of(run, found.slot_bytes), run.capacities, serial=False)
+    expected = run_twin(
+        run.config, run.workload, tables_of(run, found.slot_bytes), run.capacities, serial=False, weighed=run.weighed
+    )
     assert count_differences(found, expected, expert_tokens(run.workload)) == []
     memory = executed(run_of(name, None))
     assert all(torch.equal(one, other) for one, other in zip(found.outputs, memory.outputs, strict=True))

@@ -8,7 +8,7 @@ import pytest
 from moeplan.reports.hit_curves import curve_sizes, hit_curves
 from moeplan.reports.occupancy import cache_occupancy
 from moeplan.schedule import OffloadSchedule
-from moeplan.sim.policies.state import HITS, MISSES
+from moeplan.sim.policies.state import CPU_RUNS, EVICTIONS, HITS, MISSES
 from moeplan.sim.simulate import Rehearsal
 from moeplan.specs_io import load_hardware, load_model
 from moeplan.traces.format import RoutingTrace
@@ -66,6 +66,15 @@ def test_staging_buffers_count_and_a_static_cache_starts_full(rehearsal: Rehears
     held = cache_occupancy(rehearsal, guessing).experts
     assert held.min() >= 20 and held.max() == 23
     assert np.all(np.diff(held.ravel()) >= 0)  # buffers fill and are then overwritten, never emptied
+
+
+def test_decisions_that_weigh_costs_are_followed_too(rehearsal: Rehearsal) -> None:
+    schedule = OffloadSchedule().with_options(cache__experts_per_layer=5, kernel__miss="balanced")
+    found = cache_occupancy(rehearsal, schedule)
+    counts = rehearsal.predict(schedule).outcome.counts
+    fetched = counts[MISSES] - counts[CPU_RUNS]
+    assert 0 < counts[CPU_RUNS] < counts[MISSES]
+    assert found.experts[-1, -1] == fetched - counts[EVICTIONS]
 
 
 def test_without_a_cache_a_visit_holds_what_it_uses(rehearsal: Rehearsal) -> None:
