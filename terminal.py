@@ -156,5 +156,11 @@ def print_validation(document: dict[str, Any]) -> None:
     print(f"  counts    {'equal' if document['counts_equal'] else 'differ'}")
     print("  error of the step with measured durations, median: "
           + ", ".join(f"{name} {value:.1%}" for name, value in document["error_budget"].items()))  # fmt: skip
+    now = document.get("without_drift")
+    if now:
+        print("  machine   now against its profile: "
+              + ", ".join(f"{name} {ratio - 1:+.1%}" for name, ratio in document["drift"].items()))  # fmt: skip
+        print(f"            with that taken out: error median {now['median_relative_error']:.1%}, "
+              f"p90 {now['p90_relative_error']:.1%}, worst {now['worst_relative_error']:.1%}")  # fmt: skip
     if document["misses"]:
         print(f"  misses    {'; '.join(document['misses'])}")

@@ -28,10 +28,11 @@ from ..hardware import (
     Profile,
 )
 from .exchange_fit import fit_exchanges
-from .fit_runs import fit_runs
-from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
+from .fit_runs import expert_row, fit_runs
+from .forms import copy_form, dense_form, expert_form, head_form
 from .pass_shape import matmul_flops
 from .samples import Sample, SampleSet, merge
+from .steadiness import lap_curves
 from .surface import Form, Surface, cross_validate, fit_surface, nine_in_ten
 
 _FLAGGED_RATIO = 2.5
@@ -44,6 +45,10 @@ _HOST_PARTS = ("step", "layer", "kernel", "transfer")
 # What a visit that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
 # from one piece of a copy to the next.
 _HANDOVERS = ("start", "wake", "piece")
+_ONE_LAP = (
+    "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
+    "calibrate in full to find out"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +134,7 @@ class _Fitter:
 
     def expert_row(self, sample: Sample) -> dict[str, float]:
         """Return a sample's arguments with what the form needs besides."""
-        arguments = {axis: sample.arguments[axis] for axis in ("tokens", "hidden", "intermediate", "gated")}
-        arguments["units"] = self.units
-        arguments["weight_bytes"] = expert_weight_bytes(
-            int(arguments["hidden"]), int(arguments["intermediate"]), bool(arguments["gated"]), sample.labels["bits"]
-        )
-        return arguments
+        return expert_row(sample, self.units)
 
     def experts(self) -> None:
         """Fit one expert's kernel, an expert's share of a grouped launch, and experts beside copies, by weight format."""
@@ -369,8 +369,13 @@ def _share(ratio: float) -> float:
     return min(1.0, max(_LEAST_SHARE, ratio))
 
 
-def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: str | None = None) -> Fit:
-    """Return the profile that fits `samples`; raises InputError where something a profile needs was not measured."""
+def fit_profile(
+    samples: SampleSet, *, name: str | None = None, samples_file: str | None = None, meanwhile: bool = False
+) -> Fit:
+    """Return the profile that fits `samples`; raises InputError where something a profile needs was not measured.
+
+    meanwhile: what the profile is to predict ran between the laps of these samples, and saw the machine as they did.
+    """
     samples = merge([samples])
     _check_complete(samples)
     fitter = _Fitter(samples)
@@ -380,7 +385,8 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
     contention = fitter.contention()
     node = fitter.exchanges(contention)
     fitter.handovers()
-    fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.expert_row, fitter.citation)
+    fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.units, fitter.citation)
+    steadiness = lap_curves(samples, fitter.citation, meanwhile=meanwhile)
     profile = Profile(
         name=name or str(samples.device.get("name", "this machine")),
         description=f"measured by {samples.produced_by}"
@@ -392,7 +398,7 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
         contention=contention,
         disk=fitter.disk(),
         node=node,
-        curves=fitter.curves,
+        curves=fitter.curves | steadiness,
         samples=samples_file,
     )
     flagged = [
@@ -400,6 +406,8 @@ def fit_profile(samples: SampleSet, *, name: str | None = None, samples_file: st
         for table, fit in fitter.tables.items()
         for point in fit.flagged
     ]
+    if not steadiness:
+        flagged.append(_ONE_LAP)
     return Fit(profile=profile, tables=fitter.tables, warnings=(*samples.warnings, *flagged))
 
 

@@ -11,9 +11,11 @@ shapes out. Ignored: operations that were seen only a few times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 from ..hardware import Curve
+from .forms import expert_weight_bytes
 from .run_kind import BESIDE_COPIES, NOTHING, factor, left_out_error, mode_of
 from .samples import Sample, SampleSet
 from .surface import Surface
@@ -27,46 +29,82 @@ Row = tuple[dict[str, float], float, int]
 """Sizes, factor, repetitions."""
 
 
+def expert_row(sample: Sample, units: float) -> dict[str, float]:
+    """Return the arguments of a sample of one expert, with what the form needs besides; units: of the device, that work in parallel."""
+    arguments = {axis: sample.arguments[axis] for axis in ("tokens", "hidden", "intermediate", "gated")}
+    hidden, inner = int(arguments["hidden"]), int(arguments["intermediate"])
+    weight_bytes = expert_weight_bytes(hidden, inner, bool(arguments["gated"]), sample.labels["bits"])
+    return arguments | {"units": units, "weight_bytes": float(weight_bytes)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a sample from a run belongs."""
+
+    table: str
+    """The same operation measured alone."""
+    curve: str
+    """Its factors inside runs."""
+    slowdown: str
+    """Its factors beside a companion."""
+    arguments: Mapping[str, float]
+    """Of the table."""
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Arguments on which factors depend."""
+        return {axis: self.arguments[axis] for axis in _SIZE_AXES[self.curve.split(".")[1]]}
+
+
+def place_of(sample: Sample, units: float) -> Place | None:
+    """Return where a sample belongs; None for one that is not from a run, or was seen only a few times."""
+    what = sample.kind.removeprefix("run_")
+    if what == sample.kind or len(sample.seconds) < _LEAST_TIMES:
+        return None
+    labels, mode = sample.labels, mode_of(sample.labels["cache"], sample.labels["stream"])
+    bits, direction = labels["bits"], labels.get("direction", "")
+    tables = {"expert": f"expert.{bits}", "copy": f"copy.{direction}.pinned"}
+    curves = {"expert": f"run.expert.{labels.get('state')}.{mode}.{bits}", "copy": f"run.copy.{direction}.{mode}"}
+    lane = direction if what == "copy" else "compute"
+    return Place(
+        table=tables.get(what, what),
+        curve=curves.get(what, f"run.{what}.{mode}"),
+        slowdown=f"run.slowdown.{lane}.{mode}.{bits}",
+        arguments=expert_row(sample, units) | {"experts": sample.arguments["experts"]}
+        if what == "expert"
+        else sample.arguments,
+    )
+
+
 def fit_runs(
     samples: SampleSet,
     surfaces: Mapping[str, Surface],
     curves: MutableMapping[str, Curve],
-    expert_row: Callable[[Sample], dict[str, float]],
+    units: float,
     citation: str,
 ) -> None:
     """Add the factors that samples from runs give to `curves`."""
     alone: dict[str, list[Row]] = {}
-    beside: list[tuple[str, str, dict[str, float], float, int]] = []
+    beside: list[tuple[Place, float, int]] = []
     for sample in samples:
-        what = sample.kind.removeprefix("run_")
-        if what == sample.kind or len(sample.seconds) < _LEAST_TIMES:
+        place = place_of(sample, units)
+        if place is None or place.table not in surfaces:
             continue
-        labels, mode = sample.labels, mode_of(sample.labels["cache"], sample.labels["stream"])
-        arguments = dict(sample.arguments) | (expert_row(sample) if what == "expert" else {})
-        table, name, lane = {
-            "expert": (f"expert.{labels['bits']}", f"run.expert.{labels.get('state')}.{mode}.{labels['bits']}", "compute"),
-            "dense": ("dense", f"run.dense.{mode}", "compute"),
-            "head": ("head", f"run.head.{mode}", "compute"),
-            "copy": (f"copy.{labels.get('direction')}.pinned", f"run.copy.{labels.get('direction')}.{mode}",
-                     labels.get("direction", "")),
-        }[what]  # fmt: skip
-        if table not in surfaces:
-            continue
-        expected, _ = surfaces[table].predict(arguments)
-        if what == "copy":  # the table holds the pause before the next piece too
+        expected, _ = surfaces[place.table].predict(place.arguments)
+        if sample.kind == "run_copy":  # the table holds the pause before the next piece too
             expected -= _pause(samples)
-        sizes = {axis: arguments[axis] for axis in _SIZE_AXES[what]}
-        row = (sizes, sample.midmean_s / max(expected, 1e-9), len(sample.seconds))
-        if labels["beside"] == NOTHING:
-            alone.setdefault(name, []).append(row)
-        elif labels["beside"] == BESIDE_COPIES and what in ("expert", "copy"):
-            beside.append((name, f"run.slowdown.{lane}.{mode}.{labels['bits']}", *row))
+        ratio, times = sample.midmean_s / max(expected, 1e-9), len(sample.seconds)
+        if sample.labels["beside"] == NOTHING:
+            alone.setdefault(place.curve, []).append((place.sizes, ratio, times))
+        elif sample.labels["beside"] == BESIDE_COPIES and sample.kind in ("run_expert", "run_copy"):
+            beside.append((place, ratio, times))
     for name, rows in alone.items():
         curves[name] = _curve(rows, _SHAPE_AXIS[name.split(".")[1]], citation)
     slower: dict[str, list[Row]] = {}
-    for name, target, sizes, ratio, times in beside:
-        if name in curves:
-            slower.setdefault(target, []).append((sizes, max(1.0, ratio / factor(curves[name], **sizes)), times))
+    for place, ratio, times in beside:
+        if place.curve in curves:
+            row = (place.sizes, max(1.0, ratio / factor(curves[place.curve], **place.sizes)), times)
+            slower.setdefault(place.slowdown, []).append(row)
     for name, rows in slower.items():
         curves[name] = _curve(rows, "bytes" if "bytes" in rows[0][0] else "weight_bytes", citation)
 

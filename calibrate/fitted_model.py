@@ -10,6 +10,7 @@ weight format and number of tokens. Ignored: how the tables came about (`fit`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from .cost_model import CostModel, Estimate, merge_sources
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
+from .steadiness import COMPUTE_LAPS, COPY_LAPS
 from .surface import Form, Surface, fit_surface
 
 _FILLED = "datasheet"
@@ -78,14 +80,14 @@ class FittedCostModel(CostModel):
         if tokens <= 0:
             return self._plain.expert_kernel(tokens, fmt)
         alone = self._expert("expert", tokens, fmt, lambda: self._plain.expert_kernel(tokens, fmt))
-        return self._expert_inside(alone, tokens, fmt)
+        return self._at_some_time(self._expert_inside(alone, tokens, fmt), COMPUTE_LAPS)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch."""
         if tokens <= 0:
             return self._plain.grouped_item(tokens, fmt)
         alone = self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
-        return self._expert_inside(alone, tokens, fmt)
+        return self._at_some_time(self._expert_inside(alone, tokens, fmt), COMPUTE_LAPS)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
@@ -102,6 +104,8 @@ class FittedCostModel(CostModel):
         if tokens <= 0 or f"cpu_expert.{fmt.name}" not in self.profile.curves:
             return self._plain.cpu_expert(tokens, fmt)
         alone = self._expert("cpu_expert", tokens, fmt, lambda: self._plain.cpu_expert(tokens, fmt))
+        if not self._many_units:  # the host is the device
+            alone = self._at_some_time(alone, COMPUTE_LAPS)
         if self.run is None:
             return alone
         # A visit's first expert waits until the cores are awake, and the stream until it knows of the last one.
@@ -153,11 +157,20 @@ class FittedCostModel(CostModel):
     def _inside(self, alone: Estimate, what: str, pause_s: float = 0.0, **sizes: float) -> Estimate:
         """Return an operation's time inside the run; `pause_s` of it does not change."""
         curve = None if self.run is None else self.profile.curves.get(f"run.{what}.{self.run.mode}")
+        laps = COPY_LAPS if what.startswith("copy") else COMPUTE_LAPS
         if curve is None:
-            return alone
+            return self._at_some_time(alone, laps)
         seconds = (alone.seconds - pause_s) * factor(curve, **sizes) + pause_s
         wrong = max(alone.relative_uncertainty, curve.relative_uncertainty)
-        return dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong)
+        return self._at_some_time(dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong), laps)
+
+    def _at_some_time(self, estimate: Estimate, laps: str) -> Estimate:
+        """Return an estimate for a run at any time, when the machine may be faster or slower than on average."""
+        curve = self.profile.curves.get(laps)
+        if curve is None:
+            return estimate
+        wrong = math.hypot(estimate.relative_uncertainty, curve.relative_uncertainty)
+        return dataclasses.replace(estimate, relative_uncertainty=wrong)
 
     def _expert_inside(self, alone: Estimate, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return an expert's time inside the run: some have just arrived, some a while ago, the others have been there."""

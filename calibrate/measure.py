@@ -58,7 +58,7 @@ class Extent:
     run_shapes: int | None = None
     """Of how many models runs are measured, the first and the last among them; None: of all."""
     run_layers: int = 4
-    run_passes: tuple[tuple[int, int], ...] = ((1, 10), (4, 7))
+    run_passes: tuple[tuple[int, int], ...] = ((1, 6), (4, 4))
     """Runs: requests decoded together, and how many passes of them."""
     host_cores: bool = True
     """Experts on the host's cores too: where misses may run that are not fetched."""
@@ -86,8 +86,8 @@ FULL = Extent(
         24 * MIB,
         32 * MIB,
     ),
-    laps=2,
-    rounds=3,
+    laps=5,
+    rounds=1,
     repetitions=4,
     disk=True,
 )
@@ -103,7 +103,6 @@ QUICK = Extent(
     repetitions=2,
     disk=True,
     run_shapes=2,
-    run_passes=((1, 6), (4, 4)),
 )
 
 

@@ -1,19 +1,21 @@
 """Raw measurements of a machine, and the file they are kept in.
 
     {"schema_version": 1, "kind": "samples", "device": {...}, "conditions": {...}, "warnings": [...],
-     "samples": [{"kind": "expert", "labels": {"bits": "16"}, "arguments": {"tokens": 4, ...}, "seconds": [...]}, ...]}
+     "samples": [{"kind": "expert", "labels": {"bits": "16"}, "arguments": {"tokens": 4, ...}, "seconds": [...], "laps": [4, 4, 4]}, ...]}
 
-Modelled: every repetition of every measurement, with what was measured and under which conditions, so that a fit can
-be redone without the machine. Plain JSON, checked by plain code, because the machine that measures may have nothing
-else. Ignored: what the numbers mean (`fit`).
+Modelled: every repetition of every measurement, with what was measured, in which laps and under which conditions, so that a
+fit can be redone without the machine. A machine that others use too is slow for seconds or minutes at a time; where there are
+several laps, figures are medians over laps, so that a slow one does not count. Plain JSON, checked by plain code, because the
+machine that measures may have nothing else. Ignored: what the numbers mean (`fit`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,8 @@ from ..text_files import read_text
 from .exchange_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
+# Laps, and repetitions in each, from which on figures are medians over laps: fewer do not show which lap is the odd one.
+LEAST_LAPS, _LEAST_IN_LAP = 3, 3
 MAX_FILE_BYTES = 256 * 2**20
 COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # kind: (labels, arguments)
@@ -71,21 +75,36 @@ class Sample:
     labels: Mapping[str, str]
     arguments: Mapping[str, float]
     seconds: tuple[float, ...]
+    laps: tuple[int, ...] = ()
+    """How many of the repetitions each lap made, one after the other; empty: all in one."""
 
     def __post_init__(self) -> None:
         check_sample(self)
 
     @property
     def median_s(self) -> float:
-        """Median over the repetitions."""
-        return float(np.median(self.seconds))
+        """Median over the repetitions; of several laps, that of their medians."""
+        return self._over_laps(np.median)
 
     @property
     def midmean_s(self) -> float:
-        """Mean of the middle half: like the median, but between two heaps it stands where their weights say."""
-        low, high = np.percentile(self.seconds, [25, 75])
-        kept = [value for value in self.seconds if low <= value <= high]
-        return float(np.mean(kept))
+        """Mean of the middle half: like the median, but between two heaps it stands where their weights say; the median of several laps."""
+        return self._over_laps(_midmean)
+
+    def lap_medians(self) -> list[float] | None:
+        """Return the median of each lap; None where there are too few laps, or too few repetitions in one."""
+        return [float(np.median(lap)) for lap in self._laps()] if self._has_laps else None
+
+    def _over_laps(self, figure: Callable[[Sequence[float]], Any]) -> float:
+        return float(np.median([figure(lap) for lap in self._laps()]) if self._has_laps else figure(self.seconds))
+
+    @property
+    def _has_laps(self) -> bool:
+        return len(self.laps) >= LEAST_LAPS and min(self.laps) >= _LEAST_IN_LAP
+
+    def _laps(self) -> list[tuple[float, ...]]:
+        ends = np.cumsum(self.laps).tolist()
+        return [self.seconds[end - count : end] for end, count in zip(ends, self.laps, strict=True)]
 
     @property
     def spread(self) -> float:
@@ -128,7 +147,7 @@ class SampleSet:
 
 
 def merge(sets: Iterable[SampleSet]) -> SampleSet:
-    """Return one set in which repetitions of the same measurement stand together.
+    """Return one set in which repetitions of the same measurement stand together, each former sample a lap.
 
     Raises InputError for sets of different devices.
     """
@@ -138,16 +157,11 @@ def merge(sets: Iterable[SampleSet]) -> SampleSet:
     names = {str(part.device.get("name")) for part in parts}
     if len(names) > 1:
         raise InputError("device", sorted(names), "samples of different devices", "fit each device on its own")
-    found: dict[tuple[Any, ...], list[float]] = {}
-    first: dict[tuple[Any, ...], Sample] = {}
+    found: dict[tuple[Any, ...], list[Sample]] = {}
     for sample in (sample for part in parts for sample in part):
         key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
-        first.setdefault(key, sample)
-        found.setdefault(key, []).extend(sample.seconds)
-    samples = tuple(
-        Sample(kind=one.kind, labels=one.labels, arguments=one.arguments, seconds=tuple(found[key]))
-        for key, one in first.items()
-    )
+        found.setdefault(key, []).append(sample)
+    samples = tuple(together(of_one) for of_one in found.values())
     return SampleSet(
         device=parts[0].device,
         conditions=parts[0].conditions,
@@ -156,6 +170,20 @@ def merge(sets: Iterable[SampleSet]) -> SampleSet:
         quick=parts[0].quick,
         warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
     )
+
+
+def together(samples: Sequence[Sample]) -> Sample:
+    """Return the repetitions of one measurement in one sample, each of `samples` a lap or several."""
+    if len(samples) == 1:
+        return samples[0]
+    seconds = tuple(value for sample in samples for value in sample.seconds)
+    laps = tuple(count for sample in samples for count in sample.laps or (len(sample.seconds),))
+    return dataclasses.replace(samples[0], seconds=seconds, laps=laps)
+
+
+def _midmean(values: Sequence[float]) -> float:
+    low, high = np.percentile(values, [25, 75])
+    return float(np.mean([value for value in values if low <= value <= high]))
 
 
 def check_sample(sample: Sample) -> None:
@@ -179,6 +207,12 @@ def check_sample(sample: Sample) -> None:
     for value in sample.seconds:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
             raise InputError(f"samples: {sample.kind}.seconds", value, "not a finite time above zero", "measure again")
+    for count in sample.laps:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"samples: {sample.kind}.laps", count, "not a whole number above zero", "measure again")
+    if sample.laps and sum(sample.laps) != len(sample.seconds):
+        rule = f"they add up to {sum(sample.laps)} of {len(sample.seconds)} repetitions"
+        raise InputError(f"samples: {sample.kind}.laps", list(sample.laps), rule, "measure again")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -233,12 +267,13 @@ def samples_from_json(text: str, where: str = "samples") -> SampleSet:
 
 def sample_to_dict(sample: Sample) -> dict[str, Any]:
     """Return a sample as plain values."""
-    return {
+    found: dict[str, Any] = {
         "kind": sample.kind,
         "labels": dict(sample.labels),
         "arguments": dict(sample.arguments),
         "seconds": list(sample.seconds),
     }
+    return found | ({"laps": list(sample.laps)} if sample.laps else {})
 
 
 def sample_from_dict(row: Any, where: str) -> Sample:
@@ -246,7 +281,16 @@ def sample_from_dict(row: Any, where: str) -> Sample:
     parts = ("kind", str), ("labels", dict), ("arguments", dict), ("seconds", list)
     if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in parts):
         raise InputError(where, row, "needs kind, labels, arguments and seconds", "measure again")
-    return Sample(kind=row["kind"], labels=row["labels"], arguments=row["arguments"], seconds=tuple(row["seconds"]))
+    laps = row.get("laps", [])
+    if not isinstance(laps, list):
+        raise InputError(f"{where}: laps", laps, "not a list", "measure again")
+    return Sample(
+        kind=row["kind"],
+        labels=row["labels"],
+        arguments=row["arguments"],
+        seconds=tuple(row["seconds"]),
+        laps=tuple(laps),
+    )
 
 
 def read_samples(path: str | os.PathLike[str]) -> SampleSet:

@@ -143,10 +143,15 @@ def write_calibration(
     samples: SampleSet,
     out: str | os.PathLike[str] | None,
     samples_out: str | os.PathLike[str] | None = None,
+    *,
+    meanwhile: bool = False,
 ) -> Calibration:
-    """Return the fit of samples, with profile and samples written where `out` is given."""
+    """Return the fit of samples, with profile and samples written where `out` is given.
+
+    meanwhile: what the profile is to predict ran while the samples were taken.
+    """
     beside = None if out is None else Path(samples_out or Path(out).with_suffix(".samples.json"))
-    fit = fit_profile(samples, samples_file=beside.name if beside is not None else None)
+    fit = fit_profile(samples, samples_file=beside.name if beside is not None else None, meanwhile=meanwhile)
     if out is not None and beside is not None:
         profile = dataclasses.replace(fit.profile, name=Path(out).stem)
         fit = dataclasses.replace(fit, profile=profile)

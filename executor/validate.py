@@ -11,6 +11,7 @@ command line and how they are drawn.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..calibrate.cost_model import CostModel
 from ..calibrate.device import metadata_of, open_device
+from ..calibrate.drift import drifted
 from ..calibrate.expert_store import expert_layout
 from ..calibrate.fitted_model import check_profile_matches, load_costs
 from ..calibrate.measure import QUICK, Extent
@@ -38,6 +40,7 @@ from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
 from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format, with_costs
+from .reference_runs import reference_runs
 from .supported import check_runnable
 from .validation_grid import Case, Grid
 
@@ -55,6 +58,14 @@ class Validated:
     compared: Compared
     budget: Mapping[str, float]
 
+    def predicted_as(self, other: Forecast) -> Compared:
+        """Return the comparison with another prediction of the same run."""
+        return dataclasses.replace(
+            self.compared,
+            predicted_s=predicted_step_s(other.outcome, self.given.workload),
+            relative_uncertainty=other.metrics.relative_uncertainty,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
@@ -67,6 +78,10 @@ class Validation:
     seconds: float
     reduced: Mapping[str, Any] | None = None
     """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
+    drift: Mapping[str, float] | None = None
+    """Times of reference runs now over those of the profile, by table; None where none were made."""
+    without_drift: tuple[Compared, ...] = ()
+    """Every configuration once more, predicted for the machine as it is now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""
@@ -87,6 +102,8 @@ class Validation:
             "notes": list(self.notes),
             "reduced": None if self.reduced is None else dict(self.reduced),
             "seconds": self.seconds,
+            "drift": None if self.drift is None else dict(self.drift),
+            "without_drift": summary(self.without_drift) if self.without_drift else None,
         }
 
     def best_to_dict(self) -> dict[str, Any]:
@@ -149,6 +166,11 @@ def validate_grid(
     calibrated = [shape.model(trace) for shape in grid.calibrate_shapes]
     extent = extent or _extent_for(grid)
     stages = _open_stages(grid, shapes, inputs, device)
+    references = None
+    if profile is not None:
+        formats = [stored_format(case.schedule, shapes[case.shape]).name for case in grid.cases]
+        references = reference_runs(profile, list(shapes.values()), formats, device)
+    every = math.ceil(len(grid.cases) / len(references.bits)) if references is not None else 0
     try:
         for number in range(rounds):
             if profile is None:
@@ -166,11 +188,13 @@ def validate_grid(
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
                 if number > 0 or rounds == 1:
                     measured[case.name].append(found)
+                if references is not None and place % every == every - 1 and (number > 0 or rounds == 1):
+                    references.run(place // every)
                 progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
     finally:
         for stage in stages.values():
             stage.close()
-    calibration = write_calibration(merge(parts), None) if parts else None
+    calibration = write_calibration(merge(parts), None, meanwhile=True) if parts else None
     used = calibration.fit.profile if calibration is not None else profile
     if used is None:
         raise InputError("profile", "none", "nothing was calibrated", "give a profile")
@@ -179,11 +203,23 @@ def validate_grid(
         model, runs = shapes[case.shape], measured[case.name]
         costs = costs_of(used, model, device)
         validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
+    drift = references.drift() if references is not None else {}
+    steadied = []
+    if drift:
+        now = drifted(used, drift)
+        for one in validated:
+            model = shapes[one.case.shape]
+            found_now = forecast(
+                one.given, model, costs_of(now, model, device), slot_bytes=one.executions[0].slot_bytes
+            )
+            steadied.append(one.predicted_as(found_now))
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
         profile=used,
         notes=_notes(grid, trace, shapes),
+        drift=drift or None,
+        without_drift=tuple(steadied),
         seconds=time.monotonic() - began,
     )
 
