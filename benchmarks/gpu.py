@@ -5,10 +5,11 @@
     3  validation   the executor against the simulator over a grid that took no part in the profile    validation.json
     4  speedups     the papers' schedules over their baselines, measured and predicted                 speedups.json
 
-Each stage runs in a process of its own and ends within its budget; what is not done by then is done by the next run with the same
-folder, and nothing is done twice. Stages 3 and 4 read the samples of stage 2. Needs torch, triton, numpy, scipy and numba alone, and no
-network. --dry plans and runs every stage at tiny sizes on any machine (kernels in Triton's interpreter, the executor on the CPU) and
-writes the same files; its times mean nothing.
+Each stage runs in a process of its own and ends within its budget, with figures of what it has and the names of what it left out; that
+is done by the next run with the same folder, and nothing is done twice. Stages 3 and 4 read the samples of stage 2; once there are any,
+stage 1 searches no further launch configurations, since kernels are to run as they were measured. Needs torch, triton, numpy, scipy and
+numba alone, and no network. --dry plans and runs every stage at tiny sizes on any machine (kernels in Triton's interpreter, the executor
+on the CPU) and writes the same files; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from typing import Any
 
 from moeplan.errors import MoeplanError
 
+from .gpu_machine import lines
+
 STAGES = {1: "kernels", 2: "copies", 3: "validation", 4: "speedups"}
-DEFAULT_BUDGET_S = 450.0
-# A part that runs when the budget ends may finish within this; then its process is ended.
-_GRACE_S = 25.0
+# With the two below it is under eight minutes.
+DEFAULT_BUDGET_S = 430.0
+# A part that runs when the budget ends may finish within this; then its process is ended, and another one has so long for the figures.
+_GRACE_S = 20.0
+_CLOSING_S = 25.0
 _MOST_RESTARTS = 3
 _LOST = 75
 _SIGNALLED = 130
+_ENDED = -1
+_MOST_LINES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_all(chosen: Sequence[int], out: Path, *, dry: bool, budget_s: float) -> int:
     """Run each stage in a process of its own; return the worst of their exit statuses."""
     began, worst = time.monotonic(), 0
+    print("\n".join(lines()), flush=True)
     for stage in chosen:
         print(f"--- stage {stage}: {STAGES[stage]}", file=sys.stderr, flush=True)
         status = run_apart(stage, out, dry=dry, budget_s=budget_s)
@@ -83,20 +91,29 @@ def run_apart(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
         left = deadline - time.monotonic()
         if status != _LOST or left <= 0:
             break
-        command = [sys.executable, "-m", "benchmarks.gpu", "--here", "--stage", str(stage), "--out", str(out)]
-        command += ["--budget-s", f"{left:.1f}", *(["--dry"] if dry else [])]
-        child = subprocess.Popen(command, env=environment)  # noqa: S603 - this very program
-        try:
-            status = child.wait(left + _GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        status = _child(stage, out, environment, dry=dry, budget_s=left, patience_s=_GRACE_S)
+        if status == _ENDED:
             print(f"stage {stage} was ended at its budget; what it had finished is kept", file=sys.stderr)
-            status = 1
-        except KeyboardInterrupt:
-            child.wait()  # it got the signal too
-            return _SIGNALLED
-    return 1 if status == _LOST else status
+            _child(stage, out, environment, dry=dry, budget_s=0.0, patience_s=_CLOSING_S)
+    return 1 if status in (_LOST, _ENDED) else status
+
+
+def _child(
+    stage: int, out: Path, environment: Mapping[str, str], *, dry: bool, budget_s: float, patience_s: float
+) -> int:
+    """Return the exit status of one process of a stage, _ENDED where it outlasted budget and patience."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--here", "--stage", str(stage), "--out", str(out)]
+    command += ["--budget-s", f"{budget_s:.1f}", *(["--dry"] if dry else [])]
+    child = subprocess.Popen(command, env=environment)  # noqa: S603 - this very program
+    try:
+        return child.wait(budget_s + patience_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        return _ENDED
+    except KeyboardInterrupt:
+        child.wait()  # it got the signal too
+        return _SIGNALLED
 
 
 def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
@@ -104,8 +121,10 @@ def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
     # Imported here, one of them: each brings torch or triton, and its own idea of the environment.
     deadline_s = time.monotonic() + budget_s
     if STAGES[stage] == "kernels":
-        from .kernels import run
-    elif STAGES[stage] == "copies":
+        from .kernels import run as run_kernels
+
+        return 0 if run_kernels(out, dry=dry, deadline_s=deadline_s, search=not calibrated(out)) else 1
+    if STAGES[stage] == "copies":
         from .gpu_copies import run
     elif STAGES[stage] == "validation":
         from .gpu_validation import run
@@ -114,8 +133,16 @@ def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
     return 0 if run(out, dry=dry, deadline_s=deadline_s) else 1
 
 
+def calibrated(out: Path) -> bool:
+    """Return whether stage 2 has measured kernels, as they are launched now."""
+    path = out / f"{STAGES[2]}.json"
+    return path.exists() and any(
+        "samples" in part for part in json.loads(path.read_text(encoding="utf-8"))["parts"].values()
+    )
+
+
 def summary(out: Path, stage: int) -> str:
-    """Return a stage's targets, failures and what is still to do as lines of text."""
+    """Return a stage's targets, the figures of its groups, its failures and what is still to do as lines of text."""
     path = out / f"{STAGES[stage]}.json"
     if not path.exists():
         return f"stage {stage}: nothing was written"
@@ -127,8 +154,32 @@ def summary(out: Path, stage: int) -> str:
         lines.append(
             f"  {verdict}: {one['name']}: {'at most' if one['at_most'] else 'at least'} {one['target']:g}{got}"
         )
+    lines += [f"  {name}: {_group(group)}" for name, group in document.get("groups", {}).items()]
+    lines += _few([f"  WARNING {said}" for said in document.get("warnings", []) if not document["dry"]])
     lines += [f"  FAILED {name}: {failure['error']}" for name, failure in document["failures"].items()]
+    left = document["left_out"].items()
+    lines += _few(
+        [f"  left out: {name}" + ("" if seconds is None else f" (about {seconds:.0f} s)") for name, seconds in left]
+    )
     return "\n".join(lines)
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """Return lines as they are, or the first of them and how many there are."""
+    more = len(lines) - _MOST_LINES
+    return [*lines[:_MOST_LINES], *([f"  … and {more} more of these"] if more > 0 else [])]
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    """One group of a validation as a line."""
+    done, figures = f"{len(group['parts'])} of {len(group['parts']) + len(group['pending'])} parts", group["figures"]
+    if not figures:
+        return done
+    return (
+        f"{done}, {figures['num_configurations']} configurations, error median {figures['median_relative_error']:.1%}, "
+        f"p90 {figures['p90_relative_error']:.1%}, worst {figures['worst_relative_error']:.1%}, noise {figures['noise_floor']:.1%}, "
+        f"intervals hold {figures['coverage']:.0%}, counts {'equal' if figures['counts_equal'] else 'DIFFER'}"
+    )
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Results:
             "device": dict(device),
             "complete": False,
             "pending": [],
+            "left_out": {},
             "failures": {},
             "begun": [],
             "parts": {},
@@ -75,24 +76,60 @@ class Results:
         found: dict[str, Any] = self.document["parts"]
         return found
 
-    def run(self, parts: Sequence[Part], *, require: int | None = None) -> None:
+    def run(
+        self,
+        parts: Sequence[Part],
+        *,
+        require: int | None = None,
+        expected_s: Mapping[str, float | None] | None = None,
+    ) -> None:
         """Do every part that is not done yet, while there is time; unfinished business of earlier runs comes last.
 
         require: how many parts at the front the others cannot do without; when one of them is missing, the others are not tried.
+        expected_s: how long parts are expected to take. One that would not be done in time makes way for later ones; nothing is
+        begun that can only be cut short, unless nothing else was done: then a larger budget would not help it either.
         Raises DeviceLost where the device stops answering.
         """
-        document = self.document
+        document, expected = self.document, expected_s or {}
         names = [name for name, _ in parts]
+        self._note_pending(names, expected)
         left = [(place, name, work) for place, (name, work) in enumerate(parts) if name not in self.parts]
         left.sort(key=lambda one: (one[1] in document["begun"] and one[0] >= (require or 0), one[0]))
-        for place, name, work in left:
-            missing = [other for other in names[: require or 0] if other not in self.parts]
-            if time.monotonic() > self.deadline_s or (missing and place >= (require or 0)):
+        began = len(left)
+        while left and time.monotonic() <= self.deadline_s:
+            fitting = (at for at, (_, name, _) in enumerate(left) if self._fits(expected.get(name)))
+            at = next(fitting, 0 if len(left) == began else None)
+            if at is None:
                 break
-            self._one(name, work)
-        document["pending"] = [*dict.fromkeys([*document["pending"], *names])]
-        document["pending"] = [name for name in document["pending"] if name not in self.parts]
+            place, name, work = left.pop(at)
+            missing = [other for other in names[: require or 0] if other not in self.parts]
+            if missing and place >= (require or 0):
+                break
+            self._one(name, work, expected.get(name))
+        self._note_pending(names, expected)
         self.save()
+
+    def _note_pending(self, names: Sequence[str], expected: Mapping[str, float | None]) -> None:
+        """Note what is still to do and, of what did not fail, how long it would take."""
+        document, pace = self.document, self._pace()
+        pending = dict.fromkeys([*document["pending"], *names])
+        document["pending"] = [name for name in pending if name not in self.parts]
+        document["left_out"] = {
+            name: None if (seconds := expected.get(name)) is None else round(seconds * pace, 1)
+            for name in document["pending"]
+            if name not in document["failures"]
+        }
+
+    def _fits(self, expected_s: float | None) -> bool:
+        """Return whether a part would be done in time; where nothing is expected, whether it may begin."""
+        left = self.deadline_s - time.monotonic()
+        return left >= 0 if expected_s is None else expected_s * self._pace() <= left
+
+    def _pace(self) -> float:
+        """Return how much longer parts have taken than expected, those of earlier runs included."""
+        known = [part for part in self.parts.values() if part.get("expected_s")]
+        expected = sum(part["expected_s"] for part in known)
+        return float(sum(part["took_s"] for part in known) / expected) if expected else 1.0
 
     def close(self, **found: Any) -> bool:
         """Write the stage's figures beside its parts; return whether all parts are done."""
@@ -107,7 +144,7 @@ class Results:
         """Write the file, aside first."""
         write_json(self.path, self.document)
 
-    def _one(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    def _one(self, name: str, work: Callable[[], dict[str, Any]], expected_s: float | None) -> None:
         document = self.document
         document["begun"] = [*dict.fromkeys([*document["begun"], name])]
         self.save()
@@ -126,7 +163,7 @@ class Results:
                 raise DeviceLost(name, str(dead)) from None
             return
         took = time.monotonic() - began
-        self.parts[name] = {"took_s": round(took, 3), **found}
+        self.parts[name] = {"took_s": round(took, 3), "expected_s": expected_s, **found}
         document["failures"].pop(name, None)
         document["begun"].remove(name)
         self.save()

@@ -13,28 +13,32 @@ published locality; the dial's recalls are assumptions. Ignored: quality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moeplan.calibrate.device import available_host_bytes, metadata_of, open_device
+from moeplan.calibrate.device import available_host_bytes
 from moeplan.calibrate.expert_store import expert_layout
-from moeplan.calibrate.fitted_model import check_profile_matches, load_costs
-from moeplan.executor.execute import open_stage
+from moeplan.calibrate.fitted_model import check_profile_matches
+from moeplan.errors import InputError
+from moeplan.executor.execute import RunInput, open_stage
 from moeplan.executor.prediction import run_input
-from moeplan.executor.validate import validate_cases
+from moeplan.executor.validate import costs_of, validate_cases
 from moeplan.executor.validation_grid import Case, Shape
 from moeplan.hardware import Profile
 from moeplan.presets import load_preset
 from moeplan.schedule import OffloadSchedule
-from moeplan.specs import ModelSpec, weight_format
+from moeplan.specs import ModelSpec
 from moeplan.traces.recording import RoutingTrace
 
-from .gpu_copies import load_profile
+from .gpu_expected import expected_s
 from .gpu_models import layers_that_fit, mixtral, mixtral_trace, switch_large, switch_trace
-from .gpu_results import Part, Results
+from .gpu_opening import changed_since, open_results
+from .gpu_profile import load_profile, needed
+from .gpu_results import Part
 
 _MIXTRAL_LAYERS, _SWITCH_BLOCKS = 32, 12
 _CACHED = 4
@@ -68,27 +72,37 @@ _PRE_GATED = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One part: schedules of one model in one weight format."""
+
+    model: ModelSpec
+    cases: tuple[tuple[Case, RunInput], ...]
+    baselines: tuple[str, ...]
+    repeats: int
+    facts: Mapping[str, Any]
+    """What stands beside the figures: sizes, notes, what was published."""
+
+
 def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
     """Measure what is not measured yet, write speedups.json; return whether all of it is done with equal counts."""
-    kind = "cpu" if dry else "cuda"
-    device = open_device(kind)
-    try:
-        told, wait = metadata_of(device), device.synchronize
-    finally:
-        device.close()
-    profile = load_profile(out)
-    check_profile_matches(profile, kind=kind, name=str(told["name"]))
-    results = Results(out / "speedups.json", stage="speedups", dry=dry, device=told, deadline_s=deadline_s, alive=wait)
-    parts: list[Part] = [
-        (f"Mixtral-offloading, {bits} bits", partial(_mixtral, kind, profile, bits, dry=dry))
-        for bits in ("2", "4", "3")
-    ]
-    parts += [
-        (f"Pre-gated MoE, {name}", partial(_switch, kind, profile, bits, dry=dry))
-        for name, bits in (("bfloat16", "16"), ("float32", "32"))
-    ]
-    results.run(parts)
-    done = results.close(targets=[])
+    began = open_results(out, "speedups", dry=dry, deadline_s=deadline_s)
+    kind, results = began.kind, began.results
+    profile = load_profile(out, needed(dry=dry))
+    check_profile_matches(profile, kind=kind, name=str(began.told["name"]))
+    jobs = {f"Mixtral-offloading, {bits} bits": (partial(_mixtral, bits, dry=dry), False) for bits in ("2", "4", "3")}
+    formats = {"bfloat16": "16", "float32": "32"}
+    jobs |= {f"Pre-gated MoE, {name}": (partial(_switch, bits, dry=dry), True) for name, bits in formats.items()}
+    parts: list[Part] = []
+    expected: dict[str, float | None] = {}
+    for name, (prepare, plain) in jobs.items():
+        # Switch-Large's experts are plain: stage 2 measures them last, and nothing else waits for them.
+        known = partial(load_profile, out, needed(dry=dry, with_plain=True)) if plain else partial(_same, profile)
+        parts.append((name, partial(_compare, prepare, known, kind)))
+        if name not in results.parts and time.monotonic() < deadline_s:
+            expected[name] = _expected(prepare(), known, kind, deadline_s)
+    results.run(parts, expected_s=expected)
+    done = results.close(targets=[], warnings=changed_since(out, began.told))
     return done and all(row["counts_equal"] for part in results.parts.values() for row in part["schedules"])
 
 
@@ -118,66 +132,82 @@ def switch_schedules(bits: str) -> dict[str, OffloadSchedule]:
     }
 
 
-def _mixtral(kind: str, profile: Profile, bits: str, *, dry: bool) -> dict[str, Any]:
+def _mixtral(bits: str, *, dry: bool) -> Job:
     wanted = 4 if dry else _MIXTRAL_LAYERS
     slot_bytes = expert_layout(mixtral(1, dry=dry), bits).slot_bytes
     layers = layers_that_fit(wanted, 8, slot_bytes, available_host_bytes())
     model = mixtral(layers, dry=dry)
     trace = mixtral_trace(layers, prompt=4, decode=5 if dry else 20, seed=_SEED)
-    rows = _compare(kind, model, trace, profile, bits, mixtral_schedules(bits), repeats=1 if dry else 2)
-    published = _MIXTRAL_A100.get(bits)
-    return {
-        "num_layers": layers,
-        "notes": _shrunk(layers, wanted, "layers"),
-        "schedules": rows,
-        "speedups": _speedups(rows, ("whole layers", "on demand", "public code", "LRU + next gate")),
-        "published": {
-            "tokens_per_s": published,
-            "machine": "A100-80GB SXM",
-            "source": "arXiv 2312.17238",
-            "lookahead_over_mixtral_offloading": _LOOKAHEAD_GAIN[bits],
-            "lookahead_source": "Computer Standards & Interfaces 94, 103996 (2025), abstract",
+    return Job(
+        model=model,
+        cases=_cases(model, trace, mixtral_schedules(bits)),
+        baselines=("whole layers", "on demand", "public code", "LRU + next gate"),
+        repeats=1 if dry else 2,
+        facts={
+            "num_layers": layers,
+            "notes": _shrunk(layers, wanted, "layers"),
+            "published": {
+                "tokens_per_s": _MIXTRAL_A100.get(bits),
+                "machine": "A100-80GB SXM",
+                "source": "arXiv 2312.17238",
+                "lookahead_over_mixtral_offloading": _LOOKAHEAD_GAIN[bits],
+                "lookahead_source": "Computer Standards & Interfaces 94, 103996 (2025), abstract",
+            },
         },
-    }
+    )
 
 
-def _switch(kind: str, profile: Profile, bits: str, *, dry: bool) -> dict[str, Any]:
+def _switch(bits: str, *, dry: bool) -> Job:
     wanted = 3 if dry else _SWITCH_BLOCKS
     small = switch_large(1, dry=dry)
     slot_bytes = expert_layout(small, bits).slot_bytes
     blocks = layers_that_fit(wanted, small.num_experts, slot_bytes, available_host_bytes())
     model = switch_large(blocks, dry=dry)
     trace = switch_trace(blocks, model.num_experts, prompt=4, decode=4 if dry else 12, seed=_SEED)
-    rows = _compare(kind, model, trace, profile, bits, switch_schedules(bits), repeats=1 if dry else 2)
-    return {
-        "num_blocks": blocks,
-        "notes": [*_shrunk(blocks, wanted, "MoE blocks"), "a decoder-only model: no encoder, no cross-attention"],
-        "schedules": rows,
-        "speedups": _speedups(rows, ("on demand", "all ahead")),
-        "published": {**_PRE_GATED, "machine": "A100-80GB, float32", "source": "arXiv 2308.12066"},
-    }
+    return Job(
+        model=model,
+        cases=_cases(model, trace, switch_schedules(bits)),
+        baselines=("on demand", "all ahead"),
+        repeats=1 if dry else 2,
+        facts={
+            "num_blocks": blocks,
+            "notes": [*_shrunk(blocks, wanted, "MoE blocks"), "a decoder-only model: no encoder, no cross-attention"],
+            "published": {**_PRE_GATED, "machine": "A100-80GB, float32", "source": "arXiv 2308.12066"},
+        },
+    )
 
 
-def _compare(
-    kind: str,
-    model: ModelSpec,
-    trace: RoutingTrace,
-    profile: Profile,
-    bits: str,
-    schedules: Mapping[str, OffloadSchedule],
-    *,
-    repeats: int,
-) -> list[dict[str, Any]]:
-    """Return measured and predicted speed of every schedule on one model."""
+def _cases(
+    model: ModelSpec, trace: RoutingTrace, schedules: Mapping[str, OffloadSchedule]
+) -> tuple[tuple[Case, RunInput], ...]:
     shape = Shape(name=model.name, hidden=model.hidden_size, intermediate=model.expert_intermediate_size)
-    cases = [
+    return tuple(
         (Case(name=name, shape=shape, schedule=one, group=model.name), run_input(one, trace))
         for name, one in schedules.items()
-    ]
-    costs = load_costs(profile, model, dense_format=weight_format("32" if kind == "cpu" else "16"))
-    with open_stage(model, [given.workload for _, given in cases], device=kind, distinct_experts=2) as stage:
-        found = validate_cases(cases, stage, costs, repeats=repeats)
-    return [{**one.compared.to_dict(), "error_budget": dict(one.budget)} for one in found]
+    )
+
+
+def _same(profile: Profile) -> Profile:
+    return profile
+
+
+def _expected(job: Job, known: Callable[[], Profile], kind: str, deadline_s: float) -> float | None:
+    try:
+        profile = known()
+    except InputError:  # the part itself says what is missing
+        return None
+    runs = [(given, job.model) for _, given in job.cases]
+    return expected_s(runs, profile, kind, rounds=job.repeats + 1, deadline_s=deadline_s)
+
+
+def _compare(prepare: Callable[[], Job], known: Callable[[], Profile], kind: str) -> dict[str, Any]:
+    """Return measured and predicted speed of every schedule of a job."""
+    profile, job = known(), prepare()
+    costs = costs_of(profile, job.model, kind)
+    with open_stage(job.model, [given.workload for _, given in job.cases], device=kind, distinct_experts=2) as stage:
+        found = validate_cases(job.cases, stage, costs, repeats=job.repeats)
+    rows = [{**one.compared.to_dict(), "error_budget": dict(one.budget)} for one in found]
+    return {**job.facts, "schedules": rows, "speedups": _speedups(rows, job.baselines)}
 
 
 def _speedups(rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""How stages 2 to 4 begin: which device, what identifies it, how its kernels are launched, and the file that goes on.
+
+Modelled: kernels are launched as they were when the profile was measured. Stage 1 leaves what it found in OUT/tuned as well as in the
+user's cache, so that another machine of the same kind, with an empty cache, takes it from there; where the two differ from what
+stage 2 was measured with, the stage says so. Ignored: what a stage does (`gpu_copies`, `gpu_validation`, `gpu_speedups`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeplan.calibrate.device import metadata_of, open_device
+from moeplan.jit import compiled
+from moeplan.kernels.tuning import cache_folder, device_slug
+from moeplan.text_files import write_atomic
+
+from .gpu_results import Results
+
+CONFIGURATIONS = "launch_configurations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a stage begins with."""
+
+    kind: str
+    """cuda; cpu in a dry run."""
+    told: Mapping[str, Any]
+    """What identifies the device."""
+    results: Results
+
+
+def open_results(out: Path, stage: str, *, dry: bool, deadline_s: float) -> Opening:
+    """Return the device of a stage and its file OUT/STAGE.json; raises InputError where there is no GPU or the file is of another run."""
+    kind = "cpu" if dry else "cuda"
+    device = open_device(kind)
+    try:
+        found, wait = metadata_of(device), device.synchronize
+    finally:
+        device.close()
+    told: dict[str, Any] = {**found, "decisions": "compiled" if compiled() else "plain Python"}
+    if not dry:
+        told[CONFIGURATIONS] = _configurations(out, str(found["name"]))
+    results = Results(out / f"{stage}.json", stage=stage, dry=dry, device=told, deadline_s=deadline_s, alive=wait)
+    return Opening(kind=kind, told=told, results=results)
+
+
+def changed_since(out: Path, told: Mapping[str, Any]) -> list[str]:
+    """Return what has changed since stage 2, as warnings: kernels that are launched in another way than they were measured."""
+    path = out / "copies.json"
+    if CONFIGURATIONS not in told or not path.exists():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8")).get("device", {}).get(CONFIGURATIONS)
+    if before == told[CONFIGURATIONS]:
+        return []
+    said = "launch configurations are others than when the profile was measured: measure again in an empty folder"
+    print(f"WARNING {said}", file=sys.stderr)
+    return [said]
+
+
+def _configurations(out: Path, device_name: str) -> str:
+    """Return a digest of what searches found for this device, brought to the user's cache first if that has nothing."""
+    name = f"{device_slug(device_name)}.json"
+    kept, used = out / "tuned" / name, cache_folder() / name
+    if kept.exists() and not used.exists():
+        used.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(used, kept.read_text(encoding="utf-8"))
+    return hashlib.sha256(used.read_bytes()).hexdigest()[:16] if used.exists() else "as shipped"
