@@ -3,10 +3,11 @@
 PYTHON ?= python3
 # More arguments for pytest, for instance PYTEST="-k twin -x".
 PYTEST ?=
-# Folder of GPU results, one stage of them (all when empty), and DRY=1 for tiny sizes on any machine.
+# Folder of GPU results, one stage of them (all when empty), DRY=1 for tiny sizes on any machine, seconds for each stage.
 OUT ?= out/gpu
 STAGE ?=
 DRY ?=
+BUDGET_S ?=
 
 BIN := .venv/bin
 WHEEL := out/wheel
@@ -62,7 +63,7 @@ bench: .venv/.developer
 gpu: .typing/moeplan
 	@$(PYTHON) -c 'import torch' 2> /dev/null || $(MAKE) --no-print-directory .venv/.developer
 	@python="$(PYTHON)"; "$$python" -c 'import torch' 2> /dev/null || python="$(BIN)/python"; \
-	$(LINKED):$$PYTHONPATH "$$python" -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(if $(DRY),--dry)
+	$(LINKED):$$PYTHONPATH "$$python" -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(if $(DRY),--dry) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
 # --- tests and checks ------------------------------------------------------------------------------------------------
 

@@ -121,8 +121,11 @@ def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
     # Imported here, one of them: each brings torch or triton, and its own idea of the environment.
     deadline_s = time.monotonic() + budget_s
     if STAGES[stage] == "kernels":
+        from .gpu_opening import bring_configurations
         from .kernels import run as run_kernels
 
+        if not dry:
+            bring_configurations(out)
         return 0 if run_kernels(out, dry=dry, deadline_s=deadline_s, search=not calibrated(out)) else 1
     if STAGES[stage] == "copies":
         from .gpu_copies import run

@@ -37,7 +37,7 @@ from moeplan.units import KIB, MIB, NS_PER_S
 
 from .gpu_models import layers_that_fit, mixtral, mixtral_trace
 from .gpu_opening import open_results
-from .gpu_profile import profile_parts, write_profile
+from .gpu_profile import about_s, profile_parts, write_profile
 from .gpu_results import Part, target
 
 COPY_TARGET, OVERLAP_TARGET = 0.95, 1.08
@@ -65,8 +65,9 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
         *later,
         (EXCHANGES, partial(_all_to_all, began.told, dry=dry)),
     ]
-    results.run(parts)
+    results.run(parts, expected_s=about_s(dry=dry, seconds=share))
     found = {"targets": targets(results.parts, dry=dry), **write_profile(out, results.parts, dry=dry)}
+    found["warnings"] = [*began.warnings, *found.get("warnings", [])]
     return results.close(**found) and found.get("fit") is not None
 
 

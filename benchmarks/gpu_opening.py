@@ -7,6 +7,7 @@ stage 2 was measured with, the stage says so. Ignored: what a stage does (`gpu_c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.calibrate.device import metadata_of, open_device
+from moeplan.errors import InputError
 from moeplan.jit import compiled
 from moeplan.kernels.tuning import cache_folder, device_slug
 from moeplan.text_files import write_atomic
@@ -23,6 +25,7 @@ from moeplan.text_files import write_atomic
 from .gpu_results import Results
 
 CONFIGURATIONS = "launch_configurations"
+_CHANGED = "launch configurations are others than when the profile was measured: measure again in an empty folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class Opening:
     told: Mapping[str, Any]
     """What identifies the device."""
     results: Results
+    warnings: tuple[str, ...]
+    """What makes its results doubtful."""
 
 
 def open_results(out: Path, stage: str, *, dry: bool, deadline_s: float) -> Opening:
@@ -45,30 +50,38 @@ def open_results(out: Path, stage: str, *, dry: bool, deadline_s: float) -> Open
     finally:
         device.close()
     told: dict[str, Any] = {**found, "decisions": "compiled" if compiled() else "plain Python"}
+    warnings: tuple[str, ...] = ()
     if not dry:
-        told[CONFIGURATIONS] = _configurations(out, str(found["name"]))
+        bring_configurations(out)
+        now = configurations(str(found["name"]))
+        told[CONFIGURATIONS] = calibrated_with(out) or now
+        if told[CONFIGURATIONS] != now:
+            warnings = (_CHANGED,)
+            print(f"WARNING {_CHANGED}", file=sys.stderr)
     results = Results(out / f"{stage}.json", stage=stage, dry=dry, device=told, deadline_s=deadline_s, alive=wait)
-    return Opening(kind=kind, told=told, results=results)
+    return Opening(kind=kind, told=told, results=results, warnings=warnings)
 
 
-def changed_since(out: Path, told: Mapping[str, Any]) -> list[str]:
-    """Return what has changed since stage 2, as warnings: kernels that are launched in another way than they were measured."""
-    path = out / "copies.json"
-    if CONFIGURATIONS not in told or not path.exists():
-        return []
-    before = json.loads(path.read_text(encoding="utf-8")).get("device", {}).get(CONFIGURATIONS)
-    if before == told[CONFIGURATIONS]:
-        return []
-    said = "launch configurations are others than when the profile was measured: measure again in an empty folder"
-    print(f"WARNING {said}", file=sys.stderr)
-    return [said]
+def bring_configurations(out: Path) -> None:
+    """Put what stage 1 has found where kernels look for it, unless something is there already or nothing can be put there."""
+    for kept in sorted((out / "tuned").glob("*.json")):
+        used = cache_folder() / kept.name
+        if not used.exists():
+            with contextlib.suppress(OSError, InputError):
+                used.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(used, kept.read_text(encoding="utf-8"))
 
 
-def _configurations(out: Path, device_name: str) -> str:
-    """Return a digest of what searches found for this device, brought to the user's cache first if that has nothing."""
-    name = f"{device_slug(device_name)}.json"
-    kept, used = out / "tuned" / name, cache_folder() / name
-    if kept.exists() and not used.exists():
-        used.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(used, kept.read_text(encoding="utf-8"))
+def configurations(device_name: str) -> str:
+    """Return a digest of what searches have found for a device."""
+    used = cache_folder() / f"{device_slug(device_name)}.json"
     return hashlib.sha256(used.read_bytes()).hexdigest()[:16] if used.exists() else "as shipped"
+
+
+def calibrated_with(out: Path) -> str | None:
+    """Return the digest with which stage 2 began to measure; None where it has not."""
+    path = out / "copies.json"
+    if not path.exists():
+        return None
+    found: str | None = json.loads(path.read_text(encoding="utf-8")).get("device", {}).get(CONFIGURATIONS)
+    return found

@@ -123,16 +123,23 @@ def needed(*, dry: bool, with_cores: bool = False, with_disk: bool = False, with
 def profile_parts(kind: str, *, dry: bool, seconds: float) -> tuple[list[Part], list[Part]]:
     """Return the parts that are needed first, and those that only some of what follows needs.
 
-    seconds: about how long each calibration of a shape may take; cores and disk may take a third of that.
+    seconds: about how long each calibration of a shape may take; `about_s` says how long the others may.
     """
+    limits = about_s(dry=dry, seconds=seconds)
     first: list[Part] = [
         (shape.part, partial(_calibrate, kind, shape, seconds, first=at == 0))
         for at, shape in enumerate(shapes(dry=dry))
     ]
-    later: list[Part] = [(one.part, partial(_cores, kind, one, seconds / 3)) for one in cores(dry=dry)]
-    later.append((DISK, partial(_disk, kind, dry=dry, seconds=seconds / 3)))
+    later: list[Part] = [(one.part, partial(_cores, kind, one, limits[one.part])) for one in cores(dry=dry)]
+    later.append((DISK, partial(_disk, kind, dry=dry, seconds=limits[DISK])))
     later += [(shape.part, partial(_calibrate, kind, shape, seconds, first=False)) for shape in plain_shapes(dry=dry)]
     return first, later
+
+
+def about_s(*, dry: bool, seconds: float) -> dict[str, float]:
+    """Return about how long each part may take where the calibration of a shape may take `seconds`: cores and disk a third of that."""
+    whole = [shape.part for shape in (*shapes(dry=dry), *plain_shapes(dry=dry))]
+    return dict.fromkeys(whole, seconds) | dict.fromkeys((*(one.part for one in cores(dry=dry)), DISK), seconds / 3)
 
 
 def load_profile(out: Path, parts: Sequence[str]) -> Profile:

@@ -23,6 +23,7 @@ from moeplan.errors import InputError, MoeplanError
 SCHEMA_VERSION = 1
 IDENTITY = ("kind", "name", "torch")
 _TRACE_LINES = 6
+_LEAST_PACE = 0.5
 
 Part = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -126,10 +127,10 @@ class Results:
         return left >= 0 if expected_s is None else expected_s * self._pace() <= left
 
     def _pace(self) -> float:
-        """Return how much longer parts have taken than expected, those of earlier runs included."""
+        """Return how much longer parts have taken than expected, earlier runs included; none is counted on to be much shorter."""
         known = [part for part in self.parts.values() if part.get("expected_s")]
         expected = sum(part["expected_s"] for part in known)
-        return float(sum(part["took_s"] for part in known) / expected) if expected else 1.0
+        return max(_LEAST_PACE, float(sum(part["took_s"] for part in known) / expected)) if expected else 1.0
 
     def close(self, **found: Any) -> bool:
         """Write the stage's figures beside its parts; return whether all parts are done."""

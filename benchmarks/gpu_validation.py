@@ -37,7 +37,7 @@ from moeplan.traces.format import load_trace
 from moeplan.traces.recording import RoutingTrace
 
 from .gpu_expected import expected_s
-from .gpu_opening import changed_since, open_results
+from .gpu_opening import open_results
 from .gpu_profile import load_profile, needed
 from .gpu_results import target
 
@@ -107,7 +107,7 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
         figures=groups[TARGETS.name]["figures"],
         groups=groups,
         targets=targets(groups[TARGETS.name]["figures"], dry=dry),
-        warnings=changed_since(out, began.told),
+        warnings=list(began.warnings),
     )
     return done and all(one["figures"].get("counts_equal") for one in groups.values())
 

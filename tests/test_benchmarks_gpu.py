@@ -143,6 +143,46 @@ def test_results_of_another_run_are_refused_not_mixed(folder: Path, key: str, ch
     assert (folder / "copies.json").read_bytes() == before
 
 
+def test_what_would_not_be_done_in_time_makes_way(folder: Path) -> None:
+    work = Work()
+    late = results(folder, deadline_s=time.monotonic() + 60)
+    parts = [work.part(name) for name in ("a", "long", "b", "unknown")]
+    late.run(parts, expected_s={"a": 1.0, "long": 1e6, "b": 2.0, "unknown": None})
+    assert work.done == ["a", "b", "unknown"] and late.close() is False
+    document = stored(folder)
+    assert document["pending"] == ["long"] and list(document["left_out"]) == ["long"]
+    # What was done took next to nothing of what was expected; what is left may take half.
+    assert document["left_out"]["long"] == 5e5
+    assert document["parts"]["a"]["expected_s"] == 1.0 and document["parts"]["unknown"]["expected_s"] is None
+
+
+def test_parts_that_take_longer_than_expected_shorten_the_list(folder: Path) -> None:
+    work = Work()
+    first = results(folder)
+    first.run([work.part("a")])
+    first.parts["a"] |= {"took_s": 30.0, "expected_s": 3.0}
+    first.save()
+    second = results(folder, deadline_s=time.monotonic() + 60)
+    second.run([work.part("a"), work.part("fits"), work.part("does not")], expected_s={"fits": 1.0, "does not": 50.0})
+    assert work.done == ["a", "fits"]
+    assert stored(folder)["left_out"]["does not"] == pytest.approx(50.0 * 30 / 4, rel=0.01)
+
+
+def test_the_longest_part_is_tried_where_nothing_else_is_left(folder: Path) -> None:
+    work = Work()
+    only = results(folder)
+    only.run([work.part("long")], expected_s={"long": 1e6})
+    assert work.done == ["long"] and only.close() is True
+
+
+def test_a_stage_that_is_ended_has_told_what_it_had_to_do(folder: Path) -> None:
+    work = Work()
+    first = results(folder)
+    with pytest.raises(KeyboardInterrupt):
+        first.run([("hangs", lambda: (_ for _ in ()).throw(KeyboardInterrupt)), work.part("b")])
+    assert stored(folder)["pending"] == ["hangs", "b"]
+
+
 def test_a_target_is_met_missed_or_not_measured() -> None:
     target = benchmark_module("gpu_results").target
     assert [target("x", 0.95, got, at_most=False, dry=False)["met"] for got in (0.95, 0.94, None)] == [
@@ -154,42 +194,66 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     assert target("x", 1.0, 2.0, at_most=False, dry=True)["met"] is None
 
 
-def test_the_grid_is_json_and_large_enough_and_new_to_the_calibration() -> None:
-    validation, copies = benchmark_module("gpu_validation"), benchmark_module("gpu_copies")
-    grid = validation.read_plan(dry=False)
-    assert len(grid.cases) >= 24
-    from moeplan.executor.validation_grid import read_grid
+def test_a_profile_is_of_the_parts_it_is_asked_for(folder: Path) -> None:
+    profile = benchmark_module("gpu_profile")
+    with pytest.raises(InputError, match="has not measured 'calibrate: x' yet"):
+        profile.load_profile(folder, ["calibrate: x"])
+    first = results(folder)
+    first.run([("copies: 16 bits", lambda: {"fraction_of_plain": 1.0})])
+    with pytest.raises(InputError, match="run STAGE=2 until it is complete"):
+        profile.load_profile(folder, ["copies: 16 bits"])
+    assert profile.write_profile(folder, first.parts, dry=False) == {}
+    plain = set(profile.needed(dry=False))
+    assert set(profile.needed(dry=False, with_disk=True)) - plain == {"disk"}
+    first_parts, later = profile.profile_parts("cpu", dry=False, seconds=1.0)
+    assert {name for name, _ in first_parts} == plain
+    everything = profile.needed(dry=False, with_cores=True, with_disk=True, with_plain=True)
+    assert [name for name, _ in (*first_parts, *later)] == everything
 
-    assert read_grid(validation.GRID) == grid
-    calibrated = {(one.model.hidden_size, one.model.expert_intermediate_size) for one in copies.shapes(dry=False)}
-    validated = {(case.shape.hidden, case.shape.intermediate) for case in grid.cases}
-    assert not calibrated & validated
-    formats = {case.schedule.experts.bits for case in grid.cases}
-    assert all(formats <= set(one.bits) for one in copies.shapes(dry=False) if one.model.gated)
+
+def test_a_run_says_first_what_it_stands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = benchmark_module("gpu_machine")
+    decisions, host, disk = machine.lines()
+    assert decisions.startswith("decisions: compiled (numba ") and host.startswith("host: ") and tmp_path.exists()
+    assert "disk: " in disk
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert machine.decisions().startswith("WARNING decisions: plain Python (NUMBA_DISABLE_JIT is set)")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"disk / ext4 rw 0 0\nnone {tmp_path} tmpfs rw 0 0\nnone /dev/pts devpts rw 0 0\n")
+    assert machine.disk(tmp_path, mounts).startswith(f"WARNING disk: {tmp_path} lies in memory (tmpfs)")
+    assert machine.disk(Path("/"), mounts).startswith("disk: / (ext4), ")
+    assert machine.disk(Path("/"), tmp_path / "none").startswith("disk: / (unknown), ")
 
 
-def test_figures_are_those_of_all_parts_together() -> None:
-    validation = benchmark_module("gpu_validation")
+def test_stage_1_searches_nothing_once_kernels_are_part_of_a_profile(folder: Path) -> None:
+    gpu = benchmark_module("gpu")
+    assert gpu.calibrated(folder) is False
+    first = results(folder)
+    first.run([("copies: 16 bits", lambda: {"fraction_of_plain": 1.0})])
+    assert gpu.calibrated(folder) is False
+    first.run([("calibrate: x", lambda: {"samples": "{}"})])
+    assert gpu.calibrated(folder) is True
 
-    def compared(name: str, predicted: float, measured: float) -> dict[str, Any]:
-        return {
-            "name": name, "group": "g", "predicted_s": predicted, "relative_uncertainty": 0.2, "measured_s": measured,
-            "measured_again_s": measured, "measured_half_s": measured, "tokens_per_step": 1.0, "count_differences": [],
-            "hit_rate_predicted": 0.5, "hit_rate_measured": 0.5,
-        }  # fmt: skip
 
-    parts = {
-        "one": {"compared": [compared("a", 1.1, 1.0)], "budgets": [{"none": 0.1}]},
-        "two": {"compared": [compared("b", 1.0, 2.0)], "budgets": [{"none": -0.5}]},
-    }
-    figures = validation.over_all(parts)
-    assert figures["num_configurations"] == 2 and figures["counts_equal"] is True
-    assert figures["median_relative_error"] == pytest.approx(0.3)
-    assert figures["regret"] == pytest.approx(1.0) and figures["kendall_tau"] == -1.0
-    assert figures["error_budget"] == {"none": pytest.approx(0.3)}
-    by_name = {one["name"]: one["met"] for one in validation.targets(figures, dry=False)}
-    assert by_name["median error of the step"] is False and by_name["configurations"] is False
-    assert validation.over_all({}) == {}
+def test_launch_configurations_come_along_and_a_change_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = benchmark_module("gpu_opening")
+    monkeypatch.setenv("MOEPLAN_CACHE_DIR", str(tmp_path / "cache"))
+    kept, used = folder / "tuned" / "a_GPU.json", tmp_path / "cache" / "tuned" / "a_GPU.json"
+    opening.bring_configurations(folder)
+    assert opening.configurations("a GPU") == "as shipped" and opening.calibrated_with(folder) is None
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    opening.bring_configurations(folder)
+    assert used.read_text() == "{}"
+    kept.write_text("{} ")  # what kernels are launched with is not touched any more
+    opening.bring_configurations(folder)
+    assert used.read_text() == "{}"
+    results(folder, device=DEVICE | {opening.CONFIGURATIONS: opening.configurations("a GPU")}).save()
+    assert opening.calibrated_with(folder) == opening.configurations("a GPU")
+    used.write_text("{}  ")
+    assert opening.calibrated_with(folder) != opening.configurations("a GPU")
 
 
 def test_layers_are_taken_away_where_the_host_is_small() -> None:
@@ -208,7 +272,7 @@ def test_a_machine_without_a_second_gpu_says_that_there_is_no_all_to_all(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     found = benchmark_module("gpu_copies")._all_to_all({"name": "a GPU"}, dry=False)
-    assert found == {"ranks": [], "notes": [said], "num_measurements": 0, "exchange_samples": None}
+    assert found == {"ranks": [], "notes": [said], "num_measurements": 0, "samples": None}
 
 
 @pytest.fixture
@@ -220,7 +284,8 @@ def apart(tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_stage_imports_without_what_a_gpu_machine_lacks(apart: dict[str, str]) -> None:
-    stages = ("gpu", "gpu_copies", "gpu_validation", "gpu_speedups", "kernels", "kernel_cases")
+    stages = [*sorted(path.stem for path in (ROOT / "benchmarks").glob("gpu*.py")), "kernels", "kernel_cases"]
+    assert len(stages) > 6
     code = "".join(f"import benchmarks.{name}\n" for name in stages)
     code += "import moeplan.sim.simulate, moeplan.calibrate.triton_experts, moeplan.calibrate.plain_experts\n"
     done = subprocess.run(
@@ -241,19 +306,57 @@ def test_a_gpu_run_without_a_gpu_is_refused_in_one_line(folder: Path, apart: dic
     assert not folder.exists()
 
 
-@pytest.mark.skipif(not LONG, reason="a minute of all four stages; set MOEPLAN_LONG=1")
+@pytest.mark.skipif(not LONG, reason="two minutes of all four stages; set MOEPLAN_LONG=1")
 def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(folder), "--dry"]
     done = subprocess.run(command, cwd=ROOT, env=apart, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = ("kernels", "copies", "validation", "speedups")
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    head = {
+        "schema_version",
+        "stage",
+        "dry",
+        "produced_by",
+        "device",
+        "complete",
+        "pending",
+        "left_out",
+        "failures",
+        "begun",
+        "parts",
+    }
+    own = {
+        "kernels": {"targets", "conditions", "configurations"},
+        "copies": {"targets", "fit", "warnings", "speed_beside_each_other"},
+        "validation": {"targets", "figures", "groups", "warnings"},
+        "speedups": {"targets", "warnings"},
+    }
     for name, document in found.items():
+        assert set(document) == head | own[name]
         assert document["complete"] and document["dry"] and document["stage"] == name and document["failures"] == {}
+        assert document["pending"] == [] and document["left_out"] == {}
         assert {one["met"] for one in document["targets"]} <= {None}
-    assert json.loads((folder / "profile.json").read_text())["device"]["kind"] == "cpu"
-    assert found["validation"]["figures"]["counts_equal"] is True
+        assert all({"name", "target", "at_most", "got", "met"} <= set(one) for one in document["targets"])
+        assert all(part["took_s"] >= 0 and "expected_s" in part for part in document["parts"].values())
+    assert [len(found[name]["targets"]) for name in names] == [3, 2, 5, 0]
+    profile = json.loads((folder / "profile.json").read_text())
+    assert profile["device"]["kind"] == "cpu" and profile["disk"] is not None and profile["host"]["cpu"] is not None
+    assert json.loads((folder / "profile.samples.json").read_text())["kind"] == "samples"
+    groups = found["validation"]["groups"]
+    assert list(groups) == ["targets", "cores", "disk", "formats", "guesses", "policies"]
+    assert groups["targets"]["figures"] == found["validation"]["figures"]
+    keys = {
+        "num_configurations", "median_relative_error", "p90_relative_error", "worst_relative_error", "noise_floor", "coverage",
+        "kendall_tau", "num_pairs", "regret", "regret_by_group", "counts_equal", "misses", "error_budget",
+    }  # fmt: skip
+    for group in groups.values():
+        assert set(group["figures"]) == keys and group["figures"]["counts_equal"] is True
+        assert group["parts"] and group["pending"] == []
+    for part in found["validation"]["parts"].values():
+        assert {"configurations", "compared", "budgets", "notes"} <= set(part)
     for part in found["speedups"]["parts"].values():
+        assert {"notes", "schedules", "speedups", "published"} <= set(part)
         assert all(row["counts_equal"] for row in part["schedules"])
         assert all(one["measured"] > 0 and one["predicted"] > 0 for one in part["speedups"])
     before = {name: (folder / f"{name}.json").stat().st_size for name in names}
