@@ -122,7 +122,7 @@ def prepare_ep(
     )
     costs = layer_costs(
         rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks,
-        weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
+        ranks_per_node=request.ranks_per_node, weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
     )  # fmt: skip
     placements = Placements(
         evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,

@@ -68,8 +68,8 @@ class Tier:
     ) -> Array:
         """Return whole nanoseconds for `num_bytes: [..., ranks]`; nothing to move takes none.
 
-        total_bytes: [..., 1], what all ranks send meanwhile; None takes the sum over ranks. beside_compute: all ranks compute
-        meanwhile. Both count on a measured machine only.
+        total_bytes: [..., ranks] or [..., 1], what all ranks of a rank's node send meanwhile; None takes all of them for one node's.
+        beside_compute: all ranks compute meanwhile. Both count on a measured machine only.
         """
         if self.table is None:
             seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
@@ -400,7 +400,7 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         )
         for tier in (INTER, INTRA):
             if (port[:, tier] > 0).any():
-                total = (forth * each)[:, tier].sum(axis=-1, keepdims=True)
+                total = _of_node(forth[:, tier] * each[:, 0], load.topology.ranks_per_node)
                 ns = constants.tier(tier).port_ns(
                     port[:, tier], speed, total_bytes=total, beside_compute=beside_compute
                 )
@@ -414,12 +414,18 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (seats - 1) // seats
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
-        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes, beside_compute=beside_compute)
+        total = _of_node(num_bytes, seats)
+        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes, total_bytes=total, beside_compute=beside_compute)
+
+
+def _of_node(values: FloatArray | Array, seats: int) -> FloatArray | Array:
+    """Return [..., ranks]: for every rank the sum over the ranks of its node, of `values: [..., ranks]`."""
+    of_node = values.reshape(*values.shape[:-1], -1, seats).sum(axis=-1)
+    return np.repeat(of_node, seats, axis=-1)
 
 
 def _inter_port(constants: EpConstants, seats: int, sent: Array, received: Array) -> Array:
     """Return tokens [n, ranks] through each rank's port between nodes, of what the ranks send and receive."""
     if constants.shared_nic:
-        of_node = (len(sent), -1, seats)
-        sent, received = (np.repeat(each.reshape(of_node).sum(axis=2), seats, axis=1) for each in (sent, received))
+        sent, received = _of_node(sent, seats), _of_node(received, seats)
     return sent + received if constants.half_duplex_nic else np.maximum(sent, received)

@@ -27,6 +27,7 @@ from moeplan.planner.placement.search import (
     search_placement,
     slot_table,
 )
+from moeplan.planner.placement.sharing import InsideTable, NodeSharing
 from moeplan.planner.placement.splits import StepTokens, expert_load, request_batches, split_requests
 from moeplan.planner.placement.traffic import Traffic, count_traffic
 from placement_cases import COSTS, DATA, clustered_step, tokens_for, topologies
@@ -39,6 +40,14 @@ STARTS = {
 SETTINGS = SearchSettings(num_moves=20_000, seed=1)
 # Weights that are read before anything is computed, latencies, both tiers at once, shared experts: a machine's own layer.
 STEEP = np.concatenate([[0], 400 + np.maximum(600, 7 * np.arange(1, 120))]).astype(np.int64)
+# Two ranks of a host share its memory and one port: what all send counts, up to the tokens of a whole step.
+SHARING = NodeSharing(
+    ranks_per_node=2,
+    dispatch=InsideTable(seconds=3e-6 + 2e-8 * np.arange(2000), token_s=np.full(2000, 1e-8)),
+    combine=InsideTable(seconds=4e-6 + 3e-8 * np.arange(2000), token_s=np.full(2000, 2e-8)),
+    shared_port=True,
+    half_duplex_port=True,
+)
 COSTINGS = [
     COSTS,
     dataclasses.replace(
@@ -46,6 +55,7 @@ COSTINGS = [
     ),
     dataclasses.replace(COSTS, exchange="all-choices", row_work=STEEP, row_s=1e-9, beside_s=3e-5, fixed_s=4e-6),
     dataclasses.replace(COSTS, row_work=STEEP, row_s=1e-9, intra_latency_s=2e-6, tiers_together=True, groups=4),
+    dataclasses.replace(COSTS, exchange="per-rank", sharing=SHARING),
 ]
 
 

@@ -5,8 +5,9 @@ and those of the largest intra-node port over their bandwidths (the larger of wh
 largest port that matters, not the total), one tier after the other or both at once, with a latency each. Compute grows with
 rows, or by a table of what an expert with so many rows costs; work that runs beside the dispatch may hide it. With the constants
 of a machine this is the simulator's own time of a layer without overlap, apart from rounding; with two bandwidths and a
-price per row it is a study's. Where parts of a layer overlap, the busier of compute and network decides (what a pipeline of equal
-parts tends to). Several steps: their mean. Ignored: multiprocessors kept for exchanges, ports that ranks share.
+price per row it is a study's. What ranks of a node share counts for all of them (`sharing`). Where parts of a layer overlap, the
+busier of compute and network decides (what a pipeline of equal parts tends to). Several steps: their mean. Ignored:
+multiprocessors kept for exchanges, and how much kernels and exchanges slow each other down while they overlap.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from ...ep_schedule import EXCHANGES
 from ...errors import InputError, UnknownName
 from ...jit import jit
+from .sharing import NodeSharing, NodeTables, inside_seconds, node_port_tokens, node_tables
 from .traffic import Traffic
 
 NODE_SEND, NODE_RECEIVE, RANK_SEND, RANK_RECEIVE, WORK = range(5)  # rows of `Traffic.ports()` and of the search's state
@@ -44,6 +46,8 @@ class Prices(NamedTuple):
     """Not zero: both tiers work at once."""
     share: float
     """A group's part of the layer: 1 where nothing overlaps."""
+    node: NodeTables
+    """What ranks of a node share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,6 +82,8 @@ class LayerCosts:
     groups: int = 1
     """Equal parts in which exchanges and experts overlap: compute waits for the first part's dispatch and the last one's
     combine, the network for one part's compute."""
+    sharing: NodeSharing | None = None
+    """What ranks of a node share; its tables, where it has them, take the place of bandwidth and latency inside nodes."""
 
     def __post_init__(self) -> None:
         names = ("token_bytes_dispatch", "token_bytes_combine", "intra_bytes_per_s", "inter_bytes_per_s", "row_s")
@@ -116,7 +122,7 @@ class LayerCosts:
             self.token_bytes_dispatch / self.inter_bytes_per_s, self.token_bytes_combine / self.inter_bytes_per_s,
             self.token_bytes_dispatch / self.intra_bytes_per_s, self.token_bytes_combine / self.intra_bytes_per_s,
             self.inter_latency_s, self.intra_latency_s, self.row_s, self.beside_s, self.fixed_s, float(self.tiers_together),
-            1.0 / self.groups,
+            1.0 / self.groups, node_tables(self.sharing),
         )  # fmt: skip
 
     def work_table(self, most_rows: int) -> WorkTable:
@@ -145,8 +151,13 @@ class LayerTime:
 
 
 def work_ports(traffic: Traffic, costs: LayerCosts) -> npt.NDArray[np.int64]:
-    """Return int64 [5, num_ranks]: tokens through every port under the exchange, and each rank's units of work."""
+    """Return int64 [5, num_ranks]: tokens through every port under the exchange, and each rank's units of work.
+
+    Raises InputError where the traffic goes beyond what costs were tabulated for.
+    """
     ports = traffic.ports(costs.exchange)
+    if costs.sharing is not None:
+        costs.sharing.check_tokens(int(ports[RANK_SEND].sum()))
     if costs.row_work is not None:
         table = costs.work_table(int(traffic.slot_rows.max(initial=0)))
         ports[WORK] = table[traffic.slot_rows].reshape(ports.shape[1], -1).sum(axis=1)
@@ -158,10 +169,11 @@ def layer_time(traffic: Traffic, costs: LayerCosts) -> LayerTime:
     ports, prices = work_ports(traffic, costs), costs.prices()
     inter = int(ports[NODE_SEND : NODE_RECEIVE + 1].max())
     intra = int(ports[RANK_SEND : RANK_RECEIVE + 1].max())
+    dispatch_s, combine_s = _exchanges_s(ports, inter, intra, prices)
     return LayerTime(
-        dispatch_s=float(_exchange_s(inter, intra, prices.inter_out_s, prices.intra_out_s, prices)),
+        dispatch_s=float(dispatch_s),
         compute_s=costs.row_s * int(ports[WORK].max()),
-        combine_s=float(_exchange_s(inter, intra, prices.inter_back_s, prices.intra_back_s, prices)),
+        combine_s=float(combine_s),
         total_s=float(port_seconds(ports, prices, 1.0)),
     )
 
@@ -190,11 +202,29 @@ def balanced_row_s(traffics: Sequence[Traffic], costs: LayerCosts, compute_over_
 
 
 @jit
-def _exchange_s(inter: int, intra: int, inter_token_s: float, intra_token_s: float, prices: Prices) -> float:
-    """Return the seconds of one exchange whose largest ports carry so many tokens; a tier without any takes none."""
-    between = prices.inter_latency_s + inter * inter_token_s if inter > 0 else 0.0
-    inside = prices.intra_latency_s + intra * intra_token_s if intra > 0 else 0.0
+def _exchange_s(between: float, inside: float, prices: Prices) -> float:
+    """Return the seconds of one exchange from those of its tiers."""
     return max(between, inside) if prices.together != 0.0 else between + inside
+
+
+@jit
+def _exchanges_s(ports: npt.NDArray[np.integer], inter: int, intra: int, prices: Prices) -> tuple[float, float]:
+    """Return seconds of (dispatch, combine); a tier without tokens takes none.
+
+    inter, intra: the most tokens that a rank's own port of the tier sends or receives.
+    """
+    node, latency_s = prices.node, prices.inter_latency_s
+    if node.shared_port or node.half_duplex_port:
+        inter = node_port_tokens(ports, node)
+    out = latency_s + inter * prices.inter_out_s if inter > 0 else 0.0
+    back = latency_s + inter * prices.inter_back_s if inter > 0 else 0.0
+    if len(node.out_s) > 0:
+        inside_out = inside_seconds(ports, node.seats, node.out_s, node.out_token_s)
+        inside_back = inside_seconds(ports, node.seats, node.back_s, node.back_token_s)
+    else:
+        inside_out = prices.intra_latency_s + intra * prices.intra_out_s if intra > 0 else 0.0
+        inside_back = prices.intra_latency_s + intra * prices.intra_back_s if intra > 0 else 0.0
+    return _exchange_s(out, inside_out, prices), _exchange_s(back, inside_back, prices)
 
 
 @jit
@@ -208,8 +238,7 @@ def port_seconds(ports: npt.NDArray[np.integer], prices: Prices, work_weight: fl
         inter = max(inter, ports[0, rank], ports[1, rank])
         intra = max(intra, ports[2, rank], ports[3, rank])
         work = max(work, ports[4, rank])
-    dispatch = _exchange_s(inter, intra, prices.inter_out_s, prices.intra_out_s, prices)
-    combine = _exchange_s(inter, intra, prices.inter_back_s, prices.intra_back_s, prices)
+    dispatch, combine = _exchanges_s(ports, inter, intra, prices)
     compute = work * (prices.work_s * work_weight)
     lane = max(dispatch * prices.share, prices.beside_s) + compute + combine * prices.share
     return max(lane, dispatch + compute * prices.share + combine) + prices.fixed_s

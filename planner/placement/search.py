@@ -102,10 +102,13 @@ def search_placement(
     """Return our placement for the tokens of `steps`, starting every layer from the best of `starts`.
 
     All starts must share layers, experts, slots, ranks and nodes; the result has the same. `workers` threads share the
-    layers and do not change the result. Raises InputError for steps or starts that do not belong together.
+    layers and do not change the result. Raises InputError for steps or starts that do not belong together, and for steps larger
+    than `costs` reach.
     """
     chosen = settings or SearchSettings()
     _check(steps, starts)
+    if costs.sharing is not None:
+        costs.sharing.check_tokens(max(step.num_tokens * step.experts.shape[2] for step in steps))
     tables = {name: nearest_table(placement) for name, placement in starts.items()}
 
     def one(layer: int) -> SearchedLayer:
