@@ -1,6 +1,7 @@
 """Samples from inside runs into factors: how much longer, or shorter, an operation takes there than measured alone.
 
     run.expert.STATE.MODE.BITS      one expert's kernel, nothing beside it
+    run.grouped.MODE.BITS           one launch of several experts, over what its experts' own factors make of it
     run.dense.MODE, run.head.MODE   the dense part and the output matrix
     run.copy.DIRECTION.MODE         one copy
     run.slowdown.LANE.MODE.BITS     the same with a companion on the other lane, over without
@@ -16,14 +17,20 @@ from dataclasses import dataclass
 
 from ..hardware import Curve
 from .forms import expert_weight_bytes
-from .run_kind import BESIDE_COPIES, NOTHING, factor, left_out_error, mode_of
+from .run_kind import AHEAD, BESIDE_COPIES, FRESH, NOTHING, RESIDENT, factor, left_out_error, mode_of
 from .samples import Sample, SampleSet
 from .surface import Surface
 
 _LEAST_TIMES = 3
 _SIZE_AXES = {"expert": ("tokens", "weight_bytes", "experts"), "dense": ("tokens", "weight_bytes"), "head": ("tokens", "weight_bytes"),
               "copy": ("bytes", "experts")}  # fmt: skip
-_SHAPE_AXIS = {"expert": "weight_bytes", "dense": "weight_bytes", "head": "weight_bytes", "copy": "bytes"}
+_SHAPE_AXIS = {
+    "expert": "weight_bytes",
+    "grouped": "weight_bytes",
+    "dense": "weight_bytes",
+    "head": "weight_bytes",
+    "copy": "bytes",
+}
 
 Row = tuple[dict[str, float], float, int]
 """Sizes, factor, repetitions."""
@@ -59,7 +66,7 @@ class Place:
 def place_of(sample: Sample, units: float) -> Place | None:
     """Return where a sample belongs; None for one that is not from a run, or was seen only a few times."""
     what = sample.kind.removeprefix("run_")
-    if what == sample.kind or len(sample.seconds) < _LEAST_TIMES:
+    if what in (sample.kind, "grouped") or len(sample.seconds) < _LEAST_TIMES:
         return None
     labels, mode = sample.labels, mode_of(sample.labels["cache"], sample.labels["stream"])
     bits, direction = labels["bits"], labels.get("direction", "")
@@ -100,6 +107,14 @@ def fit_runs(
             beside.append((place, ratio, times))
     for name, rows in alone.items():
         curves[name] = _curve(rows, _SHAPE_AXIS[name.split(".")[1]], citation)
+    grouped: dict[str, list[Row]] = {}
+    for sample in samples:
+        if sample.kind == "run_grouped" and sample.labels["beside"] == NOTHING:
+            found = _grouped_row(sample, surfaces, curves, units)
+            if found is not None:
+                grouped.setdefault(found[0], []).append(found[1])
+    for name, rows in grouped.items():
+        curves[name] = _curve(rows, _SHAPE_AXIS["grouped"], citation)
     slower: dict[str, list[Row]] = {}
     for place, ratio, times in beside:
         if place.curve in curves:
@@ -107,6 +122,25 @@ def fit_runs(
             slower.setdefault(place.slowdown, []).append(row)
     for name, rows in slower.items():
         curves[name] = _curve(rows, "bytes" if "bytes" in rows[0][0] else "weight_bytes", citation)
+
+
+def _grouped_row(
+    sample: Sample, surfaces: Mapping[str, Surface], curves: Mapping[str, Curve], units: float
+) -> tuple[str, Row] | None:
+    """Return (curve, row) of a grouped launch in a run; None where its experts, or its launch, were not measured alone."""
+    bits, mode = sample.labels["bits"], mode_of(sample.labels["cache"], sample.labels["stream"])
+    surface, base = surfaces.get(f"grouped_item.{bits}"), curves.get(f"grouped_base.{bits}")
+    experts = sample.arguments["experts"]
+    share = {FRESH: sample.arguments["fresh"] / experts, AHEAD: sample.arguments["ahead"] / experts}
+    share[RESIDENT] = 1.0 - sum(share.values())
+    states = {state: curves.get(f"run.expert.{state}.{mode}.{bits}") for state in share if share[state] > 0}
+    if surface is None or base is None or any(curve is None for curve in states.values()):
+        return None
+    row = expert_row(sample, units) | {"tokens": sample.arguments["tokens"] / experts}
+    sizes = {"tokens": row["tokens"], "weight_bytes": row["weight_bytes"], "experts": experts}
+    times = sum(share[state] * factor(curve, **sizes) for state, curve in states.items())
+    expected = base.seconds[0] + experts * surface.predict(row)[0] * times
+    return f"run.grouped.{mode}.{bits}", (sizes, sample.midmean_s / expected, len(sample.seconds))
 
 
 def _pause(samples: SampleSet) -> float:

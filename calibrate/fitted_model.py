@@ -87,7 +87,8 @@ class FittedCostModel(CostModel):
         if tokens <= 0:
             return self._plain.grouped_item(tokens, fmt)
         alone = self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
-        return self._at_some_time(self._expert_inside(alone, tokens, fmt), COMPUTE_LAPS)
+        inside = self._grouped_inside(self._expert_inside(alone, tokens, fmt), tokens, fmt.name)
+        return self._at_some_time(inside, COMPUTE_LAPS)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
@@ -96,7 +97,8 @@ class FittedCostModel(CostModel):
         for name in names:
             curve = self.profile.curves.get(name)
             if curve is not None:
-                return _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "launch")
+                alone = _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "launch")
+                return self._grouped_inside(alone, self.typical_tokens, name.rpartition(".")[2])
         return self._plain.grouped_base()
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
@@ -191,11 +193,28 @@ class FittedCostModel(CostModel):
             alone, seconds=alone.seconds * times, relative_uncertainty=max(alone.relative_uncertainty, wrong)
         )
 
+    def _grouped_inside(self, estimate: Estimate, tokens: float, bits: str) -> Estimate:
+        """Return a part of a grouped launch inside the run, given what its experts' own states make of it."""
+        if self.run is None:
+            return estimate
+        curve = self._of_own_mode("run.grouped.", bits)
+        if curve is None:
+            return estimate
+        times = factor(
+            curve, tokens=tokens, weight_bytes=float(self._weights(bits)), experts=self.run.experts_per_visit
+        )
+        wrong = max(estimate.relative_uncertainty, curve.relative_uncertainty)
+        return dataclasses.replace(estimate, seconds=estimate.seconds * times, relative_uncertainty=wrong)
+
     def _expert_factors(self, state: str, bits: str) -> Curve | None:
-        """Return the factors of experts in a state; where the run's own mode never saw it, those of another mode."""
+        """Return the factors of experts in a state."""
+        return self._of_own_mode(f"run.expert.{state}.", bits)
+
+    def _of_own_mode(self, start: str, bits: str) -> Curve | None:
+        """Return the factors of the run's own mode; where they were never measured, those of another mode."""
         if self.run is None:
             return None
-        start, end = f"run.expert.{state}.", f".{bits}"
+        end = f".{bits}"
         own = self.profile.curves.get(f"{start}{self.run.mode}{end}")
         others = sorted(name for name in self.profile.curves if name.startswith(start) and name.endswith(end))
         return own if own is not None or not others else self.profile.curves[others[0]]

@@ -51,6 +51,10 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("bits", "cache", "stream", "state", "beside"),
         ("tokens", "hidden", "intermediate", "gated", "experts"),
     ),
+    "run_grouped": (
+        ("bits", "cache", "stream", "beside"),
+        ("tokens", "hidden", "intermediate", "gated", "experts", "fresh", "ahead"),
+    ),
     "run_dense": (
         ("bits", "cache", "stream", "beside"),
         ("tokens", "context", "requests", "weight_bytes", "flops", "kv_bytes", "attention_flops", "value_bytes"),
@@ -62,7 +66,8 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
     "rank_product": (("backend", "companion"), ("ranks", "computing", "bytes")),
 }
-"""What each kind of sample must say. Experts of a run: how many a visit uses, on average, rounded.
+"""What each kind of sample must say. Experts of a run: how many a visit uses, on average, rounded; of a grouped launch in a run: how
+many it computes, of which so many were fresh or ahead, with so many tokens together.
 Bytes of an all-to-all: the larger of what the busiest rank sends to the others and receives from them; a label `matrix`, where
 there is one, holds the bytes from each rank to each. A rank's product: of `ranks` ranks so many were computing."""
 

@@ -2,11 +2,11 @@
 
 A microbenchmark repeats one operation; in a run an expert may have arrived a moment ago and lie in a cache, a copy fills a
 slot that nobody has touched for long, the host's Python has been pushed out of the caches by weights. Therefore the engine
-itself runs six schedules with the shapes that are calibrated and routing made up at random, and the rows of its timelines,
+itself runs seven schedules with the shapes that are calibrated and routing made up at random, and the rows of its timelines,
 sorted by what they did and what ran beside them, become samples:
 
     transient overlap   nothing is kept, copies on their own thread; once on demand, once guessed one layer ahead
-    cached overlap      half of the experts stay, copies on their own thread; without guesses, and with
+    cached overlap      half of the experts stay, copies on their own thread; without guesses, with, and one launch a visit
     cached stream       half of the experts stay, victims are copied back, everything on one thread
 
 Modelled: a few layers and experts of each model, as many as a gibibyte holds. Ignored: recordings, cache sizes and batches
@@ -23,10 +23,13 @@ import torch
 
 from ..calibrate.expert_store import expert_layout
 from ..calibrate.measure import Extent
+from ..calibrate.microbench_experts import expert_arguments
 from ..calibrate.pass_shape import PassShape, dense_arguments, head_arguments
 from ..calibrate.run_kind import (
+    AHEAD,
     BESIDE_COPIES,
     CACHED,
+    FRESH,
     IN_STREAM,
     NOTHING,
     OVERLAPPED,
@@ -162,6 +165,7 @@ def _schedules(model: ModelSpec, bits: str) -> list[tuple[tuple[str, str] | None
         ((TRANSIENT, OVERLAPPED), load_preset("pre-gated").with_options(**plain)),
         ((CACHED, OVERLAPPED), caching.with_options(**plain, **lru)),
         ((CACHED, OVERLAPPED), caching.with_options(**plain, **(lru | guesses))),
+        ((CACHED, OVERLAPPED), caching.with_options(**plain, **lru).with_options(kernel__grouping="grouped")),
         ((CACHED, IN_STREAM), code.with_options(**plain, **lru)),
     ]
 
@@ -180,23 +184,17 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
     compute = rows[rows[:, ROW_LANE] == COMPUTE]
     found: dict[Key, list[float]] = {}
     common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
-    launched = compute[compute[:, ROW_OP] == OP_EXPERT]
-    visits = len(np.unique(launched[:, [ROW_STEP, ROW_LAYER]], axis=0))
-    together = round(len(launched) / max(1, visits))
+    together = round(len(arrivals) / max(1, given.workload.num_steps * given.config.num_layers))
     for row, share in zip(compute.tolist(), _shares(compute, copies).tolist(), strict=True):
         beside = _beside(share)
         if beside is None:
             continue
         labels, tokens = common | {"beside": beside}, row[ROW_TOKENS]
-        if row[ROW_OP] == OP_EXPERT:
+        if row[ROW_OP] == OP_EXPERT and given.config.grouped:
+            arguments, kind = _grouped_arguments(model, arrivals, row), "run_grouped"
+        elif row[ROW_OP] == OP_EXPERT:
             labels["state"] = arrivals[row[ROW_STEP], row[ROW_LAYER], row[ROW_EXPERT]]
-            arguments: dict[str, float] = {
-                "tokens": tokens,
-                "hidden": model.hidden_size,
-                "intermediate": model.expert_intermediate_size,
-                "gated": int(model.gated),
-                "experts": together,
-            }
+            arguments = expert_arguments(model, tokens) | {"experts": together}
             kind = "run_expert"
         elif row[ROW_OP] == OP_DENSE:
             # Contexts differ from pass to pass; they are short here, and rounding them up puts rows together.
@@ -216,6 +214,19 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
                 labels = common | {"beside": beside, "direction": direction}
                 _note(found, "run_copy", labels, {"bytes": row[ROW_BYTES], "experts": together}, row)
     return found
+
+
+def _grouped_arguments(
+    model: ModelSpec, arrivals: Mapping[tuple[int, int, int], str], row: Sequence[int]
+) -> dict[str, float]:
+    """Return what one launch computed: tokens of all its experts, how many these were, and how many had just arrived."""
+    mine = [
+        arrivals[key]
+        for expert in range(model.num_experts)
+        if (key := (row[ROW_STEP], row[ROW_LAYER], expert)) in arrivals
+    ]
+    counts = {"experts": len(mine), "fresh": mine.count(FRESH), "ahead": mine.count(AHEAD)}
+    return expert_arguments(model, row[ROW_TOKENS]) | counts
 
 
 def _note(

@@ -86,9 +86,11 @@ class Validation:
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""
         configurations = []
+        steadied = {one.name: one for one in self.without_drift}
         for one in self.validated:
             times = {"measured_steps_s": [(run.step_ns / NS_PER_S).tolist() for run in one.executions]}
-            configurations.append(one.compared.to_dict() | {"error_budget": dict(one.budget)} | times)
+            now = {"predicted_now_s": steadied[one.case.name].predicted_s} if steadied else {}
+            configurations.append(one.compared.to_dict() | now | {"error_budget": dict(one.budget)} | times)
         return {
             **summary([one.compared for one in self.validated]),
             "error_budget": median_budget([one.budget for one in self.validated]),

@@ -33,7 +33,8 @@ def predicted_measured_section(
     InputError for a document that is none.
     """
     found = comparisons(document)
-    parts: list[str | Plot] = [*_reduced(document), figures_row(_key_figures(document, found)), *_misses(found)]
+    parts: list[str | Plot] = [*_reduced(document), figures_row(_key_figures(document, found))]
+    parts += [*_drift(document), *_misses(found)]
     parts.append(scatter_plot(found))
     parts += ["<h3>Error of every configuration</h3>", error_plot(found, document), _table(found)]
     if document.get("error_budget"):
@@ -94,6 +95,21 @@ def _reduced(document: Mapping[str, Any]) -> list[str]:
     if not isinstance(reduced, Mapping):
         return []
     return [paragraph("What ran is not the whole plan:"), bullet_list(str(note) for note in reduced["notes"])]
+
+
+def _drift(document: Mapping[str, Any]) -> list[str]:
+    """Return what the machine has become since its profile was measured, and what of the error is left without that."""
+    drift, without = document.get("drift"), document.get("without_drift")
+    if not isinstance(drift, Mapping) or not isinstance(without, Mapping):
+        return []
+    slower = ", ".join(f"{name} {numbers.percent(ratio - 1, signed=True)}" for name, ratio in drift.items())
+    return [
+        paragraph(
+            f"Runs of a calibrated shape, made again meanwhile, took other times than when the profile was measured: {slower}. "
+            f"With that taken out, the median error is {numbers.percent(without['median_relative_error'])}, the 90th "
+            f"percentile {numbers.percent(without['p90_relative_error'])}."
+        )
+    ]
 
 
 def _optional(fraction: float | None) -> str:

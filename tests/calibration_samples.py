@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moeplan.calibrate.forms import expert_weight_bytes
-from moeplan.calibrate.pass_shape import dense_arguments, head_arguments, pass_shapes
+from moeplan.calibrate.pass_shape import PassShape, dense_arguments, head_arguments, pass_shapes
 from moeplan.calibrate.samples import Sample, SampleSet
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.specs import ModelSpec
@@ -24,6 +24,9 @@ LATENCY_S, LINK = 3e-5, 9e9
 PIECE_S = 2e-5
 HOST_S = {"layer": 8e-5, "transfer": 4e-6, "kernel": 5e-6, "step": 2e-6, "piece": PIECE_S, "start": 4e-5, "wake": 4e-5}
 SLOWED_COMPUTE, SLOWED_COPY = 1.25, 1.1
+# Factors of operations inside runs, against the same alone.
+FRESH, AHEAD, RESIDENT, DENSE, COPY, SLOWED, GROUPED = 0.5, 0.9, 1.2, 1.1, 0.8, 1.3, 1.15
+MODE = {"cache": "cached", "stream": "overlap"}
 
 
 def expert_s(tokens: int, hidden: int, intermediate: int, bits: str) -> float:
@@ -87,3 +90,38 @@ def lawful_samples(
         add("matmul", {"dtype": dtype}, {"rows": 512, "columns": 512, "inner": 512}, 2 * 512**3 / RATE)
     device = {"kind": "cpu", "name": "lawful machine", "memory_limit_bytes": 8e9, "host_memory_bytes": 16e9}
     return SampleSet(device=device, conditions={}, samples=tuple(found), model="made up")
+
+
+def runs_of(bits: str, *, guesses: bool = True) -> list[Sample]:
+    """Return samples of runs in which every operation takes a known factor of its time alone."""
+    found = []
+
+    def add(kind: str, labels: dict[str, str], arguments: dict[str, float], seconds: float) -> None:
+        found.append(
+            Sample(kind=kind, labels=MODE | {"bits": bits} | labels, arguments=arguments, seconds=(seconds,) * 4)
+        )
+
+    for hidden, inner in SHAPES:
+        model = made_up_model("one", hidden=hidden, intermediate=inner)
+        for tokens in (1, 2):
+            sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1, "experts": 2}
+            alone = expert_s(tokens, hidden, inner, bits)
+            add("run_expert", {"state": "fresh", "beside": "nothing"}, sizes, alone * FRESH)
+            if guesses:
+                add("run_expert", {"state": "ahead", "beside": "nothing"}, sizes, alone * AHEAD)
+            add("run_expert", {"state": "resident", "beside": "nothing"}, sizes, alone * RESIDENT)
+            add("run_expert", {"state": "resident", "beside": "copies"}, sizes, alone * RESIDENT * SLOWED)
+            for fresh in (0, 1, 2):
+                launch = sizes | {"tokens": 2 * tokens, "fresh": fresh, "ahead": 0}
+                inside = GROUP_S + alone * (fresh * FRESH + (2 - fresh) * RESIDENT)
+                add("run_grouped", {"beside": "nothing"}, launch, inside * GROUPED)
+            arguments = dense_arguments(model, [0], PassShape(tokens=tokens, context_tokens=128, requests=1), 4)
+            add("run_dense", {"beside": "nothing"}, arguments, dense_s(arguments) * DENSE)
+        size = expert_weight_bytes(hidden, inner, True, bits)
+        add(
+            "run_copy",
+            {"direction": "h2d", "beside": "nothing"},
+            {"bytes": size, "experts": 2},
+            (LATENCY_S + size / LINK) * COPY,
+        )
+    return found

@@ -6,12 +6,26 @@ import dataclasses
 
 import pytest
 
-from calibration_samples import HOST_S, LATENCY_S, LINK, SHAPES, dense_s, expert_s, lawful_samples
+from calibration_samples import (
+    AHEAD,
+    COPY,
+    DENSE,
+    FRESH,
+    GROUPED,
+    HOST_S,
+    LATENCY_S,
+    LINK,
+    RESIDENT,
+    SHAPES,
+    SLOWED,
+    expert_s,
+    lawful_samples,
+    runs_of,
+)
 from executor_stages import preset, small_trace
 from moeplan.calibrate.fit import fit_profile
 from moeplan.calibrate.fitted_model import FittedCostModel, load_costs
 from moeplan.calibrate.forms import expert_weight_bytes
-from moeplan.calibrate.pass_shape import PassShape, dense_arguments
 from moeplan.calibrate.run_kind import RunKind, factor, left_out_error
 from moeplan.calibrate.samples import Sample
 from moeplan.calibrate.standard_shapes import made_up_model
@@ -20,39 +34,6 @@ from moeplan.sim.simulate import Rehearsal
 from moeplan.specs import weight_format
 
 HELD_OUT = made_up_model("held out", hidden=768, intermediate=1024)
-FRESH, AHEAD, RESIDENT, DENSE, COPY, SLOWED = 0.5, 0.9, 1.2, 1.1, 0.8, 1.3
-MODE = {"cache": "cached", "stream": "overlap"}
-
-
-def runs_of(bits: str, *, guesses: bool = True) -> list[Sample]:
-    """Return samples of runs in which every operation takes a known factor of its time alone."""
-    found = []
-
-    def add(kind: str, labels: dict[str, str], arguments: dict[str, float], seconds: float) -> None:
-        found.append(
-            Sample(kind=kind, labels=MODE | {"bits": bits} | labels, arguments=arguments, seconds=(seconds,) * 4)
-        )
-
-    for hidden, inner in SHAPES:
-        model = made_up_model("one", hidden=hidden, intermediate=inner)
-        for tokens in (1, 2):
-            sizes = {"tokens": tokens, "hidden": hidden, "intermediate": inner, "gated": 1, "experts": 2}
-            alone = expert_s(tokens, hidden, inner, bits)
-            add("run_expert", {"state": "fresh", "beside": "nothing"}, sizes, alone * FRESH)
-            if guesses:
-                add("run_expert", {"state": "ahead", "beside": "nothing"}, sizes, alone * AHEAD)
-            add("run_expert", {"state": "resident", "beside": "nothing"}, sizes, alone * RESIDENT)
-            add("run_expert", {"state": "resident", "beside": "copies"}, sizes, alone * RESIDENT * SLOWED)
-            arguments = dense_arguments(model, [0], PassShape(tokens=tokens, context_tokens=128, requests=1), 4)
-            add("run_dense", {"beside": "nothing"}, arguments, dense_s(arguments) * DENSE)
-        size = expert_weight_bytes(hidden, inner, True, bits)
-        add(
-            "run_copy",
-            {"direction": "h2d", "beside": "nothing"},
-            {"bytes": size, "experts": 2},
-            (LATENCY_S + size / LINK) * COPY,
-        )
-    return found
 
 
 def costs_with(runs: list[Sample]) -> FittedCostModel:
@@ -100,6 +81,24 @@ def test_experts_that_were_guessed_have_a_cost_of_their_own(costs: FittedCostMod
     assert without.for_run(mixed).expert_kernel(2, fmt).seconds == pytest.approx(
         without.expert_kernel(2, fmt).seconds * (0.75 * FRESH + 0.25 * RESIDENT), rel=0.03
     )
+
+
+@pytest.mark.parametrize(("fresh", "states"), [(0.0, RESIDENT), (1.0, FRESH), (0.5, (FRESH + RESIDENT) / 2)])
+def test_a_grouped_launch_has_a_factor_besides_its_experts_own(
+    costs: FittedCostModel, fresh: float, states: float
+) -> None:
+    fmt, run = weight_format("32"), costs.for_run(kind(fresh=fresh))
+    assert run.grouped_item(1, fmt).seconds == pytest.approx(
+        costs.grouped_item(1, fmt).seconds * states * GROUPED, rel=0.03
+    )
+    assert run.grouped_base().seconds == pytest.approx(
+        costs.with_experts("32", 1.0).grouped_base().seconds * GROUPED, rel=0.03
+    )
+    # Where no launch was seen inside a run, its experts' own factors are all there is.
+    single = [one for one in runs_of("32") if one.kind != "run_grouped"]
+    without = costs_with(single).for_run(kind(fresh=fresh))
+    assert without.grouped_item(1, fmt).seconds == pytest.approx(costs.grouped_item(1, fmt).seconds * states, rel=0.03)
+    assert without.grouped_base() == costs.with_experts("32", 1.0).grouped_base()
 
 
 def test_dense_parts_copies_and_handovers(costs: FittedCostModel) -> None:

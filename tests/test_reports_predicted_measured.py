@@ -44,6 +44,19 @@ def test_predicted_against_measured_says_what_missed() -> None:
     ]  # fmt: skip
 
 
+def test_a_machine_that_changed_is_said_to_have_changed() -> None:
+    document = validation_document()
+    without = {"median_relative_error": 0.011, "p90_relative_error": 0.05}
+    changed = document | {"drift": {"expert.4": 1.25, "copy.h2d": 0.9}, "without_drift": without}
+    pages = [
+        Page(plan_report(plan_document(), more_sections=[predicted_measured_section(one)])).sections["measured"]
+        for one in (changed, document | {"drift": None, "without_drift": None}, document)
+    ]
+    assert "expert.4 +25.0 %, copy.h2d −10.0 %" in pages[0]
+    assert "the median error is 1.1 %, the 90th percentile 5.0 %" in pages[0]
+    assert pages[1] == pages[2] and "calibrated shape" not in pages[1]
+
+
 def test_points_lie_where_they_were_measured() -> None:
     page = Page(plan_report(plan_document(), more_sections=[predicted_measured_section(validation_document())]))
     _, inside, outside = page.plots["plot-scatter"]["data"]
