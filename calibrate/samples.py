@@ -187,6 +187,8 @@ def together(samples: Sequence[Sample]) -> Sample:
 
 
 def _midmean(values: Sequence[float]) -> float:
+    if len(values) < 3:  # two have no middle half
+        return float(np.mean(values))
     low, high = np.percentile(values, [25, 75])
     return float(np.mean([value for value in values if low <= value <= high]))
 

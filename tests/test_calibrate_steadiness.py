@@ -53,6 +53,13 @@ def test_a_slow_lap_does_not_count() -> None:
     assert (thin.lap_medians(), thin.median_s) == (None, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "midmean"), [((2.0,), 2.0), ((2.0, 4.0), 3.0), ((2.0, 4.0, 9.0), 4.0), ((1.0, 2.0, 4.0, 9.0), 3.0)]
+)
+def test_the_mean_of_the_middle_half_of_a_few(seconds: tuple[float, ...], midmean: float) -> None:
+    assert host(*seconds).midmean_s == midmean
+
+
 def test_laps_survive_merging_again_and_a_file() -> None:
     found = together([together([host(1.0), host(2.0, 3.0)]), host(4.0)])
     assert (found.seconds, found.laps) == ((1.0, 2.0, 3.0, 4.0), (1, 2, 1))

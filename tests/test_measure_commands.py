@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from calibration_samples import lawful_samples
+from calibration_samples import lawful_samples, runs_of
 from moeplan.calibrate.device import cpu_name
 from moeplan.calibrate.fit import fit_profile
 from moeplan.cli import main
@@ -92,10 +92,31 @@ def test_a_grid_with_a_profile_prints_every_figure_and_writes_a_page(moeplan: Ru
     assert document.keys() >= KEYS
     assert document == json.loads((tmp_path / "v.json").read_text())
     assert document["num_configurations"] == 2 and document["counts_equal"] is True
+    assert document["drift"] is None and document["without_drift"] is None  # the profile holds no runs to be made again
     one = document["configurations"][0]
     assert len(one["measured_steps_s"]) == 2 and all(len(steps) == 3 for steps in one["measured_steps_s"])
     page = (tmp_path / "page.html").read_text()
     assert "Predicted against measured" in page and one["name"] in page and "The same steps" in page
+
+
+def test_a_machine_that_is_not_as_its_profile_says_is_found_out(moeplan: Run, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    samples = lawful_samples()
+    made_up = dataclasses.replace(
+        samples, device=dict(samples.device) | {"name": cpu_name()}, samples=(*samples.samples, *runs_of("32"))
+    )
+    (tmp_path / "here.json").write_text(profile_to_json(fit_profile(made_up).profile))
+    done = moeplan("validate", "--grid", "grid.yaml", "--profile", "here.json", "-o", "v.json")
+    assert done.returncode == 0, done.stderr
+    assert "now against its profile" in done.stdout and "with that taken out" in done.stdout
+    document = json.loads((tmp_path / "v.json").read_text())
+    # This machine is none that follows the made-up laws, so its runs of a calibrated shape take other times.
+    assert "expert.32" in document["drift"] and all(ratio > 0 for ratio in document["drift"].values())
+    one, without = document["configurations"][0], document["without_drift"]
+    assert without["num_configurations"] == 2 and without["noise_floor"] == document["noise_floor"]
+    least, most = (extreme(1.0, *document["drift"].values()) for extreme in (min, max))  # the host's own time stays
+    assert 0.98 * least < one["predicted_now_s"] / one["predicted_step_s"] < 1.02 * most
+    assert one["predicted_now_s"] != one["predicted_step_s"]
 
 
 def plan_document(schedule: dict[str, Any], **provenance: object) -> dict[str, Any]:
