@@ -183,6 +183,20 @@ def test_a_stage_that_is_ended_has_told_what_it_had_to_do(folder: Path) -> None:
     assert stored(folder)["pending"] == ["hangs", "b"]
 
 
+def test_a_stage_that_was_ended_still_writes_its_figures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = benchmark_module("gpu")
+    budgets: list[float] = []
+
+    def child(stage: int, out: Path, environment: Any, *, dry: bool, budget_s: float, patience_s: float) -> int:
+        budgets.append(budget_s)
+        return gpu._ENDED if budget_s else 1
+
+    monkeypatch.setattr(gpu, "_child", child)
+    assert gpu.run_apart(3, folder, dry=False, budget_s=100.0) == 1
+    assert budgets == [pytest.approx(100.0, abs=1.0), 0.0]
+    assert gpu.DEFAULT_BUDGET_S + gpu._GRACE_S + gpu._CLOSING_S < 8 * 60
+
+
 def test_a_target_is_met_missed_or_not_measured() -> None:
     target = benchmark_module("gpu_results").target
     assert [target("x", 0.95, got, at_most=False, dry=False)["met"] for got in (0.95, 0.94, None)] == [
