@@ -9,8 +9,7 @@
 
 Modelled: a row's measured duration is its duration alone plus what companions cost it, in proportion to how long they
 ran beside it; a straight line over many rows separates the two. Ratios of measured to predicted durations then scale
-the tables. Ignored: how durations vary around their middle, which is part of what is left; which of
-two weight formats an expert was computed in: the first is expected.
+the tables. Ignored: how durations vary around their middle, which is part of what is left.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from ..sim.costs import (
     RATE_ONE,
     CostTables,
 )
-from ..sim.policies.state import Array
+from ..sim.engines import decided_visits, fresh_state
+from ..sim.policies.state import SIZE_CPU, SIZE_ITEMS, Array
 from ..sim.timeline import (
     OP_CPU,
     OP_DENSE,
@@ -48,6 +48,7 @@ from ..sim.timeline import (
     OP_HOST_SUBMIT,
     ROW_BYTES,
     ROW_END,
+    ROW_EXPERT,
     ROW_LANE,
     ROW_LAYER,
     ROW_OP,
@@ -200,28 +201,32 @@ def _expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> A
     if op == OP_HEAD:
         head: Array = tables.head_ns[line].astype(float)
         return head
-    if op == OP_CPU:
-        cores: Array = np.maximum(tables.cpu_ns[0][rows[:, ROW_TOKENS]], 1).astype(float)
-        return cores
-    shares = tables.kernel_ns[0]
     expected = np.zeros(len(rows))
+    items = computed_items(given, cores=op == OP_CPU)
+    table = tables.cpu_ns if op == OP_CPU else tables.kernel_ns
+    launch = 0 if op == OP_CPU else int(tables.grouped_ns[0])
     for at, row in enumerate(rows.tolist()):
-        # A launch of several experts is taken as if its tokens were spread evenly over the visit's experts.
-        alone = row[4] >= 0
-        if alone:
-            expected[at] = shares[row[ROW_TOKENS]] + tables.grouped_ns[0]
-        else:
-            expected[at] = _group_ns(given, tables, row)
+        mine = items[row[ROW_STEP], row[ROW_LAYER]]
+        # Below zero: all of the visit's. Where timing decided, an expert may have run elsewhere than it was to.
+        chosen = mine.values() if row[ROW_EXPERT] < 0 else [mine.get(row[ROW_EXPERT], (0, row[ROW_TOKENS]))]
+        expected[at] = launch + sum(int(table[fmt, tokens]) for fmt, tokens in chosen)
     return np.maximum(expected, 1)
 
 
-def _group_ns(given: RunInput, tables: CostTables, row: list[int]) -> float:
-    """Return the predicted duration of a launch of several experts: its share of the whole visit's, by tokens."""
-    visit = row[ROW_STEP] * given.config.num_layers + row[ROW_LAYER]
-    low, high = given.workload.steps.visit_start[visit], given.workload.steps.visit_start[visit + 1]
-    tokens = given.workload.steps.visit_tokens[low:high]
-    whole = float(tables.kernel_ns[0][tokens].sum())
-    return float(tables.grouped_ns[0]) + whole * row[ROW_TOKENS] / max(1, int(tokens.sum()))
+def computed_items(given: RunInput, *, cores: bool) -> dict[tuple[int, int], dict[int, tuple[int, int]]]:
+    """Return for each (step, layer) the (format, tokens) of each expert that its kernels compute, or that the host's cores do."""
+    found = {}
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    for step, layer, out in decided_visits(given.config, given.workload, state):
+        count = out.size[SIZE_CPU if cores else SIZE_ITEMS]
+        columns = (
+            (out.cpu_expert, out.cpu_format, out.cpu_tokens)
+            if cores
+            else (out.item_expert, out.item_format, out.item_tokens)
+        )
+        experts, formats, tokens = (column[:count].tolist() for column in columns)
+        found[step, layer] = dict(zip(experts, zip(formats, tokens, strict=True), strict=True))
+    return found
 
 
 def _lengths(timeline: Timeline, op: int, lane: int = HOST) -> Array:
