@@ -7,8 +7,9 @@ host costs are measured by the engine, and handed in. Ignored: fitting (`fit`).
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,7 @@ from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for
 from .microbench_collectives import ExchangeExtent, measure_all_to_all, rank_counts
 from .microbench_copies import POOL_BYTES, CopyPool, companion, copy_benches, copying, disk_benches, piece_benches
-from .microbench_cores import core_benches, host_device, measure_cores
+from .microbench_cores import NUM_PARTS, core_benches, host_device, measure_cores
 from .microbench_dense import dense_benches, head_benches
 from .microbench_experts import ExpertArena, expert_benches, grouped_benches
 from .pass_shape import largest_shape, pass_shapes
@@ -106,6 +107,33 @@ QUICK = Extent(
 )
 
 
+@dataclass(slots=True)
+class Allowance:
+    """How long the parts of a measurement may take; what one leaves unused, the later ones share."""
+
+    seconds: float | None
+    """Left for the parts to come; None: as long as they take."""
+    parts: int
+    """To come."""
+
+    @contextlib.contextmanager
+    def part(self, count: int = 1) -> Iterator[float | None]:
+        """Give how long each of the next `count` parts may take, and note how long they took together."""
+        began = time.monotonic()
+        yield None if self.seconds is None else self.seconds / max(1, self.parts)
+        self.parts -= count
+        if self.seconds is not None:
+            self.seconds = max(0.0, self.seconds - (time.monotonic() - began))
+
+
+def _num_parts(device: Device, models: int, bits: int, extent: Extent) -> int:
+    """Return how many parts a whole measurement has, apart from the engine's own runs and exchanges."""
+    directions = 4 if device.kind == "cuda" else 2
+    lap = directions + models * (1 + 2 * bits)
+    cores = models * bits * NUM_PARTS if extent.host_cores else 0
+    return 1 + extent.laps * lap + cores + int(extent.disk)
+
+
 def measure_device(
     device: Device,
     models: Sequence[ModelSpec],
@@ -121,7 +149,8 @@ def measure_device(
 ) -> SampleSet:
     """Return samples of everything a profile of `device` needs, with the shapes of `models` and weights stored as `bits`.
 
-    host: returns the engine's own costs. seconds: about how long all of it may take; rounds are cut short beyond a part's share.
+    host: returns the engine's own costs. seconds: about how long all of it may take but these and the exchanges; beyond its share a
+    part ends with the round it is in.
     journal: keeps the parts that are done, and holds those that need not be measured again. exchanges: the all-to-alls between
     processes; None leaves them out.
     Raises InputError without models or formats, DoesNotFit where a model's layers exceed the device.
@@ -129,24 +158,25 @@ def measure_device(
     if not models or not bits:
         raise InputError("calibrate", "no model or format", "nothing to measure", "name a model and its weight formats")
     harness = Harness(device, progress, journal)
-    share = None if seconds is None else seconds / (4 + len(models) * (1 + len(bits))) / extent.laps
+    allowance = Allowance(seconds, _num_parts(device, len(models), len(bits), extent))
     began = time.monotonic()
     copy_bytes, side = sizes_for(device, quick=extent is QUICK)
     with device.enter(COMPUTE):
         ceilings = ceiling_benches(device, copy_bytes=copy_bytes, side=side)
-    harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
+    with allowance.part() as share:
+        harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
     for lap in range(extent.laps):
         if host is not None:
             harness.keep(host, "the engine's own costs")
-        _measure_copies(harness, device, extent, models, bits, share)
+        _measure_copies(harness, device, extent, models, bits, allowance)
         for model in models:
-            _measure_dense(harness, device, model, bits[0], extent, dtype, share)
+            _measure_dense(harness, device, model, bits[0], extent, dtype, allowance)
             for kind in bits:
                 # What the host's cores do is no part of most schedules: one lap tells enough of it.
                 with_cores = extent.host_cores and lap == 0
-                _measure_experts(harness, device, model, kind, extent, dtype, share, with_cores=with_cores)
+                _measure_experts(harness, device, model, kind, extent, dtype, allowance, with_cores=with_cores)
         if lap == 0 and extent.disk:
-            _measure_disk(harness, device, models, bits, share)
+            _measure_disk(harness, device, models, bits, allowance)
     if exchanges is not None:
         _measure_exchanges(harness, device, exchanges)
     progress(1, 1, f"measured in {time.monotonic() - began:.1f} s")
@@ -160,7 +190,7 @@ def _measure_copies(
     extent: Extent,
     models: Sequence[ModelSpec],
     bits: Sequence[str],
-    share: float | None,
+    allowance: Allowance,
 ) -> None:
     """Measure copies in both directions, in pieces, and in each other's way; sizes reach up to whole experts."""
     kinds = (True, False) if device.kind == "cuda" else (True,)
@@ -177,19 +207,25 @@ def _measure_copies(
                 benches += copy_benches(
                     pool, direction, (_COMPANION_BYTES,), during=other, companion=copying(pool, other, _COMPANION_BYTES)
                 )
-            harness.measure(
-                benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"copies {direction}"
-            )
+            with allowance.part() as share:
+                harness.measure(
+                    benches,
+                    rounds=extent.rounds,
+                    repetitions=extent.repetitions,
+                    seconds=share,
+                    what=f"copies {direction}",
+                )
         pool.close()
 
 
 def _measure_disk(
-    harness: Harness, device: Device, models: Sequence[ModelSpec], bits: Sequence[str], share: float | None
+    harness: Harness, device: Device, models: Sequence[ModelSpec], bits: Sequence[str], allowance: Allowance
 ) -> None:
     """Measure reading experts from disk."""
     benches, close = disk_benches(device, models, bits)
     try:
-        harness.measure(benches, rounds=_DISK_ROUNDS, repetitions=3, seconds=share, what="disk")
+        with allowance.part() as share:
+            harness.measure(benches, rounds=_DISK_ROUNDS, repetitions=3, seconds=share, what="disk")
     finally:
         close()
 
@@ -201,7 +237,7 @@ def _measure_dense(
     bits: str,
     extent: Extent,
     dtype: torch.dtype,
-    share: float | None,
+    allowance: Allowance,
 ) -> None:
     """Measure the dense part of a layer and the output matrix."""
     shapes = pass_shapes(extent.pass_tokens, extent.contexts)
@@ -211,9 +247,14 @@ def _measure_dense(
         dense = DensePart(model, device, dtype=dtype, largest=largest_shape(shapes))
         with torch.inference_mode():
             benches = dense_benches(dense, arena.runner, shapes) + head_benches(dense, extent.pass_tokens)
-    harness.measure(
-        benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=f"dense part of {model.name}"
-    )
+    with allowance.part() as share:
+        harness.measure(
+            benches,
+            rounds=extent.rounds,
+            repetitions=extent.repetitions,
+            seconds=share,
+            what=f"dense part of {model.name}",
+        )
     del arena, dense, benches
     device.release_since(used)
 
@@ -225,7 +266,7 @@ def _measure_experts(
     bits: str,
     extent: Extent,
     dtype: torch.dtype,
-    share: float | None,
+    allowance: Allowance,
     *,
     with_cores: bool,
 ) -> None:
@@ -248,36 +289,39 @@ def _measure_experts(
         for bench in alone
         if bench.arguments["tokens"] in _WHILE_TOKENS
     ]
-    harness.measure(
-        alone + groups + beside,
-        rounds=extent.rounds,
-        repetitions=extent.repetitions,
-        seconds=share,
-        what=f"{bits}-bit experts of {model.name}",
-    )
+    with allowance.part() as share:
+        harness.measure(
+            alone + groups + beside,
+            rounds=extent.rounds,
+            repetitions=extent.repetitions,
+            seconds=share,
+            what=f"{bits}-bit experts of {model.name}",
+        )
     busy = companion(device, COMPUTE, alone[0].run)
     copies = copy_benches(pool, TO_DEVICE, (size,), during=f"compute {bits}", companion=busy) + copy_benches(
         pool, TO_DEVICE, (size,)
     )
-    harness.measure(
-        copies,
-        rounds=extent.rounds,
-        repetitions=extent.repetitions,
-        seconds=share,
-        what=f"copies beside {bits}-bit experts",
-    )
-    if with_cores:
-        measure_cores(
-            harness,
-            pool,
-            core_benches(model, bits, extent.core_tokens, host_device(device)),
-            alone,
-            copy_bytes=size,
-            rounds=_CORE_ROUNDS,
+    with allowance.part() as share:
+        harness.measure(
+            copies,
+            rounds=extent.rounds,
             repetitions=extent.repetitions,
             seconds=share,
-            while_tokens=_WHILE_TOKENS,
+            what=f"copies beside {bits}-bit experts",
         )
+    if with_cores:
+        with allowance.part(NUM_PARTS) as share:
+            measure_cores(
+                harness,
+                pool,
+                core_benches(model, bits, extent.core_tokens, host_device(device)),
+                alone,
+                copy_bytes=size,
+                rounds=_CORE_ROUNDS,
+                repetitions=extent.repetitions,
+                seconds=share,
+                while_tokens=_WHILE_TOKENS,
+            )
     pool.close()
     del arena, alone, groups, beside, copies, pool, busy
     device.release_since(used)

@@ -27,6 +27,8 @@ Companion = Callable[[], contextlib.AbstractContextManager[None]]
 
 _WINDOW_NS = 20_000_000
 """Several turns of two threads on one core: a turn is 3 ms by default on Linux, of which few systems differ."""
+NUM_PARTS = 4
+"""Parts that `measure_cores` consists of, each with its own time; one less on a device that works on its own."""
 
 
 def host_device(device: Device) -> CpuDevice:

@@ -90,7 +90,7 @@ def _run(document: dict[str, Any], rehearsal: Any) -> tuple[dict[str, Any], Any]
 
     found = validate_plan(
         document, rehearsal.model, open_trace("bundled"), profile=rehearsal.profile, num_baselines=_RIVALS,
-        steps=_RUN_STEPS, repeats=_REPEATS, progress=reporter("demo: run"),
+        steps=_RUN_STEPS, repeats=_REPEATS, check_drift=False, progress=reporter("demo: run"),
     )  # fmt: skip
     measured = found.to_dict() | found.best_to_dict()
     predicted, observed = found.timelines()

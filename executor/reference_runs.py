@@ -1,11 +1,13 @@
 """Runs of a calibrated shape beside the runs that are validated: what the machine has become since its profile was measured.
 
-Modelled: the runs of a calibration (`run_samples`), with the calibrated shape nearest to the validated ones, one weight format at a
-time and taking turns with what is validated, so that both see the same machine. Ignored: GPUs, whose profiles hold no runs.
+Modelled: the runs of a calibration (`run_samples`), with the calibrated shape nearest to the validated ones (the validated model
+itself where it was calibrated), one weight format at a time and taking turns with what is validated, so that both see the same
+machine. Ignored: GPUs, whose profiles hold no runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from ..calibrate.drift import drift_of
 from ..calibrate.measure import QUICK
 from ..calibrate.samples import Sample, together
 from ..calibrate.standard_shapes import made_up_model
+from ..errors import DoesNotFit
 from ..hardware import Profile
 from ..specs import ModelSpec
 from .run_samples import measure_runs
@@ -32,7 +35,10 @@ class ReferenceRuns:
     def run(self, place: int) -> None:
         """Make the runs of one weight format, the next at each place."""
         kind = self.bits[place % len(self.bits)]
-        self.samples += measure_runs([self.model], [kind], QUICK, device=self.device)
+        with contextlib.suppress(
+            DoesNotFit
+        ):  # what is validated comes first; without samples there is no drift to be told
+            self.samples += measure_runs([self.model], [kind], QUICK, device=self.device)
 
     def drift(self) -> Mapping[str, float]:
         """Return for every table what its times have become, over those of the profile."""
@@ -66,5 +72,7 @@ def reference_runs(
         return sum(abs(math.log(a / b)) for other in wanted for a, b in zip(shape, other, strict=True))
 
     hidden, inner = min(sorted(known), key=distance)
-    model = made_up_model(f"calibrated {hidden:g}x{inner:g}", hidden=int(hidden), intermediate=int(inner))
+    model = next((one for one in validated if (one.hidden_size, one.expert_intermediate_size) == (hidden, inner)), None)
+    if model is None:
+        model = made_up_model(f"calibrated {hidden:g}x{inner:g}", hidden=int(hidden), intermediate=int(inner))
     return ReferenceRuns(profile=profile, model=model, bits=formats, device=device)

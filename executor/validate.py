@@ -40,7 +40,7 @@ from .error_budget import error_budget, median_budget
 from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
 from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format, with_costs
-from .reference_runs import reference_runs
+from .reference_runs import ReferenceRuns, reference_runs
 from .supported import check_runnable
 from .validation_grid import Case, Grid
 
@@ -205,23 +205,14 @@ def validate_grid(
         model, runs = shapes[case.shape], measured[case.name]
         costs = costs_of(used, model, device)
         validated.append(_named(case, partial(compare, case, inputs[case.name], model, costs, runs)))
-    drift = references.drift() if references is not None else {}
-    steadied = []
-    if drift:
-        now = drifted(used, drift)
-        for one in validated:
-            model = shapes[one.case.shape]
-            found_now = forecast(
-                one.given, model, costs_of(now, model, device), slot_bytes=one.executions[0].slot_bytes
-            )
-            steadied.append(one.predicted_as(found_now))
+    drift, without_drift = as_it_is_now([(one, shapes[one.case.shape]) for one in validated], used, references)
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
         profile=used,
         notes=_notes(grid, trace, shapes),
-        drift=drift or None,
-        without_drift=tuple(steadied),
+        drift=drift,
+        without_drift=without_drift,
         seconds=time.monotonic() - began,
     )
 
@@ -232,9 +223,13 @@ def validate_cases(
     costs: CostModel,
     *,
     repeats: int = 3,
+    references: ReferenceRuns | None = None,
     progress: Progress = silent,
 ) -> list[Validated]:
-    """Return predicted and measured of runs on one open stage, with given costs: what one plan's validation takes."""
+    """Return predicted and measured of runs on one open stage, with given costs: what one plan's validation takes.
+
+    references: runs to be made in each round too.
+    """
     cases = [
         (case, with_costs(given, stage.model, costs, slot_bytes=_slot_bytes(stage, given))) for case, given in cases
     ]
@@ -246,7 +241,24 @@ def validate_cases(
             if number:
                 measured[case.name].append(found)
             progress(number * len(cases) + place + 1, rounds * len(cases), case.name)
+        for place in range(len(references.bits) if references is not None and number else 0):
+            if references is not None:
+                references.run(place)
     return [compare(case, given, stage.model, costs, measured[case.name]) for case, given in cases]
+
+
+def as_it_is_now(
+    validated: Sequence[tuple[Validated, ModelSpec]], profile: Profile, references: ReferenceRuns | None
+) -> tuple[Mapping[str, float] | None, tuple[Compared, ...]]:
+    """Return (drift, every configuration predicted for the machine as it is now); (None, none) where no runs were made again."""
+    drift = references.drift() if references is not None else {}
+    if references is None or not drift:
+        return None, ()
+    now, found = drifted(profile, drift), []
+    for one, model in validated:
+        costs = costs_of(now, model, references.device)
+        found.append(one.predicted_as(forecast(one.given, model, costs, slot_bytes=one.executions[0].slot_bytes)))
+    return drift, tuple(found)
 
 
 def compare(

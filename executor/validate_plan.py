@@ -30,8 +30,9 @@ from .calibration import Calibration, calibrate_device
 from .execute import Progress, RunInput, open_stage, silent
 from .prediction import counted_steps, forecast, run_input, stored_format, with_costs
 from .reduction import DISTINCT, Reduced, reduced_to, room_of
+from .reference_runs import reference_runs
 from .supported import check_runnable
-from .validate import Validation, check_profile, costs_of, dense_format, validate_cases
+from .validate import Validation, as_it_is_now, check_profile, costs_of, dense_format, validate_cases
 from .validation_grid import Case, Shape
 
 _MAX_STEPS = 64
@@ -85,14 +86,16 @@ def validate_plan(
     calibrate_seconds: float = 12.0,
     seconds: float = _SECONDS,
     memory_bytes: int | None = None,
+    check_drift: bool = True,
     progress: Progress = silent,
 ) -> Validation:
     """Return predicted and measured of a plan's best schedule, first, and of its fastest rivals.
 
     steps: forward passes to run, of those that were planned; by default as many as end in about `seconds`, 64 at most.
     memory_bytes: use at most so much of the device's memory (on a CPU: of all memory); None takes most of what is free. What does
-    not fit is reduced, and said so. Raises InputError for a plan of another kind, for a profile of another device or schedules that
-    are only simulated, MissingCalibration where the profile does not reach, DoesNotFit where not even the smallest excerpt fits.
+    not fit is reduced, and said so. check_drift: find out what the machine has become since `profile` was measured.
+    Raises InputError for a plan of another kind, for a profile of another device or schedules that are only simulated,
+    MissingCalibration where the profile does not reach, DoesNotFit where not even the smallest excerpt fits.
     """
     began = time.monotonic()
     cases = planned_cases(document, model, num_baselines)
@@ -129,7 +132,12 @@ def validate_plan(
         places=reduced.places,
     ) as stage:
         pairs = list(zip(reduced.cases, inputs, strict=True))
-        validated = validate_cases(pairs, stage, costs, repeats=repeats, progress=progress)
+        references = None
+        if check_drift and profile is not None:
+            formats = [stored_format(case.schedule, small).name for case in reduced.cases]
+            references = reference_runs(profile, [small], formats, device)
+        validated = validate_cases(pairs, stage, costs, repeats=repeats, references=references, progress=progress)
+    drift, without_drift = as_it_is_now([(one, small) for one in validated], used, references)
     return Validation(
         validated=tuple(validated),
         calibration=calibration,
@@ -144,6 +152,8 @@ def validate_plan(
         ),
         seconds=time.monotonic() - began,
         reduced=reduced.to_dict(),
+        drift=drift,
+        without_drift=without_drift,
     )
 
 

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from moeplan.calibrate.device import CpuDevice
 from moeplan.calibrate.fitted_model import load_costs
-from moeplan.calibrate.measure import Extent
+from moeplan.calibrate.measure import Allowance, Extent, measure_device
 from moeplan.calibrate.samples import read_samples
 from moeplan.calibrate.standard_shapes import cpu_models, gpu_models, made_up_model
 from moeplan.errors import InputError
@@ -123,3 +125,31 @@ def test_costs_and_fits_need_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_part_leaves_unused_the_later_ones_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("moeplan.calibrate.measure.time.monotonic", lambda: now[0])
+    allowance, given = Allowance(12.0, 6), []
+    for taken, count in ((1.0, 1), (3.0, 1), (2.0, 2), (9.0, 1), (1.0, 1)):
+        with allowance.part(count) as share:
+            given.append(share)
+            now[0] += taken
+    assert given == pytest.approx([12 / 6, 11 / 5, 8 / 4, 6 / 2, 0.0])
+    with Allowance(None, 3).part() as share:
+        assert share is None
+
+
+def test_every_part_of_a_calibration_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowances: list[Allowance] = []
+    real = Allowance.__init__
+
+    def noted(self: Allowance, seconds: float | None, parts: int) -> None:
+        real(self, seconds, parts)
+        allowances.append(self)
+
+    monkeypatch.setattr(Allowance, "__init__", noted)
+    device = CpuDevice()
+    measure_device(device, [TINY], ("16", "4"), extent=SMALL, dtype=torch.float32, seconds=0.01)
+    device.close()
+    assert [each.parts for each in allowances] == [0]

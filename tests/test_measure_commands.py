@@ -117,6 +117,13 @@ def test_a_machine_that_is_not_as_its_profile_says_is_found_out(moeplan: Run, tm
     least, most = (extreme(1.0, *document["drift"].values()) for extreme in (min, max))  # the host's own time stays
     assert 0.98 * least < one["predicted_now_s"] / one["predicted_step_s"] < 1.02 * most
     assert one["predicted_now_s"] != one["predicted_step_s"]
+    # So it is beside a plan, whose model has a shape that nobody calibrated.
+    done = moeplan(
+        "validate", large_plan(tmp_path), "--profile", "here.json", "--steps", "4", "--repeats", "1", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    beside_a_plan = json.loads(done.stdout)
+    assert "expert.32" in beside_a_plan["drift"] and beside_a_plan["without_drift"]["num_configurations"] == 1
 
 
 def plan_document(schedule: dict[str, Any], **provenance: object) -> dict[str, Any]:
