@@ -111,23 +111,21 @@ def test_ladder_measures_what_it_says():
     assert tiers.kernel_wait_ns == base.kernel_wait_ns
     assert base.exchange_wait_ns > 0 == tiers.exchange_wait_ns  # a node's ranks share a hierarchical exchange
     assert copied.exchange_ns < base.exchange_ns
-    # Halving idle time by the exchange alone: stragglers then wait as long as ranks did for each other's bytes.
-    slowness = slowness_of([measured], -50.0)
-    assert slowness * tiers.kernel_wait_ns == pytest.approx(base.exchange_wait_ns)
-    assert base.row(slowness)[3] == pytest.approx(2 * tiers.row(slowness)[3])
+    # OLMoE's published times after grouping: 507 ms of idle time beside 2846 of exchanges.
+    row = grouped.row(slowness_of(measured))
+    assert row[3] / row[0] == pytest.approx(507 / 2846)
 
 
 @pytest.mark.skipif(not LONG, reason="about a minute; set MOEPLAN_LONG=1")
 def test_grace_moe_order_and_magnitudes():
     found = reproduce_grace_moe()
     json.dumps(found.to_dict(), allow_nan=False)
-    assert len(found.constants) == 4
+    assert len(found.constants) == 3
     table = {(each.row, each.column): each for each in found.cells if each.table == "change against Occult, 2 x 2"}
     assert len(table) == 15
-    for (row, column), each in table.items():
-        assert abs(each.difference) < 16, each
-        if (row, column) != ("GPU idle", INGREDIENTS[1]):  # 11 above for 5 below; its note says why
-            assert each.published == 0 or np.sign(each.simulated) == np.sign(each.published), each
+    for each in table.values():
+        assert abs(each.difference) < 14, each
+        assert each.published == 0 or np.sign(each.simulated) == np.sign(each.published), each
     for row, published in TABLE.items():
         values = [table[row, ingredient].simulated for ingredient in INGREDIENTS]
         if row in ("GPU idle", "load standard deviation"):
@@ -136,5 +134,5 @@ def test_grace_moe_order_and_magnitudes():
             assert np.argsort(values)[[0, -1]].tolist().count(0) == 1, row
             assert abs(values[1] - values[2]) < 5, row
     assert all(
-        each.note for each in found.cells if each.role == CHECKED and each.published and abs(each.difference) > 15
+        each.note for each in found.cells if each.role == CHECKED and each.published and abs(each.difference) > 12
     )
