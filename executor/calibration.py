@@ -111,7 +111,7 @@ def calibrate_device(
             journal=journal,
             exchanges=asked,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
-            host=lambda: own_costs(chosen, formats, measured, device),
+            host=lambda: own_costs(chosen, formats, measured, device, progress),
         )
     finally:
         opened.close()
@@ -121,10 +121,14 @@ def calibrate_device(
     return done
 
 
-def own_costs(models: Sequence[ModelSpec], bits: Sequence[str], extent: Extent, device: str) -> list[Sample]:
+def own_costs(
+    models: Sequence[ModelSpec], bits: Sequence[str], extent: Extent, device: str, progress: Progress = silent
+) -> list[Sample]:
     """Return what the engine costs: inside runs of these shapes on a CPU, whose caches they share; by itself on a GPU."""
     return (
-        measure_runs(models, bits, extent, device=device) if device == "cpu" else measure_host(models[0], device=device)
+        measure_runs(models, bits, extent, device=device, progress=progress)
+        if device == "cpu"
+        else measure_host(models[0], device=device)
     )
 
 

@@ -35,7 +35,7 @@ from ..sim.costs import (
     CostTables,
 )
 from ..sim.engines import decided_visits, fresh_state
-from ..sim.policies.state import SIZE_CPU, SIZE_ITEMS, Array
+from ..sim.policies.state import SIZE_CPU, Array
 from ..sim.timeline import (
     OP_CPU,
     OP_DENSE,
@@ -61,6 +61,7 @@ from .execute import RunInput
 from .execution import Execution
 from .overlap import overlap_ns
 from .prediction import predicted_step_s, simulate
+from .run_facts import launch_of_rows, visit_launches
 
 CLASSES = ("copy", "compute", "cores", "contention", "host")
 _MIN_OVERLAP = 0.05
@@ -147,7 +148,7 @@ def _lines(given: RunInput, tables: CostTables, timelines: Sequence[Timeline], o
     ratios, overlaps = [], []
     for timeline in timelines:
         rows = timeline.rows[timeline.rows[:, ROW_OP] == op]
-        expected = _expected_ns(given, tables, rows, op)
+        expected = expected_ns(given, tables, rows, op)
         beside = overlap_ns(rows, timeline.rows[timeline.rows[:, ROW_LANE] == H2D])
         ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / expected)
         overlaps.append(beside / expected)
@@ -192,7 +193,7 @@ def _line(ratios: Array, overlaps: Array) -> _Line:
     return _Line(max(0.05, float(alone)), max(0.0, float(slope)), True)
 
 
-def _expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> Array:
+def expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> Array:
     """Return the predicted duration, running alone, of each row."""
     line = tables.step_class[rows[:, ROW_STEP]]
     if op == OP_DENSE:
@@ -201,31 +202,30 @@ def _expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> A
     if op == OP_HEAD:
         head: Array = tables.head_ns[line].astype(float)
         return head
+    if op == OP_CPU:
+        formats = core_formats(given)
+        visits = rows[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()
+        mine = [formats.get((step, layer, expert), 0) for step, layer, expert in visits]
+        cores: Array = np.maximum(tables.cpu_ns[mine, rows[:, ROW_TOKENS]], 1).astype(float)
+        return cores
+    launches = visit_launches(given)
     expected = np.zeros(len(rows))
-    items = computed_items(given, cores=op == OP_CPU)
-    table = tables.cpu_ns if op == OP_CPU else tables.kernel_ns
-    launch = 0 if op == OP_CPU else int(tables.grouped_ns[0])
-    for at, row in enumerate(rows.tolist()):
-        mine = items[row[ROW_STEP], row[ROW_LAYER]]
-        # Below zero: all of the visit's. Where timing decided, an expert may have run elsewhere than it was to.
-        chosen = mine.values() if row[ROW_EXPERT] < 0 else [mine.get(row[ROW_EXPERT], (0, row[ROW_TOKENS]))]
-        expected[at] = launch + sum(int(table[fmt, tokens]) for fmt, tokens in chosen)
+    for at, (row, place) in enumerate(zip(rows.tolist(), launch_of_rows(rows).tolist(), strict=True)):
+        visit = launches[row[ROW_STEP], row[ROW_LAYER]]
+        # Where timing decided, a launch may have been another one than was to be expected.
+        items = visit[place] if place < len(visit) else [(row[ROW_EXPERT], 0, row[ROW_TOKENS])]
+        expected[at] = int(tables.grouped_ns[0]) + sum(int(tables.kernel_ns[fmt, tokens]) for _, fmt, tokens in items)
     return np.maximum(expected, 1)
 
 
-def computed_items(given: RunInput, *, cores: bool) -> dict[tuple[int, int], dict[int, tuple[int, int]]]:
-    """Return for each (step, layer) the (format, tokens) of each expert that its kernels compute, or that the host's cores do."""
-    found = {}
+def core_formats(given: RunInput) -> dict[tuple[int, int, int], int]:
+    """Return the weight format of every (step, layer, expert) that the host's cores compute."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    found = {}
     for step, layer, out in decided_visits(given.config, given.workload, state):
-        count = out.size[SIZE_CPU if cores else SIZE_ITEMS]
-        columns = (
-            (out.cpu_expert, out.cpu_format, out.cpu_tokens)
-            if cores
-            else (out.item_expert, out.item_format, out.item_tokens)
-        )
-        experts, formats, tokens = (column[:count].tolist() for column in columns)
-        found[step, layer] = dict(zip(experts, zip(formats, tokens, strict=True), strict=True))
+        count = out.size[SIZE_CPU]
+        for expert, fmt in zip(out.cpu_expert[:count].tolist(), out.cpu_format[:count].tolist(), strict=True):
+            found[step, layer, expert] = fmt
     return found
 
 

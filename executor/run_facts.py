@@ -21,6 +21,7 @@ from ..sim.policies.state import (
     Array,
     Decision,
 )
+from ..sim.timeline import ROW_LAYER, ROW_START, ROW_STEP
 from .execute import RunInput
 
 
@@ -55,6 +56,36 @@ def run_arrivals(given: RunInput) -> dict[tuple[int, int, int], str]:
         experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
         for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
             found[step, layer, expert] = arrival
+    return found
+
+
+Item = tuple[int, int, int]
+"""Expert, weight format, tokens."""
+
+
+def visit_launches(given: RunInput) -> dict[tuple[int, int], list[list[Item]]]:
+    """Return for each (step, layer) the launches of its kernels in order, each as the items that it computes."""
+    found = {}
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    for step, layer, out in decided_visits(given.config, given.workload, state):
+        count = out.size[SIZE_ITEMS]
+        columns = (out.item_kernel, out.item_expert, out.item_format, out.item_tokens)
+        launches: dict[int, list[Item]] = {}
+        for kernel, *item in zip(*(column[:count].tolist() for column in columns), strict=True):
+            launches.setdefault(kernel, []).append((item[0], item[1], item[2]))
+        found[step, layer] = [launches[kernel] for kernel in sorted(launches)]
+    return found
+
+
+def launch_of_rows(rows: Array) -> Array:
+    """Return int64 [num_rows]: the how-manyth launch of its visit each row is; `rows` are kernels, in any order."""
+    order = np.lexsort((rows[:, ROW_START], rows[:, ROW_LAYER], rows[:, ROW_STEP]))
+    visits = rows[order][:, [ROW_STEP, ROW_LAYER]]
+    begins = (
+        np.flatnonzero(np.r_[True, (visits[1:] != visits[:-1]).any(axis=1)]) if len(rows) else np.zeros(0, np.int64)
+    )
+    found = np.zeros(len(rows), np.int64)
+    found[order] = np.arange(len(rows)) - np.repeat(begins, np.diff(np.r_[begins, len(rows)]))
     return found
 
 

@@ -56,12 +56,12 @@ from ..sim.timeline import (
 )
 from ..specs import ModelSpec
 from ..units import GIB, NS_PER_S
-from .execute import RunInput, Stage, execute, open_stage
+from .execute import Progress, RunInput, Stage, execute, open_stage, silent
 from .execution import Execution
 from .host_overheads import fetching_costs, random_routing, resident_costs
 from .overlap import overlap_ns
 from .prediction import run_input
-from .run_facts import run_arrivals
+from .run_facts import Item, launch_of_rows, run_arrivals, visit_launches
 
 _STORE_BYTES = GIB
 _WARM_UP_STEPS = 2
@@ -92,7 +92,12 @@ def excerpt_of(model: ModelSpec, bits: str, num_layers: int) -> ModelSpec:
 
 
 def measure_runs(
-    models: Sequence[ModelSpec], bits: Sequence[str], extent: Extent, *, device: str = "cpu"
+    models: Sequence[ModelSpec],
+    bits: Sequence[str],
+    extent: Extent,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
 ) -> list[Sample]:
     """Return samples of kinds run_expert, run_dense, run_head, run_copy and host from runs with the shapes of `models`.
 
@@ -100,8 +105,9 @@ def measure_runs(
     """
     found: dict[Key, list[float]] = {}
     chosen = np.unique(np.linspace(0, len(models) - 1, extent.run_shapes or len(models)).astype(int)).tolist()
-    for model in (models[at] for at in chosen):
-        for kind in bits:
+    for number, model in enumerate(models[at] for at in chosen):
+        for place, kind in enumerate(bits):
+            progress(number * len(bits) + place, len(chosen) * len(bits), f"runs of {model.name} in {kind} bits")
             excerpt = excerpt_of(model, kind, extent.run_layers)
             for key, seconds in _measure_model(excerpt, kind, extent.run_passes, device).items():
                 found.setdefault(key, []).extend(seconds)
@@ -185,13 +191,18 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
     found: dict[Key, list[float]] = {}
     common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
     together = round(len(arrivals) / max(1, given.workload.num_steps * given.config.num_layers))
-    for row, share in zip(compute.tolist(), _shares(compute, copies).tolist(), strict=True):
+    launches = visit_launches(given) if given.config.grouped else {}
+    kernels, places = compute[:, ROW_OP] == OP_EXPERT, np.zeros(len(compute), np.int64)
+    places[kernels] = launch_of_rows(compute[kernels])
+    shares = _shares(compute, copies)
+    for row, share, place in zip(compute.tolist(), shares.tolist(), places.tolist(), strict=True):
         beside = _beside(share)
         if beside is None:
             continue
         labels, tokens = common | {"beside": beside}, row[ROW_TOKENS]
         if row[ROW_OP] == OP_EXPERT and given.config.grouped:
-            arguments, kind = _grouped_arguments(model, arrivals, row), "run_grouped"
+            items = launches[row[ROW_STEP], row[ROW_LAYER]][place]
+            arguments, kind = _grouped_arguments(model, arrivals, row, items), "run_grouped"
         elif row[ROW_OP] == OP_EXPERT:
             labels["state"] = arrivals[row[ROW_STEP], row[ROW_LAYER], row[ROW_EXPERT]]
             arguments = expert_arguments(model, tokens) | {"experts": together}
@@ -217,15 +228,11 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
 
 
 def _grouped_arguments(
-    model: ModelSpec, arrivals: Mapping[tuple[int, int, int], str], row: Sequence[int]
+    model: ModelSpec, arrivals: Mapping[tuple[int, int, int], str], row: Sequence[int], items: Sequence[Item]
 ) -> dict[str, float]:
     """Return what one launch computed: tokens of all its experts, how many these were, and how many had just arrived."""
-    mine = [
-        arrivals[key]
-        for expert in range(model.num_experts)
-        if (key := (row[ROW_STEP], row[ROW_LAYER], expert)) in arrivals
-    ]
-    counts = {"experts": len(mine), "fresh": mine.count(FRESH), "ahead": mine.count(AHEAD)}
+    states = [arrivals[row[ROW_STEP], row[ROW_LAYER], expert] for expert, _, _ in items]
+    counts = {"experts": len(states), "fresh": states.count(FRESH), "ahead": states.count(AHEAD)}
     return expert_arguments(model, row[ROW_TOKENS]) | counts
 
 

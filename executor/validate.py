@@ -177,8 +177,9 @@ def validate_grid(
         for number in range(rounds):
             if profile is None:
                 part = calibrate_device(
-                    device, models=calibrated, bits=grid.calibrate_bits, extent=extent, seconds=calibrate_seconds
-                )
+                    device, models=calibrated, bits=grid.calibrate_bits, extent=extent, seconds=calibrate_seconds,
+                    progress=partial(_calibrating, progress, f"round {number + 1} of {rounds}"),
+                )  # fmt: skip
                 parts.append(part.samples)
             if number == 0:  # what a profile does not reach is known before anything long is run
                 for case in grid.cases:
@@ -338,6 +339,10 @@ def _extent_for(grid: Grid) -> Extent:
     cores = any(schedule.kernel.miss != "fetch" for schedule in schedules)
     disk = any(schedule.copy.host_experts is not None for schedule in schedules)
     return dataclasses.replace(QUICK, run_shapes=None, host_cores=cores, disk=disk)
+
+
+def _calibrating(progress: Progress, which: str, done: int, total: int, note: str) -> None:
+    progress(done, total, f"{which}: calibrating, {note}")
 
 
 def _named(case: Case, work: Callable[[], T]) -> T:

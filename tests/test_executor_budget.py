@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from executor_stages import formats_of, preset, run_input, small_trace, tables_of
-from moeplan.executor.error_budget import computed_items, error_budget, measured_tables, median_budget
+from moeplan.executor.error_budget import core_formats, error_budget, expected_ns, measured_tables, median_budget
 from moeplan.executor.execute import RunInput
 from moeplan.executor.execution import Execution
 from moeplan.executor.prediction import predicted_step_s, simulate
+from moeplan.executor.run_facts import launch_of_rows, visit_launches
 from moeplan.sim.costs import RATE_ONE, CostTables
+from moeplan.sim.timeline import OP_CPU, OP_DENSE, OP_EXPERT, OP_HEAD, ROW_END, ROW_OP, ROW_START
 
 SCHEDULES = {
     "one at a time": preset("mixtral-offloading"),
@@ -70,18 +72,38 @@ def test_kernels_that_took_longer_are_found_in_their_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_what_a_visit_computes_is_what_was_decided(name: str) -> None:
+def test_every_row_takes_what_was_expected_of_it(name: str) -> None:
     given = run_input(SCHEDULES[name], small_trace())
-    on_device, on_cores = (computed_items(given, cores=cores) for cores in (False, True))
+    tables = steady(given)
+    rows = run_of(given, tables).timeline.rows
+    ops = (OP_EXPERT, OP_DENSE, OP_HEAD, *([OP_CPU] if "cores" in name else []))
+    for op in ops:
+        mine = rows[rows[:, ROW_OP] == op]
+        assert len(mine) > 4
+        assert (mine[:, ROW_END] - mine[:, ROW_START]).tolist() == expected_ns(given, tables, mine, op).tolist()
+    # Rows come in the order in which they ended, or in any other one.
+    kernels = rows[rows[:, ROW_OP] == OP_EXPERT]
+    mixed = np.random.default_rng(0).permutation(len(kernels))
+    assert launch_of_rows(kernels[mixed]).tolist() == launch_of_rows(kernels)[mixed].tolist()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_launches_are_those_that_were_decided(name: str) -> None:
+    given = run_input(SCHEDULES[name], small_trace())
+    launches, cores = visit_launches(given), core_formats(given)
     steps, formats = given.workload.steps, formats_of(given)
-    for number, visit in enumerate(sorted(on_device)):
+    for number, (visit, mine) in enumerate(sorted(launches.items())):
         low, high = steps.visit_start[number], steps.visit_start[number + 1]
-        mine = on_device[visit] | on_cores[visit]
-        assert not on_device[visit].keys() & on_cores[visit].keys()
         used = dict(zip(steps.visit_expert[low:high].tolist(), steps.visit_tokens[low:high].tolist(), strict=True))
-        assert {expert: tokens for expert, (_, tokens) in mine.items()} == used
-        assert all(fmt == int(formats[number][expert]) for expert, (fmt, _) in mine.items())
-    assert any(on_cores.values()) == ("cores" in name)
+        items = [item for launch in mine for item in launch]
+        assert all(used[expert] == tokens for expert, _, tokens in items)
+        elsewhere = {expert: fmt for (*where, expert), fmt in cores.items() if tuple(where) == visit}
+        assert sorted([expert for expert, _, _ in items] + list(elsewhere)) == sorted(used)
+        for expert, fmt in [(expert, fmt) for expert, fmt, _ in items] + list(elsewhere.items()):
+            assert fmt == int(formats[number][expert])
+        assert all(len(launch) == 1 for launch in mine) or given.config.grouped
+    assert bool(cores) == ("cores" in name)
+    assert any(len(mine) > 1 for mine in launches.values())  # hits and misses of a visit are launched apart, if grouped
 
 
 def test_medians_are_of_what_is_off_in_either_direction() -> None:
