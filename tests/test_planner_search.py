@@ -9,10 +9,18 @@ import pytest
 
 from moeplan.errors import DoesNotFit, InputError
 from moeplan.planner.bounds import fewest_loads
-from moeplan.planner.plan import PlanRequest, base_schedule, make_plan, plan_to_dict, plan_to_json, planned_schedule
+from moeplan.planner.plan import (
+    PlanRequest,
+    base_schedule,
+    make_plan,
+    plan_to_dict,
+    plan_to_json,
+    planned_schedule,
+    references_of,
+)
 from moeplan.planner.search import search
 from moeplan.planner.space import candidates, levels
-from moeplan.presets import FAMILIES, PRESETS
+from moeplan.presets import FAMILIES, PRESETS, load_preset
 from moeplan.schedule import WorkloadOptions
 from moeplan.sim.simulate import Rehearsal
 from moeplan.sim.workload import build_workload
@@ -64,6 +72,27 @@ def test_a_plan_beats_every_baseline_and_adds_up():
     assert speeds[-1] == pytest.approx(document["best"]["tokens_per_s"])
     assert planned_schedule(json.loads(plan_to_json(plan))) == plan.best.schedule
     assert plan_to_json(plan) == plan_to_json(make_plan(this, PlanRequest(bits=("32",))))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_any_schedule_may_turn_out_best_and_has_its_references(name: str) -> None:
+    here = rehearsal()
+    schedule = here.resolve(load_preset(name).with_options(experts__bits="16"))
+    if schedule.experts.low_bits is not None:
+        schedule = schedule.with_options(experts__low_bits="4")
+    best = here.predict(schedule.with_options(name="best"))
+    found = references_of(here, best)
+    if schedule.cache.policy == "none":
+        assert found == {}
+        return
+    assert set(found) == {"belady", "memory x1.5", "memory x2"}
+    belady = found["belady"].schedule
+    assert (belady.cache.policy, belady.cache.placement) == ("belady", "popularity")
+    if best.schedule.cache.policy in ("lru", "lfu") and best.schedule.kernel.miss == "fetch":
+        assert found["belady"].metrics.hit_rate >= best.metrics.hit_rate
+    # What stays on the cores never enters a cache: one that changes may fetch instead.
+    assert belady.kernel.miss != "cpu"
+    assert found["memory x2"].metrics.hit_rate >= best.metrics.hit_rate
 
 
 def test_the_race_finds_what_running_all_to_the_end_finds():
