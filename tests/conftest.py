@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -17,11 +18,14 @@ hypothesis.settings.load_profile("long" if os.environ.get("MOEPLAN_LONG") == "1"
 
 
 def pytest_sessionstart() -> None:
-    """Stop when another installation than the one under test would be imported."""
+    """Stop when another installation than the one under test would be imported; let tests press Ctrl-C."""
     meant = os.environ.get("MOEPLAN_TESTED_AT")
     found = Path(str(moeplan.__file__)).resolve()
     if meant and not found.is_relative_to(Path(meant).resolve()):
         pytest.exit(f"moeplan was to be tested at {meant} but is imported from {found}", returncode=4)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what it runs in the background so; Python then makes no KeyboardInterrupt of the Ctrl-C that tests press.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -194,8 +194,10 @@ def answers(process: subprocess.Popen[str]) -> tuple[int, int, str]:
 
 def test_processes_that_compile_at_once_leave_code_for_the_next_and_say_so(tree: Path) -> None:
     both = [start(tree, tree / "cache") for _ in range(2)]
-    (one, _, log), (other, _, _) = (answers(process) for process in both)
-    assert log.startswith("compiling the simulator, once (up to about ")
+    (one, _, first), (other, _, second) = (answers(process) for process in both)
+    # Where one of them has waited for a core until the other was done, it finds the code, and has nothing to say.
+    said = [log for log in (first, second) if log]
+    assert said and all(log.startswith("compiling the simulator, once (up to about ") for log in said)
     assert answers(start(tree, tree / "cache")) == (one, 1, "")
     assert one == other
 
