@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..hardware import Curve, Profile
-from .fit_runs import Place, place_of
+from .fit_runs import Place, alone_s, place_of
 from .forms import copy_form, dense_form, expert_form, head_form
 from .run_kind import NOTHING, factor
 from .samples import Sample
-from .surface import Form, Surface, fit_surface
+from .surface import Form, Surface, surface_of
 
 _LEAST_SAMPLES = 3
 # Tables whose costs were not measured inside runs move with those that were.
@@ -35,8 +35,9 @@ def drift_of(profile: Profile, samples: Iterable[Sample]) -> dict[str, float]:
     """
     surfaces: dict[str, Surface] = {}
     ratios: dict[str, list[float]] = {}
+    units, pause = _units(profile), profile.curves.get("host.piece")
     for sample in samples:
-        place = place_of(sample, _units(profile))
+        place = place_of(sample, units)
         if place is None or sample.labels["beside"] != NOTHING:
             continue
         table, inside = profile.curves.get(place.table), profile.curves.get(place.curve)
@@ -44,9 +45,7 @@ def drift_of(profile: Profile, samples: Iterable[Sample]) -> dict[str, float]:
             continue
         if place.table not in surfaces:
             surfaces[place.table] = _surface(place.table, table, profile)
-        alone, _ = surfaces[place.table].predict(place.arguments)
-        pause = profile.curves.get("host.piece") if sample.kind == "run_copy" else None
-        alone -= pause.seconds[0] if pause is not None else 0.0
+        alone = alone_s(place, surfaces[place.table], pause.seconds[0] if pause is not None else 0.0)
         ratios.setdefault(place.table, []).append(sample.midmean_s / (alone * factor(inside, **place.sizes)))
     return {
         table.removesuffix(".pinned"): float(np.median(found))
@@ -81,4 +80,4 @@ def _surface(name: str, curve: Curve, profile: Profile) -> Surface:
     many = profile.device.kind == "gpu"
     forms: dict[str, Form] = {"dense": dense_form(), "head": head_form(), "copy": copy_form()}
     form = forms.get(name.partition(".")[0]) or expert_form(many_units=many)
-    return fit_surface(name, form, {axis: np.array(v) for axis, v in curve.arguments.items()}, np.array(curve.seconds))
+    return surface_of(name, form, curve)

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import MissingCalibration
 from ..hardware import Curve, Profile
 from .forms import exchange_form
-from .surface import Array, Columns, fit_surface
+from .surface import Array, Columns, surface_of
 
 # Slow-downs by the number of ranks: kernels where all ranks compute, kernels beside an exchange, and exchanges beside kernels,
 # these by size too: a short one waits for its turn less often.
@@ -112,7 +112,7 @@ def read_table(name: str, ranks: int, curves: Mapping[str, Curve]) -> ExchangeTa
     curve = curves[name]
     columns = {axis: np.array(values) for axis, values in curve.arguments.items()}
     form = exchange_form(shared=is_shared(columns))
-    surface = fit_surface(name, form, columns, np.array(curve.seconds))
+    surface = surface_of(name, form, curve)
     low, high = float(columns["total_bytes"].min()), float(columns["total_bytes"].max())
     grid = np.geomspace(low, high, _GRID_POINTS) if high > low else np.array([low])
     port = float(columns["bytes"][columns["total_bytes"].argmax()]) / high

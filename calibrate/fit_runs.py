@@ -83,6 +83,12 @@ def place_of(sample: Sample, units: float) -> Place | None:
     )
 
 
+def alone_s(place: Place, surface: Surface, pause_s: float) -> float:
+    """Return what an operation takes alone; pause_s: of copies, the table holds the pause before the next piece too."""
+    seconds, _ = surface.predict(place.arguments)
+    return max(seconds - (pause_s if place.table.startswith("copy.") else 0.0), 1e-9)
+
+
 def fit_runs(
     samples: SampleSet,
     surfaces: Mapping[str, Surface],
@@ -93,14 +99,12 @@ def fit_runs(
     """Add the factors that samples from runs give to `curves`."""
     alone: dict[str, list[Row]] = {}
     beside: list[tuple[Place, float, int]] = []
+    pause_s = _pause(samples)
     for sample in samples:
         place = place_of(sample, units)
         if place is None or place.table not in surfaces:
             continue
-        expected, _ = surfaces[place.table].predict(place.arguments)
-        if sample.kind == "run_copy":  # the table holds the pause before the next piece too
-            expected -= _pause(samples)
-        ratio, times = sample.midmean_s / max(expected, 1e-9), len(sample.seconds)
+        ratio, times = sample.midmean_s / alone_s(place, surfaces[place.table], pause_s), len(sample.seconds)
         if sample.labels["beside"] == NOTHING:
             alone.setdefault(place.curve, []).append((place.sizes, ratio, times))
         elif sample.labels["beside"] == BESIDE_COPIES and sample.kind in ("run_expert", "run_copy"):

@@ -25,7 +25,7 @@ from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head
 from .pass_shape import PassShape, dense_arguments, head_arguments
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from .steadiness import COMPUTE_LAPS, COPY_LAPS
-from .surface import Form, Surface, fit_surface
+from .surface import Form, Surface, surface_of
 
 _FILLED = "datasheet"
 # Lanes whose companions runs tell apart: kernels beside copies to the device, and these beside kernels.
@@ -308,8 +308,7 @@ class FittedCostModel(CostModel):
             return self._fill(name, "not measured", fill)
         surface = self._surfaces.get(name)
         if surface is None:
-            columns = {axis: np.array(values) for axis, values in curve.arguments.items()}
-            surface = fit_surface(name, form, columns, np.array(curve.seconds))
+            surface = surface_of(name, form, curve)
             self._surfaces[name] = surface
         try:
             surface.check_inside(arguments, ranged)

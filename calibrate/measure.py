@@ -21,7 +21,7 @@ from ..units import KIB, MIB
 from .dense_part import DensePart
 from .device import COMPUTE, TO_DEVICE, TO_HOST, Device
 from .expert_store import expert_layout
-from .harness import Harness, Progress
+from .harness import Bench, Harness, Progress
 from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for
 from .microbench_collectives import ExchangeExtent, measure_all_to_all, rank_counts
@@ -184,6 +184,12 @@ def measure_device(
     return harness.finish(model=names, quick=extent is QUICK)
 
 
+def _measure(harness: Harness, benches: Sequence[Bench], extent: Extent, allowance: Allowance, what: str) -> None:
+    """Measure one part as often as the extent says, within its share of the time."""
+    with allowance.part() as share:
+        harness.measure(benches, rounds=extent.rounds, repetitions=extent.repetitions, seconds=share, what=what)
+
+
 def _measure_copies(
     harness: Harness,
     device: Device,
@@ -207,14 +213,7 @@ def _measure_copies(
                 benches += copy_benches(
                     pool, direction, (_COMPANION_BYTES,), during=other, companion=copying(pool, other, _COMPANION_BYTES)
                 )
-            with allowance.part() as share:
-                harness.measure(
-                    benches,
-                    rounds=extent.rounds,
-                    repetitions=extent.repetitions,
-                    seconds=share,
-                    what=f"copies {direction}",
-                )
+            _measure(harness, benches, extent, allowance, f"copies {direction}")
         pool.close()
 
 
@@ -247,14 +246,7 @@ def _measure_dense(
         dense = DensePart(model, device, dtype=dtype, largest=largest_shape(shapes))
         with torch.inference_mode():
             benches = dense_benches(dense, arena.runner, shapes) + head_benches(dense, extent.pass_tokens)
-    with allowance.part() as share:
-        harness.measure(
-            benches,
-            rounds=extent.rounds,
-            repetitions=extent.repetitions,
-            seconds=share,
-            what=f"dense part of {model.name}",
-        )
+    _measure(harness, benches, extent, allowance, f"dense part of {model.name}")
     del arena, dense, benches
     device.release_since(used)
 
@@ -289,26 +281,12 @@ def _measure_experts(
         for bench in alone
         if bench.arguments["tokens"] in _WHILE_TOKENS
     ]
-    with allowance.part() as share:
-        harness.measure(
-            alone + groups + beside,
-            rounds=extent.rounds,
-            repetitions=extent.repetitions,
-            seconds=share,
-            what=f"{bits}-bit experts of {model.name}",
-        )
+    _measure(harness, alone + groups + beside, extent, allowance, f"{bits}-bit experts of {model.name}")
     busy = companion(device, COMPUTE, alone[0].run)
     copies = copy_benches(pool, TO_DEVICE, (size,), during=f"compute {bits}", companion=busy) + copy_benches(
         pool, TO_DEVICE, (size,)
     )
-    with allowance.part() as share:
-        harness.measure(
-            copies,
-            rounds=extent.rounds,
-            repetitions=extent.repetitions,
-            seconds=share,
-            what=f"copies beside {bits}-bit experts",
-        )
+    _measure(harness, copies, extent, allowance, f"copies beside {bits}-bit experts")
     if with_cores:
         with allowance.part(NUM_PARTS) as share:
             measure_cores(

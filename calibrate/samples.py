@@ -28,7 +28,7 @@ from .exchange_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
 # Laps, and repetitions in each, from which on figures are medians over laps: fewer do not show which lap is the odd one.
-LEAST_LAPS, _LEAST_IN_LAP = 3, 3
+_LEAST_LAPS, _LEAST_IN_LAP = 3, 3
 MAX_FILE_BYTES = 256 * 2**20
 COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # kind: (labels, arguments)
@@ -105,7 +105,7 @@ class Sample:
 
     @property
     def _has_laps(self) -> bool:
-        return len(self.laps) >= LEAST_LAPS and min(self.laps) >= _LEAST_IN_LAP
+        return len(self.laps) >= _LEAST_LAPS and min(self.laps) >= _LEAST_IN_LAP
 
     def _laps(self) -> list[tuple[float, ...]]:
         ends = np.cumsum(self.laps).tolist()
@@ -162,19 +162,23 @@ def merge(sets: Iterable[SampleSet]) -> SampleSet:
     names = {str(part.device.get("name")) for part in parts}
     if len(names) > 1:
         raise InputError("device", sorted(names), "samples of different devices", "fit each device on its own")
-    found: dict[tuple[Any, ...], list[Sample]] = {}
-    for sample in (sample for part in parts for sample in part):
-        key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
-        found.setdefault(key, []).append(sample)
-    samples = tuple(together(of_one) for of_one in found.values())
     return SampleSet(
         device=parts[0].device,
         conditions=parts[0].conditions,
-        samples=samples,
+        samples=once_each(sample for part in parts for sample in part),
         model=parts[0].model,
         quick=parts[0].quick,
         warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
     )
+
+
+def once_each(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Return samples in which repetitions of the same measurement stand together, each of `samples` a lap or several."""
+    found: dict[tuple[Any, ...], list[Sample]] = {}
+    for sample in samples:
+        key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
+        found.setdefault(key, []).append(sample)
+    return tuple(together(of_one) for of_one in found.values())
 
 
 def together(samples: Sequence[Sample]) -> Sample:

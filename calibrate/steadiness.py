@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..hardware import Curve
-from .samples import LEAST_LAPS, SampleSet
+from .samples import SampleSet
 from .surface import Array
 
 COMPUTE_LAPS, COPY_LAPS = "laps.compute", "laps.copy"
@@ -65,6 +65,3 @@ def lap_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[st
             citation=citation,
         )
     return found
-
-
-__all__ = ["COMPUTE_LAPS", "COPY_LAPS", "LEAST_LAPS", "lap_curves"]

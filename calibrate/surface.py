@@ -21,6 +21,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from ..errors import MissingCalibration
+from ..hardware import Curve
 
 Array: TypeAlias = npt.NDArray[Any]
 Columns: TypeAlias = Mapping[str, Array]
@@ -94,6 +95,12 @@ class Surface:
         distance = np.abs(_logs(here, self.form.axes) - _logs(self.columns, self.form.axes)).sum(1)
         at = int(distance.argmin())
         return {name: float(column[at]) for name, column in self.columns.items()}
+
+
+def surface_of(name: str, form: Form, curve: Curve) -> Surface:
+    """Return the surface through the points of a profile's table."""
+    columns = {axis: np.array(values) for axis, values in curve.arguments.items()}
+    return fit_surface(name, form, columns, np.array(curve.seconds))
 
 
 def fit_surface(

@@ -34,8 +34,7 @@ from ..sim.costs import (
     RATE_ONE,
     CostTables,
 )
-from ..sim.engines import decided_visits, fresh_state
-from ..sim.policies.state import SIZE_CPU, Array
+from ..sim.policies.state import Array
 from ..sim.timeline import (
     OP_CPU,
     OP_DENSE,
@@ -61,7 +60,7 @@ from .execute import RunInput
 from .execution import Execution
 from .overlap import overlap_ns
 from .prediction import predicted_step_s, simulate
-from .run_facts import launch_of_rows, visit_launches
+from .run_facts import Work, decided_work, launch_of_rows
 
 CLASSES = ("copy", "compute", "cores", "contention", "host")
 _MIN_OVERLAP = 0.05
@@ -104,10 +103,11 @@ def measured_tables(
 ) -> dict[str, dict[str, Array]]:
     """Return, for each class, the fields of the cost tables that it replaces."""
     timelines = [execution.timeline for execution in executions]
-    ratio = {op: _lines(given, tables, timelines, op) for op in (OP_DENSE, OP_EXPERT, OP_HEAD)}
+    work = decided_work(given)
+    ratio = {op: _lines(work, tables, timelines, op) for op in (OP_DENSE, OP_EXPERT, OP_HEAD)}
     copies = _copy_line(tables, timelines, H2D)
     backs = _copy_line(tables, timelines, D2H)
-    cores = _lines(given, tables, timelines, OP_CPU)
+    cores = _lines(work, tables, timelines, OP_CPU)
     compute = {
         "dense_ns": _scaled(tables.dense_ns, ratio[OP_DENSE].alone),
         "head_ns": _scaled(tables.head_ns, ratio[OP_HEAD].alone),
@@ -143,12 +143,12 @@ def measured_tables(
     }
 
 
-def _lines(given: RunInput, tables: CostTables, timelines: Sequence[Timeline], op: int) -> _Line:
+def _lines(work: Work, tables: CostTables, timelines: Sequence[Timeline], op: int) -> _Line:
     """Return measured against predicted durations of one kind of computing."""
     ratios, overlaps = [], []
     for timeline in timelines:
         rows = timeline.rows[timeline.rows[:, ROW_OP] == op]
-        expected = expected_ns(given, tables, rows, op)
+        expected = expected_ns(work, tables, rows, op)
         beside = overlap_ns(rows, timeline.rows[timeline.rows[:, ROW_LANE] == H2D])
         ratios.append((rows[:, ROW_END] - rows[:, ROW_START]) / expected)
         overlaps.append(beside / expected)
@@ -193,7 +193,7 @@ def _line(ratios: Array, overlaps: Array) -> _Line:
     return _Line(max(0.05, float(alone)), max(0.0, float(slope)), True)
 
 
-def expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> Array:
+def expected_ns(work: Work, tables: CostTables, rows: Array, op: int) -> Array:
     """Return the predicted duration, running alone, of each row."""
     line = tables.step_class[rows[:, ROW_STEP]]
     if op == OP_DENSE:
@@ -203,30 +203,17 @@ def expected_ns(given: RunInput, tables: CostTables, rows: Array, op: int) -> Ar
         head: Array = tables.head_ns[line].astype(float)
         return head
     if op == OP_CPU:
-        formats = core_formats(given)
         visits = rows[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()
-        mine = [formats.get((step, layer, expert), 0) for step, layer, expert in visits]
+        mine = [work.core_formats.get((step, layer, expert), 0) for step, layer, expert in visits]
         cores: Array = np.maximum(tables.cpu_ns[mine, rows[:, ROW_TOKENS]], 1).astype(float)
         return cores
-    launches = visit_launches(given)
     expected = np.zeros(len(rows))
     for at, (row, place) in enumerate(zip(rows.tolist(), launch_of_rows(rows).tolist(), strict=True)):
-        visit = launches[row[ROW_STEP], row[ROW_LAYER]]
+        visit = work.launches[row[ROW_STEP], row[ROW_LAYER]]
         # Where timing decided, a launch may have been another one than was to be expected.
         items = visit[place] if place < len(visit) else [(row[ROW_EXPERT], 0, row[ROW_TOKENS])]
         expected[at] = int(tables.grouped_ns[0]) + sum(int(tables.kernel_ns[fmt, tokens]) for _, fmt, tokens in items)
     return np.maximum(expected, 1)
-
-
-def core_formats(given: RunInput) -> dict[tuple[int, int, int], int]:
-    """Return the weight format of every (step, layer, expert) that the host's cores compute."""
-    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    found = {}
-    for step, layer, out in decided_visits(given.config, given.workload, state):
-        count = out.size[SIZE_CPU]
-        for expert, fmt in zip(out.cpu_expert[:count].tolist(), out.cpu_format[:count].tolist(), strict=True):
-            found[step, layer, expert] = fmt
-    return found
 
 
 def _lengths(timeline: Timeline, op: int, lane: int = HOST) -> Array:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..calibrate.drift import drift_of
 from ..calibrate.measure import QUICK
-from ..calibrate.samples import Sample, together
+from ..calibrate.samples import Sample, once_each
 from ..calibrate.standard_shapes import made_up_model
 from ..errors import DoesNotFit
 from ..hardware import Profile
@@ -35,18 +35,13 @@ class ReferenceRuns:
     def run(self, place: int) -> None:
         """Make the runs of one weight format, the next at each place."""
         kind = self.bits[place % len(self.bits)]
-        with contextlib.suppress(
-            DoesNotFit
-        ):  # what is validated comes first; without samples there is no drift to be told
+        # What is validated comes first; without samples there is no drift to be told.
+        with contextlib.suppress(DoesNotFit):
             self.samples += measure_runs([self.model], [kind], QUICK, device=self.device)
 
     def drift(self) -> Mapping[str, float]:
         """Return for every table what its times have become, over those of the profile."""
-        found: dict[object, list[Sample]] = {}
-        for sample in self.samples:
-            key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
-            found.setdefault(key, []).append(sample)
-        return drift_of(self.profile, [together(laps) for laps in found.values()])
+        return drift_of(self.profile, once_each(self.samples))
 
 
 def reference_runs(

@@ -6,6 +6,7 @@ anything costs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +51,8 @@ def arrivals_of(out: Decision) -> Array:
 
 def run_arrivals(given: RunInput) -> dict[tuple[int, int, int], str]:
     """Return for every (step, layer, expert) that a run computes how the expert came to be there."""
-    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     found: dict[tuple[int, int, int], str] = {}
-    for step, layer, out in decided_visits(given.config, given.workload, state):
+    for step, layer, out in _decisions(given):
         experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
         for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
             found[step, layer, expert] = arrival
@@ -63,18 +63,36 @@ Item = tuple[int, int, int]
 """Expert, weight format, tokens."""
 
 
-def visit_launches(given: RunInput) -> dict[tuple[int, int], list[list[Item]]]:
-    """Return for each (step, layer) the launches of its kernels in order, each as the items that it computes."""
-    found = {}
-    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    for step, layer, out in decided_visits(given.config, given.workload, state):
-        count = out.size[SIZE_ITEMS]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run decides to compute, and where."""
+
+    launches: Mapping[tuple[int, int], list[list[Item]]]
+    """For each (step, layer) the launches of its kernels in order, each as the items that it computes."""
+    core_formats: Mapping[tuple[int, int, int], int]
+    """Weight format of every (step, layer, expert) that the host's cores compute."""
+
+
+def decided_work(given: RunInput) -> Work:
+    """Return what a run computes, from its decisions made without doing anything."""
+    launches: dict[tuple[int, int], list[list[Item]]] = {}
+    core_formats: dict[tuple[int, int, int], int] = {}
+    for step, layer, out in _decisions(given):
+        items, cores = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_CPU])
         columns = (out.item_kernel, out.item_expert, out.item_format, out.item_tokens)
-        launches: dict[int, list[Item]] = {}
-        for kernel, *item in zip(*(column[:count].tolist() for column in columns), strict=True):
-            launches.setdefault(kernel, []).append((item[0], item[1], item[2]))
-        found[step, layer] = [launches[kernel] for kernel in sorted(launches)]
-    return found
+        mine: dict[int, list[Item]] = {}
+        for kernel, *item in zip(*(column[:items].tolist() for column in columns), strict=True):
+            mine.setdefault(kernel, []).append((item[0], item[1], item[2]))
+        launches[step, layer] = [mine[kernel] for kernel in sorted(mine)]
+        for expert, fmt in zip(out.cpu_expert[:cores].tolist(), out.cpu_format[:cores].tolist(), strict=True):
+            core_formats[step, layer, expert] = fmt
+    return Work(launches=launches, core_formats=core_formats)
+
+
+def _decisions(given: RunInput) -> Iterator[tuple[int, int, Decision]]:
+    """Return every visit's (step, layer, decision) of a run in which nothing is done."""
+    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
+    return decided_visits(given.config, given.workload, state)
 
 
 def launch_of_rows(rows: Array) -> Array:
@@ -91,11 +109,10 @@ def launch_of_rows(rows: Array) -> Array:
 
 def run_facts(given: RunInput) -> RunFacts:
     """Return the facts of a run, from its decisions made without doing anything."""
-    state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     used = fresh = ahead = fetches = transfers = decoded = visits = errands = on_cores = 0
     decode = given.workload.steps.step_phase == 1
     counted = decode if decode.any() else np.ones_like(decode)
-    for step, _, out in decided_visits(given.config, given.workload, state):
+    for step, _, out in _decisions(given):
         items, moves = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_MOVES])
         used += items
         if counted[step]:

@@ -61,7 +61,7 @@ from .execution import Execution
 from .host_overheads import fetching_costs, random_routing, resident_costs
 from .overlap import overlap_ns
 from .prediction import run_input
-from .run_facts import Item, launch_of_rows, run_arrivals, visit_launches
+from .run_facts import Item, decided_work, launch_of_rows, run_arrivals
 
 _STORE_BYTES = GIB
 _WARM_UP_STEPS = 2
@@ -191,7 +191,7 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
     found: dict[Key, list[float]] = {}
     common = {"bits": bits, "cache": mode[0], "stream": mode[1]}
     together = round(len(arrivals) / max(1, given.workload.num_steps * given.config.num_layers))
-    launches = visit_launches(given) if given.config.grouped else {}
+    launches = decided_work(given).launches if given.config.grouped else {}
     kernels, places = compute[:, ROW_OP] == OP_EXPERT, np.zeros(len(compute), np.int64)
     places[kernels] = launch_of_rows(compute[kernels])
     shares = _shares(compute, copies)

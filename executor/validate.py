@@ -191,8 +191,8 @@ def validate_grid(
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
                 if number > 0 or rounds == 1:
                     measured[case.name].append(found)
-                if references is not None and place % every == every - 1 and (number > 0 or rounds == 1):
-                    references.run(place // every)
+                    if references is not None and place % every == every - 1:
+                        references.run(place // every)
                 progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
     finally:
         for stage in stages.values():
@@ -242,8 +242,8 @@ def validate_cases(
             if number:
                 measured[case.name].append(found)
             progress(number * len(cases) + place + 1, rounds * len(cases), case.name)
-        for place in range(len(references.bits) if references is not None and number else 0):
-            if references is not None:
+        if references is not None and number:
+            for place in range(len(references.bits)):
                 references.run(place)
     return [compare(case, given, stage.model, costs, measured[case.name]) for case, given in cases]
 
@@ -252,8 +252,7 @@ def as_it_is_now(
     validated: Sequence[tuple[Validated, ModelSpec]], profile: Profile, references: ReferenceRuns | None
 ) -> tuple[Mapping[str, float] | None, tuple[Compared, ...]]:
     """Return (drift, every configuration predicted for the machine as it is now); (None, none) where no runs were made again."""
-    drift = references.drift() if references is not None else {}
-    if references is None or not drift:
+    if references is None or not (drift := references.drift()):
         return None, ()
     now, found = drifted(profile, drift), []
     for one, model in validated:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..schedule import OffloadSchedule
 from ..sim.engines import decided_visits, fresh_state
-from ..sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array, needs_prices
+from ..sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array
 from ..sim.simulate import Rehearsal
 
 
@@ -31,8 +31,7 @@ def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_step
     """Return what a resolved schedule holds after each decision of the first `num_steps` steps (all when None)."""
     config = rehearsal.config(schedule)
     workload = rehearsal.workload(schedule, with_next_use=schedule.cache.policy == "belady")
-    weighs = needs_prices(config) or schedule.experts.low_bits is not None
-    costs = rehearsal.tables(schedule)[0] if weighs else None
+    costs, _ = rehearsal.tables(schedule)  # decisions may weigh them
     state = fresh_state(config, workload, rehearsal.capacities(schedule), costs)
     count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
     held = np.zeros((count, config.num_layers), np.int64)

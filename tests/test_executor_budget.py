@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from executor_stages import formats_of, preset, run_input, small_trace, tables_of
-from moeplan.executor.error_budget import core_formats, error_budget, expected_ns, measured_tables, median_budget
+from moeplan.executor.error_budget import error_budget, expected_ns, measured_tables, median_budget
 from moeplan.executor.execute import RunInput
 from moeplan.executor.execution import Execution
 from moeplan.executor.prediction import predicted_step_s, simulate
-from moeplan.executor.run_facts import launch_of_rows, visit_launches
+from moeplan.executor.run_facts import decided_work, launch_of_rows
 from moeplan.sim.costs import RATE_ONE, CostTables
 from moeplan.sim.timeline import OP_CPU, OP_DENSE, OP_EXPERT, OP_HEAD, ROW_END, ROW_OP, ROW_START
 
@@ -74,13 +74,13 @@ def test_kernels_that_took_longer_are_found_in_their_class(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_row_takes_what_was_expected_of_it(name: str) -> None:
     given = run_input(SCHEDULES[name], small_trace())
-    tables = steady(given)
+    tables, work = steady(given), decided_work(given)
     rows = run_of(given, tables).timeline.rows
     ops = (OP_EXPERT, OP_DENSE, OP_HEAD, *([OP_CPU] if "cores" in name else []))
     for op in ops:
         mine = rows[rows[:, ROW_OP] == op]
         assert len(mine) > 4
-        assert (mine[:, ROW_END] - mine[:, ROW_START]).tolist() == expected_ns(given, tables, mine, op).tolist()
+        assert (mine[:, ROW_END] - mine[:, ROW_START]).tolist() == expected_ns(work, tables, mine, op).tolist()
     # Rows come in the order in which they ended, or in any other one.
     kernels = rows[rows[:, ROW_OP] == OP_EXPERT]
     mixed = np.random.default_rng(0).permutation(len(kernels))
@@ -90,7 +90,8 @@ def test_every_row_takes_what_was_expected_of_it(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_launches_are_those_that_were_decided(name: str) -> None:
     given = run_input(SCHEDULES[name], small_trace())
-    launches, cores = visit_launches(given), core_formats(given)
+    work = decided_work(given)
+    launches, cores = work.launches, work.core_formats
     steps, formats = given.workload.steps, formats_of(given)
     for number, (visit, mine) in enumerate(sorted(launches.items())):
         low, high = steps.visit_start[number], steps.visit_start[number + 1]
