@@ -39,6 +39,12 @@ class ReferenceRuns:
         with contextlib.suppress(DoesNotFit):
             self.samples += measure_runs([self.model], [kind], QUICK, device=self.device)
 
+    def run_beside(self, place: int, total: int) -> None:
+        """Make runs after some of `total` others, the one at `place` among them, spread so that each format comes up at least once."""
+        every = max(1, total // len(self.bits))
+        if place % every == every - 1:
+            self.run(place // every)
+
     def drift(self) -> Mapping[str, float]:
         """Return for every table what its times have become, over those of the profile."""
         return drift_of(self.profile, once_each(self.samples))

@@ -11,7 +11,6 @@ command line and how they are drawn.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,7 +171,6 @@ def validate_grid(
     if profile is not None:
         formats = [stored_format(case.schedule, shapes[case.shape]).name for case in grid.cases]
         references = reference_runs(profile, list(shapes.values()), formats, device)
-    every = math.ceil(len(grid.cases) / len(references.bits)) if references is not None else 0
     try:
         for number in range(rounds):
             if profile is None:
@@ -191,8 +189,8 @@ def validate_grid(
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
                 if number > 0 or rounds == 1:
                     measured[case.name].append(found)
-                    if references is not None and place % every == every - 1:
-                        references.run(place // every)
+                    if references is not None:
+                        references.run_beside(place, len(grid.cases))
                 progress(number * len(grid.cases) + place + 1, total, f"round {number + 1} of {rounds}: {case.name}")
     finally:
         for stage in stages.values():

@@ -111,3 +111,19 @@ def test_runs_are_made_again_one_format_at_a_time(profile: Profile, monkeypatch:
     drift = found.drift()
     assert drift["expert.32"] == pytest.approx(3.0, rel=0.05)
     assert drift["dense"] == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("bits", "total"), [(1, 1), (3, 3), (3, 4), (3, 5), (2, 3), (3, 48), (2, 6)])
+def test_every_format_comes_up_in_a_round(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, bits: int, total: int
+) -> None:
+    found = ReferenceRuns(profile=profile, model=HELD_OUT, bits=("32", "16", "4")[:bits], device="cpu")
+    made: list[str] = []
+    monkeypatch.setattr(
+        "moeplan.executor.reference_runs.measure_runs",
+        lambda models, kinds, extent, *, device: made.extend(kinds) or [],
+    )
+    for place in range(total):
+        found.run_beside(place, total)
+    assert set(made) == set(found.bits)
+    assert len(made) < 2 * bits
