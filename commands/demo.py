@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..terminal import print_json, print_plan, print_validation
+from ..text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
 from .options import JsonFlag, open_trace, rehearse
 
@@ -38,13 +39,14 @@ def demo(
     """Measure this CPU a little, plan the bundled recording, run the plan and two rivals, and report how far off it was."""
     from ..planner.plan import PlanRequest, make_plan, plan_to_dict
     from ..progress import reporter
-    from ..specs_io import write_atomic
 
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder, "--output")
     paths = {"plan": folder / "plan.json", "report": folder / "report.html", "timeline": folder / "timeline.json"}
     runs = importlib.util.find_spec("torch") is not None
     if runs:
         paths |= {"profile": folder / "cpu.json", "validation": folder / "validation.json"}
+    check_outputs({f"--output: {path.name}": path for path in paths.values()})
+    if runs:
         _calibrate(paths["profile"])
         rehearsal = rehearse(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
     else:

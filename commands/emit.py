@@ -26,7 +26,7 @@ def emit(
 
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
     model = load_model(str(plan_section(document, "provenance").get("model")))
-    paths = [str(path) for path in write(document, target, model, output)]
+    paths = [str(path) for path in write(document, target, model, output, keep={"the plan": plan_path})]
     if as_json:
         print_json({"target": target, "paths": paths})
     else:

@@ -15,8 +15,9 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_calibration, print_json, print_validation
+from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
-from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
+from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace, plan_section
 
 _DEVICES = ("cpu", "cuda")
 _EXIT_INTERRUPTED = 130
@@ -52,6 +53,14 @@ def calibrate(
     """Measure this machine, or take over what another tool measured, and write its profile."""
     from ..progress import reporter
 
+    check_outputs(
+        {"--output": output, "--samples": samples or output.parent / f"{output.stem}.samples.json"},
+        {
+            "--model": None if model is None else model_file(model),
+            "--from": None if tables is None else tables[1],
+            "--hardware": hardware,
+        },
+    )
     if tables is not None:
         document = _imported(tables[0], tables[1], hardware, output, samples)
     else:
@@ -126,8 +135,12 @@ def validate(
 ) -> None:
     """Run a plan, or a grid of schedules, for real and say how wrong the predictions were."""
     from ..progress import reporter
-    from ..specs_io import load_hardware, write_atomic
+    from ..specs_io import load_hardware
 
+    check_outputs(
+        {"--output": output, "--report": report},
+        {"the plan": plan_path, "--grid": grid_path, "--profile": profile, "--trace": trace},
+    )
     if (plan_path is None) == (grid_path is None):
         raise InputError(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"

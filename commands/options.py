@@ -6,6 +6,7 @@ does with them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,11 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")
 ]
 DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
+
+
+def model_file(name_or_path: str) -> str:
+    """Return the file that a --model stands for: a folder's is its config.json."""
+    return os.path.join(name_or_path, "config.json") if os.path.isdir(name_or_path) else name_or_path
 
 
 def bundled_trace_path() -> Path:

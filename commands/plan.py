@@ -15,6 +15,7 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json, print_parallel_plan, print_plan
+from ..text_files import check_outputs, write_atomic
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options import (
     DenseBitsOption,
@@ -24,6 +25,7 @@ from .options import (
     ModelOption,
     TraceOption,
     bundled_trace_path,
+    model_file,
     rehearse,
 )
 
@@ -79,13 +81,17 @@ def plan(
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
     from ..errors import UnknownName
-    from ..specs_io import write_atomic
 
+    check_outputs(
+        {"--output": output, "--report": report, "--timeline": timeline},
+        {"--model": model_file(model), "--hardware": hardware, "--trace": trace}
+        | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
+    )
     formats = tuple(part.strip() for part in bits.split(",") if part.strip())
     if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
     if mode == "ep":
-        asked = _ParallelFiles(report=report, timeline=timeline, others=tuple(evaluate_on or ()))
+        asked = _ParallelFiles(plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()))
         document = _plan_parallel(
             model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context, tokens_per_rank,
             search_moves, asked,
@@ -103,13 +109,13 @@ def plan(
         )  # fmt: skip
         found = make_plan(rehearsal, request, progress=reporter("plan"))
         document = plan_to_dict(found)
+        _write(output, document)
         if timeline is not None:
             write_perfetto(timeline, rehearsal, found.best)
         if report is not None:
             write_offload_report(report, document, rehearsal, found.best)
     else:
         raise UnknownName("--mode", mode, ("offload", "ep"))
-    write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if as_json:
         print_json(document)
     elif mode == "ep":
@@ -118,10 +124,16 @@ def plan(
         print_plan(document, str(output))
 
 
+def _write(output: Path, document: dict[str, Any]) -> None:
+    """Write plan.json: first of all outputs, so that nothing that goes wrong with the others loses the search."""
+    write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ParallelFiles:
-    """What an expert-parallel plan reads and writes besides its recording and plan.json."""
+    """What an expert-parallel plan reads and writes besides its recording."""
 
+    plan: Path
     report: Path | None
     timeline: Path | None
     others: tuple[str, ...]
@@ -167,6 +179,7 @@ def _plan_parallel(
         others=dict(zip(asked.others, others, strict=True)),
     )  # fmt: skip
     document = ep_plan_to_dict(found)
+    _write(asked.plan, document)
     if asked.report is not None or asked.timeline is not None:
         write_parallel_artefacts(asked.report, asked.timeline, document, replay_of(found), profile)
     return document

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..terminal import print_json
+from ..text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, plan_section, rehearse
 
@@ -25,6 +26,7 @@ def report(
     """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
     from ..specs_io import read_json
 
+    check_outputs({"--output": output, "--timeline": timeline}, {"the plan": plan_path, "--trace": trace})
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
     provenance = plan_section(document, "provenance")
     if document.get("kind") == "expert-parallel":

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import print_json, print_prediction
+from ..text_files import check_outputs
 from .artefacts import write_perfetto
 from .options import (
     DenseBitsOption,
@@ -21,6 +22,7 @@ from .options import (
     SetOption,
     TraceOption,
     WindowOption,
+    model_file,
     rehearse,
 )
 
@@ -44,6 +46,7 @@ def simulate(
     from ..presets import load_preset
     from ..schedule import apply_settings, parse_setting
 
+    check_outputs({"--timeline": timeline}, {"--model": model_file(model), "--hardware": hardware, "--trace": trace})
     if engine not in ("twin", "simpy", "both"):
         raise UnknownName("--engine", engine, ("twin", "simpy", "both"))
     chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in settings or []))

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json
+from ..text_files import check_outputs
 from .options import JsonFlag, bundled_trace_path
 from .trace_synth import trace_synth
 
@@ -28,6 +29,7 @@ def trace_import(
     from ..traces.readers import import_trace
     from ..traces.recording import RoutingTrace
 
+    check_outputs({"--output": output}, {"what is read": path})
     recording = import_trace(kind, path, **_reader_options(kind, option or []))
     if isinstance(recording, RoutingTrace):
         save_trace(recording, output)
@@ -100,6 +102,7 @@ def trace_convert(
     from ..traces.convert import convert
     from ..traces.format import load_recording
 
+    check_outputs({"--output": output}, {"what is read": trace})
     convert(load_recording(bundled_trace_path() if trace == "bundled" else trace), kind, output)
     typer.echo(str(output))
 

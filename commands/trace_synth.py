@@ -13,7 +13,8 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json
-from .options import JsonFlag, open_trace
+from ..text_files import check_outputs
+from .options import JsonFlag, model_file, open_trace
 
 if TYPE_CHECKING:
     from ..traces.closeness import ComparedFigure
@@ -50,6 +51,7 @@ def trace_synth(
     from ..traces.format import load_trace
     from ..traces.synth import synthesise
 
+    check_outputs({"--output": output}, {"--like": like, "--model": None if model is None else model_file(model)})
     if like is not None and preset is not None:
         raise InputError("--like", like, "cannot be combined with --preset", "give one of the two")
     original: RoutingTrace | None = None if like is None else open_trace(like)

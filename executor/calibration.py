@@ -28,7 +28,7 @@ from ..calibrate.standard_shapes import cpu_models, gpu_models
 from ..errors import InputError
 from ..hardware import profile_to_json
 from ..specs import ModelSpec, weight_format
-from ..text_files import write_atomic
+from ..text_files import check_outputs, write_atomic
 from .execute import silent
 from .host_overheads import measure_host
 from .run_samples import measure_runs
@@ -79,7 +79,7 @@ def calibrate_device(
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
     formats = [weight_format(name).name for name in bits]
-    check_outputs(out, samples_out)
+    check_names(out, samples_out)
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
     measured = extent or (QUICK if quick else FULL)
     asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges else None
@@ -132,15 +132,13 @@ def own_costs(
     )
 
 
-def check_outputs(out: str | os.PathLike[str] | None, samples_out: str | os.PathLike[str] | None = None) -> None:
+def check_names(out: str | os.PathLike[str] | None, samples_out: str | os.PathLike[str] | None = None) -> None:
     """Return nothing; raises InputError, before anything is measured, for names or places that will not do."""
-    for what, path in (("output", out), ("samples", samples_out)):
-        if path is None:
-            continue
-        if Path(path).suffix != ".json":
+    named = {"output": out, "samples": samples_out}
+    for what, path in named.items():
+        if path is not None and Path(path).suffix != ".json":
             raise InputError(what, os.fspath(path), "not a .json file", "name it for instance cpu.json")
-        if not os.access(Path(path).parent, os.W_OK):
-            raise InputError(what, os.fspath(path), "its folder is absent or not writable", "choose a writable place")
+    check_outputs(named)
 
 
 def write_calibration(

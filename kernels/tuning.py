@@ -10,7 +10,6 @@ Modelled: exact shapes first, then entries for any shape. Ignored: interpolating
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..text_files import output_folder, write_atomic
 
 SCHEMA_VERSION = 1
 KERNELS = ("grouped_gate_up", "grouped_down", "dequant_gate_up", "dequant_down")
@@ -227,15 +227,6 @@ def _broken(path: Path, rule: str) -> InputError:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write aside and rename. (`specs_io.write_atomic` needs pydantic, which a machine that only measures may lack.)"""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise InputError(
-            "output", os.fspath(path), f"cannot be written ({error.strerror})", "choose a writable place"
-        ) from None
+    """Write the file whole or not at all, in a folder that is made where it is absent."""
+    output_folder(path.parent)
+    write_atomic(path, text)

@@ -9,22 +9,22 @@ files. Ignored: data types a recording never holds.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..text_files import part_folder, written_aside
 from ..units import MEGA, MIB
 from .refusal import unreadable
 
@@ -40,38 +40,6 @@ _TYPES: dict[str, np.dtype[Any]] = {
 }
 _MAX_HEADER_BYTES = 100 * MEGA  # the library's own limit
 _COPY_BYTES = 4 * MIB
-
-
-@contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Return a context whose file takes the name `path` when the block ends well, and vanishes when it does not.
-
-    `.name` of the file is where it stands meanwhile. Raises InputError when the folder does not exist or cannot be
-    written.
-    """
-    target = Path(path)
-    try:
-        aside = _aside_name(target)
-        file = open(aside, "xb")  # noqa: SIM115 (closed below, before the rename)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "path", str(path), f"cannot be written ({error})", "name a file in an existing folder"
-        ) from None
-    try:
-        yield file
-        file.close()
-        os.replace(aside, target)
-    except OSError as error:
-        raise InputError("path", str(path), f"cannot be written ({error})", "free space or name another file") from None
-    finally:
-        file.close()
-        aside.unlink(missing_ok=True)
-
-
-def _aside_name(target: Path) -> Path:
-    """Return a free name beside `target` for what is not complete yet."""
-    names = (target.with_name(f".{target.name[:100]}.{os.getpid()}-{i}.part") for i in itertools.count())
-    return next(name for name in names if not name.exists())
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
@@ -150,13 +118,11 @@ class TensorAppender:
         self._columns = {name: (code[np.dtype(dtype).newbyteorder("<")], row) for name, (dtype, row) in columns.items()}
         self._order = sorted(self._columns, key=lambda name: (list(_TYPES).index(self._columns[name][0]), name))
         self._rows = dict.fromkeys(self._columns, 0)
-        try:
-            self._folder = _aside_name(self._path)
-            self._folder.mkdir()
-        except (OSError, ValueError) as error:
-            rule = f"cannot be written ({error})"
-            raise InputError("path", str(path), rule, "name a file in an existing folder") from None
-        self._files = {name: open(self._folder / str(i), "w+b") for i, name in enumerate(self._order)}  # noqa: SIM115
+        self._held = ExitStack()
+        folder = self._held.enter_context(part_folder(self._path, "path"))
+        self._files = {
+            name: self._held.enter_context((folder / str(i)).open("w+b")) for i, name in enumerate(self._order)
+        }
 
     def append(self, name: str, rows: npt.NDArray[Any]) -> None:
         """Append `rows` [num_rows, *row shape] to tensor `name`; raises InputError when the disk refuses."""
@@ -187,7 +153,7 @@ class TensorAppender:
             offset += size
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
         text += b" " * (-len(text) % 8)
-        with written_aside(self._path) as out:
+        with written_aside(self._path, "path") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in self._order:
                 self._files[name].seek(0)
@@ -198,9 +164,7 @@ class TensorAppender:
 
     def discard(self) -> None:
         """Drop everything that was appended and not finished."""
-        for file in self._files.values():
-            file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

@@ -23,7 +23,7 @@ from numpy.lib import format as npy_format
 
 from .. import __version__
 from ..errors import InputError, UnknownName
-from .container import written_aside
+from ..text_files import written_aside
 from .domains import KEY as DOMAINS
 from .domains import decode_domains
 from .read_npz import METADATA
@@ -57,7 +57,7 @@ def write_parquet(recording: Recording, path: str | os.PathLike[str]) -> None:
                 "count": recording.counts.ravel(),
             }
         )
-        with written_aside(path) as file:
+        with written_aside(path, "path") as file:
             pq.write_table(table.replace_schema_metadata(_strings(recording)), file, compression="zstd")
         return
     validate_trace(recording)
@@ -65,7 +65,7 @@ def write_parquet(recording: Recording, path: str | os.PathLike[str]) -> None:
     row_bytes = recording.num_layers * (recording.top_k * 4 + 16)
     if recording.predicted is not None:
         row_bytes += 6 * int(np.prod(recording.predicted.shape[1:]))
-    with written_aside(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with written_aside(path, "path") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start, stop in row_chunks(recording.num_tokens, row_bytes):
             writer.write_batch(_batch(recording, schema, start, stop))
             release_pages(recording.experts)
@@ -97,7 +97,7 @@ def write_npz(recording: Recording, path: str | os.PathLike[str]) -> None:
         arrays["domain"], arrays["domain_names"] = domain.astype(np.int16), np.array(names)
     optional = {"weights": trace.weights, "spec": trace.predicted, "spec_prob": trace.predicted_prob}
     arrays |= {name: array for name, array in optional.items() if array is not None}
-    with written_aside(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with written_aside(path, "path") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             # A fixed date, so that equal recordings give equal archives.
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))

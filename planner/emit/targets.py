@@ -14,7 +14,7 @@ from typing import Any
 from ... import __version__
 from ...errors import InputError, Internal, UnknownName
 from ...specs import ModelSpec
-from ...specs_io import write_atomic
+from ...text_files import check_outputs, output_folder, write_atomic
 from . import (
     accelerate,
     kt_kernel,
@@ -114,26 +114,26 @@ def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> E
     return emission
 
 
-def emit(plan_document: Mapping[str, Any], target: str, model: ModelSpec, out_dir: str | Path) -> list[Path]:
+def emit(
+    plan_document: Mapping[str, Any],
+    target: str,
+    model: ModelSpec,
+    out_dir: str | Path,
+    *,
+    keep: Mapping[str, str | Path] | None = None,
+) -> list[Path]:
     """Return the files written to `out_dir` (made if absent) for `target`: its configuration and NOTES.txt, in this order.
 
-    Nothing is written unless everything was rendered and checked; each file appears whole or not at all. Raises as `render`
-    does, and InputError where the folder cannot be written.
+    keep: files that must not be overwritten, by what they are. Nothing is written unless everything was rendered and checked; each
+    file appears whole or not at all. Raises as `render` does, and InputError where a file cannot be written.
     """
     emission = render(plan_document, target, model)
-    folder = Path(out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            "output", str(folder), f"no folder there ({reason.lower()})", "choose a writable place"
-        ) from None
-    written = []
-    for name, text in ({**emission.files, NOTES_FILE: notes_text(emission, model)}).items():
-        write_atomic(folder / name, text)
-        written.append(folder / name)
-    return written
+    folder = output_folder(out_dir)
+    files = {folder / name: text for name, text in {**emission.files, NOTES_FILE: notes_text(emission, model)}.items()}
+    check_outputs({f"output {path.name}": path for path in files}, keep)
+    for path, text in files.items():
+        write_atomic(path, text)
+    return list(files)
 
 
 def notes_text(emission: Emission, model: ModelSpec) -> str:
