@@ -50,23 +50,18 @@ def trace_import(
 
 
 def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:
-    """Return reader options converted to the types of the reader's defaults."""
-    from ..errors import UnknownName
-    from ..traces.readers import reader_options
+    """Return reader options converted to what the reader takes. Raises InputError for one that is not of its form."""
+    from ..traces.readers import option_values
 
-    valid = reader_options(kind)
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError("--option", text, "not of the form key=value", "write for instance --option top_k=8")
-        if key not in valid:
-            raise UnknownName("--option", key, valid)
-        try:
-            found[key] = int(value)
-        except ValueError:
-            found[key] = value
-    return found
+        if key in found:
+            raise InputError("--option", text, f"{key} is given twice", "give each option once")
+        found[key] = value
+    return option_values(kind, found)
 
 
 def trace_stats_command(

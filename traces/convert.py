@@ -26,7 +26,7 @@ from ..errors import InputError, UnknownName
 from ..text_files import written_aside
 from .domains import KEY as DOMAINS
 from .domains import decode_domains
-from .read_npz import METADATA
+from .readers.npz import METADATA
 from .recording import LoadProfile, RoutingTrace
 from .validate import release_pages, row_chunks, validate_load, validate_trace
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
+from ..npy import read_npz
+from ..recording import DECODE, PREFILL, RoutingTrace
 from .assemble import RequestRows, trace_of_requests
-from .npy import read_npz
-from .read_torch import load_pt, tensor_array
-from .recording import DECODE, PREFILL, RoutingTrace
+from .torch_file import load_pt, tensor_array
 
 _REMEDY = "save the batch's tensors (routed_experts, attention_mask, responses) with torch.save or numpy.savez"
 

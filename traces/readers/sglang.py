@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
+from ..json_input import items, read_json
+from ..recording import DECODE, PREFILL, LoadProfile, RoutingTrace
 from .assemble import RequestRows, check_budget, integer_array, load_of_counts, trace_of_requests, whole_numbers
-from .json_input import items, read_json
-from .read_torch import load_pt, tensor_array
-from .recording import DECODE, PREFILL, LoadProfile, RoutingTrace
 from .sglang_requests import RequestLinker
+from .torch_file import load_pt, tensor_array
 
 _REMEDY = "give the dump as SGLang wrote it"
 # sglang srt/model_executor/forward_batch_info.py (0.5): the ForwardMode values a recorded pass of the target model has.

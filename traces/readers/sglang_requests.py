@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..recording import DECODE
 from .assemble import RequestRows
-from .recording import DECODE
 
 
 class RequestLinker:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
+from ..gguf import GgufFile
+from ..json_input import read_text
+from ..recording import DECODE, PREFILL, LoadProfile, RoutingTrace
+from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 from .assemble import RequestRows, check_budget, load_of_counts, trace_of_requests
-from .gguf import GgufFile
-from .json_input import read_text
-from .recording import DECODE, PREFILL, LoadProfile, RoutingTrace
-from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 
 _EXPERTS = re.compile(r"blk\.([0-9]{1,6})\.ffn_(gate|up|gate_up|down)_exps\.weight\.counts\Z")
 _KEYS = ("datasets", "chunk_count", "chunk_size")

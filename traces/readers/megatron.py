@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
+from ..json_input import parse_json, read_text
+from ..recording import LoadProfile
+from ..validate import MAX_EXPERTS, MAX_LAYERS
 from .assemble import check_budget, load_of_counts, whole_numbers
-from .json_input import parse_json, read_text
-from .recording import LoadProfile
-from .validate import MAX_EXPERTS, MAX_LAYERS
 
 _RANK = re.compile(r"rank([0-9]{1,9})\.jsonl\Z")
 _REMEDY = "give the file or the tokens_per_expert folder as Megatron-LM wrote it"

@@ -10,10 +10,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
+from ...errors import InputError
+from ..npy import read_npy
+from ..recording import LoadProfile
 from .assemble import load_of_counts
-from .npy import read_npy
-from .recording import LoadProfile
 
 
 def read_moe_infinity(

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from ..errors import InputError
+from ...errors import InputError
+from ..json_input import read_json
+from ..recording import LoadProfile
+from ..refusal import unreadable
+from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 from .assemble import check_budget, load_of_counts, whole_numbers
-from .json_input import read_json
-from .recording import LoadProfile
-from .refusal import unreadable
-from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 
 _KEY = re.compile(r"([0-9]{1,12})_([0-9]{1,6})\Z")
 _RANK = re.compile(r"rank[0-9]{1,9}\.safetensors\Z")

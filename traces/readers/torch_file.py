@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
-from ..units import GIB, format_bytes
-from .npy import BROKEN_ZIP, MAX_UNPACKED_BYTES
-from .refusal import unreadable
+from ...errors import InputError
+from ...units import GIB, format_bytes
+from ..npy import BROKEN_ZIP, MAX_UNPACKED_BYTES
+from ..refusal import unreadable
 
 _MAX_PICKLE_BYTES = GIB
 _REMEDY = "give the file as the engine saved it"

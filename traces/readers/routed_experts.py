@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
+from ..json_input import decode_base64, read_json_documents
+from ..npy import read_npy, read_npy_stream
+from ..recording import DECODE, PREFILL, RoutingTrace
+from ..refusal import unreadable
+from ..validate import MAX_LAYERS, MAX_TOP_K
 from .assemble import RequestRows, integer_array, trace_of_requests
-from .json_input import decode_base64, read_json_documents
-from .npy import read_npy, read_npy_stream
-from .recording import DECODE, PREFILL, RoutingTrace
-from .refusal import unreadable
-from .validate import MAX_LAYERS, MAX_TOP_K
 
 _REMEDY = "give the answers as the server sent them"
 

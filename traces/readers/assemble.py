@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
-from ..units import format_bytes
-from .npy import MAX_UNPACKED_BYTES
-from .recording import LoadProfile, RoutingTrace
-from .validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
+from ...errors import InputError
+from ...units import format_bytes
+from ..npy import MAX_UNPACKED_BYTES
+from ..recording import LoadProfile, RoutingTrace
+from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
 
 COUNTS_ONLY = "counts only: order of tokens, requests and which experts went together are not known"
 _MAX_EXACT_FLOAT = float(1 << 53)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
-from .domains import KEY as DOMAINS
-from .domains import encode_domains
-from .npy import MAX_UNPACKED_BYTES, read_npz
-from .recording import DECODE, RoutingTrace
-from .validate import MAX_EXPERTS, validate_trace
+from ...errors import InputError
+from ..domains import KEY as DOMAINS
+from ..domains import encode_domains
+from ..npy import MAX_UNPACKED_BYTES, read_npz
+from ..recording import DECODE, RoutingTrace
+from ..validate import MAX_EXPERTS, validate_trace
 
 METADATA = "metadata"  # key of `meta` under which a converted recording keeps its own metadata
 _REMEDY = "write the archive as documented for the npz reader"
