@@ -153,6 +153,10 @@ def _dispatchers() -> tuple[type, type]:
         def on_start(self, event: Any) -> None:
             if not self.told and isinstance(event.data["dispatcher"], Lean):
                 self.told = True
+                from .code_cache import was_damaged
+
+                if was_damaged():
+                    return  # that compiling takes a while has been said
                 _log.info(
                     "compiling the simulator, %s (up to about %d s)", _how_often(event.data["dispatcher"]), _COMPILE_S
                 )
@@ -180,10 +184,16 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     before = _numba_config.CACHE_DIR
     folder = cache_folder(Path(inspect.getfile(function)).resolve())
     _numba_config.CACHE_DIR = str(folder)
+    kept = _writable(folder)
     try:
-        return cast(F, numba.njit(cache=_writable(folder), nogil=True, **options)(function))
+        made = numba.njit(cache=kept, nogil=True, **options)(function)
     finally:
         _numba_config.CACHE_DIR = before
+    if kept:
+        from .code_cache import guard
+
+        guard(made, _COMPILE_S)
+    return cast(F, made)
 
 
 @functools.cache

@@ -211,3 +211,48 @@ def test_an_unwritable_folder_means_compiling_again_and_no_code_beside_the_sourc
             f"compiling the simulator, as every command will while {tree / 'file' / 'cache'} cannot be written"
         )
     assert not list(tree.rglob("*.nb[ic]"))
+
+
+def kept_files(cache: Path) -> list[Path]:
+    """Return the files of machine code below `cache`."""
+    return sorted(path for path in cache.rglob("*.nb[ic]"))
+
+
+def test_damaged_machine_code_is_rebuilt_with_one_line(tree: Path) -> None:
+    cache, rng = tree / "cache", np.random.default_rng(3)
+    right = answers(start(tree, cache))[0]
+    for suffix, damage in ((".nbi", "empty"), (".nbc", "cut"), (".nbi", "random"), (".nbc", "flipped")):
+        for path in kept_files(cache):
+            if path.suffix == suffix:
+                raw = path.read_bytes()
+                flipped = bytearray(raw)
+                flipped[len(raw) * 2 // 3] ^= 0x10
+                kinds = {
+                    "empty": b"",
+                    "cut": raw[: len(raw) // 2],
+                    "random": rng.bytes(len(raw)),
+                    "flipped": bytes(flipped),
+                }
+                path.write_bytes(kinds[damage])
+        answer, hits, log = answers(start(tree, cache))
+        assert (answer, hits) == (right, 0), damage
+        assert log.count("\n") == 1 and "is damaged" in log, log
+    assert answers(start(tree, cache)) == (right, 1, "")
+
+
+def test_a_full_disk_means_compiling_again_and_one_line(tree: Path) -> None:
+    (tree / "moeplan" / "sim" / "full.py").write_text(
+        "import errno, io, tempfile\n"
+        "from .. import code_cache\n"
+        "def full(self, path, value):\n"
+        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "code_cache._CheckedFiles._write = full\n",
+        encoding="utf-8",
+    )
+    code = SEEN.replace("from moeplan.sim.policies", "import moeplan.sim.full\nfrom moeplan.sim.policies", 1)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(tree), "MOEPLAN_CACHE_DIR": str(tree / "cache"), "PYTHONDONTWRITEBYTECODE": "1"},
+    ).stderr  # fmt: skip
+    assert [line.startswith("machine code cannot be kept in") for line in said.splitlines()] == [False, True]
+    assert "no space left on device" in said
