@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import print_json
-from .options import MAX_PLAN_BYTES, JsonFlag, plan_section
+from .options import MAX_PLAN_BYTES, JsonFlag
 
 
 def emit(
@@ -22,11 +22,11 @@ def emit(
 ) -> None:
     """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""
     from ..planner.emit.targets import emit as write
-    from ..specs_io import load_model, read_json
+    from ..provenance import model_of
+    from ..specs_io import read_json
 
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
-    model = load_model(str(plan_section(document, "provenance").get("model")))
-    paths = [str(path) for path in write(document, target, model, output, keep={"the plan": plan_path})]
+    paths = [str(path) for path in write(document, target, model_of(document), output, keep={"the plan": plan_path})]
     if as_json:
         print_json({"target": target, "paths": paths})
     else:

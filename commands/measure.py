@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..terminal import print_calibration, print_json, print_validation
 from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
-from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace, plan_section
+from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
 
 _DEVICES = ("cpu", "cuda")
 _EXIT_INTERRUPTED = 130
@@ -204,12 +204,19 @@ def _validate_plan(
     progress: Any,
 ) -> tuple[Any, dict[str, Any]]:
     from ..executor.validate_plan import validate_plan
+    from ..provenance import model_of
     from ..sim.simulate import check_match
-    from ..specs_io import load_model, read_json
+    from ..specs_io import read_json
+    from ..traces.content import check_recording
 
     document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
-    model = load_model(str(plan_section(document, "provenance").get("model")))
+    if document.get("kind") != "offload":
+        raise InputError(
+            "plan.kind", document.get("kind"), "only plans for one device can be run", "plan --mode offload"
+        )
+    model = model_of(document)
     recording = open_trace(trace)
+    check_recording(document, recording, trace)
     check_match(model, recording)
     found = validate_plan(
         document, model, recording, profile=profile, device=device, num_baselines=baselines, steps=steps,

@@ -13,7 +13,7 @@ import typer
 from ..terminal import print_json
 from ..text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, plan_section, rehearse
+from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
 
 
 def report(
@@ -28,43 +28,50 @@ def report(
 
     check_outputs({"--output": output, "--timeline": timeline}, {"the plan": plan_path, "--trace": trace})
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
-    provenance = plan_section(document, "provenance")
     if document.get("kind") == "expert-parallel":
-        _parallel(document, provenance, trace, output, timeline)
+        _parallel(document, trace, output, timeline)
     else:
-        _offload(document, provenance, trace, output, timeline)
+        _offload(document, trace, output, timeline)
     if as_json:
         print_json({"path": str(output)})
     else:
         typer.echo(str(output))
 
 
-def _offload(
-    document: dict[str, Any], provenance: dict[str, Any], trace: str, output: Path, timeline: Path | None
-) -> None:
+def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
     from ..planner.plan import planned_schedule
+    from ..provenance import machine_of, model_of
+    from ..reports.plan_document import check_plan_document
+    from ..sim.simulate import Rehearsal
+    from ..specs import weight_format
+    from ..traces.content import check_recording
 
-    rehearsal = rehearse(str(provenance.get("model")), str(provenance.get("hardware")), trace,
-                         str(provenance.get("memory_bytes")),
-                         provenance.get("window_steps"), str(provenance.get("dense_bits", "16")))  # fmt: skip
+    check_plan_document(document)
+    provenance = plan_section(document, "provenance")
+    recording = open_trace(trace)
+    check_recording(document, recording, trace)
+    rehearsal = Rehearsal(
+        model=model_of(document), profile=machine_of(document), trace=recording, window_steps=provenance.get("window_steps"),
+        memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
+    )  # fmt: skip
     best = rehearsal.predict(planned_schedule(document), rows=True)
     write_offload_report(output, document, rehearsal, best)
     if timeline is not None:
         write_perfetto(timeline, rehearsal, best)
 
 
-def _parallel(
-    document: dict[str, Any], provenance: dict[str, Any], trace: str, output: Path, timeline: Path | None
-) -> None:
+def _parallel(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
     from ..planner.ep_replay import replay_ep_plan
+    from ..provenance import machine_of, model_of
     from ..reports.parallel_document import check_parallel_document
-    from ..specs_io import load_hardware, load_model
+    from ..traces.content import check_recording
     from ..traces.format import load_recording
 
     check_parallel_document(document)
-    profile = load_hardware(str(provenance.get("hardware")))
+    profile = machine_of(document)
     recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
-    replay = replay_ep_plan(document, load_model(str(provenance.get("model"))), profile, recording)
+    check_recording(document, recording, trace)
+    replay = replay_ep_plan(document, model_of(document), profile, recording)
     write_parallel_artefacts(output, timeline, document, replay, profile)
 
 

@@ -18,9 +18,11 @@ from .. import __version__
 from ..ep_schedule import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
 from ..errors import DoesNotFit, Internal
 from ..hardware import Profile
+from ..provenance import made_of
 from ..sim.ep_rehearsal import EpPrediction
 from ..sim.policies.ep_program import OP_EXPERT
 from ..specs import ModelSpec, weight_format
+from ..traces.content import recording_sha256
 from ..traces.recording import RoutingTrace
 from ..units import GIB, NS_PER_S
 from .ep_candidates import Placements
@@ -64,6 +66,8 @@ class EpPlan:
     verdict: str
     assumptions: tuple[str, ...]
     provenance: dict[str, Any]
+    made_of: dict[str, Any]
+    """Model and machine, whole, as the plan document holds them."""
     links: dict[str, list[list[int]]]
     """Bytes dispatched in a step from rank to rank, all layers: plain expert parallelism (before) and the best (after)."""
     rank_rows: dict[str, list[list[int]]]
@@ -109,7 +113,7 @@ def make_ep_plan(
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base, chosen),
-        provenance=_provenance(model, profile, recording, search), search=search,
+        provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
     )  # fmt: skip
@@ -348,7 +352,8 @@ def _provenance(model: ModelSpec, profile: Profile, recording: Recording, search
     tokens = recording.num_tokens if isinstance(recording, RoutingTrace) else None
     return {
         "produced_by": f"moeplan {__version__}", "model": model.name, "hardware": profile.name,
-        "trace": {"model": recording.model, "source": recording.source, "num_tokens": tokens, "num_layers": recording.num_layers,
+        "trace": {"model": recording.model, "source": recording.source, "sha256": recording_sha256(recording),
+                  "num_tokens": tokens, "num_layers": recording.num_layers,
                   "num_experts": recording.num_experts, "layer_ids": list(recording.layer_ids),
                   "kind": "routing" if tokens is not None else "counts"},
         "num_evaluated": search.num_evaluated, "step_tokens": search.evidence.step_tokens,
@@ -360,7 +365,7 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
     best = plan.best.to_dict() | {"schedule": plan.best.schedule.to_dict(), "description": describe(plan.best.schedule),
                                   "engine": "twin, checked by simpy"}  # fmt: skip
     return {
-        "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance,
+        "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance, **plan.made_of,
         "request": {key: value for key, value in asdict(plan.request).items() if key != "workers"}, "best": best,
         "placement": placement_to_dict(plan.placement),
         "baselines": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.baselines],

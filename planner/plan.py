@@ -16,8 +16,10 @@ from typing import Any
 from .. import __version__
 from ..errors import DoesNotFit, Internal
 from ..presets import FAMILIES, NEEDS
+from ..provenance import made_of
 from ..schedule import OffloadSchedule, schedule_from_dict
 from ..sim.simulate import Prediction, Rehearsal
+from ..traces.content import recording_sha256
 from ..units import NS_PER_S
 from .baselines import CheckedRuns
 from .search import FrontPoint, Progress, SearchResult, search
@@ -62,6 +64,8 @@ class OffloadPlan:
     """How much slower the best is than the lower bound, as a fraction of the bound."""
     verdict: str
     provenance: dict[str, Any]
+    made_of: dict[str, Any]
+    """Model and machine, whole, as the plan document holds them."""
 
 
 def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress | None = None) -> OffloadPlan:
@@ -112,6 +116,7 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
         verdict=_verdict(best, rivals, references),
         provenance=_provenance(rehearsal),
+        made_of=made_of(rehearsal.model, rehearsal.profile),
     )
 
 
@@ -224,6 +229,7 @@ def _provenance(rehearsal: Rehearsal) -> dict[str, Any]:
         "trace": {
             "model": rehearsal.trace.model,
             "source": rehearsal.trace.source,
+            "sha256": recording_sha256(rehearsal.trace),
             "num_tokens": rehearsal.trace.num_tokens,
             "num_layers": rehearsal.trace.num_layers,
             "num_experts": rehearsal.trace.num_experts,
@@ -251,6 +257,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "schema_version": PLAN_SCHEMA_VERSION,
         "kind": "offload",
         "provenance": plan.provenance,
+        **plan.made_of,
         "request": asdict(plan.request),
         "best": prediction_to_dict(plan.best),
         "baselines": [

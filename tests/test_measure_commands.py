@@ -17,8 +17,12 @@ from calibration_samples import lawful_samples, runs_of
 from moeplan.calibrate.device import cpu_name
 from moeplan.calibrate.fit import fit_profile
 from moeplan.cli import main
+from moeplan.commands.options import bundled_trace_path, open_trace
 from moeplan.hardware import profile_to_json
-from moeplan.specs_io import load_hardware
+from moeplan.provenance import made_of
+from moeplan.specs_io import load_hardware, load_model
+from moeplan.traces.content import recording_sha256
+from moeplan.traces.format import save_trace
 from test_calibrate_imports import nvbandwidth
 
 GRID = """
@@ -126,10 +130,12 @@ def test_a_machine_that_is_not_as_its_profile_says_is_found_out(moeplan: Run, tm
     assert "expert.32" in beside_a_plan["drift"] and beside_a_plan["without_drift"]["num_configurations"] == 1
 
 
-def plan_document(schedule: dict[str, Any], **provenance: object) -> dict[str, Any]:
-    facts = {"model": "tiny-moe", "hardware": "here", "memory_bytes": 50_000_000, "window_steps": 4, "dense_bits": "32"}
+def plan_document(schedule: dict[str, Any], model: str = "tiny-moe", **provenance: object) -> dict[str, Any]:
+    facts = {"hardware": "here", "memory_bytes": 50_000_000, "window_steps": 4, "dense_bits": "32"}
+    facts["trace"] = {"sha256": recording_sha256(open_trace("bundled"))}
     best = {"name": "best", "schedule": schedule, "tokens_per_s": 1.0}
-    return {"schema_version": 1, "kind": "offload", "provenance": facts | provenance, "best": best, "baselines": []}
+    return {"schema_version": 1, "kind": "offload", "provenance": facts | provenance, "best": best, "baselines": [],
+            **made_of(load_model(model), load_hardware("t4"))}  # fmt: skip
 
 
 def on_demand(**changes: object) -> dict[str, Any]:
@@ -166,24 +172,27 @@ MIXTRAL = {
 
 
 def large_plan(tmp_path: Path) -> str:
-    """Write a plan, made for a machine with far more memory, of a model with the bundled recording's layers; return its path."""
-    (tmp_path / "large.json").write_text(json.dumps(MIXTRAL))
+    """Write a plan, made for a machine with far more memory, of a model with the bundled recording's layers; return its path.
+
+    The model's own file is gone: the plan holds the model.
+    """
+    own = tmp_path / "large.json"
+    own.write_text(json.dumps(MIXTRAL))
     schedule = on_demand() | {"experts": on_demand()["experts"] | {"bits": "32"}}
-    return write_plan(
-        tmp_path,
-        plan_document(
-            schedule, model=str(tmp_path / "large.json"), memory_bytes=10**15, dense_bits="16", hardware="a100"
-        ),
-    )
+    document = plan_document(schedule, model=str(own), memory_bytes=10**15, dense_bits="16", hardware="a100")
+    own.unlink()
+    return write_plan(tmp_path, document)
 
 
 def test_a_plan_that_exceeds_the_machine_runs_as_far_as_it_fits_and_says_so(
     moeplan: Run, here: Path, tmp_path: Path
 ) -> None:
     path = large_plan(tmp_path)
+    (tmp_path / "moved.safetensors").write_bytes(bundled_trace_path().read_bytes())
     # 6 layers of 16 experts of 9 MiB are 864 MiB; 640 MiB hold three layers, their dense part and an arena.
     done = moeplan(
-        "validate", path, "--profile", str(here), "--memory", "640MiB", "--report", "page.html", "--json", "--repeats", "1"
+        "validate", path, "--trace", "moved.safetensors", "--profile", str(here), "--memory", "640MiB", "--report",
+        "page.html", "--json", "--repeats", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -202,6 +211,17 @@ def test_a_plan_of_which_not_even_an_excerpt_fits_is_one_line(moeplan: Run, here
         3, "does not fit", "even with 2 layers", "bytes are missing",
     )  # fmt: skip
     assert not (tmp_path / "v.json").exists()
+
+
+def test_a_plan_is_not_validated_with_another_recording(moeplan: Run, here: Path, tmp_path: Path) -> None:
+    bundled = open_trace("bundled")
+    other = dataclasses.replace(
+        bundled, experts=bundled.experts[:, ::-1], predicted=None, predicted_prob=None, weights=None
+    )
+    save_trace(other, tmp_path / "other.safetensors")
+    path = write_plan(tmp_path, plan_document(on_demand()))
+    arguments = ["validate", path, "--profile", str(here), "--steps", "4", "--repeats", "1"]
+    refused(moeplan(*arguments, "--trace", "other.safetensors"), 2, "--trace", "other.safetensors", "another recording")
 
 
 def test_a_plan_of_many_devices_is_refused(moeplan: Run, here: Path, tmp_path: Path) -> None:
