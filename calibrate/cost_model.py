@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError, MissingCalibration, UnknownName
 from ..hardware import LANES, SOURCES, Constant, LinkDirection, Profile
-from ..specs import FLOPS_PER_WEIGHT, ModelSpec, WeightFormat, weight_format
+from ..specs import FLOPS_PER_WEIGHT, AttentionSpec, ModelSpec, WeightFormat, weight_format
 
 BOUNDS = ("compute", "memory", "link", "launch", "host")
 # Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
@@ -72,7 +72,8 @@ class CostModel:
         """
         _check_count("tokens", tokens)
         _check_count("context_tokens", context_tokens)
-        model, attention = self.model, self.model.attention
+        model = self.model
+        attention = model.attention_of(layer)
         requests = max(1, min(num_requests, tokens))
         parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
@@ -81,17 +82,18 @@ class CostModel:
         if model.is_recurrent(layer) and model.recurrent is not None:
             values = 2 * model.recurrent.state_values * requests  # read and written
             flops += 2 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
-        else:
-            window = model.sliding_window if layer in model.sliding_layers else None
-            pairs, read = attention_work(tokens, context_tokens, requests, window)
-            values = (read + tokens) * attention.kv_values_per_token
-            flops += attention.flops(pairs, read)
+        elif attention is not None:
+            pairs, read, index = _attended(attention, model.window_of(layer), tokens, context_tokens, requests)
+            mixers = model.variant(layer).num_mixers
+            values = mixers * ((read + tokens) * attention.kv_values_per_token + index)
+            flops += mixers * attention.flops(pairs, read)
         if model.cross_attention:
             read = self.encoder_tokens * requests
-            values += read * attention.kv_values_per_token
-            flops += attention.flops(tokens * self.encoder_tokens, read)
+            values += read * model.attention.kv_values_per_token
+            flops += model.attention.flops(tokens * self.encoder_tokens, read)
         num_bytes += values * self.kv_bytes_per_value
-        wide = attention.num_heads * (attention.head_dim + attention.v_head_dim)
+        mixer = attention or model.attention
+        wide = mixer.num_heads * (mixer.head_dim + mixer.v_head_dim)
         activations = tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide)
         num_bytes += activations * _activation_bytes(self.dense_format)
         work = self._roofline(flops, num_bytes, self.dense_format)
@@ -122,7 +124,7 @@ class CostModel:
         model = self.model
         num_bytes = model.expert_bytes(fmt) if tokens else 0
         # The hidden state in and out, the intermediate values written and read.
-        num_bytes += tokens * 2 * (model.hidden_size + model.expert_intermediate_size) * _activation_bytes(fmt)
+        num_bytes += tokens * 2 * (model.expert_hidden + model.expert_intermediate_size) * _activation_bytes(fmt)
         return self._roofline(float(model.expert_flops_per_token * tokens), float(num_bytes), fmt)
 
     # --- copies -----------------------------------------------------------------------------------------------
@@ -205,7 +207,9 @@ class CostModel:
             raise self._missing(f"peak_flops_per_s[{dtype}]", f"known for {have} only", "choose another weight format")
         reach = [device.memory_bytes_per_s, device.memory_efficiency]
         if fmt.quantised:
-            expand = device.dequantise_efficiency.get(fmt.name)
+            expand = device.dequantise_efficiency.get(fmt.name) or device.dequantise_efficiency.get(
+                fmt.like or fmt.name
+            )
             if expand is None:
                 rule = f"nearest known format: {self._nearest_format(fmt)}"
                 raise self._missing(f"dequantise_efficiency[{fmt.name}]", rule, "use that or measure this one")
@@ -248,6 +252,26 @@ def attention_work(tokens: int, context_tokens: int, num_requests: int, window: 
     growing = min(max(window - before, 0.0), new)  # tokens that still see less than a full window
     each = growing * (min(before, window) + (growing + 1) / 2) + (new - growing) * window
     return each * num_requests, min(context, window + new - 1) * num_requests
+
+
+def _attended(
+    attention: AttentionSpec, window: int | None, tokens: int, context_tokens: int, num_requests: int
+) -> tuple[float, float, float]:
+    """Return (query–entry pairs, entries read, values of an index read) of one layer's causal attention.
+
+    Beyond a window there are compressed entries, or none; sparse attention reads the entries it selects, a token at most
+    `selected` of them, and its whole index.
+    """
+    pairs, read = attention_work(tokens, context_tokens, num_requests, window)
+    all_pairs, all_read = attention_work(tokens, context_tokens, num_requests, None)
+    index = all_read / attention.tokens_per_index * attention.index_values
+    if window is not None and not attention.compressed:
+        return pairs, read, index
+    entry_pairs, entries = all_pairs / attention.tokens_per_entry, all_read / attention.tokens_per_entry
+    if attention.selected is not None:
+        most = tokens * float(attention.selected)
+        entry_pairs, entries = min(entry_pairs, most), min(entries, most)
+    return (entry_pairs, entries, index) if window is None else (pairs + entry_pairs, read + entries, index)
 
 
 def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:

@@ -58,6 +58,9 @@ class DensePart:
             raise InputError(
                 "model", model.name, "encoder–decoders are simulated but not executed", "choose a decoder-only model"
             )
+        if model.layer_variants or model.expert_hidden != model.hidden_size:
+            rule = "its layers differ in kind, or its experts work on a narrower vector: simulated but not executed"
+            raise InputError("model", model.name, rule, "choose a model whose layers are alike")
         self.model, self.device, self.dtype, self.largest = model, device, dtype, largest
         self._seed = seed
         self._layers = [self._make_layer(layer) for layer in range(model.num_layers)]

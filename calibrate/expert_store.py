@@ -22,7 +22,7 @@ _ACTIVATIONS = {"gpt_oss": "clamped-swiglu"}
 def expert_layout(model: ModelSpec, weights: str) -> SlotLayout:
     """Return how one of `model`'s experts lies in a slot when stored as `weights`; raises UnknownName or InputError."""
     shape = ExpertShape(
-        hidden_size=model.hidden_size,
+        hidden_size=model.expert_hidden,
         intermediate_size=model.expert_intermediate_size,
         gated=model.gated,
         bias=model.expert_bias,

@@ -265,7 +265,9 @@ class FittedCostModel(CostModel):
         return float(np.interp(np.log(self.typical_tokens), np.log(tokens[order]), np.array(curve.seconds)[order]))
 
     def _weights(self, bits: str) -> int:
-        return expert_weight_bytes(self.model.hidden_size, self.model.expert_intermediate_size, self.model.gated, bits)
+        return expert_weight_bytes(
+            self.model.expert_hidden, self.model.expert_intermediate_size, self.model.gated, bits
+        )
 
     def _expert(self, table: str, tokens: int, fmt: WeightFormat, fill: Callable[[], Estimate]) -> Estimate:
         name = f"{table}.{fmt.name}"
@@ -274,7 +276,7 @@ class FittedCostModel(CostModel):
             return self._fill(name, f"measured for {self._measured_formats(table)}", fill)
         arguments = {
             "tokens": tokens,
-            "hidden": self.model.hidden_size,
+            "hidden": self.model.expert_hidden,
             "intermediate": self.model.expert_intermediate_size,
             "gated": int(self.model.gated),
             "units": curve.arguments["units"][0],

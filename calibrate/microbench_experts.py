@@ -47,7 +47,7 @@ class ExpertArena:
         """Return a visit of `experts` experts with `tokens` tokens each, ready to be computed."""
         generator = torch.Generator().manual_seed(tokens)
         count = tokens * experts
-        h = torch.randn(count, self.model.hidden_size, generator=generator).to(device=self.device.place, dtype=dtype)
+        h = torch.randn(count, self.model.expert_hidden, generator=generator).to(device=self.device.place, dtype=dtype)
         chosen = torch.arange(experts).repeat_interleave(tokens).view(-1, 1).to(self.device.place)
         logits = torch.zeros(count, max(experts, 2), device=self.device.place, dtype=dtype)
         return self.runner.start(
@@ -63,7 +63,7 @@ def expert_arguments(model: ModelSpec, tokens: int) -> dict[str, float]:
     """Return the arguments of a sample of one expert."""
     return {
         "tokens": tokens,
-        "hidden": model.hidden_size,
+        "hidden": model.expert_hidden,
         "intermediate": model.expert_intermediate_size,
         "gated": int(model.gated),
     }

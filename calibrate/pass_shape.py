@@ -49,13 +49,15 @@ def dense_arguments(model: ModelSpec, layers: Sequence[int], shape: PassShape, v
 
     value_bytes: of one weight, key or value.
     """
-    attention = model.attention
     weights = kv_values = 0
     attention_flops = 0.0
     for layer in layers:
         weights += model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         if model.is_recurrent(layer) and model.recurrent is not None:
             kv_values += 2 * model.recurrent.state_values * shape.requests
+            continue
+        attention = model.attention_of(layer)
+        if attention is None:
             continue
         seen = max(model.attended_tokens(layer, shape.context_tokens, shape.requests), shape.tokens)
         kv_values += (seen + shape.tokens) * attention.kv_values_per_token

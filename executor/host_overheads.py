@@ -64,6 +64,13 @@ def tiny_like(model: ModelSpec) -> ModelSpec:
         qk_rope_head_dim=0,
         qk_nope_head_dim=0,
         gated=False,
+        projections=None,
+        extra_matrix_parameters=0,
+        key_is_value=False,
+        tokens_per_entry=1,
+        compressed=False,
+        index_values=0,
+        selected=None,
     )
     layers = min(_LAYERS, model.num_moe_layers)
     return dataclasses.replace(
@@ -86,6 +93,9 @@ def tiny_like(model: ModelSpec) -> ModelSpec:
         encoder_moe_layers=(),
         cross_attention=False,
         other_parameters=0,
+        expert_hidden_size=0,
+        zero_experts=0,
+        layer_variants=(),
     )
 
 

@@ -231,14 +231,7 @@ def first_layers(model: ModelSpec, layers: int) -> ModelSpec:
     if layers == model.num_moe_layers:
         return model
     last = model.moe_layers[layers - 1] + 1
-    return dataclasses.replace(
-        model,
-        name=f"{model.name}, {layers} of its MoE layers",
-        num_layers=last,
-        moe_layers=model.moe_layers[:layers],
-        sliding_layers=tuple(layer for layer in model.sliding_layers if layer < last),
-        recurrent_layers=tuple(layer for layer in model.recurrent_layers if layer < last),
-    )
+    return dataclasses.replace(model.first_layers(last), name=f"{model.name}, {layers} of its MoE layers")
 
 
 def scaled_model(model: ModelSpec, numerator: int, denominator: int) -> ModelSpec:
@@ -277,6 +270,7 @@ def scaled_model(model: ModelSpec, numerator: int, denominator: int) -> ModelSpe
         expert_intermediate_size=width(model.expert_intermediate_size),
         shared_intermediate_size=width(model.shared_intermediate_size),
         dense_intermediate_size=width(model.dense_intermediate_size),
+        expert_hidden_size=width(model.expert_hidden_size),
         attention=attention,
         recurrent=recurrent,
     )

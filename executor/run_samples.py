@@ -81,14 +81,7 @@ def excerpt_of(model: ModelSpec, bits: str, num_layers: int) -> ModelSpec:
     layers = max(1, min(num_layers, model.num_moe_layers, _STORE_BYTES // (least * each)))
     experts = max(least, min(model.num_experts, _STORE_BYTES // (layers * each)))
     last = model.moe_layers[layers - 1] + 1
-    return dataclasses.replace(
-        model,
-        num_layers=last,
-        moe_layers=model.moe_layers[:layers],
-        num_experts=experts,
-        sliding_layers=tuple(layer for layer in model.sliding_layers if layer < last),
-        recurrent_layers=tuple(layer for layer in model.recurrent_layers if layer < last),
-    )
+    return dataclasses.replace(model.first_layers(last), num_experts=experts)
 
 
 def measure_runs(

@@ -40,7 +40,7 @@ def layer_costs(
     weight: tokens that each counted token stands for.
     """
     constants, exchange = costing.constants, schedule.exchange
-    hidden = costing.costs.model.hidden_size * weight
+    hidden = costing.costs.model.expert_hidden * weight
     inter = constants.inter or constants.intra
     slowdown = constants.intra.table.compute_slowdown if constants.intra.table is not None else 1.0
     work = kernel_ns(costing, schedule, step_tokens)[::weight]
@@ -79,7 +79,7 @@ def node_sharing(
     table = constants.intra.table
     if table is None and not constants.shared_nic and not constants.half_duplex_nic:
         return None
-    hidden = costing.costs.model.hidden_size * weight
+    hidden = costing.costs.model.expert_hidden * weight
     most_sent = most_tokens * costing.costs.model.top_k
     ways = (exchange.dispatch_bytes_per_value * hidden, exchange.combine_bytes_per_value * hidden)
     dispatch, combine = (inside_table(table, each, most_sent) if table is not None else None for each in ways)

@@ -263,7 +263,7 @@ def _links(
     search: EpSearch, evidence: TokenEvidence | CountEvidence, schedule: ExpertParallelSchedule
 ) -> list[list[int]]:
     tokens = link_tokens(evidence, search.placements.candidate(schedule), schedule)
-    each = search.rehearsal.model.hidden_size * schedule.exchange.dispatch_bytes_per_value
+    each = search.rehearsal.model.expert_hidden * schedule.exchange.dispatch_bytes_per_value
     return [[round(value) for value in row] for row in (tokens * each).tolist()]
 
 

@@ -206,9 +206,8 @@ class EpCosting:
     def _kind(self, layer: int) -> int:
         """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""
         model = self.costs.model
-        mark = (layer in model.moe_layers, model.is_recurrent(layer), layer in model.sliding_layers)
-        kinds = ((m in model.moe_layers, model.is_recurrent(m), m in model.sliding_layers) for m in range(layer + 1))
-        return next(at for at, kind in enumerate(kinds) if kind == mark)
+        mark = model.kind_of(layer)
+        return next(at for at in range(layer + 1) if model.kind_of(at) == mark)
 
     def _context(self, tokens: int) -> tuple[int, int]:
         """Return (context tokens read, requests) of a rank's `tokens`."""
@@ -378,7 +377,7 @@ def _piece(values: Array, group: Array, pieces: int) -> Array:
 def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, ex_ns: Array,
                         ex_bytes: Array, ex_tokens: Array, *, beside_compute: bool = False) -> None:  # fmt: skip
     """Fill dispatches, combines and reductions."""
-    hidden, constants = costing.costs.model.hidden_size, costing.constants
+    hidden, constants = costing.costs.model.expert_hidden, costing.constants
     fraction = schedule.pipeline.exchange_sm_fraction
     speed = min(1.0, fraction / SATURATING_SM_FRACTION) if schedule.overlaps and fraction else 1.0
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)

@@ -1,191 +1,24 @@
-"""The nouns of a model: how weights are stored, what a layer consists of, and how many parameters, bytes and operations that is.
+"""A Mixture-of-Experts model: what its layers consist of, and how many parameters, bytes and operations that is.
 
-Modelled: decoders and encoder–decoders with routed experts in some layers; multi-head, grouped-query and latent (MLA)
-attention; sliding windows; layers that keep a fixed state instead of a KV cache; gated and plain MLPs, biases, shared
-experts, tied embeddings. Counts are exact for the families the reader knows (compared with instantiated models in the
-tests). Ignored: extra heads for multi-token prediction, vision and audio towers, layers whose experts differ in size, the
-padding a packer adds at the end of a row. Everything here is a plain dataclass: validation of files is `specs_io`'s job.
+Modelled: decoders and encoder–decoders with routed experts in some layers; sliding windows; layers that keep a fixed state
+instead of a KV cache, that have no mixer, no MLP or two of each, or an attention of their own; gated and plain MLPs, biases,
+shared experts, experts that work on a narrower vector, experts that do nothing, tied embeddings. Counts are exact for the
+families the reader knows (compared with instantiated models in the tests). Ignored: extra heads for multi-token prediction,
+vision and audio towers, layers whose experts differ in size, the padding a packer adds at the end of a row. Everything here is
+a plain dataclass: validation of files is `specs_io`'s job.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
-from types import MappingProxyType
 
-from .errors import InputError, UnknownName
+from ..errors import InputError
+from .mixers import AttentionSpec, LayerVariant, RecurrentSpec
+from .weights import FLOPS_PER_WEIGHT, WeightFormat
 
-BITS_PER_BYTE = 8
-# Norms, biases, routers and embeddings are never stored below this width, whatever the experts use (arXiv 2312.17238 §3.3).
-_UNQUANTISED_BITS = 16
-# A multiplication and an addition for every weight a token meets.
-FLOPS_PER_WEIGHT = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightFormat:
-    """One way of storing weight matrices."""
-
-    name: str
-    """What the command line calls it."""
-    bits: int
-    """Width of one stored value."""
-    bits_per_weight: Fraction
-    """Storage of one weight, packing and quantisation metadata included."""
-    group: int | None
-    """Weights that share a scale; None for unquantised formats."""
-    description: str
-    source: str
-    """Where packing and metadata are documented."""
-
-    @property
-    def quantised(self) -> bool:
-        """Whether weights are expanded before they are multiplied."""
-        return self.group is not None
-
-    def num_bytes(self, num_weights: int) -> int:
-        """Return the bytes of a matrix of `num_weights`, rounded up to whole bytes."""
-        return math.ceil(self.bits_per_weight * num_weights / BITS_PER_BYTE)
-
-    def vector_bytes(self, num_values: int) -> int:
-        """Return the bytes of values that stay unquantised (norms, biases, routers, embeddings) beside such matrices."""
-        return num_values * max(self.bits, _UNQUANTISED_BITS) // BITS_PER_BYTE
-
-
-# HQQ stores a scale and a zero point of 8 bits for each group of weights; those are quantised themselves, with two 16-bit
-# constants for each 128 of them.
-_SCALES_PER_GROUP = 2
-_SCALE_BITS = 8
-_SCALE_GROUP = 128
-_SCALE_OF_SCALES_BITS = 2 * 16
-_HQQ = "HQQ packing as used by Mixtral-offloading (arXiv 2312.17238 §3.3; github.com/mobiusml/hqq)"
-
-
-def _hqq(bits: int, packed_bits: Fraction, group: int, description: str) -> WeightFormat:
-    """Return an HQQ format; `packed_bits` is what a value takes after packing."""
-    scale_bits = _SCALE_BITS + Fraction(_SCALE_OF_SCALES_BITS, _SCALE_GROUP)
-    return WeightFormat(
-        name=str(bits), bits=bits, bits_per_weight=packed_bits + _SCALES_PER_GROUP * scale_bits / group, group=group,
-        description=description, source=_HQQ,
-    )  # fmt: skip
-
-
-def _plain(bits: int, description: str) -> WeightFormat:
-    return WeightFormat(
-        name=str(bits),
-        bits=bits,
-        bits_per_weight=Fraction(bits),
-        group=None,
-        description=description,
-        source="IEEE 754; bfloat16",
-    )
-
-
-WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
-    {
-        fmt.name: fmt
-        for fmt in (
-            _plain(32, "float32"),
-            _plain(16, "float16 or bfloat16"),
-            WeightFormat(
-                name="8", bits=8, bits_per_weight=8 + Fraction(32, 128 * 128), group=128 * 128,
-                description="8-bit values, one float32 scale per 128x128 block",
-                source="DeepSeek-V3 technical report §3.3.2 (arXiv 2412.19437)",
-            ),
-            _hqq(4, Fraction(4), 64, "4-bit values in groups of 64, two per byte"),
-            WeightFormat(
-                name="mxfp4", bits=4, bits_per_weight=4 + Fraction(8, 32), group=32,
-                description="4-bit floating point in blocks of 32 with an 8-bit exponent",
-                source="OCP Microscaling Formats (MX) Specification v1.0 §5",
-            ),
-            _hqq(3, Fraction(32, 10), 64, "3-bit values in groups of 64, ten per int32"),
-            _hqq(2, Fraction(2), 16, "2-bit values in groups of 16, four per byte"),
-        )
-    }
-)  # fmt: skip
-"""Every known way of storing expert weights, by name."""
-
-
-def weight_format(name: str | int) -> WeightFormat:
-    """Return the weight format called `name` ("16", 4, "mxfp4"); raises UnknownName for any other."""
-    found = WEIGHT_FORMATS.get(str(name))
-    if found is None:
-        raise UnknownName("bits", name, WEIGHT_FORMATS)
-    return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionSpec:
-    """The attention of every layer that has one."""
-
-    kind: str
-    """mha, gqa (fewer key–value heads than heads) or mla (latent: a compressed key–value vector per token)."""
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    """Width of a query and key head (mla: both parts together)."""
-    v_head_dim: int
-    """Width of a value head."""
-    q_lora_rank: int | None = None
-    """mla only: width of the compressed query; None where queries are not compressed."""
-    kv_lora_rank: int = 0
-    """mla only: width of the compressed key–value vector."""
-    qk_rope_head_dim: int = 0
-    """mla only: the part of a key that carries positions, shared by all heads."""
-    qk_nope_head_dim: int = 0
-    """mla only: the part of a query and key head without positions."""
-    gated: bool = False
-    """The query projection also yields an output gate (Qwen3-Next)."""
-    vector_parameters: int = 0
-    """Biases, norms of queries and keys, and sinks of one layer."""
-
-    def matrix_parameters(self, hidden_size: int) -> int:
-        """Return the weights of one layer's projections."""
-        heads = self.num_heads
-        if self.kind == "mla":
-            query = heads * self.head_dim
-            rank = self.q_lora_rank
-            return (
-                (hidden_size * query if rank is None else rank * (hidden_size + query))
-                + hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
-                + self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
-                + heads * self.v_head_dim * hidden_size
-            )
-        query = heads * self.head_dim * (2 if self.gated else 1)
-        return hidden_size * (query + self.num_kv_heads * (self.head_dim + self.v_head_dim) + heads * self.v_head_dim)
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Values that one layer keeps for each token of context."""
-        if self.kind == "mla":
-            return self.kv_lora_rank + self.qk_rope_head_dim
-        return self.num_kv_heads * (self.head_dim + self.v_head_dim)
-
-    def flops(self, num_pairs: float, context_tokens: float) -> float:
-        """Return the operations of `num_pairs` (query token, context token) meetings: scores, then the sum of values.
-
-        Latent attention either expands every context token's keys and values or works on the latents themselves with wider
-        heads; engines take whichever is less (expansion for prompts, latents for decoding), and so does this.
-        """
-        expanded = FLOPS_PER_WEIGHT * self.num_heads * (self.head_dim + self.v_head_dim) * num_pairs
-        if self.kind != "mla":
-            return expanded
-        latent = FLOPS_PER_WEIGHT * self.num_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * num_pairs
-        expansion = FLOPS_PER_WEIGHT * self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
-        return min(latent, expanded + expansion * context_tokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecurrentSpec:
-    """A layer that mixes tokens through a state of fixed size (linear attention, state space) instead of a KV cache."""
-
-    kind: str
-    matrix_parameters: int
-    vector_parameters: int
-    state_values: int
-    """Values kept per request and layer, whatever the context."""
+_USUAL = LayerVariant(layers=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +76,16 @@ class ModelSpec:
     """Each decoder layer also attends to the encoder's output."""
     native_bits: str = "16"
     """Weight format in which the checkpoint stores routed experts, by name."""
+    native_dense_bits: str = "16"
+    """Weight format in which the checkpoint stores attention projections, by name."""
+    expert_hidden_size: int = 0
+    """Width of the vector that experts take and give, where they work on a narrower one (latent experts); 0: `hidden_size`."""
+    zero_experts: int = 0
+    """Further choices of the router that pass a token on unchanged: no weights, no work."""
+    layer_variants: tuple[LayerVariant, ...] = ()
+    """What differs in some decoder layers."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know about how the configuration was read: what is left out, what was taken from elsewhere."""
 
     def __post_init__(self) -> None:
         _check_model(self)
@@ -255,9 +98,14 @@ class ModelSpec:
         return len(self.moe_layers)
 
     @property
+    def expert_hidden(self) -> int:
+        """Width of the vector that is sent to an expert and comes back."""
+        return self.expert_hidden_size or self.hidden_size
+
+    @property
     def expert_matrix_parameters(self) -> int:
         """Weights of one routed expert's matrices."""
-        return self._mlp(self.expert_intermediate_size, bias=False)
+        return self._mlp(self.expert_intermediate_size, bias=False, hidden=self.expert_hidden)
 
     @property
     def expert_vector_parameters(self) -> int:
@@ -267,7 +115,7 @@ class ModelSpec:
     @property
     def expert_parameters(self) -> int:
         """Parameters of one routed expert."""
-        return self._mlp(self.expert_intermediate_size, bias=self.expert_bias)
+        return self._mlp(self.expert_intermediate_size, bias=self.expert_bias, hidden=self.expert_hidden)
 
     def expert_bytes(self, fmt: WeightFormat) -> int:
         """Return the bytes of one routed expert stored as `fmt`; biases stay at 16 bits or more."""
@@ -294,39 +142,68 @@ class ModelSpec:
         """Return whether decoder layer `layer` keeps a state instead of a KV cache."""
         return layer in self.recurrent_layers
 
+    def variant(self, layer: int) -> LayerVariant:
+        """Return what differs in decoder layer `layer`; the usual layer where nothing does."""
+        return next((one for one in self.layer_variants if layer in one.layers), _USUAL)
+
+    def attention_of(self, layer: int) -> AttentionSpec | None:
+        """Return the attention of decoder layer `layer`; None where it has a state or no mixer at all."""
+        variant = self.variant(layer)
+        if self.is_recurrent(layer) or variant.num_mixers == 0:
+            return None
+        return variant.attention or self.attention
+
+    def window_of(self, layer: int) -> int | None:
+        """Return how many of the last tokens decoder layer `layer` sees; None: all."""
+        return self.sliding_window if layer in self.sliding_layers else None
+
+    def kind_of(self, layer: int) -> tuple[bool, bool, bool, int]:
+        """Return a mark that layers of one make share: they cost the same, whatever is routed in them."""
+        at = next((at for at, one in enumerate(self.layer_variants) if layer in one.layers), -1)
+        return layer in self.moe_layers, self.is_recurrent(layer), layer in self.sliding_layers, at
+
     def attended_tokens(self, layer: int, context_tokens: int, num_requests: int = 1) -> int:
-        """Return how many of `context_tokens` (summed over requests) layer `layer` reads."""
-        if self.is_recurrent(layer):
+        """Return how many of `context_tokens` (summed over requests) layer `layer` reads: entries, where they are compressed."""
+        attention = self.attention_of(layer)
+        if attention is None:
             return 0
-        if self.sliding_window is not None and layer in self.sliding_layers:
-            return min(context_tokens, self.sliding_window * num_requests)
-        return context_tokens
+        entries = context_tokens // attention.tokens_per_entry
+        if attention.selected is not None:
+            entries = min(entries, attention.selected * num_requests)
+        if self.sliding_window is None or layer not in self.sliding_layers:
+            return entries * self.variant(layer).num_mixers
+        seen = min(context_tokens, self.sliding_window * num_requests) + (entries if attention.compressed else 0)
+        return seen * self.variant(layer).num_mixers
 
     def dense_matrix_parameters(self, layer: int) -> int:
         """Return the weights of decoder layer `layer` that a quantiser may shrink: projections, dense and shared MLPs."""
         self._check_layer(layer)
+        variant = self.variant(layer)
         if self.is_recurrent(layer) and self.recurrent is not None:
             mixer = self.recurrent.matrix_parameters
         else:
-            mixer = self.attention.matrix_parameters(self.hidden_size)
+            mixer = (variant.attention or self.attention).matrix_parameters(self.hidden_size) * variant.num_mixers
         if self.cross_attention:
             mixer += self.attention.matrix_parameters(self.hidden_size)
-        return mixer + self._dense_mlp(layer in self.moe_layers, bias=False)
+        return mixer + self._dense_mlps(layer) + variant.matrix_parameters
 
     def dense_vector_parameters(self, layer: int) -> int:
         """Return the rest of decoder layer `layer` outside its routed experts: router, norms, biases."""
         self._check_layer(layer)
+        variant = self.variant(layer)
         if self.is_recurrent(layer) and self.recurrent is not None:
             mixer = self.recurrent.vector_parameters
         else:
-            mixer = self.attention.vector_parameters
+            mixer = (variant.attention or self.attention).vector_parameters * variant.num_mixers
         if self.cross_attention:
             mixer += self.attention.vector_parameters
         norms = self.num_norms_per_layer + int(self.cross_attention)
-        return mixer + norms * self.norm_width * self.hidden_size + self._mlp_vectors(layer in self.moe_layers)
+        further = variant.vector_parameters + norms * self.norm_width * self.hidden_size
+        mlps = self._mlp_vectors(layer in self.moe_layers) if self._has_mlp(layer) else 0
+        return mixer + further + mlps
 
     def dense_parameters(self, layer: int) -> int:
-        """Return the parameters of decoder layer `layer` that are not in a routed expert."""
+        """Return the parameters of decoder layer `layer` that are not in a routed expert, its tables not counted."""
         return self.dense_matrix_parameters(layer) + self.dense_vector_parameters(layer)
 
     def dense_layer_bytes(self, layer: int, fmt: WeightFormat) -> int:
@@ -379,23 +256,79 @@ class ModelSpec:
         encoder = self.encoder_matrix_parameters + self.encoder_vector_parameters
         return layers + encoder + self._outside_layers + self.num_routed_experts * self.expert_parameters
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all but the experts it does not choose, and but rows of tables it does not read.
+
+        Embeddings count whole, as model cards count them.
+        """
+        unchosen = max(0, self.num_experts - self.top_k) * (self.num_moe_layers + len(self.encoder_moe_layers))
+        mixers = (self.attention_of(layer) for layer in range(self.num_layers))
+        idle = sum(mixer.idle_parameters for mixer in mixers if mixer is not None) + self._table_parameters
+        return self.total_parameters - unchosen * self.expert_parameters - idle
+
     # --- what grows with the context --------------------------------------------------------------------------------
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
-        """Return the bytes that one more token of context takes over all layers, before any sliding window is full."""
-        layers = self.num_layers - len(self.recurrent_layers)
-        return layers * self.attention.kv_values_per_token * bytes_per_value
+        """Return the bytes that one more token of a long context takes over all layers: full windows and states take none."""
+        return round(sum(self._values_per_token(layer) for layer in range(self.num_layers)) * bytes_per_value)
 
     def kv_bytes(self, context_tokens: int, bytes_per_value: int = 2, encoder_tokens: int = 0) -> int:
         """Return the cache bytes of one request: windows are capped, states and cross-attention included.
 
         encoder_tokens: input tokens of an encoder–decoder, whose keys and values every decoder layer keeps.
         """
-        attended = sum(self.attended_tokens(layer, context_tokens) for layer in range(self.num_layers))
+        values = sum(self._kept_values(layer, context_tokens) for layer in range(self.num_layers))
         if self.cross_attention:
-            attended += encoder_tokens * self.num_layers
-        state = len(self.recurrent_layers) * (self.recurrent.state_values if self.recurrent is not None else 0)
-        return (attended * self.attention.kv_values_per_token + state) * bytes_per_value
+            values += encoder_tokens * self.num_layers * self.attention.kv_values_per_token
+        return (values + self.state_values) * bytes_per_value
+
+    @property
+    def state_values(self) -> int:
+        """Values that layers with a state keep for each request, over all layers."""
+        return len(self.recurrent_layers) * (self.recurrent.state_values if self.recurrent is not None else 0)
+
+    def window_bytes(self, bytes_per_value: int = 2) -> int:
+        """Return the bytes of all full sliding windows of one request."""
+        values = 0
+        for layer in range(self.num_layers):
+            attention, window = self.attention_of(layer), self.window_of(layer)
+            if attention is not None and window is not None and self.variant(layer).keeps_cache:
+                values += self.variant(layer).num_mixers * window * attention.kv_values_per_token
+        return values * bytes_per_value
+
+    def first_layers(self, num_layers: int) -> ModelSpec:
+        """Return the model's first `num_layers` decoder layers."""
+        variants = []
+        for variant in self.layer_variants:
+            kept = tuple(layer for layer in variant.layers if layer < num_layers)
+            variants += [dataclasses.replace(variant, layers=kept)] if kept else []
+        return dataclasses.replace(
+            self, num_layers=num_layers, layer_variants=tuple(variants),
+            moe_layers=tuple(layer for layer in self.moe_layers if layer < num_layers),
+            sliding_layers=tuple(layer for layer in self.sliding_layers if layer < num_layers),
+            recurrent_layers=tuple(layer for layer in self.recurrent_layers if layer < num_layers),
+        )  # fmt: skip
+
+    def _kept_values(self, layer: int, context_tokens: int) -> int:
+        """Return the values that layer `layer` keeps of one request's context, states not counted."""
+        attention, variant = self.attention_of(layer), self.variant(layer)
+        if attention is None or not variant.keeps_cache:
+            return 0
+        window, entries = self.window_of(layer), context_tokens // attention.tokens_per_entry
+        if window is not None:
+            entries = min(context_tokens, window) + (entries if attention.compressed else 0)
+        index = context_tokens // attention.tokens_per_index * attention.index_values
+        return variant.num_mixers * (entries * attention.kv_values_per_token + index)
+
+    def _values_per_token(self, layer: int) -> Fraction:
+        """Return the values that one more token takes in layer `layer` once any window is full."""
+        attention, variant = self.attention_of(layer), self.variant(layer)
+        if attention is None or not variant.keeps_cache:
+            return Fraction(0)
+        grows = self.window_of(layer) is None or attention.compressed
+        entries = Fraction(attention.kv_values_per_token if grows else 0, attention.tokens_per_entry)
+        return variant.num_mixers * (entries + Fraction(attention.index_values, attention.tokens_per_index))
 
     # --- counting helpers -------------------------------------------------------------------------------------------
 
@@ -403,12 +336,32 @@ class ModelSpec:
     def _outside_layers(self) -> int:
         """Embeddings, output bias, final norms and position tables."""
         norms = self.num_final_norms * self.norm_width * self.hidden_size
-        return self.embedding_parameters + norms + self.vocab_size * int(self.head_bias) + self.other_parameters
+        head = self.vocab_size * int(self.head_bias)
+        return self.embedding_parameters + norms + head + self.other_parameters + self._table_parameters
 
-    def _mlp(self, width: int, *, bias: bool) -> int:
-        """Return the parameters of one MLP of `width`, with or without its biases."""
-        into = 2 if self.gated else 1
-        return (into + 1) * self.hidden_size * width + (into * width + self.hidden_size if bias and width else 0)
+    @property
+    def _table_parameters(self) -> int:
+        """Tables of layers of which a token reads a few rows."""
+        return sum(len(variant.layers) * variant.table_parameters for variant in self.layer_variants)
+
+    def _mlp(self, width: int, *, bias: bool, hidden: int | None = None) -> int:
+        """Return the parameters of one MLP of `width` on vectors of `hidden`, with or without its biases."""
+        into, outer = 2 if self.gated else 1, self.hidden_size if hidden is None else hidden
+        return (into + 1) * outer * width + (into * width + outer if bias and width else 0)
+
+    def _has_mlp(self, layer: int) -> bool:
+        """Return whether layer `layer` has an MLP of any kind."""
+        return layer in self.moe_layers or self.variant(layer).num_dense_mlps != 0
+
+    def _dense_mlps(self, layer: int) -> int:
+        """Return the weights of layer `layer`'s MLPs outside routed experts."""
+        is_moe, variant = layer in self.moe_layers, self.variant(layer)
+        count = int(not is_moe) if variant.num_dense_mlps is None else variant.num_dense_mlps
+        width = (
+            self.dense_intermediate_size if variant.dense_intermediate_size is None else variant.dense_intermediate_size
+        )
+        shared = self._dense_mlp(True, bias=False) if is_moe else 0
+        return shared + count * self._mlp(width, bias=False)
 
     def _dense_mlp(self, is_moe: bool, *, bias: bool) -> int:
         """Return the parameters of a layer's MLPs outside routed experts."""
@@ -420,9 +373,8 @@ class ModelSpec:
         """Return router, shared gate and MLP biases of a layer."""
         count = self._dense_mlp(is_moe, bias=self.dense_bias) - self._dense_mlp(is_moe, bias=False)
         if is_moe:
-            count += self.num_experts * (self.hidden_size + int(self.router_bias)) + self.hidden_size * int(
-                self.shared_gate
-            )
+            choices = self.num_experts + self.zero_experts
+            count += choices * (self.hidden_size + int(self.router_bias)) + self.hidden_size * int(self.shared_gate)
         return count
 
     def _check_layer(self, layer: int) -> None:
@@ -437,7 +389,7 @@ def _check_model(model: ModelSpec) -> None:
             raise InputError(name, getattr(model, name), "below one", "check the model's configuration")
     if not model.moe_layers:
         raise InputError("moe_layers", (), "no layer has routed experts", "give a Mixture-of-Experts model")
-    if model.top_k > model.num_experts:
+    if model.top_k > model.num_experts + model.zero_experts:
         raise InputError(
             "top_k", model.top_k, f"more than the {model.num_experts} experts", "check the model's configuration"
         )
@@ -450,3 +402,7 @@ def _check_model(model: ModelSpec) -> None:
             raise InputError(
                 name, layers, f"not distinct ascending layers below {limit}", "check the model's configuration"
             )
+    varied = [layer for variant in model.layer_variants for layer in variant.layers]
+    if len(varied) != len(set(varied)) or any(not 0 <= layer < model.num_layers for layer in varied):
+        rule = f"not distinct layers below {model.num_layers}"
+        raise InputError("layer_variants", varied, rule, "check the model's configuration")

@@ -1,0 +1,166 @@
+"""How weight matrices are stored: a name, the bits of a value, and what packing and metadata add to it.
+
+Modelled: the formats that kernels run, by short names; those that checkpoints come in, by names that say them: `int4-g128`,
+`int4-g128-zero`, `fp8-g16384`, `nvfp4`, `mxfp8`, `nf4-g64` … (value, weights that share a scale, what else is stored).
+Ignored: padding at the end of a row, constants of a whole matrix or of one row of it where groups are shorter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from types import MappingProxyType
+
+from ..errors import UnknownName
+
+BITS_PER_BYTE = 8
+# Norms, biases, routers and embeddings are never stored below this width, whatever the experts use (arXiv 2312.17238 §3.3).
+_UNQUANTISED_BITS = 16
+# A multiplication and an addition for every weight a token meets.
+FLOPS_PER_WEIGHT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFormat:
+    """One way of storing weight matrices."""
+
+    name: str
+    """What the command line calls it."""
+    bits: int
+    """Width of one stored value."""
+    bits_per_weight: Fraction
+    """Storage of one weight, packing and quantisation metadata included."""
+    group: int | None
+    """Weights that share a scale; None for unquantised formats."""
+    description: str
+    source: str
+    """Where packing and metadata are documented."""
+    like: str | None = None
+    """The format, of those that profiles measure, whose expansion costs a kernel as much; None: this one is among them."""
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are expanded before they are multiplied."""
+        return self.group is not None
+
+    def num_bytes(self, num_weights: int) -> int:
+        """Return the bytes of a matrix of `num_weights`, rounded up to whole bytes."""
+        return math.ceil(self.bits_per_weight * num_weights / BITS_PER_BYTE)
+
+    def vector_bytes(self, num_values: int) -> int:
+        """Return the bytes of values that stay unquantised (norms, biases, routers, embeddings) beside such matrices."""
+        return num_values * max(self.bits, _UNQUANTISED_BITS) // BITS_PER_BYTE
+
+
+# HQQ stores a scale and a zero point of 8 bits for each group of weights; those are quantised themselves, with two 16-bit
+# constants for each 128 of them.
+_SCALES_PER_GROUP = 2
+_SCALE_BITS = 8
+_SCALE_GROUP = 128
+_SCALE_OF_SCALES_BITS = 2 * 16
+_HQQ = "HQQ packing as used by Mixtral-offloading (arXiv 2312.17238 §3.3; github.com/mobiusml/hqq)"
+
+
+def _hqq(bits: int, packed_bits: Fraction, group: int, description: str) -> WeightFormat:
+    """Return an HQQ format; `packed_bits` is what a value takes after packing."""
+    scale_bits = _SCALE_BITS + Fraction(_SCALE_OF_SCALES_BITS, _SCALE_GROUP)
+    return WeightFormat(
+        name=str(bits), bits=bits, bits_per_weight=packed_bits + _SCALES_PER_GROUP * scale_bits / group, group=group,
+        description=description, source=_HQQ,
+    )  # fmt: skip
+
+
+def _plain(bits: int, description: str) -> WeightFormat:
+    return WeightFormat(
+        name=str(bits),
+        bits=bits,
+        bits_per_weight=Fraction(bits),
+        group=None,
+        description=description,
+        source="IEEE 754; bfloat16",
+    )
+
+
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {
+        fmt.name: fmt
+        for fmt in (
+            _plain(32, "float32"),
+            _plain(16, "float16 or bfloat16"),
+            WeightFormat(
+                name="8", bits=8, bits_per_weight=8 + Fraction(32, 128 * 128), group=128 * 128,
+                description="8-bit values, one float32 scale per 128x128 block",
+                source="DeepSeek-V3 technical report §3.3.2 (arXiv 2412.19437)",
+            ),
+            _hqq(4, Fraction(4), 64, "4-bit values in groups of 64, two per byte"),
+            WeightFormat(
+                name="mxfp4", bits=4, bits_per_weight=4 + Fraction(8, 32), group=32,
+                description="4-bit floating point in blocks of 32 with an 8-bit exponent",
+                source="OCP Microscaling Formats (MX) Specification v1.0 §5",
+            ),
+            _hqq(3, Fraction(32, 10), 64, "3-bit values in groups of 64, ten per int32"),
+            _hqq(2, Fraction(2), 16, "2-bit values in groups of 16, four per byte"),
+        )
+    }
+)  # fmt: skip
+"""Every way of storing expert weights that can be chosen, by name."""
+
+_CHECKPOINT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {
+        fmt.name: fmt
+        for fmt in (
+            WeightFormat(
+                name="nvfp4", bits=4, bits_per_weight=4 + Fraction(8, 16), group=16, like="mxfp4",
+                description="4-bit floating point in blocks of 16 with an 8-bit scale",
+                source="NVIDIA TensorRT Model Optimizer, NVFP4 (block size 16, FP8 scales)",
+            ),
+            WeightFormat(
+                name="mxfp8", bits=8, bits_per_weight=8 + Fraction(8, 32), group=32, like="8",
+                description="8-bit floating point in blocks of 32 with an 8-bit exponent",
+                source="OCP Microscaling Formats (MX) Specification v1.0 §5",
+            ),
+        )
+    }
+)  # fmt: skip
+# What stands beside the values in formats that quantisers write: bits of a scale, bits of a bias, what it is, who writes it so.
+_STORED: Mapping[str, tuple[int, int, str, str]] = MappingProxyType(
+    {
+        "int": (16, 0, "integers with a 16-bit scale", "checkpoints of compressed-tensors, GPTQ and AWQ"),
+        "fp": (32, 0, "floats with a 32-bit scale", "transformers FineGrainedFP8Config; compressed-tensors"),
+        "nf": (32, 0, "normal floats with a 32-bit largest value", "bitsandbytes, bnb_4bit_quant_type"),
+        "nfd": (8, 0, "normal floats with an 8-bit largest value, itself quantised", "bitsandbytes, double quantisation"),
+        "mlx": (16, 16, "integers with a 16-bit scale and a 16-bit bias", "mlx.core.quantize (affine)"),
+    }
+)  # fmt: skip
+_STORED_NAME = re.compile(r"(int|fp|nfd|nf|mlx)([2-8])-g([1-9][0-9]{0,9})(-zero)?")
+# bitsandbytes quantises the largest values of blocks in blocks of 256 with a 32-bit constant (its functional.py).
+_DOUBLE_QUANT_BLOCK = 256
+
+
+@cache
+def _checkpoint_format(name: str) -> WeightFormat | None:
+    """Return a format of checkpoints: `nvfp4`, `mxfp8`, or one whose name says it (`int4-g128-zero`); None for another name."""
+    found = _STORED_NAME.fullmatch(name)
+    if found is None:
+        return _CHECKPOINT_FORMATS.get(name)
+    kind, bits, group = found[1], int(found[2]), int(found[3])
+    scale, bias, what, source = _STORED[kind]
+    beside = Fraction(scale + bias + (bits if found[4] else 0), group)
+    if kind == "nfd":
+        beside += Fraction(32, group * _DOUBLE_QUANT_BLOCK)
+    return WeightFormat(
+        name=name, bits=bits, bits_per_weight=bits + beside, group=group, like="8" if bits > 4 else str(bits),
+        description=f"{bits}-bit {what}{' and a zero point' if found[4] else ''} for {group} weights", source=source,
+    )  # fmt: skip
+
+
+def weight_format(name: str | int) -> WeightFormat:
+    """Return the weight format called `name` ("16", 4, "mxfp4", "int4-g128"); raises UnknownName for any other."""
+    found = WEIGHT_FORMATS.get(str(name)) or _checkpoint_format(str(name))
+    if found is None:
+        raise UnknownName("bits", name, WEIGHT_FORMATS)
+    return found
