@@ -14,10 +14,11 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import demo, emit, measure, plan, report, reproduce, simulate, trace
+from .commands import demo, emit, hardware, measure, plan, report, reproduce, schedule, simulate, trace
 from .errors import MoeplanError
 
-app = typer.Typer(name="moeplan", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
                   help="Rehearse Mixture-of-Experts inference before you run it.")  # fmt: skip
 
 _EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
@@ -33,7 +34,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 # In the order of a first visit.
-for _module in (demo, trace, simulate, plan, measure, report, emit, reproduce):
+for _module in (demo, hardware, schedule, trace, simulate, plan, measure, report, emit, reproduce):
     _module.register(app)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from .errors import InputError, UnknownName
 
 SCHEMA_VERSION = 1
-SOURCES = ("measured", "published", "datasheet", "assumed")
-"""Where a constant may come from, most trusted first."""
+SET_BY_USER = "set by the user"
+SOURCES = ("measured", "published", "datasheet", "assumed", SET_BY_USER)
+"""Where a constant may come from, most trusted first; what a command line sets is a supposition."""
 LANES = ("compute", "h2d", "d2h", "cpu", "disk", "exchange")
 """What may run at the same time on one machine."""
 DTYPES = ("float32", "float16", "float8")
@@ -33,7 +34,7 @@ class Constant:
 
     value: float
     source: str
-    """measured, published, datasheet or assumed."""
+    """measured, published, datasheet, assumed or set by the user."""
     citation: str
     """The document, table or command the value was taken from; for an assumption, the reason."""
     relative_uncertainty: float

@@ -53,6 +53,11 @@ def machine_of(document: Mapping[str, Any]) -> Profile:
     return profile_from_json(json.dumps(_part(document, "machine", "profile")), "plan: machine.profile")
 
 
+def machine_sha256(machine: Profile) -> str:
+    """Return the hash of a machine, as plans carry it."""
+    return content_sha256(dataclasses.asdict(machine))
+
+
 def content_sha256(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of plain values, whatever the order of their keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

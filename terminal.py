@@ -6,10 +6,17 @@ Modelled: documents as plain values, as they stand in files. Ignored: colours, t
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .units import GIB, GIGA, MS_PER_S
+
+# Between columns of a table; and how narrow its last column may be folded.
+_GAP = "  "
+_LEAST_ROOM = 24
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -31,6 +38,30 @@ def print_prediction(document: dict[str, Any]) -> None:
     print(f"  memory    {document['ledger']['device_bytes'] / GIB:.2f} GiB on the device")
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[int] = ()) -> None:
+    """Print rows below titles, columns aligned; those whose number is in `right` to the right. Only what can be shown is.
+
+    On a terminal that is not too narrow for it, the last column is folded; elsewhere every row is one line.
+    """
+    cells = [[_shown(cell) for cell in row] for row in (titles, *rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(titles))]
+    before = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
+    room = shutil.get_terminal_size().columns - before
+    for row in cells:
+        padded = [cell.rjust(width) if at in right else cell.ljust(width)
+                  for at, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines = textwrap.wrap(row[-1], room) if sys.stdout.isatty() and room >= _LEAST_ROOM else [padded[-1]]
+        print(_GAP.join([*padded[:-1], lines[0] if lines else ""]).rstrip())
+        for line in lines[1:]:
+            print(" " * before + line)
+
+
+def _shown(cell: object) -> str:
+    """Return a cell as one line without control characters; a dash for None."""
+    text = "-" if cell is None else " ".join(str(cell).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def print_plan(document: dict[str, Any], output: str) -> None:

@@ -14,12 +14,50 @@ import typer
 
 from ..errors import InputError
 from ..units import MIB
+from .settings import Settings
 
 MAX_PLAN_BYTES = 256 * MIB
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-ModelOption = Annotated[str, typer.Option("--model", help="Bundled model name, or a Hugging Face config.json.")]
-HardwareOption = Annotated[str, typer.Option("--hardware", help="Bundled machine name, or a profile.json.")]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the names of bundled models that begin so, for the shell."""
+    from ..specs_io import list_models
+
+    return [name for name in list_models() if name.startswith(incomplete)]
+
+
+def complete_hardware(incomplete: str) -> list[str]:
+    """Return the names of bundled machines that begin so, for the shell."""
+    from ..specs_io import list_hardware
+
+    return [name for name in list_hardware() if name.startswith(incomplete)]
+
+
+def complete_schedule(incomplete: str) -> list[str]:
+    """Return the names of presets that begin so, for the shell."""
+    from ..presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Bundled model name, or a Hugging Face config.json or its folder.",
+        autocompletion=complete_model,
+    ),
+]
+HardwareOption = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        help="Bundled machine name (moeplan hardware list), or a profile.json.",
+        autocompletion=complete_hardware,
+    ),
+]
 TraceOption = Annotated[
     str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
 ]
@@ -28,7 +66,12 @@ MemoryOption = Annotated[
 ]
 WindowOption = Annotated[int | None, typer.Option("--window", help="Replay only the first so many forward passes.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one schedule option: key=value. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one thing, key=value: an option of the schedule (cache.policy=lfu), or, with a prefix and in its own units, of "
+        "the machine (machine.host.memory_bytes=96GiB), the model (model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+    ),
 ]
 DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
 
@@ -50,15 +93,29 @@ def open_trace(path: str) -> Any:
     return load_trace(bundled_trace_path() if path == "bundled" else path)
 
 
-def rehearse(model: str, hardware: str, trace: str, memory: str | None, window: int | None, dense_bits: str) -> Any:
-    """Return the rehearsal of a model on a machine over a recording, all named as on the command line."""
+def rehearse(
+    model: str,
+    hardware: str,
+    trace: str,
+    memory: str | None,
+    window: int | None,
+    dense_bits: str,
+    settings: Settings | None = None,
+) -> Any:
+    """Return the rehearsal of a model on a machine over a recording, all named as on the command line.
+
+    settings: what is changed of model and machine.
+    """
     from ..sim.simulate import Rehearsal
     from ..specs import weight_format
     from ..specs_io import load_hardware, load_model
     from ..units import parse_bytes
 
+    spec, profile = load_model(model), load_hardware(hardware)
+    if settings is not None:
+        spec, profile = settings.changed_model(spec), settings.changed_machine(profile)
     return Rehearsal(
-        model=load_model(model), profile=load_hardware(hardware), trace=open_trace(trace), window_steps=window,
+        model=spec, profile=profile, trace=open_trace(trace), window_steps=window,
         memory_bytes=None if memory is None else parse_bytes(memory, "--memory"), dense_format=weight_format(dense_bits),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ Modelled: its options and what it prints. Ignored: the prediction itself (`sim/`
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -22,16 +23,23 @@ from .options import (
     SetOption,
     TraceOption,
     WindowOption,
+    complete_schedule,
     model_file,
     rehearse,
 )
+from .settings import print_settings, split_settings
 
 
 def simulate(
     model: ModelOption,
     hardware: HardwareOption,
     trace: TraceOption,
-    schedule: Annotated[str, typer.Option("--schedule", help="Preset to start from.")] = "mixtral-offloading",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule", help="Preset to start from (moeplan schedule list).", autocompletion=complete_schedule
+        ),
+    ] = "mixtral-offloading",
     settings: SetOption = None,
     memory: MemoryOption = None,
     window: WindowOption = None,
@@ -49,16 +57,19 @@ def simulate(
     check_outputs({"--timeline": timeline}, {"--model": model_file(model), "--hardware": hardware, "--trace": trace})
     if engine not in ("twin", "simpy", "both"):
         raise UnknownName("--engine", engine, ("twin", "simpy", "both"))
-    chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in settings or []))
-    rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
+    changes = split_settings(settings)
+    chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in changes.schedule))
+    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload))
+    rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits, changes)
     prediction = rehearsal.predict(chosen, engine=engine, rows=timeline is not None)
     if timeline is not None:
         write_perfetto(timeline, rehearsal, prediction)
-    document = prediction_to_dict(prediction)
+    document = prediction_to_dict(prediction) | {"set_by_user": changes.made}
     if as_json:
         print_json(document)
     else:
         print_prediction(document)
+        print_settings(document)
 
 
 def register(app: typer.Typer) -> None:
