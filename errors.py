@@ -63,13 +63,14 @@ class MissingCalibration(InputError):
 
 
 class DoesNotFit(MoeplanError):
-    """No schedule fits the memory given; `missing_bytes` more would be needed."""
+    """No schedule fits the memory given; `missing_bytes` more would be needed (0: no memory would be enough)."""
 
     exit_status = 3
 
     def __init__(self, what: str, missing_bytes: int) -> None:
         self.missing_bytes = int(missing_bytes)
-        super().__init__(_one_line(f"does not fit: {what}; {self.missing_bytes} bytes are missing"))
+        missing = f"; {self.missing_bytes} bytes are missing" if self.missing_bytes else ""
+        super().__init__(_one_line(f"does not fit: {what}{missing}"))
 
 
 class Internal(MoeplanError):

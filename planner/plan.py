@@ -22,7 +22,8 @@ from ..sim.simulate import Prediction, Rehearsal
 from ..traces.content import recording_sha256
 from ..units import NS_PER_S
 from .baselines import CheckedRuns
-from .search import FrontPoint, Progress, SearchResult, search
+from .scoring import FrontPoint, Progress, SearchResult
+from .search import search
 
 PLAN_SCHEMA_VERSION = 1
 # How much more device memory the verdict asks about: half as much again, and twice as much.
@@ -98,7 +99,11 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
     best = dataclasses.replace(best, engine=predictions[-1].engine)
     references = references_of(rehearsal, best)
     steps = best.metrics.num_steps
-    bound_s = min(r.lower_bound_ns for _, r in results) / NS_PER_S / steps
+    least_ns = min(r.lower_bound_ns for _, r in results)
+    if result.best.total_ns < least_ns:
+        words = result.best.candidate.words()
+        raise Internal(f"a schedule took {result.best.total_ns} ns, below the bound of {least_ns} ns for all: {words}")
+    bound_s = least_ns / NS_PER_S / steps
     mean_s = result.best.total_ns / NS_PER_S / steps
     return OffloadPlan(
         request=request,

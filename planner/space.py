@@ -36,6 +36,17 @@ class Candidate:
     cached_slots: int
     """Of those, slots of the cache."""
 
+    def words(self) -> str:
+        """Return the options in which the schedule differs from the plainest one, for messages."""
+        plain = OffloadSchedule().to_dict()
+        return " ".join(
+            f"{section}.{key}={value}"
+            for section, part in self.schedule.to_dict().items()
+            if isinstance(part, dict)
+            for key, value in part.items()
+            if value != plain[section][key]
+        )
+
 
 def levels(rehearsal: Rehearsal, base: OffloadSchedule) -> list[int]:
     """Return the numbers of slots to search, rising; the last is the most that fits. Raises DoesNotFit when none do."""

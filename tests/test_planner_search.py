@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moeplan.errors import DoesNotFit, InputError
-from moeplan.planner.bounds import fewest_loads
 from moeplan.planner.plan import (
     PlanRequest,
     base_schedule,
@@ -21,9 +20,7 @@ from moeplan.planner.plan import (
 from moeplan.planner.search import search
 from moeplan.planner.space import candidates, levels
 from moeplan.presets import FAMILIES, PRESETS, load_preset
-from moeplan.schedule import WorkloadOptions
 from moeplan.sim.simulate import Rehearsal
-from moeplan.sim.workload import build_workload
 from moeplan.specs_io import load_hardware, load_model
 from strategies import make_trace
 
@@ -105,18 +102,6 @@ def test_the_race_finds_what_running_all_to_the_end_finds():
     assert count[0] == count[1]
 
 
-def test_least_memory_reaches_its_floor_with_less():
-    this = rehearsal(480 * MIB)
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
-    fastest = search(this, base).front
-    floor = fastest[len(fastest) // 2].tokens_per_s
-    least = search(this, base, objective="least_memory", floor_tokens_per_s=floor)
-    assert least.front[-1].tokens_per_s >= floor
-    assert least.front[-1].level == fastest[len(fastest) // 2].level
-    with pytest.raises(DoesNotFit):
-        search(this, base, objective="least_memory", floor_tokens_per_s=1e9)
-
-
 def test_a_budget_too_small_says_how_much_is_missing():
     with pytest.raises(DoesNotFit) as caught:
         make_plan(rehearsal(300 * MIB), PlanRequest(bits=("32",)))
@@ -130,12 +115,3 @@ def test_objectives_are_checked():
         search(this, base, objective="speed")
     with pytest.raises(InputError, match="floor"):
         search(this, base, objective="least_memory")
-
-
-def test_fewest_loads_of_a_known_sequence():
-    trace = make_trace(np.random.default_rng(0), num_layers=1, num_experts=4, top_k=1, requests=[(0, 8)])
-    trace.experts[:, 0, 0] = [0, 1, 2, 0, 1, 3, 0, 1]
-    workload = build_workload(trace, WorkloadOptions(), with_next_use=True)
-    # Two places: 0, 1 and 2 are loaded; the two of them needed soonest stay (0, 1); 3 passes through.
-    assert fewest_loads(workload, 2, pooled=False).tolist() == [1, 1, 1, 0, 0, 1, 0, 0]
-    assert fewest_loads(workload, 4, pooled=False).sum() == 4

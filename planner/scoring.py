@@ -1,0 +1,93 @@
+"""What a search keeps of the candidates it simulates.
+
+Modelled: a score is a run's time and what it held; a run that beats its own bound is an error of the bound and stops
+everything. Ignored: which candidates are simulated, and in what order (`search`, `least_memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..schedule import OffloadSchedule
+from ..sim.metrics import counted_tokens
+from ..sim.policies.state import PEAK_TRANSIENT
+from ..sim.simulate import Rehearsal
+from ..sim.workload import Workload
+from ..units import NS_PER_S
+from .bounds import Bound
+from .space import Candidate
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A candidate that was simulated."""
+
+    candidate: Candidate
+    total_ns: int
+    p99_ns: float
+    transient: int
+    """Most experts held at once without a cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """The best schedule found with at most this many slots."""
+
+    level: int
+    device_bytes: int
+    tokens_per_s: float
+    schedule: OffloadSchedule
+
+
+@dataclass(slots=True)
+class SearchResult:
+    """What the search over one weight format found."""
+
+    best: Scored
+    front: list[FrontPoint]
+    num_evaluated: int = 0
+    """Simulated to the end of the window."""
+    num_abandoned: int = 0
+    """Simulated until they could no longer be the best."""
+    num_outrun: int = 0
+    """Too far behind after a part of the window."""
+    num_pruned: int = 0
+    """Never simulated: their bound was no better than the best."""
+    lower_bound_ns: int = 0
+    """No schedule of the space can take less for the whole window."""
+
+
+def score(
+    rehearsal: Rehearsal, candidate: Candidate, bound: Bound, workload: Workload, limit_ns: int = 0
+) -> Scored | None:
+    """Return the candidate's score, or None when its run was given up: it could not end within `limit_ns` (0: no limit).
+
+    Raises Internal where the run beats what it was said not to be able to beat.
+    """
+    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns, later_ns=bound.later_ns)
+    if outcome.abandoned:
+        return None
+    bound.check(candidate, outcome.step_end)
+    steps = np.diff(np.concatenate(([0], outcome.step_end)))
+    counted = steps[workload.step_phase == workload.step_phase.max()]
+    return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
+                  transient=int(outcome.counts[PEAK_TRANSIENT]))  # fmt: skip
+
+
+def front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Workload) -> FrontPoint:
+    """Return what a schedule of a level needs and reaches."""
+    candidate = best.candidate
+    ledger = rehearsal.ledger(
+        candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient
+    )
+    return FrontPoint(
+        level=level,
+        device_bytes=ledger.device_bytes,
+        tokens_per_s=counted_tokens(workload) * NS_PER_S / best.total_ns,
+        schedule=candidate.schedule,
+    )
