@@ -27,26 +27,50 @@ def trace_import(
     """Read a recording of routing, or of expert loads, from an engine's file."""
     from ..traces.format import save_profile, save_trace
     from ..traces.readers import import_trace
-    from ..traces.recording import RoutingTrace
+    from ..traces.readers.account import account_of
+    from ..traces.recording import PREFILL, RoutingTrace
 
     check_outputs({"--output": output}, {"what is read": path})
     recording = import_trace(kind, path, **_reader_options(kind, option or []))
     if isinstance(recording, RoutingTrace):
         save_trace(recording, output)
         facts: dict[str, Any] = {"kind": "routing", "num_tokens": recording.num_tokens, "top_k": recording.top_k}
+        facts |= {
+            "num_requests": int(recording.request[-1]) + 1,
+            "prefill_tokens": int((recording.phase == PREFILL).sum()),
+        }
+        facts |= {"decode_tokens": recording.num_tokens - facts["prefill_tokens"]}
     else:
         save_profile(recording, output)
         facts = {"kind": "load", "note": "counts only: no token routing, so no replay of caches"}
+        facts |= {"counted_choices": int(recording.counts.sum()), "top_k": recording.top_k}
     facts |= {
         "num_layers": recording.num_layers,
+        "layer_ids": list(recording.layer_ids),
         "num_experts": recording.num_experts,
         "model": recording.model,
         "path": str(output),
+        **account_of(recording),
     }
     if as_json:
         print_json(facts)
     else:
-        typer.echo(", ".join(f"{key} {value}" for key, value in facts.items()))
+        _print_import(facts)
+
+
+def _print_import(facts: dict[str, Any]) -> None:
+    """Print what was imported: one line of figures, one a cause of dropped tokens, one a remark."""
+    from ..traces.readers.account import layer_ranges
+
+    notes, layers = facts.pop("notes"), layer_ranges(facts.pop("layer_ids"))
+    lists = {"dropped": facts.pop("tokens_dropped"), "not in the file": facts.pop("tokens_missing")}
+    shown = {**facts, "layers": layers}
+    typer.echo(", ".join(f"{key} {value}" for key, value in shown.items() if value not in ("", None)))
+    for name, causes in lists.items():
+        for cause, tokens in causes.items():
+            typer.echo(f"  tokens {name}: {tokens}  {cause}")
+    for note in notes:
+        typer.echo(f"  {note}")
 
 
 def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:

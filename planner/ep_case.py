@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..hardware import Profile
 from ..sim.ep_rehearsal import EpRehearsal
 from ..specs import ModelSpec, weight_format
+from ..traces.match import check_layers
 from ..traces.recording import LoadProfile, RoutingTrace
 from .ep_candidates import Placements
 from .ep_evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
@@ -60,8 +61,8 @@ class EpRequest:
 
 def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
     """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
+    check_layers(model, recording.layer_ids)
     pairs = [
-        ("MoE layers", model.num_moe_layers, recording.num_layers),
         ("experts", model.num_experts, recording.num_experts),
     ]
     if recording.top_k is not None:

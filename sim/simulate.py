@@ -21,6 +21,7 @@ from ..memory import MemoryLedger, MemoryNeeds, device_ledger
 from ..schedule import OffloadSchedule
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.format import RoutingTrace
+from ..traces.match import check_layers
 from .costs import CostTables
 from .engines import Outcome, first_difference, first_steps, run_simpy, run_twin
 from .metrics import Metrics, summarise
@@ -341,8 +342,8 @@ class Rehearsal:
 
 def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
     """Return nothing; raises InputError when the recording cannot be of this model."""
+    check_layers(model, trace.layer_ids)
     for name, mine, theirs in (
-        ("MoE layers", model.num_moe_layers, trace.num_layers),
         ("experts", model.num_experts, trace.num_experts),
         ("top-k", model.top_k, trace.top_k),
     ):

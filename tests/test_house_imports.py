@@ -13,7 +13,7 @@ from house import imported, modules
 HEAVY = {"torch", "triton", "transformers"}
 # Rooms and leaf modules that may import them. That planning and simulating reach none of these modules, not even through
 # the light half of `calibrate`, is checked by import-linter and below.
-MAY_BE_HEAVY = ("executor/*.py", "kernels/*.py", "calibrate/*.py", "traces/record*.py", "traces/read_torch.py")
+MAY_BE_HEAVY = ("executor/*.py", "kernels/*.py", "calibrate/*.py", "traces/record*.py", "traces/readers/torch_file.py")
 ROOMS = (
     "sim",
     "planner",

@@ -15,6 +15,7 @@ import traces_upstream as upstream
 from moeplan.errors import InputError, UnknownName
 from moeplan.traces.format import LoadProfile, RoutingTrace, load_recording, save_profile
 from moeplan.traces.readers import READERS, import_trace, reader_options
+from moeplan.traces.readers.account import account_of
 from traces_upstream import MOE_LAYERS, NUM_EXPERTS, TOP_K
 
 LOADS = Path(__file__).resolve().parents[2] / "shared" / "data" / "loads"
@@ -191,14 +192,16 @@ def test_sglang_per_token_says_when_links_are_ambiguous(tmp_path: Path, rng: np.
     assert int(trace.metadata["ambiguous_links"]) == 3  # and it says that it was a guess, once per step
 
 
-def test_sglang_per_token_refuses_tokens_with_holes(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_sglang_per_token_drops_tokens_with_holes(tmp_path: Path, rng: np.random.Generator) -> None:
     slots = upstream.slot_map(rng)
-    physical = upstream.to_slots(rng, upstream.choices(rng, 3), slots)
+    ids = upstream.choices(rng, 3)
+    physical = upstream.to_slots(rng, ids, slots)
     physical[1, 2, 1] = -1
     one = {"physical": physical, "positions": [0, 1, 2], "mode": 1, "lens": [3]}
     upstream.sglang_detail([one], slots, tmp_path / "r.pt")
-    with pytest.raises(InputError, match="no complete choice in layer 2"):
-        import_trace("sglang-per-token", tmp_path / "r.pt")
+    trace = routing("sglang-per-token", tmp_path / "r.pt")
+    assert np.array_equal(trace.experts, ids[[0, 2]]) and trace.position.tolist() == [0, 2]
+    assert account_of(trace)["tokens_dropped"] == {"a choice missing (-1)": 1}
     upstream.sglang_detail([one | {"mode": 5}], slots, tmp_path / "r.pt")
     with pytest.raises(InputError, match="forward_mode = 5"):
         import_trace("sglang-per-token", tmp_path / "r.pt")
@@ -218,7 +221,12 @@ def test_sglang_routed_experts(tmp_path: Path, rng: np.random.Generator) -> None
     same_requests(routing("sglang-routed-experts", tmp_path / "list.json", **options), requests)
     same_requests(routing("sglang-routed-experts", tmp_path / "lines.jsonl", **options), requests)
     same_requests(routing("sglang-routed-experts", tmp_path / "one.json", **options), requests[:1])
-    late = routing("sglang-routed-experts", tmp_path / "one.json", **options, start_len=10, prompt_tokens=12)
+    answers[0]["meta_info"] |= {
+        "prompt_tokens": 2,
+        "completion_tokens": 6,
+    }  # the prompt's length is told, and overrides
+    (tmp_path / "late.json").write_text(json.dumps(answers[0]))
+    late = routing("sglang-routed-experts", tmp_path / "late.json", **options, start_len=10, prompt_tokens=12)
     assert late.position.tolist() == list(range(10, 17)) and late.phase.tolist() == [0, 0, 1, 1, 1, 1, 1]
     with pytest.raises(InputError, match="not a whole number of tokens of 3 layers"):
         import_trace("sglang-routed-experts", tmp_path / "one.json", num_layers=3, top_k=8)

@@ -31,11 +31,11 @@ _READERS: Mapping[str, str] = MappingProxyType(
         "npz": "npz.read_npz_trace",
         "sglang-per-pass": "sglang.read_sglang_per_pass",
         "sglang-per-token": "sglang.read_sglang_per_token",
-        "sglang-routed-experts": "routed_experts.read_sglang_routed_experts",
+        "sglang-routed-experts": "sglang_routed_experts.read_sglang_routed_experts",
         "sglang-stat": "sglang.read_sglang_stat",
         "trtllm": "trtllm.read_trtllm",
         "verl": "verl.read_verl",
-        "vllm-routed-experts": "routed_experts.read_vllm_routed_experts",
+        "vllm-routed-experts": "vllm_routed_experts.read_vllm_routed_experts",
     }
 )
 READERS: Sequence[str] = tuple(_READERS)

@@ -1,8 +1,8 @@
 """What every reader ends in: raw ids or counts of a source become a checked recording.
 
 Modelled: layers in which nothing is routed (rows of zeros in sources that count every hidden layer) are dropped and
-named in the metadata; so are windows without any token. Counts-only sources become a LoadProfile whose metadata says
-what is not known. Ignored: the formats themselves (see the readers).
+named in the metadata; so are windows without any token. Tokens are cleaned and counted. Counts-only sources become a
+LoadProfile whose metadata says what is not known. Ignored: the formats themselves (see the readers).
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from ...units import format_bytes
 from ..npy import MAX_UNPACKED_BYTES
 from ..recording import LoadProfile, RoutingTrace
 from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
+from .account import Account, layer_ranges
+from .cleaning import clean
 
 COUNTS_ONLY = "counts only: order of tokens, requests and which experts went together are not known"
+_RARELY_ABSENT = 4  # more gaps than one in so many layers are the model's pattern
 _MAX_EXACT_FLOAT = float(1 << 53)
 
 
@@ -46,67 +49,79 @@ def trace_of_requests(
     num_experts: int | None = None,
     layer_ids: Sequence[int] | None = None,
     metadata: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> RoutingTrace:
-    """Return one checked trace of several requests, numbered in the order given; empty requests are left out.
+    """Return one checked trace of several requests, numbered in the order given; requests without rows are left out.
 
-    Columns whose ids are all zero are dense layers where a token chooses several experts, and are dropped. Without
-    `num_experts` the largest id decides; without `layer_ids` columns count from 0. Raises InputError.
+    Padding, rows of nothing and dense layers are told from routing and left out (see `cleaning`), and what was is
+    counted. Without `num_experts` the largest id decides; without `layer_ids` columns count from 0. Raises InputError.
     """
-    kept = [rows for rows in requests if len(rows.experts)]
-    if not kept:
+    account = Account() if account is None else account
+    given = [rows for rows in requests if len(rows.experts)]
+    if not given:
         raise InputError("routed experts", 0, "has zero tokens", "record at least one token")
-    columns = kept[0].experts.shape[1:]
-    for rows in kept:
+    columns = given[0].experts.shape[1:]
+    for rows in given:
         if rows.experts.shape[1:] != columns:
             rule = f"every request must have the same layers and top_k as the first, {columns}"
             raise InputError("routed experts", rows.experts.shape[1:], rule, "give recordings of one model")
-    check_budget(sum(rows.experts.nbytes for rows in kept))
-    experts = np.concatenate([rows.experts for rows in kept])
-    experts, layers, dense = without_dense_layers(experts, layer_ids)
+    check_budget(sum(rows.experts.nbytes for rows in given))
+    layers = _layer_numbers(columns, layer_ids)
+    account.read += sum(len(rows.experts) for rows in given)
+    dtype = np.result_type(*{rows.experts.dtype for rows in given})
+    if num_experts is not None and not (1 <= num_experts <= MAX_EXPERTS):
+        raise InputError("num_experts", num_experts, f"must be 1 to {MAX_EXPERTS}", "see the model's config.json")
+    cleaned = clean([rows.experts.astype(dtype, copy=False) for rows in given], num_experts, account)
+    pieces = [
+        (ids, rows.position[keep], rows.phase[keep])
+        for rows, ids, keep in zip(given, cleaned.experts, cleaned.kept, strict=True)
+        if len(ids)
+    ]
+    experts = np.concatenate([ids for ids, _, _ in pieces])
     largest = int(experts.max())
-    wanted = largest + 1 if num_experts is None else num_experts
-    if not (1 <= wanted <= MAX_EXPERTS) or int(experts.min()) < 0 or largest >= wanted:
-        outside = int(experts.min()) if int(experts.min()) < 0 else largest
+    wanted = cleaned.num_experts or largest + 1
+    if cleaned.num_experts is None:
+        account.note(f"{wanted} experts, from the largest id seen: give num_experts where the model has more")
+    if not (1 <= wanted <= MAX_EXPERTS) or largest >= wanted:
         rule = f"expert ids must be 0 to num_experts − 1, with num_experts ({wanted}) at most {MAX_EXPERTS}"
-        raise InputError("expert id", outside, rule, "check num_experts, the number of layers and top_k")
-    position = np.concatenate([rows.position for rows in kept])
+        raise InputError("expert id", largest, rule, "check num_experts, the number of layers and top_k")
+    position = np.concatenate([position for _, position, _ in pieces])
     if int(position.max()) > np.iinfo(np.int32).max or int(position.min()) < 0:
         raise InputError("position", int(position.max()), "must be 0 to 2147483647", "check the recording")
+    dense = [layers[column] for column in cleaned.dense]
+    if dense:
+        account.note(f"layer {layer_ranges(dense)} routes nothing (dense), left out")
+    absent = absent_layers(layers)
+    if absent:
+        account.note(f"layer {layer_ranges(absent)} is not in the recording, though layers around it are")
     trace = RoutingTrace(
         experts=experts.astype(np.uint8 if wanted <= 1 << 8 else np.uint16),
-        request=np.repeat(np.arange(len(kept), dtype=np.int32), [len(rows.experts) for rows in kept]),
+        request=np.repeat(np.arange(len(pieces), dtype=np.int32), [len(ids) for ids, _, _ in pieces]),
         position=position.astype(np.int32),
-        phase=np.concatenate([rows.phase for rows in kept]).astype(np.uint8),
+        phase=np.concatenate([phase for _, _, phase in pieces]).astype(np.uint8),
         num_experts=wanted,
         model=model,
-        layer_ids=layers,
+        layer_ids=tuple(layers[column] for column in cleaned.columns),
         source=source,
         licence=licence,
-        metadata={**_dense(dense), **(metadata or {})},
+        metadata={**_dense(dense), **account.metadata(), **(metadata or {})},
     )
     validate_trace(trace)
     return trace
 
 
-def without_dense_layers(
-    experts: npt.NDArray[Any], layer_ids: Sequence[int] | None
-) -> tuple[npt.NDArray[Any], tuple[int, ...], list[int]]:
-    """Return (experts without dense columns, model layer of each column left, model layers dropped).
-
-    Raises InputError.
-    """
-    num_columns, top_k = experts.shape[1:]
+def _layer_numbers(columns: tuple[int, ...], layer_ids: Sequence[int] | None) -> list[int]:
+    """Return the model layer of each recorded column. Raises InputError."""
+    num_columns, top_k = columns
     if not (1 <= num_columns <= MAX_LAYERS) or not (1 <= top_k <= MAX_TOP_K):
         rule = f"must have 1 to {MAX_LAYERS} layers and 1 to {MAX_TOP_K} experts per token"
-        raise InputError("routed experts", experts.shape, rule, "check the recording")
-    layers = np.arange(num_columns) if layer_ids is None else np.asarray(layer_ids)
-    if len(layers) != num_columns:
+        raise InputError("routed experts", columns, rule, "check the recording")
+    if layer_ids is None:
+        return list(range(num_columns))
+    if len(layer_ids) != num_columns:
         rule = f"must have one entry per recorded layer ({num_columns})"
-        raise InputError("layer_ids", len(layers), rule, "name the model layer of every recorded layer")
-    routed = experts.reshape(len(experts), num_columns, top_k).any(axis=(0, 2)) | (top_k == 1)
-    if not routed.any():
-        raise InputError("expert id", 0, "no layer routes to any expert but 0", "check the recording")
-    return experts[:, routed], tuple(layers[routed].tolist()), layers[~routed].tolist()
+        raise InputError("layer_ids", len(layer_ids), rule, "name the model layer of every recorded layer")
+    return [int(layer) for layer in layer_ids]
 
 
 def load_of_counts(
@@ -119,6 +134,7 @@ def load_of_counts(
     layer_ids: Sequence[int] | None = None,
     window_unit: str = "",
     metadata: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> LoadProfile:
     """Return a checked load profile from counts [num_layers, num_experts] or [num_windows, num_layers, num_experts].
 
@@ -140,6 +156,13 @@ def load_of_counts(
         rule = f"must have one entry per recorded layer ({len(routed)})"
         raise InputError("layer_ids", len(layers), rule, "name the model layer of every recorded layer")
     windows = np.ascontiguousarray(windows[:, routed])
+    account = Account() if account is None else account
+    dense, numbered = layers[~routed].tolist(), layers[routed].tolist()
+    if dense:
+        account.note(f"layer {layer_ranges(dense)} counts nothing (dense), left out")
+    absent = absent_layers(layers.tolist())
+    if absent:
+        account.note(f"layer {layer_ranges(absent)} is not in the recording, though layers around it are")
     if float(windows.sum(dtype=np.float64)) > _MAX_EXACT_FLOAT:
         raise InputError("counts", "sum", "counts must sum to at most 2**53", "check the recording")
     profile = LoadProfile(
@@ -147,14 +170,20 @@ def load_of_counts(
         windows=windows if whole.ndim == 3 and len(windows) > 1 else None,
         window_unit=window_unit if whole.ndim == 3 and len(windows) > 1 else "",
         model=model,
-        layer_ids=tuple(layers[routed].tolist()),
+        layer_ids=tuple(numbered),
         source=source,
         licence=licence,
         top_k=top_k,
-        metadata={**_dense(layers[~routed].tolist()), "known": COUNTS_ONLY, **(metadata or {})},
+        metadata={**_dense(dense), "known": COUNTS_ONLY, **account.metadata(), **(metadata or {})},
     )
     validate_load(profile)
     return profile
+
+
+def absent_layers(layers: Sequence[int]) -> list[int]:
+    """Return the numbers missing between layers that are otherwise consecutive; none where every second one is routed."""
+    inside = sorted(set(range(min(layers), max(layers) + 1)) - set(layers))
+    return inside if len(inside) * _RARELY_ABSENT <= len(layers) else []
 
 
 def whole_numbers(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.int64]:

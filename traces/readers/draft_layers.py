@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..recording import LoadProfile, RoutingTrace
+from .account import layer_ranges, with_note
 
 
 def without_draft_layers(recording: RoutingTrace | LoadProfile, hidden_layers: int) -> RoutingTrace | LoadProfile:
@@ -27,7 +28,9 @@ def without_draft_layers(recording: RoutingTrace | LoadProfile, hidden_layers: i
     if not kept.any():
         rule = f"the recording's layers start at {int(ids[0])}"
         raise InputError("hidden_layers", hidden_layers, rule, "give num_hidden_layers of the model's config.json")
-    metadata = {**recording.metadata, "draft_layers": json.dumps(ids[~kept].tolist())}
+    left_out = ids[~kept].tolist()
+    said = f"layer {layer_ranges(left_out)} lies beyond the model's {hidden_layers} layers (draft, MTP), left out"
+    metadata = with_note({**recording.metadata, "draft_layers": json.dumps(left_out)}, said)
     layers = tuple(ids[kept].tolist())
     if isinstance(recording, LoadProfile):
         return dataclasses.replace(

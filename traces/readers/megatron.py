@@ -20,6 +20,7 @@ from ...errors import InputError
 from ..json_input import parse_json, read_text
 from ..recording import LoadProfile
 from ..validate import MAX_EXPERTS, MAX_LAYERS
+from .account import Account, layer_ranges
 from .assemble import check_budget, load_of_counts, whole_numbers
 
 _RANK = re.compile(r"rank([0-9]{1,9})\.jsonl\Z")
@@ -43,6 +44,8 @@ def read_megatron(
     spread = len(ranks) if expert_parallel is None else expert_parallel
     if not (1 <= spread <= MAX_EXPERTS):
         raise InputError("expert_parallel", spread, f"must be 1 to {MAX_EXPERTS}", "give the expert-parallel size")
+    account = Account()
+    _check_blocks(path, ranks, spread, expert_parallel, account)
     counted: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
     local = skipped = 0
     for rank, file in ranks.items():
@@ -62,6 +65,8 @@ def read_megatron(
                 raise InputError(where, len(tokens), f"must count {local} local experts like the lines before", _REMEDY)
             key = (_integer(entry, "iter", where), _integer(entry, "layer", where), rank % spread)
             counted[key] = counted.get(key, 0) + tokens
+    if skipped:
+        account.note(f"{skipped} lines of draft (MTP) layers left out")
     iterations, layers = sorted({key[0] for key in counted}), sorted({key[1] for key in counted})
     if not counted or len(layers) > MAX_LAYERS or local * spread > MAX_EXPERTS:
         rule = f"must count 1 to {MAX_LAYERS} decoder layers and at most {MAX_EXPERTS} experts"
@@ -79,7 +84,28 @@ def read_megatron(
         layer_ids=layers,
         window_unit="iteration",
         metadata={"skipped_lines": str(skipped)} if skipped else None,
+        account=account,
     )
+
+
+def _check_blocks(
+    path: str | os.PathLike[str], ranks: dict[int, Path], spread: int, told: int | None, account: Account
+) -> None:
+    """Raise InputError when the experts of a rank that is not there would seem never chosen."""
+    missing = sorted(set(range(spread)) - {rank % spread for rank in ranks})
+    others = len(_files(ranks[min(ranks)].parent)) if not Path(path).is_dir() and told is None else len(ranks)
+    if missing or others > len(ranks) or (told is None and max(ranks) >= spread):
+        rule = (
+            f"the file of rank {layer_ranges(missing)} is missing"
+            if missing
+            else "one rank counts only its own experts"
+        )
+        remedy = "give the folder with the files of all ranks" + (
+            "" if told else ", or expert_parallel if they are all"
+        )
+        raise InputError("path", ", ".join(file.name for file in list(ranks.values())[:3]), rule, remedy)
+    if told is None and spread > 1:
+        account.note(f"{spread} files taken for {spread} blocks of experts: give expert_parallel if some hold copies")
 
 
 def _files(path: str | os.PathLike[str]) -> dict[int, Path]:

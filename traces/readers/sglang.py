@@ -20,12 +20,15 @@ import numpy.typing as npt
 from ...errors import InputError
 from ..json_input import items, read_json
 from ..recording import DECODE, PREFILL, LoadProfile, RoutingTrace
+from .account import PADDING, RECOMPUTED, Account
 from .assemble import RequestRows, check_budget, integer_array, load_of_counts, trace_of_requests, whole_numbers
+from .rank_parts import RankCounts, check_all_ranks
 from .sglang_requests import RequestLinker
 from .torch_file import load_pt, tensor_array
 
 _REMEDY = "give the dump as SGLang wrote it"
 # sglang srt/model_executor/forward_batch_info.py (0.5): the ForwardMode values a recorded pass of the target model has.
+_MOST_FUSED = 4  # shared experts an engine may append to a token's choices
 _EXTEND, _DECODE, _MIXED, _IDLE = 1, 2, 3, 4
 _Pass = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # (experts, positions) of one forward pass
 
@@ -65,19 +68,20 @@ def read_sglang_per_pass(
     Windows are forward passes. Raises InputError as `read_sglang_stat` does.
     """
     passes: dict[int, npt.NDArray[np.int64]] = {}
+    account = Account()
+    files: list[RankCounts] = []
     for file in _dumps(path):
-        records, slots = _records(file)
-        seen: set[int] = set()
-        for record in records:
-            counts = whole_numbers(tensor_array(record.get("global_physical_count"), "global_physical_count"), "count")
-            if counts.shape != slots.shape:
-                raise InputError("global_physical_count", counts.shape, f"must have shape {slots.shape}", _REMEDY)
-            forward_pass = _integer(record, "forward_pass_id")
-            if forward_pass in seen:
-                raise InputError("forward_pass_id", forward_pass, "occurs twice in one file", _REMEDY)
-            seen.add(forward_pass)
-            logical = np.zeros((len(slots), int(slots.max()) + 1), dtype=np.int64)
-            np.add.at(logical, (np.arange(len(slots))[:, None], slots), counts)
+        one = _counts_of_rank(file)
+        if any(one.same_as(other) for other in files):
+            account.note("ranks that counted the same tokens (tensor parallelism) are read once")
+            continue
+        files.append(one)
+        check_budget(sum(count.nbytes for other in files for count in other.passes.values()))
+    check_all_ranks(files, account)
+    for one in files:
+        for forward_pass, counts in one.passes.items():
+            logical = np.zeros((len(one.slots), int(one.slots.max()) + 1), dtype=np.int64)
+            np.add.at(logical, (np.arange(len(one.slots))[:, None], one.slots), counts)
             if forward_pass in passes and passes[forward_pass].shape != logical.shape:
                 rule = "ranks must have the same layers and experts"
                 raise InputError("last_physical_to_logical_map", logical.shape, rule, _REMEDY)
@@ -91,7 +95,25 @@ def read_sglang_per_pass(
         model=model,
         licence=licence,
         window_unit="forward pass",
+        account=account,
     )
+
+
+def _counts_of_rank(file: Path) -> RankCounts:
+    """Return the counts one rank dumped. Raises InputError."""
+    records, slots = _records(file)
+    found: dict[int, npt.NDArray[np.int64]] = {}
+    rank = None
+    for record in records:
+        counts = whole_numbers(tensor_array(record.get("global_physical_count"), "global_physical_count"), "count")
+        if counts.shape != slots.shape:
+            raise InputError("global_physical_count", counts.shape, f"must have shape {slots.shape}", _REMEDY)
+        forward_pass = _integer(record, "forward_pass_id")
+        if forward_pass in found:
+            raise InputError("forward_pass_id", forward_pass, "occurs twice in one file", _REMEDY)
+        found[forward_pass] = counts
+        rank = _integer(record, "rank") if "rank" in record else rank
+    return RankCounts(name=file.name, rank=rank, slots=slots, passes=found)
 
 
 def read_sglang_per_token(
@@ -105,14 +127,16 @@ def read_sglang_per_token(
     """Return the routing of `per_token` dumps: one file, or a folder with one file per rank.
 
     Ranks follow one another as further requests; a rank that recorded the very same tokens as an earlier one (tensor
-    parallelism) is left out. Raises InputError as `read_sglang_stat` does, and when a token lacks part of its experts.
+    parallelism) is left out. Raises InputError as `read_sglang_stat` does.
     """
     requests: list[RequestRows] = []
     notes = {"requests": "linked by position: the recorder stores no request ids"}
     before: list[list[_Pass]] = []
     ambiguous = size = 0
+    account = Account()
     for file in _dumps(path):
         records, slots = _records(file)
+        padding = 0
         linker = RequestLinker()
         passes: list[_Pass] = []
         for record in sorted(records, key=lambda record: _integer(record, "forward_pass_id")):
@@ -121,55 +145,34 @@ def read_sglang_per_token(
             check_budget(size)
             phase, lengths = _phases(record, len(position))
             valid: npt.NDArray[np.bool_] = np.asarray((experts >= 0).any(axis=(1, 2)))
+            padding += int((~valid).sum())
             linker.add_pass(experts, position, phase, lengths, valid)
             passes.append((experts, position))
         if any(_same(passes, other) for other in before):
-            notes["ranks"] = "ranks that recorded the same tokens were read once"
+            account.note("ranks that recorded the same tokens (tensor parallelism) are read once")
             continue
+        account.read += padding
+        account.drop(PADDING, padding)
         before.append(passes)
         ambiguous += linker.ambiguous
-        requests.extend(_complete(rows) for rows in linker.requests())
+        for rows in linker.requests():
+            complete = _complete(rows)
+            again = len(rows.position) - len(complete.position)
+            account.read += again
+            account.drop(RECOMPUTED, again)
+            requests.append(complete)
         num_experts = max(num_experts or 0, int(slots.max()) + 1)
     if ambiguous:
         notes["ambiguous_links"] = str(ambiguous)
-    return _trace(
-        requests, num_experts, notes, model, source or f"SGLang recorder, per_token: {Path(path).name}", licence
-    )
-
-
-def _trace(
-    requests: list[RequestRows], num_experts: int | None, notes: dict[str, str], model: str, source: str, licence: str
-) -> RoutingTrace:
-    """Return the trace of linked requests, after dropping layers and choices that no token has."""
-    if not requests:
-        raise InputError("records", 0, "has zero tokens", "record at least one token")
-    if len({rows.experts.shape[1:] for rows in requests}) != 1:
-        raise InputError("topk_ids_of_layer", "shapes", "ranks must have the same layers", _REMEDY)
-    present = np.zeros(requests[0].experts.shape[1:], dtype=bool)
-    for rows in requests:
-        present |= (rows.experts >= 0).any(axis=0)
-    layers, choices = np.flatnonzero(present.any(axis=1)), np.flatnonzero(present.any(axis=0))
-    if not len(layers):
-        raise InputError("topk_ids_of_layer", -1, "no token chose any expert", "record under load")
-    dense = [layer for layer in range(len(present)) if layer not in set(layers.tolist())]
-    kept = []
-    for rows in requests:
-        experts = rows.experts[:, layers][:, :, choices]
-        if (experts < 0).any():
-            t, layer, _ = (int(i) for i in np.argwhere(experts < 0)[0])
-            rule = f"a token has no complete choice in layer {int(layers[layer])} but has one in others"
-            raise InputError("topk_ids_of_layer", experts[t, layer].tolist(), rule, "record again without padding")
-        kept.append(RequestRows(experts=experts, position=rows.position, phase=rows.phase))
-    if dense:
-        notes["dense_layers"] = str(dense)
+        account.note(f"{ambiguous} tokens could continue several requests: the first in batch order was taken")
     return trace_of_requests(
-        kept,
-        source=source,
+        requests,
+        source=source or f"SGLang recorder, per_token: {Path(path).name}",
         model=model,
         licence=licence,
         num_experts=num_experts,
-        layer_ids=layers.tolist(),
         metadata=notes,
+        account=account,
     )
 
 
@@ -183,12 +186,16 @@ def _routed(record: dict[str, Any], slots: npt.NDArray[np.int64]) -> tuple[npt.N
     if ids.shape[1] != len(positions):
         rule = f"must have one entry per token ({ids.shape[1]})"
         raise InputError("positions", len(positions), rule, _REMEDY)
-    if ids.size and (int(ids.min()) < -1 or int(ids.max()) >= slots.shape[1]):
+    num_slots = slots.shape[1]
+    if ids.size and (int(ids.min()) < -1 or int(ids.max()) >= num_slots + _MOST_FUSED):
         outside = int(ids.min()) if int(ids.min()) < -1 else int(ids.max())
-        rule = f"physical ids must be -1 (none) or 0 to {slots.shape[1] - 1}"
+        rule = f"physical ids must be -1 (none) or 0 to {num_slots - 1}"
         raise InputError("topk_ids_of_layer", outside, rule, _REMEDY)
-    logical = np.take_along_axis(slots, np.maximum(ids, 0).reshape(len(ids), -1).astype(np.int64), axis=1)
-    routed = np.where(ids >= 0, logical.reshape(ids.shape), -1).astype(np.int32)
+    inside = np.clip(ids, 0, num_slots - 1).reshape(len(ids), -1).astype(np.int64)
+    logical = np.take_along_axis(slots, inside, axis=1).reshape(ids.shape)
+    # Fused shared experts are numbered after the last slot; here they come after the last logical expert.
+    logical = np.where(ids < num_slots, logical, ids.astype(np.int64) - num_slots + int(slots.max()) + 1)
+    routed = np.where(ids >= 0, logical, -1).astype(np.int32)
     return routed.transpose(1, 0, 2), positions
 
 

@@ -21,6 +21,7 @@ from ..json_input import read_json
 from ..recording import LoadProfile
 from ..refusal import unreadable
 from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
+from .account import Account, layer_ranges
 from .assemble import check_budget, load_of_counts, whole_numbers
 
 _KEY = re.compile(r"([0-9]{1,12})_([0-9]{1,6})\Z")
@@ -40,8 +41,16 @@ def read_trtllm(path: str | os.PathLike[str], *, model: str = "", source: str = 
     if not files:
         raise InputError("path", str(path), "has no rank*.safetensors file", _REMEDY)
     counted: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+    account = Account()
+    seen: list[dict[str, npt.NDArray[Any]]] = []
     for file in files:
-        for name, array in _tensors(file).items():
+        tensors = _tensors(file)
+        if tensors and any(_same(tensors, other) for other in seen):
+            account.note("ranks that counted the same tokens (tensor parallelism) are read once")
+            continue
+        seen.append(tensors)
+        check_budget(sum(array.nbytes for other in seen for array in other.values()))
+        for name, array in tensors.items():
             match = _KEY.match(name)
             if match is None:
                 raise InputError(file.name, name, 'tensors must be named "{iteration}_{layer}"', _REMEDY)
@@ -49,6 +58,10 @@ def read_trtllm(path: str | os.PathLike[str], *, model: str = "", source: str = 
                 raise InputError(f"{file.name}: {name}", array.shape, f"must hold {num_experts} counts", _REMEDY)
             key = (int(match[1]), int(match[2]))
             counted[key] = whole_numbers(array, f"{file.name}: {name}") + counted.get(key, 0)
+    ranks = [int(file.name[len("rank") :].partition(".")[0]) for file in files]
+    absent = sorted(set(range(max(ranks) + 1)) - set(ranks))
+    if absent:
+        account.note(f"no file of rank {layer_ranges(absent)}: with attention data parallelism its tokens are missing")
     iterations = sorted({iteration for iteration, _ in counted})
     layers = sorted({layer for _, layer in counted})
     if not counted or len(layers) > MAX_LAYERS:
@@ -66,7 +79,13 @@ def read_trtllm(path: str | os.PathLike[str], *, model: str = "", source: str = 
         top_k=top_k,
         layer_ids=layers,
         window_unit="iteration",
+        account=account,
     )
+
+
+def _same(tensors: dict[str, npt.NDArray[Any]], other: dict[str, npt.NDArray[Any]]) -> bool:
+    """Return whether two ranks counted the same tokens."""
+    return tensors.keys() == other.keys() and all(np.array_equal(array, other[name]) for name, array in tensors.items())
 
 
 def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

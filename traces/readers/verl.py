@@ -1,9 +1,10 @@
 """Reader of verl rollout batches with `routed_experts` [batch, total_len, layers, top_k].
 
-Modelled: tensors saved in one `.pt` or `.npz` file: `routed_experts`, `attention_mask` [batch, total_len] and
-`responses` [batch, response_len]; prompts are padded on the left, responses on the right. Padding is dropped, and so
-is a last token whose routing is all zero: it was sampled and never ran. Every batch row is a request. Ignored:
-rewards, log-probabilities and everything else of a batch.
+Modelled: tensors saved in one `.pt` or `.npz` file: `routed_experts`, `attention_mask` [batch, total_len], `responses`
+[batch, response_len] and, where there is one, `response_mask` [batch, response_len]; prompts are padded on the left,
+responses on the right. Padding is dropped, and so is a last token without routing: it was sampled and never ran.
+Tokens that the mask leaves out (a tool's answer) were not generated: they are prefill, and start a further request.
+Ignored: rewards, log-probabilities and everything else of a batch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from ...errors import InputError
 from ..npy import read_npz
 from ..recording import DECODE, PREFILL, RoutingTrace
+from .account import NEVER_RAN, Account
 from .assemble import RequestRows, trace_of_requests
 from .torch_file import load_pt, tensor_array
 
@@ -38,8 +40,8 @@ def read_verl(
 
     Raises InputError when a tensor is missing, misshapen or needs unpickling.
     """
-    names = ("routed_experts", "attention_mask", "responses")
-    experts, mask, responses = (_tensors(path, names)[name] for name in names)
+    tensors = _tensors(path, ("routed_experts", "attention_mask", "responses"), ("response_mask",))
+    experts, mask, responses = (tensors[name] for name in ("routed_experts", "attention_mask", "responses"))
     if experts.dtype.kind not in "iu" or experts.ndim != 4:
         rule = "must be integers [batch, total_len, layers, top_k]"
         raise InputError("routed_experts", f"{experts.dtype} {experts.shape}", rule, _REMEDY)
@@ -48,14 +50,31 @@ def read_verl(
     if responses.ndim != 2 or len(responses) != len(experts) or responses.shape[1] > experts.shape[1]:
         rule = f"must be [batch ({len(experts)}), response_len (at most {experts.shape[1]})]"
         raise InputError("responses", responses.shape, rule, _REMEDY)
+    generated = tensors.get("response_mask", np.ones(responses.shape, bool))
+    if generated.shape != responses.shape:
+        raise InputError("response_mask", generated.shape, f"must have shape {responses.shape}", _REMEDY)
+    account = Account()
     prompt_len = experts.shape[1] - responses.shape[1]
-    requests = []
-    for row, present in zip(experts, mask != 0, strict=True):
+    phases = np.full(mask.shape, PREFILL)
+    phases[:, prompt_len:] = np.where(generated != 0, DECODE, PREFILL)
+    requests: list[RequestRows] = []
+    rollouts = 0
+    for row, present, phase in zip(experts, mask != 0, phases, strict=True):
         at = np.flatnonzero(present)
-        if len(at) and not row[at[-1]].any():
+        if len(at) and _blank(row[at[-1]]):
             at = at[:-1]
-        phase = np.where(at < prompt_len, PREFILL, DECODE)
-        requests.append(RequestRows(experts=row[at], position=np.arange(len(at), dtype=np.int64), phase=phase))
+            account.read += 1
+            account.drop(NEVER_RAN, 1)
+        turns = _turns(row[at], phase[at])
+        rollouts += bool(turns)
+        requests.extend(turns)
+    if len(requests) > rollouts:
+        account.note(
+            f"{rollouts} rollouts of several turns became {len(requests)} requests, as each tool answer is a prefill of its own "
+            "that goes on at the position reached"
+        )
+    elif "response_mask" not in tensors:
+        account.note("no response_mask: every token of the responses counts as generated, those of tools too")
     return trace_of_requests(
         requests,
         source=source or f"verl rollout batch: {Path(path).name}",
@@ -63,11 +82,27 @@ def read_verl(
         licence=licence,
         num_experts=num_experts,
         layer_ids=layer_ids,
+        account=account,
     )
 
 
-def _tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the named tensors of a batch file as arrays. Raises InputError when one is missing."""
+def _blank(token: npt.NDArray[Any]) -> bool:
+    """Return whether a token's routing is nothing: zeros, or padding in every choice."""
+    return not token.any() or bool((token == token.flat[0]).all() and token.shape[-1] > 1)
+
+
+def _turns(experts: npt.NDArray[Any], phase: npt.NDArray[Any]) -> list[RequestRows]:
+    """Return one rollout as requests: a new one where tokens that nobody generated follow generated ones."""
+    position = np.arange(len(phase), dtype=np.int64)
+    borders = np.flatnonzero((phase[:-1] == DECODE) & (phase[1:] == PREFILL)) + 1
+    pieces = np.split(position, borders) if len(phase) else []
+    return [RequestRows(experts=experts[at], position=at, phase=phase[at]) for at in pieces]
+
+
+def _tensors(
+    path: str | os.PathLike[str], names: Sequence[str], optional: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the named tensors of a batch file as arrays. Raises InputError when one that is no option is missing."""
     if Path(path).suffix == ".npz":
         arrays: dict[Any, Any] = dict(read_npz(path))
     else:
@@ -75,7 +110,7 @@ def _tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
         saved = saved.get("batch", saved) if isinstance(saved, dict) else saved
         if not isinstance(saved, dict):
             raise InputError("batch", type(saved).__name__, "must be a dictionary of tensors", _REMEDY)
-        arrays = {name: tensor_array(saved[name], name) for name in names if name in saved}
+        arrays = {name: tensor_array(saved[name], name) for name in (*names, *optional) if name in saved}
     for name in names:
         if name not in arrays:
             raise InputError(name, "missing", "the batch does not hold it", _REMEDY)
