@@ -13,11 +13,16 @@ import typer
 from ..terminal import print_json
 from .options import MAX_PLAN_BYTES, JsonFlag
 
+# Written out, because asking the registry would import numpy before any help is shown; a test compares.
+TARGETS = "accelerate, kt-kernel, llamacpp, mixtral-offloading, moe-infinity, sglang, trtllm, vllm, vllm-ascend"
+
 
 def emit(
-    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
-    target: Annotated[str, typer.Option("--target", help="Engine to write the configuration for.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("emitted"),
+    plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
+    target: Annotated[str, typer.Option("--target", help=f"Engine to write the configuration for: {TARGETS}.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write into; it is made where it is absent.")
+    ] = Path("emitted"),
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..terminal import print_calibration, print_json, print_validation
 from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
+from .bounds import PASSES, WEEK_S, between
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
 
 _DEVICES = ("cpu", "cuda")
@@ -39,7 +40,14 @@ def calibrate(
     samples: Annotated[
         Path | None, typer.Option("--samples", help="File of raw samples; default: the profile's, with .samples.json.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", help="About how long it may take.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            help="About how long it may take, in seconds; default: as long as every part needs.",
+            callback=between(1.0, WEEK_S, "seconds"),
+        ),
+    ] = None,
     tables: Annotated[
         tuple[str, Path] | None,
         typer.Option("--from", help="Take links from another tool's output instead: nvbandwidth or nccl-tests, and a file.",
@@ -109,24 +117,42 @@ def _imported(tool: str, path: Path, hardware: str | None, output: Path, samples
 
 
 def validate(
-    plan_path: Annotated[Path | None, typer.Argument(help="plan.json", metavar="[PLAN]")] = None,
+    plan_path: Annotated[
+        Path | None, typer.Argument(help="plan.json, as moeplan plan writes it.", metavar="[PLAN]")
+    ] = None,
     grid_path: Annotated[Path | None, typer.Option("--grid", help="Grid of configurations (.yaml).")] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", help="Profile of this machine; default: it is measured in the same run.")
     ] = None,
     device: DeviceOption = "cpu",
     trace: TraceOption = "bundled",
-    baselines: Annotated[int, typer.Option("--baselines", help="Rivals of a plan to run beside it.")] = 2,
+    baselines: Annotated[
+        int,
+        typer.Option("--baselines", help="Rivals of a plan to run beside it.", callback=between(0, 1000, "schedules")),
+    ] = 2,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Forward passes of a plan to run; default: 64, or what ends in time.")
+        int | None,
+        typer.Option(
+            "--steps",
+            help="Forward passes of a plan to run; default: 64, or what ends in time.",
+            callback=between(1, PASSES, "forward passes"),
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", help="About how long the runs of a plan may take, unless --steps is given.")
+        float,
+        typer.Option(
+            "--seconds",
+            help="About how long the runs of a plan may take, in seconds, unless --steps is given.",
+            callback=between(1.0, WEEK_S, "seconds"),
+        ),
     ] = 120.0,
     memory: Annotated[
         str | None, typer.Option("--memory", help="Memory that a plan's runs may take; default: most of what is free.")
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="How often each schedule of a plan runs.")] = 3,
+    repeats: Annotated[
+        int,
+        typer.Option("--repeats", help="How often each schedule of a plan runs.", callback=between(1, 10_000, "runs")),
+    ] = 3,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
@@ -145,15 +171,6 @@ def validate(
         raise InputError(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
         )
-    least_of = (
-        ("--repeats", repeats, 1),
-        ("--steps", steps, 1),
-        ("--baselines", baselines, 0),
-        ("--seconds", seconds, 1),
-    )
-    for name, number, least in least_of:
-        if number is not None and not number >= least:
-            raise InputError(name, number, f"below {least}", "give a larger number")
     limits = {"seconds": seconds, "memory_bytes": None if memory is None else parse_bytes(memory, "--memory")}
     if memory is not None and grid_path is not None:
         raise InputError(

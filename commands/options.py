@@ -14,6 +14,7 @@ import typer
 
 from ..errors import InputError
 from ..units import MIB
+from .bounds import PASSES, between
 from .settings import Settings
 
 MAX_PLAN_BYTES = 256 * MIB
@@ -62,9 +63,17 @@ TraceOption = Annotated[
     str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
 ]
 MemoryOption = Annotated[
-    str | None, typer.Option("--memory", help="Whole device budget, e.g. 6GiB; default: the device's memory.")
+    str | None,
+    typer.Option("--memory", help="Whole device budget in bytes, e.g. 6GiB or 6GB; default: the device's memory."),
 ]
-WindowOption = Annotated[int | None, typer.Option("--window", help="Replay only the first so many forward passes.")]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        help="Replay only the first so many forward passes; default: all.",
+        callback=between(1, PASSES, "forward passes"),
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,7 +82,10 @@ SetOption = Annotated[
         "the machine (machine.host.memory_bytes=96GiB), the model (model.top_k=4) or the request (request.concurrency=8). Repeatable.",
     ),
 ]
-DenseBitsOption = Annotated[str, typer.Option("--dense-bits", help="Weight format of everything but routed experts.")]
+DenseBitsOption = Annotated[
+    str,
+    typer.Option("--dense-bits", help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3 or 2."),
+]
 
 
 def model_file(name_or_path: str) -> str:

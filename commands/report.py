@@ -17,7 +17,7 @@ from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, 
 
 
 def report(
-    plan_path: Annotated[Path, typer.Argument(help="plan.json")],
+    plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
     trace: TraceOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,

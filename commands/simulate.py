@@ -43,7 +43,9 @@ def simulate(
     settings: SetOption = None,
     memory: MemoryOption = None,
     window: WindowOption = None,
-    engine: Annotated[str, typer.Option("--engine", help="twin, simpy, or both (compared).")] = "twin",
+    engine: Annotated[
+        str, typer.Option("--engine", help="Engine that runs it: twin, simpy, or both (compared).")
+    ] = "twin",
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
     dense_bits: DenseBitsOption = "16",
     as_json: JsonFlag = False,

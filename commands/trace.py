@@ -16,10 +16,16 @@ from ..text_files import check_outputs
 from .options import JsonFlag, bundled_trace_path
 from .trace_synth import trace_synth
 
+# Written out, because asking the registry would import numpy before any help is shown; a test compares.
+SOURCES = (
+    "llama-csv, llama-imatrix, megatron, moe-infinity, npz, sglang-per-pass, sglang-per-token, sglang-routed-experts, sglang-stat, "
+    "trtllm, verl, vllm-routed-experts"
+)
+
 
 def trace_import(
     path: Annotated[str, typer.Argument(help="File or folder to read.")],
-    kind: Annotated[str, typer.Option("--from", help="Source format.")],
+    kind: Annotated[str, typer.Option("--from", help=f"Source format: {SOURCES}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Recording to write (.safetensors).")],
     option: Annotated[list[str] | None, typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
     as_json: JsonFlag = False,
@@ -114,7 +120,7 @@ def trace_stats_command(
 
 def trace_convert(
     trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")],
-    kind: Annotated[str, typer.Option("--to", help="parquet or npz.")],
+    kind: Annotated[str, typer.Option("--to", help="Format to write: parquet or npz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
 ) -> None:
     """Write a recording as Parquet or npz."""

@@ -14,6 +14,7 @@ import typer
 from ..errors import InputError
 from ..terminal import print_json
 from ..text_files import check_outputs
+from .bounds import between
 from .options import JsonFlag, model_file, open_trace
 
 if TYPE_CHECKING:
@@ -32,10 +33,25 @@ def trace_synth(
         str | None, typer.Option("--model", help="Model whose layers, experts and top-k the recording shall have.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="Length in tokens; with --like, the original's by default.")
+        int | None,
+        typer.Option(
+            "--tokens",
+            help="Length in tokens; with --like, the original's by default.",
+            callback=between(1, 2**40, "tokens"),
+        ),
     ] = None,
-    requests: Annotated[int | None, typer.Option("--requests", help="Length in whole requests instead.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="The same dials, length and seed give the same file.")] = 0,
+    requests: Annotated[
+        int | None,
+        typer.Option("--requests", help="Length in whole requests instead.", callback=between(1, 10**8, "requests")),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            help="The same dials, length and seed give the same file.",
+            callback=between(0, 2**63 - 1, "a seed"),
+        ),
+    ] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from moeplan.catalog.schedules import OFFLOAD, PARALLEL
-from moeplan.cli import main
+from moeplan.cli import app, main
+from moeplan.commands import emit, trace
 from moeplan.ep_schedule import EP_PRESETS, apply_ep_settings, load_ep_preset
 from moeplan.hardware import profile_to_json
+from moeplan.planner.emit.targets import list_targets
 from moeplan.presets import PRESETS, load_preset
 from moeplan.schedule import OffloadSchedule, apply_settings
 from moeplan.specs_io import list_hardware, load_hardware
 from moeplan.terminal import print_table
+from moeplan.traces.convert import CONVERTERS
+from moeplan.traces.readers import READERS
 
 
 @pytest.fixture
@@ -109,6 +115,42 @@ def test_a_name_of_both_kinds_shows_both_and_a_wrong_one_is_one_line(moeplan):
 def test_h_is_help_everywhere(moeplan, command):
     status, text, said = moeplan(*command, "-h")
     assert (status, said) == (0, "") and "Usage: " in text
+
+
+def parameters():
+    """Yield (command, parameter) of everything that a command takes."""
+
+    def walk(group, name=""):
+        for key, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from walk(command, f"{name}{key} ")
+            else:
+                for parameter in command.params:
+                    yield f"{name}{key}", parameter
+
+    return walk(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize(
+    ("command", "parameter"), [pytest.param(*one, id=f"{one[0]} {one[1].name}") for one in parameters()]
+)
+def test_help_says_what_everything_is(command, parameter):
+    assert parameter.help and parameter.help[-1] in ".)", parameter.help
+    # Where nothing given means something, help says what, or that it is optional by its words.
+    known = {
+        "--from": READERS, "--target": list_targets(), "--mode": ("offload", "ep"), "--phase": ("prefill", "decode"),
+        "--device": ("cpu", "cuda"), "--engine": ("twin", "simpy", "both"), "--kind": ("offload", "parallel"), "--to": CONVERTERS,
+        "--objective": ("tokens_per_s", "p99_step_s", "least_memory"),
+    }  # fmt: skip
+    if command == "calibrate" and "--from" in parameter.opts:
+        known["--from"] = ("nvbandwidth", "nccl-tests")
+    for option in parameter.opts:
+        for value in known.get(option, ()):
+            assert re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", parameter.help), (option, value)
+
+
+def test_lists_that_are_written_out_are_the_registries_own():
+    assert trace.SOURCES.split(", ") == list(READERS) and emit.TARGETS.split(", ") == list_targets()
 
 
 def run_process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
