@@ -7,16 +7,23 @@
     ├── DoesNotFit               exit 3: an honest "no schedule fits in this memory"
     └── Internal                 exit 70: two engines disagree or an invariant broke; please report
 
-Ignored here: how errors are printed (the front door's job).
+Every message is one line of bounded length without control characters, whatever names, paths and libraries put into it
+(`one_line`). Ignored here: how errors are printed (the front door's job).
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
-_SHOWN_VALUE_CHARS = 80
+_FIELD_CHARS, _VALUE_CHARS, _RULE_CHARS, _REMEDY_CHARS = 160, 80, 1000, 300
+_GIB = 2**30
+# Controls (but not tab and line feed), marks that turn the direction of text around, separators of lines and paragraphs, halves
+# of characters.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINE_CHARS = _FIELD_CHARS + _VALUE_CHARS + _RULE_CHARS + _REMEDY_CHARS
 
 
 class MoeplanError(Exception):
@@ -44,7 +51,10 @@ class InputError(MoeplanError):
 
     def __init__(self, field: str, value: object, rule: str, remedy: str) -> None:
         self.field, self.value, self.rule, self.remedy = field, value, rule, remedy
-        super().__init__(_one_line(f"{field} = {_shown(value)}: {rule}; {remedy}"))
+        super().__init__(
+            f"{one_line(field, _FIELD_CHARS)} = {_shown(value)}: "
+            f"{one_line(rule, _RULE_CHARS)}; {one_line(remedy, _REMEDY_CHARS)}"
+        )
 
 
 class UnknownName(InputError):
@@ -52,7 +62,7 @@ class UnknownName(InputError):
 
     def __init__(self, field: str, value: object, valid: Iterable[str]) -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(value)[:_RULE_CHARS], names, n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]!r}?" if near else "use one of these"
         shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
         super().__init__(field, value, f"not one of: {shown}", remedy)
@@ -69,8 +79,9 @@ class DoesNotFit(MoeplanError):
 
     def __init__(self, what: str, missing_bytes: int) -> None:
         self.missing_bytes = int(missing_bytes)
-        missing = f"; {self.missing_bytes} bytes are missing" if self.missing_bytes else ""
-        super().__init__(_one_line(f"does not fit: {what}{missing}"))
+        readable = f" ({self.missing_bytes / _GIB:.2f} GiB)" if self.missing_bytes >= _GIB / 100 else ""
+        missing = f"; {self.missing_bytes} bytes are missing{readable}" if self.missing_bytes else ""
+        super().__init__(f"does not fit: {one_line(what, _RULE_CHARS)}{missing}")
 
 
 class Internal(MoeplanError):
@@ -79,12 +90,29 @@ class Internal(MoeplanError):
     exit_status = 70
 
 
+def one_line(text: object, most: int = _LINE_CHARS) -> str:
+    """Return a text as one line of at most `most` characters; what is too long loses its middle, where paths say least."""
+    # What cannot be seen anyway is cut before anything walks over it.
+    line = visible(" ".join(_middle_out(str(text), 4 * most).split()))
+    return _middle_out(line, most)
+
+
+def visible(text: str) -> str:
+    """Return a text with every character that would steer a terminal instead of being shown (but not line ends) spelt out."""
+    return _STEERING.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def _middle_out(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = most // 2
+    return text[: most - tail - 1] + "…" + text[len(text) - tail :]
+
+
 def _shown(value: object) -> str:
-    """`repr` of a value, shortened so that a hostile input cannot flood the terminal."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_VALUE_CHARS else text[: _SHOWN_VALUE_CHARS - 1] + "…"
-
-
-def _one_line(text: str) -> str:
-    """The text with every run of white space turned into one space."""
-    return " ".join(text.split())
+    """Return `repr` of a value, shortened so that a hostile input cannot flood the terminal."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits, lists in lists in lists
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return one_line(text, _VALUE_CHARS)

@@ -1,6 +1,7 @@
 """What commands print: one JSON document, or a few readable lines.
 
-Modelled: documents as plain values, as they stand in files. Ignored: colours, tables, anything on stderr.
+Modelled: documents as plain values, as they stand in files. Ignored: colours, tables, and what the streams can take
+(`streams`).
 """
 
 from __future__ import annotations
@@ -159,6 +160,9 @@ def print_calibration(document: dict[str, Any]) -> None:
             f"  {table:24} {fit['num_points']:4} points, left out and predicted within {fit['median_error']:.1%} (half of them), "
             f"{fit['p90_error']:.1%} (nine in ten)"
         )
+    for constant, change in document.get("changed", {}).items():
+        before = "" if change["before"] is None else f", was {change['before']:.4g}"
+        print(f"  {constant:40} {change['after']:.4g}{before}")
     for warning in document["warnings"]:
         print(f"  note      {warning}")
     print(f"written to {document['profile']}")

@@ -262,11 +262,12 @@ def part_folder(path: AnyPath, field: str = "output") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def written_aside(path: AnyPath, field: str = "output") -> Iterator[IO[bytes]]:
+def written_aside(path: AnyPath, field: str = "output", *, unfinished: bool = False) -> Iterator[IO[bytes]]:
     """Return a context whose file takes the name `path` when the block ends well, and vanishes when it does not.
 
     A reader sees the old file or the whole new one. `.name` of the file is where it stands meanwhile. Where `path` is a device or a
-    pipe, it is sent there at the end. Raises InputError where `path` cannot be written.
+    pipe, it is sent there at the end. unfinished: the file is no result, but where a command that is stopped goes on. Raises
+    InputError where `path` cannot be written.
     """
     place = _place(path, field)
     # The part's own descriptor stays open beside the file's, and with it the lock.
@@ -276,10 +277,13 @@ def written_aside(path: AnyPath, field: str = "output") -> Iterator[IO[bytes]]:
             file.flush()
             if place.through:
                 _send(part, place.path)
+                note_written(path)
                 return
             if place.mode is not None:
                 os.fchmod(descriptor, place.mode)
             os.fsync(file.fileno())
+            # Before it is true: a Ctrl-C may come right after it is. What is not at its place then is not counted.
+            note_written(path, unfinished=unfinished, identity=os.fstat(descriptor))
             os.replace(part, place.path)
         except OSError as error:
             raise _refused(field, path, _reason(error)) from None
@@ -297,11 +301,38 @@ def _send(part: Path, target: Path) -> None:
         shutil.copyfileobj(source, out, _COPY_BYTES)
 
 
-def write_atomic(path: AnyPath, data: bytes | str) -> None:
+def write_atomic(path: AnyPath, data: bytes | str, *, unfinished: bool = False) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens in between.
 
-    The bytes go to a part beside the target, reach the disk, and take the target's name. Raises InputError where the
-    folder does not exist or cannot be written; then nothing is left behind.
+    The bytes go to a part beside the target, reach the disk, and take the target's name. unfinished: see `written_aside`. Raises
+    InputError where the folder does not exist or cannot be written; then nothing is left behind.
     """
-    with written_aside(path) as file:
+    with written_aside(path, unfinished=unfinished) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+# --- what was written ----------------------------------------------------------------------------------------------------
+
+# Of this process: path as it was given → (whether it is where a stopped command goes on, the file that is to be there).
+_WRITTEN: dict[str, tuple[bool, os.stat_result | None]] = {}
+
+
+def note_written(path: AnyPath, *, unfinished: bool = False, identity: os.stat_result | None = None) -> None:
+    """Remember that `path` is complete, or will be once the file `identity` stands there, for the case that the command is stopped."""
+    _WRITTEN[os.fspath(path)] = unfinished, identity
+
+
+def forget_written() -> None:
+    """Remember nothing of what was written: a command begins."""
+    _WRITTEN.clear()
+
+
+def written_files() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what the command has written: (results, files from which the same command goes on); what is gone again is left out."""
+    there: tuple[list[str], list[str]] = ([], [])
+    for path, (unfinished, identity) in _WRITTEN.items():
+        with contextlib.suppress(OSError, ValueError):
+            found = os.stat(path)
+            if identity is None or os.path.samestat(found, identity):
+                there[unfinished].append(path)
+    return tuple(there[0]), tuple(there[1])

@@ -16,6 +16,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -195,12 +196,13 @@ def main(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """End this process at once when the one that started it is gone: then the pipe from it is closed."""
+def _end_with_parent(folder: Path) -> None:
+    """End this process at once when the one that started it is gone (then the pipe from it is closed), and remove what it left."""
 
     def wait() -> None:
         with contextlib.suppress(OSError):
             os.read(sys.stdin.fileno(), 1)  # past Python's buffer, whose lock would be in the way at the end
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, name="moeplan parent", daemon=True).start()
@@ -208,5 +210,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its ranks
-    _end_with_parent()
+    _end_with_parent(Path(sys.argv[1]))
     main(Path(sys.argv[1]), int(sys.argv[2]))

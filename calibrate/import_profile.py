@@ -56,7 +56,8 @@ def import_profile(
         "device": {"name": base.name},
         "num_samples": sum(len(sample.seconds) for sample in samples),
         "num_measurements": len(samples),
-        "fit": _changed(base, profile),
+        "fit": {},  # nothing was: the tool's figures are taken as they are
+        "changed": _changed(base, profile),
         "warnings": [],
     }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..text_files import write_atomic
+from ..text_files import note_written, write_atomic
 from .samples import SCHEMA_VERSION, Sample, sample_from_dict, sample_to_dict
 
 _KIND = "unfinished samples"
@@ -46,7 +46,7 @@ class Journal:
             "settings": dict(self.settings),
             "parts": {key: [sample_to_dict(sample) for sample in found] for key, found in self.parts.items()},
         }
-        write_atomic(self.path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomic(self.path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n", unfinished=True)
 
     def close(self) -> None:
         """Delete the file."""
@@ -74,4 +74,6 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> Journal:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError):
         journal.parts.clear()
     journal.resumed = len(journal.parts)
+    if journal.resumed:
+        note_written(path, unfinished=True)
     return journal

@@ -21,7 +21,6 @@ from .bounds import PASSES, WEEK_S, between
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
 
 _DEVICES = ("cpu", "cuda")
-_EXIT_INTERRUPTED = 130
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -75,29 +74,20 @@ def calibrate(
         if hardware is not None:
             raise InputError("--hardware", hardware, "only --from starts from a known machine", "leave it out")
         check_torch()
-        from ..calibrate.journal import journal_path
         from ..executor.calibration import calibrate_device
         from ..specs_io import load_model
 
-        try:
-            found = calibrate_device(
-                _device(device),
-                quick=quick,
-                models=None if model is None else [load_model(model)],
-                bits=_formats(bits or _CALIBRATED_BITS[device]),
-                out=output,
-                samples_out=samples,
-                seconds=seconds,
-                exchanges=True,
-                progress=reporter("calibrate"),
-            )
-        except KeyboardInterrupt:
-            kept = journal_path(output)
-            rest = (
-                f"what was measured is in {kept}: the same command goes on" if kept.exists() else "nothing was written"
-            )
-            typer.echo(f"moeplan: interrupted; {rest}", err=True)
-            raise typer.Exit(_EXIT_INTERRUPTED) from None
+        found = calibrate_device(
+            _device(device),
+            quick=quick,
+            models=None if model is None else [load_model(model)],
+            bits=_formats(bits or _CALIBRATED_BITS[device]),
+            out=output,
+            samples_out=samples,
+            seconds=seconds,
+            exchanges=True,
+            progress=reporter("calibrate"),
+        )
         document = found.to_dict(str(output))
     if as_json:
         print_json(document)

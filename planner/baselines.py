@@ -7,7 +7,7 @@ run in processes of their own, beside the search. Ignored: presets that do not f
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from ..errors import DoesNotFit, InputError
 from ..presets import PRESETS, load_preset
 from ..schedule import OffloadSchedule
 from ..sim.simulate import Prediction, Rehearsal
+from ..workers import worker_pool
 from .space import ASSUMED_RECALL
 
 CHECKED_STEPS = 200
@@ -34,18 +35,17 @@ class CheckedRuns:
     _pool: ProcessPoolExecutor | None = None
     _pending: dict[str, Future[Prediction]] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
+    _workers: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         _SHARED[:] = [self.rehearsal]
-        context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(max(1, min(2, os.cpu_count() or 1)), mp_context=context)
+        self._pool = self._workers.enter_context(worker_pool(max(1, min(2, os.cpu_count() or 1))))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._workers.__exit__(kind, error, trace)
         _SHARED.clear()
 
     def submit(self, schedule: OffloadSchedule) -> None:

@@ -236,13 +236,15 @@ def test_ranks_that_hang_and_a_caller_who_stops_leave_nothing_behind(monkeypatch
 
 
 def test_a_rank_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) -> None:
-    (tmp_path / "task.json").write_text('{"ranks": 2, "backend": "gloo", "cases": [], "limit_s": 60}')
-    command = [sys.executable, "-m", "moeplan.calibrate.exchange_rank", str(tmp_path), "0"]
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    (folder / "task.json").write_text('{"ranks": 2, "backend": "gloo", "cases": [], "limit_s": 60}')
+    command = [sys.executable, "-m", "moeplan.calibrate.exchange_rank", str(folder), "0"]
     rank = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert rank.stdin is not None
     rank.stdin.close()  # as the system does when the parent ends, however it ends
-    began = time.monotonic()
-    assert rank.wait(30) == 1 and time.monotonic() - began < 30
+    assert rank.wait(30) == 1
+    assert not folder.exists()  # nobody else is left to remove it
 
 
 def test_matrices_of_different_numbers_of_ranks_are_refused() -> None:

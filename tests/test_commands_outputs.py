@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from moeplan.cli import app, main
+from moeplan.cli import main
+from moeplan.commands.app import app
 from moeplan.commands.options import bundled_trace_path
 
 # What makes an option an output, and the commands' other arguments. A command with an option of such a name and no line here

@@ -54,9 +54,10 @@ def test_torch_is_imported_only_where_it_may() -> None:
     assert found == []
 
 
-def test_numba_is_imported_only_by_jit() -> None:
+def test_numba_is_imported_only_by_jit_and_its_cache() -> None:
     assert {path for path, tree in modules().items() if "numba" in {name for _, name in imported(tree)}} == {
-        Path("jit.py")
+        Path("code_cache.py"),
+        Path("jit.py"),
     }
 
 

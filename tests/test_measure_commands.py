@@ -340,7 +340,7 @@ def test_links_of_other_tools_replace_those_of_a_known_machine(
     before, after = dict(load_hardware("h100-sxm").constants()), dict(load_hardware(tmp_path / "mine.json").constants())
     assert after[name].value == pytest.approx(expected, rel=1e-3) and after[name].source == "measured"
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed == set(document["fit"]) and name in changed
+    assert changed == set(document["changed"]) and name in changed
     assert {path.name for path in tmp_path.iterdir()} == {"tool.out", "mine.json", "mine.samples.json"}
 
 

@@ -1,0 +1,30 @@
+"""All commands, gathered.
+
+Modelled: `--json` prints exactly one JSON document on stdout; progress and remarks go to stderr. Ignored: errors (`cli`), and the
+work: commands import what they need when they run, so that `moeplan --help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import demo, emit, hardware, measure, plan, report, reproduce, schedule, simulate, trace
+
+app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  help="Rehearse Mixture-of-Experts inference before you run it.")  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# In the order of a first visit.
+for _module in (demo, hardware, schedule, trace, simulate, plan, measure, report, emit, reproduce):
+    _module.register(app)
