@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _FIELD_CHARS, _VALUE_CHARS, _RULE_CHARS, _REMEDY_CHARS = 160, 80, 1000, 300
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 # Controls (but not tab and line feed), marks that turn the direction of text around, separators of lines and paragraphs, halves
 # of characters.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -79,8 +79,9 @@ class DoesNotFit(MoeplanError):
 
     def __init__(self, what: str, missing_bytes: int) -> None:
         self.missing_bytes = int(missing_bytes)
-        readable = f" ({self.missing_bytes / _GIB:.2f} GiB)" if self.missing_bytes >= _GIB / 100 else ""
-        missing = f"; {self.missing_bytes} bytes are missing{readable}" if self.missing_bytes else ""
+        size = self.missing_bytes
+        readable = f" ({size / _GIB:.2f} GiB)" if size >= _GIB else f" ({size / _MIB:.2f} MiB)" if size >= _MIB else ""
+        missing = f"; {size} bytes are missing{readable}" if size else ""
         super().__init__(f"does not fit: {one_line(what, _RULE_CHARS)}{missing}")
 
 
