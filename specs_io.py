@@ -75,7 +75,16 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
         path = path / "config.json"
     data = read_json(path, "model")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return read_config(data, name, f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}")
+    where = f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}"
+    return read_config(data, name, where, _quantiser_beside(path, data))
+
+
+def _quantiser_beside(path: Path, data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `hf_quant_config.json` that ModelOpt writes beside a `config.json`; None where there is none to read."""
+    beside = path.with_name("hf_quant_config.json")
+    if path.name != "config.json" or "quantization_config" in data or not beside.is_file():
+        return None
+    return read_json(beside, "model")
 
 
 # --- machines ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""Families of models: one file for each line of descent, which holds a table of its members; this is the register.
+
+A new family is a file with `FAMILIES = {model_type: Family(...)}` and its name in `_FILES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..family import Family
+from . import (
+    bailing,
+    dbrx,
+    deepseek,
+    encoder_decoders,
+    ernie,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    hunyuan,
+    inkling,
+    jamba,
+    jetmoe,
+    kimi,
+    lfm,
+    llama,
+    longcat,
+    mimo,
+    minimax,
+    mistral,
+    muse_spark,
+    nemotron,
+    olmoe,
+    others,
+    phi,
+    qwen,
+    qwen_next,
+    smallthinker,
+    step,
+    zaya,
+)
+
+_FILES = (
+    bailing, dbrx, deepseek, encoder_decoders, ernie, gemma, glm, gpt_oss, granite, hunyuan, inkling, jamba, jetmoe, kimi, lfm,
+    llama, longcat, mimo, minimax, mistral, muse_spark, nemotron, olmoe, others, phi, qwen, qwen_next, smallthinker, step, zaya,
+)  # fmt: skip
+
+FAMILIES: Mapping[str, Family] = {name: family for file in _FILES for name, family in file.FAMILIES.items()}
+"""Every family whose sizes are known, by `model_type`. Others are read by the usual keys, like mixtral."""
+
+REFUSED: Mapping[str, str] = {
+    "arctic": "a dense stack runs beside its experts, which no key describes",
+    "doge": "its experts are pairs of vectors picked by product keys",
+    "zamba": "its attention layers share weights with each other",
+    "zamba2": "its attention layers share weights with each other",
+    "ernie4_5_vl_moe": "experts for text and for images differ in size (moe_intermediate_size has two values)",
+    "qwen3_omni_moe_talker": "it speaks rather than writes",
+}
+"""Families whose layers no `ModelSpec` describes, and why."""

@@ -1,0 +1,5 @@
+"""OLMoE and FlexOlmo (Ai2)."""
+
+from ..family import Family
+
+FAMILIES = {"olmoe": Family(qk_norm="full"), "flex_olmo": Family(qk_norm="full")}

@@ -1,0 +1,11 @@
+"""Qwen 2 and 3 (Alibaba) with grouped attention."""
+
+from ..family import Family
+
+_NO_WINDOW = {"use_sliding_window": False}
+FAMILIES = {
+    "qwen2_moe": Family(defaults=_NO_WINDOW | {"qkv_bias": True}, bias="qkv", shared_gate=True),
+    "qwen3_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
+    "qwen3_vl_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
+    "qwen3_omni_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
+}

@@ -1,0 +1,52 @@
+"""Keys of configurations: read, harmless, or refused by name where they may shape layers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeplan.catalog import MODELS_FOLDER
+from moeplan.errors import InputError
+from moeplan.model_config import read_config
+
+QWEN = json.loads((MODELS_FOLDER / "qwen3-30b-a3b.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("moe_latent_size", 1024), ("num_routed_groups", 4), ("kv_compress_rank", 64), ("hybrid_layer_pattern", [0, 1] * 24),
+        ("attention_pattern", "MMM*"), ("moe_layer_ids_list", [1, 2]), ("swa_layers", [1, 3]), ("num_kv_shared_layers", 20),
+        ("ffn_expand_ratio", 1.5), ("adapter_dim", 64), ("layer_period", 3), ("mixer_config", {"state_dim": 16}),
+        ("num_meta_experts", 2), ("expert_layout", "abab"), ("block_types", ["a", "b"]), ("linear_layers", 12),
+    ],
+)  # fmt: skip
+def test_a_key_nobody_knows_that_may_shape_layers_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        read_config({**QWEN, key: value}, "m", "config.json")
+    line = str(caught.value)
+    assert line.startswith(f"config.json: {key} = ") and len(line.splitlines()) == 1
+
+
+HARMLESS = {
+    "pad_token_id": 5, "max_position_embeddings": 99999, "rope_theta": 1e6, "rope_scaling": {"factor": 4, "type": "yarn"},
+    "router_aux_loss_coef": 0.1, "num_beams": 1, "id2label": {"0": "LABEL_0"}, "initializer_range": 0.2, "head_drop": 0.1,
+    "num_nextn_predict_layers": 1, "transformers_version": "9.9", "quantization_status": None, "routed_scaling_factor": 2.5,
+    "num_latent_things": 0, "use_a_layer_norm": True, "mtp_layer_types": ["a"], "vision_layers": 3, "hidden_act": "silu",
+}  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(sorted(HARMLESS)), st.none(), max_size=6))
+def test_keys_that_change_no_size_change_nothing(drawn: dict[str, Any]) -> None:
+    plain = read_config(QWEN, "m", "config.json")
+    more = read_config({**QWEN, **{key: HARMLESS[key] for key in drawn}}, "m", "config.json")
+    assert (more.total_parameters, more.kv_bytes(9999)) == (plain.total_parameters, plain.kv_bytes(9999))
+
+
+def test_towers_beside_a_language_model_are_left_out() -> None:
+    nested = {"model_type": "x_vl", "vision_config": {"num_layers": 3}, "projector_width": 7, "text_config": QWEN}
+    assert read_config(nested, "m", "c").total_parameters == read_config(QWEN, "m", "c").total_parameters
