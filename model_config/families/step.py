@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..family import Family
 from ..keys import Keys
 
-
 _OTHER_HEADS = {
     "num_attention_heads": "swa_num_attention_heads",
     "num_attention_groups": "swa_num_key_value_heads",
