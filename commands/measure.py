@@ -18,6 +18,7 @@ from ..terminal import print_calibration, print_json, print_validation
 from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
 from .bounds import PASSES, WEEK_S, between
+from .conditions import ConditionedCommand
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
 
 _DEVICES = ("cpu", "cuda")
@@ -71,8 +72,6 @@ def calibrate(
     if tables is not None:
         document = _imported(tables[0], tables[1], hardware, output, samples)
     else:
-        if hardware is not None:
-            raise InputError("--hardware", hardware, "only --from starts from a known machine", "leave it out")
         check_torch()
         from ..executor.calibration import calibrate_device
         from ..specs_io import load_model
@@ -162,10 +161,6 @@ def validate(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
         )
     limits = {"seconds": seconds, "memory_bytes": None if memory is None else parse_bytes(memory, "--memory")}
-    if memory is not None and grid_path is not None:
-        raise InputError(
-            "--memory", memory, "only plans are reduced to fit", "leave it out, or shrink the grid's shapes"
-        )
     check_torch()
     known = None if profile is None else load_hardware(profile)
     _device(device)
@@ -261,5 +256,5 @@ def _formats(text: str) -> tuple[str, ...]:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    app.command()(calibrate)
-    app.command()(validate)
+    app.command(cls=ConditionedCommand)(calibrate)
+    app.command(cls=ConditionedCommand)(validate)

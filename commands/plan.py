@@ -15,10 +15,10 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json, print_parallel_plan, print_plan
-from ..text_files import check_outputs, write_atomic
+from ..units import parse_bytes
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
+from .conditions import ConditionedCommand
 from .options import (
-    DenseBitsOption,
     HardwareOption,
     JsonFlag,
     MemoryOption,
@@ -39,20 +39,24 @@ def plan(
     memory: MemoryOption = None,
     bits: Annotated[
         str,
-        typer.Option("--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2; native: the checkpoint's."),
+        typer.Option(
+            "--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2 (ep: one); native: the checkpoint's."
+        ),
     ] = "native",
     objective: Annotated[
-        str, typer.Option("--objective", help="tokens_per_s, p99_step_s or least_memory.")
+        str, typer.Option("--objective", help="offload: tokens_per_s, p99_step_s or least_memory.")
     ] = "tokens_per_s",
-    floor: Annotated[float | None, typer.Option("--floor", help="Tokens/s that least_memory must reach.")] = None,
+    floor: Annotated[
+        float | None, typer.Option("--floor", help="offload: tokens/s that --objective least_memory must reach.")
+    ] = None,
     exhaustive: Annotated[
         bool,
-        typer.Option("--exhaustive", help="Let no candidate be outrun early; takes several times as long (offload)."),
+        typer.Option("--exhaustive", help="offload: let no candidate be outrun early; takes several times as long."),
     ] = False,
-    window: Annotated[int, typer.Option("--window", help="Forward passes to search on.")] = 2000,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests decoded together.")] = 1,
+    window: Annotated[int, typer.Option("--window", help="offload: forward passes to search on.")] = 2000,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="offload: requests decoded together.")] = 1,
     prefill_chunk: Annotated[
-        int | None, typer.Option("--prefill-chunk", help="Prompt tokens per forward pass.")
+        int | None, typer.Option("--prefill-chunk", help="offload: prompt tokens per forward pass.")
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.")] = 1,
     ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", help="ep: devices in each node.")] = 8,
@@ -66,8 +70,12 @@ def plan(
         ),
     ] = None,
     search_moves: Annotated[
-        int, typer.Option("--search-moves", help="ep: moves the placement search tries in each layer.")
-    ] = 50_000,
+        int | None,
+        typer.Option(
+            "--search-moves",
+            help="ep: moves the placement search tries in each layer (else 50000); for recordings of single tokens.",
+        ),
+    ] = None,
     evaluate_on: Annotated[
         list[str] | None,
         typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
@@ -76,7 +84,13 @@ def plan(
     timeline: Annotated[
         Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
     ] = None,
-    dense_bits: DenseBitsOption = "16",
+    dense_bits: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-bits",
+            help="Weight format of everything but routed experts; else 16 (ep: the experts', from 8 bits on).",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
@@ -92,17 +106,17 @@ def plan(
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
     if mode == "ep":
         asked = _ParallelFiles(plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()))
-        document = _plan_parallel(
-            model, hardware, trace, formats[0], nodes, ranks_per_node, redundant, phase, context, tokens_per_rank,
-            search_moves, asked,
-        )  # fmt: skip
+        options = {
+            "num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "context_tokens": context,
+            "tokens_per_rank": tokens_per_rank, "dense_bits": dense_bits,
+            "memory_bytes": None if memory is None else parse_bytes(memory, "--memory"),
+        }  # fmt: skip
+        document = _plan_parallel(model, hardware, trace, formats, phase, search_moves, options, asked)
     elif mode == "offload":
-        if evaluate_on:
-            raise InputError("--evaluate-on", evaluate_on[0], "is for expert-parallel plans", "add --mode ep")
         from ..planner.plan import PlanRequest, make_plan, plan_to_dict
         from ..progress import reporter
 
-        rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits)
+        rehearsal = rehearse(model, hardware, trace, memory, window, "16" if dense_bits is None else dense_bits)
         request = PlanRequest(
             bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
             prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,
@@ -143,14 +157,10 @@ def _plan_parallel(
     model: str,
     hardware: str,
     trace: str,
-    bits: str,
-    nodes: int,
-    ranks_per_node: int,
-    redundant: int,
+    formats: tuple[str, ...],
     phase: str,
-    context: int,
-    tokens_per_rank: int | None,
-    search_moves: int,
+    search_moves: int | None,
+    options: dict[str, Any],
     asked: _ParallelFiles,
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
@@ -161,19 +171,28 @@ def _plan_parallel(
     from ..progress import reporter
     from ..specs_io import load_hardware, load_model
     from ..traces.format import load_recording
+    from ..traces.recording import LoadProfile
 
     if phase not in ("prefill", "decode"):
         raise UnknownName("--phase", phase, ("prefill", "decode"))
+    if len(formats) > 1:
+        raise InputError(
+            "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
+        )
     spec = load_model(model)
-    request = EpRequest(
-        num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant, prefill=phase == "prefill",
-        context_tokens=context, bits=spec.native_bits if bits == "native" else bits, tokens_per_rank=tokens_per_rank,
-        search_moves=search_moves, workers=os.cpu_count() or 1,
-    )  # fmt: skip
     profile = load_hardware(hardware)
     recording, *others = (
         load_recording(bundled_trace_path() if path == "bundled" else path) for path in (trace, *asked.others)
     )
+    if search_moves is not None and isinstance(recording, LoadProfile):
+        raise InputError("--search-moves", search_moves, "no placement is searched from counts alone",
+                         "leave it out, or record single tokens")  # fmt: skip
+    if search_moves is not None:
+        options["search_moves"] = search_moves
+    request = EpRequest(
+        prefill=phase == "prefill", bits=spec.native_bits if formats[0] == "native" else formats[0],
+        workers=os.cpu_count() or 1, **options,
+    )  # fmt: skip
     found = make_ep_plan(
         spec, profile, recording, request, progress=reporter("plan"),
         others=dict(zip(asked.others, others, strict=True)),
@@ -187,4 +206,4 @@ def _plan_parallel(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    app.command()(plan)
+    app.command(cls=ConditionedCommand)(plan)

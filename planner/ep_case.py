@@ -13,7 +13,7 @@ from ..ep_schedule import ExpertParallelSchedule
 from ..errors import InputError
 from ..hardware import Profile
 from ..sim.ep_rehearsal import EpRehearsal
-from ..specs import ModelSpec, weight_format
+from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.match import check_layers
 from ..traces.recording import LoadProfile, RoutingTrace
 from .ep_candidates import Placements
@@ -27,6 +27,15 @@ Recording: TypeAlias = RoutingTrace | LoadProfile
 PREFILL_TOKENS_PER_RANK, DECODE_TOKENS_PER_RANK = 4096, 128
 # 8-bit tokens with a 32-bit scale for 128 values, as 8-bit models are dispatched.
 _FP8_BYTES = 1 + 4 / 128
+
+# Formats with fewer bits than this are made for experts alone: attention and shared experts stay at 16 bits, as in
+# gpt-oss's and Kimi-K2's own 4-bit checkpoints.
+_LEAST_DENSE_BITS = 8
+# Beyond, arrays of a step outgrow memory long before any machine serves it.
+_MOST = {
+    "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
+}  # fmt: skip
+_MOST_MOVES = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +52,11 @@ class EpRequest:
     tokens_per_rank: int | None = None
     """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
     bits: str | None = None
-    """Weight format of experts and dense weights; None takes 16, or 8 where only that fits."""
+    """Weight format of experts; None takes 16, or 8 where only that fits."""
+    dense_bits: str | None = None
+    """Weight format of everything but routed experts; None takes the experts' where that has 8 bits or more, else 16."""
+    memory_bytes: int | None = None
+    """Memory of each device; None takes the profile's."""
     num_groups: int | None = None
     """The model's expert groups, for hierarchical EPLB."""
     search_moves: int = 50_000
@@ -58,6 +71,13 @@ class EpRequest:
         each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
         return each * self.num_nodes * self.ranks_per_node
 
+    def dense_format(self, expert_bits: str) -> WeightFormat:
+        """Return the weight format of everything but routed experts, whose own is `expert_bits`."""
+        if self.dense_bits is not None:
+            return weight_format(self.dense_bits)
+        fmt = weight_format(expert_bits)
+        return fmt if fmt.bits >= _LEAST_DENSE_BITS else weight_format("16")
+
 
 def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
     """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
@@ -70,13 +90,17 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -
     for name, mine, theirs in pairs:
         if mine != theirs:
             raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the recorded model")
-    for name in ("num_nodes", "ranks_per_node", "context_tokens", "workers"):
-        if getattr(request, name) < 1:
-            raise InputError(name, getattr(request, name), "below one", "give a positive count")
-    if request.tokens_per_rank is not None and request.tokens_per_rank < 1:
-        raise InputError("tokens_per_rank", request.tokens_per_rank, "below one", "give a positive count")
-    if request.num_redundant < 0:
-        raise InputError("redundant", request.num_redundant, "below zero", "give a count")
+    for name, most in _MOST.items():
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(name, value, "below one", "give a positive count")
+        if value is not None and value > most:
+            raise InputError(name, value, f"above {most:,}", "give a smaller count")
+    for name, count in (("redundant", request.num_redundant), ("search_moves", request.search_moves)):
+        if count < 0:
+            raise InputError(name, count, "below zero", "give a count")
+        if count > _MOST_MOVES:
+            raise InputError(name, count, f"above {_MOST_MOVES:,}", "give a smaller count")
     ranks = request.num_nodes * request.ranks_per_node
     if ranks > model.num_experts:
         raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
@@ -119,7 +143,8 @@ def prepare_ep(
         request.ranks_per_node,
         request.prefill,
         request.context_tokens,
-        weight_format(bits),
+        request.dense_format(bits),
+        memory_bytes=request.memory_bytes,
     )
     costs = layer_costs(
         rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks,

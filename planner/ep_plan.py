@@ -330,7 +330,8 @@ def _assumptions(
     chosen: ExpertParallelSchedule,
 ) -> tuple[str, ...]:
     """Return, in words, what a reader must know before trusting the plan."""
-    found = [*evidence.notes, f"experts and dense weights are stored in {base.kernel.bits} bits"]
+    dense = search.rehearsal.costing.costs.dense_format.name
+    found = [*evidence.notes, f"experts are stored in {base.kernel.bits} bits, all other weights in {dense}"]
     found.append("costs: " + search.rehearsal.sources() + "; kernels are issued ahead, so the host costs nothing")
     found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
     if chosen.parallel != base.parallel:

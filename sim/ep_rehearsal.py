@@ -80,8 +80,9 @@ class EpPrediction:
 class EpRehearsal:
     """A model on ranks in nodes, ready to predict schedules.
 
-    context_tokens: context of every request. prefill: a step holds whole prompts, otherwise one token of each request. Raises
-    MissingCalibration where the profile lacks a tier and InputError where the model has no experts.
+    context_tokens: context of every request. prefill: a step holds whole prompts, otherwise one token of each request.
+    memory_bytes: budget of each device (its own memory when None). Raises MissingCalibration where the profile lacks a tier and
+    InputError where the model has no experts or the device less memory than the budget.
     """
 
     model: ModelSpec
@@ -92,6 +93,7 @@ class EpRehearsal:
     context_tokens: int = 4096
     dense_format: WeightFormat | None = None
     constants: EpConstants | None = None
+    memory_bytes: int | None = None
     _costing: EpCosting | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,9 @@ class EpRehearsal:
             raise InputError(
                 "nodes", self.num_nodes, "nodes, ranks per node and context are at least one", "give positive counts"
             )
+        if self.memory_bytes is not None and not 0 < self.memory_bytes <= self.profile.memory_bytes:
+            raise InputError("memory", self.memory_bytes, f"a device of {self.profile.name} has {self.profile.memory_bytes} bytes",
+                             "give less, or leave it out")  # fmt: skip
         if not self.model.moe_layers:
             raise InputError("model", self.model.name, "has no layers with experts", "choose a model with experts")
 
@@ -159,7 +164,8 @@ class EpRehearsal:
         """Return nothing; raises DoesNotFit where a rank's memory is too small."""
         needed = self.rank_bytes(schedule, load)
         # Ranks on the cores of one host share its memory.
-        has = self.profile.memory_bytes // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
+        budget = self.profile.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        has = budget // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
         if needed > has:
             raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,}", needed - has)
 
