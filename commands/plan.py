@@ -15,6 +15,7 @@ import typer
 
 from ..errors import InputError
 from ..terminal import print_json, print_parallel_plan, print_plan
+from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .conditions import ConditionedCommand
