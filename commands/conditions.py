@@ -107,7 +107,7 @@ class ConditionedCommand(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; raises InputError for an option that was given where it does not count."""
         for parameter in self.params:
-            if parameter.name is None or not _was_given(ctx, parameter.name):
+            if parameter.name is None or not was_given(ctx, parameter.name):
                 continue
             for condition in CONDITIONS.get(str(self.name), {}).get(parameter.name, ()):
                 if not condition.holds(ctx.params):
@@ -116,7 +116,7 @@ class ConditionedCommand(typer.core.TyperCommand):
         return super().invoke(ctx)
 
 
-def _was_given(ctx: Any, name: str) -> bool:
+def was_given(ctx: Any, name: str) -> bool:
     """Return whether a parameter stands on the command line."""
     source = ctx.get_parameter_source(name)
     return source is not None and str(source.name) == "COMMANDLINE"

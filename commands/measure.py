@@ -20,6 +20,7 @@ from ..units import parse_bytes
 from .bounds import PASSES, WEEK_S, between
 from .conditions import ConditionedCommand
 from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
+from .settings import print_settings, split_settings
 
 _DEVICES = ("cpu", "cuda")
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
@@ -142,6 +143,13 @@ def validate(
         int,
         typer.Option("--repeats", help="How often each schedule of a plan runs.", callback=between(1, 10_000, "runs")),
     ] = 3,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a constant of --profile, e.g. machine.host.per_layer_s=50us, in its own units. Repeatable.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
@@ -161,8 +169,13 @@ def validate(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
         )
     limits = {"seconds": seconds, "memory_bytes": None if memory is None else parse_bytes(memory, "--memory")}
+    changes = split_settings(settings)
+    for prefix in ("model", "request", "schedule"):
+        changes.refuse(prefix, "what is run is the plan's or the grid's own")
+    if profile is None:
+        changes.refuse("machine", "without --profile the machine is measured")
+    known = None if profile is None else changes.changed_machine(load_hardware(profile))
     check_torch()
-    known = None if profile is None else load_hardware(profile)
     _device(device)
     if grid_path is not None:
         found = _validate_grid(grid_path, known, device, reporter("validate"))
@@ -171,6 +184,7 @@ def validate(
         found, document = _validate_plan(
             plan_path, known, device, trace, baselines, steps, repeats, limits, reporter("validate")
         )
+    document["set_by_user"] = changes.made
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if report is not None:
@@ -182,6 +196,7 @@ def validate(
         print_json(document)
     else:
         print_validation(document)
+        print_settings(document)
 
 
 def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:

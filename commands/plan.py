@@ -18,7 +18,18 @@ from ..terminal import print_json, print_parallel_plan, print_plan
 from ..text_files import check_outputs, write_atomic
 from ..units import parse_bytes
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .conditions import ConditionedCommand
+from .bounds import (
+    CONTEXT_TOKENS,
+    MOVES,
+    PASSES,
+    RANKS,
+    REQUESTS_TOGETHER,
+    SLOTS,
+    TOKENS_PER_RANK,
+    TOKENS_PER_S,
+    between,
+)
+from .conditions import ConditionedCommand, was_given
 from .options import (
     HardwareOption,
     JsonFlag,
@@ -29,9 +40,19 @@ from .options import (
     model_file,
     rehearse,
 )
+from .settings import Settings, print_settings, split_settings
+
+# Fields of a request and the parameters whose options say the same.
+_REQUEST_OPTIONS = {
+    "bits": "bits", "objective": "objective", "floor_tokens_per_s": "floor", "concurrency": "concurrency",
+    "prefill_chunk_tokens": "prefill_chunk", "exhaustive": "exhaustive", "num_nodes": "nodes", "ranks_per_node": "ranks_per_node",
+    "num_redundant": "redundant", "prefill": "phase", "context_tokens": "context", "tokens_per_rank": "tokens_per_rank",
+    "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
+}  # fmt: skip
 
 
 def plan(
+    ctx: typer.Context,
     model: ModelOption,
     hardware: HardwareOption,
     trace: TraceOption,
@@ -48,26 +69,65 @@ def plan(
         str, typer.Option("--objective", help="offload: tokens_per_s, p99_step_s or least_memory.")
     ] = "tokens_per_s",
     floor: Annotated[
-        float | None, typer.Option("--floor", help="offload: tokens/s that --objective least_memory must reach.")
+        float | None,
+        typer.Option(
+            "--floor",
+            help="offload: tokens/s that --objective least_memory must reach.",
+            callback=between(1e-9, TOKENS_PER_S, "tokens/s"),
+        ),
     ] = None,
     exhaustive: Annotated[
         bool,
         typer.Option("--exhaustive", help="offload: let no candidate be outrun early; takes several times as long."),
     ] = False,
-    window: Annotated[int, typer.Option("--window", help="offload: forward passes to search on.")] = 2000,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="offload: requests decoded together.")] = 1,
+    window: Annotated[
+        int,
+        typer.Option(
+            "--window", help="offload: forward passes to search on.", callback=between(1, PASSES, "forward passes")
+        ),
+    ] = 2000,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency",
+            help="offload: requests decoded together.",
+            callback=between(1, REQUESTS_TOGETHER, "requests"),
+        ),
+    ] = 1,
     prefill_chunk: Annotated[
-        int | None, typer.Option("--prefill-chunk", help="offload: prompt tokens per forward pass.")
+        int | None,
+        typer.Option(
+            "--prefill-chunk",
+            help="offload: prompt tokens per forward pass; default: a whole prompt.",
+            callback=between(1, PASSES, "tokens"),
+        ),
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.")] = 1,
-    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", help="ep: devices in each node.")] = 8,
-    redundant: Annotated[int, typer.Option("--redundant", help="ep: slots beyond the model's experts.")] = 0,
+    nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))] = 1,
+    ranks_per_node: Annotated[
+        int,
+        typer.Option("--ranks-per-node", help="ep: devices in each node.", callback=between(1, RANKS, "devices")),
+    ] = 8,
+    redundant: Annotated[
+        int,
+        typer.Option(
+            "--redundant",
+            help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
+            callback=between(0, SLOTS, "slots"),
+        ),
+    ] = 0,
     phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
-    context: Annotated[int, typer.Option("--context", help="ep: context tokens per request.")] = 4096,
+    context: Annotated[
+        int,
+        typer.Option(
+            "--context", help="ep: context tokens per request.", callback=between(1, CONTEXT_TOKENS, "tokens")
+        ),
+    ] = 4096,
     tokens_per_rank: Annotated[
         int | None,
         typer.Option(
-            "--tokens-per-rank", help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode)."
+            "--tokens-per-rank",
+            help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode).",
+            callback=between(1, TOKENS_PER_RANK, "tokens"),
         ),
     ] = None,
     search_moves: Annotated[
@@ -75,6 +135,7 @@ def plan(
         typer.Option(
             "--search-moves",
             help="ep: moves the placement search tries in each layer (else 50000); for recordings of single tokens.",
+            callback=between(0, MOVES, "moves"),
         ),
     ] = None,
     evaluate_on: Annotated[
@@ -92,6 +153,14 @@ def plan(
             help="Weight format of everything but routed experts; else 16 (ep: the experts', from 8 bits on).",
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change one thing, key=value, in its own units: of the machine (machine.host.memory_bytes=96GiB), the model "
+            "(model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
@@ -102,11 +171,16 @@ def plan(
         {"--model": model_file(model), "--hardware": hardware, "--trace": trace}
         | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
     )
+    changes = split_settings(settings)
+    changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
+    said = {field: f"--{name.replace('_', '-')}" for field, name in _REQUEST_OPTIONS.items() if was_given(ctx, name)}
     formats = tuple(part.strip() for part in bits.split(",") if part.strip())
     if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
     if mode == "ep":
-        asked = _ParallelFiles(plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()))
+        asked = _Asked(
+            plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()), changes=changes, said=said
+        )
         options = {
             "num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "context_tokens": context,
             "tokens_per_rank": tokens_per_rank, "dense_bits": dense_bits,
@@ -117,13 +191,15 @@ def plan(
         from ..planner.plan import PlanRequest, make_plan, plan_to_dict
         from ..progress import reporter
 
-        rehearsal = rehearse(model, hardware, trace, memory, window, "16" if dense_bits is None else dense_bits)
-        request = PlanRequest(
+        rehearsal = rehearse(
+            model, hardware, trace, memory, window, "16" if dense_bits is None else dense_bits, changes
+        )
+        asked_for = PlanRequest(
             bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
             prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,
         )  # fmt: skip
-        found = make_plan(rehearsal, request, progress=reporter("plan"))
-        document = plan_to_dict(found)
+        found = make_plan(rehearsal, changes.changed_request(asked_for, said), progress=reporter("plan"))
+        document = plan_to_dict(found) | {"set_by_user": changes.made}
         _write(output, document)
         if timeline is not None:
             write_perfetto(timeline, rehearsal, found.best)
@@ -137,6 +213,8 @@ def plan(
         print_parallel_plan(document, str(output))
     else:
         print_plan(document, str(output))
+    if not as_json:
+        print_settings(document)
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
@@ -145,13 +223,16 @@ def _write(output: Path, document: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ParallelFiles:
-    """What an expert-parallel plan reads and writes besides its recording."""
+class _Asked:
+    """What an expert-parallel plan reads and writes besides its recording, and what the command line sets."""
 
     plan: Path
     report: Path | None
     timeline: Path | None
     others: tuple[str, ...]
+    changes: Settings
+    said: dict[str, str]
+    """Fields of the request that have been given by an option of their own: field → option."""
 
 
 def _plan_parallel(
@@ -162,7 +243,7 @@ def _plan_parallel(
     phase: str,
     search_moves: int | None,
     options: dict[str, Any],
-    asked: _ParallelFiles,
+    asked: _Asked,
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
     from ..errors import UnknownName
@@ -180,8 +261,8 @@ def _plan_parallel(
         raise InputError(
             "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
         )
-    spec = load_model(model)
-    profile = load_hardware(hardware)
+    spec = asked.changes.changed_model(load_model(model))
+    profile = asked.changes.changed_machine(load_hardware(hardware))
     recording, *others = (
         load_recording(bundled_trace_path() if path == "bundled" else path) for path in (trace, *asked.others)
     )
@@ -190,15 +271,16 @@ def _plan_parallel(
                          "leave it out, or record single tokens")  # fmt: skip
     if search_moves is not None:
         options["search_moves"] = search_moves
-    request = EpRequest(
+    asked_for = EpRequest(
         prefill=phase == "prefill", bits=spec.native_bits if formats[0] == "native" else formats[0],
         workers=os.cpu_count() or 1, **options,
     )  # fmt: skip
+    request = asked.changes.changed_request(asked_for, asked.said)
     found = make_ep_plan(
         spec, profile, recording, request, progress=reporter("plan"),
         others=dict(zip(asked.others, others, strict=True)),
     )  # fmt: skip
-    document = ep_plan_to_dict(found)
+    document = ep_plan_to_dict(found) | {"set_by_user": asked.changes.made}
     _write(asked.plan, document)
     if asked.report is not None or asked.timeline is not None:
         write_parallel_artefacts(asked.report, asked.timeline, document, replay_of(found), profile)

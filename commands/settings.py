@@ -156,7 +156,7 @@ def split_settings(texts: Iterable[str] | None) -> Settings:
 
 def print_settings(document: Mapping[str, Any]) -> None:
     """Print what a document says was set, and what it was."""
-    for one in document["set_by_user"]:
+    for one in document.get("set_by_user", ()):
         was = one["was"]
         known = isinstance(was, (int, float)) and not isinstance(was, bool)
         shown = "absent" if was is None else numbers.constant(one["key"], was) if known else was
@@ -282,7 +282,9 @@ def _reader(declared: Any) -> Callable[[str, str], Any] | None:
     if kind is bool:
         return _truth
     if kind is int:
-        return _whole
+        return lambda text, key: (
+            int(parse_quantity(text, "bytes", key)) if unit_of(key) == "bytes" else _whole(text, key)
+        )
     if kind is float:
         return lambda text, key: parse_quantity(text, unit_of(key), key)
     if kind is str:

@@ -23,7 +23,7 @@ from .figures_speed import share_plot, speed_plot
 from .hit_curves import HitCurve
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, paragraph, render, table
 from .plan_document import check_plan_document
-from .sources import machine_parts
+from .sources import machine_parts, set_by_user, set_words
 from .speed import CHOSEN, Document, Entry, entries, interval_text
 
 _BOUNDS = {"copy": "copies", "compute": "compute", "cpu": "the host's cores", "host": "the host"}
@@ -258,6 +258,7 @@ def _provenance(document: Document, command: Sequence[str] | str | None) -> Sect
         ("Objective", request["objective"].replace("_", " ")),
         ("Weight formats allowed", ", ".join(request["bits"])),
         ("Engine of the chosen schedule", best["engine"]),
+        *(("Set by the user", setting) for setting in set_by_user(document)),
     ]
     text = (
         command if isinstance(command, str) else shlex.join(command) if command is not None else plan_command(document)
@@ -294,6 +295,7 @@ def plan_command(document: Document) -> str:
         words += ["--concurrency", str(request["concurrency"])]
     if request["prefill_chunk_tokens"] is not None:
         words += ["--prefill-chunk", str(request["prefill_chunk_tokens"])]
+    words += set_words(document, ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens"))
     if origin.get("dense_bits", _PLAIN_BITS) != _PLAIN_BITS:
         words += ["--dense-bits", origin["dense_bits"]]
     if origin["window_steps"] is not None:

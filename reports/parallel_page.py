@@ -21,7 +21,7 @@ from .figures_rivals import INGREDIENTS, ablation_plot, ageing_plot, schedules, 
 from .figures_traffic import reduction_bytes, traffic_plot, traffic_table_rows
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
 from .parallel_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
-from .sources import machine_parts
+from .sources import machine_parts, set_by_user, set_words
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
 
@@ -334,6 +334,7 @@ def _provenance(document: Document, command: Sequence[str] | str | None) -> Sect
         ("Weights of experts", f"{schedule.kernel.bits} bits"),
         ("The plan", str(best["description"])),
         ("Engine", best["engine"]),
+        *(("Set by the user", setting) for setting in set_by_user(document)),
     ]
     text = (
         command
@@ -368,4 +369,5 @@ def parallel_command(document: Document) -> list[str]:
     words += ["--context", str(request["context_tokens"])]
     if request["bits"] is not None:
         words += ["--bits", request["bits"]]
-    return [*words, "-o", "plan.json"]
+    own = ("num_nodes", "ranks_per_node", "num_redundant", "prefill", "context_tokens", "bits")
+    return [*words, *set_words(document, own), "-o", "plan.json"]

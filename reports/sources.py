@@ -7,8 +7,9 @@ again. Ignored: the contents of measured curves, of which only the number of poi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from ..hardware import SOURCES, Constant, Curve, Profile
 from . import numbers
@@ -82,6 +83,21 @@ def _words(name: str) -> str:
         else:
             found.append(part)
     return ": ".join(found).replace("_", " ")
+
+
+def set_by_user(document: Mapping[str, Any]) -> list[str]:
+    """Return what the command line of a plan changed of its model, machine and request, as it was written."""
+    return [str(one["setting"]) for one in document.get("set_by_user") or ()]
+
+
+def set_words(document: Mapping[str, Any], own_options: Collection[str]) -> list[str]:
+    """Return the words that set it again; fields of the request that have an option of their own (`own_options`) are left to it."""
+    words = []
+    for setting in set_by_user(document):
+        prefix, _, field = setting.partition("=")[0].partition(".")
+        if prefix != "request" or field not in own_options:
+            words += ["--set", setting]
+    return words
 
 
 def machine_parts(profile: Profile | None) -> list[str]:

@@ -300,6 +300,12 @@ def test_a_size_that_was_not_measured_names_the_configuration(moeplan: Run, here
         (["validate", "--grid", "g.yaml", "--repeats", "0"], ("--repeats",)),
         (["validate", "--grid", "absent.yaml"], ("absent.yaml", "no such file")),
         (["validate", "absent.json"], ("absent.json",)),
+        (["validate", "p.json", "--set", "machine.host.per_layer_s=1ms"], ("machine.host.per_layer_s", "--profile")),
+        (["validate", "p.json", "--profile", "t4", "--set", "cache.policy=lru"], ("cache.policy", "plan's")),
+        (
+            ["validate", "p.json", "--profile", "t4", "--set", "machine.host.x=1"],
+            ("machine.host.x", "no such constant"),
+        ),
         (["calibrate", "--device", "tpu"], ("--device", "tpu")),
         (["calibrate", "-o", "cpu.txt"], ("cpu.txt", ".json")),
         (["calibrate", "-o", "absent/cpu.json"], ("absent", "folder")),
