@@ -50,6 +50,78 @@ _REQUEST_OPTIONS = {
     "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
 }  # fmt: skip
 
+FloorOption = Annotated[
+    float | None,
+    typer.Option(
+        "--floor",
+        help="offload: tokens/s that --objective least_memory must reach.",
+        callback=between(1e-9, TOKENS_PER_S, "tokens/s"),
+    ),
+]
+WindowOption = Annotated[
+    int,
+    typer.Option(
+        "--window", help="offload: forward passes to search on.", callback=between(1, PASSES, "forward passes")
+    ),
+]
+ConcurrencyOption = Annotated[
+    int,
+    typer.Option(
+        "--concurrency",
+        help="offload: requests decoded together.",
+        callback=between(1, REQUESTS_TOGETHER, "requests"),
+    ),
+]
+PrefillChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-chunk",
+        help="offload: prompt tokens per forward pass; default: a whole prompt.",
+        callback=between(1, PASSES, "tokens"),
+    ),
+]
+NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]
+RanksOption = Annotated[
+    int,
+    typer.Option("--ranks-per-node", help="ep: devices in each node.", callback=between(1, RANKS, "devices")),
+]
+RedundantOption = Annotated[
+    int,
+    typer.Option(
+        "--redundant",
+        help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
+        callback=between(0, SLOTS, "slots"),
+    ),
+]
+ContextOption = Annotated[
+    int,
+    typer.Option("--context", help="ep: context tokens per request.", callback=between(1, CONTEXT_TOKENS, "tokens")),
+]
+TokensPerRankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens-per-rank",
+        help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode).",
+        callback=between(1, TOKENS_PER_RANK, "tokens"),
+    ),
+]
+SearchMovesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--search-moves",
+        help="ep: moves the placement search tries in each layer (else 50000); for recordings of single tokens.",
+        callback=between(0, MOVES, "moves"),
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one thing, key=value, in its own units: of the machine (machine.host.memory_bytes=96GiB), the model "
+        "(model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+    ),
+]
+
 
 def plan(
     ctx: typer.Context,
@@ -68,76 +140,21 @@ def plan(
     objective: Annotated[
         str, typer.Option("--objective", help="offload: tokens_per_s, p99_step_s or least_memory.")
     ] = "tokens_per_s",
-    floor: Annotated[
-        float | None,
-        typer.Option(
-            "--floor",
-            help="offload: tokens/s that --objective least_memory must reach.",
-            callback=between(1e-9, TOKENS_PER_S, "tokens/s"),
-        ),
-    ] = None,
+    floor: FloorOption = None,
     exhaustive: Annotated[
         bool,
         typer.Option("--exhaustive", help="offload: let no candidate be outrun early; takes several times as long."),
     ] = False,
-    window: Annotated[
-        int,
-        typer.Option(
-            "--window", help="offload: forward passes to search on.", callback=between(1, PASSES, "forward passes")
-        ),
-    ] = 2000,
-    concurrency: Annotated[
-        int,
-        typer.Option(
-            "--concurrency",
-            help="offload: requests decoded together.",
-            callback=between(1, REQUESTS_TOGETHER, "requests"),
-        ),
-    ] = 1,
-    prefill_chunk: Annotated[
-        int | None,
-        typer.Option(
-            "--prefill-chunk",
-            help="offload: prompt tokens per forward pass; default: a whole prompt.",
-            callback=between(1, PASSES, "tokens"),
-        ),
-    ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))] = 1,
-    ranks_per_node: Annotated[
-        int,
-        typer.Option("--ranks-per-node", help="ep: devices in each node.", callback=between(1, RANKS, "devices")),
-    ] = 8,
-    redundant: Annotated[
-        int,
-        typer.Option(
-            "--redundant",
-            help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
-            callback=between(0, SLOTS, "slots"),
-        ),
-    ] = 0,
+    window: WindowOption = 2000,
+    concurrency: ConcurrencyOption = 1,
+    prefill_chunk: PrefillChunkOption = None,
+    nodes: NodesOption = 1,
+    ranks_per_node: RanksOption = 8,
+    redundant: RedundantOption = 0,
     phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
-    context: Annotated[
-        int,
-        typer.Option(
-            "--context", help="ep: context tokens per request.", callback=between(1, CONTEXT_TOKENS, "tokens")
-        ),
-    ] = 4096,
-    tokens_per_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens-per-rank",
-            help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode).",
-            callback=between(1, TOKENS_PER_RANK, "tokens"),
-        ),
-    ] = None,
-    search_moves: Annotated[
-        int | None,
-        typer.Option(
-            "--search-moves",
-            help="ep: moves the placement search tries in each layer (else 50000); for recordings of single tokens.",
-            callback=between(0, MOVES, "moves"),
-        ),
-    ] = None,
+    context: ContextOption = 4096,
+    tokens_per_rank: TokensPerRankOption = None,
+    search_moves: SearchMovesOption = None,
     evaluate_on: Annotated[
         list[str] | None,
         typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
@@ -153,14 +170,7 @@ def plan(
             help="Weight format of everything but routed experts; else 16 (ep: the experts', from 8 bits on).",
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change one thing, key=value, in its own units: of the machine (machine.host.memory_bytes=96GiB), the model "
-            "(model.top_k=4) or the request (request.concurrency=8). Repeatable.",
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""

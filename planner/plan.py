@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
-from ..errors import DoesNotFit, Internal
+from ..errors import DoesNotFit, InputError, Internal
 from ..presets import FAMILIES, NEEDS
 from ..provenance import made_of
 from ..schedule import OffloadSchedule, schedule_from_dict
@@ -41,6 +42,14 @@ class PlanRequest:
     prefill_chunk_tokens: int | None = None
     exhaustive: bool = False
     """Let no candidate be outrun: every one is simulated until it cannot win."""
+
+    def __post_init__(self) -> None:
+        floor = self.floor_tokens_per_s
+        if floor is not None and not 0 < floor < math.inf:
+            raise InputError("floor_tokens_per_s", floor, "not a speed above zero", "give tokens per second")
+        if floor is not None and self.objective != "least_memory":
+            rule = "only the objective least_memory has a floor"
+            raise InputError("floor_tokens_per_s", floor, rule, "leave it out, or choose that objective")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
