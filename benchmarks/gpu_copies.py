@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from moeplan.calibrate.device import TO_DEVICE, Device, available_host_bytes, open_device
-from moeplan.calibrate.expert_store import expert_layout, make_store
+from moeplan.calibrate.expert_slots import expert_layout
+from moeplan.calibrate.expert_store import make_store
 from moeplan.calibrate.harness import Bench, Harness
 from moeplan.calibrate.microbench_collectives import FULL_EXCHANGES, ExchangeExtent, measure_all_to_all, rank_counts
 from moeplan.calibrate.samples import SampleSet, samples_to_json

@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from moeplan.calibrate.expert_store import expert_layout
+from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.errors import MoeplanError
-from moeplan.executor.execute import RunInput
-from moeplan.executor.prediction import forecast, second_format, stored_format, with_costs
 from moeplan.executor.validate import costs_of
 from moeplan.hardware import Profile
 from moeplan.jit import compiled
+from moeplan.sim.forecast import forecast, second_format, stored_format
+from moeplan.sim.run_input import RunInput
 from moeplan.specs import ModelSpec
 from moeplan.units import NS_PER_S
 
@@ -38,10 +38,9 @@ def expected_s(
         if time.monotonic() > deadline_s:
             return None
         fmt, low = stored_format(given.schedule, model), second_format(given.schedule)
-        size = expert_layout(model, fmt.name).slot_bytes
         try:
             costs = costs_of(profile, model, kind)
-            found = forecast(with_costs(given, model, costs, slot_bytes=size), model, costs, slot_bytes=size)
+            found = forecast(given, model, costs)
         except MoeplanError:  # the part itself says what is missing
             return None
         total += rounds * found.outcome.makespan_ns / NS_PER_S

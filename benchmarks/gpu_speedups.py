@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.calibrate.device import available_host_bytes
-from moeplan.calibrate.expert_store import expert_layout
+from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.calibrate.fitted_model import check_profile_matches
 from moeplan.errors import InputError
-from moeplan.executor.execute import RunInput, open_stage
+from moeplan.executor.execute import open_stage
 from moeplan.executor.prediction import run_input
 from moeplan.executor.validate import costs_of, validate_cases
 from moeplan.executor.validation_grid import Case, Shape
 from moeplan.hardware import Profile
 from moeplan.presets import load_preset
 from moeplan.schedule import OffloadSchedule
+from moeplan.sim.run_input import RunInput
 from moeplan.specs import ModelSpec
 from moeplan.traces.recording import RoutingTrace
 

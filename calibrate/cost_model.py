@@ -11,11 +11,19 @@ of a sum add as they are, because the same constants stand in every activity and
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError, MissingCalibration, UnknownName
 from ..hardware import LANES, SOURCES, Constant, LinkDirection, Profile
 from ..specs import FLOPS_PER_WEIGHT, AttentionSpec, ModelSpec, WeightFormat, weight_format
+
+Array: TypeAlias = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 BOUNDS = ("compute", "memory", "link", "launch", "host")
 # Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
@@ -32,6 +40,8 @@ class Estimate:
     bound: str
     """compute, memory, link, launch or host: what would have to be faster."""
     relative_uncertainty: float
+    launch_s: float = 0.0
+    """Of the seconds, those that pass in launching kernels, not in their work."""
 
     def __add__(self, other: Estimate) -> Estimate:
         """Return the sum: sources merged, the longer part's bound, uncertainties added in seconds."""
@@ -40,8 +50,37 @@ class Estimate:
         return Estimate(
             seconds=seconds, source=merge_sources(self.source, other.source),
             bound=self.bound if self.seconds >= other.seconds else other.bound,
-            relative_uncertainty=wrong / seconds if seconds > 0 else 0.0,
+            relative_uncertainty=wrong / seconds if seconds > 0 else 0.0, launch_s=self.launch_s + other.launch_s,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Estimates of one operation at several sizes, as arrays."""
+
+    seconds: Array
+    relative_uncertainty: Array
+    launch_s: Array
+    source: str
+    bound: str
+    """Of the last of them."""
+
+    def at(self, place: int) -> Estimate:
+        """Return one of them."""
+        return Estimate(
+            seconds=float(self.seconds[place]), source=self.source, bound=self.bound,
+            relative_uncertainty=float(self.relative_uncertainty[place]), launch_s=float(self.launch_s[place]),
+        )  # fmt: skip
+
+
+def times_of(estimates: Sequence[Estimate]) -> Times:
+    """Return estimates, at least one, as arrays; their sources merged."""
+    return Times(
+        seconds=np.array([one.seconds for one in estimates]),
+        relative_uncertainty=np.array([one.relative_uncertainty for one in estimates]),
+        launch_s=np.array([one.launch_s for one in estimates]),
+        source=merge_sources(*{one.source for one in estimates}), bound=estimates[-1].bound,
+    )  # fmt: skip
 
 
 def merge_sources(*sources: str) -> str:
@@ -61,6 +100,14 @@ class CostModel:
     kv_bytes_per_value: int = field(default=2, kw_only=True)
     encoder_tokens: int = field(default=0, kw_only=True)
     """Input tokens of an encoder–decoder, per request: what cross-attention reads."""
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returned when it was first asked for under `key`, by these costs or by others made from them."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found
 
     # --- kernels -----------------------------------------------------------------------------------------------
 
@@ -127,7 +174,25 @@ class CostModel:
         num_bytes += tokens * 2 * (model.expert_hidden + model.expert_intermediate_size) * _activation_bytes(fmt)
         return self._roofline(float(model.expert_flops_per_token * tokens), float(num_bytes), fmt)
 
+    def expert_times(self, most_tokens: int, fmt: WeightFormat, *, grouped: bool) -> Times:
+        """Return what one expert with 1 to `most_tokens` tokens takes: in a launch of its own, or its share of a grouped one."""
+
+        def make() -> Times:
+            one = self.grouped_item if grouped else self.expert_kernel
+            return times_of([one(tokens, fmt) for tokens in range(1, most_tokens + 1)])
+
+        return self.remembered(("experts", most_tokens, fmt.name, grouped), make)
+
+    @property
+    def mode(self) -> str | None:
+        """What the costs of everything but experts depend on besides sizes; None: nothing."""
+        return None
+
     # --- copies -----------------------------------------------------------------------------------------------
+
+    def moved_bytes(self, fmt: WeightFormat) -> int:
+        """Return the bytes that move when an expert does."""
+        return self.model.expert_bytes(fmt)
 
     def transfer_wait_s(self) -> float:
         """Return what a transfer costs besides moving bytes, where the engine's own runs were measured; else 0."""
@@ -195,6 +260,11 @@ class CostModel:
         pairs = (self.profile.contention.get(f"{lane}/{other}") for other in sorted(companions) if other != lane)
         return math.prod(pair.value for pair in pairs if pair is not None)
 
+    def rate_uncertainty(self, lane: str, companions: frozenset[str]) -> float:
+        """Return how wrong `rate_fraction` may be, relative to it; pairs add up."""
+        pairs = (self.profile.contention.get(f"{lane}/{other}") for other in sorted(companions) if other != lane)
+        return sum(pair.relative_uncertainty for pair in pairs if pair is not None)
+
     # --- the roofline -----------------------------------------------------------------------------------------
 
     def _roofline(self, flops: float, num_bytes: float, fmt: WeightFormat) -> Estimate:
@@ -221,12 +291,16 @@ class CostModel:
         return _term(memory, "memory", *reach)
 
     def _issued(self, work: Estimate, kernels: Constant) -> Estimate:
-        """Return `work` done by several small kernels: it cannot end before the host has issued them."""
+        """Return `work` done by several small kernels: it cannot end before the host has issued them.
+
+        What it then waits for are launches, the device's or the host's: that time is no computing.
+        """
         launch, issue = self.profile.device.launch_s, self.profile.host.per_kernel_s
         on_device = work + _term(kernels.value * launch.value, "launch", kernels, launch)
         if self.host_shares_compute or kernels.value * issue.value <= on_device.seconds:
             return on_device
-        return _term(kernels.value * issue.value, "host", kernels, issue)
+        issued = _term(kernels.value * issue.value, "launch", kernels, issue)
+        return replace(issued, launch_s=issued.seconds - work.seconds)
 
     def _nearest_format(self, fmt: WeightFormat) -> str:
         known = [weight_format(name) for name in self.profile.device.dequantise_efficiency]
@@ -289,6 +363,7 @@ def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
     return Estimate(
         seconds=seconds, source=merge_sources(*(constant.source for constant in constants)), bound=bound,
         relative_uncertainty=math.hypot(*(constant.relative_uncertainty for constant in constants)),
+        launch_s=seconds if bound == "launch" else 0.0,
     )  # fmt: skip
 
 

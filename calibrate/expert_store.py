@@ -11,23 +11,13 @@ import torch
 
 from ..kernels.activation import Activation, activation
 from ..kernels.expert_weights import ExpertWeights, slot_views, write_slot
-from ..kernels.slot_layout import ExpertShape, SlotLayout, slot_layout
+from ..kernels.slot_layout import SlotLayout
 from ..specs import ModelSpec
 from .device import Device
+from .expert_slots import expert_layout
 
 # The activation of experts in models of these families; every other gated model uses SwiGLU, every other plain one ReLU.
 _ACTIVATIONS = {"gpt_oss": "clamped-swiglu"}
-
-
-def expert_layout(model: ModelSpec, weights: str) -> SlotLayout:
-    """Return how one of `model`'s experts lies in a slot when stored as `weights`; raises UnknownName or InputError."""
-    shape = ExpertShape(
-        hidden_size=model.expert_hidden,
-        intermediate_size=model.expert_intermediate_size,
-        gated=model.gated,
-        bias=model.expert_bias,
-    )
-    return slot_layout(shape, weights)
 
 
 def expert_activation(model: ModelSpec) -> Activation:

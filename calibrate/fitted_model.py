@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,17 @@ import numpy as np
 from ..errors import InputError, MissingCalibration
 from ..hardware import Curve, Profile
 from ..specs import ModelSpec, WeightFormat
-from .cost_model import CostModel, Estimate, merge_sources
+from .cost_model import CostModel, Estimate, Times, merge_sources, times_of
+from .expert_slots import expert_layout
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from .steadiness import COMPUTE_LAPS, COPY_LAPS
-from .surface import Form, Surface, surface_of
+from .surface import Array, Form, Surface, surface_of
 
 _FILLED = "datasheet"
+# Tables whose operations begin with launches of their own; an item of a grouped launch does not.
+_LAUNCHED = ("expert", "dense", "head")
 # Lanes whose companions runs tell apart: kernels beside copies to the device, and these beside kernels.
 _TOGETHER = (("compute", "h2d"), ("h2d", "compute"))
 
@@ -79,16 +83,37 @@ class FittedCostModel(CostModel):
         """Return the time of one routed expert in a launch of its own."""
         if tokens <= 0:
             return self._plain.expert_kernel(tokens, fmt)
-        alone = self._expert("expert", tokens, fmt, lambda: self._plain.expert_kernel(tokens, fmt))
-        return self._at_some_time(self._expert_inside(alone, tokens, fmt), COMPUTE_LAPS)
+        return self._expert_times(range(tokens, tokens + 1), fmt, grouped=False).at(0)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch."""
         if tokens <= 0:
             return self._plain.grouped_item(tokens, fmt)
-        alone = self._expert("grouped_item", tokens, fmt, lambda: self._plain.grouped_item(tokens, fmt))
-        inside = self._grouped_inside(self._expert_inside(alone, tokens, fmt), tokens, fmt.name)
-        return self._at_some_time(inside, COMPUTE_LAPS)
+        return self._expert_times(range(tokens, tokens + 1), fmt, grouped=True).at(0)
+
+    def expert_times(self, most_tokens: int, fmt: WeightFormat, *, grouped: bool) -> Times:
+        """Return what one expert with 1 to `most_tokens` tokens takes: in a launch of its own, or its share of a grouped one."""
+        return self._expert_times(range(1, most_tokens + 1), fmt, grouped=grouped)
+
+    def _expert_times(self, tokens: range, fmt: WeightFormat, *, grouped: bool) -> Times:
+        """Return an expert's times; what does not depend on the run is read once, since searches ask for many runs."""
+        table = "grouped_item" if grouped else "expert"
+        fill = self._plain.grouped_item if grouped else self._plain.expert_kernel
+        alone = self.remembered(
+            (table, tokens, fmt.name),
+            lambda: times_of([self._expert(table, one, fmt, partial(fill, one, fmt)) for one in tokens]),
+        )
+        factors, wrong = self._expert_inside(tokens, fmt)
+        if grouped:
+            of_launch, launch_wrong = self._grouped_inside(tokens, fmt.name)
+            factors, wrong = factors * of_launch, max(wrong, launch_wrong)
+        wrongs = np.maximum(alone.relative_uncertainty, wrong)
+        laps = self.profile.curves.get(COMPUTE_LAPS)
+        if laps is not None:
+            wrongs = np.hypot(wrongs, laps.relative_uncertainty)
+        return dataclasses.replace(
+            alone, seconds=alone.seconds * factors, relative_uncertainty=wrongs, launch_s=alone.launch_s * factors
+        )
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
@@ -98,7 +123,13 @@ class FittedCostModel(CostModel):
             curve = self.profile.curves.get(name)
             if curve is not None:
                 alone = _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "launch")
-                return self._grouped_inside(alone, self.typical_tokens, name.rpartition(".")[2])
+                factors, wrong = self._grouped_inside((self.typical_tokens,), name.rpartition(".")[2])
+                return dataclasses.replace(
+                    alone,
+                    seconds=alone.seconds * float(factors[0]),
+                    relative_uncertainty=max(alone.relative_uncertainty, wrong),
+                    launch_s=alone.seconds * float(factors[0]),
+                )
         return self._plain.grouped_base()
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
@@ -120,6 +151,13 @@ class FittedCostModel(CostModel):
         """Return the time of one copy to the device, running alone."""
         return self._copy("h2d", num_bytes, pinned, lambda: self._plain.host_to_device(num_bytes, pinned))
 
+    def moved_bytes(self, fmt: WeightFormat) -> int:
+        """Return the bytes of a slot where the kernels have such a format: those that the engine which was measured moves."""
+        try:
+            return expert_layout(self.model, fmt.name).slot_bytes
+        except InputError:
+            return self.model.expert_bytes(fmt)
+
     def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
         """Return the time of one copy to the host, running alone."""
         return self._copy("d2h", num_bytes, pinned, lambda: self._plain.device_to_host(num_bytes, pinned))
@@ -136,13 +174,32 @@ class FittedCostModel(CostModel):
                 rate *= 1.0 / ((general.value if general is not None else 1.0) * slower)
         return min(1.0, rate)
 
+    def rate_uncertainty(self, lane: str, companions: frozenset[str]) -> float:
+        """Return how wrong `rate_fraction` may be, relative to it; pairs add up."""
+        total = 0.0
+        for companion in sorted(companions):
+            general = self.profile.contention.get(f"{lane}/{companion}")
+            curve, _ = self._slowdown_curve(lane, companion)
+            if curve is not None:
+                total += curve.relative_uncertainty
+            elif general is not None:
+                total += general.relative_uncertainty
+        return total
+
+    @property
+    def mode(self) -> str | None:
+        """What the costs of everything but experts depend on besides sizes: how experts are kept and copied."""
+        return None if self.run is None else self.run.mode
+
     def with_experts(self, bits: str, typical_tokens: float) -> FittedCostModel:
         """Return the same costs for a schedule that stores experts as `bits` and gives each so many tokens."""
         return dataclasses.replace(self, bits=bits, typical_tokens=max(1.0, typical_tokens))
 
     def for_run(self, run: RunKind) -> FittedCostModel:
         """Return the same costs inside a run of this kind, where runs were measured."""
-        return dataclasses.replace(self.with_experts(run.bits, run.typical_tokens), run=run)
+        found = dataclasses.replace(self.with_experts(run.bits, run.typical_tokens), run=run)
+        object.__setattr__(found, "_known", self._known)  # what was read of tables is the same in every run
+        return found
 
     def transfer_wait_s(self) -> float:
         """Return a transfer's share of what a visit that fetches waits for besides its copies: their start, and its kernel's."""
@@ -156,7 +213,7 @@ class FittedCostModel(CostModel):
         curve = self.profile.curves.get(f"host.{what}")
         return curve.seconds[0] if curve is not None else 0.0
 
-    def _inside(self, alone: Estimate, what: str, pause_s: float = 0.0, **sizes: float) -> Estimate:
+    def _inside(self, alone: Estimate, what: str, pause_s: float = 0.0, **sizes: float | None) -> Estimate:
         """Return an operation's time inside the run; `pause_s` of it does not change."""
         curve = None if self.run is None else self.profile.curves.get(f"run.{what}.{self.run.mode}")
         laps = COPY_LAPS if what.startswith("copy") else COMPUTE_LAPS
@@ -164,7 +221,9 @@ class FittedCostModel(CostModel):
             return self._at_some_time(alone, laps)
         seconds = (alone.seconds - pause_s) * factor(curve, **sizes) + pause_s
         wrong = max(alone.relative_uncertainty, curve.relative_uncertainty)
-        return self._at_some_time(dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong), laps)
+        launch_s = alone.launch_s * seconds / alone.seconds if alone.seconds > 0 else 0.0
+        inside = dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong, launch_s=launch_s)
+        return self._at_some_time(inside, laps)
 
     def _at_some_time(self, estimate: Estimate, laps: str) -> Estimate:
         """Return an estimate for a run at any time, when the machine may be faster or slower than on average."""
@@ -174,37 +233,34 @@ class FittedCostModel(CostModel):
         wrong = math.hypot(estimate.relative_uncertainty, curve.relative_uncertainty)
         return dataclasses.replace(estimate, relative_uncertainty=wrong)
 
-    def _expert_inside(self, alone: Estimate, tokens: int, fmt: WeightFormat) -> Estimate:
-        """Return an expert's time inside the run: some have just arrived, some a while ago, the others have been there."""
+    def _expert_inside(self, tokens: range, fmt: WeightFormat) -> tuple[Array, float]:
+        """Return (factors of an expert inside the run, how wrong): some have just arrived, some a while ago, others were there."""
         if self.run is None:
-            return alone
+            return np.ones(len(tokens)), 0.0
         share = {FRESH: self.run.fresh_fraction, AHEAD: self.run.ahead_fraction}
         share[RESIDENT] = max(0.0, 1.0 - sum(share.values()))
         curves = {state: self._expert_factors(state, fmt.name) for state in share if share[state] > 0}
         if AHEAD in curves and curves[AHEAD] is None:  # runs with guesses were not measured
             curves[AHEAD] = self._expert_factors(FRESH, fmt.name)
-        if not curves or any(curve is None for curve in curves.values()):
-            return alone
-        sizes = {"tokens": float(tokens), "weight_bytes": float(self._weights(fmt.name))}
-        sizes["experts"] = self.run.experts_per_visit
-        times = sum(share[state] * factor(curve, **sizes) for state, curve in curves.items())
-        wrong = max(curve.relative_uncertainty for curve in curves.values() if curve is not None)
-        return dataclasses.replace(
-            alone, seconds=alone.seconds * times, relative_uncertainty=max(alone.relative_uncertainty, wrong)
-        )
+        found = [(share[state], curve) for state, curve in curves.items() if curve is not None]
+        if not found or len(found) < len(curves):
+            return np.ones(len(tokens)), 0.0
+        times: Array = sum(part * self._factors(curve, tokens, fmt.name) for part, curve in found)  # type: ignore[assignment]
+        return times, max(curve.relative_uncertainty for _, curve in found)
 
-    def _grouped_inside(self, estimate: Estimate, tokens: float, bits: str) -> Estimate:
-        """Return a part of a grouped launch inside the run, given what its experts' own states make of it."""
-        if self.run is None:
-            return estimate
-        curve = self._of_own_mode("run.grouped.", bits)
+    def _grouped_inside(self, tokens: Sequence[float], bits: str) -> tuple[Array, float]:
+        """Return (factors of a part of a grouped launch inside the run, how wrong), given its experts' own factors."""
+        curve = None if self.run is None else self._of_own_mode("run.grouped.", bits)
         if curve is None:
-            return estimate
-        times = factor(
-            curve, tokens=tokens, weight_bytes=float(self._weights(bits)), experts=self.run.experts_per_visit
-        )
-        wrong = max(estimate.relative_uncertainty, curve.relative_uncertainty)
-        return dataclasses.replace(estimate, seconds=estimate.seconds * times, relative_uncertainty=wrong)
+            return np.ones(len(tokens)), 0.0
+        return self._factors(curve, tokens, bits), curve.relative_uncertainty
+
+    def _factors(self, curve: Curve, tokens: Sequence[float], bits: str) -> Array:
+        """Return a curve's factor for each number of tokens, at the run's experts a visit."""
+        experts = 1.0 if self.run is None else self.run.experts_per_visit
+        sizes = {"weight_bytes": float(self._weights(bits)), "experts": experts}
+        key = ("factors", id(curve), tuple(tokens) if not isinstance(tokens, range) else tokens, *sizes.values())
+        return self.remembered(key, lambda: np.array([factor(curve, tokens=float(one), **sizes) for one in tokens]))
 
     def _expert_factors(self, state: str, bits: str) -> Curve | None:
         """Return the factors of experts in a state."""
@@ -219,18 +275,29 @@ class FittedCostModel(CostModel):
         others = sorted(name for name in self.profile.curves if name.startswith(start) and name.endswith(end))
         return own if own is not None or not others else self.profile.curves[others[0]]
 
-    def _slower(self, lane: str, companion: str) -> float | None:
-        """Return how much longer `lane` takes beside `companion`, for this schedule's experts; None where only the mean is known."""
+    def _slowdown_curve(self, lane: str, companion: str) -> tuple[Curve | None, bool]:
+        """Return (the measured slow-down of `lane` beside `companion`, whether it was seen in runs); None where none was."""
         if self.bits is None:
-            return None
-        sizes = {"weight_bytes": float(self._weights(self.bits)), "tokens": self.typical_tokens}
+            return None, False
         if self.run is not None and (lane, companion) in _TOGETHER:
             curve = self.profile.curves.get(f"run.slowdown.{lane}.{self.run.mode}.{self.bits}")
             if curve is not None:
-                sizes = sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]}
-                return max(1.0, factor(curve, **sizes, experts=self.run.experts_per_visit))
-        curve = self.profile.curves.get(f"slowdown.{lane}/{companion}.{self.bits}")
-        return self._slowdown(curve) if curve is not None else None
+                return curve, True
+        return self.profile.curves.get(f"slowdown.{lane}/{companion}.{self.bits}"), False
+
+    def _slower(self, lane: str, companion: str) -> float | None:
+        """Return how much longer `lane` takes beside `companion`, for this schedule's experts; None where only the mean is known."""
+        curve, in_runs = self._slowdown_curve(lane, companion)
+        if curve is None or self.bits is None:
+            return None
+        if not in_runs or self.run is None:
+            return self._slowdown(curve)
+        sizes: dict[str, float | None]
+        sizes = {"weight_bytes": float(self._weights(self.bits)), "tokens": self.typical_tokens}
+        sizes = sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]}
+        sizes["experts"] = self.run.experts_per_visit
+        key = ("slower", id(curve), *sizes.values())
+        return self.remembered(key, lambda: max(1.0, factor(curve, **sizes)))
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -319,7 +386,11 @@ class FittedCostModel(CostModel):
                 raise
             return self._fill(name, error.rule, fill)
         seconds, interpolation = surface.predict(arguments)
-        return _estimate(curve, seconds, max(curve.relative_uncertainty, interpolation), bound)
+        found = _estimate(curve, seconds, max(curve.relative_uncertainty, interpolation), bound)
+        if name.partition(".")[0] not in _LAUNCHED:
+            return found
+        launch_s = min(surface.parameter("start_s"), seconds)  # what the operation takes whatever its size
+        return dataclasses.replace(found, launch_s=launch_s, bound="launch" if launch_s > seconds - launch_s else bound)
 
     def _fill(self, name: str, rule: str, fill: Callable[[], Estimate]) -> Estimate:
         if not self.allow_datasheet:

@@ -20,7 +20,7 @@ from ..specs import ModelSpec
 from ..units import KIB, MIB
 from .dense_part import DensePart
 from .device import COMPUTE, TO_DEVICE, TO_HOST, Device
-from .expert_store import expert_layout
+from .expert_slots import expert_layout
 from .harness import Bench, Harness, Progress
 from .journal import Journal
 from .microbench_ceilings import ceiling_benches, sizes_for

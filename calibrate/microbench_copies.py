@@ -20,7 +20,8 @@ from ..specs import ModelSpec
 from ..units import MIB
 from .device import COMPUTE, TO_DEVICE, Device, Mark
 from .disk_store import DiskStore
-from .expert_store import expert_layout, make_store
+from .expert_slots import expert_layout
+from .expert_store import make_store
 from .harness import Bench
 
 POOL_BYTES = 96 * MIB

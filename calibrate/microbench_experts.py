@@ -15,7 +15,8 @@ from ..specs import ModelSpec
 from ..units import MIB
 from .device import Device
 from .expert_runner import ExpertRunner, Visit, open_runner
-from .expert_store import expert_activation, expert_layout, make_store
+from .expert_slots import expert_layout
+from .expert_store import expert_activation, make_store
 from .harness import Bench
 
 # Twice the last-level cache of an H200 (50 MiB) and thrice that of one core complex of a server CPU (32 MiB).

@@ -42,8 +42,8 @@ class RunKind:
     """Share of the experts used that were copied when the visit that used them asked for them."""
     fetches_per_transfer: float
     """Visits that demand at least one expert, over all transfers."""
-    experts_per_visit: float
-    """Experts that a visit uses."""
+    experts_per_visit: float | None
+    """Experts that a visit uses; None: any number, and factors are the least there are."""
     typical_tokens: float
     """Tokens that an expert gets when it is used."""
     ahead_fraction: float = 0.0
@@ -76,11 +76,17 @@ def mode_of(cache: str, stream: str) -> str:
     return f"{cache}-{stream}"
 
 
-def factor(curve: Curve | None, **sizes: float) -> float:
-    """Return the factor at `sizes`: the mean of the logarithms around it, weighted by how near they are; 1 without a curve."""
+def factor(curve: Curve | None, **sizes: float | None) -> float:
+    """Return the factor at `sizes`: the mean of the logarithms around it, weighted by how near they are; 1 without a curve.
+
+    Where a size is None no factor is lower than this one, whatever the size.
+    """
     if curve is None:
         return 1.0
-    return _smoothed(curve, np.arange(len(curve.seconds)), sizes)
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if len(known) < len(sizes):
+        return min(curve.seconds)
+    return _smoothed(curve, np.arange(len(curve.seconds)), known)
 
 
 def left_out_error(curve: Curve, axis: str) -> float:

@@ -34,7 +34,9 @@ from ..sim.costs import (
     RATE_ONE,
     CostTables,
 )
+from ..sim.forecast import simulate
 from ..sim.policies.state import Array
+from ..sim.run_input import RunInput
 from ..sim.timeline import (
     OP_CPU,
     OP_DENSE,
@@ -56,11 +58,10 @@ from ..sim.timeline import (
     ROW_TOKENS,
     Timeline,
 )
-from .execute import RunInput
+from .decided import Work, decided_work, launch_of_rows
 from .execution import Execution
 from .overlap import overlap_ns
-from .prediction import predicted_step_s, simulate
-from .run_facts import Work, decided_work, launch_of_rows
+from .prediction import predicted_step_s
 
 CLASSES = ("copy", "compute", "cores", "contention", "host")
 _MIN_OVERLAP = 0.05

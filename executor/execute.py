@@ -25,19 +25,17 @@ from ..calibrate.expert_store import ExpertStore, make_store
 from ..calibrate.pass_shape import PassShape
 from ..errors import InputError, Internal
 from ..schedule import OffloadSchedule
-from ..sim.costs import CostTables
 from ..sim.engines import decided_visits, fresh_state
 from ..sim.policies.state import (
     CACHED,
     GUESS_NONE,
     MISS_FETCH,
     PEAK_TRANSIENT,
-    Array,
-    PolicyConfig,
     PolicyState,
     make_decision,
     needs_prices,
 )
+from ..sim.run_input import RunInput
 from ..sim.workload import Workload
 from ..specs import ModelSpec
 from .copy_engine import BackEngine, CopyEngine, Gate
@@ -56,18 +54,6 @@ Progress = Callable[[int, int, str], None]
 
 def silent(done: int, total: int, note: str) -> None:
     """Report nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInput:
-    """One schedule with everything that its decisions depend on, as the simulator takes it."""
-
-    schedule: OffloadSchedule
-    config: PolicyConfig
-    workload: Workload
-    capacities: Array
-    weighed: CostTables | None = None
-    """The predicted costs that decisions weigh, where the schedule weighs any (`prediction.with_costs`)."""
 
 
 @dataclass(slots=True, kw_only=True)

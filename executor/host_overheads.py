@@ -25,6 +25,7 @@ from ..presets import load_preset
 from ..schedule import OffloadSchedule
 from ..sim.costs import COMPUTE, H2D
 from ..sim.policies.state import Array, make_config
+from ..sim.run_input import RunInput
 from ..sim.timeline import (
     OP_DENSE,
     OP_EXPERT,
@@ -43,7 +44,7 @@ from ..sim.workload import build_workload
 from ..specs import ModelSpec
 from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S
-from .execute import RunInput, execute, open_stage
+from .execute import execute, open_stage
 
 _HIDDEN = 64
 _LAYERS = 4

@@ -24,17 +24,19 @@ import torch
 
 from ..calibrate.dense_part import DensePart
 from ..calibrate.device import CpuDevice, Device, available_host_bytes
-from ..calibrate.expert_store import expert_layout
+from ..calibrate.expert_slots import expert_layout
 from ..errors import DoesNotFit
 from ..schedule import OffloadSchedule
 from ..sim.engines import fresh_state
+from ..sim.forecast import stored_format
 from ..sim.policies.state import PEAK_TRANSIENT, needs_prices
+from ..sim.run_input import RunInput
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
 from ..units import GIB, format_bytes
-from .execute import RunInput, largest_pass, rehearse
+from .execute import largest_pass, rehearse
 from .host_tier import LEAST_SPARE, most_reads
-from .prediction import run_input, stored_format
+from .prediction import run_input
 from .validation_grid import Case
 
 DISTINCT = 4

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ..calibrate.expert_store import expert_layout
+from ..calibrate.expert_slots import expert_layout
 from ..calibrate.measure import Extent
 from ..calibrate.microbench_experts import expert_arguments
 from ..calibrate.pass_shape import PassShape, dense_arguments, head_arguments
@@ -40,6 +40,7 @@ from ..presets import load_preset
 from ..schedule import OffloadSchedule
 from ..sim.costs import COMPUTE, D2H, H2D
 from ..sim.policies.state import Array
+from ..sim.run_input import RunInput
 from ..sim.timeline import (
     OP_DENSE,
     OP_EXPERT,
@@ -56,12 +57,12 @@ from ..sim.timeline import (
 )
 from ..specs import ModelSpec
 from ..units import GIB, NS_PER_S
-from .execute import Progress, RunInput, Stage, execute, open_stage, silent
+from .decided import Item, decided_work, launch_of_rows, run_arrivals
+from .execute import Progress, Stage, execute, open_stage, silent
 from .execution import Execution
 from .host_overheads import fetching_costs, random_routing, resident_costs
 from .overlap import overlap_ns
 from .prediction import run_input
-from .run_facts import Item, decided_work, launch_of_rows, run_arrivals
 
 _STORE_BYTES = GIB
 _WARM_UP_STEPS = 2

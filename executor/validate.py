@@ -22,13 +22,14 @@ import numpy as np
 from ..calibrate.cost_model import CostModel
 from ..calibrate.device import metadata_of, open_device
 from ..calibrate.drift import drifted
-from ..calibrate.expert_store import expert_layout
 from ..calibrate.fitted_model import check_profile_matches, load_costs
 from ..calibrate.measure import QUICK, Extent
 from ..calibrate.samples import SampleSet, merge
 from ..errors import InputError, MoeplanError
 from ..hardware import Profile
+from ..sim.forecast import Forecast, forecast, stored_format, with_costs
 from ..sim.policies.state import HITS, MISSES, Array
+from ..sim.run_input import RunInput
 from ..sim.timeline import Timeline
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.recording import RoutingTrace
@@ -36,9 +37,9 @@ from ..units import NS_PER_S
 from .agreement import Compared, summary
 from .calibration import Calibration, calibrate_device, write_calibration
 from .error_budget import error_budget, median_budget
-from .execute import Progress, RunInput, Stage, execute, open_stage, silent
+from .execute import Progress, Stage, execute, open_stage, silent
 from .execution import Execution, count_differences, median_steps
-from .prediction import Forecast, counted_steps, forecast, predicted_step_s, run_input, stored_format, with_costs
+from .prediction import counted_steps, predicted_step_s, run_input
 from .reference_runs import ReferenceRuns, reference_runs
 from .supported import check_runnable
 from .validation_grid import Case, Grid
@@ -183,7 +184,7 @@ def validate_grid(
                 for case in grid.cases:
                     costs = costs_of(profile if profile is not None else part.fit.profile, shapes[case.shape], device)
                     # What decisions weigh is settled now: every run of a configuration decides alike.
-                    inputs[case.name] = _named(case, partial(_foresee, stages, shapes, inputs, case, costs))
+                    inputs[case.name] = _named(case, partial(_foresee, shapes, inputs, case, costs))
             for place, at in enumerate(rng.permutation(len(grid.cases)).tolist()):
                 case = grid.cases[at]
                 found = execute(stages[shapes[case.shape].name], inputs[case.name])
@@ -229,9 +230,7 @@ def validate_cases(
 
     references: runs to be made in each round too.
     """
-    cases = [
-        (case, with_costs(given, stage.model, costs, slot_bytes=_slot_bytes(stage, given))) for case, given in cases
-    ]
+    cases = [(case, with_costs(given, stage.model, costs)) for case, given in cases]
     measured: dict[str, list[Execution]] = {case.name: [] for case, _ in cases}
     rounds = repeats + 1
     for number in range(rounds):
@@ -255,7 +254,7 @@ def as_it_is_now(
     now, found = drifted(profile, drift), []
     for one, model in validated:
         costs = costs_of(now, model, references.device)
-        found.append(one.predicted_as(forecast(one.given, model, costs, slot_bytes=one.executions[0].slot_bytes)))
+        found.append(one.predicted_as(forecast(one.given, model, costs)))
     return drift, tuple(found)
 
 
@@ -265,7 +264,7 @@ def compare(
     """Return one configuration's prediction beside its measurements."""
     if not executions:
         raise InputError("repeats", 0, "nothing was measured", "run at least once")
-    predicted = forecast(given, model, costs, slot_bytes=executions[0].slot_bytes, rows=True)
+    predicted = forecast(given, model, costs, rows=True)
     tokens = int(given.workload.steps.visit_tokens.sum())
     differences = [
         line
@@ -352,23 +351,16 @@ def _named(case: Case, work: Callable[[], T]) -> T:
 
 
 def _foresee(
-    stages: Mapping[str, Stage],
     shapes: Mapping[Any, ModelSpec],
     inputs: Mapping[str, RunInput],
     case: Case,
     costs: CostModel,
 ) -> RunInput:
     """Return a configuration with what its decisions weigh; raises MissingCalibration where its costs do not reach."""
-    model, given = shapes[case.shape], inputs[case.name]
-    slot_bytes = _slot_bytes(stages[model.name], given)
-    given = with_costs(given, model, costs, slot_bytes=slot_bytes)
-    forecast(given, model, costs, slot_bytes=slot_bytes)
+    model = shapes[case.shape]
+    given = with_costs(inputs[case.name], model, costs)
+    forecast(given, model, costs)
     return given
-
-
-def _slot_bytes(stage: Stage, given: RunInput) -> int:
-    """Return the bytes that one expert of a run takes on the device."""
-    return expert_layout(stage.model, stored_format(given.schedule, stage.model).name).slot_bytes
 
 
 def _mean_step_s(executions: Sequence[Execution], given: RunInput) -> float:

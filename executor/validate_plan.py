@@ -18,17 +18,18 @@ import torch
 
 from ..calibrate.cost_model import CostModel
 from ..calibrate.device import open_device
-from ..calibrate.expert_store import expert_layout
 from ..calibrate.measure import QUICK, Extent
 from ..errors import InputError
 from ..hardware import Profile
 from ..schedule import schedule_from_dict
+from ..sim.forecast import forecast, stored_format
+from ..sim.run_input import RunInput
 from ..specs import ModelSpec, weight_format
 from ..traces.recording import RoutingTrace
 from ..units import NS_PER_S, format_bytes
 from .calibration import Calibration, calibrate_device
-from .execute import Progress, RunInput, open_stage, silent
-from .prediction import counted_steps, forecast, run_input, stored_format, with_costs
+from .execute import Progress, open_stage, silent
+from .prediction import counted_steps, run_input
 from .reduction import DISTINCT, Reduced, reduced_to, room_of
 from .reference_runs import reference_runs
 from .supported import check_runnable
@@ -176,9 +177,7 @@ def _steps_within(seconds: float, inputs: Sequence[RunInput], model: ModelSpec, 
     """
     ends, least = [], 1
     for given in inputs:
-        slot_bytes = expert_layout(model, stored_format(given.schedule, model).name).slot_bytes
-        weighed = with_costs(given, model, costs, slot_bytes=slot_bytes)
-        ends.append(forecast(weighed, model, costs, slot_bytes=slot_bytes).outcome.step_end)
+        ends.append(forecast(given, model, costs).outcome.step_end)
         counted = np.flatnonzero(counted_steps(given.workload))
         least = max(least, int(counted[min(_LEAST_DECODES, len(counted)) - 1]) + 1)
     longest = max(len(one) for one in ends)  # requests decoded together make fewer passes of the same tokens

@@ -174,11 +174,11 @@ class Bounds:
 
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
-        rehearsal = self._rehearsal
-        config, (tables, _) = rehearsal.config(schedule), rehearsal.tables(schedule)
+        given = self._rehearsal.given(schedule)
+        config = given.config
         if config.policy != STATIC:
             raise Internal("a cache that changes was taken for a fixed one")
-        state = fresh_state(config, self._workload, rehearsal.capacities(schedule), tables)
+        state = fresh_state(config, self._workload, given.capacities, given.weighed)
         steps = self._workload.steps
         layer = np.repeat(np.arange(len(steps.visit_start) - 1) % self._workload.num_layers, np.diff(steps.visit_start))
         away = state.where[layer * self._workload.num_experts + steps.visit_expert] != CACHED
@@ -233,7 +233,7 @@ class Bounds:
         return _from_each_on(np.bincount(place, minlength=steps * kinds).reshape(steps, kinds))
 
     def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
-        tables, _ = self._rehearsal.tables(schedule)
+        tables = self._rehearsal.least_tables(schedule)
         grouped, cores = schedule.kernel.grouping == "grouped", schedule.kernel.miss != "fetch"
         key = (id(tables), grouped, cores)
         if key not in self._prices:  # the tables are kept with their prices, so that no others can have their id

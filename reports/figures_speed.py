@@ -19,6 +19,7 @@ SHARE_TITLES = {
     "dense": "attention, router, shared parts",
     "expert": "expert kernels",
     "head": "output head",
+    "launch": "launching kernels",
     "copy": "waiting for copies",
     "cpu": "waiting for experts on the host's cores",
     "host": "waiting for the host",

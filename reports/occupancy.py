@@ -29,10 +29,9 @@ class Occupancy:
 
 def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_steps: int | None = None) -> Occupancy:
     """Return what a resolved schedule holds after each decision of the first `num_steps` steps (all when None)."""
-    config = rehearsal.config(schedule)
-    workload = rehearsal.workload(schedule, with_next_use=schedule.cache.policy == "belady")
-    costs, _ = rehearsal.tables(schedule)  # decisions may weigh them
-    state = fresh_state(config, workload, rehearsal.capacities(schedule), costs)
+    given = rehearsal.given(schedule)
+    config, workload = given.config, given.workload
+    state = fresh_state(config, workload, given.capacities, given.weighed)
     count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
     held = np.zeros((count, config.num_layers), np.int64)
     nothing_kept = schedule.cache.policy == "none"

@@ -25,7 +25,8 @@ OP_COLOURS = {
     "cpu expert": "#6a51a3", "disk read": "#8c6d31",
     "host layer": "#6e7781", "host submit": "#9aa4ae", "host launch": "#b6bfc8", "host step": "#57606a",
 }  # fmt: skip
-SHARE_COLOURS = {"dense": SKY, "expert": BLUE, "head": GREEN, "copy": VERMILION, "cpu": "#6a51a3", "host": GREY}
+SHARE_COLOURS = {"dense": SKY, "expert": BLUE, "head": GREEN, "launch": ORANGE, "copy": VERMILION, "cpu": "#6a51a3",
+                 "host": GREY}  # fmt: skip
 
 Dict = dict[str, Any]
 

@@ -172,12 +172,13 @@ def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capa
 
 
 def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool,
-              rows: bool = True) -> Outcome:  # fmt: skip
-    """Return the SimPy model's outcome, with its timeline unless `rows` is False."""
+              rows: bool = True, weighed: CostTables | None = None) -> Outcome:  # fmt: skip
+    """Return the SimPy model's outcome, with its timeline unless `rows` is False; `weighed` as in `run_twin`."""
     # Imported here: a machine that only measures runs the twin and has no SimPy.
     from .offload_model import OffloadModel
 
-    state, decision = fresh_state(config, workload, capacities, costs), make_decision(config)
+    state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
+    decision = make_decision(config)
     model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial, keep_rows=rows)
     # Millions of small event objects and no cycles worth collecting: the collector would double the run's time.
     collecting = gc.isenabled()
@@ -208,6 +209,7 @@ def first_steps(workload: Workload, costs: CostTables, count: int) -> tuple[Work
         step_tokens=workload.step_tokens[:count], step_context=workload.step_context[:count],
         # A share of the whole's, so that what a mean visit is predicted to take stays what it was.
         visit_sizes=workload.visit_sizes * count // workload.num_steps, piece_start=np.array([0, count], np.int64),
+        prompts=workload.prompts[workload.prompts[:, 1] < count], requests=workload.requests[workload.requests[:, 1] < count],
     )  # fmt: skip
     return cut, costs._replace(step_class=costs.step_class[:count])
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from ..errors import Internal
 from ..units import NS_PER_S
 from . import clock_fields as fields
+from .costs import CostTables
 from .engines import Outcome
 from .policies import state as ps
 from .policies.state import Array
+from .run_facts import RunFacts
 from .tabulate import CostSources
 from .workload import Workload
+
+Interval = tuple[float, float]
+"""The least and the most that a figure may be: everything as slow, or as fast, as what it was made from allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +32,25 @@ class Metrics:
 
     tokens_per_s: float
     """Generated tokens per second of the whole run, prompts included in its time; where nothing is generated, prompt tokens."""
-    decode_tokens_per_s: float | None
-    """Generated tokens per second of decode steps alone."""
     prefill_tokens_per_s: float | None
-    """Prompt tokens per second of prefill steps alone."""
+    """Prompt tokens per second of prefill steps alone; None without any."""
+    prefill_tokens_per_s_interval: Interval | None
+    ttft_s: float | None
+    """Time to first token: from a prompt's first step to the end of its last, the mean over prompts computed whole."""
+    ttft_s_interval: Interval | None
+    decode_tokens_per_s: float | None
+    """Generated tokens per second of decode steps alone; None without any."""
+    decode_tokens_per_s_interval: Interval | None
+    request_s: float | None
+    """From a request's first step to the end of its last, the mean over requests that generate something and come to their end."""
+    request_s_interval: Interval | None
+    window_s: float
+    """The whole run, prompts and answers."""
+    window_s_interval: Interval
     step_s: dict[str, float]
     """mean, p50 and p99 duration of decode steps; of prefill steps where nothing is generated."""
+    step_s_interval: Interval
+    """Of the mean."""
     makespan_ns: int
     num_steps: int
     num_tokens: int
@@ -60,41 +80,47 @@ class Metrics:
     busy_fraction: dict[str, float]
     """Share of the makespan each lane was busy."""
     time_share: dict[str, float]
-    """Where the time of all steps went: dense, expert, head, waiting for copies, for experts on the host's cores, and for
-    the host; sums to 1."""
+    """Where the time of all steps went: work of dense, expert, head; launching these kernels; waiting for copies, for experts on
+    the host's cores, and for the host; sums to 1."""
     bound: str
-    """What binds: the largest of copy, compute, cpu and host in `time_share`."""
+    """What binds: the largest of copy, compute, launch, cpu and host in `time_share`."""
     relative_uncertainty: float
+    """Of the mean step: how much slower than predicted it may be."""
 
 
-def summarise(outcome: Outcome, workload: Workload, sources: CostSources) -> Metrics:
-    """Return the metrics of a twin outcome (a SimPy outcome has no busy times of its own)."""
+def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources: CostSources, facts: RunFacts, *,
+              slow: Outcome, fast: Outcome) -> Metrics:  # fmt: skip
+    """Return the metrics of an outcome under `tables`, with intervals that reach from the `slow` to the `fast` outcome of the same run."""
     count, clock = outcome.counts, outcome.clock
+    told, slowly, quickly = (_figures(one, workload) for one in (outcome, slow, fast))
+    between = {name: _interval(value, slowly[name], quickly[name]) for name, value in told.items()}
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
-    decode = _rate(workload, steps, 1)
-    prefill = _rate(workload, steps, 0)
-    counted = steps[workload.step_phase == (0 if decode is None else 1)]
+    counted = steps[_counted(workload)]
     lookups = int(count[ps.HITS] + count[ps.MISSES])
     makespan = max(outcome.makespan_ns, 1)
     busy_h2d = int(clock[fields.BUSY_DEMAND] + clock[fields.BUSY_PREFETCH])
     compute = int(clock[fields.BUSY_DENSE] + clock[fields.BUSY_EXPERT] + clock[fields.BUSY_HEAD])
-    total = max(int(outcome.step_end[-1]), 1)
-    host_share = max(0, total - compute - int(clock[fields.STALL_COPY]) - int(clock[fields.STALL_CPU]))
-    share = {
-        "dense": clock[fields.BUSY_DENSE] / total,
-        "expert": clock[fields.BUSY_EXPERT] / total,
-        "head": clock[fields.BUSY_HEAD] / total,
-        "copy": clock[fields.STALL_COPY] / total,
-        "cpu": clock[fields.STALL_CPU] / total,
-        "host": host_share / total,
-    }
-    groups = {"copy": share["copy"], "compute": compute / total, "cpu": share["cpu"], "host": share["host"]}
+    share = _time_share(outcome, tables, sources, facts)
+    groups = {name: share[name] for name in ("copy", "launch", "cpu", "host")}
+    groups["compute"] = share["dense"] + share["expert"] + share["head"]
+    step_s, step_interval = told["step_s"], between["step_s"]
+    if step_s is None or step_interval is None:
+        raise Internal("a run without steps")
     return Metrics(
-        tokens_per_s=counted_tokens(workload) * NS_PER_S / total,
-        decode_tokens_per_s=decode,
-        prefill_tokens_per_s=prefill,
+        tokens_per_s=counted_tokens(workload) / (told["window_s"] or 1.0),
+        prefill_tokens_per_s=told["prefill_tokens_per_s"],
+        prefill_tokens_per_s_interval=between["prefill_tokens_per_s"],
+        ttft_s=told["ttft_s"],
+        ttft_s_interval=between["ttft_s"],
+        decode_tokens_per_s=told["decode_tokens_per_s"],
+        decode_tokens_per_s_interval=between["decode_tokens_per_s"],
+        request_s=told["request_s"],
+        request_s_interval=between["request_s"],
+        window_s=told["window_s"] or 0.0,
+        window_s_interval=between["window_s"] or (0.0, 0.0),
+        step_s_interval=step_interval,
         step_s={
-            "mean": float(counted.mean()) / NS_PER_S,
+            "mean": step_s,
             "p50": float(np.percentile(counted, 50)) / NS_PER_S,
             "p99": float(np.percentile(counted, 99)) / NS_PER_S,
         },
@@ -126,16 +152,38 @@ def summarise(outcome: Outcome, workload: Workload, sources: CostSources) -> Met
             "disk": int(clock[fields.BUSY_DISK]) / makespan,
             "host": int(clock[fields.BUSY_HOST]) / makespan,
         },
-        time_share={name: float(value) for name, value in share.items()},
+        time_share=share,
         bound=max(groups, key=lambda name: groups[name]),
-        relative_uncertainty=_uncertainty(share, sources),
+        relative_uncertainty=step_interval[1] / step_s - 1,
     )
 
 
-def counted_tokens(workload: Workload) -> int:
-    """Return the tokens that `tokens_per_s` counts: those generated, or all where nothing is generated."""
-    decode = workload.step_phase == 1
-    return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())
+def _counted(workload: Workload) -> npt.NDArray[np.bool_]:
+    """Return which steps a run's step time is of: those that decode, or all of them where none does."""
+    decode: npt.NDArray[np.bool_] = workload.step_phase == 1
+    return decode if decode.any() else np.ones_like(decode)
+
+
+def _figures(outcome: Outcome, workload: Workload) -> dict[str, float | None]:
+    """Return the speeds and times of a run by name, None where it has none of it."""
+    ends = np.concatenate(([0], outcome.step_end))
+    steps = np.diff(ends)
+    return {
+        "prefill_tokens_per_s": _rate(workload, steps, 0),
+        "ttft_s": _spans_s(ends, workload.prompts),
+        "decode_tokens_per_s": _rate(workload, steps, 1),
+        "request_s": _spans_s(ends, workload.requests),
+        "window_s": float(ends[-1]) / NS_PER_S,
+        "step_s": float(steps[_counted(workload)].mean()) / NS_PER_S if len(steps) else None,
+    }
+
+
+def _interval(value: float | None, *ends: float | None) -> Interval | None:
+    """Return (low, high) of a figure and what it is at both ends of all uncertainties."""
+    if value is None:
+        return None
+    found = [value, *(end for end in ends if end is not None)]
+    return min(found), max(found)
 
 
 def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
@@ -145,11 +193,39 @@ def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
     return int(workload.step_tokens[mine].sum()) * NS_PER_S / duration if duration else None
 
 
-def _uncertainty(share: dict[str, float], sources: CostSources) -> float:
-    """Return the relative uncertainty of the run's time: each kind's own, weighted by its share of the time.
+def _spans_s(ends: Array, spans: Array) -> float | None:
+    """Return the mean seconds from the beginning of each span's first step to the end of its last, None without any."""
+    return float((ends[spans[:, 1] + 1] - ends[spans[:, 0]]).mean()) / NS_PER_S if len(spans) else None
 
-    The errors of one kind of activity come from one constant, so they do not average out over activities; those of
-    different kinds may, but that they do is not known, so they are added.
+
+def _time_share(outcome: Outcome, tables: CostTables, sources: CostSources, facts: RunFacts) -> dict[str, float]:
+    """Return where the time of all steps went; sums to 1.
+
+    Of the time that kernels take, what passes in launching them is no computing: it is set apart.
     """
-    kinds = {"dense": "dense", "expert": "expert", "head": "head", "copy": "copy", "cpu": "cpu", "host": "host_layer"}
-    return float(sum(share[name] * sources.relative_uncertainty(kind) for name, kind in kinds.items()))
+    clock, launch = outcome.clock, sources.launch
+    total = max(int(outcome.step_end[-1]), 1)
+    line = tables.step_class[: len(outcome.step_end)]
+    kernel = min(max(1, round(facts.typical_tokens)), len(launch.kernel_ns) - 1)
+    launches = {
+        "dense": int(launch.step_ns[line].sum()),
+        "expert": facts.launches * int(launch.kernel_ns[kernel]),
+        "head": int(launch.head_ns[line].sum()),
+    }
+    busy = {
+        "dense": int(clock[fields.BUSY_DENSE]),
+        "expert": int(clock[fields.BUSY_EXPERT]),
+        "head": int(clock[fields.BUSY_HEAD]),
+    }
+    launches = {name: min(launches[name], busy[name]) for name in busy}
+    waits = {"copy": int(clock[fields.STALL_COPY]), "cpu": int(clock[fields.STALL_CPU])}
+    rest = max(0, total - sum(busy.values()) - sum(waits.values()))
+    parts = {name: busy[name] - launches[name] for name in busy}
+    parts |= {"launch": sum(launches.values())} | waits | {"host": rest}
+    return {name: value / total for name, value in parts.items()}
+
+
+def counted_tokens(workload: Workload) -> int:
+    """Return the tokens that `tokens_per_s` counts: those generated, or all where nothing is generated."""
+    decode = workload.step_phase == 1
+    return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())

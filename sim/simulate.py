@@ -10,11 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..calibrate.cost_model import CostModel
 from ..calibrate.fitted_model import FittedCostModel, load_costs
-from ..calibrate.run_kind import usual_run
 from ..errors import DoesNotFit, InputError, Internal
 from ..hardware import Profile
 from ..memory import MemoryLedger, MemoryNeeds, device_ledger
@@ -24,9 +21,12 @@ from ..traces.format import RoutingTrace
 from ..traces.match import check_layers
 from .costs import CostTables
 from .engines import Outcome, first_difference, first_steps, run_simpy, run_twin
-from .metrics import Metrics, summarise
-from .policies.state import Array, PolicyConfig, make_config
-from .tabulate import CostSources, tabulate, typical_tokens
+from .forecast import figures, least_tables, run_tables, second_format, stored_format, usual_tables
+from .metrics import Metrics
+from .policies.state import Array, needs_prices
+from .run_facts import RunFacts, run_facts
+from .run_input import RunInput, bind
+from .tabulate import CostSources
 from .workload import Workload, build_workload
 
 # A static cache's misses pass through this many slots (see policies.state.make_state).
@@ -67,6 +67,7 @@ class Rehearsal:
     dense_format: WeightFormat | None = None
     _workloads: dict[Any, Workload] = field(default_factory=dict)
     _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
+    _facts: dict[Any, RunFacts] = field(default_factory=dict)
     _context: int = 0
     _costs: CostModel | None = None
 
@@ -96,38 +97,60 @@ class Rehearsal:
             )
         return self._workloads[key]
 
-    def tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
-        """Return the schedule's cost tables, made once for all schedules that share them."""
-        key = (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
-               schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
+    def given(self, schedule: OffloadSchedule) -> RunInput:
+        """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""
+        workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
+        given = bind(schedule, self.trace, workload)
+        if needs_prices(given.config) or schedule.experts.low_bits is not None:
+            given = dataclasses.replace(given, weighed=self.usual_tables(schedule)[0])
+        return given
+
+    def usual_tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
+        """Return a schedule's tables before any of its decisions is known, made once for all schedules that share them."""
+        key = self._tables_key(schedule)
         if key not in self._tables:
-            costs = self.costs
-            if isinstance(costs, FittedCostModel):
-                workload = self.workload(schedule)
-                tokens = typical_tokens(workload)
-                together = workload.top_k * workload.num_tokens / (tokens * workload.num_steps)
-                costs = costs.for_run(usual_run(self.expert_format(schedule).name, together, tokens))
-            self._tables[key] = tabulate(
-                costs, self.model, schedule, self.workload(schedule), self.expert_format(schedule),
-                self.low_format(schedule),
-            )  # fmt: skip
+            self.low_format(schedule)  # refuses what is no smaller
+            self._tables[key] = usual_tables(schedule, self.workload(schedule), self.model, self.costs)
         return self._tables[key]
 
-    def config(self, schedule: OffloadSchedule) -> PolicyConfig:
-        """Return the compiled form of the schedule's decisions; raises InputError where the recording lacks guesses."""
-        if (schedule.predictor.threshold > 0 or schedule.predictor.benefit) and schedule.predictor.kind == "next-gate":
-            if self.trace.predicted is not None and self.trace.predicted_prob is None:
-                raise InputError("predictor.threshold", schedule.predictor.threshold, "the recording's guesses have no probabilities",
-                                 "leave it at 0 and predictor.benefit false")  # fmt: skip
-        distances, width = (0, 0) if self.trace.predicted is None else self.trace.predicted.shape[2:]
-        if schedule.predictor.kind == "next-gate" and distances == 0:
-            raise InputError("predictor.kind", "next-gate", "the recording holds no guesses",
-                             "use predictor.kind=dial with a predictor.recall")  # fmt: skip
-        if schedule.predictor.kind == "next-gate" and schedule.predictor.depth > distances:
-            raise InputError("predictor.depth", schedule.predictor.depth, f"the recording's guesses reach {distances} layers",
-                             f"set it to at most {distances}")  # fmt: skip
-        return make_config(schedule, num_layers=self.trace.num_layers, num_experts=self.trace.num_experts, top_k=self.trace.top_k,
-                           guess_distances=distances, guess_width=width)  # fmt: skip
+    def least_tables(self, schedule: OffloadSchedule) -> CostTables:
+        """Return tables of which no entry exceeds that of any run with the schedule's own, whatever its decisions: for bounds."""
+        costs = self.costs
+        if not isinstance(costs, FittedCostModel):
+            return self.usual_tables(schedule)[0]
+        key = ("least", schedule.cache.policy == "none", schedule.copy.overlap, *self._tables_key(schedule))
+        if key not in self._tables:
+            self._tables[key] = least_tables(schedule, self.workload(schedule), self.model, costs)
+        return self._tables[key][0]
+
+    def tables(self, schedule: OffloadSchedule, *, max_steps: int | None = None) -> tuple[CostTables, CostSources]:
+        """Return the cost tables of a resolved schedule's own run, or of its first `max_steps` steps as a run of their own."""
+        if not isinstance(self.costs, FittedCostModel):
+            return self.usual_tables(schedule)
+        given = self.given(schedule)
+        return run_tables(given, self.model, self.costs, facts=self._facts_of(given, max_steps))
+
+    def _facts_of(self, given: RunInput, max_steps: int | None = None) -> RunFacts:
+        """Return what a run's decisions say of it, counted once for all schedules that decide alike."""
+        weighs = self._tables_key(given.schedule) if given.weighed is not None else None
+        steps = None if max_steps is None or max_steps >= given.workload.num_steps else max_steps
+        cache = given.schedule.cache
+        key = (
+            given.config,
+            given.capacities.tobytes(),
+            given.schedule.workload,
+            cache.reset,
+            cache.policy,
+            weighs,
+            steps,
+        )
+        if key not in self._facts:
+            self._facts[key] = run_facts(given, num_steps=steps)
+        return self._facts[key]
+
+    def _tables_key(self, schedule: OffloadSchedule) -> tuple[Any, ...]:
+        return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
+                schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
 
     def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
@@ -150,14 +173,13 @@ class Rehearsal:
 
     def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
         """Return how the schedule stores experts."""
-        bits = schedule.experts.bits
-        return weight_format(self.model.native_bits if bits == "native" else bits)
+        return stored_format(schedule, self.model)
 
     def low_format(self, schedule: OffloadSchedule) -> WeightFormat | None:
         """Return the schedule's second format; raises InputError unless it is smaller than the first."""
-        if schedule.experts.low_bits is None:
+        low = second_format(schedule)
+        if low is None:
             return None
-        low = weight_format(schedule.experts.low_bits)
         if self.model.expert_bytes(low) >= self.expert_bytes(schedule):
             raise InputError(
                 "experts.low_bits", low.name, f"not smaller than {self.expert_format(schedule).name}", "give fewer bits"
@@ -248,13 +270,6 @@ class Rehearsal:
             raise DoesNotFit(f"{schedule.name} needs one cached expert a layer", missing)
         return schedule.with_options(cache__experts_per_layer=int(each))
 
-    def capacities(self, schedule: OffloadSchedule) -> Array:
-        """Return slots per pool of a resolved schedule."""
-        cache = schedule.cache
-        if cache.pooled_experts is not None:
-            return np.array([cache.pooled_experts])
-        return np.full(self.trace.num_layers, cache.experts_per_layer or 0)
-
     def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0,
             later_ns: Array | None = None, max_steps: int | None = None, checked_steps: int | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
@@ -262,19 +277,21 @@ class Rehearsal:
         limit_ns, later_ns: the twin gives up on a run that takes longer (see `run_twin`). max_steps: run only so many steps.
         checked_steps: "both" compares only the first so many steps, of runs that end there (None: all).
         """
-        config, (tables, _) = self.config(schedule), self.tables(schedule)
-        workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
-        serial, capacities = not schedule.copy.overlap, self.capacities(schedule)
+        given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)
+        config, workload, capacities, weighed = given.config, given.workload, given.capacities, given.weighed
+        serial = not schedule.copy.overlap
         if engine == "simpy":
-            return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows)
+            return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
         outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
-                           later_ns=later_ns, max_steps=max_steps)  # fmt: skip
+                           later_ns=later_ns, max_steps=max_steps, weighed=weighed)  # fmt: skip
         if engine == "both":
             checked = outcome
             if checked_steps is not None and checked_steps < workload.num_steps:
-                workload, tables = first_steps(workload, tables, checked_steps)
-                checked = run_twin(config, workload, tables, capacities, serial=serial, rows=rows)
-            reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows)
+                whole = workload
+                workload, tables = first_steps(whole, tables, checked_steps)
+                weighed = None if weighed is None else first_steps(whole, weighed, checked_steps)[1]
+                checked = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
+            reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             difference = first_difference(reference, checked)
             if difference is not None:
                 raise Internal(f"the engines disagree on {schedule.name}: {difference}")
@@ -297,9 +314,10 @@ class Rehearsal:
         resolved = self.resolve(schedule)
         workload = self.workload(resolved)
         outcome = self.run(resolved, engine=engine, rows=rows, checked_steps=checked_steps)
-        _, sources = self.tables(resolved)
-        metrics = summarise(outcome, workload, sources)
-        cached = min(int(self.capacities(resolved).sum()), self.num_experts)
+        given = self.given(resolved)
+        facts = self._facts_of(given)
+        metrics = figures(given, self.model, self.costs, facts, outcome, *self.tables(resolved))
+        cached = min(int(given.capacities.sum()), self.num_experts)
         ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
         if ledger.device_bytes > self.budget_bytes:
             raise DoesNotFit(f"{resolved.name} needs {ledger.device_bytes} bytes of device memory",

@@ -81,6 +81,10 @@ class Workload:
     visit_sizes: Array
     """int64 [max_expert_tokens + 1]: how many (step, layer, expert) triples have 0 (none), 1, 2, … tokens."""
     num_tokens: int
+    prompts: Array
+    """int64 [n, 2]: first and last step of each prompt that was computed whole."""
+    requests: Array
+    """int64 [n, 2]: first and last step of each request that generated something and came to its end."""
     experts: Array
     """uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself."""
     predicted: Array
@@ -152,7 +156,7 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     """
     if max_steps is not None and max_steps < 1:
         raise InputError("window", max_steps, "fewer than one step", "give at least 1")
-    tokens, starts, phase, first = _schedule_steps(trace, options, max_steps)
+    tokens, starts, phase, first, prompts, requests = _schedule_steps(trace, options, max_steps)
     num_layers, num_experts = trace.num_layers, trace.num_experts
     rows = np.ascontiguousarray(trace.experts)
     step_tokens = np.diff(starts)
@@ -177,7 +181,7 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
         step_reset=(first if reset_per_request else np.zeros_like(first)), step_tokens=step_tokens,
         step_context=context, first_use=first_use, popularity=popularity, popularity_source=source, num_layers=num_layers,
         num_experts=num_experts, top_k=trace.top_k, visit_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
-        num_tokens=int(tokens.shape[0]),
+        num_tokens=int(tokens.shape[0]), prompts=prompts, requests=requests,
         experts=rows, predicted=predicted, predicted_prob=prob, piece_start=borders, upcoming=upcoming,
     )  # fmt: skip
 
@@ -196,8 +200,8 @@ def _borders(entries: Array, piece_entries: int | None) -> Array:
 
 def _schedule_steps(
     trace: RoutingTrace, options: WorkloadOptions, max_steps: int | None
-) -> tuple[Array, Array, Array, Array]:
-    """Return (step_token, step_start, step_phase, step_first) by playing the requests through the places."""
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Return (step_token, step_start, step_phase, step_first, prompts, requests) by playing the requests through the places."""
     change = np.flatnonzero(np.diff(trace.request)) + 1
     bounds = np.concatenate(([0], change, [trace.num_tokens]))
     limit = max_steps if max_steps is not None else trace.num_tokens
@@ -207,7 +211,9 @@ def _schedule_steps(
     phases: list[int] = []
     firsts: list[int] = []
     waiting = iter(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
-    decoding: list[list[int]] = []  # [next row, end row] of each busy place
+    prompts: list[tuple[int, int]] = []
+    requests: list[tuple[int, int]] = []
+    decoding: list[list[int]] = []  # [next row, end row, 1 before its first step, its first step] of each busy place
     phase = trace.phase
     more = True
     while len(lengths) < limit:
@@ -218,7 +224,7 @@ def _schedule_steps(
                 break
             begin, end = place
             prompt_end = begin + int(np.count_nonzero(phase[begin:end] == 0))
-            new = 1
+            new, arrived = 1, len(lengths)
             for low in range(begin, prompt_end, chunk):
                 if len(lengths) >= limit:
                     break
@@ -228,8 +234,10 @@ def _schedule_steps(
                 phases.append(0)
                 firsts.append(new)
                 new = 0
+                if high == prompt_end:
+                    prompts.append((arrived, len(lengths) - 1))
             if prompt_end < end:
-                decoding.append([prompt_end, end, new])
+                decoding.append([prompt_end, end, new, arrived])
         if not decoding:
             if not more:
                 break
@@ -237,23 +245,27 @@ def _schedule_steps(
         if len(lengths) >= limit:
             break
         if len(decoding) == 1 and (options.concurrency == 1 or not more):  # one request to its end: no need to loop
-            row, end, new = decoding.pop()
+            row, end, new, arrived = decoding.pop()
             steps = min(end - row, limit - len(lengths))
             tokens.append(np.arange(row, row + steps))
             lengths.extend([1] * steps)
             phases.extend([1] * steps)
             firsts.extend([new] + [0] * (steps - 1))
+            if row + steps == end:
+                requests.append((arrived, len(lengths) - 1))
             continue
         tokens.append(np.array([place[0] for place in decoding]))
         lengths.append(len(decoding))
         phases.append(1)
         firsts.append(max(place[2] for place in decoding))
-        decoding = [[row + 1, end, 0] for row, end, _ in decoding if row + 1 < end]
+        requests += [(begin, len(lengths) - 1) for row, end, _, begin in decoding if row + 1 == end]
+        decoding = [[row + 1, end, 0, begin] for row, end, _, begin in decoding if row + 1 < end]
     starts = np.zeros(len(lengths) + 1, np.int64)
     starts[1:] = np.cumsum(lengths)
     return (
         np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(0, np.int64),
         starts, np.array(phases, np.uint8), np.array(firsts, np.uint8),
+        np.array(prompts, np.int64).reshape(-1, 2), np.array(requests, np.int64).reshape(-1, 2),
     )  # fmt: skip
 
 

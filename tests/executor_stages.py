@@ -9,7 +9,7 @@ from moeplan.calibrate.dense_part import DensePart
 from moeplan.calibrate.device import CpuDevice
 from moeplan.calibrate.expert_store import make_store
 from moeplan.errors import InputError
-from moeplan.executor.execute import RunInput, forced_steps, largest_pass
+from moeplan.executor.execute import forced_steps, largest_pass
 from moeplan.executor.supported import check_runnable
 from moeplan.kernels import reference
 from moeplan.presets import PRESETS
@@ -18,6 +18,7 @@ from moeplan.sim.costs import CostTables, chunk_sizes
 from moeplan.sim.engines import fresh_state
 from moeplan.sim.policies.offload import begin_step, decide_visit
 from moeplan.sim.policies.state import SIZE_CPU, SIZE_ITEMS, make_decision, needs_prices
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.workload import Workload, build_workload
 from moeplan.specs import AttentionSpec, ModelSpec
 from moeplan.traces.format import RoutingTrace

@@ -13,10 +13,11 @@ from async_device import AsyncDevice, QueuedDense, QueuedExperts
 from executor_stages import preset, run_input, small_model, small_trace
 from moeplan.calibrate.dense_part import DensePart
 from moeplan.calibrate.disk_store import DiskStore
-from moeplan.executor.execute import RunInput, Stage, execute, largest_pass, open_stage
+from moeplan.executor.execute import Stage, execute, largest_pass, open_stage
 from moeplan.executor.execution import Execution
 from moeplan.executor.failures import ExecutionFailed
 from moeplan.schedule import OffloadSchedule
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import ROW_END, ROW_LANE, ROW_START
 
 SCHEDULES = {

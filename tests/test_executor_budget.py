@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from executor_stages import formats_of, preset, run_input, small_trace, tables_of
+from moeplan.executor.decided import decided_work, launch_of_rows
 from moeplan.executor.error_budget import error_budget, expected_ns, measured_tables, median_budget
-from moeplan.executor.execute import RunInput
 from moeplan.executor.execution import Execution
-from moeplan.executor.prediction import predicted_step_s, simulate
-from moeplan.executor.run_facts import decided_work, launch_of_rows
+from moeplan.executor.prediction import predicted_step_s
 from moeplan.sim.costs import RATE_ONE, CostTables
+from moeplan.sim.forecast import simulate
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import OP_CPU, OP_DENSE, OP_EXPERT, OP_HEAD, ROW_END, ROW_OP, ROW_START
 
 SCHEDULES = {

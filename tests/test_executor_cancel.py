@@ -11,11 +11,12 @@ import torch
 from executor_stages import expected_outputs, expert_tokens, preset, run_input, small_model, small_trace, tables_of
 from moeplan.calibrate.device import Device
 from moeplan.calibrate.expert_store import ExpertStore
-from moeplan.executor.execute import RunInput, execute, open_stage, rehearse
+from moeplan.executor.execute import execute, open_stage, rehearse
 from moeplan.executor.execution import Execution, count_differences
 from moeplan.executor.transfers import Transfer, Waiting
 from moeplan.sim.engines import run_twin
 from moeplan.sim.policies.state import CANCELLED, DEMAND, HITS, MISSES, PREFETCH, PREFETCHES
+from moeplan.sim.run_input import RunInput
 
 WRONG_GUESSES = {"predictor__kind": "dial", "predictor__recall": 0.4, "predictor__depth": 2, "copy__cancel": True}
 SCHEDULES = {

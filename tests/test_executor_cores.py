@@ -15,12 +15,13 @@ import torch
 import moeplan.executor.host_cores as cores
 from executor_stages import expected_outputs, preset, run_input, small_model, small_trace
 from moeplan.errors import InputError, Internal
-from moeplan.executor.execute import RunInput, execute, open_stage
+from moeplan.executor.execute import execute, open_stage
 from moeplan.executor.failures import ExecutionFailed
 from moeplan.executor.prediction import run_input as forecast_input
 from moeplan.kernels.expert_weights import ExpertWeights
 from moeplan.presets import load_preset
 from moeplan.sim.policies.state import CPU_RUNS, MISSES
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import (
     OP_CPU,
     OP_DENSE,

@@ -23,11 +23,12 @@ from executor_stages import (
     tables_of,
 )
 from moeplan.errors import InputError
-from moeplan.executor.execute import RunInput, Stage, execute, open_stage
+from moeplan.executor.execute import Stage, execute, open_stage
 from moeplan.executor.execution import Execution, count_differences
 from moeplan.presets import PRESETS
 from moeplan.sim.engines import Outcome, run_twin
 from moeplan.sim.policies.state import needs_prices
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import (
     LANE_NAMES,
     OP_BACK,

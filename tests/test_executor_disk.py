@@ -20,7 +20,7 @@ from moeplan.calibrate.disk_store import DiskStore
 from moeplan.calibrate.expert_store import make_store
 from moeplan.errors import DoesNotFit, InputError
 from moeplan.executor import host_tier
-from moeplan.executor.execute import RunInput, execute, open_stage
+from moeplan.executor.execute import execute, open_stage
 from moeplan.executor.execution import Execution, count_differences
 from moeplan.executor.failures import ExecutionFailed
 from moeplan.executor.host_tier import most_reads
@@ -28,6 +28,7 @@ from moeplan.schedule import OffloadSchedule
 from moeplan.sim.costs import DISK, H2D
 from moeplan.sim.engines import fresh_state, run_twin
 from moeplan.sim.policies.state import DISK_READS
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import ROW_BYTES, ROW_END, ROW_EXPERT, ROW_LANE, ROW_LAYER, ROW_START, ROW_STEP
 
 SLOT_BYTES = 3 * 64 * 64 * 4

@@ -14,8 +14,9 @@ from executor_stages import preset, run_input, small_model, small_trace
 from moeplan.calibrate.device import Device, available_host_bytes, open_device
 from moeplan.calibrate.expert_store import ExpertStore
 from moeplan.errors import DoesNotFit, InputError, MoeplanError
-from moeplan.executor.execute import RunInput, execute, open_stage
+from moeplan.executor.execute import execute, open_stage
 from moeplan.executor.failures import ExecutionFailed
+from moeplan.sim.run_input import RunInput
 
 
 @pytest.fixture

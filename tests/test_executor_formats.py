@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from executor_stages import expected_outputs, formats_of, preset, run_input, small_model, small_trace
-from moeplan.calibrate.expert_store import expert_layout
+from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.errors import InputError, Internal
-from moeplan.executor.execute import RunInput, execute, open_stage
+from moeplan.executor.execute import execute, open_stage
 from moeplan.kernels.expert_weights import slot_views
 from moeplan.sim.costs import H2D
 from moeplan.sim.policies.state import LOW_FETCHES
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import ROW_BYTES, ROW_LANE
 
 SCHEDULES = {

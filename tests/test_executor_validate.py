@@ -12,11 +12,11 @@ from moeplan.errors import InputError
 from moeplan.executor.execute import execute, open_stage
 from moeplan.executor.execution import Execution, median_steps
 from moeplan.executor.overlap import overlap_ns
-from moeplan.executor.run_facts import run_facts
 from moeplan.executor.run_samples import excerpt_of
 from moeplan.executor.supported import check_runnable
 from moeplan.executor.validate_plan import planned_cases
 from moeplan.schedule import OffloadSchedule
+from moeplan.sim.run_facts import run_facts
 from moeplan.sim.timeline import ROW_END, ROW_FIELDS, ROW_START, Timeline
 from moeplan.specs_io import load_model
 

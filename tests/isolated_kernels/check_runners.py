@@ -8,7 +8,8 @@ import torch
 from moeplan.calibrate.cpu_experts import CpuExperts
 from moeplan.calibrate.device import CpuDevice
 from moeplan.calibrate.expert_runner import ExpertRunner
-from moeplan.calibrate.expert_store import expert_activation, expert_layout, make_store
+from moeplan.calibrate.expert_slots import expert_layout
+from moeplan.calibrate.expert_store import expert_activation, make_store
 from moeplan.calibrate.plain_experts import PlainExperts
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.calibrate.triton_experts import TritonExperts

@@ -1,7 +1,7 @@
-"""What a run's decisions say of it before it runs: they depend on no time.
+"""What a run decides, visit by visit, with nothing done: which experts come how, what is computed where.
 
-Modelled: how often an expert was copied for the very visit that uses it, and how many transfers share one wait. Ignored: what
-anything costs.
+Modelled: how each expert came to be where it is used, and the launches of every visit. Ignored: what anything costs, and counts
+of a whole run (`sim.run_facts`).
 """
 
 from __future__ import annotations
@@ -14,32 +14,14 @@ import numpy as np
 from ..calibrate.run_kind import AHEAD, FRESH, RESIDENT
 from ..sim.engines import decided_visits, fresh_state
 from ..sim.policies.state import (
-    DEMAND,
     FIRST_TRANSFER,
     SIZE_CPU,
     SIZE_ITEMS,
-    SIZE_MOVES,
     Array,
     Decision,
 )
+from ..sim.run_input import RunInput
 from ..sim.timeline import ROW_LAYER, ROW_START, ROW_STEP
-from .execute import RunInput
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
-    """Counts of a whole run, as shares."""
-
-    fresh_fraction: float
-    """Share of the experts used whose transfer the visit that used them asked for."""
-    ahead_fraction: float
-    """Share of the experts used for the first time after a guess."""
-    fetches_per_transfer: float
-    """Visits that demand at least one expert, over all transfers."""
-    experts_per_visit: float
-    """Experts that a visit uses; over decoding where there is any."""
-    errands_per_core_expert: float
-    """Visits that send experts to the host's cores, over all experts that run there."""
 
 
 def arrivals_of(out: Decision) -> Array:
@@ -105,29 +87,3 @@ def launch_of_rows(rows: Array) -> Array:
     found = np.zeros(len(rows), np.int64)
     found[order] = np.arange(len(rows)) - np.repeat(begins, np.diff(np.r_[begins, len(rows)]))
     return found
-
-
-def run_facts(given: RunInput) -> RunFacts:
-    """Return the facts of a run, from its decisions made without doing anything."""
-    used = fresh = ahead = fetches = transfers = decoded = visits = errands = on_cores = 0
-    decode = given.workload.steps.step_phase == 1
-    counted = decode if decode.any() else np.ones_like(decode)
-    for step, _, out in _decisions(given):
-        items, moves = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_MOVES])
-        used += items
-        if counted[step]:
-            decoded, visits = decoded + items, visits + 1
-        arrivals = arrivals_of(out)
-        fresh += int((arrivals == FRESH).sum())
-        ahead += int((arrivals == AHEAD).sum())
-        cores = int(out.size[SIZE_CPU])
-        on_cores, errands = on_cores + cores, errands + (cores > 0)
-        transfers += moves
-        fetches += bool((out.move_class[:moves] == DEMAND).any())
-    return RunFacts(
-        fresh_fraction=fresh / used if used else 0.0,
-        ahead_fraction=ahead / used if used else 0.0,
-        fetches_per_transfer=fetches / transfers if transfers else 0.0,
-        experts_per_visit=decoded / max(1, visits),
-        errands_per_core_expert=errands / max(1, on_cores),
-    )
