@@ -23,6 +23,7 @@ from calibration_samples import (
     runs_of,
 )
 from executor_stages import preset, small_trace
+from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.calibrate.fit import fit_profile
 from moeplan.calibrate.fitted_model import FittedCostModel, load_costs
 from moeplan.calibrate.forms import expert_weight_bytes
@@ -30,6 +31,7 @@ from moeplan.calibrate.run_kind import RunKind, factor, left_out_error
 from moeplan.calibrate.samples import Sample
 from moeplan.calibrate.standard_shapes import made_up_model
 from moeplan.hardware import Curve
+from moeplan.sim.run_facts import run_facts
 from moeplan.sim.simulate import Rehearsal
 from moeplan.specs import weight_format
 
@@ -150,10 +152,14 @@ def test_predictions_on_a_measured_machine_cost_what_runs_cost(costs: FittedCost
     schedule = preset("mixtral-offloading")
     tables, sources = rehearsal.tables(schedule)
     alone = costs.expert_kernel(1, weight_format("32")).seconds + HOST_S["kernel"]
-    usual = (FRESH + RESIDENT) / 2
-    assert tables.kernel_ns[0, 1] == pytest.approx(alone * usual * 1e9, rel=0.05)
-    size = model.expert_bytes(weight_format("32"))
-    copy_s = (LATENCY_S + size / LINK) * COPY + HOST_S["piece"] + (HOST_S["start"] + HOST_S["wake"]) / 2
+    facts = run_facts(rehearsal.given(schedule))
+    share = {FRESH: facts.fresh_fraction, AHEAD: facts.ahead_fraction}
+    own = sum(part * state for state, part in share.items()) + (1 - sum(share.values())) * RESIDENT
+    assert tables.kernel_ns[0, 1] == pytest.approx(alone * own * 1e9, rel=0.05)
+    size = expert_layout(model, "32").slot_bytes
+    assert tables.expert_bytes.tolist() == [size]
+    waits = (HOST_S["start"] + HOST_S["wake"]) * facts.fetches_per_transfer
+    copy_s = (LATENCY_S + size / LINK) * COPY + HOST_S["piece"] + waits
     assert tables.chunk_ns[0, 1] == pytest.approx(copy_s * 1e9, rel=0.05)
     assert rehearsal.predict(schedule).metrics.tokens_per_s > 0 and sources.estimates["expert"].source == "measured"
 

@@ -136,10 +136,10 @@ def test_host_costs_are_the_profiles() -> None:
     assert {estimate.bound for estimate in asked} == {"host"}
 
 
-def test_a_layer_of_small_kernels_waits_for_the_host() -> None:
+def test_a_layer_that_waits_for_the_host_to_launch_its_kernels_is_bound_by_launches() -> None:
     slow = dataclasses.replace(ROUND, host=dataclasses.replace(ROUND.host, per_kernel_s=constant(7.0)))
     estimate = CostModel(slow, SMALL).dense_layer(0, 1, 1)
-    assert estimate.seconds == 14.0 and estimate.bound == "host"
+    assert estimate.seconds == 14.0 and estimate.bound == "launch"
     own_cores = dataclasses.replace(slow, device=dataclasses.replace(slow.device, kind="cpu", host_shares_compute=True))
     costs = CostModel(own_cores, SMALL)
     assert costs.host_shares_compute and costs.dense_layer(0, 1, 1) == COSTS.dense_layer(0, 1, 1)
@@ -311,7 +311,7 @@ def test_decoding_reads_memory_and_prompts_compute() -> None:
     assert costs.grouped_item(1, W16).bound == "memory" and costs.grouped_item(4096, W16).bound == "compute"
     assert costs.dense_layer(0, 8192, 8192).bound == "compute"
     assert (
-        costs.dense_layer(0, 1, 1000).bound == "host"
+        costs.dense_layer(0, 1, 1000).bound == "launch"
     )  # eager Python cannot issue sixteen kernels as fast as they run
 
 
