@@ -19,6 +19,7 @@ from moeplan.planner.search import search
 from moeplan.planner.space import Candidate, candidates
 from moeplan.schedule import OffloadSchedule, WorkloadOptions
 from moeplan.sim.engines import run_twin
+from moeplan.sim.run_input import RunInput
 from moeplan.sim.simulate import Rehearsal
 from moeplan.sim.workload import build_workload
 from moeplan.specs_io import load_hardware, load_model
@@ -39,7 +40,7 @@ class Drawn(Rehearsal):
 
     seed: int = 0
 
-    def tables(self, schedule: OffloadSchedule) -> Any:
+    def usual_tables(self, schedule: OffloadSchedule) -> Any:
         key = (schedule.experts, schedule.kernel, schedule.copy.chunk_bytes)
         if key not in self._tables:
             # What does not depend on the options is drawn alike for all of them.
@@ -76,9 +77,10 @@ def test_no_schedule_of_any_kind_beats_its_bound(case):
     """Options that the search leaves out too: write-backs, whole layers, a pre-gate, an oracle, cancelled guesses."""
     config, workload, costs, capacities, schedule, trace = case
     known = build_workload(trace, schedule.workload, with_next_use=True)
+    given = RunInput(schedule=schedule, config=config, workload=workload, capacities=capacities, weighed=costs)
     this: Any = SimpleNamespace(
-        workload=lambda *_, **__: known, tables=lambda _: (costs, None), config=lambda _: config,
-        capacities=lambda _: capacities, num_experts=config.num_layers * config.num_experts, trace=trace,
+        workload=lambda *_, **__: known, least_tables=lambda _: costs, given=lambda _: given,
+        num_experts=config.num_layers * config.num_experts, trace=trace,
     )  # fmt: skip
     candidate = Candidate(schedule=schedule, level=0, cached_slots=0)
     outcome = run_twin(config, workload, costs, capacities, serial=not schedule.copy.overlap)
