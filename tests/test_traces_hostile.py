@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import traces_upstream as upstream
 from moeplan.errors import InputError
+from moeplan.traces.convert import convert
 from moeplan.traces.format import RoutingTrace, validate_load, validate_trace
 from moeplan.traces.readers import READERS, import_trace
 
@@ -85,6 +88,41 @@ def _imatrix(folder: Path, rng: np.random.Generator) -> Path:
     return folder / "m.gguf"
 
 
+def _rows(style: str) -> Callable[[Path, np.random.Generator], Path]:
+    def make(folder: Path, rng: np.random.Generator) -> Path:
+        ids = upstream.choices(rng, 3)
+        rows = [(0, t, layer, *ids[t, layer]) for t in range(3) for layer in range(4)]
+        if style == "csv":
+            text = "request,token,layer,expert_0,expert_1\n" + "\n".join(",".join(map(str, row)) for row in rows) + "\n"
+            (folder / "t.csv").write_text(text)
+            return folder / "t.csv"
+        objects = [{"request": r, "token": t, "layer": n, "experts": [int(a), int(b)]} for r, t, n, a, b in rows]
+        if style == "parquet":
+            pq.write_table(pa.Table.from_pylist(objects), folder / "t.parquet")
+            return folder / "t.parquet"
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, objects)) + "\n")
+        return folder / "t.jsonl"
+
+    return make
+
+
+def _converted(folder: Path, rng: np.random.Generator) -> Path:
+    convert(import_trace("npz", _npz(folder, rng)), "parquet", folder / "c.parquet")
+    (folder / "t.npz").unlink()
+    return folder / "c.parquet"
+
+
+def _logits(folder: Path, rng: np.random.Generator) -> Path:
+    upstream.torch_save({"router_logits": [rng.random((4, 8)).astype(np.float32) for _ in range(3)]}, folder / "l.pt")
+    return folder / "l.pt"
+
+
+def _layers(folder: Path, rng: np.random.Generator) -> Path:
+    for layer in range(3):
+        np.save(folder / f"layer{layer}.npy", upstream.choices(rng, 4)[:, layer])
+    return folder
+
+
 CASES: dict[str, tuple[str, Callable[[Path, np.random.Generator], Path], dict[str, Any]]] = {
     "npz": ("npz", _npz, {}),
     "sglang-stat": ("sglang-stat", _counts(upstream.sglang_stat, "s.pt"), {}),
@@ -101,6 +139,12 @@ CASES: dict[str, tuple[str, Callable[[Path, np.random.Generator], Path], dict[st
     "llama-imatrix": ("llama-imatrix", _imatrix, {}),
     "llama-csv": ("llama-csv", _csv, {"top_k": 2}),
     "llama-csv-loads": ("llama-csv", _csv, {}),
+    "jsonl": ("jsonl", _rows("jsonl"), {"num_experts": 8}),
+    "csv": ("csv", _rows("csv"), {"num_experts": 8}),
+    "parquet": ("parquet", _rows("parquet"), {"num_experts": 8}),
+    "parquet-converted": ("parquet", _converted, {}),
+    "npy": ("npy", _layers, {}),
+    "hf-router-logits": ("hf-router-logits", _logits, {"top_k": 2}),
     "moe-infinity": ("moe-infinity", _counts(upstream.moe_infinity, "t.npy"), {}),
 }
 
@@ -251,24 +295,25 @@ def _torch_archive(pickled: bytes, path: Path) -> None:
         archive.writestr("archive/version", b"3\n")
 
 
-@pytest.mark.parametrize("kind", ["sglang-stat", "sglang-per-pass", "sglang-per-token", "verl"])
+@pytest.mark.parametrize("kind", ["sglang-stat", "sglang-per-pass", "sglang-per-token", "verl", "hf-router-logits"])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_hostile_pickle_runs_nothing(kind: str, protocol: int, tmp_path: Path) -> None:
     created = tmp_path / "created"
     hostile = pickle.dumps({"logical_count": _Bomb(created)}, protocol=protocol)
     (tmp_path / "in").mkdir()
     _torch_archive(hostile, tmp_path / "in" / "dump.pt")
+    told = {"top_k": 1} if kind == "hf-router-logits" else {}
     with pytest.raises(InputError, match="more than plain tensors"):
-        import_trace(kind, tmp_path / "in" / "dump.pt")
+        import_trace(kind, tmp_path / "in" / "dump.pt", **told)
     (tmp_path / "in" / "dump.pt").write_bytes(hostile)  # the bare pickle of old torch versions
     with pytest.raises(InputError, match="cannot be read as plain tensors"):
-        import_trace(kind, tmp_path / "in" / "dump.pt")
+        import_trace(kind, tmp_path / "in" / "dump.pt", **told)
     assert not created.exists()
     pickle.loads(hostile)["logical_count"].close()  # the pickle is really loaded here: it does create the file
     assert created.exists()
 
 
-@pytest.mark.parametrize(("kind", "name"), [("npz", "t.npz"), ("moe-infinity", "t.npy")])
+@pytest.mark.parametrize(("kind", "name"), [("npz", "t.npz"), ("moe-infinity", "t.npy"), ("npy", "t.npy")])
 def test_hostile_numpy_files_run_nothing(kind: str, name: str, tmp_path: Path) -> None:
     created = tmp_path / "created"
     array = np.array([_Bomb(created)], dtype=object)

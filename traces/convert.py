@@ -170,6 +170,8 @@ def _strings(recording: Recording) -> dict[str, str]:
         "layer_ids": json.dumps(recording.layer_ids),
         **{f"metadata.{key}": value for key, value in recording.metadata.items()},
     }
+    if isinstance(recording, LoadProfile) and recording.top_k is not None:
+        strings["top_k"] = str(recording.top_k)
     if isinstance(recording, RoutingTrace) and recording.predicted is not None:
         strings["predicted_shape"] = json.dumps(recording.predicted.shape[2:])
     return strings

@@ -24,11 +24,16 @@ Reader = Callable[..., RoutingTrace | LoadProfile]
 # Kind → module of this folder and function in it; the module is imported when the kind is asked for.
 _READERS: Mapping[str, str] = MappingProxyType(
     {
+        "csv": "token_rows.read_csv",
+        "hf-router-logits": "router_logits.read_router_logits",
+        "jsonl": "token_rows.read_jsonl",
         "llama-csv": "llamacpp.read_llama_csv",
         "llama-imatrix": "llamacpp.read_llama_imatrix",
         "megatron": "megatron.read_megatron",
         "moe-infinity": "moe_infinity.read_moe_infinity",
+        "npy": "npy_layers.read_npy_layers",
         "npz": "npz.read_npz_trace",
+        "parquet": "parquet.read_parquet",
         "sglang-per-pass": "sglang.read_sglang_per_pass",
         "sglang-per-token": "sglang.read_sglang_per_token",
         "sglang-routed-experts": "sglang_routed_experts.read_sglang_routed_experts",

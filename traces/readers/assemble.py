@@ -21,7 +21,7 @@ from ..npy import MAX_UNPACKED_BYTES
 from ..recording import LoadProfile, RoutingTrace
 from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
 from .account import Account, layer_ranges
-from .cleaning import clean
+from .cleaning import Cleaned, clean
 
 COUNTS_ONLY = "counts only: order of tokens, requests and which experts went together are not known"
 _RARELY_ABSENT = 4  # more gaps than one in so many layers are the model's pattern
@@ -38,6 +38,8 @@ class RequestRows:
     """integers [num_rows], strictly increasing."""
     phase: npt.NDArray[Any]
     """integers [num_rows]: 0 prefill, 1 decode."""
+    weights: npt.NDArray[Any] | None = None
+    """numbers shaped like `experts`, where the source has them."""
 
 
 def trace_of_requests(
@@ -50,11 +52,13 @@ def trace_of_requests(
     layer_ids: Sequence[int] | None = None,
     metadata: Mapping[str, str] | None = None,
     account: Account | None = None,
+    zeros_may_be_blank: bool = True,
 ) -> RoutingTrace:
     """Return one checked trace of several requests, numbered in the order given; requests without rows are left out.
 
     Padding, rows of nothing and dense layers are told from routing and left out (see `cleaning`), and what was is
-    counted. Without `num_experts` the largest id decides; without `layer_ids` columns count from 0. Raises InputError.
+    counted. Without `num_experts` the largest id decides; without `layer_ids` columns count from 0. Where every id was
+    computed here, `zeros_may_be_blank` is false. Raises InputError.
     """
     account = Account() if account is None else account
     given = [rows for rows in requests if len(rows.experts)]
@@ -71,7 +75,9 @@ def trace_of_requests(
     dtype = np.result_type(*{rows.experts.dtype for rows in given})
     if num_experts is not None and not (1 <= num_experts <= MAX_EXPERTS):
         raise InputError("num_experts", num_experts, f"must be 1 to {MAX_EXPERTS}", "see the model's config.json")
-    cleaned = clean([rows.experts.astype(dtype, copy=False) for rows in given], num_experts, account)
+    ids = [rows.experts.astype(dtype, copy=False) for rows in given]
+    cleaned = clean(ids, num_experts, account) if zeros_may_be_blank else _as_they_are(ids, num_experts)
+    weights = _weights_left(given, cleaned)
     pieces = [
         (ids, rows.position[keep], rows.phase[keep])
         for rows, ids, keep in zip(given, cleaned.experts, cleaned.kept, strict=True)
@@ -104,10 +110,35 @@ def trace_of_requests(
         layer_ids=tuple(layers[column] for column in cleaned.columns),
         source=source,
         licence=licence,
+        weights=weights,
         metadata={**_dense(dense), **account.metadata(), **(metadata or {})},
     )
     validate_trace(trace)
     return trace
+
+
+def _as_they_are(requests: list[npt.NDArray[Any]], num_experts: int | None) -> Cleaned:
+    """Return ids that were computed here, every one a choice."""
+    _, columns, choices = requests[0].shape
+    return Cleaned(
+        experts=requests, kept=[np.ones(len(ids), bool) for ids in requests], columns=list(range(columns)), dense=[],
+        choices=list(range(choices)), num_experts=num_experts,
+    )  # fmt: skip
+
+
+def _weights_left(given: Sequence[RequestRows], cleaned: Cleaned) -> npt.NDArray[np.float16] | None:
+    """Return the weights of the choices that are left, None where a source has none.
+
+    What float16 cannot hold becomes infinite and is refused later.
+    """
+    pieces: list[npt.NDArray[np.float16]] = []
+    for rows, keep in zip(given, cleaned.kept, strict=True):
+        if rows.weights is None:
+            return None
+        left = rows.weights[keep][:, cleaned.columns][:, :, cleaned.choices]
+        with np.errstate(over="ignore", invalid="ignore"):
+            pieces.append(left.astype(np.float16))
+    return np.concatenate(pieces)
 
 
 def _layer_numbers(columns: tuple[int, ...], layer_ids: Sequence[int] | None) -> list[int]:

@@ -40,6 +40,8 @@ class Cleaned:
     """Columns of the source that are routed layers."""
     dense: list[int]
     """Columns in which nothing is routed."""
+    choices: list[int]
+    """Which of a token's recorded choices are left."""
     num_experts: int | None
     """Logical experts where the ids tell; None where only the largest id does."""
 
@@ -51,8 +53,10 @@ def clean(requests: Sequence[Ids], num_experts: int | None, account: Account) ->
     """
     wraps = _wrapped_values(requests, num_experts)
     pads: Sequence[Mask] = [_padding(ids, wraps, num_experts) for ids in requests]
-    requests, pads, num_experts = _without_fused_experts(requests, pads, num_experts, account)
-    requests, pads = _without_padded_choices(requests, pads, account)
+    choices = np.arange(requests[0].shape[2])
+    fused, num_experts = _fused_experts(requests, pads, num_experts, account)
+    choices, requests, pads = _chosen(choices, requests, pads, fused)
+    choices, requests, pads = _chosen(choices, requests, pads, _padded_choices(requests, pads, account))
     top_k = requests[0].shape[2]
     blanks = [pad.all(axis=2) | ((ids == 0).all(axis=2)) for ids, pad in zip(requests, pads, strict=True)]
     dense = _dense_columns(blanks, pads, top_k, account)
@@ -67,8 +71,15 @@ def clean(requests: Sequence[Ids], num_experts: int | None, account: Account) ->
     if not any(keep.any() for keep in kept):
         causes_found = ", ".join(f"{cause}: {count}" for cause, count in account.dropped.items())
         raise InputError("routed experts", causes_found, "no token is left", "record with routing turned on")
-    columns, left_out = routed.tolist(), np.flatnonzero(dense).tolist()
-    return Cleaned(experts=experts, kept=kept, columns=columns, dense=left_out, num_experts=num_experts)
+    columns, dense_columns = routed.tolist(), np.flatnonzero(dense).tolist()
+    return Cleaned(
+        experts=experts,
+        kept=kept,
+        columns=columns,
+        dense=dense_columns,
+        choices=choices.tolist(),
+        num_experts=num_experts,
+    )
 
 
 def _wrapped_values(requests: Sequence[Ids], num_experts: int | None) -> tuple[int, ...]:
@@ -115,10 +126,20 @@ def _padding(ids: Ids, wraps: tuple[int, ...], num_experts: int | None) -> Mask:
     return pad
 
 
-def _without_fused_experts(
+def _chosen(
+    choices: npt.NDArray[np.intp], requests: Sequence[Ids], pads: Sequence[Mask], left_out: Mask
+) -> tuple[npt.NDArray[np.intp], Sequence[Ids], Sequence[Mask]]:
+    """Return (choices, ids, padding) without the choices that are left out."""
+    if not left_out.any():
+        return choices, requests, pads
+    kept = np.flatnonzero(~left_out)
+    return choices[kept], [ids[:, :, kept] for ids in requests], [pad[:, :, kept] for pad in pads]
+
+
+def _fused_experts(
     requests: Sequence[Ids], pads: Sequence[Mask], num_experts: int | None, account: Account
-) -> tuple[Sequence[Ids], Sequence[Mask], int | None]:
-    """Return the arrays without choices that name the fused shared experts in every token, and num_experts.
+) -> tuple[Mask, int | None]:
+    """Return (which choices [k] name the fused shared experts in every token, num_experts).
 
     Engines that compute shared experts with the routed ones append them to each token's choices, numbered after the
     last routed expert.
@@ -140,28 +161,24 @@ def _without_fused_experts(
         others = [int(np.delete(high, j).max()) if top_k > 1 else -1 for j in range(top_k)]
         fused = (low == high) & (high > np.array(others)) & (seen >= _CREDIBLE_TOKENS) & (np.array(others) >= 0)
     if not fused.any() or fused.all():
-        return requests, pads, num_experts
+        return np.zeros(top_k, bool), num_experts
     number = int(low[fused].min())
     shown = ", ".join(str(int(j) + 1) for j in np.flatnonzero(fused))
     account.note(f"choice {shown} of {top_k} is the fused shared expert (id {number}), left out")
-    kept = np.flatnonzero(~fused)
-    return [ids[:, :, kept] for ids in requests], [pad[:, :, kept] for pad in pads], num_experts or number
+    return np.asarray(fused), num_experts or number
 
 
-def _without_padded_choices(
-    requests: Sequence[Ids], pads: Sequence[Mask], account: Account
-) -> tuple[Sequence[Ids], Sequence[Mask]]:
-    """Return the arrays without choices that are padding in every token (recorders of a fixed width)."""
+def _padded_choices(requests: Sequence[Ids], pads: Sequence[Mask], account: Account) -> Mask:
+    """Return which choices [k] are padding in every token (recorders of a fixed width)."""
     top_k = requests[0].shape[2]
     used = np.zeros(top_k, bool)
     for ids, pad in zip(requests, pads, strict=True):
         real = ~(pad.all(axis=2) | (ids == 0).all(axis=2))
         used |= ~pad[real].all(axis=0) if real.any() else False
     if used.all() or not used.any():
-        return requests, pads
+        return np.zeros(top_k, bool)
     account.note(f"{top_k - int(used.sum())} of {top_k} recorded choices are padding in every token, left out")
-    kept = np.flatnonzero(used)
-    return [ids[:, :, kept] for ids in requests], [pad[:, :, kept] for pad in pads]
+    return ~used
 
 
 def _dense_columns(blanks: Sequence[Mask], pads: Sequence[Mask], top_k: int, account: Account) -> Mask:
