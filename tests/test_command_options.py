@@ -46,7 +46,6 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "validate": {"plan": ("p.json",), "grid": ("--grid", "g.yaml")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",)},
     "model list": {"": ()},
-    "model list": {"": ()},
     "model show": {"": ("tiny-moe",)},
     "hardware list": {"": ()},
     "hardware show": {"": ("t4",)},
