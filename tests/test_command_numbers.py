@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from moeplan.cli import app, main
+from moeplan.cli import main
+from moeplan.commands.app import app
 
 # Options for which nought means something.
 NOUGHT = {"--baselines", "--redundant", "--search-moves", "--seed"}

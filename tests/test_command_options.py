@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import typer
 
-from moeplan.cli import app, main
+from moeplan.cli import main
+from moeplan.commands.app import app
 from moeplan.commands.conditions import CONDITIONS, ConditionedCommand
 from moeplan.traces.format import save_profile, save_trace
 from moeplan.traces.recording import LoadProfile

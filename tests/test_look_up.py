@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from moeplan.catalog.schedules import OFFLOAD, PARALLEL
-from moeplan.cli import app, main
+from moeplan.cli import main
 from moeplan.commands import emit, trace
+from moeplan.commands.app import app
 from moeplan.ep_schedule import EP_PRESETS, apply_ep_settings, load_ep_preset
 from moeplan.hardware import profile_to_json
 from moeplan.planner.emit.targets import list_targets
