@@ -18,14 +18,17 @@ from .trace_synth import trace_synth
 
 # Written out, because asking the registry would import numpy before any help is shown; a test compares.
 SOURCES = (
-    "llama-csv, llama-imatrix, megatron, moe-infinity, npz, sglang-per-pass, sglang-per-token, sglang-routed-experts, sglang-stat, "
-    "trtllm, verl, vllm-routed-experts"
+    "csv, hf-router-logits, jsonl, llama-csv, llama-imatrix, megatron, moe-infinity, npy, npz, parquet, "
+    "sglang-per-pass, sglang-per-token, sglang-routed-experts, sglang-stat, trtllm, verl, "
+    "vllm-routed-experts"
 )
 
 
 def trace_import(
     path: Annotated[str, typer.Argument(help="File or folder to read.")],
-    kind: Annotated[str, typer.Option("--from", help=f"Source format: {SOURCES}.")],
+    kind: Annotated[
+        str, typer.Option("--from", help=f"Source format: {SOURCES}. docs/recordings.md says how to make each.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Recording to write (.safetensors).")],
     option: Annotated[list[str] | None, typer.Option("--option", help="Reader option: key=value. Repeatable.")] = None,
     as_json: JsonFlag = False,

@@ -355,7 +355,7 @@ def _provenance(model: ModelSpec, profile: Profile, recording: Recording, search
         "produced_by": f"moeplan {__version__}", "model": model.name, "hardware": profile.name,
         "trace": {"model": recording.model, "source": recording.source, "sha256": recording_sha256(recording),
                   "num_tokens": tokens, "num_layers": recording.num_layers,
-                  "num_experts": recording.num_experts, "layer_ids": list(recording.layer_ids),
+                  "num_experts": recording.num_experts, "layer_ids": list(model.moe_layers),
                   "kind": "routing" if tokens is not None else "counts"},
         "num_evaluated": search.num_evaluated, "step_tokens": search.evidence.step_tokens,
     }  # fmt: skip
