@@ -77,11 +77,11 @@ class DoesNotFit(MoeplanError):
 
     exit_status = 3
 
-    def __init__(self, what: str, missing_bytes: int) -> None:
-        self.missing_bytes = int(missing_bytes)
-        size = self.missing_bytes
+    def __init__(self, what: str, missing_bytes: int, *, place: str | None = None) -> None:
+        self.missing_bytes, self.place = int(missing_bytes), place
+        size, where = self.missing_bytes, "" if place is None else f" of {place} memory"
         readable = f" ({size / _GIB:.2f} GiB)" if size >= _GIB else f" ({size / _MIB:.2f} MiB)" if size >= _MIB else ""
-        missing = f"; {size} bytes are missing{readable}" if size else ""
+        missing = f"; {size} bytes{where} are missing{readable}" if size else ""
         super().__init__(f"does not fit: {one_line(what, _RULE_CHARS)}{missing}")
 
 

@@ -76,7 +76,11 @@ class MemoryNeeds:
     staging_experts: int = 0
     """Buffers for experts on their way in."""
     host_experts: int | None = None
-    """Experts that the host holds, the others being on disk; None: all."""
+    """Experts that the host holds; None: all."""
+    host_expert_bytes: int | None = None
+    """What each of them takes there, where that is not what it takes on the device."""
+    below_host: bool = False
+    """All experts lie on a disk, of which the host holds its share."""
     runtime_bytes: int = 0
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
 
@@ -95,8 +99,8 @@ def device_ledger(
 ) -> MemoryLedger:
     """Return the ledger of a plan that caches `cached_experts` experts on the device.
 
-    replicas: extra copies of experts (expert parallelism). offloaded: the host keeps every expert in page-locked memory, as
-    it must unless all of them are resident. Raises InputError for counts below zero.
+    replicas: extra copies of experts (expert parallelism). offloaded: the host keeps experts in page-locked memory (all of them,
+    or `host_experts`), as it must unless all of them are resident. Raises InputError for counts below zero.
     """
     for name, value in (("cached_experts", cached_experts), ("replicas", replicas)):
         if value < 0:
@@ -108,9 +112,12 @@ def device_ledger(
         items.append(_experts("replicas", replicas, each, needs.expert_format))
     if offloaded:
         count = model.num_routed_experts if needs.host_experts is None else needs.host_experts
-        which = "all" if needs.host_experts is None else f"{model.num_routed_experts} on disk, of them"
-        note = f"{which} {count} experts of {each} bytes, page-locked"
-        items.append(LedgerItem(name="expert store", place=HOST, num_bytes=count * each, note=note))
+        of_all = "all " if count == model.num_routed_experts else ""
+        stay = "" if of_all or needs.below_host else ", the others stay on the device"
+        there = needs.host_expert_bytes if needs.host_expert_bytes is not None else each
+        which = f"{model.num_routed_experts} on disk, of them " if needs.below_host and not of_all else of_all
+        note = f"{which}{count} experts of {there} bytes{stay}, page-locked"
+        items.append(LedgerItem(name="expert store", place=HOST, num_bytes=count * there, note=note))
     return MemoryLedger(items=tuple(items))
 
 

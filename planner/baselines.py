@@ -78,7 +78,7 @@ def _check(schedule: OffloadSchedule) -> Prediction:
 
 
 def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> OffloadSchedule:
-    """Return a preset with the bits, batching and tiers of `base`; guesses a recording lacks are replaced by a dial.
+    """Return a preset with the bits and batching of `base`; guesses a recording lacks are replaced by a dial.
 
     Raises InputError where the preset contradicts those.
     """
@@ -86,8 +86,6 @@ def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> O
         experts__bits=base.experts.bits, workload__concurrency=base.workload.concurrency,
         workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens,
     )  # fmt: skip
-    if base.copy.host_experts is not None and schedule.name != "resident":
-        schedule = schedule.with_options(copy__host_experts=base.copy.host_experts)
     if schedule.predictor.kind == "next-gate" and not has_guesses:
         schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
     return schedule

@@ -47,6 +47,8 @@ def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s
                 top, found = level, reached
                 break
             low = level
+        if found is None and top not in levels.lowest:
+            raise min(levels.refused, key=lambda reason: reason.missing_bytes)
         if found is None:
             most = counted_tokens(workload) * NS_PER_S / levels.lowest[top]
             raise DoesNotFit(
@@ -74,15 +76,19 @@ class _Levels:
     limit_ns: int
     progress: Progress | None
     lowest: dict[int, int] = field(default_factory=dict)
-    """By level, a time that none of its schedules can go below."""
+    """By level that has schedules, a time that none of them can go below."""
+    refused: list[DoesNotFit] = field(default_factory=list)
+    """Why the host cannot hold what other schedules must keep there."""
     num_evaluated: int = 0
     num_abandoned: int = 0
     num_pruned: int = 0
 
     def fewest_bytes(self, level: int) -> Scored | None:
         """Return the schedule of `level` slots that is fast enough with the fewest bytes, then the fastest; None without any."""
-        bounded = [(one, self.bounds.of(one)) for one in candidates(self.rehearsal, self.base, level, self.low_bits)]
-        self.lowest[level] = min((bound.whole_ns for _, bound in bounded), default=1)
+        every = candidates(self.rehearsal, self.base, level, self.low_bits, self.refused)
+        bounded = [(one, self.bounds.of(one)) for one in every]
+        if bounded:
+            self.lowest[level] = min(bound.whole_ns for _, bound in bounded)
         hopeful = [one for one in bounded if one[1].whole_ns <= self.limit_ns]
         self.num_pruned += len(bounded) - len(hopeful)
         workload = self.rehearsal.workload(self.base)

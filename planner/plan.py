@@ -83,10 +83,7 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
 
     Raises DoesNotFit when no weight format leaves room for any schedule.
     """
-    bases = [
-        rehearsal.within_host(base_schedule(request, rehearsal.model.native_bits if bits == "native" else bits))
-        for bits in request.bits
-    ]
+    bases = [base_schedule(request, rehearsal.model.native_bits if bits == "native" else bits) for bits in request.bits]
     rehearsal.warm(bases[0])  # compile before forking, so that the workers need not
     with CheckedRuns(rehearsal) as checked:
         if len(bases) == 1:

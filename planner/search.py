@@ -40,7 +40,8 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     if objective == "least_memory" and floor_tokens_per_s is not None:
         return least_memory(rehearsal, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
     bounds = Bounds(rehearsal, base)
-    every = {level: list(candidates(rehearsal, base, level, low_bits)) for level in levels(rehearsal, base)}
+    refused: list[DoesNotFit] = []
+    every = {level: list(candidates(rehearsal, base, level, low_bits, refused)) for level in levels(rehearsal, base)}
     total = sum(len(found) for found in every.values())
     done = 0
     lowest: list[int] = []
@@ -88,6 +89,8 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             result.num_outrun += outrun
             result.best = incumbent
             result.front.append(front_point(rehearsal, level, incumbent, workload))
+    if result is None and refused:
+        raise min(refused, key=lambda reason: reason.missing_bytes)
     if result is None:
         raise DoesNotFit("no schedule of the search space", rehearsal.model.expert_bytes(rehearsal.expert_format(base)))
     result.lower_bound_ns = min(lowest)

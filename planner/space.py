@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ..errors import InputError
+from ..errors import DoesNotFit, InputError
 from ..schedule import OffloadSchedule
 from ..sim.simulate import SPARE_SLOTS, STREAM_SLOTS, Rehearsal
 
@@ -48,6 +49,10 @@ class Candidate:
         )
 
 
+# A schedule and the slots of its cache.
+_Sized: TypeAlias = tuple[OffloadSchedule, int]
+
+
 def levels(rehearsal: Rehearsal, base: OffloadSchedule) -> list[int]:
     """Return the numbers of slots to search, rising; the last is the most that fits. Raises DoesNotFit when none do."""
     most = rehearsal.slots_that_fit(base)
@@ -77,12 +82,27 @@ def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
 
 
 def candidates(
-    rehearsal: Rehearsal, base: OffloadSchedule, level: int, low_bits: str | None = None
+    rehearsal: Rehearsal,
+    base: OffloadSchedule,
+    level: int,
+    low_bits: str | None = None,
+    refused: list[DoesNotFit] | None = None,
 ) -> Iterator[Candidate]:
-    """Yield every schedule of `level` slots that keeps the bits (and `low_bits`, a second format) and batching of `base`."""
-    yield from _plain(rehearsal, base, level)
-    for settings in _special(rehearsal, low_bits):
-        yield from _sized(rehearsal, base, level, settings)
+    """Yield every schedule of `level` slots that keeps the bits (and `low_bits`, a second format) and batching of `base`.
+
+    refused: is given the reasons why the host cannot hold what others must keep there.
+    """
+    for schedule, cached in (
+        *_plain(rehearsal, base, level),
+        *(one for settings in _special(rehearsal, low_bits) for one in _sized(rehearsal, base, level, settings)),
+    ):
+        try:
+            held = rehearsal.within_host(schedule, cached_experts=cached)
+        except DoesNotFit as reason:
+            if refused is not None:
+                refused.append(reason)
+        else:
+            yield Candidate(schedule=held, level=level, cached_slots=cached)
 
 
 def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, object]]:
@@ -111,6 +131,8 @@ def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, o
                         continue  # nothing would ever enter the cache
                     for guess in (none, *(next_layer if policy != "static" else [])):
                         yield launch | guess | {"cache.policy": policy, "kernel.miss": miss}
+            if grouping == "grouped":  # nothing is launched on the device, so how does not matter
+                yield launch | none | {"cache.policy": "none", "kernel.miss": "cpu"}
             for placement in ("front", "back"):
                 yield launch | none | {"cache.policy": "static", "cache.placement": placement, "kernel.miss": "cpu"}
         if low_bits is not None:
@@ -119,9 +141,12 @@ def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, o
                     yield launch | guess | {"cache.policy": "lru", "experts.low_bits": low_bits} | use
 
 
-def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: dict[str, object]) -> Iterator[Candidate]:
+def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: dict[str, object]) -> Iterator[_Sized]:
     """Yield the schedule of `settings` with `level` slots in one pool and, where that makes a difference, by layer."""
     layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
+    if settings["cache.policy"] == "none":
+        yield from _allowed(base, {name.replace(".", "__"): value for name, value in settings.items()}, 0)
+        return
     slots = level - (STREAM_SLOTS if settings["cache.policy"] == "static" and level < total else 0)
     slots -= SPARE_SLOTS if settings["predictor.kind"] != "none" else 0
     whole = settings.get("cache.placement") in ("front", "back")
@@ -133,10 +158,10 @@ def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: di
     for key, size, cached in sizes:
         if size >= 1:
             options = {name.replace(".", "__"): value for name, value in (settings | {key: size}).items()}
-            yield from _candidate(base, options, level, cached)
+            yield from _allowed(base, options, cached)
 
 
-def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[Candidate]:
+def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[_Sized]:
     """Yield the grid of caches, predictors, launches, streams and chunks."""
     layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
     expert_bytes = rehearsal.expert_bytes(base)
@@ -178,16 +203,15 @@ def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[
                             "copy.chunk_bytes": chunk,
                         }
                         options = {key.replace(".", "__"): v for key, v in choice.items()}
-                        yield from _candidate(base, options, level, slots)
+                        yield from _allowed(base, options, slots)
 
 
-def _candidate(base: OffloadSchedule, options: dict[str, object], level: int, cached_slots: int) -> Iterator[Candidate]:
-    """Yield the candidate of `options`, unless they contradict what the user or the machine fixed."""
+def _allowed(base: OffloadSchedule, options: dict[str, object], cached_slots: int) -> Iterator[_Sized]:
+    """Yield the schedule of `options`, unless they contradict what the user or the machine fixed."""
     try:
-        schedule = base.with_options(name="search", **options)
+        yield base.with_options(name="search", **options), cached_slots
     except InputError:
         return
-    yield Candidate(schedule=schedule, level=level, cached_slots=cached_slots)
 
 
 def _chunk(expert_bytes: int) -> int:

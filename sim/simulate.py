@@ -7,6 +7,7 @@ predicts any schedule on them. Ignored: which schedule is best (the planner's jo
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +167,9 @@ class Rehearsal:
             concurrency=schedule.workload.concurrency,
             pass_tokens=int(self.workload(schedule).step_tokens.max()),
             staging_experts=schedule.predictor.staging + stream + spare + transient_experts,
-            host_experts=schedule.copy.host_experts or None,
+            host_experts=self._held_by_host(schedule, cached_experts),
+            host_expert_bytes=self._host_expert_bytes(schedule),
+            below_host=schedule.copy.host_experts is not None,
             runtime_bytes=int(self.profile.device.runtime_bytes.value),
         )
         return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
@@ -200,37 +203,82 @@ class Rehearsal:
         """The whole device budget."""
         return self.memory_bytes if self.memory_bytes is not None else self.profile.memory_bytes
 
-    def slots_that_fit(self, schedule: OffloadSchedule) -> int:
+    def slots_that_fit(self, schedule: OffloadSchedule, *, least: int = 1) -> int:
         """Return how many cached experts, over all layers, the budget holds beside everything else of the schedule.
 
-        Raises DoesNotFit when what is not cached exceeds the budget already.
+        Raises DoesNotFit when those are fewer than the `least` that the schedule works with.
         """
-        rest = self.ledger(schedule, cached_experts=0)
-        room = self.budget_bytes - rest.device_bytes
-        if room < 0:
-            raise DoesNotFit(f"{schedule.name} needs {rest.device_bytes} bytes without any cached expert", -room)
-        return min(self.num_experts, room // self.expert_bytes(schedule))
+        needed = self.ledger(schedule, cached_experts=least).device_bytes
+        if needed > self.budget_bytes:
+            what = f"{schedule.name} needs {needed} bytes of device memory with the fewest experts it can keep there, {least}"
+            raise DoesNotFit(what, needed - self.budget_bytes)
+        room = self.budget_bytes - self.ledger(schedule, cached_experts=0).device_bytes
+        return max(least, min(self.num_experts, room // self.expert_bytes(schedule)))
 
-    def host_room(self, schedule: OffloadSchedule) -> int | None:
-        """Return how many experts the machine's own memory has room for, None where it holds all of them."""
-        room = int(self.profile.host.memory_bytes.value * HOST_SHARE) // self.expert_bytes(schedule)
-        return max(1, room) if room < self.num_experts else None
+    def host_room(self, schedule: OffloadSchedule) -> int:
+        """Return how many of the schedule's experts the machine's own memory has room for."""
+        return self._bytes_for_experts // self._host_expert_bytes(schedule)
 
-    def within_host(self, schedule: OffloadSchedule) -> OffloadSchedule:
-        """Return the schedule with a disk below the host where the machine has one and its memory cannot hold all experts."""
-        room = self.host_room(schedule)
-        if room is None or self.profile.disk is None or schedule.copy.host_experts is not None:
+    @property
+    def _bytes_for_experts(self) -> int:
+        return int(self.profile.host.memory_bytes.value * HOST_SHARE)
+
+    def _host_expert_bytes(self, schedule: OffloadSchedule) -> int:
+        """Return what one expert takes in the host's memory: both formats where a miss may be fetched in either."""
+        low = self.low_format(schedule) if schedule.experts.low_rank is not None else None
+        return self.expert_bytes(schedule) + (0 if low is None else self.model.expert_bytes(low))
+
+    def _held_by_host(self, schedule: OffloadSchedule, cached_experts: int) -> int:
+        """Return how many experts the host holds: all, or as many as the schedule says, but none that stay on the device for good."""
+        if cached_experts >= self.num_experts:
+            return 0
+        away = self.num_experts - (cached_experts if schedule.cache.policy == "static" else 0)
+        return away if schedule.copy.host_experts is None else min(schedule.copy.host_experts or away, away)
+
+    def within_host(self, schedule: OffloadSchedule, *, cached_experts: int) -> OffloadSchedule:
+        """Return the schedule, with a disk below the host where its memory cannot hold the experts that must lie there.
+
+        Raises DoesNotFit, with the bytes that the host lacks, where the machine has no disk or the schedule cannot read from one.
+        """
+        held, room = self._held_by_host(schedule, cached_experts), self.host_room(schedule)
+        if held <= room:
             return schedule
-        return schedule.with_options(copy__host_experts=room)
+        options = schedule.copy
+        reason = (
+            "and the user asked for that many" if options.host_experts is not None
+            else "and this machine's profile has no disk" if self.profile.disk is None
+            else "and what the cores compute is not read from a disk first" if schedule.kernel.miss == "cpu"
+            else "and a schedule on one stream reads nothing from a disk" if not options.overlap
+            else "and experts that are written back do not live on a disk" if options.write_back
+            else "" if room else "not enough for one"
+        )  # fmt: skip
+        if not reason:
+            return schedule.with_options(copy__host_experts=room)
+        needed = held * self._host_expert_bytes(schedule)
+        have = int(self.profile.host.memory_bytes.value)
+        lacking = max(0, math.ceil(needed / HOST_SHARE) - have)
+        while int((have + lacking) * HOST_SHARE) < needed:  # as the share is rounded above
+            lacking += 1
+        what = (
+            f"{schedule.name} keeps {held} experts of together {needed} bytes in the host's memory, where experts may take "
+            f"{HOST_SHARE:.0%} of {have}, {reason}"
+        )
+        raise DoesNotFit(what, lacking, place="host")
 
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
-        """Return the schedule with its cache's capacity filled in: as given, or the largest that fits.
+        """Return the schedule with its cache's capacity filled in: as given, or the largest that fits; and with a disk below the
+        host where the machine's memory cannot hold what must lie there.
 
-        Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget.
+        Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget, or the host cannot hold the rest.
         """
-        schedule = schedule.with_options(experts__bits=self.expert_format(schedule).name)
-        if schedule.copy.host_experts == 0:
-            schedule = schedule.with_options(copy__host_experts=self.host_room(schedule))
+        sized = self._sized(schedule.with_options(experts__bits=self.expert_format(schedule).name))
+        cached = min(int(self.capacities(sized).sum()), self.num_experts)
+        if sized.copy.host_experts == 0:  # as many as the machine has room for
+            sized = sized.with_options(copy__host_experts=None)
+        return self.within_host(sized, cached_experts=cached)
+
+    def _sized(self, schedule: OffloadSchedule) -> OffloadSchedule:
+        """Return the schedule with its cache's capacity filled in; raises DoesNotFit as `resolve` does."""
         cache = schedule.cache
         expert_bytes = self.expert_bytes(schedule)
         if cache.policy == "none":
@@ -259,15 +307,10 @@ class Rehearsal:
         if schedule.name == "resident":
             return schedule.with_options(cache__experts_per_layer=self.trace.num_experts)
         if cache.policy == "static" and cache.placement in ("front", "back"):  # whole layers
-            whole = self.slots_that_fit(schedule) // self.trace.num_experts
-            if whole == 0 and schedule.kernel.miss == "fetch":
-                missing = self.ledger(schedule, cached_experts=self.trace.num_experts).device_bytes - self.budget_bytes
-                raise DoesNotFit(f"{schedule.name} needs one layer of cached experts", missing)
-            return schedule.with_options(cache__pooled_experts=max(1, whole * self.trace.num_experts))
-        each = self.slots_that_fit(schedule) // self.trace.num_layers
-        if each < 1:
-            missing = self.ledger(schedule, cached_experts=self.trace.num_layers).device_bytes - self.budget_bytes
-            raise DoesNotFit(f"{schedule.name} needs one cached expert a layer", missing)
+            layer = self.trace.num_experts
+            fits = self.slots_that_fit(schedule, least=layer if schedule.kernel.miss == "fetch" else 1)
+            return schedule.with_options(cache__pooled_experts=max(1, fits // layer * layer))
+        each = self.slots_that_fit(schedule, least=self.trace.num_layers) // self.trace.num_layers
         return schedule.with_options(cache__experts_per_layer=int(each))
 
     def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0,
@@ -346,13 +389,10 @@ class Rehearsal:
         if self.window_steps is not None and workload.num_steps == self.window_steps:
             found.append(f"only the first {workload.num_steps} forward passes of the recording are replayed")
         if schedule.copy.host_experts is not None:
+            held, each = schedule.copy.host_experts, self._host_expert_bytes(schedule)
             found.append(
-                f"the host holds {schedule.copy.host_experts} of {self.num_experts} experts, at first the most popular ones"
-            )
-        elif self.host_room(schedule) is not None and schedule.name != "resident":
-            found.append(
-                f"the host is taken to hold all {self.num_experts} experts; {HOST_SHARE:.0%} of this machine's memory has room "
-                f"for {self.host_room(schedule)} (copy.host_experts=0 reads the others from disk)"
+                f"the host's memory holds {held} experts of {each} bytes, at first the most popular ones of those that do not stay on "
+                f"the device; the others of the {self.num_experts} are read from the disk when they are needed"
             )
         found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
         return tuple(found)

@@ -42,9 +42,11 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "candidates", few)
 
 
-def few(this: Rehearsal, base: OffloadSchedule, level: int, low_bits: str | None = None) -> list[Candidate]:
+def few(
+    this: Rehearsal, base: OffloadSchedule, level: int, low_bits: str | None = None, refused: Any = None
+) -> list[Candidate]:
     """Return the candidates that guess nothing: what is tested holds for any space, and these are quick."""
-    return [one for one in candidates(this, base, level, low_bits) if one.schedule.predictor.kind == "none"]
+    return [one for one in candidates(this, base, level, low_bits, refused) if one.schedule.predictor.kind == "none"]
 
 
 def least(this: Rehearsal, floor: float) -> Any:

@@ -407,9 +407,9 @@ def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> Non
 
 
 def _load_host(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:
-    """Fill the host's memory with the most popular experts of all, the most popular the most recent."""
+    """Fill the host's memory with the most popular experts that are not on the device, the most popular the most recent."""
     sentinel = config.num_layers * config.num_experts
-    chosen = np.argsort(-popularity.ravel(), kind="stable")[: config.host_experts]
+    chosen = np.lexsort((-popularity.ravel(), state.where == CACHED))[: config.host_experts]
     chain = np.concatenate(([sentinel], chosen, [sentinel]))
     state.keys[HOST_NEXT, chain[:-1]] = chain[1:]
     state.keys[HOST_PREV, chain[1:]] = chain[:-1]
