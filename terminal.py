@@ -36,7 +36,10 @@ def print_prediction(document: dict[str, Any]) -> None:
     print(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
     print(f"  copied    {document['bytes_copied'] / GIGA:.2f} GB")
     print("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
-    print(f"  memory    {document['ledger']['device_bytes'] / GIB:.2f} GiB on the device")
+    ledger = document["ledger"]
+    print(
+        f"  memory    {ledger['device_bytes'] / GIB:.2f} GiB on the device, {ledger['host_bytes'] / GIB:.2f} GiB of experts in the host's"
+    )
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
 

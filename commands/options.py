@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from ..units import MIB
+from ..units import GIB, MIB
 from .bounds import PASSES, between
 from .settings import Settings
 
@@ -126,9 +126,14 @@ def rehearse(
     spec, profile = load_model(model), load_hardware(hardware)
     if settings is not None:
         spec, profile = settings.changed_model(spec), settings.changed_machine(profile)
+    budget = None if memory is None else parse_bytes(memory, "--memory")
+    if budget is not None and budget > profile.memory_bytes:
+        most = profile.memory_bytes
+        raise InputError("--memory", memory, f"{profile.name} has {most} bytes ({most / GIB:.2f} GiB)",
+                         "give at most that, or another machine")  # fmt: skip
     return Rehearsal(
-        model=spec, profile=profile, trace=open_trace(trace), window_steps=window,
-        memory_bytes=None if memory is None else parse_bytes(memory, "--memory"), dense_format=weight_format(dense_bits),
+        model=spec, profile=profile, trace=open_trace(trace), window_steps=window, memory_bytes=budget,
+        dense_format=weight_format(dense_bits),
     )  # fmt: skip
 
 

@@ -272,7 +272,8 @@ class Rehearsal:
         Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget, or the host cannot hold the rest.
         """
         sized = self._sized(schedule.with_options(experts__bits=self.expert_format(schedule).name))
-        cached = min(int(self.capacities(sized).sum()), self.num_experts)
+        pooled, each = sized.cache.pooled_experts, sized.cache.experts_per_layer or 0
+        cached = min(pooled if pooled is not None else each * self.trace.num_layers, self.num_experts)
         if sized.copy.host_experts == 0:  # as many as the machine has room for
             sized = sized.with_options(copy__host_experts=None)
         return self.within_host(sized, cached_experts=cached)
