@@ -101,7 +101,9 @@ def test_reads_and_bytes_are_those_of_the_simulator_and_results_those_of_memory(
     )
     assert mine.tolist() == theirs.tolist()  # in this very order
     assert found.bytes_read == found.counts[DISK_READS] * SLOT_BYTES
-    assert (found.bytes_read == 0) == (host_experts == NUM_EXPERTS)
+    # What a fixed cache holds is not asked for again, and takes no place in the host's memory.
+    away = NUM_EXPERTS - (int(run.capacities.sum()) if run.schedule.cache.policy == "static" else 0)
+    assert (found.bytes_read == 0) == (host_experts >= away)
     memory = executed(run_of(name, None))
     assert all(torch.equal(one, other) for one, other in zip(found.outputs, memory.outputs, strict=True))
 
