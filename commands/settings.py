@@ -64,7 +64,7 @@ class Settings:
     def changed_model(self, model: ModelSpec) -> ModelSpec:
         """Return the model with its fields as set; raises InputError for a key or value that it cannot have."""
         changed: ModelSpec = self._changed_fields("model", model, self.model)
-        if changed.native_bits not in WEIGHT_FORMATS:
+        if changed.native_bits != model.native_bits and changed.native_bits not in WEIGHT_FORMATS:
             raise UnknownName("model.native_bits", changed.native_bits, WEIGHT_FORMATS)
         return changed
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from .keys import Keys
 
-_FULL = ("full_attention", "global_attention", "attention", "indexed_attention", "hybrid", "global", "full")
+_FULL = ("full_attention", "global_attention", "attention", "indexed_attention", "hybrid", "global", "full",
+         "deepseek_sparse_attention", "qwen_sparse_attention")  # fmt: skip
+INDEXED = ("indexed_attention", "deepseek_sparse_attention", "full_attention")
+"""What layers whose attention has an index are called."""
 _SLIDING = ("sliding_attention", "chunked_attention", "hybrid_sliding", "local_attention", "local", "sliding")
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "mamba2")
 _SPARSE = ("sparse", "moe", "hash_moe")

@@ -15,7 +15,7 @@ from typing import Any
 from ..specs import AttentionSpec, RecurrentSpec
 from .family import Draft, Family
 from .keys import Keys
-from .layers import LayerKinds
+from .layers import INDEXED, LayerKinds
 
 _SWA = {
     "swa_num_attention_heads": "num_attention_heads", "num_sliding_attention_heads": "num_attention_heads",
@@ -141,7 +141,7 @@ def _add_index(keys: Keys, draft: Draft, kinds: LayerKinds, attention: Attention
         layer
         for layer in draft.all_layers
         if layer not in kinds.sliding and layer not in kinds.recurrent
-        and (not kinds.words or kinds.words[layer] in ("indexed_attention", "full_attention"))
+        and (not kinds.words or kinds.words[layer] in INDEXED)
     ]  # fmt: skip
     for layer in indexed:
         base = draft.differ.get(layer, {}).get("attention", attention)

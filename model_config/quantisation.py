@@ -130,6 +130,10 @@ def stored_as(
     expert_dtype = table.get("expert_dtype") or flat.get("expert_dtype")
     if expert_dtype in ("fp4", "mxfp4"):
         experts = _MXFP4
+    elif fields.get("family") == "deepseek_v4" and method == "fp8" and expert_dtype is None:
+        remarks.append(
+            "expert_dtype is absent: experts are taken to be stored like the rest; published instruct checkpoints store them in 4 bits"
+        )
     return Stored(experts=experts or plain, dense=dense or plain, remarks=remarks)
 
 

@@ -25,6 +25,14 @@ def add_hyper_connections(keys: Keys, draft: Draft, *, rows: int, head: bool) ->
         draft.fields["other_parameters"] = streams * streams * hidden + streams + 1
 
 
+# What the reference code beside the published weights calls things (inference/config.json).
+_REFERENCE_NAMES = {
+    "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "moe_inter_dim": "moe_intermediate_size",
+    "n_activated_experts": "num_experts_per_tok", "rope_head_dim": "qk_rope_head_dim", "window_size": "sliding_window",
+    "n_hash_layers": "num_hash_layers",
+}  # fmt: skip
+
+
 def _kinds(keys: Keys, num_layers: int) -> list[str]:
     """Return what each layer's attention is, from any of the published spellings."""
     words = keys.per_layer("layer_types", num_layers=num_layers, what=str)
@@ -45,6 +53,9 @@ def _kinds(keys: Keys, num_layers: int) -> list[str]:
 
 def _v4_prepare(keys: Keys) -> None:
     """All layers have a window: the usual reader must not take kinds of compression for kinds of attention."""
+    for own, usual in _REFERENCE_NAMES.items():
+        if keys.has(own) and not keys.has(usual):
+            keys.put(usual, keys.value(own))
     layers = keys.number_of_layers("num_hidden_layers")
     keys.put("_kinds", _kinds(keys, layers))
     keys.put("layer_types", [_SLIDING] * layers)
@@ -116,6 +127,7 @@ FAMILIES = {
             "hc_mult": 4, "o_groups": 8, "o_lora_rank": 1024, "index_n_heads": 64, "index_head_dim": 128, "index_topk": 512,
             "sliding_window": 128, "num_key_value_heads": 1,
         },
+        harmless=("dspark_block_size", "dspark_target_layer_ids", "dspark_markov_rank", "n_mtp_layers"),
         prepare=_v4_prepare, finish=_v4,
     ),
     "axk1": Family(finish=_ax_k1),

@@ -7,11 +7,14 @@ rows a few layers add. Sizes as transformers' Qwen4Exp has them.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from ...specs import AttentionSpec
 from ..family import Draft, Family
 from ..keys import Keys
 
+# More heads of n-grams than any model has; the search for prime numbers stays short.
+_MOST_HEADS = 256
 _EVERY_FOURTH = {"full_attention_interval": 4}
 
 
@@ -20,7 +23,7 @@ def _exp(keys: Keys, draft: Draft) -> None:
     wide = streams * hidden
     each = 2 * wide * rank + wide * streams
     draft.vary(draft.all_layers, matrix_parameters=2 * each, vector_parameters=2 * wide)
-    draft.fields["other_parameters"] = 2 * wide * rank + wide
+    draft.fields |= {"other_parameters": 2 * wide * rank + wide, "num_final_norms": 0}
     heads, key_heads, dim = keys.size("indexer_n_heads"), keys.size("indexer_kv_heads"), keys.size("indexer_head_dim")
     budget, ratio = keys.size("indexer_budget"), keys.size("indexer_compress_ratio")
     if heads and key_heads and dim and budget and ratio:
@@ -33,28 +36,50 @@ def _exp(keys: Keys, draft: Draft) -> None:
 
 
 def _tables(keys: Keys, draft: Draft, wide: int) -> None:
-    """Count the tables of n-grams: for each head a prime number of rows just above the base."""
+    """Count the tables of n-grams: each head's has as many rows as a prime number, the next ones from the base on."""
     hidden, layers = draft.fields["hidden_size"], keys.integers("ple_layer_ids") or []
     embed, taps = keys.size("ple_embed_dim") or hidden, keys.size("ple_conv_kernel_size") or 4
     longest, heads_each = keys.size("ngram_size") or 3, keys.size("heads_per_ngram") or 8
-    rows = keys.size("ngram_vocab_size_base") or 20_000_000
-    keys.known("make_ngram_vocab_size_divisible_by", "split_ngram_parts", "number_of_conv_states")
-    heads = (longest - 1) * heads_each
-    chosen = [layer - 1 for layer in layers]
-    if any(layer not in draft.all_layers for layer in chosen) or (chosen and (heads == 0 or embed % heads)):
-        raise keys.refusal(
-            "ple_layer_ids", layers, "not layers counted from one, or heads that do not divide ple_embed_dim"
-        )
-    draft.vary(
-        chosen,
-        matrix_parameters=embed * (wide + hidden),
-        vector_parameters=wide * (3 + taps),
-        table_parameters=rows * embed,
+    base, multiple = (
+        keys.size("ngram_vocab_size_base") or 20_000_000,
+        keys.size("make_ngram_vocab_size_divisible_by") or 128,
     )
-    if chosen:
-        draft.remarks.append(
-            f"tables of n-grams ({len(chosen) * rows * embed / 1e9:.1f} billion parameters) are counted; a token reads a few rows"
+    keys.known("split_ngram_parts", "number_of_conv_states")
+    heads = (longest - 1) * heads_each
+    chosen = sorted({layer - 1 for layer in layers})
+    if any(layer not in draft.all_layers for layer in chosen):
+        raise keys.refusal("ple_layer_ids", layers, "not layers, counted from one")
+    if not chosen:
+        return
+    if heads == 0 or len(chosen) * heads > _MOST_HEADS or embed % heads:
+        raise keys.refusal(
+            "heads_per_ngram", heads_each, f"{heads} heads of n-grams do not divide ple_embed_dim = {embed}"
         )
+    primes, held = _primes_from(base, len(chosen) * heads), 0
+    for number, layer in enumerate(chosen):
+        rows = -(-sum(primes[number * heads : (number + 1) * heads]) // multiple) * multiple
+        table = rows * (embed // heads)
+        held += table
+        draft.vary(
+            (layer,),
+            matrix_parameters=embed * (wide + hidden),
+            vector_parameters=wide * (3 + taps),
+            table_parameters=table,
+        )
+    draft.remarks.append(
+        f"tables of n-grams ({held / 1e9:.1f} billion parameters) are counted; a token reads a few rows"
+    )
+
+
+def _primes_from(least: int, count: int) -> list[int]:
+    """Return the first `count` primes that are not below `least`."""
+    found: list[int] = []
+    value = max(least, 2)
+    while len(found) < count:
+        if value == 2 or (value % 2 and all(value % divisor for divisor in range(3, math.isqrt(value) + 1, 2))):
+            found.append(value)
+        value += 1
+    return found
 
 
 FAMILIES = {

@@ -1,0 +1,149 @@
+"""Makes docs/models.md: every family with what the reader counts beside what transformers' class has, every bundled model beside
+what its makers publish.
+
+    python -m benchmarks.models_page        writes docs/models.md
+
+Counts of classes come from tests/model_families.json (`count_families.py`); a test holds page, counts and reader together.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moeplan.errors import InputError
+from moeplan.model_config import read_config
+from moeplan.specs import ModelSpec, weight_format
+from moeplan.specs_io import list_models, load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, COUNTS = ROOT / "docs" / "models.md", ROOT / "tests" / "model_families.json"
+CONTEXT = 131_072
+# Billions of parameters as published, all and for one token, and where. Active counts differ in what of the embeddings they hold.
+PUBLISHED: dict[str, tuple[float, float | None, str]] = {
+    "dbrx": (132, 36, "databricks/dbrx-base, model card"),
+    "deepseek-v2-lite": (15.7, 2.4, "arXiv 2405.04434"),
+    "deepseek-v3": (671, 37, "arXiv 2412.19437"),
+    "deepseek-v4-flash": (284, 13, "deepseek-ai/DeepSeek-V4-Flash, model card"),
+    "gemma-4-26b-a4b": (26, 4, "google/gemma-4-26B-A4B-it, its name; with the vision tower"),
+    "glm-4.5-air": (106, 12, "arXiv 2508.06471"),
+    "glm-4.7": (355, 32, "zai-org/GLM-4.7, as GLM-4.5 (arXiv 2508.06471); with the draft layer"),
+    "glm-4.7-flash": (30, 3, "zai-org/GLM-4.7-Flash, model card (30B-A3B)"),
+    "gpt-oss-120b": (116.8, 5.1, "arXiv 2508.10925; active without the token embedding"),
+    "gpt-oss-20b": (20.9, 3.6, "arXiv 2508.10925; active without the token embedding"),
+    "kimi-k2.5": (1000, 32, "moonshotai/Kimi-K2.5, model card (1T, 32B)"),
+    "llama-4-scout": (109, 17, "meta-llama/Llama-4-Scout-17B-16E, model card; with the vision tower"),
+    "mimo-v2-flash": (309, 15, "XiaomiMiMo/MiMo-V2-Flash, model card"),
+    "minimax-m2.5": (230, 10, "MiniMaxAI/MiniMax-M2, model card"),
+    "minimax-text-01": (456, 45.9, "arXiv 2501.08313"),
+    "mixtral-8x22b": (141, 39, "mistral.ai/news/mixtral-8x22b"),
+    "mixtral-8x7b": (46.7, 12.9, "arXiv 2401.04088; mistral.ai/news/mixtral-of-experts"),
+    "nemotron-3-nano": (31.6, 3.6, "arXiv 2512.20848; active with embeddings"),
+    "nemotron-3-super": (120.7, 12.7, "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B, model card"),
+    "nllb-moe-54b": (54.5, None, "arXiv 2207.04672"),
+    "olmoe-1b-7b": (6.9, 1.3, "arXiv 2409.02060"),
+    "qwen3-235b-a22b": (235, 22, "arXiv 2505.09388"),
+    "qwen3-30b-a3b": (30.5, 3.3, "Qwen/Qwen3-30B-A3B, model card"),
+    "qwen3-next-80b-a3b": (80, 3, "Qwen/Qwen3-Next-80B-A3B-Instruct, model card"),
+    "qwen3.5-122b-a10b": (122, 10, "Qwen/Qwen3.5-122B-A10B, its name"),
+    "qwen3.5-35b-a3b": (35, 3, "Qwen/Qwen3.5-35B-A3B, its name"),
+    "qwen3.5-397b-a17b": (397, 17, "Qwen/Qwen3.5-397B-A17B, its name"),
+    "qwen3.6-35b-a3b": (35, 3, "Qwen/Qwen3.6-35B-A3B, its name"),
+}
+_HEAD = """# Models
+
+What `moeplan model show` counts, checked. This page is made by `python -m benchmarks.models_page`; a test fails when it is not what the
+reader says.
+
+*Total* and *active* are billions of parameters of the language model, without vision or audio towers and draft layers. *Active* is all
+that a token meets, both embeddings included, but for rows of tables it does not read; published figures differ in what they leave out.
+*An expert* is its bytes as the checkpoint stores it, scales and zero points included. *KV a token* is what one more token of a long
+context takes at 16 bits: full windows and states take nothing more; *KV at 128 Ki* is the whole cache of a request of 131,072 tokens.
+
+A configuration is read by the table of its family (`model_config/families/`). A key that nobody knows and that may carry a size, a count, a
+rank, a pattern or a list of layers is refused by name. Families without a table are read by the usual keys, under the same rule.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    counts = json.loads(COUNTS.read_text(encoding="utf-8"))
+    return "\n".join([_HEAD, *_bundled(), *_families(counts)]) + "\n"
+
+
+def _bundled() -> list[str]:
+    """Return the table of bundled models."""
+    lines = [
+        "## Bundled models", "",
+        "| model | total | published | active | published | an expert | stored as | KV a token | KV at 128 Ki | published in |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|---|",
+    ]  # fmt: skip
+    for name in list_models():
+        model = load_model(name)
+        total, active, where = PUBLISHED.get(name, (None, None, ""))
+        lines.append(
+            f"| {name} | {_billions(model.total_parameters)} | {_plain(total)} | {_billions(model.active_parameters)} | {_plain(active)} "
+            f"| {_mib(model.expert_bytes(weight_format(model.native_bits)))} | {model.native_bits} | {_kv(model)} | {where} |"
+        )
+    return [*lines, ""]
+
+
+def _families(counts: dict[str, Any]) -> list[str]:
+    """Return the table of families."""
+    beside = (
+        f"Beside {counts['counted_with']}. Each class with its own defaults (or, where those have no experts or cannot be made, the sizes "
+        "of a published member); the tests read each again with drawn sizes."
+    )
+    lines = [
+        "## Families", "", beside, "",
+        "| `model_type` | class | total | the class has | difference | active | an expert | KV a token | KV at 128 Ki |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for case in counts["cases"]:
+        if case["drawn"]:
+            continue
+        kind, made = case["config"]["model_type"], case["class"]
+        try:
+            model = read_config(case["config"], kind, "config.json")
+        except InputError as error:
+            lines.append(
+                f"| {kind} | {made} | refused | {_billions(case['num_parameters'])} | | | | | {error.field.split(': ')[-1]}: {error.rule} |"
+            )
+            continue
+        has = case["num_parameters"] - surplus(model)
+        lines.append(
+            f"| {kind} | {made} | {_billions(model.total_parameters)} | {_billions(has)} | {model.total_parameters / has - 1:+.3%} "
+            f"| {_billions(model.active_parameters)} | {_mib(model.expert_bytes(weight_format(model.native_bits)))} | {_kv(model)} |"
+        )
+    note = (
+        "LongCat's class allots the first matrices of experts that do nothing; those (and only those) are taken off its count: no "
+        "checkpoint has them."
+    )
+    return [*lines, "", note]
+
+
+def surplus(model: ModelSpec) -> int:
+    """Return the parameters that transformers' class allots to experts that do nothing, and that no checkpoint has."""
+    into = 2 if model.gated else 1
+    return model.zero_experts * model.num_moe_layers * into * model.expert_hidden * model.expert_intermediate_size
+
+
+def _kv(model: ModelSpec) -> str:
+    return f"{model.kv_bytes_per_token():,} B | {_mib(model.kv_bytes(CONTEXT))}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
