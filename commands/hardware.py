@@ -45,12 +45,12 @@ def hardware_show(
     from ..units import unit_of
 
     profile = load_hardware(hardware)
-    constants = [
+    constants: list[dict[str, Any]] = [
         {"name": name, "value": one.value, "unit": unit_of(name), "relative_uncertainty": one.relative_uncertainty,
          "source": one.source, "citation": one.citation}
         for name, one in profile.constants()
     ]  # fmt: skip
-    tables = [
+    tables: list[dict[str, Any]] = [
         {"name": name, "num_points": len(one.seconds), "arguments": list(one.arguments),
          "relative_uncertainty": one.relative_uncertainty, "source": one.source, "citation": one.citation}
         for name, one in profile.curves.items()

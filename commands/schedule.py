@@ -38,7 +38,7 @@ def schedule_list(kind: KindOption = None, as_json: JsonFlag = False) -> None:
 def _sentence(row: Mapping[str, Any]) -> str:
     """Return what a preset does, what it needs, and where it is published."""
     needs = f"; needs {row['needs']}" if row["needs"] else ""
-    return row["what"] + needs + (f" [{row['citation']}]" if row["citation"] else "")
+    return f"{row['what']}{needs}" + (f" [{row['citation']}]" if row["citation"] else "")
 
 
 def schedule_show(

@@ -182,7 +182,7 @@ def machine_keys(profile: Profile) -> dict[str, Constant | int | bool | type | N
     return found
 
 
-def _walk(prefix: str, kind: type, part: Any, found: dict[str, Constant | int | bool | type | None]) -> None:
+def _walk(prefix: str, kind: Any, part: Any, found: dict[str, Constant | int | bool | type | None]) -> None:
     """Add the keys below a dataclass of type `kind`; `part` is None where the machine has no such part."""
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
