@@ -32,7 +32,7 @@ from ..planner.placement.comparison import Candidate
 from ..planner.placement.grace import grace_plan, node_groups, rank_groups
 from ..planner.placement.occult import uniform_groups
 from ..planner.placement.placement import Placement, from_rank_lists
-from ..planner.placement.replica_choice import StaticChoice, nearest_table
+from ..planner.placement.replica_choice import StaticChoice
 from ..planner.placement.splits import StepTokens, source_ranks
 from ..sim.ep_costs import EpConstants, Tier
 from ..sim.ep_rehearsal import EpRehearsal
@@ -56,6 +56,8 @@ TABLE: dict[str, tuple[float, float, float]] = {
 }
 # Time of Occult over GRACE's, end to end.
 SPEEDUPS = {"olmoe-1b-7b": 1.45, "deepseek-v2-lite": 1.31, "qwen3-30b-a3b": 1.31}
+# The experts of every rank, layer by layer.
+Groups = Sequence[Sequence[Sequence[int]]]
 _NODES, _RANKS = 2, 4
 # Batch 256 with prompts of 128: tokens of a step are divided over ranks; fewer are drawn, traffic is proportional.
 _CONTEXT, _TOKENS, _LAYERS = 128, 8192, 4
@@ -166,20 +168,31 @@ def ladder(model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int = _R
     grouped = _grouped(plan, num, num_ranks, grace.ratios)
     flat = ExpertParallelSchedule(name="occult").with_options(placement__policy="occult")
     tiers = flat.with_options(exchange__kind="hierarchical", exchange__tiers="in-turn")
-    static = [Candidate(placement=each, router=StaticChoice(table=nearest_table(each))) for each in (occult, grouped)]
+    static = [Candidate(placement=each, router=_home_router(each, rows)) for each, rows in (occult, grouped)]
     copied = Candidate(placement=grace.placement, router=grace.router())
     runs = [(static[0], flat), (static[0], tiers), (static[1], tiers), (copied, tiers)]
     return [_measure(rehearsal, candidate, schedule, step) for candidate, schedule in runs]
 
 
-def _occult(plan: Sequence[StepTokens], num_experts: int, num_ranks: int) -> Placement:
+def _home_router(placement: Placement, layers: Groups) -> StaticChoice:
+    """Return the router that knows only the groups: slots that fill short ranks up take no tokens."""
+    home = np.empty((placement.num_layers, placement.num_logical), np.int32)
+    for layer, groups in enumerate(layers):
+        for rank, group in enumerate(groups):
+            home[layer, list(group)] = rank * placement.slots_per_rank + np.arange(len(group))
+    return StaticChoice(table=np.repeat(home[:, :, None], placement.num_ranks, axis=2))
+
+
+def _occult(plan: Sequence[StepTokens], num_experts: int, num_ranks: int) -> tuple[Placement, Groups]:
     """Return groups of equal size that keep co-activated experts on one rank; which ranks share a node plays no part."""
     layers = range(plan[0].experts.shape[1])
     rows = [uniform_groups(co_activation(plan, layer, num_experts), num_ranks) for layer in layers]
-    return from_rank_lists(rows, num_experts, _NODES)
+    return from_rank_lists(rows, num_experts, _NODES), rows
 
 
-def _grouped(plan: Sequence[StepTokens], num_experts: int, num_ranks: int, ratios: Sequence[float]) -> Placement:
+def _grouped(
+    plan: Sequence[StepTokens], num_experts: int, num_ranks: int, ratios: Sequence[float]
+) -> tuple[Placement, Groups]:
     """Return GRACE's groups without copies."""
     rows = []
     for layer, ratio in enumerate(ratios):
@@ -187,7 +200,7 @@ def _grouped(plan: Sequence[StepTokens], num_experts: int, num_ranks: int, ratio
         rows.append(
             rank_groups(affinity, node_groups(affinity, _NODES, num_ranks // _NODES), num_ranks // _NODES, ratio)
         )
-    return from_rank_lists(rows, num_experts, _NODES)
+    return from_rank_lists(rows, num_experts, _NODES), rows
 
 
 def _measure(

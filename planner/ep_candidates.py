@@ -23,7 +23,7 @@ from .placement.eplb import rebalance
 from .placement.grace import GracePlan, grace_plan
 from .placement.metro import FewestActiveChoice, metro_placement
 from .placement.objective import LayerCosts
-from .placement.occult import occult_placement
+from .placement.occult import fill_spare_slots, occult_placement
 from .placement.placement import Placement, contiguous, from_rank_lists, round_robin
 from .placement.replica_choice import CappedChoice, ReplicaChoice, StaticChoice, WeightedChoice, nearest_table
 from .placement.search import SearchResult, SearchSettings, search_placement
@@ -83,6 +83,11 @@ class Placements:
             raise InputError(
                 "redundant", redundant, f"{slots} slots do not divide over {self.num_ranks} ranks", f"use {better}"
             )
+        if slots > self.num_ranks * self.num_experts:
+            raise InputError(
+                "redundant", redundant, f"a rank would hold some of the {self.num_experts} experts twice",
+                f"use at most {(self.num_ranks - 1) * self.num_experts}",
+            )  # fmt: skip
         return slots
 
     def available(self, policy: str) -> bool:
@@ -165,6 +170,10 @@ class Placements:
             if slots > self.num_slots(0):
                 fewer = self._search(0, exchange, overlapped).placement
                 by_rank = [row.reshape(self.num_ranks, -1).tolist() for row in fewer.physical_to_logical]
+                by_rank = [
+                    fill_spare_slots(held, load, slots // self.num_ranks)
+                    for held, load in zip(by_rank, self.evidence.load, strict=True)
+                ]
                 starts["search without copies"] = from_rank_lists(by_rank, self.num_experts, self.num_nodes, slots)
             costs, steps = self._costs(exchange, overlapped), self.evidence_steps(PLAN)
             self._results[key] = search_placement(steps, starts, costs, self.search, self.workers)

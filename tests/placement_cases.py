@@ -47,13 +47,14 @@ def topologies(draw: st.DrawFn, *, max_layers: int = 1) -> Placement:
     num_nodes = draw(st.integers(1, 3))
     num_ranks = num_nodes * draw(st.integers(1, 3))
     num_logical = draw(st.integers(num_ranks, num_ranks * 3))
-    per_rank = -(-num_logical // num_ranks) + draw(st.integers(0, 3))
-    num_slots = per_rank * num_ranks
+    per_rank = min(num_logical, -(-num_logical // num_ranks) + draw(st.integers(0, 3)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = []
     for _ in range(draw(st.integers(1, max_layers))):
-        row = np.concatenate([np.arange(num_logical), rng.integers(0, num_logical, num_slots - num_logical)])
-        rows.append(rng.permutation(row))
+        # Experts are dealt at random, then every rank takes others that it lacks.
+        dealt = [part.tolist() for part in np.array_split(rng.permutation(num_logical), num_ranks)]
+        more = [rng.permutation(np.setdiff1d(np.arange(num_logical), held))[: per_rank - len(held)] for held in dealt]
+        rows.append(np.concatenate([rng.permutation([*held, *extra]) for held, extra in zip(dealt, more, strict=True)]))
     return Placement(
         physical_to_logical=np.array(rows, dtype=np.int32),
         num_logical=num_logical,

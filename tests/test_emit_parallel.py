@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from emit_plans import ROWS, SCHEDULE, SMALL, complaint, emitted, ep_plan, notes_of
 from moeplan.ep_schedule import ExpertParallelSchedule
+from moeplan.errors import InputError
 from moeplan.planner.emit.choices import Placement
-from moeplan.planner.emit.targets import PARALLEL_TARGETS, READABLE_TARGETS, read_back, render, validate
+from moeplan.planner.emit.targets import PARALLEL_TARGETS, READABLE_TARGETS, emit, read_back, render, validate
+from moeplan.planner.ep_maps import placement_from_dict
+from moeplan.specs_io import load_model
 
 KIND = "expert-parallel"
 TRIVIAL = [0, 1, 2, 3, 0, 1]
@@ -74,7 +77,7 @@ def test_trtllm(tmp_path: Path) -> None:
     files = emitted(tmp_path, ep_plan(), "trtllm")
     assert list(files) == ["moe_load_balancer.yaml", "extra_llm_api_options.yaml", "NOTES.txt"]
     assert files["moe_load_balancer.yaml"] == (
-        "num_slots: 6\ninitial_global_assignments:\n  1: [0, 1, 2, 3, 0, 1]\n  2: [3, 2, 1, 0, 3, 3]\nlayer_updates_per_iter: 0\n"
+        "num_slots: 6\ninitial_global_assignments:\n  1: [0, 1, 2, 3, 0, 1]\n  2: [3, 2, 1, 0, 3, 2]\nlayer_updates_per_iter: 0\n"
     )
     assert yaml.safe_load(files["extra_llm_api_options.yaml"]) == {
         "tensor_parallel_size": 2, "moe_expert_parallel_size": 2, "gpus_per_node": 2, "enable_attention_dp": True,
@@ -165,12 +168,34 @@ def test_layers_come_from_the_recording_and_the_schedule_from_the_best_where_the
 def placements(draw: st.DrawFn) -> tuple[list[list[int]], int, int]:
     nodes, per_node = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     ranks = nodes * per_node
-    slots = ranks * draw(st.integers(-(-4 // ranks), 5))
-    rows = [
-        draw(st.permutations([*range(4), *draw(st.lists(st.integers(0, 3), min_size=slots - 4, max_size=slots - 4))]))
-        for _ in SMALL.moe_layers
-    ]
+    width = draw(st.integers(-(-4 // ranks), 4))
+    rows = []
+    for _ in SMALL.moe_layers:
+        dealt = np.array_split(draw(st.permutations(range(4))), ranks)
+        more = [draw(st.permutations(sorted(set(range(4)).difference(held)))) for held in dealt]
+        rows.append(
+            [expert for held, extra in zip(dealt, more, strict=True) for expert in [*held.tolist(), *extra][:width]]
+        )
     return rows, ranks, nodes
+
+
+def test_a_plan_and_a_map_with_an_expert_twice_on_a_rank_are_refused(tmp_path: Path) -> None:
+    case = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "ascend-duplicate-on-rank0"
+    if not case.exists():
+        pytest.skip("no stored cases beside the checkout")
+    model, plan = load_model("deepseek-v3"), json.loads((case / "ep.json").read_text())
+    files = {"expert_map.json": (case / "expert_map.json").read_text()}
+    additional = {"eplb_config": {"expert_map_path": "expert_map.json", "num_redundant_experts": 32}}
+    files["flags.txt"] = "\n".join(["--tensor-parallel-size 1", "--data-parallel-size 32", "--enable-expert-parallel",
+                                    f"--additional-config '{json.dumps(additional)}'"])  # fmt: skip
+    with pytest.raises(InputError, match="twice on rank"):
+        validate("vllm-ascend", KIND, files, model)
+    for target in PARALLEL_TARGETS:
+        with pytest.raises(InputError, match="twice on rank"):
+            emit(plan, target, model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="twice on rank"):
+        placement_from_dict(plan["placement"])
 
 
 @pytest.mark.parametrize("target", READABLE_TARGETS)
@@ -201,7 +226,7 @@ def test_only_some_files_hold_a_whole_placement() -> None:
 
 # --- what validators refuse ------------------------------------------------------------------------------------------------
 
-LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 3]]}'
+LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]]}'
 
 
 @pytest.mark.parametrize(
@@ -210,10 +235,10 @@ LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1],
         ("sglang", "expert_location.json", '{"phy', '{"logical_count": [], "phy', "not one of: physical_to_logical_map"),
         ("sglang", "expert_location.json", LOCATION, "{}", "a key is absent"),
         ("sglang", "expert_location.json", "[[0, 1, 2, 3, 0, 1], ", "[", "small has 3 hidden layers"),
-        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 3, 3, 3]", "every expert needs a slot"),
-        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 0, 3, 4]", "expert ids are 0 to 3"),
-        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 0, 3]", "the first row has 6 slots"),
-        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 0, 3, true]", "not an expert id"),
+        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 3, 3, 3]", "every expert needs a slot"),
+        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3, 4]", "expert ids are 0 to 3"),
+        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3]", "the first row has 6 slots"),
+        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3, true]", "not an expert id"),
         ("sglang", "expert_location.json", "[[0, 1", "[[0.0, 1", "not an expert id"),
         ("sglang", "flags.txt", "--ep-size 2", "--ep-size 4", "not divisible by 4 ranks"),
         ("sglang", "flags.txt", "--ep-size 2", "", "the flag is needed"),
@@ -230,8 +255,8 @@ LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1],
         ("trtllm", "moe_load_balancer.yaml", "num_slots: 6", "num_slots: six", "not of type int"),
         ("trtllm", "moe_load_balancer.yaml", "num_slots: 6", "slots: 6", "key = 'slots': not one of"),
         ("trtllm", "moe_load_balancer.yaml", "  2: [", "  3: [", "the MoE layers are [1, 2]"),
-        ("trtllm", "moe_load_balancer.yaml", "  2: [3, 2, 1, 0, 3, 3]\n", "", "the MoE layers are [1, 2]"),
-        ("trtllm", "moe_load_balancer.yaml", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 1, 3, 3]", "every expert needs a slot"),
+        ("trtllm", "moe_load_balancer.yaml", "  2: [3, 2, 1, 0, 3, 2]\n", "", "the MoE layers are [1, 2]"),
+        ("trtllm", "moe_load_balancer.yaml", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 1, 3, 3]", "every expert needs a slot"),
         ("trtllm", "moe_load_balancer.yaml", "iter: 0", "iter: -1", "below zero"),
         ("trtllm", "moe_load_balancer.yaml", "num_slots", "[num_slots", "not YAML"),
         ("trtllm", "extra_llm_api_options.yaml", "WIDEEP", "WIDE", "did you mean 'WIDEEP'?"),
@@ -240,8 +265,12 @@ LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1],
         ("trtllm", "extra_llm_api_options.yaml", "_dp: true", "_dp: 1", "not of type bool"),
         ("vllm-ascend", "expert_map.json", '"layer_id": 1', '"layer_id": 2', "not layer 1 with devices 0 to 1"),
         ("vllm-ascend", "expert_map.json", '"moe_layer_count": 2', '"moe_layer_count": 3', "2 layers listed"),
-        ("vllm-ascend", "expert_map.json", "[0, 3, 3]", "[3, 3, 3]", "every expert needs a slot"),
-        ("vllm-ascend", "expert_map.json", "[0, 3, 3]", "[0, 3]", "the first row has 3 slots"),
+        ("sglang", "expert_location.json", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3, 3]", "expert 3 twice on rank 1"),
+        ("trtllm", "moe_load_balancer.yaml", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3, 3]", "expert 3 twice on rank 1"),
+        ("vllm", "planned_placement.py", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 0, 3, 3]", "expert 3 twice on rank 1"),
+        ("vllm-ascend", "expert_map.json", "[0, 3, 2]", "[0, 3, 3]", "expert 3 twice on rank 1"),
+        ("vllm-ascend", "expert_map.json", "[0, 3, 2]", "[3, 3, 3]", "every expert needs a slot"),
+        ("vllm-ascend", "expert_map.json", "[0, 3, 2]", "[0, 3]", "the first row has 3 slots"),
         ("vllm-ascend", "flags.txt", "expert_map_path", "map_path", "did you mean 'expert_map_path'?"),
         ("vllm-ascend", "flags.txt", "data-parallel-size 2", "data-parallel-size 3", "with devices 0 to 2"),
         ("vllm", "flags.txt", '"policy": "default"', '"policy": "planned"', "not one of: default"),
@@ -253,8 +282,8 @@ LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1],
         ("vllm", "flags.txt", "--enable-eplb\n", "", "--expert-placement-strategy = '(absent)'"),
         ("vllm", "planned_placement.py", "(AbstractEplbPolicy)", "", "not one subclass of AbstractEplbPolicy"),
         ("vllm", "planned_placement.py", "cls, weight,", "cls, load,", "vLLM calls it with"),
-        ("vllm", "planned_placement.py", "    [3, 2, 1, 0, 3, 3],\n", "", "small has 2 MoE layers"),
-        ("vllm", "planned_placement.py", "[3, 2, 1, 0, 3, 3]", "[3, 2, 1, 1, 3, 3]", "every expert needs a slot"),
+        ("vllm", "planned_placement.py", "    [3, 2, 1, 0, 3, 2],\n", "", "small has 2 MoE layers"),
+        ("vllm", "planned_placement.py", "[3, 2, 1, 0, 3, 2]", "[3, 2, 1, 1, 3, 3]", "every expert needs a slot"),
         ("vllm", "planned_placement.py", "NUM_RANKS = 2", "NUM_RANKS = input()", "not a plain value"),
         ("vllm", "planned_placement.py", "def register():", "def register(:", "not Python"),
     ],

@@ -152,10 +152,10 @@ def test_grace_plan_holds_what_its_steps_say() -> None:
     assert (placement.slots_per_rank * 4 >= np.array(plan.num_instances)).all()
     for layer in range(2):
         held = placement.physical_to_logical[layer].reshape(4, -1)
-        distinct = [sorted(set(row.tolist())) for row in held]
-        assert sum(len(row) for row in distinct) == plan.num_instances[layer]
         weight = plan.slot_weight[layer].reshape(4, -1)
-        assert [(row > 0).sum() for row in weight] == [len(row) for row in distinct]
+        planned = [row[used > 0].tolist() for row, used in zip(held, weight, strict=True)]
+        assert sum(len(row) for row in planned) == plan.num_instances[layer]
+        assert all(len(set(row.tolist())) == len(row) for row in held)
         assert plan.predicted_load[layer].sum() == pytest.approx(load[layer].sum())
         for rank in range(4):
             assert np.allclose(weight[rank][weight[rank] > 0] * plan.predicted_load[layer][rank], 1)

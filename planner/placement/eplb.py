@@ -1,8 +1,10 @@
 """The expert-parallel load balancer of DeepSeek, written from its description and compiled over all layers.
 
 Modelled: load only. Global: (1) one slot per expert, each further slot to the expert with the largest load per copy;
-(2) copies, heaviest first, into the lightest rank that has room. Hierarchical, where expert groups divide over nodes:
-(1) groups packed onto nodes, (2) copies made inside a node, (3) copies packed onto its ranks. Ties go to the lower index.
+(2) copies, heaviest first, into the lightest rank that has room and not that expert yet; where all ranks with room have it, the
+copy changes places with the one nearest in load that may leave a full rank. Hierarchical, where expert groups divide over nodes:
+(1) groups packed onto nodes, (2) copies made inside a node, (3) copies packed onto its ranks. Ties go to the lower index. The
+published code may put copies of an expert on one rank, which some engines cannot load; otherwise the two agree.
 Ignored: which tokens go where, so affinity, traffic and topology beyond the grouping. `eplb_reference` says the same
 slowly. Source: github.com/deepseek-ai/EPLB, README and published outputs.
 """
@@ -25,13 +27,16 @@ def rebalance(
     """Return the balanced placement of `load: [num_layers, num_logical]` (tokens per expert, any scale).
 
     `num_groups` is the model's number of expert groups; where it divides over the nodes the hierarchical rule is used,
-    otherwise (or with None) the global one, which does not look at nodes. Raises InputError for loads that are not a
-    finite non-negative matrix and for slots, ranks, nodes or groups that form no rectangle.
+    otherwise (or with None, or where a rank has more slots than its node experts) the global one, which does not look at nodes.
+    Raises InputError for loads that are not a finite non-negative matrix and for slots, ranks, nodes or groups that form no
+    rectangle.
     """
     table = checked_load(load)
     num_layers, num_logical = table.shape
     check_topology(num_logical, num_slots, num_ranks, num_nodes)
     groups, nodes = effective_groups(num_logical, num_slots, num_nodes, num_groups)
+    if num_slots // num_ranks > num_logical // nodes:
+        groups = nodes = 1
     rows = np.empty((num_layers, num_slots), dtype=np.int32)
     _rebalance_layers(table, groups, nodes, num_ranks, rows)
     return Placement(physical_to_logical=rows, num_logical=num_logical, num_ranks=num_ranks, num_nodes=num_nodes)
@@ -92,8 +97,17 @@ def even_rank_load(load: npt.ArrayLike, placement: Placement) -> FloatArray:
 
 
 @jit
-def _pack(weight: FloatArray, num_packs: int, pack: npt.NDArray[np.int64], place: npt.NDArray[np.int64]) -> None:
-    """Put equally many items into every pack, heaviest first into the lightest pack with room; ties to the lower index."""
+def _pack(
+    weight: FloatArray,
+    kind: npt.NDArray[np.int64],
+    num_packs: int,
+    pack: npt.NDArray[np.int64],
+    place: npt.NDArray[np.int64],
+) -> None:
+    """Put equally many items into every pack, heaviest first into the lightest pack with room, no kind twice into any.
+
+    Ties go to the lower index. No kind may have more items than there are packs, nor a pack more room than there are kinds.
+    """
     num_items = len(weight)
     per_pack = num_items // num_packs
     if per_pack == 1:
@@ -103,29 +117,53 @@ def _pack(weight: FloatArray, num_packs: int, pack: npt.NDArray[np.int64], place
         return
     filled = np.zeros(num_packs, dtype=np.int64)
     carried = np.zeros(num_packs, dtype=np.float64)
+    has = np.zeros((num_packs, kind.max() + 1), dtype=np.bool_)
+    pack[:] = -1
     for item in np.argsort(-weight, kind="mergesort"):
-        lightest = -1
+        lightest, room = -1, -1
         for candidate in range(num_packs):
-            if filled[candidate] < per_pack and (lightest < 0 or carried[candidate] < carried[lightest]):
+            if filled[candidate] == per_pack:
+                continue
+            if room < 0 or carried[candidate] < carried[room]:
+                room = candidate
+            if not has[candidate, kind[item]] and (lightest < 0 or carried[candidate] < carried[lightest]):
                 lightest = candidate
-        pack[item] = lightest
-        place[item] = filled[lightest]
+        if lightest < 0:
+            lightest = room
+            # The item goes where the nearest in weight is, which goes to the pack with room instead.
+            leaves = -1
+            for other in range(num_items):
+                if pack[other] < 0 or has[pack[other], kind[item]] or has[room, kind[other]]:
+                    continue
+                if leaves < 0 or abs(weight[other] - weight[item]) < abs(weight[leaves] - weight[item]):
+                    leaves = other
+            full = pack[leaves]
+            pack[item], place[item] = full, place[leaves]
+            has[full, kind[leaves]], has[full, kind[item]] = False, True
+            carried[full] += weight[item] - weight[leaves]
+            moved = leaves
+        else:
+            moved = item
+        pack[moved], place[moved] = lightest, filled[lightest]
+        has[lightest, kind[moved]] = True
         filled[lightest] += 1
-        carried[lightest] += weight[item]
+        carried[lightest] += weight[moved]
 
 
 @jit
-def _replicate(load: FloatArray, copy_of: npt.NDArray[np.int64], copies: npt.NDArray[np.int64]) -> None:
-    """Name the expert of every copy: first one each, then always the expert with the largest load per copy."""
+def _replicate(load: FloatArray, most: int, copy_of: npt.NDArray[np.int64], copies: npt.NDArray[np.int64]) -> None:
+    """Name the expert of every copy: first one each, then always the expert with the largest load per copy, of those that have
+    fewer than `most`.
+    """
     num_experts = len(load)
     per_copy = load.copy()
     for expert in range(num_experts):
         copy_of[expert] = expert
         copies[expert] = 1
     for extra in range(num_experts, len(copy_of)):
-        heaviest = 0
-        for expert in range(1, num_experts):
-            if per_copy[expert] > per_copy[heaviest]:
+        heaviest = -1
+        for expert in range(num_experts):
+            if copies[expert] < most and (heaviest < 0 or per_copy[expert] > per_copy[heaviest]):
                 heaviest = expert
         copy_of[extra] = heaviest
         copies[heaviest] += 1
@@ -157,7 +195,7 @@ def _rebalance_layers(
         # 1. Groups onto nodes: `expert_at` lists experts in node order.
         for group in range(num_groups):
             group_load[group] = load[layer, group * group_size : (group + 1) * group_size].sum()
-        _pack(group_load, num_nodes, group_node, group_place)
+        _pack(group_load, np.arange(num_groups), num_nodes, group_node, group_place)
         for group in range(num_groups):
             first = (group_node[group] * groups_per_node + group_place[group]) * group_size
             for member in range(group_size):
@@ -166,11 +204,11 @@ def _rebalance_layers(
             # 2. Copies inside the node.
             for member in range(node_experts):
                 node_load[member] = load[layer, expert_at[node * node_experts + member]]
-            _replicate(node_load, copy_of, copies)
+            _replicate(node_load, num_ranks // num_nodes, copy_of, copies)
             # 3. Copies onto the node's ranks.
             for copy in range(node_slots):
                 copy_load[copy] = node_load[copy_of[copy]] / copies[copy_of[copy]]
-            _pack(copy_load, num_ranks // num_nodes, copy_rank, copy_place)
+            _pack(copy_load, copy_of, num_ranks // num_nodes, copy_rank, copy_place)
             for copy in range(node_slots):
                 slot = node * node_slots + copy_rank[copy] * slots_per_rank + copy_place[copy]
                 rows[layer, slot] = expert_at[node * node_experts + copy_of[copy]]

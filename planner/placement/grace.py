@@ -6,7 +6,8 @@ rank's hottest experts are copied to the least loaded ranks; (4) loads after cop
 inverse proportion, nearest tier first. One line is corrected: the replicated load Wr is shared by its n + 1 instances, so
 each carries W'p = Wr / (n + 1) (the paper prints Wmax / (n + 1), its wording means this). Where the paper leaves a choice
 open: E is taken per node, because node sizes are free, and a node has at least as many experts as ranks. Ignored: the
-paper's overlap of routing with communication. Ranks end up with different numbers of experts; slots are padded.
+paper's overlap of routing with communication. Ranks end up with different numbers of experts; the rest of the slots hold copies
+that its router leaves alone.
 """
 
 from __future__ import annotations

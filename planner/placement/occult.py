@@ -71,7 +71,9 @@ def uniform_groups(affinity: Counts, num_groups: int, seed: int = 0) -> list[lis
         label[first], label[second] = label[second], label[first]
 
 
-def fill_spare_slots(groups: Sequence[Sequence[int]], load: Counts, slots_per_rank: int) -> list[list[int]]:
+def fill_spare_slots(
+    groups: Sequence[Sequence[int]], load: npt.NDArray[np.generic], slots_per_rank: int
+) -> list[list[int]]:
     """Return `groups[rank]` plus copies: the expert with most load per copy goes to the least loaded rank with room.
 
     A rank never gets a second copy of what it holds; ranks that could only get one stay short. Ties go to the lower index.

@@ -1,8 +1,9 @@
 """The noun of this room: which logical expert every slot of every rank holds, layer by layer.
 
 Modelled: a rectangle of slots. Rank r owns slots [r·P/ranks, (r+1)·P/ranks), the layout that engines load; nodes hold equally
-many ranks. An expert in several slots is replicated. Ignored: which replica a token takes (`replica_choice`), and
-placements whose ranks hold different numbers of experts (pad them: a second copy on the same rank changes no traffic).
+many ranks. An expert in several slots is replicated, each copy on a rank of its own: engines look an expert up by rank, and a
+second copy there shifts what they find in other slots. Ignored: which replica a token takes (`replica_choice`), and placements
+whose ranks hold different numbers of experts (fill them up with copies of what they lack).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ IntArray = npt.NDArray[np.integer]
 
 
 def check_topology(num_logical: int, num_slots: int, num_ranks: int, num_nodes: int) -> None:
-    """Raise InputError unless `num_slots` slots of `num_logical` experts form a rectangle over ranks and nodes."""
+    """Raise InputError unless `num_slots` slots of `num_logical` experts form a rectangle over ranks and nodes, in which no rank
+    needs an expert twice.
+    """
     for name, count in (("num_logical", num_logical), ("num_ranks", num_ranks), ("num_nodes", num_nodes)):
         if count < 1:
             raise InputError(name, count, "must be at least 1", "give a positive count")
@@ -51,13 +54,21 @@ def check_topology(num_logical: int, num_slots: int, num_ranks: int, num_nodes: 
             f"not divisible by {num_ranks} ranks",
             f"use {-(-num_slots // num_ranks) * num_ranks - num_logical} redundant slots instead of {num_slots - num_logical}",
         )
+    if num_slots > num_ranks * num_logical:
+        raise InputError(
+            "num_slots",
+            num_slots,
+            f"a rank of {num_slots // num_ranks} slots would hold some of the {num_logical} experts twice",
+            f"use at most {(num_ranks - 1) * num_logical} redundant slots",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placement:
     """Physical to logical experts, `[num_layers, num_slots]`, over ranks and nodes.
 
-    Raises InputError when slots, ranks and nodes form no rectangle, an id is out of range, or a layer lacks an expert.
+    Raises InputError when slots, ranks and nodes form no rectangle, an id is out of range, a layer lacks an expert, or a rank
+    holds one twice.
     """
 
     physical_to_logical: npt.NDArray[np.int32]
@@ -97,6 +108,14 @@ class Placement:
             raise InputError(
                 f"physical_to_logical[{layer}]", f"no slot of expert {expert}", "every expert needs a slot", "add it"
             )
+        ordered = np.sort(owned.reshape(len(owned), self.num_ranks, -1), axis=2)
+        twice = np.argwhere(ordered[:, :, 1:] == ordered[:, :, :-1])
+        if len(twice):
+            layer, rank, place = twice[0]
+            raise InputError(
+                f"physical_to_logical[{layer}]", f"expert {ordered[layer, rank, place]} twice on rank {rank}",
+                "a rank holds an expert once", "put the copy on another rank, or plan again",
+            )  # fmt: skip
 
     @property
     def num_layers(self) -> int:
@@ -200,20 +219,32 @@ def contiguous(num_layers: int, num_logical: int, num_slots: int, num_ranks: int
 def round_robin(num_layers: int, num_logical: int, num_slots: int, num_ranks: int, num_nodes: int = 1) -> Placement:
     """Return experts dealt to ranks like cards: rank r gets experts r, r + ranks, r + 2·ranks …, then copies likewise.
 
-    Raises InputError when slots, ranks and nodes form no rectangle.
+    Where a rank would get what it holds, it gets the next expert that it lacks, of those with fewest copies. Raises InputError when slots,
+    ranks and nodes form no rectangle.
     """
     check_topology(num_logical, num_slots, num_ranks, num_nodes)
-    dealt = (np.arange(num_slots) % num_logical).reshape(-1, num_ranks).T.reshape(-1)
-    return _same_in_every_layer(num_layers, dealt, num_logical, num_ranks, num_nodes)
+    held: list[list[int]] = [[] for _ in range(num_ranks)]
+    copies = [0] * num_logical
+    for card in range(num_slots):
+        _deal(held[card % num_ranks], copies, card % num_logical)
+    return _same_in_every_layer(num_layers, np.array(held).reshape(-1), num_logical, num_ranks, num_nodes)
+
+
+def _deal(held: list[int], copies: list[int], first: int) -> None:
+    """Add to `held` an expert that is not there, of those with fewest copies, the first from expert `first` on."""
+    lacking = set(range(len(copies))).difference(held)
+    expert = min(lacking, key=lambda each: (copies[each], (each - first) % len(copies)))
+    held.append(expert)
+    copies[expert] += 1
 
 
 def from_rank_lists(
     layers: Sequence[Sequence[Sequence[int]]], num_logical: int, num_nodes: int = 1, num_slots: int = 0
 ) -> Placement:
-    """Return a placement from `layers[l][r]`, the experts of each rank, padding short ranks with their own first expert.
+    """Return a placement from `layers[l][r]`, the experts of each rank first, then copies of experts that a short rank lacks.
 
-    Engines need equally many slots on every rank; a second copy on the same rank changes neither traffic nor rows. With
-    `num_slots` the padding goes up to that many. Raises InputError for an empty rank or too few slots.
+    Engines need equally many slots on every rank. The copies are of experts that have fewest. With `num_slots` ranks are filled
+    up to that many. Raises InputError for an empty rank, too few slots, or more than there are experts to fill.
     """
     num_ranks = len(layers[0])
     widest = max(len(rank) for layer in layers for rank in layer)
@@ -224,7 +255,16 @@ def from_rank_lists(
         raise InputError(
             "num_slots", num_slots, f"the widest rank holds {widest} experts", f"use {widest * num_ranks} slots"
         )
-    rows = [[e for rank in layer for e in [*rank, *[rank[0]] * (per_rank - len(rank))]] for layer in layers]
+    check_topology(num_logical, per_rank * num_ranks, num_ranks, num_nodes)
+    rows = []
+    for layer in layers:
+        held, copies = [list(rank) for rank in layer], [0] * num_logical
+        for expert in (expert for rank in held for expert in rank):
+            copies[expert] += 1
+        for rank in held:
+            while len(rank) < per_rank:
+                _deal(rank, copies, 0)
+        rows.append([expert for rank in held for expert in rank])
     return Placement(
         physical_to_logical=np.array(rows, dtype=np.int32),
         num_logical=num_logical,
