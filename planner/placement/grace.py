@@ -48,15 +48,15 @@ class GracePlan:
     """GRACE's placement and what its router needs."""
 
     placement: Placement
-    """Slots, padded so that every rank has as many as the widest one."""
+    """Slots; every rank has as many as the widest one, copies of what it lacks in the rest."""
     slot_weight: npt.NDArray[np.float64]
-    """float64 [num_layers, num_slots]: 1 / predicted rank load; 0 for padding."""
+    """float64 [num_layers, num_slots]: 1 / predicted rank load; 0 for the rest."""
     ratios: tuple[float, ...]
     """The ratio r of each layer."""
     predicted_load: npt.NDArray[np.float64]
     """float64 [num_layers, num_ranks]: rank loads predicted after replication."""
     num_instances: tuple[int, ...]
-    """Experts plus copies of each layer, padding left out: what the memory would need at least."""
+    """Experts plus copies of each layer, the rest left out: what the memory would need at least."""
 
     def router(self, seed: int = 0) -> WeightedChoice:
         """Return GRACE's own run-time router: same rank, else same node, else anywhere; weighted inside a tier."""
