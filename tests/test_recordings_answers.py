@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -238,6 +239,22 @@ def test_a_fused_shared_expert_is_no_choice(
     every[0, shape.moe_layers[0], 0] = 5000
     with pytest.raises(InputError, match="expert id"):  # one token with an id too large is a wrong number of experts
         read(folder, "sglang", wide, written.sglang(wide, every))
+
+
+@drawn
+@given(shape=shapes(), narrow=st.booleans())
+def test_sglang_answers_in_a_narrower_type(
+    tmp_path_factory: pytest.TempPathFactory, shape: Shape, narrow: bool
+) -> None:
+    ids = shape.routing(shape.rng())
+    every = shape.all_layers(ids)
+    every[1, shape.moe_layers] = -1
+    dtype = np.uint8 if narrow and shape.experts <= 256 else np.uint16
+    body = written.sglang(shape, every)
+    body["meta_info"]["routed_experts"] = base64.b64encode(every.astype(dtype).tobytes()).decode()
+    trace = read(tmp_path_factory.mktemp("a"), "sglang", shape, body)
+    holds(trace, shape, ids, [0, *range(2, shape.rows)])
+    assert account_of(trace)["tokens_dropped"] == {"padding": 1}
 
 
 def test_layers_or_choices_told_wrongly_are_noticed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ...errors import InputError
 from ..npy import read_npy
 from ..recording import LoadProfile
+from .account import Account
 from .assemble import load_of_counts
 
 
@@ -30,6 +31,9 @@ def read_moe_infinity(
     if counts.ndim != 3:
         rule = "must be [num_sequences, num_layers, num_experts]"
         raise InputError("counts", counts.shape, rule, "give the array as MoE-Infinity saved it")
+    account = Account()
+    if layer_ids is None:
+        account.note("layers are numbered from 0 as in the array, which counts MoE layers only: see layer_ids")
     return load_of_counts(
         counts,
         source=source or f"MoE-Infinity trace: {Path(path).name}",
@@ -38,4 +42,5 @@ def read_moe_infinity(
         top_k=top_k,
         layer_ids=layer_ids,
         window_unit="request",
+        account=account,
     )

@@ -119,7 +119,10 @@ def _trace(file: pq.ParquetFile, strings: Mapping[str, str]) -> RoutingTrace:
         stop = start + len(batch)
         for name, array in arrays.items():
             values = _numbers(batch.column(name), name)
-            narrowed = values.reshape(len(batch), *array.shape[1:]).astype(array.dtype)
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # what a type cannot hold is refused, here or with the rules
+                narrowed = values.reshape(len(batch), *array.shape[1:]).astype(array.dtype)
             if array.dtype.kind in "iu" and not np.array_equal(narrowed, values.reshape(narrowed.shape)):
                 raise InputError(name, "a number", f"is beyond {array.dtype}", _REMEDY)
             array[start:stop] = narrowed

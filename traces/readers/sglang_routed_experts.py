@@ -1,9 +1,9 @@
 """Reader of the routing that SGLang returns with an answer (`return_routed_experts`).
 
 Modelled: files that hold one answer, a list of answers, or one answer per line; native answers (`meta_info`) and
-OpenAI ones (`sglext` or `sgl_ext`, beside the choices or in each). The payload is base64 of raw int32 without a header,
-so layers and top_k must be told; where the answer says how many tokens it has, they are checked. Ignored: everything
-else in an answer.
+OpenAI ones (`sglext` or `sgl_ext`, beside the choices or in each). The payload is base64 of raw int32 (or of a
+narrower type, where the answer's tokens tell) without a header, so layers and top_k must be told; where the answer
+says how many tokens it has, they are checked. Ignored: everything else in an answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ...errors import InputError
 from ..json_input import decode_base64, read_json_documents
 from ..recording import RoutingTrace
-from ..validate import MAX_LAYERS, MAX_TOP_K
+from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 from .account import Account
 from .assemble import trace_of_requests
 from .routed_answers import AnswerReader, Choice, Usage, choices_of, listed, usage_of
@@ -103,13 +103,18 @@ def _row_counts(usage: Usage, prompt_tokens: int | None, start: int) -> list[int
     return [tokens - 1 - first for first in sorted({start, max(start, usage.cached or 0)}) if tokens - 1 > first]
 
 
-def _table(raw: bytes, num_layers: int, top_k: int, row_counts: list[int]) -> npt.NDArray[np.int32]:
+def _table(raw: bytes, num_layers: int, top_k: int, row_counts: list[int]) -> npt.NDArray[np.integer]:
     """Return [rows, num_layers, choices]: top_k choices, or a few more where shared experts were appended.
 
     Raises InputError when the bytes are not whole tokens.
     """
     width = 4 * num_layers
+    words = np.frombuffer(raw[: len(raw) // 4 * 4], dtype="<i4")
+    narrow = bool(words.size) and (int(words.max()) >= MAX_EXPERTS or int(words.min()) < -1)  # no ids of four bytes
     for rows in row_counts:
+        for compact in ("<u1", "<u2"):  # newer servers may send the narrowest type
+            if narrow and len(raw) == rows * num_layers * top_k * np.dtype(compact).itemsize:
+                return np.frombuffer(raw, dtype=compact).reshape(-1, num_layers, top_k)
         choices, rest = divmod(len(raw), rows * width)
         if not rest and top_k <= choices <= top_k + _MOST_FUSED:
             table = np.frombuffer(raw, dtype="<i4").reshape(-1, num_layers, choices)

@@ -65,6 +65,8 @@ def read_vllm_routed_experts(
             raise InputError("completion_tokens", completion_tokens, rule, "leave it out")
         for answer in read_json_documents(path):
             _add_answer(answers, answer)
+            if layer_ids is None and answer.get("prompt_routed_experts") is not None:
+                account.note("columns number the MoE layers from 0, as this version records no others: see layer_ids")
     answers.finish()
     return trace_of_requests(
         answers.requests,
