@@ -56,6 +56,8 @@ class Family:
     sinks: bool = False
     gate: str = "none"
     """Output gate of attention: none, query (the query projection yields it), head (one value a head), full (one a value)."""
+    window_everywhere: bool = False
+    """Where `sliding_window` is set and no key says which layers have it, all have; other families are refused then."""
     linear: str = "delta"
     """What `linear_attention` layers are: delta, kda, kda-full, lightning, mamba or mamba2."""
     prepare: Callable[[Keys], None] | None = None

@@ -20,7 +20,8 @@ T = TypeVar("T")
 # Names of keys that shape layers, and names that look like it but do not.
 _SHAPING = re.compile(
     r"(size|dims?|width|rank|heads?|layers?|experts?|nums?|count|list|types?|pattern|layout|freq|frequency|interval|period|"
-    r"steps?|stride|ratios?|rates?|expand|kernel|windows?|topk|groups?|channels|blocks?|chunk|latent|hidden|ffn|mlp|intermediate|n)"
+    r"steps?|stride|ratios?|rates?|expand|kernel|windows?|topk|groups?|channels|blocks?|chunk|latent|hidden|ffn|mlp|intermediate|n|kv|depth|"
+    r"share|shared|sharing|reuse|every|slots|expansion|mult)"
 )
 _HARMLESS = re.compile(
     r".*_token_ids?|.*_token_index|.*_token_type.*|(max|original_max|original_seq|model_max|train_max)_.*|seq_length|n_positions|"
@@ -33,7 +34,7 @@ _HARMLESS = re.compile(
     r"hidden_act|hidden_activation|mlp_hidden_act|.*_activation.*|expert_capacity|.*_batch_size|position_embedding_type|"
     r"(use_)?mamba_kernels|mamba_.*_dtype|time_step_.*|chunk_size|mamba_chunk_size|quantization_config|quantization|"
     r"dtype|torch_dtype|auto_map|architectures|id2label|label2id|task_specific_params|pruned_heads|sinkhorn.*|hc_sinkhorn_iters|"
-    r"log_scaling_n_floor|.*_loss_.*|.*_(alpha|beta)(_factor)?|seed|bad_words_ids|tokenizer_class|model_type|problem_type|keys_to_ignore_.*|"
+    r"log_scaling_n_floor|.*_loss_.*|.*_(alpha|beta)(_factor)?|seed|bad_words_ids|tokenizer_class|yarn_.*|model_type|problem_type|keys_to_ignore_.*|"
     r"use_return_dict|output_.*|norm_type|.*_norm_type|qk_head_dim|expert_selection_fn|shared_expert_combination_strategy|"
     r"moe_router_.*|router_type|fa_.*|.*softcap.*|.*_mup_.*|.*_multiplier|.*_threshold|.*_limits?|.*_scaling_factor|attn_implementation|_.*"
 )

@@ -98,10 +98,13 @@ def encoder_moe_layers(keys: Keys, num_layers: int) -> tuple[int, ...]:
     return _every(num_layers, spread) if spread is not None else tuple(range((step or 1) - 1, num_layers, step or 1))
 
 
-def find_layer_kinds(keys: Keys, family: str, n: int) -> LayerKinds:
+def find_layer_kinds(keys: Keys, family: str, n: int, *, window_everywhere: bool) -> LayerKinds:
     """Return which layers have a window or a state; raises InputError for a kind of layer that is not known."""
     window = keys.count("sliding_window", "sliding_window_size", "attention_chunk_size")
     on = keys.flag("use_sliding_window", default=True)
+    longest = keys.value("max_position_embeddings")
+    if isinstance(longest, int) and window is not None and window >= longest:
+        window = None  # no context is long enough to meet it
     window = window if on and window else None
     types = keys.per_layer("layer_types", "layers_block_type", num_layers=n, what=str)
     pattern = keys.per_layer("attn_type_list", num_layers=n, what=int)
@@ -123,10 +126,12 @@ def find_layer_kinds(keys: Keys, family: str, n: int) -> LayerKinds:
         return LayerKinds(sliding=tuple(range(0, n, 2)), window=window)
     if chunked is not None:
         return LayerKinds(sliding=tuple(layer for layer in every if (layer + 1) % chunked), window=window)
-    return LayerKinds(
-        sliding=tuple(range(min(first_full, n) if keys.has("use_sliding_window") and first_full else 0, n)),
-        window=window,
-    )
+    if not window_everywhere:
+        rule = f"sliding_window = {window} is set, and no key says which layers have it"
+        raise keys.refusal("layer_types", "(absent)", rule, "add the key")
+    # Qwen's code: layers from `max_window_layers` on.
+    begin = min(first_full, n) if keys.has("use_sliding_window") and first_full else 0
+    return LayerKinds(sliding=tuple(range(begin, n)), window=window)
 
 
 def _from_words(keys: Keys, types: list[str], window: int | None) -> LayerKinds:

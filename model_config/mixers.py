@@ -17,6 +17,14 @@ from .family import Draft, Family
 from .keys import Keys
 from .layers import INDEXED, LayerKinds
 
+_KV_HEADS = (
+    "num_key_value_heads",
+    "num_kv_heads",
+    "kv_n_heads",
+    "n_kv_heads",
+    "num_attention_groups",
+    "num_query_groups",
+)
 _SWA = {
     "swa_num_attention_heads": "num_attention_heads", "num_sliding_attention_heads": "num_attention_heads",
     "swa_num_key_value_heads": "num_key_value_heads", "swa_head_dim": "head_dim", "swa_v_head_dim": "v_head_dim",
@@ -71,12 +79,16 @@ def _attention(keys: Keys, family: Family, draft: Draft) -> AttentionSpec:
     """Return the attention that the keys describe."""
     hidden = draft.fields["hidden_size"]
     heads = keys.need("num_attention_heads", "n_heads", "num_heads", "decoder_attention_heads")
-    kv_heads = keys.size("num_key_value_heads", "kv_n_heads", "num_attention_groups") or heads
+    kv_heads = keys.size(*_KV_HEADS) or heads
     if heads % kv_heads:
         raise keys.refusal("num_key_value_heads", kv_heads, f"does not divide the {heads} heads")
     biased = keys.flag("attention_bias") or keys.flag("qkv_bias", "use_qkv_bias") or keys.flag("use_bias")
     with_norms = keys.flag("use_qk_norm", "qk_layernorm")
-    head_dim_given, v_given, rank = keys.count("head_dim", "d_kv"), keys.size("v_head_dim"), keys.size("kv_lora_rank")
+    head_dim_given, v_given, rank = (
+        keys.count("head_dim", "d_kv", "attention_head_dim"),
+        keys.size("v_head_dim"),
+        keys.size("kv_lora_rank"),
+    )
     q_rank, rope, nope = keys.size("q_lora_rank"), keys.count("qk_rope_head_dim"), keys.count("qk_nope_head_dim")
     if rank is not None:
         return _latent(keys, family, hidden, heads, rank, q_rank, rope or 0, nope or 0, v_given or nope or 0)

@@ -75,7 +75,8 @@ def read_config(data: Mapping[str, Any], name: str, where: str, beside: Mapping[
     if family.prepare is not None:
         family.prepare(keys)
     for key, value in family.defaults.items():
-        keys.default(key, value)
+        if not any(keys.has(name) for name in _other_names(key)):
+            keys.default(key, value)
     try:
         draft = _draft(keys, family, name, family_name)
         if family.finish is not None:
@@ -96,6 +97,11 @@ def read_config(data: Mapping[str, Any], name: str, where: str, beside: Mapping[
         if error.field.startswith(where):
             raise
         raise InputError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from None
+
+
+def _other_names(key: str) -> tuple[str, ...]:
+    """Return the names that stand for the same thing as `key`."""
+    return next((names for names in NAMES.values() if key in names), (key,))
 
 
 def _flatten(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _draft(keys: Keys, family: Family, name: str, family_name: str) -> Draft:
             "cross_attention": both_stacks,
         }
     )  # fmt: skip
-    kinds = find_layer_kinds(keys, family_name, num_layers)
+    kinds = find_layer_kinds(keys, family_name, num_layers, window_everywhere=family.window_everywhere)
     draft.fields |= {"sliding_layers": kinds.sliding, "sliding_window": kinds.window if kinds.sliding else None}
     draft.fields["recurrent_layers"] = kinds.recurrent
     draft_attention(keys, family, draft, kinds)

@@ -50,3 +50,38 @@ def test_keys_that_change_no_size_change_nothing(drawn: dict[str, Any]) -> None:
 def test_towers_beside_a_language_model_are_left_out() -> None:
     nested = {"model_type": "x_vl", "vision_config": {"num_layers": 3}, "projector_width": 7, "text_config": QWEN}
     assert read_config(nested, "m", "c").total_parameters == read_config(QWEN, "m", "c").total_parameters
+
+
+# --- what must be said ---------------------------------------------------------------------------------------------------
+
+
+def test_which_layers_have_a_window_must_be_said() -> None:
+    """Only where a family's code puts a window everywhere may a configuration leave it unsaid: guessing changed caches 200-fold."""
+    plain = {key: value for key, value in QWEN.items() if "window" not in key}
+    unknown = {**plain, "model_type": "brand_new_moe", "sliding_window": 128}
+    with pytest.raises(InputError, match="sliding_window = 128 is set, and no key says which layers have it"):
+        read_config(unknown, "m", "config.json")
+    words = ["sliding_attention"] * 47 + ["full_attention"]
+    model = read_config({**unknown, "layer_types": words}, "m", "config.json")
+    assert len(model.sliding_layers) == 47 and model.kv_bytes(10_000) < 10_000 * 3 * model.kv_bytes_per_token()
+    # A window that no context fills is none.
+    wide = read_config({**unknown, "sliding_window": 10**6}, "m", "config.json")
+    assert wide.sliding_layers == () and wide.kv_bytes(10_000) == 10_000 * model.kv_bytes_per_token() * 48
+
+
+@pytest.mark.parametrize("key", ["num_kv_heads", "n_kv_heads", "num_query_groups", "kv_n_heads"])
+def test_grouped_heads_under_other_names(key: str) -> None:
+    renamed = {(key if name == "num_key_value_heads" else name): value for name, value in QWEN.items()}
+    assert read_config(renamed, "m", "c").kv_bytes(5) == read_config(QWEN, "m", "c").kv_bytes(5)
+
+
+def test_a_default_gives_way_to_another_name_of_the_same_thing() -> None:
+    config = {
+        **QWEN,
+        "model_type": "switch_transformers",
+        "num_decoder_layers": 4,
+        "num_selected_experts": 3,
+        "is_encoder_decoder": False,
+    }
+    config = {key: value for key, value in config.items() if key not in ("num_experts_per_tok", "num_hidden_layers")}
+    assert read_config(config, "m", "c").top_k == 3

@@ -5,6 +5,6 @@ from ..family import Family
 FAMILIES = {
     "ernie4_5_moe": Family(
         defaults={"tie_word_embeddings": True, "moe_layer_start_index": 1, "moe_num_shared_experts": 2},
-        harmless=("moe_norm_min",), router_bias=True,
+        harmless=("moe_norm_min", "compression_ratio", "moe_capacity"), router_bias=True,
     ),
 }  # fmt: skip

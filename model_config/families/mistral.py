@@ -24,4 +24,4 @@ def _large(keys: Keys, draft: Draft) -> None:
     draft.vary([layer for layer, source in enumerate(sources or ()) if source != layer], keeps_cache=False)
 
 
-FAMILIES = {"mixtral": Family(), "mistral4": Family(), "mistral_large4": Family(finish=_large)}
+FAMILIES = {"mixtral": Family(window_everywhere=True), "mistral4": Family(), "mistral_large4": Family(finish=_large)}

@@ -2,4 +2,4 @@
 
 from ..family import Family
 
-FAMILIES = {"phimoe": Family(norm_width=2)}
+FAMILIES = {"phimoe": Family(norm_width=2, window_everywhere=True)}

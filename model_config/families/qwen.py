@@ -4,8 +4,8 @@ from ..family import Family
 
 _NO_WINDOW = {"use_sliding_window": False}
 FAMILIES = {
-    "qwen2_moe": Family(defaults=_NO_WINDOW | {"qkv_bias": True}, bias="qkv", shared_gate=True),
-    "qwen3_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
-    "qwen3_vl_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
-    "qwen3_omni_moe": Family(defaults=_NO_WINDOW, qk_norm="head"),
+    "qwen2_moe": Family(defaults=_NO_WINDOW | {"qkv_bias": True}, bias="qkv", shared_gate=True, window_everywhere=True),
+    "qwen3_moe": Family(defaults=_NO_WINDOW, qk_norm="head", window_everywhere=True),
+    "qwen3_vl_moe": Family(defaults=_NO_WINDOW, qk_norm="head", window_everywhere=True),
+    "qwen3_omni_moe": Family(defaults=_NO_WINDOW, qk_norm="head", window_everywhere=True),
 }
