@@ -174,8 +174,8 @@ def _draft(keys: Keys, family: Family, name: str, family_name: str) -> Draft:
     draft_attention(keys, family, draft, kinds)
     if kinds.recurrent:
         draft.fields["recurrent"] = draft_recurrent(keys, family, draft, kinds)
+    buckets = keys.count("relative_attention_num_buckets") or 0
     if both_stacks:
-        buckets = keys.count("relative_attention_num_buckets") or 0
         draft.fields["other_parameters"] = 2 * buckets * draft.fields["attention"].num_heads
     _dense_width(keys, family, draft, dense_width or width)
     return draft
