@@ -36,7 +36,7 @@ def trace_synth(
         int | None,
         typer.Option(
             "--tokens",
-            help="Length in tokens; with --like, the original's by default.",
+            help="Length in tokens at least: the last request comes to its end. With --like, the original's by default.",
             callback=between(1, 2**40, "tokens"),
         ),
     ] = None,

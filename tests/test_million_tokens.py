@@ -43,11 +43,12 @@ def run(*arguments: str) -> dict[str, object]:
 def test_a_million_tokens_stay_under_a_gibibyte(tmp_path: Path) -> None:
     path = str(tmp_path / "t")
     made = run("trace", "synth", "--preset", "deepseek-r1", "--tokens", "1000000", "-o", path)
-    assert [made[key] for key in ("num_tokens", "num_layers", "num_experts", "top_k")] == [10**6, 58, 256, 8]
+    assert [made[key] for key in ("num_layers", "num_experts", "top_k")] == [58, 256, 8]
+    assert 10**6 <= made["num_tokens"] < 10**6 + 768  # type: ignore[operator]
     stats = run("trace", "stats", path)
-    assert stats["num_tokens"] == 10**6
+    assert stats["num_tokens"] == made["num_tokens"]
     schedule = ["--set", "predictor.kind=none", "--set", "experts.bits=4"]
     found = run("simulate", "--model", "deepseek-v3", "--hardware", "h100-sxm", "--trace", path, *schedule)
     decode, requests = stats["num_decode_tokens"], stats["num_requests"]
     assert isinstance(decode, int) and isinstance(requests, int)
-    assert found["num_tokens"] == 10**6 and decode < found["num_steps"] <= decode + requests  # type: ignore[operator]
+    assert found["num_tokens"] == made["num_tokens"] and decode < found["num_steps"] <= decode + requests  # type: ignore[operator]

@@ -100,10 +100,11 @@ def test_lengths_phases_and_domains_follow_the_dials() -> None:
     assert abs((prompts == 10).mean() - 0.525) < 5 * 0.025  # half, and what rounds up to 10
     names, domain = decode_domains(trace.metadata, np.arange(7, dtype=np.int32))
     assert names == ["domain 0", "domain 1"] and domain.tolist() == [0, 0, 0, 1, 1, 1, 0]
-    exact = synth_trace(dials, num_tokens=1234)
-    assert exact.num_tokens == 1234 and exact.num_layers == 4
+    # As many whole requests as reach a length: the last one decodes to its end like the others.
+    long = synth_trace(dials, num_tokens=1234)
+    assert 1234 <= long.num_tokens < 1234 + 15 and (long.phase[-5:] == 1).all()
     plan = plan_requests(dials, num_tokens=1)
-    assert plan.total.tolist() == [1] and plan.prompt[0] <= 1
+    assert (plan.total - plan.prompt).tolist() == [5]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def synthesise(
     model: str = "",
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Write a synthetic recording to `path`, of exactly `num_tokens` or of `num_requests` whole requests.
+    """Write a synthetic recording to `path`, of `num_requests` requests or as many as reach `num_tokens`, all whole.
 
     `progress` is told the share done, from 0 to 1. Raises InputError when neither or both are given, when they or the seed
     are out of range, or when the file cannot be written.
@@ -139,7 +139,10 @@ def synth_trace(
 def plan_requests(
     dials: Dials, *, num_tokens: int | None = None, num_requests: int | None = None, seed: int = 0
 ) -> RequestPlan:
-    """Return lengths and domains of requests; the last one is cut where `num_tokens` are reached. Raises InputError."""
+    """Return lengths and domains of whole requests: as many as it takes to reach `num_tokens`, or `num_requests`. Raises InputError.
+
+    No request is cut: a prompt without its answer would replay as one that never decodes.
+    """
     if (num_tokens is None) == (num_requests is None):
         given = {"num_tokens": num_tokens, "num_requests": num_requests}
         raise InputError("num_tokens", given, "exactly one of num_tokens and num_requests decides", "give one of them")
@@ -166,10 +169,9 @@ def plan_requests(
         ends = np.cumsum(total)
         last = int(np.searchsorted(ends, num_tokens))
         prompt, total = prompt[: last + 1], total[: last + 1]
-        total[-1] -= int(ends[last]) - num_tokens
     number = np.arange(len(total))
     domain = number // dials.requests_per_domain % dials.num_domains
-    return RequestPlan(prompt=np.minimum(prompt, total), total=total, domain=domain)
+    return RequestPlan(prompt=prompt, total=total, domain=domain)
 
 
 def generate(dials: Dials, plan: RequestPlan, seed: int) -> Iterator[Chunk]:
