@@ -7,6 +7,7 @@ Modelled: documents as plain values, as they stand in files. Ignored: colours, t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -17,6 +18,20 @@ from .units import GIB, GIGA, MS_PER_S
 
 # Between columns of a table; and how narrow its last column may be folded.
 _GAP = "  "
+# Figures of a run, what they are called and their units.
+SPEEDS = (
+    ("prefill_tokens_per_s", "prefill", "prompt tokens/s"),
+    ("ttft_s", "first", "s to the first token of a request"),
+    ("decode_tokens_per_s", "decode", "generated tokens/s"),
+    ("request_s", "request", "s from a request's first step to its last"),
+    ("window_s", "window", "s for all forward passes, prompts and answers"),
+)
+# What plans rank schedules by, in words.
+RANKED = {
+    "window_s": "the time of the whole window, prompts and answers: the least is best",
+    "step_s.p99": "the 99th percentile of its steps (those that decode, where any do), then by the time of the window",
+    "ledger.device_bytes": "the device memory with which the window reaches the floor: the least is best",
+}
 _LEAST_ROOM = 24
 
 
@@ -28,8 +43,9 @@ def print_json(document: dict[str, Any]) -> None:
 def print_prediction(document: dict[str, Any]) -> None:
     """Print one prediction in a few lines."""
     step, share = document["step_s"], document["time_share"]
-    error = document["relative_uncertainty"]
-    print(f"{document['name']}: {document['tokens_per_s']:.2f} tokens/s (±{error:.0%}), {document['bound']} binds")
+    print(f"{document['name']}: {document['bound']} binds")
+    for name, title, unit in SPEEDS:
+        print(f"  {title:9} {_speed(document, name, unit)}")
     print(
         f"  step      mean {step['mean'] * MS_PER_S:.2f} ms, p50 {step['p50'] * MS_PER_S:.2f}, p99 {step['p99'] * MS_PER_S:.2f}"
     )
@@ -42,6 +58,29 @@ def print_prediction(document: dict[str, Any]) -> None:
     )
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
+
+
+def _speed(document: dict[str, Any], name: str, unit: str) -> str:
+    """Return one speed or time in words, with its interval where it has one."""
+    value, ends = document[name], document.get(f"{name}_interval")
+    if value is None:
+        return "none in this window"
+    scale = 1
+    if unit.startswith("s ") and value < 1:
+        scale, unit = MS_PER_S, f"m{unit}"
+    likely = "" if ends is None else ", {} to {} likely".format(*(_significant(scale * end) for end in ends))
+    return f"{_significant(scale * value)} {unit}{likely}"
+
+
+def _significant(value: float) -> str:
+    """Return a number above zero with four significant digits at least."""
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def main_speed(document: dict[str, Any]) -> tuple[str, float]:
+    """Return (what is computed, tokens per second): decode speed where anything is decoded, else prompt speed."""
+    decode = document["decode_tokens_per_s"]
+    return ("decode", decode) if decode is not None else ("prefill", document["prefill_tokens_per_s"])
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[int] = ()) -> None:
@@ -74,6 +113,7 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     count = {name: document[f"num_{name}"] for name in ("candidates", "evaluated", "abandoned", "outrun", "pruned")}
     print(f"best of {count['candidates']} candidates ({count['evaluated']} simulated to the end, {count['abandoned']} until beaten, "
           f"{count['outrun']} outrun, {count['pruned']} pruned by their bound):")  # fmt: skip
+    print(f"ranked by {RANKED[document['ranked_by']]}")
     print_prediction(best)
     print(f"  schedule  {_options(best['schedule'])}")
     families = list(dict.fromkeys(one["family"] for one in document["baselines"]))
@@ -82,7 +122,9 @@ def print_plan(document: dict[str, Any], output: str) -> None:
         if one["family"] != family:
             family = one["family"]
             print(f"  {family}:")
-        print(f"    {one['name']:26} {one['tokens_per_s']:9.2f} tokens/s   best is {best['tokens_per_s'] / one['tokens_per_s']:5.2f} x"
+        phase, speed = main_speed(one)
+        print(f"    {one['name']:26} {phase} {speed:9.2f} tokens/s   window {one['window_s']:9.3f} s: "
+              f"the best is {one['window_s'] / best['window_s']:5.2f} x as fast"
               + (f"   (needs {one['needs']})" if one["needs"] else ""))  # fmt: skip
     for name, why in document["baselines_that_do_not_fit"].items():
         print(f"  left out  {name:26} {why}")
@@ -181,8 +223,12 @@ def print_validation(document: dict[str, Any]) -> None:
         print(
             f"  {one['name']:56} predicted {one['predicted_step_s'] * MS_PER_S:9.2f} ms "
             f"({low * MS_PER_S:.2f} to {high * MS_PER_S:.2f}), measured {one['measured_step_s'] * MS_PER_S:9.2f} ms "
-            f"{one['relative_error']:+7.1%}"
+            f"{one['relative_error']:+7.1%} a step"
         )
+        for name, title, unit in SPEEDS:
+            if one["measured"].get(name) is not None:
+                print(f"    {title:9} predicted {_speed(one['predicted'], name, unit)}")
+                print(f"    {'':9} measured  {_speed(one['measured'], name, unit)}")
     tau = "-" if document["kendall_tau"] is None else f"{document['kendall_tau']:.2f}"
     regret = "-" if document["regret"] is None else f"{document['regret']:.1%}"
     print(

@@ -218,8 +218,8 @@ def _speedups(rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> list[di
         {
             "schedule": row["name"],
             "baseline": name,
-            "measured": row["measured_tokens_per_s"] / by_name[name]["measured_tokens_per_s"],
-            "predicted": row["predicted_tokens_per_s"] / by_name[name]["predicted_tokens_per_s"],
+            "measured": by_name[name]["measured_step_s"] / row["measured_step_s"],
+            "predicted": by_name[name]["predicted_step_s"] / row["predicted_step_s"],
         }
         for name in baselines
         for row in rows

@@ -153,10 +153,14 @@ class FittedCostModel(CostModel):
 
     def moved_bytes(self, fmt: WeightFormat) -> int:
         """Return the bytes of a slot where the kernels have such a format: those that the engine which was measured moves."""
-        try:
-            return expert_layout(self.model, fmt.name).slot_bytes
-        except InputError:
-            return self.model.expert_bytes(fmt)
+
+        def make() -> int:
+            try:
+                return expert_layout(self.model, fmt.name).slot_bytes
+            except InputError:
+                return self.model.expert_bytes(fmt)
+
+        return self.remembered(("slot", fmt.name), make)
 
     def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
         """Return the time of one copy to the host, running alone."""

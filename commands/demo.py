@@ -100,11 +100,14 @@ def _run(document: dict[str, Any], rehearsal: Any) -> tuple[dict[str, Any], Any]
 
 
 def _figures(document: dict[str, Any], measured: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the demo's headline: the best schedule's speed, predicted and, where it ran, measured."""
-    keys = ("predicted_tokens_per_s", "measured_tokens_per_s", "relative_error")
+    """Return the demo's headline: the best schedule's decode speed, predicted and, where it ran, measured."""
+    name = "decode_tokens_per_s"
     if measured is None:
-        return dict.fromkeys(keys) | {"predicted_tokens_per_s": document["best"]["tokens_per_s"]}
-    return {key: measured[key] for key in keys} | {"counts_equal": measured["counts_equal"]}
+        return {f"predicted_{name}": document["best"][name], f"measured_{name}": None, "relative_error": None}
+    return {
+        f"predicted_{name}": measured["predicted"][name], f"measured_{name}": measured["measured"][name],
+        "relative_error": measured["relative_error"], "counts_equal": measured["counts_equal"],
+    }  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:

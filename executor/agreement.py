@@ -8,8 +8,8 @@ problem. Ignored: where errors come from (`error_budget`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class Compared:
     count_differences: tuple[str, ...]
     hit_rate_predicted: float
     hit_rate_measured: float
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+    """Speeds and times by name, each beside its `..._interval`."""
+    measured: Mapping[str, float | None] = field(default_factory=dict)
+    """The same names, without intervals."""
 
     @property
     def relative_error(self) -> float:
@@ -39,7 +43,10 @@ class Compared:
 
     @property
     def interval_s(self) -> tuple[float, float]:
-        """The predicted interval."""
+        """The predicted interval of the mean step."""
+        known = self.predicted.get("step_s_interval")
+        if known is not None:
+            return float(known[0]), float(known[1])
         return max(0.0, self.predicted_s * (1 - self.relative_uncertainty)), self.predicted_s * (
             1 + self.relative_uncertainty
         )
@@ -68,8 +75,8 @@ class Compared:
             "measured_interval_s": spread,
             "covered": self.covered,
             "noise": self.noise,
-            "predicted_tokens_per_s": self.tokens_per_step / self.predicted_s,
-            "measured_tokens_per_s": self.tokens_per_step / self.measured_s,
+            "predicted": dict(self.predicted),
+            "measured": dict(self.measured),
             "counts_equal": not self.count_differences,
             "count_differences": list(self.count_differences),
             "hit_rate_predicted": self.hit_rate_predicted,

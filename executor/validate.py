@@ -28,6 +28,7 @@ from ..calibrate.samples import SampleSet, merge
 from ..errors import InputError, MoeplanError
 from ..hardware import Profile
 from ..sim.forecast import Forecast, forecast, stored_format, with_costs
+from ..sim.metrics import figures_of, speeds_of
 from ..sim.policies.state import HITS, MISSES, Array
 from ..sim.run_input import RunInput
 from ..sim.timeline import Timeline
@@ -64,6 +65,7 @@ class Validated:
             self.compared,
             predicted_s=predicted_step_s(other.outcome, self.given.workload),
             relative_uncertainty=other.metrics.relative_uncertainty,
+            predicted=speeds_of(other.metrics),
         )
 
 
@@ -117,8 +119,8 @@ class Validation:
             "relative_error": one.relative_error,
             "hit_rate_predicted": one.hit_rate_predicted,
             "hit_rate_measured": one.hit_rate_measured,
-            "predicted_tokens_per_s": one.tokens_per_step / one.predicted_s,
-            "measured_tokens_per_s": one.tokens_per_step / one.measured_s,
+            "predicted": dict(one.predicted),
+            "measured": dict(one.measured),
         }
 
     def timelines(self, name: str | None = None) -> tuple[Timeline, Timeline]:
@@ -287,6 +289,8 @@ def compare(
         count_differences=tuple(dict.fromkeys(differences)),
         hit_rate_predicted=predicted.metrics.hit_rate,
         hit_rate_measured=float(counts[HITS] / max(1, counts[HITS] + counts[MISSES])),
+        predicted=speeds_of(predicted.metrics),
+        measured=figures_of(np.cumsum(median_steps(list(executions))), given.workload),
     )
     return Validated(
         case=case,

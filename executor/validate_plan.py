@@ -9,6 +9,7 @@ for what ran. Ignored: plans of many devices.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def planned_cases(document: Mapping[str, Any], model: ModelSpec, num_baselines: 
         intermediate=model.expert_intermediate_size,
         vocab=model.vocab_size,
     )
-    rivals = sorted(_listed(document), key=lambda one: -float(one.get("tokens_per_s", 0.0)))
+    rivals = sorted(_listed(document), key=lambda one: float(one.get("window_s", math.inf)))
     found: list[Case] = []
     for one in [document.get("best"), *rivals]:
         if not isinstance(one, dict) or not isinstance(one.get("schedule"), dict):

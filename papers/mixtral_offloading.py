@@ -24,6 +24,7 @@ from types import MappingProxyType
 import numpy as np
 import scipy.optimize
 
+from ..errors import Internal
 from ..hardware import Constant, Profile
 from ..presets import load_preset
 from ..schedule import OffloadSchedule
@@ -158,7 +159,10 @@ def tokens_per_s(algorithm: str, name: str, bits: str, constants: Constants) -> 
     metrics = simulate(algorithm, name, bits, constants)
     if algorithm == NAIVE:  # a double buffer runs no further ahead than the link: the time is that of all transfers
         return metrics.num_tokens * NS_PER_S / metrics.makespan_ns
-    return metrics.tokens_per_s
+    decode = metrics.decode_tokens_per_s
+    if decode is None:
+        raise Internal("the recording decodes nothing")
+    return decode
 
 
 def simulate(algorithm: str, name: str, bits: str, constants: Constants) -> Metrics:

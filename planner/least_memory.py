@@ -55,7 +55,7 @@ def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s
                 f"no amount of device memory reaches {floor_tokens_per_s:g} tokens/s: no schedule can exceed {most:.4g}, and the "
                 "fastest does not reach it", 0,
             )  # fmt: skip
-    point = front_point(rehearsal, top, found, workload)
+    point = front_point(rehearsal, top, found)
     if point.device_bytes > rehearsal.budget_bytes:
         what = f"{floor_tokens_per_s:g} tokens/s need {point.device_bytes} bytes of device memory, of {rehearsal.budget_bytes}"
         raise DoesNotFit(what, point.device_bytes - rehearsal.budget_bytes)
@@ -104,4 +104,4 @@ class _Levels:
         return min(fitting, key=lambda one: (self._bytes(one, level), one.total_ns), default=None)
 
     def _bytes(self, one: Scored, level: int) -> int:
-        return front_point(self.rehearsal, level, one, self.rehearsal.workload(self.base)).device_bytes
+        return front_point(self.rehearsal, level, one).device_bytes

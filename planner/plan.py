@@ -27,6 +27,8 @@ from .scoring import FrontPoint, Progress, SearchResult
 from .search import search
 
 PLAN_SCHEMA_VERSION = 1
+RANKED_BY = {"tokens_per_s": "window_s", "p99_step_s": "step_s.p99", "least_memory": "ledger.device_bytes"}
+"""Objectives, with the figure of a schedule that is to be least."""
 # How much more device memory the verdict asks about: half as much again, and twice as much.
 MORE_MEMORY = (1.5, 2.0)
 
@@ -207,16 +209,16 @@ def references_of(rehearsal: Rehearsal, best: Prediction) -> dict[str, Predictio
 
 def _verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str, Prediction]) -> str:
     """Return in one line whether the policy or the working set limits the best schedule."""
-    speed = best.metrics.tokens_per_s
+    window_s = best.metrics.window_s
     if not references:
         return f"nothing is cached: {best.metrics.bound} binds"
-    policy = references["belady"].metrics.tokens_per_s / speed - 1
-    memory = references[f"memory x{MORE_MEMORY[0]:g}"].metrics.tokens_per_s / speed - 1
+    policy = window_s / references["belady"].metrics.window_s - 1
+    memory = window_s / references[f"memory x{MORE_MEMORY[0]:g}"].metrics.window_s - 1
     which = "working set" if memory > policy else "policy"
     fair = [one for one in rivals if one.schedule.name not in NEEDS]
-    fastest = max(fair, key=lambda one: one.metrics.tokens_per_s, default=None)
+    fastest = min(fair, key=lambda one: one.metrics.window_s, default=None)
     beside = (
-        f"; {speed / fastest.metrics.tokens_per_s:.2f} times the fastest baseline ({fastest.schedule.name})"
+        f"; {fastest.metrics.window_s / window_s:.2f} times as fast as the fastest baseline ({fastest.schedule.name})"
         if fastest
         else ""
     )
@@ -270,6 +272,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "provenance": plan.provenance,
         **plan.made_of,
         "request": asdict(plan.request),
+        "ranked_by": RANKED_BY[plan.request.objective],
         "best": prediction_to_dict(plan.best),
         "baselines": [
             prediction_to_dict(one) | {"family": FAMILIES[one.schedule.name], "needs": NEEDS.get(one.schedule.name)}
@@ -281,7 +284,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
             {
                 "level": p.level,
                 "device_bytes": p.device_bytes,
-                "tokens_per_s": p.tokens_per_s,
+                **p.figures,
                 "schedule": p.schedule.to_dict(),
             }
             for p in plan.front

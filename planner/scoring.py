@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schedule import OffloadSchedule
-from ..sim.metrics import counted_tokens
+from ..sim.metrics import figures_of
 from ..sim.policies.state import PEAK_TRANSIENT
 from ..sim.simulate import Rehearsal
 from ..sim.workload import Workload
-from ..units import NS_PER_S
 from .bounds import Bound
 from .space import Candidate
 
@@ -32,6 +31,8 @@ class Scored:
     p99_ns: float
     transient: int
     """Most experts held at once without a cache."""
+    figures: dict[str, float | None]
+    """Speeds and times by name, as `sim.metrics.figures_of` has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class FrontPoint:
 
     level: int
     device_bytes: int
-    tokens_per_s: float
+    figures: dict[str, float | None]
+    """Speeds and times by name, as `sim.metrics.figures_of` has them."""
     schedule: OffloadSchedule
 
 
@@ -76,10 +78,10 @@ def score(
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     counted = steps[workload.step_phase == workload.step_phase.max()]
     return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
-                  transient=int(outcome.counts[PEAK_TRANSIENT]))  # fmt: skip
+                  transient=int(outcome.counts[PEAK_TRANSIENT]), figures=figures_of(outcome.step_end, workload))  # fmt: skip
 
 
-def front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Workload) -> FrontPoint:
+def front_point(rehearsal: Rehearsal, level: int, best: Scored) -> FrontPoint:
     """Return what a schedule of a level needs and reaches."""
     candidate = best.candidate
     ledger = rehearsal.ledger(
@@ -88,6 +90,6 @@ def front_point(rehearsal: Rehearsal, level: int, best: Scored, workload: Worklo
     return FrontPoint(
         level=level,
         device_bytes=ledger.device_bytes,
-        tokens_per_s=counted_tokens(workload) * NS_PER_S / best.total_ns,
+        figures=best.figures,
         schedule=candidate.schedule,
     )

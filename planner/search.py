@@ -88,7 +88,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             result.num_abandoned += abandoned
             result.num_outrun += outrun
             result.best = incumbent
-            result.front.append(front_point(rehearsal, level, incumbent, workload))
+            result.front.append(front_point(rehearsal, level, incumbent))
     if result is None and refused:
         raise min(refused, key=lambda reason: reason.missing_bytes)
     if result is None:

@@ -15,7 +15,7 @@ from ..units import GIB, MIB
 from . import numbers
 from .hit_curves import HitCurve
 from .page import INK, Plot
-from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier
+from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier, speed_of, speed_words
 from .style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, layout, note_beside, points, upright_line
 
 _HEIGHT_PX = 400
@@ -95,12 +95,10 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     """Return the best speed at each amount of device memory, with the budget and the plan's schedules."""
     budget_bytes = document["provenance"]["memory_bytes"]
     unit, scale = ("GiB", GIB) if budget_bytes >= GIB else ("MiB", MIB)
-    budget = budget_bytes / scale
-    front = [
-        (point["device_bytes"] / scale, float(point["tokens_per_s"]), point["level"]) for point in document["front"]
-    ]
+    budget, unit_of_speed = budget_bytes / scale, speed_words(document["best"])
+    front = [(point["device_bytes"] / scale, speed_of(point), point["level"]) for point in document["front"]]
     hover = [
-        f"<b>best found</b><br>{numbers.size(x * scale)}, {level} expert slots<br>{numbers.significant(y)} tokens/s"
+        f"<b>best found</b><br>{numbers.size(x * scale)}, {level} expert slots<br>{numbers.significant(y)} {unit_of_speed}"
         for x, y, level in front
     ]
     steps = {"shape": "hv", "color": BLUE, "width": 2}
@@ -120,9 +118,9 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
         mine = [entry for entry in entries if entry.kind == kind and (kind != REFERENCE or is_roomier(entry))]
         if mine:
             x = [entry.result["ledger"]["device_bytes"] / scale for entry in mine]
-            y = [float(entry.result["tokens_per_s"]) for entry in mine]
+            y = [speed_of(entry.result) for entry in mine]
             hover = [
-                f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} tokens/s"
+                f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} {unit_of_speed}"
                 for entry, at, speed in zip(mine, x, y, strict=True)
             ]
             marker = {"size": size, "symbol": symbol, "color": colour, "line": {"width": 2, "color": colour}}
@@ -133,7 +131,7 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     most = max(y for trace in data for y in trace["y"])
     plan = layout(
         xaxis=axis(f"device memory, {unit}", range=[max(0.0, low - room), high + room]),
-        yaxis=axis("tokens per second", range=[0, most * 1.08 or 1]),
+        yaxis=axis(unit_of_speed, range=[0, most * 1.08 or 1]),
         shapes=[upright_line(budget)],
         annotations=[
             note_beside(f"budget {numbers.size(budget_bytes)}", budget, to_left=budget > low + 0.6 * (high - low))

@@ -12,7 +12,7 @@ from ..units import NS_PER_S
 from . import numbers
 from .bars import lying_figure, rows_under
 from .page import INK, Plot
-from .speed import Entry, interval_of, interval_text
+from .speed import Entry, interval_of, interval_text, speed_of, speed_words
 from .style import KIND_COLOURS, SHARE_COLOURS, axis, lying_bars
 
 SHARE_TITLES = {
@@ -27,19 +27,20 @@ SHARE_TITLES = {
 
 
 def speed_plot(entries: Sequence[Entry]) -> Plot:
-    """Return tokens per second of every schedule with its interval."""
+    """Return the speed of every schedule with its interval: of decoding, or of prompts where nothing is decoded."""
+    unit = speed_words(entries[0].result)
     rows = rows_under([entry.heading for entry in entries])
-    speeds = [float(entry.result["tokens_per_s"]) for entry in entries]
+    speeds = [speed_of(entry.result) for entry in entries]
     texts = [numbers.significant(speed) for speed in speeds]
     hover = [
-        f"<b>{escape(entry.title)}</b><br>{text} tokens/s<br>interval {interval_text(entry.result)}"
+        f"<b>{escape(entry.title)}</b><br>{text} {unit}<br>interval {interval_text(entry.result)}"
         for entry, text in zip(entries, texts, strict=True)
     ]
     below, above = [], []
     for speed, entry in zip(speeds, entries, strict=True):
         low, high = interval_of(entry.result)
         below.append(speed - low)
-        above.append(0.0 if high is None else high - speed)
+        above.append(high - speed)
     errors = {
         "type": "data",
         "symmetric": False,
@@ -57,12 +58,12 @@ def speed_plot(entries: Sequence[Entry]) -> Plot:
         else ""
     )
     most = max(speed + up for speed, up in zip(speeds, above, strict=True))
-    x_axis = axis("tokens per second", range=[0, most * 1.02 or 1])
+    x_axis = axis(unit, range=[0, most * 1.02 or 1])
     return Plot(
         id="plot-speed",
-        figure=lying_figure([entry.label for entry in entries], rows, texts, "tokens/s", x_axis, [bars]),
+        figure=lying_figure([entry.label for entry in entries], rows, texts, unit, x_axis, [bars]),
         height_px=rows.height_px(80),
-        title="Predicted tokens per second of every schedule",
+        title=f"Predicted speed of every schedule, {unit}",
         caption="Bars: predicted speed. Lines: the interval that the uncertainty of the machine's constants leaves; all "
         "schedules use the same constants, so much of the error is common to them and their order is surer than the intervals "
         "suggest. Published schedules have the same memory and bits, each with the largest cache that fits. Out of reach: the "

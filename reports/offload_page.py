@@ -24,9 +24,15 @@ from .hit_curves import HitCurve
 from .page import Column, Plot, Section, bullet_list, code_block, figures_row, paragraph, render, table
 from .plan_document import check_plan_document
 from .sources import machine_parts, set_by_user, set_words
-from .speed import CHOSEN, Document, Entry, entries, interval_text
+from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words
 
-_BOUNDS = {"copy": "copies", "compute": "compute", "cpu": "the host's cores", "host": "the host"}
+_BOUNDS = {
+    "copy": "copies",
+    "compute": "compute",
+    "launch": "launching kernels",
+    "cpu": "the host's cores",
+    "host": "the host",
+}
 _PLAIN_BITS = "16"
 """How everything but experts is stored unless told otherwise."""
 
@@ -86,10 +92,11 @@ def write_plan_report(path: str | os.PathLike[str], document: Document, *, timel
 
 def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
     best = document["best"]
-    answer = f"{numbers.significant(best['tokens_per_s'])} tokens/s predicted, {interval_text(best)} likely"
+    answer = f"{numbers.significant(speed_of(best))} {speed_words(best)} predicted, {interval_text(best)} likely"
     per_token = best["bytes_copied"] / max(best["num_tokens"], 1)
     gap = document["optimality_gap"]
     key = [
+        *_speeds(best),
         ("Step, median", numbers.seconds(best["step_s"]["p50"])),
         ("Step, 99th percentile", numbers.seconds(best["step_s"]["p99"])),
         ("Hit rate", numbers.percent(best["hit_rate"])),
@@ -105,6 +112,20 @@ def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
         paragraph(_sentence(document["verdict"]), "verdict"),
         figures_row(key),
     ]
+
+
+def _speeds(best: Document) -> list[tuple[str, str]]:
+    """Return every speed and time of the chosen schedule that its window has, with its interval."""
+    found = []
+    for name, title, shown in (
+        ("prefill_tokens_per_s", "Prompts, tokens/s", numbers.significant), ("ttft_s", "To the first token", numbers.seconds),
+        ("decode_tokens_per_s", "Decoding, tokens/s", numbers.significant), ("request_s", "A whole request", numbers.seconds),
+        ("window_s", "The whole window", numbers.seconds),
+    ):  # fmt: skip
+        if best[name] is not None:
+            low, high = best[f"{name}_interval"]
+            found.append((title, f"{shown(best[name])} ({shown(low)} to {shown(high)})"))
+    return found
 
 
 def _sentence(text: str) -> str:
@@ -136,11 +157,13 @@ def _speed(document: Document, every: Sequence[Entry]) -> Section:
 
 def _comparison(every: Sequence[Entry]) -> str:
     """Return the figures of every schedule, one row each."""
-    headings = ("Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time", "Copied a token",
-                "Device memory")  # fmt: skip
+    speed = _sentence(speed_words(every[0].result))[:-1]
+    headings = (speed, "Interval", "Whole window", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
+                "Copied a token", "Device memory")  # fmt: skip
     columns = [Column(title="Schedule", is_name=True), *(Column(title=text, is_number=True) for text in headings)]
     marked = frozenset(at for at, entry in enumerate(every) if entry.kind == CHOSEN)
     legend = (
+        "Whole window: the time of all forward passes, prompts and answers, which is what schedules are ranked by. "
         "Hits: experts found on the device, fetched ahead or kept, when their layer was decided. Used: share of what was fetched "
         "ahead that was needed. In time: share of those hits whose bytes had arrived by then."
     )
@@ -159,8 +182,9 @@ def _comparison_row(entry: Entry) -> tuple[str, ...]:
     ahead = one["prefetches"]
     return (
         entry.label,
-        numbers.significant(one["tokens_per_s"]),
+        numbers.significant(speed_of(one)),
         interval_text(one),
+        numbers.seconds(one["window_s"]),
         numbers.seconds(one["step_s"]["p50"]),
         numbers.seconds(one["step_s"]["p99"]),
         numbers.percent(one["hit_rate"]),

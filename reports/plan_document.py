@@ -57,6 +57,7 @@ class _Share:
     dense: float
     expert: float
     head: float
+    launch: float
     copy: float
     host: float
     cpu: float = 0.0
@@ -80,8 +81,16 @@ class _Ledger:
 class _Result:
     name: str
     schedule: dict[str, Any]
-    tokens_per_s: float
-    relative_uncertainty: float
+    prefill_tokens_per_s: float | None
+    prefill_tokens_per_s_interval: tuple[float, float] | None
+    ttft_s: float | None
+    ttft_s_interval: tuple[float, float] | None
+    decode_tokens_per_s: float | None
+    decode_tokens_per_s_interval: tuple[float, float] | None
+    request_s: float | None
+    request_s_interval: tuple[float, float] | None
+    window_s: float
+    window_s_interval: tuple[float, float]
     step_s: _Step
     makespan_ns: int
     num_steps: int
@@ -103,7 +112,9 @@ class _Result:
 class _FrontPoint:
     level: int
     device_bytes: int
-    tokens_per_s: float
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    window_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

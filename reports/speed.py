@@ -1,8 +1,7 @@
-"""Speeds as a report shows them: tokens a second with the interval that the uncertainty of the run's time leaves.
+"""Speeds as a report shows them: those of decoding with their own interval, or of prompts where nothing is decoded.
 
-Modelled: a relative uncertainty u of a run's time puts its true time between (1 − u) and (1 + u) of the predicted one, so
-its speed between 1 / (1 + u) and 1 / (1 − u): the upper side is the longer one. Ignored: that the errors of two schedules
-on one machine are largely common; the report says so in words.
+Modelled: which of the two a plan's window has, and what it is called. Ignored: that the errors of two schedules on one machine are
+largely common; the report says so in words.
 """
 
 from __future__ import annotations
@@ -101,18 +100,28 @@ def _reference_title(name: str) -> str:
     return f"{name.removeprefix(_ROOMIER)} × memory" if name.startswith(_ROOMIER) else name
 
 
-def interval(value: float, relative_uncertainty: float) -> tuple[float, float | None]:
-    """Return the lowest and highest speed within the uncertainty of the time; None where there is no highest."""
-    high = value / (1 - relative_uncertainty) if relative_uncertainty < 1 else None
-    return value / (1 + relative_uncertainty), high
+def speed_key(result: Document) -> str:
+    """Return which speed a schedule is told by: decoding where anything is decoded, else prompts."""
+    return "decode_tokens_per_s" if result["decode_tokens_per_s"] is not None else "prefill_tokens_per_s"
 
 
-def interval_of(result: Document) -> tuple[float, float | None]:
-    """Return the interval of a schedule's tokens per second."""
-    return interval(float(result["tokens_per_s"]), float(result["relative_uncertainty"]))
+def speed_words(result: Document) -> str:
+    """Return the unit of `speed_of` in words."""
+    return "decoded tokens/s" if speed_key(result) == "decode_tokens_per_s" else "prompt tokens/s"
+
+
+def speed_of(result: Document) -> float:
+    """Return the speed a schedule is told by, in tokens per second."""
+    return float(result[speed_key(result)])
+
+
+def interval_of(result: Document) -> tuple[float, float]:
+    """Return the interval of that speed."""
+    low, high = result[f"{speed_key(result)}_interval"]
+    return float(low), float(high)
 
 
 def interval_text(result: Document) -> str:
-    """Return the interval of a schedule's tokens per second in words."""
+    """Return the interval of that speed in words."""
     low, high = interval_of(result)
-    return f"{numbers.significant(low)} to {numbers.significant(high) if high is not None else 'any speed'}"
+    return f"{numbers.significant(low)} to {numbers.significant(high)}"

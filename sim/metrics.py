@@ -30,8 +30,6 @@ Interval = tuple[float, float]
 class Metrics:
     """The figures of one run."""
 
-    tokens_per_s: float
-    """Generated tokens per second of the whole run, prompts included in its time; where nothing is generated, prompt tokens."""
     prefill_tokens_per_s: float | None
     """Prompt tokens per second of prefill steps alone; None without any."""
     prefill_tokens_per_s_interval: Interval | None
@@ -92,7 +90,7 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
               slow: Outcome, fast: Outcome) -> Metrics:  # fmt: skip
     """Return the metrics of an outcome under `tables`, with intervals that reach from the `slow` to the `fast` outcome of the same run."""
     count, clock = outcome.counts, outcome.clock
-    told, slowly, quickly = (_figures(one, workload) for one in (outcome, slow, fast))
+    told, slowly, quickly = (figures_of(one.step_end, workload) for one in (outcome, slow, fast))
     between = {name: _interval(value, slowly[name], quickly[name]) for name, value in told.items()}
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     counted = steps[_counted(workload)]
@@ -107,7 +105,6 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
     if step_s is None or step_interval is None:
         raise Internal("a run without steps")
     return Metrics(
-        tokens_per_s=counted_tokens(workload) / (told["window_s"] or 1.0),
         prefill_tokens_per_s=told["prefill_tokens_per_s"],
         prefill_tokens_per_s_interval=between["prefill_tokens_per_s"],
         ttft_s=told["ttft_s"],
@@ -164,9 +161,9 @@ def _counted(workload: Workload) -> npt.NDArray[np.bool_]:
     return decode if decode.any() else np.ones_like(decode)
 
 
-def _figures(outcome: Outcome, workload: Workload) -> dict[str, float | None]:
-    """Return the speeds and times of a run by name, None where it has none of it."""
-    ends = np.concatenate(([0], outcome.step_end))
+def figures_of(step_end: Array, workload: Workload) -> dict[str, float | None]:
+    """Return the speeds and times of a run by name, None where it has none of it; `step_end` in nanoseconds."""
+    ends = np.concatenate(([0], step_end))
     steps = np.diff(ends)
     return {
         "prefill_tokens_per_s": _rate(workload, steps, 0),
@@ -176,6 +173,14 @@ def _figures(outcome: Outcome, workload: Workload) -> dict[str, float | None]:
         "window_s": float(ends[-1]) / NS_PER_S,
         "step_s": float(steps[_counted(workload)].mean()) / NS_PER_S if len(steps) else None,
     }
+
+
+def speeds_of(metrics: Metrics) -> dict[str, float | Interval | None]:
+    """Return the figures that `figures_of` names, of a prediction, each followed by its interval."""
+    found: dict[str, float | Interval | None] = {}
+    for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s", "window_s"):
+        found |= {name: getattr(metrics, name), f"{name}_interval": getattr(metrics, f"{name}_interval")}
+    return found | {"step_s": metrics.step_s["mean"], "step_s_interval": metrics.step_s_interval}
 
 
 def _interval(value: float | None, *ends: float | None) -> Interval | None:
@@ -226,6 +231,6 @@ def _time_share(outcome: Outcome, tables: CostTables, sources: CostSources, fact
 
 
 def counted_tokens(workload: Workload) -> int:
-    """Return the tokens that `tokens_per_s` counts: those generated, or all where nothing is generated."""
+    """Return the tokens that a window's speed counts: those generated, or all where nothing is generated."""
     decode = workload.step_phase == 1
     return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())

@@ -18,13 +18,25 @@ GIB = 2**30
 LAYERS, EXPERTS = 2, 8
 
 
-def result(name: str, schedule: OffloadSchedule, tokens_per_s: float, **changes: Any) -> dict[str, Any]:
-    """Return one schedule's part of a plan document."""
+def result(
+    name: str, schedule: OffloadSchedule, tokens_per_s: float, *, wrong: float = 0.2, **changes: Any
+) -> dict[str, Any]:
+    """Return one schedule's part of a plan document, with times that may be off by `wrong` of themselves."""
+    window_s = 60 / tokens_per_s
     found = {
         "name": name,
         "schedule": schedule.to_dict(),
-        "tokens_per_s": tokens_per_s,
-        "relative_uncertainty": 0.2,
+        "prefill_tokens_per_s": 3 * tokens_per_s,
+        "prefill_tokens_per_s_interval": [2.5 * tokens_per_s, 3.75 * tokens_per_s],
+        "ttft_s": 10 / 3 / tokens_per_s,
+        "ttft_s_interval": [3 / tokens_per_s, 4 / tokens_per_s],
+        "decode_tokens_per_s": tokens_per_s,
+        "decode_tokens_per_s_interval": [tokens_per_s / (1 + wrong), tokens_per_s / (1 - wrong)],
+        "request_s": None,
+        "request_s_interval": None,
+        "window_s": window_s,
+        "window_s_interval": [(1 - wrong) * window_s, (1 + wrong) * window_s],
+        "relative_uncertainty": wrong,
         "step_s": {"mean": 1 / tokens_per_s, "p50": 1 / tokens_per_s, "p99": 1.5 / tokens_per_s},
         "makespan_ns": round(10**9 * 60 / tokens_per_s),
         "num_steps": 50,
@@ -39,7 +51,7 @@ def result(name: str, schedule: OffloadSchedule, tokens_per_s: float, **changes:
         "prefetches_used": 40,
         "bytes_copied": 60 * 3 * 2**20,
         "bound": "copy",
-        "time_share": {"dense": 0.2, "expert": 0.15, "head": 0.05, "copy": 0.5, "host": 0.1},
+        "time_share": {"dense": 0.2, "expert": 0.15, "head": 0.05, "launch": 0.05, "copy": 0.5, "host": 0.05},
         "ledger": {
             "device_bytes": 5 * GIB,
             "host_bytes": 9 * GIB,
@@ -94,12 +106,14 @@ def plan_document(**changes: Any) -> dict[str, Any]:
         "references": {
             "belady": result("belady", knowing, 44.0),
             "memory x1.5": result("memory x1.5", bigger, 60.0),
-            "memory x2": result("memory x2", everything, 80.0, relative_uncertainty=1.0),
+            "memory x2": result("memory x2", everything, 80.0, wrong=0.5),
         },
         "front": [
-            {"level": level, "device_bytes": level * GIB, "tokens_per_s": speed, "schedule": best.to_dict()}
+            {"level": level, "device_bytes": level * GIB, "prefill_tokens_per_s": None, "decode_tokens_per_s": speed,
+             "window_s": 60 / speed, "schedule": best.to_dict()}
             for level, speed in ((3, 20.0), (4, 30.0), (5, 40.0))
         ],
+        "ranked_by": "window_s",
         "num_candidates": 2345,
         "num_evaluated": 2000,
         "num_abandoned": 45,

@@ -161,7 +161,7 @@ def test_predictions_on_a_measured_machine_cost_what_runs_cost(costs: FittedCost
     waits = (HOST_S["start"] + HOST_S["wake"]) * facts.fetches_per_transfer
     copy_s = (LATENCY_S + size / LINK) * COPY + HOST_S["piece"] + waits
     assert tables.chunk_ns[0, 1] == pytest.approx(copy_s * 1e9, rel=0.05)
-    assert rehearsal.predict(schedule).metrics.tokens_per_s > 0 and sources.estimates["expert"].source == "measured"
+    assert rehearsal.predict(schedule).metrics.window_s > 0 and sources.estimates["expert"].source == "measured"
 
 
 def test_factors_are_weighted_by_nearness_and_by_how_often_they_were_seen() -> None:

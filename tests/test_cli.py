@@ -50,7 +50,11 @@ def test_simulate_prints_one_json_document(moeplan):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     for key in (
-        "tokens_per_s",
+        *(
+            name + end
+            for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s")
+            for end in ("", "_interval")
+        ),
         "step_s",
         "makespan_ns",
         "hit_rate",

@@ -101,7 +101,7 @@ def test_what_is_only_simulated_is_refused(key: str, value: object) -> None:
 def document(**changes: Any) -> dict[str, Any]:
     def entry(name: str, speed: float, **options: Any) -> dict[str, Any]:
         schedule = OffloadSchedule(name=name).with_options(cache__experts_per_layer=2, **options)
-        return {"name": name, "schedule": schedule.to_dict(), "tokens_per_s": speed}
+        return {"name": name, "schedule": schedule.to_dict(), "window_s": 1 / speed}
 
     rivals = [
         entry("slow", 1.0),

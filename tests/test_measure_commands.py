@@ -133,7 +133,7 @@ def test_a_machine_that_is_not_as_its_profile_says_is_found_out(moeplan: Run, tm
 def plan_document(schedule: dict[str, Any], model: str = "tiny-moe", **provenance: object) -> dict[str, Any]:
     facts = {"hardware": "here", "memory_bytes": 50_000_000, "window_steps": 4, "dense_bits": "32"}
     facts["trace"] = {"sha256": recording_sha256(open_trace("bundled"))}
-    best = {"name": "best", "schedule": schedule, "tokens_per_s": 1.0}
+    best = {"name": "best", "schedule": schedule, "window_s": 1.0}
     return {"schema_version": 1, "kind": "offload", "provenance": facts | provenance, "best": best, "baselines": [],
             **made_of(load_model(model), load_hardware("t4"))}  # fmt: skip
 

@@ -17,9 +17,10 @@ from moeplan.reports.speed import (
     PUBLISHED,
     REFERENCE,
     entries,
-    interval,
     interval_text,
     is_roomier,
+    speed_of,
+    speed_words,
 )
 from moeplan.schedule import OffloadSchedule
 from report_documents import plan_document
@@ -72,12 +73,12 @@ def test_a_constant_is_shown_in_the_unit_of_its_name(name: str, value: float, te
     assert numbers.constant(name, value) == text
 
 
-def test_the_interval_of_a_speed_comes_from_that_of_the_time() -> None:
-    assert interval(40.0, 0.25) == (32.0, pytest.approx(53.333333))
-    assert interval(40.0, 0.0) == (40.0, 40.0)
-    assert interval(40.0, 1.0) == (20.0, None)
-    assert interval_text({"tokens_per_s": 40.0, "relative_uncertainty": 0.25}) == "32.0 to 53.3"
-    assert interval_text({"tokens_per_s": 40.0, "relative_uncertainty": 2.0}) == "13.3 to any speed"
+def test_a_schedule_is_told_by_its_decoding_and_by_its_prompts_where_it_decodes_nothing() -> None:
+    one = {"prefill_tokens_per_s": 90.0, "prefill_tokens_per_s_interval": [80, 100]}
+    both = one | {"decode_tokens_per_s": 40.0, "decode_tokens_per_s_interval": [32, 53.333]}
+    assert (speed_of(both), speed_words(both), interval_text(both)) == (40.0, "decoded tokens/s", "32.0 to 53.3")
+    prompts = one | {"decode_tokens_per_s": None, "decode_tokens_per_s_interval": None}
+    assert (speed_of(prompts), speed_words(prompts), interval_text(prompts)) == (90.0, "prompt tokens/s", "80.0 to 100")
 
 
 def test_entries_are_the_plan_in_its_own_order() -> None:

@@ -81,7 +81,9 @@ def test_names_from_files_stay_text(text: str, page: Page) -> None:
 def test_the_answer_comes_first(page: Page) -> None:
     lead = page.sections[""]
     for part in (
-        "40.0 tokens/s predicted, 33.3 to 50.0 likely",
+        "40.0 decoded tokens/s predicted, 33.3 to 50.0 likely",
+        "Prompts, tokens/s120 (100 to 150)", "To the first token83.3 ms (75.0 ms to 100 ms)",
+        "Decoding, tokens/s40.0 (33.3 to 50.0)", "The whole window1.50 s (1.20 s to 1.80 s)",
         "Least-recently-used cache, 4 experts a layer; the next gate, run early, says what to fetch ahead, 1 layer ahead; copies",
         "Policy: copy binds; more memory would help.",
         "Step, median25.0 ms", "Step, 99th percentile37.5 ms", "Hit rate75.0 %", "Copied a token3.00 MiB", "What bindscopies",
@@ -93,14 +95,15 @@ def test_the_answer_comes_first(page: Page) -> None:
 def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
     rows = page.rows["speed"]
     assert rows[0] == [
-        "Schedule", "Tokens/s", "Interval", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
-        "Copied a token", "Device memory"
+        "Schedule", "Decoded tokens/s", "Interval", "Whole window", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used",
+        "in time", "Copied a token", "Device memory",
     ]  # fmt: skip
     assert rows[1] == ["Chosen"]
     assert rows[2] == [
         "best",
         "40.0",
         "33.3 to 50.0",
+        "1.50 s",
         "25.0 ms",
         "37.5 ms",
         "75.0 %",
@@ -115,6 +118,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "on-demand",
         "16.0",
         "13.3 to 20.0",
+        "3.75 s",
         "62.5 ms",
         "93.8 ms",
         "0.0 %",
@@ -163,14 +167,14 @@ def test_what_schedules_need_is_said_and_marked() -> None:
 def test_speeds_are_drawn_with_their_intervals(page: Page) -> None:
     bars = page.plots["plot-speed"]["data"][0]
     assert bars["x"] == [40.0, 16.0, 25.0, 44.0, 60.0, 80.0]
-    assert bars["error_x"]["array"] == pytest.approx([10.0, 4.0, 6.25, 11.0, 15.0, 0.0])
-    assert bars["error_x"]["arrayminus"] == pytest.approx([40 / 6, 16 / 6, 25 / 6, 44 / 6, 10.0, 40.0])
+    assert bars["error_x"]["array"] == pytest.approx([10.0, 4.0, 6.25, 11.0, 15.0, 80.0])
+    assert bars["error_x"]["arrayminus"] == pytest.approx([40 / 6, 16 / 6, 25 / 6, 44 / 6, 10.0, 80 / 3])
     assert bars["y"] == pytest.approx([0.85, 2.7, 3.7, 5.55, 6.55, 7.55])
     layout = page.plots["plot-speed"]["layout"]
     assert layout["yaxis"]["ticktext"][2] == "mixtral-<br>offloading-code"
-    assert layout["xaxis"]["title"]["text"] == "tokens per second" and layout["xaxis"]["range"] == [
+    assert layout["xaxis"]["title"]["text"] == "decoded tokens/s" and layout["xaxis"]["range"] == [
         0,
-        pytest.approx(81.6),
+        pytest.approx(160 * 1.02),
     ]
     headings = [note["text"] for note in layout["annotations"] if note["text"].startswith("<b>")]
     assert headings == ["<b>Chosen</b>", "<b>Published schedules</b>", "<b>References out of reach</b>"]
@@ -182,7 +186,7 @@ def test_shares_add_up_and_the_mean_pass_stands_beside(page: Page) -> None:
     assert [sum(values) for values in zip(*(trace["x"] for trace in figure["data"]), strict=True)] == pytest.approx(
         [100.0] * 6
     )
-    assert [trace["x"][0] for trace in figure["data"]] == pytest.approx([20, 15, 5, 50, 10])
+    assert [trace["x"][0] for trace in figure["data"]] == pytest.approx([20, 15, 5, 5, 50, 5])
     assert [note["text"] for note in figure["layout"]["annotations"]][:2] == ["30.0 ms", "75.0 ms"]
 
 
@@ -316,7 +320,7 @@ def test_the_file_is_written_whole(tmp_path, text: str) -> None:
     ("where", "value", "message"),
     [
         (("schema_version",), 2, r"plan: schema_version = 2: this report reads 1; make the plan again"),
-        (("best", "tokens_per_s"), None, r"plan: best\.tokens_per_s = None: input should be a valid number"),
+        (("best", "window_s"), None, r"plan: best\.window_s = None: input should be a valid number"),
         (
             ("baselines", 1, "ledger"),
             {"items": []},

@@ -38,7 +38,7 @@ def test_a_plan_becomes_a_page_and_a_timeline() -> None:
         and {one.schedule.name for one in plan.baselines} <= set(names)
         and set(plan.left_out) <= set(names)
     )
-    assert page.plots["plot-speed"]["data"][0]["x"][0] == plan.best.metrics.tokens_per_s
+    assert page.plots["plot-speed"]["data"][0]["x"][0] == plan.best.metrics.decode_tokens_per_s
     assert page.plots["plot-front"]["data"][0]["x"][-1] <= budget / 2**20
     held = cache_occupancy(rehearsal, plan.best.schedule)
     events = timeline_events(rows, occupancy=held)
