@@ -135,7 +135,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "1.5 × memory",
         "2 × memory",
     ]
-    assert rows[9][2] == "40.0 to any speed"
+    assert rows[9][2] == "53.3 to 160"
     assert rows[10:] == [
         ["Schedule", "Why"],
         ["resident", "Does not fit: resident needs 12 bytes; 5 bytes are missing."],
