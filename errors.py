@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _FIELD_CHARS, _VALUE_CHARS, _RULE_CHARS, _REMEDY_CHARS = 160, 80, 1000, 300
@@ -62,7 +62,7 @@ class UnknownName(InputError):
 
     def __init__(self, field: str, value: object, valid: Iterable[str]) -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(str(value)[:_RULE_CHARS], names, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(_text(value, str)[:_RULE_CHARS], names, n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]!r}?" if near else "use one of these"
         shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
         super().__init__(field, value, f"not one of: {shown}", remedy)
@@ -112,8 +112,11 @@ def _middle_out(text: str, most: int) -> str:
 
 def _shown(value: object) -> str:
     """Return `repr` of a value, shortened so that a hostile input cannot flood the terminal."""
+    return one_line(_text(value, repr), _VALUE_CHARS)
+
+
+def _text(value: object, form: Callable[[object], str]) -> str:
     try:
-        text = repr(value)
+        return form(value)
     except (ValueError, RecursionError):  # whole numbers of thousands of digits, lists in lists in lists
-        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return one_line(text, _VALUE_CHARS)
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"

@@ -188,12 +188,16 @@ def profile_to_json(profile: Profile) -> str:
 _RANGES = (
     ("bytes_per_s", 1.0, 1e18, "bytes per second"),
     ("flops_per_s", 1.0, 1e21, "operations per second"),
+    ("memory_bytes", 2.0**20, 1e18, "bytes"),
     ("_efficiency", 1e-3, 1.0, "a share of a peak"),
     ("_bytes", 0.0, 1e18, "bytes"),
     ("_s", 0.0, 3600.0, "seconds"),
     ("kernels_per_dense_layer", 0.0, 1e6, "a number of kernels"),
     ("kernels_per_head", 0.0, 1e6, "a number of kernels"),
 )
+# Beyond that a figure says nothing: the value may be nought, or a hundred times as large.
+_MOST_UNCERTAIN = 100.0
+_MAX_GPUS = 2**16
 _SPEED_TOGETHER = (1e-2, 1.0, "a share of the speed alone")
 
 
@@ -224,8 +228,9 @@ def _check_profile(profile: Profile) -> None:
         if not slash or lane not in LANES or companion not in LANES or lane == companion:
             rule = f"not lane/companion of {', '.join(LANES)}"
             raise InputError("contention", pair, rule, "write for instance compute/h2d")
-    if profile.node is not None and profile.node.num_gpus < 1:
-        raise InputError("node.num_gpus", profile.node.num_gpus, "below one", "give the devices of a server")
+    if profile.node is not None and not 1 <= profile.node.num_gpus <= _MAX_GPUS:
+        rule = "below one" if profile.node.num_gpus < 1 else f"more than {_MAX_GPUS}"
+        raise InputError("node.num_gpus", profile.node.num_gpus, rule, "give the devices of a server")
     for name, constant in profile.constants():
         _check_constant(name, constant)
     for name, curve in profile.curves.items():
@@ -241,6 +246,7 @@ def _check_constant(name: str, constant: Constant) -> None:
         )
     for key in ("value", "relative_uncertainty"):
         _check_number(f"{name}.{key}", getattr(constant, key))
+    _check_uncertainty(name, constant.relative_uncertainty)
     least, most, words = _range(name)
     if not least <= constant.value <= most:
         rule = f"{words} from {least:g} to {most:g} expected"
@@ -265,8 +271,15 @@ def _check_curve(name: str, curve: Curve) -> None:
     points = (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis))
     for number in (*points, curve.relative_uncertainty):
         _check_number(name, number)
+    _check_uncertainty(name, curve.relative_uncertainty)
     if curve.source not in SOURCES:
         raise UnknownName(f"{name}.source", curve.source, SOURCES)
+
+
+def _check_uncertainty(name: str, fraction: float) -> None:
+    if fraction > _MOST_UNCERTAIN:
+        rule = f"at most {_MOST_UNCERTAIN:g}, a share of the value, expected"
+        raise InputError(f"{name}.relative_uncertainty", fraction, rule, "correct the profile")
 
 
 def _check_number(name: str, number: object) -> None:

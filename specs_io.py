@@ -7,7 +7,6 @@ values mean (`specs`, `hardware`), which keys a model family uses (`model_config
 
 from __future__ import annotations
 
-import json
 import os
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from . import text_files
+from . import plain_json, text_files
 from .catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from .errors import InputError, UnknownName
 from .hardware import SCHEMA_VERSION, Profile
@@ -39,13 +38,9 @@ def read_text(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONF
 def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
     """Return the JSON object that `text` holds; raises InputError for anything else, truncation named as such."""
     try:
-        data = json.loads(text)
-    except RecursionError:
-        raise InputError(what, where, "nested too deeply", "check that it is the right file") from None
+        data = plain_json.parse(text)
     except ValueError as error:
-        at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
-        rule = "empty" if not text.strip() else "JSON that ends too early" if at_end else f"not JSON ({error})"
-        raise InputError(what, where, rule, "write the file anew") from None
+        raise InputError(what, where, str(error), "write the file anew") from None
     if not isinstance(data, dict):
         rule = f"a JSON {type(data).__name__} where an object is expected"
         raise InputError(what, where, rule, "check that it is the right file")
@@ -71,7 +66,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     Raises UnknownName for a name that is neither, InputError for a file that is not such a configuration.
     """
     path = _resolve("model", name_or_path, MODELS_FOLDER, list_models())
-    if path.is_dir():
+    if os.path.isdir(path):  # no error for a path that is too long or may not be looked at: reading says that
         path = path / "config.json"
     data = read_json(path, "model")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
@@ -137,10 +132,6 @@ def _resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, name
     if text in names:
         return folder / f"{text}.json"
     path = Path(text)
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):
-        exists = False
-    if not exists and path.suffix != ".json" and os.sep not in text:
+    if not os.path.exists(path) and path.suffix != ".json" and os.sep not in text:
         raise UnknownName(what, text, names)
     return path

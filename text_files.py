@@ -34,6 +34,9 @@ _PART = re.compile(r"\..*\.[0-9]+-[0-9]+" + re.escape(_PART_SUFFIX) + r"\Z", re.
 _KEPT_NAME_BYTES = 100
 _COPY_BYTES = 1 << 20
 _REMEDY = "choose a writable place"
+# So much tells text from anything else.
+_FIRST_BYTES = 1 << 16
+_MIB = 1 << 20
 
 
 def read_text(path: str | os.PathLike[str], what: str, max_bytes: int) -> str:
@@ -44,19 +47,39 @@ def read_text(path: str | os.PathLike[str], what: str, max_bytes: int) -> str:
     """
     name = os.fspath(path)
     try:
+        refuse_devices(path)
         with open(path, "rb") as file:
-            raw = file.read(max_bytes + 1)
+            raw = file.read(min(_FIRST_BYTES, max_bytes + 1))
+            if b"\0" in raw:  # no text: a file of zeros, for instance, however large it is
+                raise InputError(what, name, "not text", "check that it is the right file")
+            raw += file.read(max_bytes + 1 - len(raw))
     except FileNotFoundError:
         raise InputError(what, name, "no such file", "check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(what, name, f"cannot be read ({reason.lower()})", "check the path") from None
+    except MemoryError:
+        raise InputError(what, name, "larger than the memory that is free", "check that it is the right file") from None
+    except (OSError, ValueError) as error:  # ValueError: a device, a path with a zero byte
+        raise InputError(what, name, f"cannot be read ({_reason(error)})", "check the path") from None
     if len(raw) > max_bytes:
-        raise InputError(what, name, f"larger than {max_bytes} bytes", "check that it is the right file")
+        rule = f"larger than {max_bytes // _MIB} MiB" if max_bytes >= _MIB else f"larger than {max_bytes} bytes"
+        raise InputError(what, name, rule, "check that it is the right file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(what, name, "not UTF-8 text", "check that it is the right file") from None
+
+
+def refuse_devices(path: AnyPath, *, pipes: bool = True) -> None:
+    """Return nothing; raises ValueError where `path` has no end that could be seen: a device, or a pipe unless `pipes` are read.
+
+    What is absent is nothing yet, and whoever opens it says so.
+    """
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(kind) or (pipes and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))):
+        return
+    raise ValueError("a folder, not a file" if stat.S_ISDIR(kind) else "a device or pipe, not a file")
 
 
 # --- where output goes -------------------------------------------------------------------------------------------------

@@ -27,10 +27,11 @@ _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*\Z")
 _MAX_BYTES = 2**60
 
 
-def parse_bytes(text: str | int, field: str = "bytes") -> int:
-    """Return the number of bytes that `text` names ("6GiB", "500 MB", "1024").
+def parse_bytes(text: str | int, field: str = "bytes", *, bare: bool = False) -> int:
+    """Return the number of bytes that `text` names ("6GiB", "500 MB", "1024B"); a whole number is bytes.
 
-    Raises InputError for an unknown suffix, a negative, non-finite or absurd (above 2**60) amount.
+    bare: text without a unit is bytes too. Raises InputError for text without a unit otherwise ("24" is 24 GiB to one and 24 bytes to
+    another), for an unknown one, for a negative, non-finite or absurd (above 2**60) amount.
     """
     remedy = "write for instance 6GiB (2**30 bytes each) or 6GB (10**9 bytes each)"
     match = _QUANTITY.match(str(text))
@@ -39,6 +40,8 @@ def parse_bytes(text: str | int, field: str = "bytes") -> int:
     scale = _SUFFIX.get(match[2].lower())
     if scale is None:
         raise InputError(field, text, f"unknown suffix {match[2]!r}", remedy)
+    if not match[2] and isinstance(text, str) and float(match[1]) and not bare:
+        raise InputError(field, text, "has no unit", f"write {match[1]}GiB or {match[1]}MiB, or {match[1]}B for bytes")
     amount = float(match[1]) * scale
     if not math.isfinite(amount) or amount > _MAX_BYTES:
         raise InputError(field, text, "more than 2**60 bytes", remedy)
@@ -111,7 +114,7 @@ def parse_quantity(text: str, unit: str, field: str) -> float:
     Raises InputError for another unit's suffix, a negative or non-finite number.
     """
     if unit == "bytes":
-        return float(parse_bytes(text, field))
+        return float(parse_bytes(text, field, bare=True))
     remedy = f"write for instance {_EXAMPLES[unit]}"
     match = _NUMBER.match(text)
     if match is None:

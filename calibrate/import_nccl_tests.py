@@ -7,11 +7,11 @@ none), other collectives.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
 
+from .. import plain_json
 from ..errors import InputError
 from ..units import US_PER_S
 from .samples import Sample
@@ -66,12 +66,12 @@ def _rows_of_text(text: str) -> tuple[list[tuple[int, float]], int]:
 def _rows_of_json(text: str) -> tuple[list[tuple[int, float]], int]:
     """Return (size in bytes, microseconds) of each result, and the number of devices listed."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = plain_json.parse(text, allow_nan=True)
+    except ValueError:
         raise InputError(
             "nccl-tests", "(text)", "not JSON", "give the file that -J wrote, or the text output"
         ) from None
-    results = document.get("results")
+    results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(results, list):
         raise InputError("nccl-tests", "(text)", "no results", "give the file that -J wrote")
     rows = []

@@ -7,11 +7,11 @@ A sample's time is the buffer over the bandwidth reported; the tool's buffer is 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from .. import plain_json
 from ..errors import InputError
 from ..units import GIGA, MIB
 from .samples import Sample
@@ -32,8 +32,8 @@ def read_nvbandwidth(text: str, *, device: int = 0, buffer_bytes: int = DEFAULT_
     Raises InputError for text of another form, or without any of these copies.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = plain_json.parse(text, allow_nan=True)
+    except ValueError:
         raise InputError("nvbandwidth", "(text)", "not JSON", "run nvbandwidth with -j") from None
     inner = document.get("nvbandwidth") if isinstance(document, dict) else None
     cases = inner.get("testcases") if isinstance(inner, dict) else None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, plain_json
 from ..errors import InputError
 from ..text_files import read_text
 from .exchange_matrices import matrix_from_text
@@ -249,9 +249,9 @@ def samples_to_json(found: SampleSet) -> str:
 def samples_from_json(text: str, where: str = "samples") -> SampleSet:
     """Return the samples that `text` holds; raises InputError, naming field and rule, for anything that is not such a file."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(where, "(text)", "not JSON", "measure again") from None
+        data = plain_json.parse(text)
+    except ValueError as error:
+        raise InputError(where, "(text)", str(error), "measure again") from None
     if not isinstance(data, dict) or data.get("kind") != "samples":
         raise InputError(where, "(text)", "not a file of samples", "give the file that calibrate wrote")
     if data.get("schema_version") != SCHEMA_VERSION:

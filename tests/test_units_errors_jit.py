@@ -20,7 +20,7 @@ from moeplan.errors import DoesNotFit, InputError, Internal, MissingCalibration,
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0", 0), ("1024", 1024), (1024, 1024), ("6GiB", 6 * 2**30), ("6 GB", 6 * 10**9), ("1.5kib", 1536),
+        ("0", 0), ("1024B", 1024), (1024, 1024), ("6GiB", 6 * 2**30), ("6 GB", 6 * 10**9), ("1.5kib", 1536),
         (" 2 MiB ", 2**21), (".5 KB", 500), ("3TB", 3 * 10**12), ("1 tib", 2**40), ("7b", 7), ("1.KB", 1000),
     ],
 )  # fmt: skip
@@ -40,17 +40,23 @@ def test_parse_bytes_names_an_unknown_suffix() -> None:
         units.parse_bytes("5gbit")
 
 
-@pytest.mark.parametrize("text", ["2000000 TiB", "9" * 400])
+@pytest.mark.parametrize("text", ["2000000 TiB", "9" * 400 + "B"])
 def test_parse_bytes_refuses_absurd_amounts(text: str) -> None:
     with pytest.raises(InputError, match="more than 2"):
         units.parse_bytes(text)
+
+
+def test_parse_bytes_asks_for_a_unit() -> None:
+    with pytest.raises(InputError, match=r"24.*has no unit; write 24GiB or 24MiB, or 24B for bytes"):
+        units.parse_bytes("24", "--memory")
+    assert units.parse_bytes("24", bare=True) == units.parse_bytes(24) == 24
 
 
 @given(st.integers(0, 2**60), st.sampled_from(["", "B", "KiB", "MiB", "GiB", "TiB"]))
 def test_parse_bytes_of_whole_scales_is_exact(amount: int, suffix: str) -> None:
     scale = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[suffix]
     amount = min(amount // scale, 2**50)  # floats hold these exactly
-    assert units.parse_bytes(f"{amount}{suffix}") == amount * scale
+    assert units.parse_bytes(f"{amount}{suffix}", bare=True) == amount * scale
 
 
 @given(st.text(max_size=30))
@@ -111,7 +117,7 @@ def test_input_error_says_field_value_rule_remedy() -> None:
 def test_input_error_is_one_line_whatever_the_value(field: str, value: str) -> None:
     text = str(InputError(field, value, "bad", "mend it"))
     assert len(text.splitlines()) == 1
-    assert len(text) < len(field) + errors._SHOWN_VALUE_CHARS + 30
+    assert len(text) < len(field) + errors._VALUE_CHARS + 30
 
 
 def test_unknown_name_names_the_nearest() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..text_files import part_folder, written_aside
+from ..text_files import part_folder, refuse_devices, written_aside
 from ..units import MEGA, MIB
 from .refusal import unreadable
 
@@ -48,6 +48,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
     Raises InputError when the file is missing, is not a complete safetensors file, or holds types no recording has.
     """
     try:
+        refuse_devices(path, pipes=False)
         _ask_library(path)
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

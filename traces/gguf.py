@@ -7,6 +7,7 @@ big-endian files, version 1.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..text_files import refuse_devices
 from ..units import GIB, MIB, format_bytes
 from .refusal import unreadable
 
 _MAX_FILE_BYTES = 4 * GIB
 _MAX_STRING_BYTES = 16 * MIB
 _MAX_DEPTH = 4
+_MAX_ENTRIES = 4_000_000  # of all arrays together; a tokenizer has a few hundred thousand
 _MAX_DIMENSIONS = 4
 _FLOAT32 = 0  # ggml type of the only tensors read
 # struct formats of GGUF's scalar value types 0 to 7 and 10 to 12; 8 is a string, 9 an array.
@@ -51,9 +54,10 @@ class GgufFile:
             size = os.path.getsize(path)
             if size > _MAX_FILE_BYTES:
                 raise ValueError(f"{format_bytes(size)} is more than {format_bytes(_MAX_FILE_BYTES)}")
+            refuse_devices(path, pipes=False)
             with open(path, "rb") as file:
-                self._data = file.read()
-            self._at = 0
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._at = self._entries = 0
             self.values: dict[str, Any] = {}
             self.tensors: dict[str, GgufTensor] = {}
             self._read_tables()
@@ -114,7 +118,11 @@ class GgufFile:
             if depth >= _MAX_DEPTH:
                 raise ValueError("arrays nested too deeply")
             inner = self._number("<I")
-            return [self._value(inner, depth + 1) for _ in range(self._count(1))]
+            count = self._count(1)
+            self._entries += count
+            if self._entries > _MAX_ENTRIES:
+                raise ValueError(f"announces {self._entries} values in arrays, more than {_MAX_ENTRIES}")
+            return [self._value(inner, depth + 1) for _ in range(count)]
         if kind not in _SCALARS:
             raise ValueError(f"unknown value type {kind}")
         return self._number(_SCALARS[kind])

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from .. import plain_json, text_files
 from ..errors import InputError
-from ..units import GIB, format_bytes
+from ..units import MIB
 from .refusal import unreadable
 
-MAX_JSON_BYTES = 2 * GIB
+MAX_JSON_BYTES = 512 * MIB
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> str:
-    """Return the text of a file. Raises InputError when it is missing, not UTF-8 or larger than `max_bytes`."""
-    try:
-        size = os.path.getsize(path)
-        if size > max_bytes:
-            raise ValueError(f"{format_bytes(size)}, more than {format_bytes(max_bytes)}")
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except (OSError, ValueError, MemoryError) as error:
-        raise unreadable(path, "cannot be read as text", error, "give a complete text file") from None
+    """Return the text of a file. Raises InputError when it is missing, not text or larger than `max_bytes`."""
+    return text_files.read_text(path, "path", max_bytes)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -58,8 +51,8 @@ def read_json_documents(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def parse_json(text: str, where: str) -> Any:
     """Return the JSON document in `text`. Raises InputError that names `where`."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError, MemoryError) as error:
+        return plain_json.parse(text, allow_nan=True)
+    except (ValueError, MemoryError) as error:
         rule, remedy = "is not a complete JSON document", "give the file as the source wrote it"
         raise unreadable(where, rule, error, remedy) from None
 

@@ -21,10 +21,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..text_files import refuse_devices
 from ..units import GIB, KIB, format_bytes
 from .refusal import unreadable
 
-MAX_UNPACKED_BYTES = 16 * GIB
+MAX_UNPACKED_BYTES = GIB
 _MAX_HEADER_BYTES = 64 * KIB
 _MAX_AXES = 8
 _REMEDY = "give a complete file without pickled objects"
@@ -51,6 +52,7 @@ def read_npy(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) 
     Raises InputError when it is missing, damaged, too large or needs unpickling.
     """
     try:
+        refuse_devices(path, pipes=False)
         with open(path, "rb") as file:
             return read_npy_stream(file, os.fstat(file.fileno()).st_size, max_bytes)
     except _BROKEN as error:
@@ -60,6 +62,7 @@ def read_npy(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) 
 def read_npz(path: str | os.PathLike[str], max_bytes: int = MAX_UNPACKED_BYTES) -> dict[str, npt.NDArray[Any]]:
     """Return every array of a `.npz` archive by name. Raises InputError as `read_npy` does."""
     try:
+        refuse_devices(path, pipes=False)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
+from ...text_files import refuse_devices
 from ...units import GIB, format_bytes
 from ..npy import BROKEN_ZIP, MAX_UNPACKED_BYTES
 from ..refusal import unreadable
@@ -71,6 +72,7 @@ def tensor_array(value: object, name: str) -> npt.NDArray[Any]:
 def _check_archive(path: str | os.PathLike[str]) -> None:
     """Raise InputError unless `path` is an intact archive of `torch.save` that mentions nothing but plain tensors."""
     try:
+        refuse_devices(path, pipes=False)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from ...errors import InputError
+from ...text_files import refuse_devices
 from ..json_input import read_json
 from ..recording import LoadProfile
 from ..refusal import unreadable
@@ -91,6 +92,7 @@ def _same(tensors: dict[str, npt.NDArray[Any]], other: dict[str, npt.NDArray[Any
 def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors of one rank's file. Raises InputError."""
     try:
+        refuse_devices(path, pipes=False)
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
