@@ -14,6 +14,7 @@ from ..reports import numbers
 from ..specs import BITS_PER_BYTE, ModelSpec, weight_format
 from ..terminal import print_json, print_table
 from ..units import GIGA
+from .bounds import CONTEXT_TOKENS, between
 from .options import JsonFlag
 
 _CONTEXT = 4096
@@ -43,7 +44,12 @@ def model_show(
         str, typer.Argument(help="Bundled model name (moeplan model list), a config.json, or its folder.")
     ],
     context: Annotated[
-        int, typer.Option("--context", help="Tokens of context to state the KV cache for.", min=1)
+        int,
+        typer.Option(
+            "--context",
+            help="Tokens of context to state the KV cache for.",
+            callback=between(1, CONTEXT_TOKENS, "tokens"),
+        ),
     ] = _CONTEXT,
     as_json: JsonFlag = False,
 ) -> None:

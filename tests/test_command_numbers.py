@@ -16,7 +16,7 @@ from moeplan.commands.app import app
 
 # Options for which nought means something.
 NOUGHT = {"--baselines", "--redundant", "--search-moves", "--seed"}
-WRONG = ["nan", "inf", "-inf", "-1", "1" * 30, "1" * 5000, "1e300", "x", "0x10", "1\x1b[31m"]
+WRONG = ["nan", "inf", "-1", "1" * 5000, "1e300", "1\x1b[31m"]
 
 
 def numbers(group: Any = None, name: str = "") -> Iterator[Any]:

@@ -109,7 +109,7 @@ def test_an_expert_parallel_plan_is_read_elsewhere_with_the_originals_gone(moepl
         loads = LoadProfile(counts=counts, model="tiny-moe", layer_ids=model.moe_layers, source=f"drawn {seed}", licence="",
                             top_k=model.top_k)  # fmt: skip
         save_profile(loads, (home if name == "mine" else away) / f"{name}.safetensors")
-    ranks = ["--mode", "ep", "--nodes", "1", "--ranks-per-node", "2", "--search-moves", "100"]
+    ranks = ["--mode", "ep", "--nodes", "1", "--ranks-per-node", "2"]
     status, _, said = moeplan(home, "plan", *case, *ranks, "-o", "../away/p.json")
     assert status == 0, said
     for path in home.iterdir():
