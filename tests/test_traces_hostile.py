@@ -362,3 +362,11 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError):
             import_trace(kind, tmp_path / "deep.json", **options)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_devices_without_an_end_are_refused(kind: str) -> None:
+    needed = {"sglang-routed-experts": {"num_layers": 1, "top_k": 1}, "hf-router-logits": {"top_k": 1}}
+    with pytest.raises(InputError):
+        import_trace(kind, "/dev/zero", **needed.get(kind, {}))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import InputError
+from ...text_files import refuse_devices
 from ...units import GIB, MIB
 from ..recording import LoadProfile, RoutingTrace
 from ..refusal import unreadable
@@ -28,7 +29,7 @@ from .token_table import Table, column_names, phase_number, trace_of_table
 _REMEDY = "give a complete Parquet file of plain numbers"
 _PREFIX = "metadata."
 _BATCH_ROWS = 1 << 16
-_MOST_ROW_BYTES = 2 * GIB  # of a foreign table, unpacked
+_MOST_ROW_BYTES = GIB  # of a foreign table, unpacked
 _BROKEN = (
     pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, NotImplementedError,
     RecursionError, AttributeError,
@@ -61,6 +62,7 @@ def read_parquet(
     }  # fmt: skip
     told = {part: name for part, name in columns.items() if name}
     try:
+        refuse_devices(path, pipes=False)
         with pq.ParquetFile(path, thrift_string_size_limit=64 * MIB, thrift_container_size_limit=1 << 20) as file:
             strings = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
             ours = strings.get("producer", "").startswith("moeplan ")

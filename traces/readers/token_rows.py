@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...units import GIB, MIB, format_bytes
-from ..json_input import parse_json
+from ...text_files import refuse_devices
+from ...units import MIB, format_bytes
+from ..json_input import MAX_JSON_BYTES, parse_json
 from ..recording import RoutingTrace
 from ..refusal import unreadable
 from ..validate import MAX_TOP_K
 from .token_table import NAMES, Table, column_names, phase_number, trace_of_table
 
-_MAX_BYTES = 2 * GIB
 _MAX_LINE_BYTES = 16 * MIB
 _NUMBERED = re.compile(r"(.*?)[_.]?([0-9]{1,3})\Z")
 _Row = dict[str, Any]
@@ -293,6 +293,7 @@ def _csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, _Row]]:
 def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """Return the lines of a text file, one at a time. Raises InputError when it is no text, or a line or it is too long."""
     try:
+        refuse_devices(path)
         with open(path, "rb") as file:
             read = 0
             first = True
@@ -300,8 +301,8 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
                 read += len(line)
                 if len(line) > _MAX_LINE_BYTES:
                     raise ValueError(f"a line of more than {format_bytes(_MAX_LINE_BYTES)}")
-                if read > _MAX_BYTES:
-                    raise ValueError(f"more than {format_bytes(_MAX_BYTES)}")
+                if read > MAX_JSON_BYTES:
+                    raise ValueError(f"more than {format_bytes(MAX_JSON_BYTES)}")
                 yield line.decode("utf-8-sig" if first else "utf-8")
                 first = False
     except (OSError, ValueError, MemoryError) as error:
