@@ -6,12 +6,16 @@ that only other engines' kernels run; they have their nominal bytes.
 
 from __future__ import annotations
 
-from ..kernels.slot_layout import ExpertShape, SlotLayout, slot_layout
-from ..specs import ModelSpec
+from ..errors import InputError
+from ..kernels.slot_layout import WEIGHT_NAMES, ExpertShape, SlotLayout, slot_layout
+from ..specs import ModelSpec, weight_format
 
 
 def expert_layout(model: ModelSpec, weights: str) -> SlotLayout:
     """Return how one of `model`'s experts lies in a slot when stored as `weights`; raises UnknownName or InputError."""
+    if weights not in WEIGHT_NAMES and weight_format(weights):
+        rule = f"these kernels run {', '.join(WEIGHT_NAMES)}; other formats of checkpoints are simulated, not executed"
+        raise InputError("bits", weights, rule, "give --bits, or experts.bits, one of these")
     shape = ExpertShape(
         hidden_size=model.expert_hidden,
         intermediate_size=model.expert_intermediate_size,

@@ -61,6 +61,7 @@ def dense_arguments(model: ModelSpec, layers: Sequence[int], shape: PassShape, v
             continue
         seen = max(model.attended_tokens(layer, shape.context_tokens, shape.requests), shape.tokens)
         kv_values += (seen + shape.tokens) * attention.kv_values_per_token
+        kv_values += shape.context_tokens // attention.tokens_per_index * attention.index_values
         attention_flops += attention.flops(shape.tokens * seen / shape.requests, seen)
     return {
         "tokens": shape.tokens,

@@ -82,9 +82,13 @@ class Keys:
         """Return an integer from zero, None where absent."""
         return self._integer(names, 0, _MOST_SIZE)
 
+    def few(self, *names: str) -> int | None:
+        """Return a number of layers, None where absent."""
+        return self._integer(names, 1, _MOST_LAYERS)
+
     def number_of_layers(self, *names: str) -> int:
         """Return how many layers there are."""
-        found = self._integer(names, 1, _MOST_LAYERS)
+        found = self.few(*names)
         if found is None:
             raise self.refusal(names[0], "(absent)", "the key is needed", "add the key")
         return found

@@ -151,7 +151,7 @@ def _draft(keys: Keys, family: Family, name: str, family_name: str) -> Draft:
     both_stacks = keys.flag("is_encoder_decoder")
     encoder_layers = 0
     if both_stacks:
-        encoder_layers = keys.size("encoder_layers") or keys.size("num_layers") or num_layers
+        encoder_layers = keys.few("encoder_layers") or keys.few("num_layers") or num_layers
     moe_layers = find_moe_layers(keys, num_layers)
     tied, plain_bias = keys.flag("tie_word_embeddings"), keys.flag("use_bias")
     draft = Draft(

@@ -11,8 +11,11 @@ import torch
 from executor_stages import small_model
 from moeplan.calibrate.dense_part import DensePart
 from moeplan.calibrate.device import CpuDevice
+from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.calibrate.pass_shape import PassShape, dense_arguments, largest_shape, pass_shapes
+from moeplan.errors import InputError
 from moeplan.specs import AttentionSpec, ModelSpec, RecurrentSpec
+from moeplan.specs_io import load_model
 
 LARGEST = PassShape(tokens=8, context_tokens=64, requests=4)
 MLA = AttentionSpec(kind="mla", num_heads=4, num_kv_heads=4, head_dim=24, v_head_dim=16, q_lora_rank=20, kv_lora_rank=12,
@@ -165,3 +168,15 @@ def test_operations_follow_tokens_and_context() -> None:
     assert four["attention_flops"] == 4 * one["attention_flops"]
     assert math.isclose(one["attention_flops"], 2 * 4 * (16 + 16) * 100)
     assert np.isclose(one["kv_bytes"], 101 * 2 * 32 * 4)
+
+
+def test_models_whose_layers_differ_are_not_executed() -> None:
+    """Layers that are built alike would be measured, and shown as the model's."""
+    for name in ("gemma-4-26b-a4b", "nemotron-3-super"):
+        with pytest.raises(InputError, match="simulated but not executed"):
+            dense_of(load_model(name))
+
+
+def test_formats_of_checkpoints_that_no_kernel_runs_are_named() -> None:
+    with pytest.raises(InputError, match="bits = 'int4-g32': these kernels run 32, 16, 8, 4, 3, 2"):
+        expert_layout(load_model("kimi-k2.5"), "int4-g32")

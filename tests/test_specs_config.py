@@ -97,6 +97,7 @@ def test_kinds_of_layers(keys: dict[str, Any], sliding: tuple[int, ...], recurre
         ({"hidden_size": True}, "hidden_size = True: input should be a valid integer"),
         ({"num_local_experts": 0}, "greater than or equal to 1"),
         ({"num_local_experts": None}, "num_local_experts = '(absent)'"),
+        ({"encoder_layers": 2**30, "is_encoder_decoder": True}, "encoder_layers = 1073741824: input should be less than or equal to 4096"),
         ({"num_hidden_layers": 10**9}, "less than or equal to 4096"), ({"vocab_size": -5}, "vocab_size = -5"),
         ({"model_type": None}, "not the name of a model family"), ({"model_type": 5}, "not the name of a model family"),
         ({"model_type": "arctic"}, "model_type = 'arctic': a dense stack runs beside its experts"),
