@@ -122,10 +122,11 @@ def print_plan(document: dict[str, Any], output: str) -> None:
         if one["family"] != family:
             family = one["family"]
             print(f"  {family}:")
-        phase, speed = main_speed(one)
-        print(f"    {one['name']:26} {phase} {speed:9.2f} tokens/s   window {one['window_s']:9.3f} s: "
-              f"the best is {one['window_s'] / best['window_s']:5.2f} x as fast"
-              + (f"   (needs {one['needs']})" if one["needs"] else ""))  # fmt: skip
+        print(f"    {_beside(one, best)}")
+    if document["baselines_that_need_more"]:
+        print("  apart, since they need more than this model and this machine:")
+    for one in document["baselines_that_need_more"]:
+        print(f"    {_beside(one, best)}   needs {one['needs']}")
     for name, why in document["baselines_that_do_not_fit"].items():
         print(f"  left out  {name:26} {why}")
     print(
@@ -134,6 +135,15 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     )
     print(f"  verdict   {document['verdict']}")
     print(f"written to {output}")
+
+
+def _beside(one: dict[str, Any], best: dict[str, Any]) -> str:
+    """Return one schedule's speed beside the best's."""
+    phase, speed = main_speed(one)
+    return (
+        f"{one['name']:26} {phase} {speed:9.2f} tokens/s   window {one['window_s']:9.3f} s: "
+        f"the best is {one['window_s'] / best['window_s']:5.2f} x as fast"
+    )
 
 
 def _options(schedule: dict[str, Any]) -> str:

@@ -81,6 +81,13 @@ def score(
                   transient=int(outcome.counts[PEAK_TRANSIENT]), figures=figures_of(outcome.step_end, workload))  # fmt: skip
 
 
+def is_better(one: Scored, other: Scored, objective: str) -> bool:
+    """Return whether `one` is strictly better; equals keep the earlier, that is the one with less memory."""
+    if objective == "p99_step_s":
+        return (one.p99_ns, one.total_ns) < (other.p99_ns, other.total_ns)
+    return one.total_ns < other.total_ns
+
+
 def front_point(rehearsal: Rehearsal, level: int, best: Scored) -> FrontPoint:
     """Return what a schedule of a level needs and reaches."""
     candidate = best.candidate

@@ -17,7 +17,7 @@ from ..schedule import OffloadSchedule
 from ..sim.simulate import Rehearsal
 from .bounds import Bound, Bounds
 from .least_memory import least_memory
-from .scoring import Progress, Scored, SearchResult, front_point, score
+from .scoring import Progress, Scored, SearchResult, front_point, is_better, score
 from .space import Candidate, candidates, levels
 
 OBJECTIVES = ("tokens_per_s", "p99_step_s", "least_memory")
@@ -75,7 +75,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                     scored.append(one)
                     if one.transient > level:
                         continue  # without a cache, a step's experts must fit all the same
-                    if incumbent is None or _better(one, incumbent, objective):
+                    if incumbent is None or is_better(one, incumbent, objective):
                         incumbent = one
                 if progress is not None:
                     progress(done, total, f"{level} expert slots")
@@ -122,10 +122,3 @@ def _in_order(rehearsal: Rehearsal, bounded: list[tuple[Candidate, Bound]], pool
         if not race:
             break
     return [entry for _, entry in entries]
-
-
-def _better(one: Scored, other: Scored, objective: str) -> bool:
-    """Return whether `one` is strictly better; equals keep the earlier, that is the one with less memory."""
-    if objective == "p99_step_s":
-        return (one.p99_ns, one.total_ns) < (other.p99_ns, other.total_ns)
-    return one.total_ns < other.total_ns

@@ -67,7 +67,8 @@ def speed_plot(entries: Sequence[Entry]) -> Plot:
         caption="Bars: predicted speed. Lines: the interval that the uncertainty of the machine's constants leaves; all "
         "schedules use the same constants, so much of the error is common to them and their order is surer than the intervals "
         "suggest. Published schedules have the same memory and bits, each with the largest cache that fits. Out of reach: the "
-        "chosen schedule with a cache that knows the future, and with more memory." + needing,
+        "chosen schedule with more memory, and with a cache that knows the future: it misses least often, but starts empty and moves "
+        "what the host's cores might have computed, so that it may be slower." + needing,
     )
 
 

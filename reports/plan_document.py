@@ -5,7 +5,7 @@ Modelled: presence and type of the keys that the page reads. Ignored: keys it do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -135,6 +135,7 @@ class _Plan:
     lower_bound_step_s: float
     optimality_gap: float | None
     verdict: str
+    baselines_that_need_more: list[_Result] = field(default_factory=list)
 
 
 def check_plan_document(document: Document) -> None:

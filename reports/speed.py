@@ -22,6 +22,7 @@ CHOSEN, PUBLISHED, REFERENCE = "chosen", "published", "reference"
 
 # A plan whose schedules name no family has one heading for all.
 _OTHER, _UNSORTED = "other", "Published schedules"
+_NEEDING = "Need another model or trained parts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +48,23 @@ class Entry:
 
 
 def entries(document: Document) -> list[Entry]:
-    """Return every simulated schedule of a plan document: the chosen one, the published ones by family, the references.
+    """Return every simulated schedule of a plan document: the chosen one, the published ones by family, those that need
+    more than the plan's case has, the references.
 
     Families stand in the order of the presets, schedules of a family in the plan's own. Raises InputError for a schedule that
     is none.
     """
     best = document["best"]
     found = [_entry(best["name"], best["name"], CHOSEN, "Chosen", best)]
-    families = list(dict.fromkeys(_family(one) for one in document["baselines"]))
+    published = [*document["baselines"], *document.get("baselines_that_need_more", [])]
+    fair, needing = ([one for one in published if bool(one.get("needs")) == needs] for needs in (False, True))
+    families = list(dict.fromkeys(_family(one) for one in fair))
     families.sort(key=_place)
     for family in families:
         heading = _UNSORTED if families == [_OTHER] else family_title(family)
-        mine = [one for one in document["baselines"] if _family(one) == family]
+        mine = [one for one in fair if _family(one) == family]
         found += [_entry(one["name"], one["name"], PUBLISHED, heading, one) for one in mine]
+    found += [_entry(one["name"], one["name"], PUBLISHED, _NEEDING, one) for one in needing]
     for name, one in document["references"].items():
         found.append(_entry(name, _reference_title(name), REFERENCE, "References out of reach", one))
     return found

@@ -15,11 +15,11 @@ from moeplan.planner.plan import (
     plan_to_dict,
     plan_to_json,
     planned_schedule,
-    references_of,
 )
 from moeplan.planner.search import search
 from moeplan.planner.space import candidates, levels
-from moeplan.presets import FAMILIES, PRESETS, load_preset
+from moeplan.planner.verdict import need_nothing, references_of, run_ns
+from moeplan.presets import FAMILIES, NEEDS, PRESETS, load_preset
 from moeplan.sim.simulate import Rehearsal
 from moeplan.specs_io import load_hardware, load_model
 from strategies import make_trace
@@ -54,8 +54,13 @@ def test_a_plan_beats_every_baseline_and_adds_up():
     this = rehearsal()
     plan = make_plan(this, PlanRequest(bits=("32",)))
     document = plan_to_dict(plan)
-    assert {b["name"] for b in document["baselines"]} | set(document["baselines_that_do_not_fit"]) == set(PRESETS)
-    assert all(document["best"]["window_s"] <= b["window_s"] for b in document["baselines"] if b["needs"] is None)
+    fair, apart = document["baselines"], document["baselines_that_need_more"]
+    assert {b["name"] for b in (*fair, *apart)} | set(document["baselines_that_do_not_fit"]) == set(PRESETS)
+    assert {b["name"] for b in apart} <= set(NEEDS) and all(b["needs"] for b in apart)
+    assert not {b["name"] for b in fair} & set(NEEDS)
+    assert all(run_ns(plan.best) <= run_ns(one) for one in need_nothing(plan.baselines))
+    fastest = min(need_nothing(plan.baselines), key=run_ns)
+    assert f"{run_ns(fastest) / run_ns(plan.best):.2f} times as fast as {fastest.schedule.name}" in plan.verdict
     assert all(b["engine"].startswith("twin, checked by simpy") for b in document["baselines"])
     parts = ("num_evaluated", "num_abandoned", "num_pruned", "num_outrun")
     assert document["num_candidates"] == sum(document[part] for part in parts)

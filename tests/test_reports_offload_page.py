@@ -149,19 +149,20 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
 
 def test_what_schedules_need_is_said_and_marked() -> None:
     document = plan_document()
-    document["baselines"][1] |= {"family": "cache", "needs": "a trained predictor"}
+    apart = document["baselines"].pop() | {"family": "cache", "needs": "a trained predictor"}
+    document["baselines_that_need_more"] = [apart]
     document["num_outrun"] = 7
     found = Page(plan_report(document))
     assert [row[0] for row in found.rows["speed"]][3:7] == [
-        "Cache",
-        "mixtral-offloading-code †",
-        "Other published schedules",
+        "Published schedules",
         "on-demand",
+        "Need another model or trained parts",
+        "mixtral-offloading-code †",
     ]
     assert ["mixtral-offloading-code †", "A trained predictor."] in found.rows["speed"]
     assert "by a bound on their time, 7 given up after a part of the window" in found.sections["speed"]
     assert "†: needs what this case does not have" in found.sections["speed"]
-    assert found.plots["plot-speed"]["layout"]["yaxis"]["ticktext"][1] == "mixtral-<br>offloading-code †"
+    assert found.plots["plot-speed"]["layout"]["yaxis"]["ticktext"][2] == "mixtral-<br>offloading-code †"
 
 
 def test_speeds_are_drawn_with_their_intervals(page: Page) -> None:
