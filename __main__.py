@@ -1,4 +1,4 @@
-"""`python -m moeplan`: the same front door as the command `moeplan`."""
+"""`python -m moeplan`: the same front door as the command `moeplan`. Ignored: everything else (`cli`)."""
 
 from .cli import main
 

@@ -151,43 +151,27 @@ _EPS_SM = 16 / 132
 # 24 of 132 exchange in prefill (github.com/deepseek-ai/profile-data, EP32).
 _TBO_SM = 24 / 132
 
+# What each does and who published it stands in `catalog/schedules`; `moeplan schedule list` prints it.
 EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
-    # Every rank of a node holds a slice of everything (arXiv 1909.08053).
     "tensor-parallel": lambda: _preset("tensor-parallel", parallel__attention="tensor", parallel__experts="tensor"),
-    # Data-parallel attention, whole experts in their own order, one exchange there and one back (arXiv 2006.16668).
     "ep": lambda: _preset("ep"),
-    # Local experts in groups, kernel chosen for each stage, multiprocessors divided (arXiv 2410.12247).
     "eps-moe": lambda: _preset("eps-moe", pipeline__split="expert", pipeline__num_groups=5, pipeline__exchange_sm_fraction=_EPS_SM,
                                kernel__choice="best"),
-    # Two batches in alternation (SGLang's two-batch overlap, vLLM's dual-batch overlap).
     "tbo": lambda: _preset("tbo", pipeline__micro_batches=2, pipeline__exchange_sm_fraction=_TBO_SM),
-    # Chunks of tokens and a two-level all-to-all (arXiv 2206.03382).
     "tutel": lambda: _preset("tutel", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
                              exchange__tiers="in-turn"),
-    # Tile by tile inside one kernel: here a bound without losses (arXiv 2502.19811).
     "comet": lambda: _preset("comet", pipeline__split="tile", pipeline__num_groups=16),
-    # The shortcut lets the layer before drive the exchange (arXiv 2404.05019).
     "scmoe": lambda: _preset("scmoe", pipeline__shortcut=True),
-    # Affinity groups, dynamic copies, nearest tier first by predicted load (arXiv 2509.25041).
     "grace": lambda: _preset("grace", placement__policy="grace", replica__choice="weighted", exchange__kind="hierarchical"),
-    # Experts used together sit together and a token travels once to each rank (arXiv 2505.13345).
     "occult": lambda: _preset("occult", placement__policy="occult"),
-    # 32 copies of the busiest, packed by load (github.com/deepseek-ai/EPLB; 32 as in arXiv 2412.19437).
     "eplb": lambda: _preset("eplb", placement__policy="eplb", placement__num_redundant=32),
-    # The same, expert groups kept inside nodes.
     "eplb-hierarchical": lambda: _preset("eplb-hierarchical", placement__policy="eplb-hierarchical", placement__num_redundant=32,
                                          exchange__kind="hierarchical"),
-    # Decoding reads weights: balance experts that are active, not tokens (arXiv 2512.09277).
     "metro": lambda: _preset("metro", placement__policy="metro", placement__num_redundant=32, replica__choice="activated"),
-    # Exchanges between and inside nodes scheduled beside each other (FSMoE, arXiv 2501.10714).
     "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
                              exchange__tiers="free"),
-    # Attention and experts mapped apart: tensor there, whole experts here (arXiv 2504.14960).
     "parallel-folding": lambda: _preset("parallel-folding", parallel__attention="tensor"),
-    # Attention and experts sliced inside nodes, one fused all-to-all between all ranks, its results gathered (its first
-    # schedule: split, all-to-all, all-gather; arXiv 2407.00599).
     "parm": lambda: _preset("parm", parallel__attention="tensor", parallel__experts="sharded"),
-    # Ranks of a node pick their experts' tokens out of those they all hold, and add up: no all-to-all (arXiv 2304.11414).
     "ppmoe": lambda: _preset("ppmoe", parallel__attention="tensor", parallel__experts="node"),
 }  # fmt: skip
 

@@ -159,7 +159,7 @@ def print_settings(document: Mapping[str, Any]) -> None:
     for one in document.get("set_by_user", ()):
         was = one["was"]
         known = isinstance(was, (int, float)) and not isinstance(was, bool)
-        shown = "absent" if was is None else numbers.constant(one["key"], was) if known else was
+        shown = "absent" if was is None else numbers.constant(one["key"], was) if known else str(was).lower()
         typer.echo(f"  set       {one['setting']} (was {shown})")
 
 
