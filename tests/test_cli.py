@@ -95,7 +95,7 @@ def test_import_stats_and_convert_a_recording(moeplan, tmp_path):
         ([*SIMULATE, "--set", "cache.experts_per_layer=99"], 2, "at most that many"),
         ([*SIMULATE, "--set", "cache.experts_per_layer=-1"], 2, "not a whole number"),
         ([*SIMULATE, "--schedule", "mixtral-ofloading"], 2, "did you mean 'mixtral-offloading'?"),
-        ([*SIMULATE, "--window", "0"], 2, "fewer than one step"),
+        ([*SIMULATE, "--window", "0"], 2, "--window = 0: not a whole number"),
         ([*SIMULATE, "--memory", "6Gib of it"], 2, "--memory"),
         ([*SIMULATE, "--memory", "10MiB"], 3, "bytes are missing"),
         ([*SIMULATE, "--colour", "red"], 2, "No such option"),
