@@ -127,7 +127,7 @@ class DiskStore(ExpertStore):
         else:
             self._read(target[low:high], key, low)
 
-    def take_back(self, device: Device, source: torch.Tensor, key: int, *, aside: bool = False) -> None:
+    def take_back(self, device: Device, source: torch.Tensor, key: int) -> None:
         """Refuse: the file is only read."""
         raise InputError(
             "copy.write_back",

@@ -40,7 +40,6 @@ class ExpertStore:
         self.layout, self.activation = layout, function
         self.slot_bytes = layout.slot_bytes
         self._device = device
-        self._aside: torch.Tensor | None = None
         self._slots = memory.view(-1, self.slot_bytes)
         self._num_keys = self.num_places if num_keys is None else num_keys
 
@@ -66,18 +65,14 @@ class ExpertStore:
         """Copy bytes `low` to `high` of expert `key` to the same bytes of `target`, on the thread's stream."""
         device.copy(target[low:high], self.bytes_of(key)[low:high])
 
-    def take_back(self, device: Device, source: torch.Tensor, key: int, *, aside: bool = False) -> None:
-        """Copy a slot's bytes back into expert `key`'s place, on the thread's stream; with `aside`, to where nobody reads them."""
-        if aside and self._aside is None:
-            self._aside = device.host_memory(self.slot_bytes, pinned=True, what="a buffer beside the store")
-        device.copy(self.bytes_of(key) if self._aside is None or not aside else self._aside, source)
+    def take_back(self, device: Device, source: torch.Tensor, key: int) -> None:
+        """Copy a slot's bytes back into expert `key`'s place, on the thread's stream."""
+        device.copy(self.bytes_of(key), source)
 
     def close(self) -> None:
         """Let go of the memory, and unlock it where a device gave it."""
         if self._device is not None:
             self._device.release_host(self._slots.view(-1))
-            if self._aside is not None:
-                self._device.release_host(self._aside)
         self._slots = torch.empty(0, self.slot_bytes, dtype=torch.uint8)
 
 

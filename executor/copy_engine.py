@@ -137,20 +137,6 @@ class CopyEngine:
             for transfer in transfers:
                 self._slots.give_back(transfer)
 
-    def abandon(self, transfers: list[Transfer]) -> None:
-        """Note that nobody waits for these transient experts any more; they still finish."""
-        with self._gate.change:
-            for transfer in transfers:
-                transfer.wanted = False
-                if transfer is not self._running:
-                    self._slots.give_back(transfer)
-
-    def supersede(self, transfers: list[Transfer]) -> None:
-        """Note that the slots of these unused guesses belong to others now; what is left of them goes where nobody reads."""
-        with self._gate.change:
-            for transfer in transfers:
-                transfer.wanted = False
-
     def cancel(self, visit: int, agreed: Callable[[Transfer], bool]) -> list[Transfer]:
         """Take back the guesses for `visit` or earlier that have not begun and that `agreed` lets go; return them."""
         with self._gate.change:
@@ -259,8 +245,6 @@ class CopyEngine:
                 transfer.issued.set()
                 if self._tier is not None:
                     self._tier.has_left(transfer, end)
-            if not transfer.wanted:
-                self._slots.give_back(transfer)
             gate.change.notify_all()
 
     def _wake_all(self) -> None:
@@ -328,7 +312,7 @@ class BackEngine:
             device.follow(self._gate.kernels[back.wait_kernel])
         begin = device.mark()
         source = self._slots.bytes_of(back.slot)[: back.num_bytes]
-        self._stores[back.format].take_back(device, source, back.key, aside=not back.holds_it())
+        self._stores[back.format].take_back(device, source, back.key)
         end = device.mark()
         self.rows.written_back(back, begin, end, back.num_bytes)
         with self._gate.change:

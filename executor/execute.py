@@ -28,7 +28,6 @@ from ..schedule import OffloadSchedule
 from ..sim.engines import decided_visits, fresh_state
 from ..sim.policies.state import (
     CACHED,
-    GUESS_NONE,
     MISS_FETCH,
     PEAK_TRANSIENT,
     PolicyState,
@@ -218,7 +217,6 @@ def execute(
         stores[0].activation,
         num_slots=_num_slots(state),
         num_transient=int(rehearsed.count[PEAK_TRANSIENT]),
-        guesses=config.predictor != GUESS_NONE,
     )
     try:
         found = _run(stage, given, stores, slots, state, keep_outputs, poison, progress)

@@ -113,7 +113,7 @@ class HostTier:
                     self._held[transfer.key] = Held(key=transfer.key, step=step)
                 held = self._held[transfer.key]
                 held.copies += 1
-                transfer.held = held
+                transfer.held, transfer.reads = held, read >= 0
             if max(reads, default=-1) >= 0:  # only a read drops anyone
                 for key in [key for key in self._held if not self._state.in_host[key]]:
                     self._drop(self._held.pop(key))
@@ -156,7 +156,7 @@ class HostTier:
             self._free_if_done(held)
 
     def lets_go(self, transfer: Transfer) -> None:
-        """Note that a transfer was taken back before it began; its read is done all the same, as in the simulator."""
+        """Note that a transfer was taken back before it began."""
         held = transfer.held
         if held is not None:
             held.copies -= 1

@@ -111,7 +111,8 @@ class Program:
         self._known: dict[int, Transfer] = {}
         self._transients: dict[int, Transfer] = {}
         self._leaving: list[Transfer] = []
-        self._filling: dict[int, Transfer] = {}
+        self._clearing: list[Transfer] = []
+        """What the last visit demanded of earlier transfers."""
         self._keep = keep_outputs
         self.rows = Rows()
         self.outputs: list[torch.Tensor] = []
@@ -144,6 +145,7 @@ class Program:
         visit: Visit | None = None
         for layer in range(layers):
             self._await_cores()
+            self._await_places()
             launched = time.perf_counter_ns()
             if layer:
                 self._note_part(launched)
@@ -157,6 +159,7 @@ class Program:
             end.wait()
             self._visit(number, layer, visit, end.at_ns())
         self._await_cores()
+        self._await_places()
         launched = time.perf_counter_ns()
         begin = self._device.mark()
         x = step.rows if visit is None else self._answered(visit)
@@ -172,6 +175,14 @@ class Program:
         """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
         if self._errand is not None and self._cores is not None:
             self._cores.wait_for(self._errand)
+
+    def _await_places(self) -> None:
+        """Wait for guesses whose places the last visit gave to others: places are finite, so the pass runs no further ahead."""
+        for transfer in self._clearing:
+            self._gate.wait_for(transfer)
+            if transfer.end is not None:
+                self._device.follow(transfer.end)
+        self._clearing = []
 
     def _answered(self, visit: Visit) -> torch.Tensor:
         """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
@@ -211,10 +222,18 @@ class Program:
         transfers = self._transfers()
         if self._tier is not None:
             self._tier.assign(number, out, transfers)
+        demanded = {transfer: self._known[transfer] for transfer in promoted}
         launches = self._launches(base, seats, transfers)
+        for transfer in demanded:
+            self._known.pop(transfer, None)  # nobody else will wait for it
+        # On one stream what was demanded stands before whatever comes now.
+        self._clearing = list(demanded.values()) if isinstance(self._copies, CopyEngine) else []
+        if (
+            config.policy == NONE and launches
+        ):  # without a cache a block that was fetched ahead is waited for as a whole
+            launches[0].needs.extend(self._clearing)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
         backs = self._write_backs(number, seats, transfers)
-        self._take_over(transfers)
         self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
         if errand is not None and self._cores is not None:
             self._cores.submit(errand)
@@ -396,39 +415,9 @@ class Program:
         return launches
 
     def _drop_transients(self, base: int) -> list[Transfer]:
-        """Return this layer's transient transfers that its kernels use; those they do not are abandoned."""
-        out = self._out
-        used = {base + expert for expert in out.item_expert[: out.size[SIZE_ITEMS]].tolist()}
-        staying, dropped = [], []
-        for key in range(base, base + self._config.num_experts):
-            transfer = self._transients.pop(key, None)
-            if transfer is None:
-                continue
-            if key in used or self._config.fetch_layer:
-                staying.append(transfer)
-            else:
-                dropped.append(transfer)
-                self._known.pop(transfer.id, None)
-        if dropped:
-            self._copies.abandon(dropped)
-        return staying
-
-    def _take_over(self, transfers: list[Transfer]) -> None:
-        """Keep unused guesses that may still be on their way out of slots that have been given to others.
-
-        By its place in line such a guess comes first, but one that is promoted passes it, and a guess in pieces may be half done.
-        """
-        if not isinstance(self._copies, CopyEngine):
-            return  # on one stream everything arrives in the order in which it was submitted
-        late = []
-        for transfer in transfers:
-            if transfer.slot >= 0:
-                before = self._filling.get(transfer.slot)
-                if before is not None and self._known.pop(before.id, None) is not None:
-                    late.append(before)
-                self._filling[transfer.slot] = transfer
-        if late:
-            self._copies.supersede(late)
+        """Return this layer's transient transfers: their buffers are given back when the visit is over, used or not."""
+        found = (self._transients.pop(base + expert, None) for expert in range(self._config.num_experts))
+        return [transfer for transfer in found if transfer is not None]
 
     def _write_backs(self, number: int, seats: Array, transfers: list[Transfer]) -> list[WriteBack]:
         """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""
@@ -436,7 +425,6 @@ class Program:
         count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
         columns = (out.back_key, out.back_wait_kernel, out.back_format)
-        coming = {transfer.key: transfer for transfer in self._known.values()} if count else {}
         return [
             WriteBack(
                 id=first + at,
@@ -446,7 +434,6 @@ class Program:
                 wait_kernel=kernel,
                 format=fmt,
                 num_bytes=self._expert_bytes[fmt],
-                after=None if key in slots else coming.get(key),
             )
             for at, (key, kernel, fmt) in enumerate(zip(*(c[:count].tolist() for c in columns), strict=True))
         ]

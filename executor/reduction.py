@@ -341,11 +341,11 @@ def _formats(schedule: OffloadSchedule, model: ModelSpec) -> set[str]:
 
 
 def _num_slots(given: RunInput) -> int:
-    """Return the slots of a run's arena: the cache's, staging, two for a static cache's misses, transient ones, a spare one."""
+    """Return the slots of a run's arena: the cache's, staging, two for a static cache's misses, transient ones."""
     schedule, config = given.schedule, given.config
     cached = 0 if schedule.cache.policy == "none" else int(given.capacities.sum())
     transient = _most_moves(given) if _undecided(given) else int(rehearse(given).count[PEAK_TRANSIENT])
-    return cached + config.staging + 2 + transient + 1
+    return cached + config.staging + 2 + transient
 
 
 def _most_reads(given: RunInput) -> int:

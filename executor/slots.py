@@ -2,9 +2,8 @@
 last ones are transient buffers.
 
 Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and
-taken back when the visit that used it is over. Where experts come in two formats, any slot can hold either. The very last
-buffer, where there are transient experts or guesses, is where transfers go that nobody waits for any more. Ignored: which
-expert belongs where (that is decided by the policies).
+taken back when the visit it was fetched for is over. Where experts come in two formats, any slot can hold either. Ignored:
+which expert belongs where (that is decided by the policies).
 """
 
 from __future__ import annotations
@@ -35,12 +34,10 @@ class Slots:
         *,
         num_slots: int,
         num_transient: int,
-        guesses: bool = False,
     ) -> None:
         self.slot_bytes = max(layout.slot_bytes for layout in layouts)
         self.num_slots = num_slots
-        spare = num_transient + 1 if num_transient or guesses else 0
-        total = max(1, num_slots + spare)
+        total = max(1, num_slots + num_transient)
         self.arena = device.empty((total * self.slot_bytes,), torch.uint8, f"an arena of {total} experts")
         self.arena.zero_()  # every page exists before anything is timed
         device.synchronize()  # slots are filled on streams that know nothing of this one
@@ -49,7 +46,6 @@ class Slots:
         ]
         """All slots as experts of each weight format; what lies in a slot is known to who filled it."""
         self._slots = self.arena.view(total, self.slot_bytes)
-        self._scratch = total - 1
         self._free = list(range(num_slots, num_slots + num_transient))
 
     def bytes_of(self, slot: int) -> torch.Tensor:
@@ -61,8 +57,6 @@ class Slots:
 
         Raises Internal where there is none left: the policies said how many are needed.
         """
-        if not transfer.wanted:
-            return self._scratch
         if not transfer.transient:
             return transfer.slot
         if transfer.slot < 0:
@@ -76,7 +70,3 @@ class Slots:
         if transfer.transient and transfer.slot >= 0:
             self._free.append(transfer.slot)
             transfer.slot = -1
-
-    def reset(self) -> None:
-        """Forget all that the slots hold."""
-        self._free = list(range(self.num_slots, self._scratch))

@@ -65,12 +65,6 @@ class StreamCopies:
         for transfer in transfers:
             self._slots.give_back(transfer)
 
-    def abandon(self, transfers: list[Transfer]) -> None:
-        """Take back the transient buffers of experts that nobody waits for any more."""
-        for transfer in transfers:
-            transfer.wanted = False
-            self._slots.give_back(transfer)
-
     def drain(self) -> None:
         """Block until everything is done."""
         self._device.synchronize()

@@ -45,10 +45,10 @@ class Transfer:
     """Bytes of one expert in that format."""
     held: Held | None = None
     """Where the host holds its bytes, where there is a disk below."""
+    reads: bool = False
+    """It begins with a read from disk."""
     moved_bytes: int = 0
     """How far it has come."""
-    wanted: bool = True
-    """False once its expert was dropped unused and its place given away; it still finishes, into a buffer that nobody reads."""
     end: Mark | None = None
     issued: threading.Event = field(default_factory=threading.Event)
     """Set when the last piece is in the stream and `end` is known (on the CPU: when it has arrived)."""
@@ -69,12 +69,6 @@ class WriteBack:
     wait_kernel: int
     format: int
     num_bytes: int
-    after: Transfer | None = None
-    """A prefetch that nobody used and that may still be on its way into the slot."""
-
-    def holds_it(self) -> bool:
-        """Return whether the slot holds the expert; one that never came is written back like any other, but not over the original."""
-        return self.after is None or self.after.arrived()
 
 
 class Waiting:
@@ -123,8 +117,11 @@ class Waiting:
         del self._by_id[transfer.id]  # `first` passes over what is left of it
 
     def untouched(self, visit: int) -> list[Transfer]:
-        """Return the waiting prefetches for `visit` or earlier of which nothing has moved, in the order of their turn."""
-        found = [t for t in self if t.kind != DEMAND and t.target <= visit and t.moved_bytes == 0]
+        """Return the waiting prefetches for `visit` or earlier of which nothing has moved, in the order of their turn.
+
+        Those that must be read from disk first are left out: their reads have been asked for.
+        """
+        found = [t for t in self if t.kind != DEMAND and t.target <= visit and t.moved_bytes == 0 and not t.reads]
         return sorted(found, key=lambda transfer: (transfer.target, transfer.id))
 
     def drop(self, transfer: Transfer) -> None:

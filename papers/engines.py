@@ -36,7 +36,6 @@ from ..traces.dials import Dials
 from ..traces.format import RoutingTrace
 from ..traces.presets import preset
 from ..traces.synth import synth_trace
-from ..units import NS_PER_S
 from .cells import CHECKED, Cell, Reproduction
 from .mixtral_offloading import LRU, fitted, tokens_per_s
 
@@ -176,7 +175,7 @@ def _run(model: ModelSpec, profile: Profile, schedule: OffloadSchedule, *, unlim
     rehearsal = Rehearsal(model=model, profile=profile, trace=routing(model), dense_format=fmt,
                           memory_bytes=2 * fmt.num_bytes(model.total_parameters) if unlimited else None)  # fmt: skip
     metrics = rehearsal.predict(schedule.with_options(experts__bits=fmt.name)).metrics
-    return metrics.makespan_ns / NS_PER_S / metrics.num_tokens
+    return metrics.window_s / metrics.num_tokens
 
 
 def _dense_copies_s(model: ModelSpec, profile: Profile, layers: int, *, pinned: bool) -> float:

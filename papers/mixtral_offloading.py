@@ -35,7 +35,7 @@ from ..specs_io import load_hardware, load_model
 from ..traces.format import RoutingTrace
 from ..traces.presets import preset
 from ..traces.synth import synth_trace
-from ..units import GIB, GIGA, NS_PER_S
+from ..units import GIB, GIGA
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = (
@@ -156,10 +156,7 @@ def schedule_of(algorithm: str, bits: str, cached_experts: int, constants: Const
 
 def tokens_per_s(algorithm: str, name: str, bits: str, constants: Constants) -> float:
     """Return the simulated speed of one cell; raises DoesNotFit where experts in these bits do not fit the machine."""
-    metrics = simulate(algorithm, name, bits, constants)
-    if algorithm == NAIVE:  # a double buffer runs no further ahead than the link: the time is that of all transfers
-        return metrics.num_tokens * NS_PER_S / metrics.makespan_ns
-    decode = metrics.decode_tokens_per_s
+    decode = simulate(algorithm, name, bits, constants).decode_tokens_per_s
     if decode is None:
         raise Internal("the recording decodes nothing")
     return decode

@@ -32,7 +32,7 @@ from ..specs_io import load_hardware, load_model
 from ..traces.dials import Dials
 from ..traces.format import RoutingTrace
 from ..traces.synth import synth_trace
-from ..units import GIGA, MS_PER_S, NS_PER_S
+from ..units import GIGA, MS_PER_S
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction, median
 
 CITATION = (
@@ -128,9 +128,8 @@ def run_mode(name: str, mode: str, block_host_s: float, *, profile: Profile, bit
     model = load_model(name)
     encoding = _predict(encoder_of(model), schedule_of(ON_DEMAND, bits, block_host_s), profile, _TOKENS_IN, 0)
     decoding = _predict(model, schedule_of(mode, bits, block_host_s), profile, 0, _TOKENS_OUT)
-    # Whole blocks in two buffers run no further ahead than the link: the time is that of all transfers.
-    seconds = decoding.metrics.makespan_ns / NS_PER_S
-    total = seconds + encoding.metrics.makespan_ns / NS_PER_S
+    seconds = decoding.metrics.window_s
+    total = seconds + encoding.metrics.window_s
     return Mode(tokens_per_s=_TOKENS_OUT / total, block_s=seconds / _TOKENS_OUT / model.num_moe_layers,
                 peak_bytes=decoding.ledger.device_bytes)  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from ..errors import DoesNotFit, InputError
 from ..schedule import OffloadSchedule
-from ..sim.simulate import SPARE_SLOTS, STREAM_SLOTS, Rehearsal
+from ..sim.simulate import STREAM_SLOTS, Rehearsal
 
 ASSUMED_RECALL = 0.8
 """Recall of an early gate one layer ahead, used where the recording holds no guesses: the middle of the 60–90 % that
@@ -148,7 +148,6 @@ def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: di
         yield from _allowed(base, {name.replace(".", "__"): value for name, value in settings.items()}, 0)
         return
     slots = level - (STREAM_SLOTS if settings["cache.policy"] == "static" and level < total else 0)
-    slots -= SPARE_SLOTS if settings["predictor.kind"] != "none" else 0
     whole = settings.get("cache.placement") in ("front", "back")
     pooled = slots // rehearsal.trace.num_experts * rehearsal.trace.num_experts if whole else min(slots, total)
     sizes = [("cache.pooled_experts", pooled, pooled)]
@@ -174,7 +173,7 @@ def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[
             if policy == "static" and guessing and not staging:
                 continue
             for pooled in (False, True) if policy != "none" else (False,):
-                slots = level - staging - (SPARE_SLOTS if guessing else 0)
+                slots = level - staging
                 if policy == "static" and slots < total:  # misses pass through slots of their own, where there are any
                     slots -= STREAM_SLOTS
                 settings: dict[str, object] = {"cache.policy": policy} | guess

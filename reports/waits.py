@@ -4,8 +4,9 @@ Modelled: an expert kernel waited for a copy when its compute lane was idle befo
 within `slack_ns`, for measured rows) at which a transfer it needs had arrived. Such a kernel is tied to every transfer of
 its experts that arrived while the lane was idle: had one of them come later, it would have begun later. What a kernel needs:
 the transfers of its own expert; those demanded for its layer and step where it computes several experts (rows do not list
-them); the last of the layer's transfers where whole layers are fetched and no kernel of the visit begins before it. Of a
-transfer in chunks the last chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
+them); the last of the layer's transfers where whole layers are fetched and no kernel of the visit begins before it, and
+for the visit's first kernel: without a cache all that was fetched ahead is waited for. Of a transfer in chunks the last
+chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
 arrived in time. A guess that a kernel of several experts needs, but that did not arrive last, is left out: its rows do
 not tell it from a wrong guess.
 """
@@ -97,7 +98,8 @@ def _device_waits(rows: list[tuple[str, _Row]], slack_ns: int) -> list[Wait]:
     for row in compute:
         if row.op == "expert" and row.start > idle_from:
             visit = by_visit[row.step, row.layer]
-            whole_layer = not visit.pending(first_kernel[row.step, row.layer])
+            first = first_kernel[row.step, row.layer]
+            whole_layer = row.start == first or not visit.pending(first)
             needed = _needed(row, by_expert[row.layer, row.expert], visit, idle_from, slack_ns, whole_layer)
             found += [Wait(transfer.at, row.at) for transfer in needed]
         idle_from = max(idle_from, row.end)

@@ -6,7 +6,7 @@ anything happens; that is the engines' business.
 
 from __future__ import annotations
 
-from ..jit import jit_inner, jit_lean
+from ..jit import jit_inline, jit_inner, jit_lean
 from .costs import HOST, HOST_KERNEL, HOST_LAYER, HOST_TRANSFER, CostTables
 from .policies.state import ITEM_EXPERT, ITEM_FORMAT, ITEM_TOKENS, Array, Decision, PolicyConfig
 from .timeline import (
@@ -29,8 +29,9 @@ from .timeline import (
 (
     NOW, COMPUTE_END, KERNELS_DONE, BACKS_DONE, ROWS, STUCK, READY, LATE,
     BUSY_DENSE, BUSY_EXPERT, BUSY_HEAD, BUSY_DEMAND, BUSY_PREFETCH, BUSY_BACK, BUSY_HOST, BUSY_CPU, BUSY_DISK,
-    STALL_COPY, STALL_HOST, STALL_CPU, BYTES_H2D, BYTES_D2H, MAKESPAN, STEP, LIMIT, NUM_CLOCK,
-) = range(26)  # fmt: skip
+    STALL_COPY, STALL_HOST, STALL_CPU, BYTES_H2D, BYTES_D2H, AFTER_H2D, AFTER_D2H, AFTER_DISK, MAKESPAN, STEP, LIMIT, NUM_CLOCK,
+) = range(29)  # fmt: skip
+# BYTES_… are all that moved; AFTER_… the part of them that moved after the last step had ended (of the disk: read).
 
 # Values of `clock[STUCK]`.
 DEADLOCK, QUEUE_FULL, ABANDONED = 1, 2, 3
@@ -53,6 +54,14 @@ def write_row(rows: Array, clock: Array, lane: int, op: int, step: int, layer: i
             rows[at, ROW_BYTES] = num_bytes
             rows[at, ROW_TOKENS] = tokens
         clock[ROWS] = at + 1
+
+
+@jit_inline
+def count_bytes(clock: Array, total: int, after: int, num_bytes: int, is_after: bool) -> None:
+    """Add bytes that a lane has just moved to its total and, where the last step had ended before, to what came after."""
+    clock[total] += num_bytes
+    if is_after:
+        clock[after] += num_bytes
 
 
 @jit_lean

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import Internal
 from . import clock_fields as fields
-from .costs import D2H, H2D, CostTables
+from .costs import D2H, DISK, H2D, CostTables
 from .offload_queues import Q_FIELDS
 from .offload_serial import run_serial
 from .offload_twin import MORE, NUM_HELD, NUM_OP_FIELDS, run_overlapped
@@ -51,6 +51,7 @@ _BUSY_OPS = {
 _COMPARED = (
     "READY", "LATE", "ROWS", "MAKESPAN", "BUSY_DENSE", "BUSY_EXPERT", "BUSY_HEAD", "BUSY_DEMAND", "BUSY_PREFETCH", "BUSY_BACK",
     "BUSY_HOST", "BUSY_CPU", "BUSY_DISK", "STALL_COPY", "STALL_HOST", "STALL_CPU", "BYTES_H2D", "BYTES_D2H",
+    "AFTER_H2D", "AFTER_D2H", "AFTER_DISK",
 )  # fmt: skip
 
 
@@ -192,6 +193,9 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     for place, ops in _BUSY_OPS.items():
         clock[place] = sum(model.busy[op] for op in ops)
     clock[fields.BYTES_H2D], clock[fields.BYTES_D2H] = model.moved_bytes[H2D], model.moved_bytes[D2H]
+    clock[[fields.AFTER_H2D, fields.AFTER_D2H, fields.AFTER_DISK]] = [
+        model.bytes_after[lane] for lane in (H2D, D2H, DISK)
+    ]
     clock[fields.ROWS] = len(found)
     clock[fields.READY], clock[fields.LATE] = model.ready_hits, model.late_hits
     clock[fields.STALL_COPY], clock[fields.STALL_HOST] = model.stall_copy, model.stall_host

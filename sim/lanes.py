@@ -140,9 +140,14 @@ class CopyEngine:
         heapq.heappush(self._heap, (transfer.order(), transfer.id))
 
     def untouched_prefetches(self, visit: int) -> list[Transfer]:
-        """Return the queued prefetches for `visit` or earlier of which nothing has moved, in the order of their turn."""
+        """Return the queued prefetches for `visit` or earlier of which nothing has moved, in the order of their turn.
+
+        Those that must be read from disk first are left out: their reads have been asked for.
+        """
         found = [
-            t for t in self._waiting.values() if t.kind != DEMAND and t.target <= visit and t.id not in self._begun
+            t
+            for t in self._waiting.values()
+            if t.kind != DEMAND and t.target <= visit and t.id not in self._begun and t.read is None
         ]
         return sorted(found, key=Transfer.order)
 

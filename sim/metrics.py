@@ -67,7 +67,11 @@ class Metrics:
     recall: float | None
     """Share of the experts really used that were guessed one layer ahead; None without guesses."""
     bytes_copied: int
+    """Bytes that went to the device until the last step ended: what the times reported have room for."""
     bytes_written_back: int
+    """Bytes that went back to the host until then."""
+    bytes_after: int
+    """Bytes still on their way when the last step ended: guesses that nobody used, never more than their places hold."""
     cpu_runs: int
     """Misses that the host's cores computed; they move no bytes."""
     disk_reads: int
@@ -134,8 +138,9 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
         prefetches_used=int(count[ps.PREFETCHES_USED]),
         extra_fetches=int(count[ps.EXTRA_FETCHES]),
         recall=int(count[ps.GUESSES_TRUE]) / int(count[ps.TRUTHS]) if count[ps.TRUTHS] else None,
-        bytes_copied=int(clock[fields.BYTES_H2D]),
-        bytes_written_back=int(clock[fields.BYTES_D2H]),
+        bytes_copied=int(clock[fields.BYTES_H2D] - clock[fields.AFTER_H2D]),
+        bytes_written_back=int(clock[fields.BYTES_D2H] - clock[fields.AFTER_D2H]),
+        bytes_after=int(clock[fields.AFTER_H2D] + clock[fields.AFTER_D2H] + clock[fields.AFTER_DISK]),
         cpu_runs=int(count[ps.CPU_RUNS]),
         disk_reads=int(count[ps.DISK_READS]),
         cancelled=int(count[ps.CANCELLED]),

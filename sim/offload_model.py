@@ -8,9 +8,10 @@ anything costs (`costs`). Life of one visit:
 
 1. The host launches the dense part; the stream runs it once the kernels before it are done.
 2. The host learns the routing (`per_layer`), and the visit is decided.
-3. Awaited prefetches are promoted; misses, then prefetches are submitted one by one (`per_transfer` each).
+3. Prefetches that are awaited, or in the way, are promoted; misses, then prefetches are submitted one by one (`per_transfer` each).
 4. The host launches the experts' kernels (`per_kernel` each) and the next dense part without waiting for them.
 5. Each kernel runs when its experts have arrived and the stream is free.
+6. The next dense part, or the head, runs when also the guesses have arrived whose places this visit gave to others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .costs import COMPUTE, CPU, D2H, DISK, H2D, HOST, HOST_KERNEL, HOST_LAYER, 
 from .lanes import CopyEngine, Lanes, Process, Transfer
 from .policies.offload import begin_step, cancel_prefetch, decide_visit
 from .policies.state import (
-    DEMAND, FIRST_BACK, FIRST_TRANSFER, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
+    DEMAND, FIRST_BACK, FIRST_TRANSFER, NONE, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
     Array, Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 from .timeline import (
@@ -93,6 +94,9 @@ class OffloadModel:
         self.busy = [0] * len(OP_NAMES)
         """Time of each operation over all rows, kept or not."""
         self.moved_bytes = [0] * len(LANE_NAMES)
+        self.bytes_after = [0] * len(LANE_NAMES)
+        """The part of the bytes moved that moved after the last step had ended."""
+        self._end: int | None = None
         self._keep_rows = keep_rows
         self.kernels_done = 0
         self.backs_done = 0
@@ -108,7 +112,10 @@ class OffloadModel:
         self._reads: deque[Read] = deque()
         self._read_call = self.env.event()
         self._cores: list[simpy.Event] = []
-        """What the next operation of the stream that is no expert's must wait for."""
+        """The host's cores at work: what the next operation of the stream that is no expert's must wait for."""
+        self._cores_end = 0
+        self._clearing: list[simpy.Event] = []
+        """Guesses whose places were given away: the same operation waits for their arrival."""
         self._host = costs.host_ns.tolist()
         self.stall_copy = 0
         self.stall_host = 0
@@ -147,6 +154,7 @@ class OffloadModel:
             yield head.done
             yield from self._host_time(HOST_STEP, OP_HOST_STEP, step, self.config.num_layers - 1)
             self._step_end[step] = self.env.now
+        self._end = self.env.now
 
     def _visit(self, step: int, layer: int) -> Process:
         """Decide one visit, submit its copies and launch its kernels; the kernels run on while the host goes on."""
@@ -157,6 +165,7 @@ class OffloadModel:
         self._count_late()
         yield from self._host_time(HOST_LAYER, OP_HOST_LAYER, step, layer)
         if out.size[SIZE_CPU]:
+            self._cores_end = 0
             self._cores = [self.env.process(self._run_on_cores(step, layer, int(out.size[SIZE_CPU])))]
         for transfer in out.promoted[: out.size[SIZE_PROMOTED]].tolist():
             self.copies.promote(transfer)
@@ -172,7 +181,12 @@ class OffloadModel:
             for at in range(int(out.size[SIZE_BACKS]))
         ]
         together = out.back_move[: len(backs)].tolist()
+        self._clearing = self._demanded_guesses()
         launches = self._kernels(step, layer)
+        if (
+            self.config.policy == NONE and launches
+        ):  # without a cache a block that was fetched ahead is waited for as a whole
+            launches[0].needs += self._clearing
         in_stream: list[list[Transfer | Back]] = [[] for _ in range(len(launches) + 1)]
         back = 0
         for move, transfer in enumerate(moves):
@@ -210,6 +224,13 @@ class OffloadModel:
                     self.ready_hits += 1
                 else:
                     self.late_hits += 1
+
+    def _demanded_guesses(self) -> list[simpy.Event]:
+        """Return the arrivals of earlier transfers that this visit demands, used or not."""
+        if self.serial:
+            return []  # on one stream they stand before whatever comes now
+        promoted = self.out.promoted[: self.out.size[SIZE_PROMOTED]].tolist()
+        return [self._awaited[transfer] for transfer in promoted]
 
     def _transfers(self, step: int) -> list[Transfer]:
         """Return this visit's transfers, each knowing what must be done with its slot before it may start."""
@@ -257,7 +278,7 @@ class OffloadModel:
                        int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, first, last)),
                        [] if self.serial else [self._awaited[t] for t in transfers], self.env.event())
             )  # fmt: skip
-        for transfer in out.item_transfer[:items].tolist():
+        for transfer in (*out.item_transfer[:items].tolist(), *out.promoted[: out.size[SIZE_PROMOTED]].tolist()):
             self._awaited.pop(transfer, None)  # nobody will wait for it again
         return launches
 
@@ -283,8 +304,9 @@ class OffloadModel:
     def _launch(
         self, op: int, step: int, layer: int, expert: int, tokens: int, work: int, needs: list[simpy.Event]
     ) -> Launch:
-        launch = Launch(op, step, layer, expert, tokens, work, needs + self._cores, self.env.event())
-        self._cores = []
+        needs = [*needs, *self._cores, *self._clearing]
+        launch = Launch(op, step, layer, expert, tokens, work, needs, self.env.event())
+        self._cores, self._clearing = [], []
         self._put(launch)
         return launch
 
@@ -298,16 +320,17 @@ class OffloadModel:
             self._stream_call.succeed()
 
     def _book_stall(self, launch: Launch) -> None:
-        """Book the stream's idle time before a launch: up to the launch it waited for the host, then for bytes or cores."""
+        """Book the stream's idle time before a launch: up to the launch it waited for the host, then for cores, then for bytes."""
         idle = self.env.now - self._compute_end
         if self.serial:  # copies on the stream itself are the waiting for bytes
             waited_for_bytes = self._copied
         else:
             waited_for_bytes = idle - max(0, min(self.env.now, launch.launched) - self._compute_end)
-        if launch.op == OP_EXPERT or self.serial:
-            self.stall_copy += waited_for_bytes
-        else:
-            self.stall_cpu += waited_for_bytes
+        waited_for_cores = 0
+        if launch.op != OP_EXPERT and not self.serial:
+            waited_for_cores = max(0, self._cores_end - (self.env.now - waited_for_bytes))
+        self.stall_cpu += waited_for_cores
+        self.stall_copy += waited_for_bytes - waited_for_cores
         self.stall_host += idle - waited_for_bytes
         self._copied = 0
 
@@ -367,6 +390,7 @@ class OffloadModel:
             begin = self.env.now
             yield self.lanes.run(CPU, int(self.costs.cpu_ns[fmt, tokens]))
             self._row(CPU, OP_CPU, step, layer, expert, begin, 0, tokens)
+        self._cores_end = self.env.now
 
     def _disk_process(self) -> Process:
         """Read experts from disk in the order in which their copies were submitted."""
@@ -405,5 +429,7 @@ class OffloadModel:
         self._last = now
         self.busy[op] += now - begin
         self.moved_bytes[lane] += num_bytes
+        if self._end is not None and now > self._end:
+            self.bytes_after[lane] += num_bytes
         if self._keep_rows:
             self.rows.append((lane, op, step, layer, expert, begin, now, num_bytes, tokens))

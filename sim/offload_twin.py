@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from ..jit import jit_lean
 from .clock_fields import (
-    ABANDONED, BACKS_DONE, BUSY_BACK, BUSY_CPU, BUSY_DEMAND, BUSY_DENSE, BUSY_DISK, BUSY_EXPERT, BUSY_HEAD, BUSY_HOST, BUSY_PREFETCH,
-    BYTES_D2H, BYTES_H2D, COMPUTE_END, KERNELS_DONE, LATE, LIMIT, MAKESPAN, NOW, QUEUE_FULL, READY, STALL_COPY, STALL_CPU, STALL_HOST,
-    STEP, STUCK, kernel_work, write_copy_row, write_host_rows, write_kernel_row, write_row,
+    ABANDONED, AFTER_D2H, AFTER_DISK, AFTER_H2D, BACKS_DONE, BUSY_BACK, BUSY_CPU, BUSY_DEMAND, BUSY_DENSE, BUSY_DISK, BUSY_EXPERT,
+    BUSY_HEAD, BUSY_HOST, BUSY_PREFETCH, BYTES_D2H, BYTES_H2D, COMPUTE_END, KERNELS_DONE, LATE, LIMIT, MAKESPAN, NOW, QUEUE_FULL,
+    READY, STALL_COPY, STALL_CPU, STALL_HOST, STEP, STUCK,
+    count_bytes, kernel_work, write_copy_row, write_host_rows, write_kernel_row, write_row,
 )  # fmt: skip
 from .costs import CPU, D2H, DISK, H2D, HOST, HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, RATE_ONE, CostTables
 from .offload_queues import (
@@ -28,7 +29,7 @@ from .policies.offload import begin_step, cancel_prefetch, decide_visit
 from .policies.state import (
     BACK_FORMAT, BACK_KEY, BACK_MOVE, BACK_WAIT_KERNEL, DEMAND, FIRST_BACK, FIRST_TRANSFER, ITEM_EXPERT, ITEM_FORMAT,
     ITEM_KERNEL, ITEM_KEY, ITEM_TOKENS, ITEM_TRANSFER, MOVE_CLASS, MOVE_DISK, MOVE_FORMAT, MOVE_KEY, MOVE_TARGET,
-    MOVE_WAIT_BACK, MOVE_WAIT_KERNEL, PREFETCH, PROMOTED, PROMOTED_TARGET, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS,
+    MOVE_WAIT_BACK, MOVE_WAIT_KERNEL, NONE, PREFETCH, PROMOTED, PROMOTED_TARGET, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS,
     SIZE_MOVES, SIZE_PROMOTED,
     Array, Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
@@ -84,7 +85,8 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     c_upd, h_upd, d_upd, x_upd = now, now, now, now
     c_rate, h_rate, d_rate, x_rate = RATE_ONE, RATE_ONE, RATE_ONE, RATE_ONE
     c_start, h_start, d_start, x_start, r_start = now, now, now, now, now
-    x_next, x_count, x_avail = 0, 0, 0  # the visit's experts on the host's cores, run one after the other
+    # The visit's experts on the host's cores, run one after the other, and when the last one ended.
+    x_next, x_count, x_avail, x_end = 0, 0, 0, 0
     # Compute and cores are idle between two steps; copies and reads may be under way.
     if held[H_BUSY]:
         h_busy = True
@@ -108,6 +110,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
     step, layer, stamp = 0, -1, clock[STEP]
     num_steps = step_end.shape[0]
     draining = False
+    end = _NEVER  # of the last step, once it is known
     if num_steps > 0:
         begin_step(config, steps, state, 0)
         begin = held[BEGIN]
@@ -145,13 +148,13 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             fmt = moving[0, Q_FORMAT]
             began, key = moving[0, Q_BEGAN], moving[0, Q_KEY]
             clock[BUSY_DEMAND if began == DEMAND else BUSY_PREFETCH] += now - h_start
+            num_bytes = costs.chunk_bytes[fmt, int(moving[0, Q_LEFT] == 0)]
+            count_bytes(clock, BYTES_H2D, AFTER_H2D, num_bytes, now > end)
             if rowing:
                 code = OP_DEMAND if began == DEMAND else OP_PREFETCH
-                num_bytes = costs.chunk_bytes[fmt, int(moving[0, Q_LEFT] == 0)]
                 write_copy_row(rows, clock, config, H2D, code, moving[0, Q_TARGET], key, h_start, now, num_bytes)
             if moving[0, Q_LEFT] == 0:
                 arrived[key] = max(arrived[key], moving[0, Q_ID])
-                clock[BYTES_H2D] += expert_bytes[fmt]
             elif moving[0, Q_CLASS] == DEMAND:  # the rest of a cut transfer goes back to the front of its queue
                 if dq_head == 0:
                     if dq_tail == demand.shape[0]:
@@ -178,7 +181,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             backs_done += 1
             key, fmt = backlog[bq_head, Q_KEY], backlog[bq_head, Q_FORMAT]
             clock[BUSY_BACK] += now - d_start
-            clock[BYTES_D2H] += expert_bytes[fmt]
+            count_bytes(clock, BYTES_D2H, AFTER_D2H, expert_bytes[fmt], now > end)
             if rowing:
                 target = backlog[bq_head, Q_TARGET]
                 write_copy_row(rows, clock, config, D2H, OP_BACK, target, key, d_start, now, expert_bytes[fmt])
@@ -191,12 +194,14 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 expert, tokens = cores[x_next, ITEM_EXPERT], cores[x_next, ITEM_TOKENS]
                 write_row(rows, clock, CPU, OP_CPU, stamp, layer, expert, x_start, now, 0, tokens)
             x_next += 1
+            x_end = now
         if r_busy and r_fin <= now:
             r_busy = False
             r_fin = _NEVER
             reads_done += 1
             key, fmt = reads[r_head, Q_KEY], reads[r_head, Q_FORMAT]
             clock[BUSY_DISK] += now - r_start
+            clock[AFTER_DISK] += expert_bytes[fmt] * int(now > end)
             if rowing:
                 target = reads[r_head, Q_TARGET]
                 write_copy_row(rows, clock, config, DISK, OP_DISK, target, key, r_start, now, expert_bytes[fmt])
@@ -213,8 +218,11 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                         if ahead[at, Q_TARGET] > visit:
                             break
                         untouched = ahead[at, Q_LEFT] == costs.num_chunks[ahead[at, Q_FORMAT]]
-                        if untouched and cancel_prefetch(
-                            config, steps, state, step, layer, ahead[at, Q_KEY], ahead[at, Q_ID]
+                        # What must be read from disk first is kept: its read has been asked for.
+                        if (
+                            untouched
+                            and ahead[at, Q_READ] < 0
+                            and cancel_prefetch(config, steps, state, step, layer, ahead[at, Q_KEY], ahead[at, Q_ID])
                         ):
                             ahead[at, Q_LEFT] = 0
                 decide_visit(config, steps, state, out, step, layer)
@@ -226,7 +234,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                         clock[LATE if late else READY] += 1
                 s_time = now + host[HOST_LAYER]
                 s_next, s_count, s_move, s_back = 0, 1 + moves + backs, 0, 0
-                x_next, x_count, x_avail = 0, size[SIZE_CPU], s_time
+                x_next, x_count, x_avail, x_end = 0, size[SIZE_CPU], s_time, 0
                 submits = s_time + (moves + backs) * host[HOST_TRANSFER]
                 clock[BUSY_HOST] += submits - now + (kernels + 1) * host[HOST_KERNEL]
                 if rowing:
@@ -283,6 +291,7 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                     if held[MORE]:
                         held[BEGIN] = begin
                         break
+                    end = begin
         # 3. Submissions that are due.
         while s_next < s_count and s_time <= now:
             if s_next == 0:
@@ -415,8 +424,16 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
             r_busy = True
             r_start = now
             r_fin = now + costs.disk_ns[reads[r_head, Q_FORMAT]]
-        # What follows a visit's experts waits for those on the host's cores too.
-        if not c_busy and op < num_ops and op_avail[op] <= now and (x_next == x_count or op_code[op] == OP_EXPERT):
+        # What follows a visit's experts waits for those on the host's cores and for all that the visit demanded: also for
+        # guesses that nobody used, whose places were given away. Without a cache the experts themselves wait for such.
+        may_run = not c_busy and op < num_ops and op_avail[op] <= now
+        if may_run and op_code[op] != OP_EXPERT:
+            may_run = x_next == x_count and dq_head == dq_tail and not (h_busy and moving[0, Q_CLASS] == DEMAND)
+        elif may_run and op == 0 and config.policy == NONE:
+            may_run = (dq_head == dq_tail or demand[dq_head, Q_ID] >= size[FIRST_TRANSFER]) and not (
+                h_busy and moving[0, Q_CLASS] == DEMAND and moving[0, Q_ID] < size[FIRST_TRANSFER]
+            )
+        if may_run:
             while op_wait < op_last[op]:
                 transfer = items[op_wait, ITEM_TRANSFER]
                 if transfer >= 0 and arrived[items[op_wait, ITEM_KEY]] < transfer:
@@ -424,8 +441,10 @@ def run_overlapped(config: PolicyConfig, steps: Steps, costs: CostTables, state:
                 op_wait += 1
             if op_wait >= op_last[op]:
                 stalled_host = max(0, min(now, op_avail[op]) - compute_end)
+                stalled_cpu = max(0, x_end - compute_end - stalled_host) if op_code[op] != OP_EXPERT else 0
                 clock[STALL_HOST] += stalled_host
-                clock[STALL_COPY if op_code[op] == OP_EXPERT else STALL_CPU] += now - compute_end - stalled_host
+                clock[STALL_CPU] += stalled_cpu
+                clock[STALL_COPY] += now - compute_end - stalled_host - stalled_cpu
                 c_busy = True
                 c_start = c_upd = now
                 c_work = op_work[op] * RATE_ONE

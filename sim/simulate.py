@@ -32,8 +32,6 @@ from .workload import Workload, build_workload
 
 # A static cache's misses pass through this many slots (see policies.state.make_state).
 STREAM_SLOTS = 2
-SPARE_SLOTS = 1
-"""A guess that is still on its way when its slot is given to another lands in a spare place."""
 HOST_SHARE = 0.8
 """Share of the host's memory that experts may take where a schedule leaves it to the machine; the rest is the system's."""
 
@@ -156,9 +154,6 @@ class Rehearsal:
     def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
-        # Without a cache every transfer has a buffer of its own, and is counted with the transient ones.
-        guessing = schedule.predictor.kind != "none" and schedule.cache.policy != "none"
-        spare = SPARE_SLOTS if guessing and schedule.copy.overlap else 0
         needs = MemoryNeeds(
             model=self.model,
             expert_format=self.expert_format(schedule),
@@ -166,7 +161,7 @@ class Rehearsal:
             context_tokens=self._context,
             concurrency=schedule.workload.concurrency,
             pass_tokens=int(self.workload(schedule).step_tokens.max()),
-            staging_experts=schedule.predictor.staging + stream + spare + transient_experts,
+            staging_experts=schedule.predictor.staging + stream + transient_experts,
             host_experts=self._held_by_host(schedule, cached_experts),
             host_expert_bytes=self._host_expert_bytes(schedule),
             below_host=schedule.copy.host_experts is not None,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moeplan.reports.waits import Wait, waits
 from moeplan.sim.engines import fresh_state
 from moeplan.sim.offload_model import OffloadModel
-from moeplan.sim.policies.state import SIZE_ITEMS, make_decision
+from moeplan.sim.policies.state import NONE, SIZE_ITEMS, SIZE_PROMOTED, make_decision
 from moeplan.sim.timeline import Timeline, canonical
 from strategies import make_costs, runs
 
@@ -108,6 +108,8 @@ class WatchedModel(OffloadModel):
         for kernel, transfer in zip(out.item_kernel[:items].tolist(), out.item_transfer[:items].tolist(), strict=True):
             if transfer >= 0:
                 sets[kernel].add(transfer)
+        if self.config.policy == NONE and sets:  # a block that was fetched ahead is waited for as a whole
+            sets[0] |= set(out.promoted[: out.size[SIZE_PROMOTED]].tolist())
         for launch, needed in zip(launches, sets, strict=True):
             self.needs[id(launch)] = (launch, needed)
         return launches

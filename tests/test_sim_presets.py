@@ -89,15 +89,14 @@ EXPECTED = {
         compute dense 1.0 60-70 | host host layer 1.0 70-71 | h2d fetch 1.0e0 71-91 | compute expert 1.0e0 91-95
         h2d prefetch 1.1e2 91-111 | compute dense 1.1 95-105 | host host layer 1.1 105-106 | compute expert 1.1e2 111-115
         compute head 1.1 115-120""",
-    # All three experts of layer 1 follow layer 0's miss; the one that is needed is promoted behind the copy that runs.
+    # All three experts of layer 1 follow layer 0's miss into the second block of buffers; layer 1's expert runs when all are in.
     "prefetch-all": """
         compute dense 0.0 0-10 | host host layer 0.0 10-11 | h2d fetch 0.0e0 11-31 | compute expert 0.0e0 31-35
         h2d prefetch 0.1e0 31-51 | compute dense 0.1 35-45 | host host layer 0.1 45-46 | h2d fetch 0.1e1 51-71
-        compute expert 0.1e1 71-75 | h2d prefetch 0.1e2 71-91 | compute head 0.1 75-80 | compute dense 1.0 80-90
-        host host layer 1.0 90-91 | h2d fetch 1.0e0 91-111 | compute expert 1.0e0 111-115
-        h2d prefetch 1.1e0 111-131 | compute dense 1.1 115-125 | host host layer 1.1 125-126
-        h2d fetch 1.1e2 131-151 | compute expert 1.1e2 151-155 | h2d prefetch 1.1e1 151-171
-        compute head 1.1 155-160""",
+        h2d fetch 0.1e2 71-91 | compute expert 0.1e1 91-95 | compute head 0.1 95-100 | compute dense 1.0 100-110
+        host host layer 1.0 110-111 | h2d fetch 1.0e0 111-131 | compute expert 1.0e0 131-135
+        h2d prefetch 1.1e0 131-151 | compute dense 1.1 135-145 | host host layer 1.1 145-146
+        h2d fetch 1.1e1 151-171 | h2d fetch 1.1e2 171-191 | compute expert 1.1e2 191-195 | compute head 1.1 195-200""",
     # With one routed expert a layer that is streamed is a layer fetched whole: the last kernel waits for the last copy.
     "infmoe": """
         compute dense 0.0 0-10 | host host layer 0.0 10-11

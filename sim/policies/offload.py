@@ -115,6 +115,8 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
         if config.policy == BELADY:
             keys[NEXT_USE, key] = steps.visit_next_use[index]
     _use_hits(state, out, base, num_hits)
+    if config.policy == NONE:
+        _await_block(config, state, out, base)
     _seat_staged_hits(config, state, out, visit, base, num_hits)
     kernels = _fetch_misses(config, state, out, visit, base, num_hits, kernels)
     if config.fetch_layer:
@@ -225,6 +227,15 @@ def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> No
 
 
 @jit_inline
+def _await_block(config: PolicyConfig, state: PolicyState, out: Decision, base: int) -> None:
+    """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the visit."""
+    keys = state.keys
+    for key in range(base, base + config.num_experts):
+        if keys[WHERE, key] == TRANSIENT and not keys[USED, key]:
+            _promote(out, keys[TRANSFER, key], keys[SENT_TARGET, key])
+
+
+@jit_inline
 def _promote(out: Decision, transfer: int, target: int) -> None:
     """Note that an earlier transfer is now demanded, keeping the list in rising order and free of repeats."""
     promotions, size = out.promotions, out.size
@@ -317,9 +328,8 @@ def _add_move(config: PolicyConfig, state: PolicyState, out: Decision, key: int,
     if slot >= 0:
         moves[at, MOVE_WAIT_KERNEL] = slots[slot, SLOT_KERNEL]
         moves[at, MOVE_WAIT_BACK] = slots[slot, SLOT_BACK]
-        # An unused prefetch into this slot may still be queued. It was admitted, so it finishes, and before this one:
-        # a demand would pass it, hence the promotion; a prefetch is behind it already.
-        if kind == DEMAND and slots[slot, SLOT_PENDING] >= 0:
+        # An unused prefetch into this slot may still be under way. It was admitted, so it finishes, and before this one.
+        if slots[slot, SLOT_PENDING] >= 0:
             _promote(out, slots[slot, SLOT_PENDING], slots[slot, SLOT_PENDING_TARGET])
         slots[slot, SLOT_PENDING] = transfer if kind == PREFETCH else -1
         slots[slot, SLOT_PENDING_TARGET] = target

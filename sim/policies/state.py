@@ -161,7 +161,10 @@ class DecisionArrays(NamedTuple):
     cores: Array  # int64 [num_experts, NUM_CORE_COLUMNS]: experts that run on the host's cores, one after the other
     moves: Array  # int64 [most, NUM_MOVE_COLUMNS]: transfers as submitted; ids run on from size[FIRST_TRANSFER]
     backs: Array  # int64 [most, NUM_BACK_COLUMNS]: write-backs; ids run on from size[FIRST_BACK]
-    promotions: Array  # int64 [most, NUM_PROMOTION_COLUMNS]: earlier transfers that are now demanded, rising
+    promotions: (
+        Array  # int64 [most, NUM_PROMOTION_COLUMNS]: earlier transfers that are now demanded, rising: used guesses, and
+    )
+    # those whose slot or buffer is given to another
     size: Array  # int64 [NUM_SIZES]: lengths of the lists above, then the first ids of this visit
 
 
@@ -426,6 +429,6 @@ def make_decision(config: PolicyConfig) -> Decision:
 
     return Decision(
         items=lines(experts, NUM_ITEM_COLUMNS), cores=lines(experts, NUM_CORE_COLUMNS), moves=lines(moves, NUM_MOVE_COLUMNS),
-        backs=lines(moves, NUM_BACK_COLUMNS), promotions=lines(2 * experts + 1, NUM_PROMOTION_COLUMNS),
+        backs=lines(moves, NUM_BACK_COLUMNS), promotions=lines(experts + moves, NUM_PROMOTION_COLUMNS),
         size=np.zeros(NUM_SIZES, np.int64),
     )  # fmt: skip
