@@ -84,7 +84,10 @@ SetOption = Annotated[
 ]
 DenseBitsOption = Annotated[
     str,
-    typer.Option("--dense-bits", help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3 or 2."),
+    typer.Option(
+        "--dense-bits",
+        help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3 or 2; native: as the checkpoint stores attention.",
+    ),
 ]
 
 
@@ -133,7 +136,7 @@ def rehearse(
                          "give at most that, or another machine")  # fmt: skip
     return Rehearsal(
         model=spec, profile=profile, trace=open_trace(trace), window_steps=window, memory_bytes=budget,
-        dense_format=weight_format(dense_bits),
+        dense_format=weight_format(spec.native_dense_bits if dense_bits == "native" else dense_bits),
     )  # fmt: skip
 
 

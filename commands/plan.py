@@ -167,7 +167,8 @@ def plan(
         str | None,
         typer.Option(
             "--dense-bits",
-            help="Weight format of everything but routed experts; else 16 (ep: the experts', from 8 bits on).",
+            help="Weight format of everything but routed experts (native: as the checkpoint's attention); else 16 (ep: the experts', "
+            "from 8 bits on).",
         ),
     ] = None,
     settings: SettingsOption = None,
@@ -281,6 +282,8 @@ def _plan_parallel(
                          "leave it out, or record single tokens")  # fmt: skip
     if search_moves is not None:
         options["search_moves"] = search_moves
+    if options["dense_bits"] == "native":
+        options["dense_bits"] = spec.native_dense_bits
     asked_for = EpRequest(
         prefill=phase == "prefill", bits=spec.native_bits if formats[0] == "native" else formats[0],
         workers=os.cpu_count() or 1, **options,

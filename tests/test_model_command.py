@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from moeplan.catalog import MODELS_FOLDER
 from moeplan.commands.app import app
+from moeplan.commands.options import rehearse
 from moeplan.errors import InputError
 from moeplan.specs_io import list_models, load_model
 
@@ -53,6 +55,15 @@ def test_show_says_what_was_taken_from_where(tmp_path: Path) -> None:
     path.write_text(json.dumps({**config, "num_latent_groups": 3}), encoding="utf-8")
     with pytest.raises(InputError, match="num_latent_groups = 3"):
         run("show", str(path))
+
+
+def test_the_rest_of_a_checkpoint_can_be_taken_as_it_is_stored(tmp_path: Path) -> None:
+    config = json.loads((MODELS_FOLDER / "tiny-moe.json").read_text(encoding="utf-8"))
+    table = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "own.json").write_text(json.dumps(config | {"quantization_config": table}), encoding="utf-8")
+    for asked, taken in (("native", "8"), ("16", "16")):
+        rehearsal = rehearse(str(tmp_path / "own.json"), "t4", "bundled", None, 3, asked)
+        assert rehearsal.dense_format.name == taken and rehearsal.model.native_bits == "8"
 
 
 # What `configs/README.md` says must be found: billions of parameters, bits of a stored weight of an expert.

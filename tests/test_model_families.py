@@ -169,3 +169,26 @@ def test_mutations_of_any_family_read_or_say_why_not(data: st.DataObject) -> Non
         assert len(str(error).splitlines()) == 1
     else:
         assert model.total_parameters > 0 and model.kv_bytes(100) >= 0
+
+
+def test_kimi_linear_as_published() -> None:
+    """Layers are counted from one in a table of their own; 48 billion parameters, of which 3 meet a token."""
+    full = [4, 8, 12, 16, 20, 24, 27]
+    table = {"full_attn_layers": full, "kda_layers": [n for n in range(1, 28) if n not in full], "head_dim": 128, "num_heads": 32,
+             "short_conv_kernel_size": 4}  # fmt: skip
+    config = {
+        "model_type": "kimi_linear", "hidden_size": 2304, "num_hidden_layers": 27, "vocab_size": 163_840, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "head_dim": 72, "num_experts": 256, "num_experts_per_token": 8, "moe_intermediate_size": 1024,
+        "intermediate_size": 9216, "kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "num_shared_experts": 1, "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_expert_group": 1,
+        "topk_group": 1, "mla_use_nope": True, "moe_renormalize": True, "model_max_length": 1_048_576, "linear_attn_config": table,
+    }  # fmt: skip
+    model = read_config(config, "m", "config.json")
+    assert model.total_parameters / 1e9 == pytest.approx(48, rel=0.025) and 3 < model.active_parameters / 1e9 < 3.6
+    assert [n + 1 for n in range(27) if not model.is_recurrent(n)] == full
+    assert model.kv_bytes_per_token(1) == 7 * (512 + 64)
+    for key, value in (("use_full_rank_gate", True), ("rank", 3)):
+        with pytest.raises(InputError, match="linear_attn_config"):
+            read_config({**config, "linear_attn_config": {**table, key: value}}, "m", "config.json")
+    with pytest.raises(InputError, match="routed_expert_hidden_size = 3584"):
+        read_config({**config, "routed_expert_hidden_size": 3584}, "m", "config.json")

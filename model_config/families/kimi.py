@@ -5,6 +5,16 @@ from __future__ import annotations
 from ..family import Draft, Family
 from ..keys import Keys
 
+_TABLE_KEYS = {
+    "head_dim",
+    "num_heads",
+    "short_conv_kernel_size",
+    "full_attn_layers",
+    "kda_layers",
+    "gate_lower_bound",
+    "use_full_rank_gate",
+}
+
 
 def _prepare(keys: Keys) -> None:
     """Sizes and lists of layers (counted from one) stand in a table of their own."""
@@ -14,6 +24,17 @@ def _prepare(keys: Keys) -> None:
     ):  # fmt: skip
         if own in table:
             keys.put(usual, table[own])
+    unknown = set(table) - _TABLE_KEYS
+    if unknown or table.get("use_full_rank_gate"):
+        named = sorted(unknown) or "use_full_rank_gate"
+        raise keys.refusal(
+            "linear_attn_config",
+            named,
+            "not known of these layers, and it may change their size",
+            "choose another model",
+        )
+    if keys.flag("mla_use_output_gate"):
+        raise keys.refusal("mla_use_output_gate", True, "a gate whose size is not known", "choose another model")
     full, linear = table.get("full_attn_layers"), table.get("kda_layers")
     if keys.has("layer_types"):
         return
