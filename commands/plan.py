@@ -54,7 +54,7 @@ FloorOption = Annotated[
     float | None,
     typer.Option(
         "--floor",
-        help="offload: tokens/s that --objective least_memory must reach.",
+        help="offload: what --objective least_memory must reach: generated tokens (prompt tokens where none are) per second of the window.",
         callback=between(1e-9, TOKENS_PER_S, "tokens/s"),
     ),
 ]
@@ -138,7 +138,11 @@ def plan(
         ),
     ] = "native",
     objective: Annotated[
-        str, typer.Option("--objective", help="offload: tokens_per_s, p99_step_s or least_memory.")
+        str,
+        typer.Option(
+            "--objective",
+            help="offload: tokens_per_s (the whole window, prompts and answers, in the least time), p99_step_s or least_memory.",
+        ),
     ] = "tokens_per_s",
     floor: FloorOption = None,
     exhaustive: Annotated[
