@@ -295,9 +295,13 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     for load in search.evidence.loads(REPORT, candidate, plain):
         program, tables = rehearsal.program(plain), rehearsal.tables(plain, load)
         total = float(tables.work_ns[program.op_kind != OP_EXPERT].sum(axis=0).max()) / NS_PER_S
-        for layer, rows in enumerate(load.slot_rows.sum(axis=1)):
-            active = len(np.unique(candidate.placement.physical_to_logical[layer][rows > 0]))
-            total += max(float(rows.sum()) * model.expert_flops_per_token / peak, active * read_s) / rehearsal.num_ranks
+        counted = load.slot_rows if load.expected is None else load.expected.rows
+        rows_of, runs = counted.sum(axis=(1, 2)), load.active_slots()
+        for layer, rows in enumerate(rows_of.tolist()):
+            idle = np.ones(model.num_experts)
+            np.multiply.at(idle, candidate.placement.physical_to_logical[layer], 1 - runs[layer])
+            active = float((1 - idle).sum())
+            total += max(rows * model.expert_flops_per_token / peak, active * read_s) / rehearsal.num_ranks
         found.append(total)
     return float(np.mean(found))
 

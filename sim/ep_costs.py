@@ -21,11 +21,12 @@ from ..calibrate.exchange_table import ExchangeTable, exchange_table
 from ..ep_schedule import ExpertParallelSchedule
 from ..errors import InputError, MissingCalibration
 from ..hardware import Constant, Profile
-from ..specs import WeightFormat, weight_format
+from ..specs import WeightFormat
 from ..units import NS_PER_S
 from .ep_sharing import overlapped, stretched
 from .ep_tables import EpTables
 from .ep_traffic import FloatArray, StepLoad
+from .expert_stage import parts_of, piece, sm_share, tabulate_experts
 from .policies.ep_program import (
     GATHER,
     INTER,
@@ -246,31 +247,6 @@ class EpCosting:
                 seconds[at] = (each / rate if bound_by_compute else each) / slices
         return np.asarray(seconds[where.reshape(rows.shape)], np.float64)
 
-    def expert_s(
-        self, slot_rows: Array, num_ranks: int, schedule: ExpertParallelSchedule, sm_share: float, *, slices: int = 1
-    ) -> FloatArray:
-        """Return seconds [..., ranks] of one stage's experts, `slot_rows: [..., slots]`, under the schedule's kernels.
-
-        slices: each expert is cut over so many ranks, which are counted as one.
-        """
-        fmt = weight_format(schedule.kernel.bits)
-        shape = (*slot_rows.shape[:-1], num_ranks, slot_rows.shape[-1] // num_ranks)
-        rows = slot_rows.reshape(shape)
-        launch = self.costs.grouped_base().seconds
-        active = (rows > 0).sum(-1)
-        grouped = self.item_s(rows, fmt, rate=self.constants.grouped_rate * sm_share, slices=slices).sum(-1)
-        grouped = grouped + launch * (active > 0)
-        if schedule.kernel.choice == "grouped":
-            return np.asarray(grouped)
-        dense = (
-            self.item_s(rows, fmt, rate=self.constants.dense_rate * sm_share, slices=slices).sum(-1) + launch * active
-        )
-        if schedule.kernel.choice == "dense":
-            return np.asarray(dense)
-        # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
-        better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
-        return np.asarray(np.where(better, dense, grouped))
-
 
 def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad) -> EpTables:
     """Return the tables of one step; raises InputError or MissingCalibration where a cost is not known."""
@@ -280,7 +256,7 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
     ex_ns = np.zeros((exchanges, NUM_TIERS, ranks), np.int64)
     ex_bytes, ex_tokens = np.zeros_like(ex_ns), np.zeros_like(ex_ns)
     _tabulate_dense(costing, schedule, program, load, work, op_tokens)
-    _tabulate_experts(costing, schedule, program, load, work, op_tokens)
+    tabulate_experts(costing, schedule, program, load, work, op_tokens)
     _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
     if table is not None:
         work = stretched(work, table.compute_slowdown)
@@ -289,11 +265,6 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
             _tabulate_exchanges(costing, schedule, program, load, beside, ex_bytes, ex_tokens, beside_compute=True)
             work, ex_ns = overlapped(work, ex_ns, beside, table.compute_speed)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
-
-
-def _sm_share(schedule: ExpertParallelSchedule) -> float:
-    """Return the share of multiprocessors left to kernels."""
-    return 1.0 - schedule.pipeline.exchange_sm_fraction if schedule.overlaps else 1.0
 
 
 def _attention_ranks(schedule: ExpertParallelSchedule, load: StepLoad) -> tuple[int, Array]:
@@ -310,7 +281,7 @@ def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, progra
     """Fill dense parts, shared experts and the head."""
     share, tokens = _attention_ranks(schedule, load)
     # Two batches overlap everything; groups only overlap experts.
-    slow = _sm_share(schedule) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
+    slow = sm_share(schedule) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
     apart = bool((program.op_kind == OP_DENSE + 1).any())
     for op, kind in enumerate(program.op_kind.tolist()):
         if kind == OP_EXPERT:
@@ -326,54 +297,6 @@ def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, progra
             work[op, mine == count] = math.ceil(seconds / slow * NS_PER_S)
 
 
-def _tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
-                      op_tokens: Array) -> None:  # fmt: skip
-    """Fill expert operations, part by part."""
-    ranks, mine = load.topology.num_ranks, np.flatnonzero(program.op_kind == OP_EXPERT)
-    layer, micro, group = program.op_layer[mine], program.op_micro[mine], program.op_group[mine]
-    if schedule.parallel.experts == "node":
-        # Every node is a replica of its own; the experts of so many consecutive ranks sit on one rank of each node.
-        seats, nodes = load.topology.ranks_per_node, load.topology.num_nodes
-        rows = (-(-load.slot_rows // nodes)).reshape(*load.slot_rows.shape[:2], seats, -1)
-        each = costing.item_s(rows, weight_format(schedule.kernel.bits), rate=costing.constants.grouped_rate).sum(-1)
-        each = each + costing.costs.grouped_base().seconds * (rows.sum(-1) > 0)
-        work[mine] = np.ceil(np.tile(each, nodes)[layer, micro] * NS_PER_S)
-        op_tokens[mine] = np.tile(rows.sum(-1), nodes)[layer, micro]
-        return
-    if schedule.parallel.experts == "tensor":
-        # Every node is a replica of its own; its ranks hold a slice of each expert and see all the node's tokens.
-        seats = load.topology.ranks_per_node
-        rows = -(-load.slot_rows // load.topology.num_nodes)
-        fmt = weight_format(schedule.kernel.bits)
-        item = costing.item_s(rows, fmt, rate=costing.constants.grouped_rate, slices=seats).sum(-1)
-        seconds = (item + costing.costs.grouped_base().seconds * (rows.sum(-1) > 0))[..., None]
-        counted = np.broadcast_to(rows.sum(-1)[..., None], (*rows.shape[:2], ranks))
-        work[mine] = np.ceil(np.broadcast_to(seconds, counted.shape)[layer, micro] * NS_PER_S)
-        op_tokens[mine] = counted[layer, micro]
-        return
-    # A node that shards its experts is as one rank, as many times faster as it has ranks.
-    seats = load.topology.ranks_per_node if schedule.parallel.experts == "sharded" else 1
-    seconds = costing.expert_s(load.slot_rows, ranks // seats, schedule, _sm_share(schedule), slices=seats)
-    ns = np.repeat(np.ceil(seconds * NS_PER_S).astype(np.int64), seats, axis=-1)
-    rank_rows = np.repeat(load.slot_rows.reshape(*load.slot_rows.shape[:2], ranks // seats, -1).sum(-1), seats, axis=-1)
-    part, pieces = _parts(schedule, load, micro, group)
-    work[mine] = _piece(ns[layer, part], group, pieces)
-    op_tokens[mine] = _piece(rank_rows[layer, part], group, pieces)
-
-
-def _parts(schedule: ExpertParallelSchedule, load: StepLoad, micro: Array, group: Array) -> tuple[Array, int]:
-    """Return (part of the load for each batch and group, pieces a part is divided into)."""
-    if load.num_groups == schedule.num_groups:
-        return micro * load.num_groups + group, 1
-    return micro, schedule.num_groups
-
-
-def _piece(values: Array, group: Array, pieces: int) -> Array:
-    """Return piece `group` of `pieces` nearly equal whole parts of `values: [n, …]`; the pieces add up to the whole."""
-    at = group.reshape(-1, *[1] * (values.ndim - 1))
-    return values if pieces == 1 else values * (at + 1) // pieces - values * at // pieces
-
-
 def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, ex_ns: Array,
                         ex_bytes: Array, ex_tokens: Array, *, beside_compute: bool = False) -> None:  # fmt: skip
     """Fill dispatches, combines and reductions."""
@@ -383,16 +306,17 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
     layer, micro, group = program.ex_layer[mine], program.ex_micro[mine], program.ex_group[mine]
     back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
-    part, pieces = _parts(schedule, load, micro, group)
+    part, pieces = parts_of(schedule, load, micro, group)
     if len(mine):
-        forth, receive = load.sent[layer, part], load.received[layer, part]
+        counted = load.expected or load
+        forth, receive = counted.sent[layer, part], counted.received[layer, part]
         each = (
             np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value)
             * hidden
         )
         sent = np.where(back, receive, forth)
-        ex_tokens[mine] = _piece(sent, group, pieces)
-        ex_bytes[mine] = _piece(np.rint(sent * each).astype(np.int64), group, pieces)
+        ex_tokens[mine] = piece(np.rint(sent).astype(np.int64), group, pieces)
+        ex_bytes[mine] = piece(np.rint(sent * each).astype(np.int64), group, pieces)
         port = np.maximum(forth, receive) * each
         port[:, INTER] = (
             _inter_port(constants, load.topology.ranks_per_node, forth[:, INTER], receive[:, INTER]) * each[:, 0]
@@ -403,7 +327,7 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
                 ns = constants.tier(tier).port_ns(
                     port[:, tier], speed, total_bytes=total, beside_compute=beside_compute
                 )
-                ex_ns[mine, tier] = _piece(ns, group, pieces)
+                ex_ns[mine, tier] = piece(ns, group, pieces)
     seats = load.topology.ranks_per_node
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
@@ -423,7 +347,9 @@ def _of_node(values: FloatArray | Array, seats: int) -> FloatArray | Array:
     return np.repeat(of_node, seats, axis=-1)
 
 
-def _inter_port(constants: EpConstants, seats: int, sent: Array, received: Array) -> Array:
+def _inter_port(
+    constants: EpConstants, seats: int, sent: FloatArray | Array, received: FloatArray | Array
+) -> FloatArray | Array:
     """Return tokens [n, ranks] through each rank's port between nodes, of what the ranks send and receive."""
     if constants.shared_nic:
         sent, received = _of_node(sent, seats), _of_node(received, seats)

@@ -4,7 +4,8 @@ Modelled: tokens live on ranks; each choice of an expert goes to the slot the ru
 tokens into batches and chunks, or the slots of a rank into groups; every part is exchanged on its own, so a token that
 needs a rank in two groups travels twice. De-duplication as the exchange does it: for every choice, once per rank, or once
 per node (to the rank with the sender's place there) and from there once per rank. From counts only, choices are taken as
-independent given how often each expert is used, and counts are expectations. Ignored: bytes and time (`ep_costs`).
+independent given how often each expert is used, and counts are expectations, not rounded, beside the chance that each slot is
+active at all. Ignored: bytes and time (`ep_costs`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from ..ep_schedule import EXCHANGES, ExpertParallelSchedule
 from ..errors import InputError
 from ..jit import jit
+from .active_experts import active_chance, most_over_mean
 from .policies.ep_program import INTER, INTRA, NUM_TIERS
 from .policies.state import Array
 
@@ -51,6 +53,19 @@ class Topology:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Expectation:
+    """What a step looks like on average, where only counts are known. Shapes and parts as in `StepLoad`."""
+
+    rows: FloatArray
+    active: FloatArray
+    """Like rows: the chance that a slot computes any row; in one node, where every node holds all experts."""
+    slowest: FloatArray
+    """[layers, parts]: active experts of the rank that has most, over those of the rank that has most on average."""
+    sent: FloatArray
+    received: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepLoad:
     """Token counts of one step. Part p of a layer is group p % num_groups of batch p // num_groups."""
 
@@ -70,6 +85,8 @@ class StepLoad:
     """int64 [from rank, to rank]: tokens dispatched over each link, all layers and parts; the diagonal is zero."""
     exact: bool
     """False where counts are expectations under independence."""
+    expected: Expectation | None = None
+    """The expectations before they were rounded; None where counts are exact."""
 
     @property
     def num_layers(self) -> int:
@@ -83,8 +100,18 @@ class StepLoad:
 
     def rank_rows(self) -> Array:
         """Return int64 [layers, ranks]: rows each rank computes in a layer."""
-        rows = self.slot_rows.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
-        return np.asarray(rows.sum(axis=2), np.int64)
+        return np.rint(self._rank_rows()).astype(np.int64)
+
+    def _rank_rows(self) -> FloatArray:
+        whole = self.slot_rows if self.expected is None else self.expected.rows
+        rows = whole.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
+        return np.asarray(rows.sum(axis=2), np.float64)
+
+    def active_slots(self) -> FloatArray:
+        """Return [layers, slots]: the chance that a slot computes any row in a layer; 0 or 1 where counts are exact."""
+        if self.expected is None:
+            return (self.slot_rows.sum(axis=1) > 0).astype(np.float64)
+        return np.asarray(1 - np.prod(1 - self.expected.active, axis=1), np.float64)
 
     def times(self, weight: int) -> StepLoad:
         """Return the counts of a step in which each token stands for `weight` tokens like it."""
@@ -97,7 +124,7 @@ class StepLoad:
 
     def max_over_mean(self) -> float:
         """Return the mean over layers of the fullest rank's rows over the mean rank's; 1 where a layer has none."""
-        rows = self.rank_rows().astype(np.float64)
+        rows = self._rank_rows()
         mean = rows.mean(axis=1)
         return float(np.divide(rows.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0).mean())
 
@@ -174,6 +201,7 @@ def expect_step(
     micro, groups, by_slot, by_token = _division(schedule)
     layers = inclusion.shape[0]
     rows = np.zeros((layers, groups, topology.num_slots))
+    active = np.zeros_like(rows)
     out, links = np.zeros((2, layers, groups, NUM_TIERS, ranks)), np.zeros((ranks, ranks))
     group_of_slot = slot_groups(topology, by_slot)
     share = rank_tokens.astype(np.float64) / (micro * by_token)
@@ -181,6 +209,7 @@ def expect_step(
         chance = inclusion if by_slot == 1 else np.where(group_of_slot == group, inclusion, 0.0)
         per_source = np.broadcast_to(chance, (layers, ranks, topology.num_slots))
         rows[:, group] = np.einsum("lrs,r->ls", per_source, share)
+        active[:, group] = active_chance(per_source, share)
         # Where a node's ranks hold slices of its experts, whoever needs the node needs all of them.
         sharded = schedule.parallel.experts == "sharded"
         by_target = per_source.reshape(layers, ranks, nodes if sharded else ranks, -1)
@@ -195,11 +224,32 @@ def expect_step(
         )
     if schedule.parallel.experts in _NOT_SENT:
         out[:], links[:] = 0.0, 0.0
-    whole = np.rint(np.tile(rows, (1, micro, 1))).astype(np.int64)
-    ports = np.rint(np.tile(out, (1, 1, micro, 1, 1))).astype(np.int64)
+    rows, active, ports = (
+        np.tile(rows, (1, micro, 1)),
+        np.tile(active, (1, micro, 1)),
+        np.tile(out, (1, 1, micro, 1, 1)),
+    )
+    if schedule.parallel.experts in _NOT_SENT:
+        # Nodes are replicas: each meets only its own tokens.
+        active = -np.expm1(np.log1p(-np.minimum(active, 1 - 1e-16)) / nodes)
+    expected = Expectation(
+        rows=rows, active=active, sent=ports[0], received=ports[1],
+        slowest=most_over_mean(_by_unit(active, topology, schedule.parallel.experts)),
+    )  # fmt: skip
+    whole, counted = np.rint(rows).astype(np.int64), np.rint(ports).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
-    return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=per_micro, slot_rows=whole, sent=ports[0],
-                    received=ports[1], links=np.rint(links * micro).astype(np.int64), exact=False)  # fmt: skip
+    return StepLoad(topology=topology, num_micro=micro, num_groups=groups, rank_tokens=per_micro, slot_rows=whole, sent=counted[0],
+                    received=counted[1], links=np.rint(links * micro).astype(np.int64), exact=False, expected=expected)  # fmt: skip
+
+
+def _by_unit(active: FloatArray, topology: Topology, division: str) -> FloatArray:
+    """Return [layers, parts, units, slots]: `active: [layers, parts, slots]` by what runs on its own and ends with the slowest."""
+    shape, seats, nodes = active.shape[:2], topology.ranks_per_node, topology.num_nodes
+    if division == "tensor":
+        return np.repeat(active[:, :, None], nodes, axis=2)
+    if division == "node":
+        return np.tile(active.reshape(*shape, seats, -1), (1, 1, nodes, 1))
+    return active.reshape(*shape, nodes if division == "sharded" else topology.num_ranks, -1)
 
 
 def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,

@@ -22,6 +22,7 @@ from moeplan.errors import DoesNotFit, InputError, MissingCalibration, UnknownNa
 from moeplan.sim.ep_costs import EpConstants, Tier, constants_of
 from moeplan.sim.ep_rehearsal import EpRehearsal
 from moeplan.sim.ep_traffic import count_step
+from moeplan.sim.expert_stage import kernels_s, stage_rows
 from moeplan.sim.policies.ep_program import OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_REDUCE, OP_SHARED
 from moeplan.specs import weight_format
 from moeplan.specs_io import load_hardware, load_model
@@ -80,20 +81,16 @@ def test_a_shared_half_duplex_port_carries_what_the_node_sends_and_receives():
 def test_expert_time_counts_every_slot_once():
     case, schedule = rehearsal(), ExpertParallelSchedule()
     load = load_of(case, schedule)
-    costing = case.costing
+    costing, stage = case.costing, stage_rows(load, 4)
     rows = load.slot_rows[0, 0].reshape(4, 16)
     fmt = weight_format("16")
     items = np.vectorize(lambda n: costing.costs.grouped_item(int(n), fmt).seconds if n else 0.0)(rows)
     launch = costing.costs.grouped_base().seconds
-    assert costing.expert_s(load.slot_rows[0, 0], 4, schedule, 1.0) == pytest.approx(items.sum(1) + launch)
-    dense = schedule.with_options(kernel__choice="dense")
-    assert costing.expert_s(load.slot_rows[0, 0], 4, dense, 1.0) == pytest.approx(
-        items.sum(1) + launch * (rows > 0).sum(1)
-    )
+    assert kernels_s(costing, stage, schedule, 1.0)[0, 0] == pytest.approx(items.sum(1) + launch)
+    dense = kernels_s(costing, stage, schedule.with_options(kernel__choice="dense"), 1.0)
+    assert dense[0, 0] == pytest.approx(items.sum(1) + launch * (rows > 0).sum(1))
     best = schedule.with_options(kernel__choice="best")
-    assert (
-        costing.expert_s(load.slot_rows[0, 0], 4, best, 1.0) <= costing.expert_s(load.slot_rows[0, 0], 4, dense, 1.0)
-    ).all()
+    assert (kernels_s(costing, stage, best, 1.0) <= dense).all()
 
 
 def test_shared_experts_leave_the_dense_part_when_they_are_an_operation_of_their_own():
