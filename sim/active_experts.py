@@ -45,4 +45,4 @@ def most_over_mean(active: FloatArray) -> FloatArray:
     largest = active.sum(axis=-1).max(axis=-1)
     below = np.minimum(np.cumsum(number_active(active), axis=-1), 1.0)  # chance of so many or fewer
     most = (1 - np.prod(below, axis=-2)).sum(axis=-1)
-    return np.maximum(1.0, np.divide(most, largest, out=np.ones_like(most), where=largest > 0))
+    return np.asarray(np.maximum(1.0, np.divide(most, largest, out=np.ones_like(most), where=largest > 0)))

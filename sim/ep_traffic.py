@@ -100,17 +100,16 @@ class StepLoad:
 
     def rank_rows(self) -> Array:
         """Return int64 [layers, ranks]: rows each rank computes in a layer."""
-        return np.rint(self._rank_rows()).astype(np.int64)
+        return np.asarray(self._by_rank(self.slot_rows), np.int64)
 
-    def _rank_rows(self) -> FloatArray:
-        whole = self.slot_rows if self.expected is None else self.expected.rows
-        rows = whole.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
-        return np.asarray(rows.sum(axis=2), np.float64)
+    def _by_rank(self, rows: Array | FloatArray) -> FloatArray:
+        by_rank = rows.sum(axis=1).reshape(self.num_layers, self.topology.num_ranks, -1)
+        return np.asarray(by_rank.sum(axis=2), np.float64)
 
     def active_slots(self) -> FloatArray:
         """Return [layers, slots]: the chance that a slot computes any row in a layer; 0 or 1 where counts are exact."""
         if self.expected is None:
-            return (self.slot_rows.sum(axis=1) > 0).astype(np.float64)
+            return np.asarray(self.slot_rows.sum(axis=1) > 0, np.float64)
         return np.asarray(1 - np.prod(1 - self.expected.active, axis=1), np.float64)
 
     def times(self, weight: int) -> StepLoad:
@@ -124,7 +123,7 @@ class StepLoad:
 
     def max_over_mean(self) -> float:
         """Return the mean over layers of the fullest rank's rows over the mean rank's; 1 where a layer has none."""
-        rows = self._rank_rows()
+        rows = self._by_rank(self.slot_rows if self.expected is None else self.expected.rows)
         mean = rows.mean(axis=1)
         return float(np.divide(rows.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0).mean())
 

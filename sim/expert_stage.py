@@ -38,7 +38,7 @@ class StageRows:
     @property
     def unit_rows(self) -> Array:
         """int64 [layers, parts, units]: rows of each unit."""
-        return np.rint(self.rows.sum(axis=-1)).astype(np.int64)
+        return np.asarray(np.rint(self.rows.sum(axis=-1)), np.int64)
 
 
 def stage_rows(load: StepLoad, num_units: int, num_replicas: int = 1) -> StageRows:
@@ -95,13 +95,13 @@ def kernels_s(
         grouped = np.where(last, grouped * stage.slowest[..., None] + launch * (1 - np.prod(idle, -1, keepdims=True)),
                            grouped + launch * (1 - idle))  # fmt: skip
     if schedule.kernel.choice == "grouped":
-        return grouped
+        return np.asarray(grouped)
     dense = slot_s(costing, stage, fmt, rate=constants.dense_rate * share, slices=slices).sum(-1)
     dense = np.tile(dense, (1, 1, nodes)) + launch * runs.sum(-1)
     if stage.slowest is not None:
         dense = np.where(longest(dense), dense * stage.slowest[..., None], dense)
     if schedule.kernel.choice == "dense":
-        return dense
+        return np.asarray(dense)
     # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
     better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
     return np.asarray(np.where(better, dense, grouped))
@@ -114,7 +114,7 @@ def longest(seconds: FloatArray) -> npt.NDArray[np.bool_]:
     """
     tied = np.isclose(seconds, seconds.max(-1, keepdims=True), rtol=1e-9, atol=0.0)
     turn = np.arange(len(seconds))[:, None, None] % tied.sum(-1, keepdims=True)
-    return tied & (np.cumsum(tied, axis=-1) - 1 == turn)
+    return np.asarray(tied & (np.cumsum(tied, axis=-1) - 1 == turn))
 
 
 def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,

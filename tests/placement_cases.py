@@ -41,6 +41,15 @@ def clustered_step(
     return StepTokens(experts=experts, source_rank=source_ranks(num_tokens, num_ranks))
 
 
+def drawn_row(rng: np.random.Generator, num_logical: int, num_ranks: int, per_rank: int) -> npt.NDArray[np.int64]:
+    """Return the experts of every slot of a layer: dealt at random, then every rank takes others that it lacks."""
+    dealt = [part.tolist() for part in np.array_split(rng.permutation(num_logical), num_ranks)]
+    more = [rng.permutation(np.setdiff1d(np.arange(num_logical), held))[: per_rank - len(held)] for held in dealt]
+    return np.concatenate([rng.permutation([*held, *extra]) for held, extra in zip(dealt, more, strict=True)]).astype(
+        np.int64
+    )
+
+
 @st.composite
 def topologies(draw: st.DrawFn, *, max_layers: int = 1) -> Placement:
     """Return a random valid placement: 1–3 nodes × 1–3 ranks, up to 3 spare slots a rank, experts anywhere."""
@@ -51,10 +60,7 @@ def topologies(draw: st.DrawFn, *, max_layers: int = 1) -> Placement:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = []
     for _ in range(draw(st.integers(1, max_layers))):
-        # Experts are dealt at random, then every rank takes others that it lacks.
-        dealt = [part.tolist() for part in np.array_split(rng.permutation(num_logical), num_ranks)]
-        more = [rng.permutation(np.setdiff1d(np.arange(num_logical), held))[: per_rank - len(held)] for held in dealt]
-        rows.append(np.concatenate([rng.permutation([*held, *extra]) for held, extra in zip(dealt, more, strict=True)]))
+        rows.append(drawn_row(rng, num_logical, num_ranks, per_rank))
     return Placement(
         physical_to_logical=np.array(rows, dtype=np.int32),
         num_logical=num_logical,

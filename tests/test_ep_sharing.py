@@ -31,7 +31,7 @@ from moeplan.sim.ep_costs import constants_of
 from moeplan.sim.ep_rehearsal import EpRehearsal
 from moeplan.sim.policies.ep_program import INTRA, OP_DENSE, OP_HEAD
 from moeplan.units import NS_PER_S
-from placement_cases import clustered_step
+from placement_cases import clustered_step, drawn_row
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 3
 MODEL = dataclasses.replace(
@@ -86,8 +86,7 @@ def table_of(case: EpRehearsal) -> ExchangeTable:
 
 def drawn_placement(case: EpRehearsal, copies: int, seed: int) -> Placement:
     ranks, rng = case.num_ranks, np.random.default_rng(seed)
-    slots = (-(-EXPERTS // ranks) + copies) * ranks
-    rows = [rng.permutation([*range(EXPERTS), *rng.integers(0, EXPERTS, slots - EXPERTS)]) for _ in range(LAYERS)]
+    rows = [drawn_row(rng, EXPERTS, ranks, min(EXPERTS, -(-EXPERTS // ranks) + copies)) for _ in range(LAYERS)]
     return Placement(physical_to_logical=np.array(rows, np.int32), num_logical=EXPERTS, num_ranks=ranks,
                      num_nodes=case.num_nodes)  # fmt: skip
 

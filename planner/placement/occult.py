@@ -72,7 +72,7 @@ def uniform_groups(affinity: Counts, num_groups: int, seed: int = 0) -> list[lis
 
 
 def fill_spare_slots(
-    groups: Sequence[Sequence[int]], load: npt.NDArray[np.generic], slots_per_rank: int
+    groups: Sequence[Sequence[int]], load: Counts | npt.NDArray[np.float64], slots_per_rank: int
 ) -> list[list[int]]:
     """Return `groups[rank]` plus copies: the expert with most load per copy goes to the least loaded rank with room.
 
