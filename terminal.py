@@ -54,7 +54,7 @@ def print_prediction(document: dict[str, Any]) -> None:
     print("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
     ledger = document["ledger"]
     print(
-        f"  memory    {ledger['device_bytes'] / GIB:.2f} GiB on the device, {ledger['host_bytes'] / GIB:.2f} GiB of experts in the host's"
+        f"  memory    {ledger['device_bytes'] / GIB:.2f} GiB on the device, {ledger['host_bytes'] / GIB:.2f} GiB on the host"
     )
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
