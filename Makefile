@@ -8,6 +8,9 @@ OUT ?= out/gpu
 STAGE ?=
 DRY ?=
 BUDGET_S ?=
+# How many damaged files `make fuzz` tries, and the number that decides which.
+N ?= 4000
+SEED ?= 0
 
 BIN := .venv/bin
 WHEEL := out/wheel
@@ -15,12 +18,13 @@ WHEEL := out/wheel
 LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors wheel bench gpu clean
+.PHONY: help demo test fuzz check lint types floors wheel bench gpu clean
 
 help:
 	@echo "make demo    measure this CPU, plan, run the plan: report and timeline in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and a part of the tests against the built wheel"
+	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"
 	@echo "make bench   measure the speed of the simulators"
 	@echo "make gpu     measure a GPU: OUT=folder [STAGE=n] [DRY=1]"
 	@echo "make clean   remove what make made, the environment included"
@@ -69,6 +73,9 @@ gpu: .typing/moeplan
 
 test: .venv/.developer
 	$(BIN)/python -m pytest $(PYTEST)
+
+fuzz: .venv/.developer .typing/moeplan
+	$(LINKED) $(BIN)/python tests/fuzz --count $(N) --seed $(SEED) --keep out/fuzz
 
 check: lint types floors wheel
 

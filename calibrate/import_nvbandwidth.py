@@ -41,9 +41,9 @@ def read_nvbandwidth(text: str, *, device: int = 0, buffer_bytes: int = DEFAULT_
         raise InputError("nvbandwidth", "(text)", "no nvbandwidth.testcases", "run nvbandwidth with -j")
     found = []
     for case in cases:
-        if not isinstance(case, dict) or case.get("name") not in _CASES or case.get("status") != "Passed":
+        if not isinstance(case, dict) or str(case.get("name")) not in _CASES or case.get("status") != "Passed":
             continue
-        direction, companion = _CASES[case["name"]]
+        direction, companion = _CASES[str(case["name"])]
         rate = _cell(case, device)
         labels = {"direction": direction, "memory": "pinned"}
         found.append(

@@ -61,7 +61,10 @@ class _Checkpoint:
 
     def refuse(self, field_name: str, value: object, rule: str) -> InputError:
         return InputError(
-            f"{self.where}: {self.key}.{field_name}", value, rule, "remove it and name the format with --bits"
+            f"{self.where}: {self.key}.{field_name}",
+            value,
+            rule,
+            "remove it and name the format with moeplan plan --bits",
         )
 
     def bits(self, value: object, field_name: str = "bits") -> int:
