@@ -35,10 +35,10 @@ def read_text(path: str | os.PathLike[str], what: str, max_bytes: int = MAX_CONF
     return text_files.read_text(path, what, max_bytes)
 
 
-def parse_json(text: str, what: str, where: str) -> dict[str, Any]:
+def parse_json(text: str, what: str, where: str, *, allow_nan: bool = False) -> dict[str, Any]:
     """Return the JSON object that `text` holds; raises InputError for anything else, truncation named as such."""
     try:
-        data = plain_json.parse(text)
+        data = plain_json.parse(text, allow_nan=allow_nan)
     except ValueError as error:
         raise InputError(what, where, str(error), "write the file anew") from None
     if not isinstance(data, dict):
@@ -68,7 +68,8 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     path = _resolve("model", name_or_path, MODELS_FOLDER, list_models())
     if os.path.isdir(path):  # no error for a path that is too long or may not be looked at: reading says that
         path = path / "config.json"
-    data = read_json(path, "model")
+    # Published configurations hold Infinity (`time_step_limit` of Mamba); where a size is meant, its reader refuses it.
+    data = parse_json(read_text(path, "model"), "model", os.fspath(path), allow_nan=True)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     where = f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}"
     return read_config(data, name, where, _quantiser_beside(path, data))

@@ -184,7 +184,7 @@ def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith("re:"):
         return _searches(pattern[3:], module, whole=True)
     if any(mark in pattern for mark in "*?["):
-        return fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(module, f"*{pattern}")
+        return fnmatch.fnmatchcase(module, pattern)
     return pattern == module or module.startswith(pattern + ".") or f".{pattern}." in f".{module}."
 
 
@@ -367,6 +367,37 @@ def _modelopt(facts: _Checkpoint, kind: str) -> str | None:
     return _algorithm(facts, facts.table)
 
 
+def _quark(facts: _Checkpoint, kind: str) -> str | None:
+    """Return what AMD Quark's tables say: one for all modules, others by pattern."""
+    if _left_out(facts, kind, "exclude"):
+        return None
+    chosen, layers = facts.table.get("global_quant_config"), facts.table.get("layer_quant_config")
+    for pattern, changes in layers.items() if isinstance(layers, Mapping) else ():
+        if any(_matches(str(pattern), module) for module in facts.named(kind)):
+            chosen = changes
+    weight = chosen.get("weight") if isinstance(chosen, Mapping) else None
+    weight = weight[0] if isinstance(weight, list) and weight else weight
+    if not isinstance(weight, Mapping):
+        raise facts.refuse("global_quant_config", chosen if chosen is not None else "(absent)", "no table of weights")
+    dtype, scheme, group = str(weight.get("dtype")), weight.get("qscheme"), weight.get("group_size")
+    size = (
+        facts.matrix_weights
+        if scheme == "per_tensor"
+        else facts.group(group if scheme == "per_group" else None, "group_size")
+    )
+    if dtype in ("fp4", "fp8_e4m3", "mxfp4") and group == 32 and scheme == "per_group":
+        return _MXFP8 if dtype == "fp8_e4m3" else _MXFP4
+    known = {
+        "fp8_e4m3": f"fp8-g{size}",
+        "int8": f"int8-g{size}",
+        "int4": f"int4-g{size}",
+        "uint4": f"int4-g{size}-zero",
+    }
+    if dtype not in known:
+        raise facts.refuse("global_quant_config.weight.dtype", dtype, "a way of storing weights that is not known")
+    return known[dtype]
+
+
 def _same_module(pattern: str, module: str) -> bool:
     """Return whether two names differ in numbers only: layers and experts are listed one by one."""
     return re.sub(r"\d+", "0", pattern) == re.sub(r"\d+", "0", module)
@@ -390,4 +421,5 @@ _METHODS = {
     "compressed-tensors": _compressed, "modelopt": _modelopt, "nvfp4": _modelopt, "awq": _awq, "gptq": _gptq, "auto-round": _auto_round,
     "autoround": _auto_round, "intel/auto-round": _auto_round, "bitsandbytes": _bitsandbytes, "mlx": _mlx, "fp8": _fp8,
     "fbgemm-fp8": _fbgemm, "mxfp4": _mxfp4, "finegrained-fp8": _fp8,
+    "quark": _quark,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from moeplan.catalog import MODELS_FOLDER
 from moeplan.errors import InputError
 from moeplan.model_config import read_config
+from moeplan.specs_io import load_model
 
 QWEN = json.loads((MODELS_FOLDER / "qwen3-30b-a3b.json").read_text(encoding="utf-8"))
 
@@ -50,6 +52,16 @@ def test_keys_that_change_no_size_change_nothing(drawn: dict[str, Any]) -> None:
 def test_towers_beside_a_language_model_are_left_out() -> None:
     nested = {"model_type": "x_vl", "vision_config": {"num_layers": 3}, "projector_width": 7, "text_config": QWEN}
     assert read_config(nested, "m", "c").total_parameters == read_config(QWEN, "m", "c").total_parameters
+
+
+def test_numbers_without_end_are_read_past_and_never_taken_for_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**QWEN, "time_step_limit": [0.0, float("inf")]}), encoding="utf-8")
+    assert load_model(path).total_parameters == read_config(QWEN, "m", "c").total_parameters
+    for value in (float("inf"), float("nan")):
+        path.write_text(json.dumps({**QWEN, "hidden_size": value}), encoding="utf-8")
+        with pytest.raises(InputError, match="hidden_size = "):
+            load_model(path)
 
 
 # --- what must be said ---------------------------------------------------------------------------------------------------

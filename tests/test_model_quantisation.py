@@ -38,6 +38,11 @@ def compressed(weights: dict[str, Any], layout: str = "pack-quantized", **more: 
     return {"quant_method": "compressed-tensors", "format": layout, "config_groups": groups, **more}
 
 
+def quark(dtype: str, scheme: str, group: int | None = None, **more: Any) -> dict[str, Any]:
+    weight = {"dtype": dtype, "qscheme": scheme, "group_size": group}
+    return {"quant_method": "quark", "global_quant_config": {"weight": weight}, **more}
+
+
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
 
 
@@ -70,6 +75,8 @@ INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "sy
         ({"quant_method": "fp8", "weight_block_size": [1, 128]}, 8 + Fraction(32, 128)),
         ({"quant_method": "fp8"}, 8 + Fraction(32, 2048 * 768)),
         ({"quant_method": "fbgemm_fp8"}, 8 + Fraction(32, 1316)), ({"quant_method": "mxfp4"}, Fraction(17, 4)),
+        (quark("fp4", "per_group", 32), Fraction(17, 4)), (quark("fp8_e4m3", "per_tensor"), 8 + Fraction(32, 2048 * 768)),
+        (quark("int4", "per_group", 128), 4 + Fraction(16, 128)), (quark("fp8_e4m3", "per_channel"), 8 + Fraction(32, 1316)),
         ({"group_size": 64, "bits": 4}, 4 + Fraction(32, 64)), ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, Fraction(17, 4)),
         ({"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"}, Fraction(17, 4)),
     ],
@@ -94,6 +101,8 @@ def test_mlx_writes_its_table_under_a_key_of_its_own() -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": ["self_attn"]}, "int4-g128-zero", "16"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {r"-:.*self_attn.*": {}}}, "int4-g128-zero", "16"),
         ({"quant_method": "gptq", "bits": 8, "group_size": 64, "dynamic": {r".*experts.*": {"bits": 4}}}, "int4-g64-zero", "int8-g64-zero"),
+        (quark("fp4", "per_group", 32, exclude=["*self_attn*", "lm_head", "*mlp.gate"]), "mxfp4", "16"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["gate*", "*router*", "*.self_attn.*"]}, "nvfp4", "16"),
         ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}, "mxfp4", "16"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["gate", "lm_head"]}, "8", "8"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {
@@ -124,6 +133,7 @@ def test_bytes_count_values_scales_and_zero_points(width: int, group: int, zero:
 @pytest.mark.parametrize(
     ("table", "named"),
     [
+        (quark("fp6", "per_group", 32), "dtype = 'fp6'"), ({"quant_method": "quark"}, "global_quant_config"),
         ({"quant_method": "vptq"}, "quant_method = 'vptq'"), ({"bits": 4}, "quant_method = '(absent)'"),
         ({"quant_method": "awq", "bits": 99}, "bits = 99"), ({"quant_method": "gptq", "bits": "four"}, "bits = 'four'"),
         ({"quant_method": "gptq", "group_size": [1]}, "group_size = [1]"),
