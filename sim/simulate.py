@@ -343,6 +343,7 @@ class Rehearsal:
         for overlap in (True, False):
             schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap, copy__host_experts=None)
             self.run(schedule, max_steps=1)
+        run_facts(self.given(schedule), num_steps=1)
         short = Rehearsal(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
                           dense_format=self.dense_format)  # fmt: skip
         short.run(base.with_options(cache__pooled_experts=1), engine="both")
