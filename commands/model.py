@@ -13,7 +13,7 @@ import typer
 from ..reports import numbers
 from ..specs import BITS_PER_BYTE, ModelSpec, weight_format
 from ..terminal import print_json, print_table
-from ..units import GIGA
+from ..units import GIGA, MEGA
 from .bounds import CONTEXT_TOKENS, between
 from .options import JsonFlag
 
@@ -157,7 +157,7 @@ def _bounded(document: dict[str, Any]) -> str:
 
 
 def _billions(count: int) -> str:
-    return f"{count / GIGA:.2f} B" if count >= GIGA / 10 else f"{count / GIGA * 1000:.1f} M"
+    return f"{count / GIGA:.2f} B" if count >= GIGA / 10 else f"{count / MEGA:.1f} M"
 
 
 def register(app: typer.Typer) -> None:

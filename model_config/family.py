@@ -1,4 +1,7 @@
-"""What the code of a model family fixes and its configuration does not say: a table, and two hooks for what no table can say."""
+"""What the code of a model family fixes and its configuration does not say: a table, and two hooks for what no table can say.
+
+Modelled: names, defaults, norms, biases, gates, and what linear layers are. Ignored: sizes, which every configuration gives itself.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ling and Ring (inclusionAI): grouped attention (`bailing_moe*`), and hybrids with linear attention in most layers."""
+"""Ling and Ring (inclusionAI): grouped attention (`bailing_moe*`), and hybrids with linear attention in most layers.
+
+Ignored: grouped norms of linear layers, draft layers.
+"""
 
 from __future__ import annotations
 

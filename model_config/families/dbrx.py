@@ -1,4 +1,7 @@
-"""DBRX (Databricks): fine-grained experts, sizes in nested tables."""
+"""DBRX (Databricks): fine-grained experts, sizes in nested tables.
+
+Ignored: clipping of queries, keys and values.
+"""
 
 from ..family import Family
 

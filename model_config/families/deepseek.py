@@ -1,7 +1,7 @@
 """DeepSeek V2, V3, V3.2, V4 and those that took over their layers (Kimi-K2, A.X-K1 …): latent attention, indexes, compression.
 
 V4: each layer sees a window, and beyond it entries that stand for 4 tokens (chosen by an index) or for 128 (all read); residual
-streams are mixed by small matrices. Sizes as transformers' DeepseekV4 has them.
+streams are mixed by small matrices. Sizes as transformers' DeepseekV4 has them. Ignored: draft layers, hash tables of V4's first routers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Encoder–decoders: Switch Transformers (T5) and NLLB-MoE."""
+"""Encoder–decoders: Switch Transformers (T5) and NLLB-MoE.
+
+Ignored: the capacity of an expert, routers' losses.
+"""
 
 from __future__ import annotations
 

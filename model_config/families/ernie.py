@@ -1,4 +1,7 @@
-"""ERNIE 4.5 (Baidu)."""
+"""ERNIE 4.5 (Baidu).
+
+Ignored: the capacity of an expert, draft layers.
+"""
 
 from ..family import Family
 

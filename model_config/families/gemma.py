@@ -1,4 +1,7 @@
-"""Gemma 4 (Google): windows in most layers, wide heads in the others, experts beside a dense MLP, embeddings for each layer."""
+"""Gemma 4 (Google): windows in most layers, wide heads in the others, experts beside a dense MLP, embeddings for each layer.
+
+Ignored: vision and audio towers, soft caps.
+"""
 
 from __future__ import annotations
 

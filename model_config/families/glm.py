@@ -1,4 +1,7 @@
-"""GLM (Z.ai): grouped attention with biases (4.5 to 4.7), latent attention (4.7-Flash), indexes (5), linear layers (5-Next)."""
+"""GLM (Z.ai): grouped attention with biases (4.5 to 4.7), latent attention (4.7-Flash), indexes (5), linear layers (5-Next).
+
+Ignored: draft layers, groups of experts, vision towers.
+"""
 
 from __future__ import annotations
 

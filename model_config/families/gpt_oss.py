@@ -1,4 +1,7 @@
-"""gpt-oss (OpenAI): windows in every other layer, sinks, biases everywhere."""
+"""gpt-oss (OpenAI): windows in every other layer, sinks, biases everywhere.
+
+Ignored: how far positions stretch, clamps of activations.
+"""
 
 from ..family import Family
 

@@ -1,4 +1,7 @@
-"""Granite (IBM): experts, shared experts, Mamba-2 layers, windows."""
+"""Granite (IBM): experts, shared experts, Mamba-2 layers, windows.
+
+Ignored: multipliers of residuals and logits.
+"""
 
 from ..family import Family
 

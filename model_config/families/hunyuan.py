@@ -1,4 +1,7 @@
-"""Hunyuan (Tencent)."""
+"""Hunyuan (Tencent).
+
+Ignored: vision parts, clamps of activations.
+"""
 
 from __future__ import annotations
 

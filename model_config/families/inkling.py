@@ -1,4 +1,7 @@
-"""Inkling: short convolutions around attention, positions from a learned table, shared experts in the router's choice."""
+"""Inkling: short convolutions around attention, positions from a learned table, shared experts in the router's choice.
+
+Ignored: states of its convolutions, vision and audio towers.
+"""
 
 from __future__ import annotations
 

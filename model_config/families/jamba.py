@@ -1,4 +1,7 @@
-"""Jamba (AI21): Mamba layers, attention in every eighth, experts in every other."""
+"""Jamba (AI21): Mamba layers, attention in every eighth, experts in every other.
+
+Ignored: norms inside Mamba are counted with its states, losses are not.
+"""
 
 from ..family import Family
 

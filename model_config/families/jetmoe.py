@@ -1,6 +1,6 @@
 """JetMoE: the queries and outputs of attention are experts too, chosen by a router of their own.
 
-Experts of attention stay on the device: a plan moves those of MLPs only.
+Experts of attention stay on the device: a plan moves those of MLPs only. Ignored: routers' losses.
 """
 
 from __future__ import annotations

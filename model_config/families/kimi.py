@@ -1,4 +1,7 @@
-"""Kimi-Linear (Moonshot AI): delta attention in most layers, latent attention in the others."""
+"""Kimi-Linear (Moonshot AI): delta attention in most layers, latent attention in the others.
+
+Ignored: bounds of gates, which layers rotate positions.
+"""
 
 from __future__ import annotations
 

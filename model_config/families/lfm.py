@@ -1,4 +1,7 @@
-"""LFM2 (Liquid AI): short convolutions in most layers."""
+"""LFM2 (Liquid AI): short convolutions in most layers.
+
+Ignored: biases that steer experts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Llama 4 (Meta): chunked attention in three layers of four, one shared expert."""
+"""Llama 4 (Meta): chunked attention in three layers of four, one shared expert.
+
+Ignored: the vision tower, scaling of attention by temperature.
+"""
 
 from ..family import Family
 

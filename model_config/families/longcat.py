@@ -1,4 +1,7 @@
-"""LongCat-Flash (Meituan): each layer is a pair of attentions and dense MLPs beside one set of experts, some of which do nothing."""
+"""LongCat-Flash (Meituan): each layer is a pair of attentions and dense MLPs beside one set of experts, some of which do nothing.
+
+Ignored: scales of latents.
+"""
 
 from __future__ import annotations
 

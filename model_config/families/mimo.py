@@ -1,4 +1,7 @@
-"""MiMo (Xiaomi): windows with more key–value heads and sinks in five layers of six."""
+"""MiMo (Xiaomi): windows with more key–value heads and sinks in five layers of six.
+
+Ignored: scales of values, draft layers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""MiniMax: lightning attention in most layers (01), grouped attention (M2), sparse attention by blocks (M3)."""
+"""MiniMax: lightning attention in most layers (01), grouped attention (M2), sparse attention by blocks (M3).
+
+Ignored: factors of residuals, which blocks sparse attention takes, draft layers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Mistral: Mixtral, Mistral 4 (latent attention), Large 4 (indexes; layers that share keys and values)."""
+"""Mistral: Mixtral, Mistral 4 (latent attention), Large 4 (indexes; layers that share keys and values).
+
+Ignored: vision towers, scaling of attention with length.
+"""
 
 from __future__ import annotations
 

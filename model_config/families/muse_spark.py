@@ -1,4 +1,7 @@
-"""Muse Spark (Meta): experts work on a vector half as wide."""
+"""Muse Spark (Meta): experts work on a vector half as wide.
+
+Ignored: vision and audio towers, temperatures of gates.
+"""
 
 from __future__ import annotations
 

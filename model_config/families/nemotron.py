@@ -1,4 +1,7 @@
-"""Nemotron-H and Nemotron-3 (NVIDIA): each layer is one thing, a Mamba-2 state, attention, an MLP or experts."""
+"""Nemotron-H and Nemotron-3 (NVIDIA): each layer is one thing, a Mamba-2 state, attention, an MLP or experts.
+
+Ignored: draft layers, the precision of states, limits of time steps.
+"""
 
 from __future__ import annotations
 

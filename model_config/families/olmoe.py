@@ -1,4 +1,7 @@
-"""OLMoE and FlexOlmo (Ai2)."""
+"""OLMoE and FlexOlmo (Ai2).
+
+Ignored: clipping of queries, keys and values.
+"""
 
 from ..family import Family
 

@@ -1,4 +1,7 @@
-"""Families whose layers are the usual ones, but for norms, gates and biases."""
+"""Families whose layers are the usual ones, but for norms, gates and biases.
+
+Ignored: how positions rotate, groups of experts, vision towers.
+"""
 
 from __future__ import annotations
 

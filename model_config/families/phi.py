@@ -1,4 +1,7 @@
-"""Phi-3.5-MoE (Microsoft)."""
+"""Phi-3.5-MoE (Microsoft).
+
+Ignored: jitter of routers, how far positions stretch.
+"""
 
 from ..family import Family
 

@@ -1,4 +1,7 @@
-"""Qwen 2 and 3 (Alibaba) with grouped attention."""
+"""Qwen 2 and 3 (Alibaba) with grouped attention.
+
+Ignored: vision and audio towers, routers' losses.
+"""
 
 from ..family import Family
 

@@ -1,7 +1,7 @@
 """Qwen 3-Next, 3.5, 3.6 and 3.8-Next (Alibaba): delta nets in three layers of four, gated attention in the fourth.
 
 3.8-Next (`qwen4_exp`) adds an index of averaged keys, four residual streams with learned mixing, and tables of n-grams whose
-rows a few layers add. Sizes as transformers' Qwen4Exp has them.
+rows a few layers add. Sizes as transformers' Qwen4Exp has them. Ignored: draft layers, vision towers, hashes of n-grams.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 from ...specs import AttentionSpec
+from ...units import GIGA
 from ..family import Draft, Family
 from ..keys import Keys
 
@@ -67,7 +68,7 @@ def _tables(keys: Keys, draft: Draft, wide: int) -> None:
             table_parameters=table,
         )
     draft.remarks.append(
-        f"tables of n-grams ({held / 1e9:.1f} billion parameters) are counted; a token reads a few rows"
+        f"tables of n-grams ({held / GIGA:.1f} billion parameters) are counted; a token reads a few rows"
     )
 
 

@@ -1,4 +1,7 @@
-"""SmallThinker: experts chosen before attention, keys with names of their own."""
+"""SmallThinker: experts chosen before attention, keys with names of their own.
+
+Ignored: which layers rotate positions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Step 3.5 and 3.7 (StepFun): a gate for each head, more heads in layers with a window."""
+"""Step 3.5 and 3.7 (StepFun): a gate for each head, more heads in layers with a window.
+
+Ignored: draft layers, clamps of activations, the vision tower.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ZAYA (Zyphra): convolved attention in a narrow space, a router with layers of its own, one choice that does nothing."""
+"""ZAYA (Zyphra): convolved attention in a narrow space, a router with layers of its own, one choice that does nothing.
+
+Ignored: the state its router carries between layers.
+"""
 
 from __future__ import annotations
 
