@@ -88,7 +88,8 @@ def test_plan_simulate_report_and_validation_predict_the_same(
     document = plan_to_dict(plan)
     base = base_schedule(plan.request, "32")
     simulated = rehearsal().predict(preset_schedule(name, base, has_guesses=True))
-    shown = next(one for one in document["baselines"] if one["name"] == name)
+    rows = [*document["baselines"], *document["baselines_that_need_more"]]
+    shown = next(one for one in rows if one["name"] == name)
     replayed = rehearsal().predict(schedule_from_dict(shown["schedule"]), rows=True)
     given = run_input(schedule_from_dict(shown["schedule"]), TRACE)
     validated = forecast(given, MODEL, costs_of(lawful_profile(), MODEL, "cpu"))
