@@ -239,12 +239,13 @@ def print_validation(document: dict[str, Any]) -> None:
             if one["measured"].get(name) is not None:
                 print(f"    {title:9} predicted {_speed(one['predicted'], name, unit)}")
                 print(f"    {'':9} measured  {_speed(one['measured'], name, unit)}")
+    noise = "unknown (each ran once)" if document["noise_floor"] is None else f"{document['noise_floor']:.1%}"
     tau = "-" if document["kendall_tau"] is None else f"{document['kendall_tau']:.2f}"
     regret = "-" if document["regret"] is None else f"{document['regret']:.1%}"
     print(
         f"{document['num_configurations']} configurations: error median {document['median_relative_error']:.1%}, "
         f"p90 {document['p90_relative_error']:.1%}, worst {document['worst_relative_error']:.1%}; "
-        f"noise {document['noise_floor']:.1%}; intervals hold {document['coverage']:.0%}"
+        f"noise {noise}; intervals hold {document['coverage']:.0%}"
     )
     print(f"  order     Kendall's tau {tau}; lost by trusting it {regret}")
     print(f"  counts    {'equal' if document['counts_equal'] else 'differ'}")

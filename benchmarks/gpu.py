@@ -180,7 +180,7 @@ def _group(group: Mapping[str, Any]) -> str:
         return done
     return (
         f"{done}, {figures['num_configurations']} configurations, error median {figures['median_relative_error']:.1%}, "
-        f"p90 {figures['p90_relative_error']:.1%}, worst {figures['worst_relative_error']:.1%}, noise {figures['noise_floor']:.1%}, "
+        f"p90 {figures['p90_relative_error']:.1%}, worst {figures['worst_relative_error']:.1%}, noise {figures['noise_floor'] or 0:.1%}, "
         f"intervals hold {figures['coverage']:.0%}, counts {'equal' if figures['counts_equal'] else 'DIFFER'}"
     )
 

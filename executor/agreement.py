@@ -24,8 +24,8 @@ class Compared:
     predicted_s: float
     relative_uncertainty: float
     measured_s: float
-    measured_again_s: float
-    """The same measurement from other repetitions: each of the two from one half of them."""
+    measured_again_s: float | None
+    """The same measurement from other repetitions: each of the two from one half of them; None where it ran once."""
     measured_half_s: float
     tokens_per_step: float
     count_differences: tuple[str, ...]
@@ -58,13 +58,14 @@ class Compared:
         return low <= self.measured_s <= high
 
     @property
-    def noise(self) -> float:
-        """How much the two halves of the repetitions differ."""
-        return abs(self.measured_half_s / self.measured_again_s - 1)
+    def noise(self) -> float | None:
+        """How much the two halves of the repetitions differ; None where there is only one, which says nothing about noise."""
+        return None if self.measured_again_s is None else abs(self.measured_half_s / self.measured_again_s - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values."""
-        spread = sorted((self.measured_half_s, self.measured_again_s))
+        again = self.measured_again_s
+        spread = None if again is None else sorted((self.measured_half_s, again))
         return {
             "name": self.name,
             "group": self.group,
@@ -87,8 +88,9 @@ class Compared:
 def summary(found: Sequence[Compared]) -> dict[str, Any]:
     """Return the figures over all configurations, by the names that others rely on."""
     errors = np.abs([one.relative_error for one in found])
-    noise = float(np.median([one.noise for one in found]))
-    tau, pairs = kendall_tau(found, noise)
+    known = [one.noise for one in found if one.noise is not None]
+    noise = float(np.median(known)) if known else None
+    tau, pairs = kendall_tau(found, noise or 0.0)
     losses = regrets(found)
     return {
         "num_configurations": len(found),

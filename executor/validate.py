@@ -273,7 +273,7 @@ def compare(
         for execution in executions
         for line in count_differences(execution, predicted.outcome, tokens, timing_dependent=given.schedule.copy.cancel)
     ]
-    halves = [executions[0::2], executions[1::2] or executions]
+    first, second = executions[0::2], executions[1::2]
     measured_s = _mean_step_s(executions, given)
     steps = counted_steps(given.workload)
     counts = executions[0].counts
@@ -283,8 +283,8 @@ def compare(
         predicted_s=predicted_step_s(predicted.outcome, given.workload),
         relative_uncertainty=predicted.metrics.relative_uncertainty,
         measured_s=measured_s,
-        measured_half_s=_mean_step_s(halves[0], given),
-        measured_again_s=_mean_step_s(halves[1], given),
+        measured_half_s=_mean_step_s(first, given),
+        measured_again_s=_mean_step_s(second, given) if second else None,
         tokens_per_step=float(given.workload.step_tokens[steps].mean()),
         count_differences=tuple(dict.fromkeys(differences)),
         hit_rate_predicted=predicted.metrics.hit_rate,

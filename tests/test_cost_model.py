@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.calibrate.cost_model import BOUNDS, CostModel, Estimate, attention_work, merge_sources
 from moeplan.errors import InputError, MissingCalibration, UnknownName
 from moeplan.hardware import Constant, CpuConstants, Profile
@@ -246,7 +247,7 @@ def test_sources_are_listed_by_trust() -> None:
     assert merge_sources("assumed", "user", "published+measured", "", "measured") == "measured+published+assumed+user"
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     name=st.sampled_from(list_hardware()), model=st.sampled_from(list_models()), tokens=st.integers(1, 4096),
     context=st.integers(0, 20_000), fmt=st.sampled_from(["32", "16", "8", "4", "mxfp4", "3", "2"]), requests=st.integers(1, 64),

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ep_strategies import ep_schedules
+from long_runs import examples
 from moeplan.ep_schedule import (
     EP_PRESETS,
     ExpertParallelSchedule,
@@ -115,7 +116,7 @@ def test_reductions_of_four_ranks_move_twice_three_quarters():
 
 
 @given(ep_schedules(), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_predictions_conserve_and_both_engines_agree(schedule, seed):
     case = rehearsal()
     slots, source = routed(40, seed)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.calibrate.cost_model import CostModel
 from moeplan.ep_schedule import ExpertParallelSchedule, load_ep_preset
 from moeplan.errors import InputError
@@ -30,7 +31,7 @@ def drawn(seed: int, num_tokens: int = 64, layers: int = 1, top_k: int = 6) -> t
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["per-rank", "all-choices"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_token_goes_to_every_rank_of_each_node_it_needs(seed: int, kind: str) -> None:
     slots, source = drawn(seed)
     load = count_step(slots, source, TOPOLOGY, load_ep_preset("parm").with_options(exchange__kind=kind))

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 
 from ep_strategies import ep_runs
+from long_runs import examples
 from moeplan.sim.ep_engines import first_ep_difference, run_ep_simpy, run_ep_twin
 
 LONG = os.environ.get("MOEPLAN_LONG") == "1"
@@ -23,7 +24,7 @@ def test_simpy_and_twin_agree_row_by_row(case):
     slow.timeline.check()
 
 
-@settings(max_examples=100, deadline=None, derandomize=not LONG)
+@settings(max_examples=examples(100), deadline=None, derandomize=not LONG)
 @given(ep_runs())
 def test_every_activity_runs_once_and_lanes_are_busy_or_idle(case):
     _, program, tables = case

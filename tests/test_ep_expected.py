@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.ep_schedule import EP_PRESETS, load_ep_preset
 from moeplan.planner.ep_candidates import NEEDS_TOKENS
 from moeplan.planner.ep_case import EpRequest, plain_schedule
@@ -79,7 +80,7 @@ def test_more_tokens_never_take_less_time_and_nothing_jumps(name: str) -> None:
         assert after <= 2.0 * before
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(
     st.integers(0, 10**6),
     st.floats(0.0, 0.3),

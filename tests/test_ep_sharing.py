@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from calibration_samples import lawful_samples
 from exchange_samples import FOUR_ON_TWO_CORES, lawful_exchanges
+from long_runs import examples
 from moeplan.calibrate.exchange_table import ExchangeTable
 from moeplan.calibrate.fit import fit_profile
 from moeplan.calibrate.standard_shapes import made_up_model
@@ -113,7 +114,7 @@ def drawn_steps(case: EpRehearsal, num_tokens: int, seed: int, concentration: fl
     concentration=st.sampled_from((0.1, 1.0, 50.0)),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_objective_is_the_simulated_layer_to_the_nanosecond_of_each_operation(
     machine: str,
     kind: str,
@@ -156,7 +157,7 @@ def test_what_ranks_share_cannot_be_told_from_the_busiest_port() -> None:
 
 
 @given(machine=st.sampled_from(sorted(MACHINES)), token_bytes=st.floats(1, 2**16), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_tabulated_exchanges_are_the_measured_ones(machine: str, token_bytes: float, data: st.DataObject) -> None:
     table, most = table_of(rehearsal(machine)), 500
     found = inside_table(table, token_bytes, most)

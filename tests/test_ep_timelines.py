@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.ep_schedule import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
 from moeplan.sim.ep_engines import first_ep_difference, run_ep_simpy, run_ep_twin
 from moeplan.sim.ep_tables import EpTables
@@ -203,7 +204,7 @@ def one_layer(groups: int, dispatch: int, kernel: int, combine: int, *, split: s
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.integers(1, 12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_pipeline_is_bounded_by_its_busiest_lane(dispatch, kernel, combine, groups):
     span = one_layer(groups, dispatch, kernel, combine)
     network, compute = groups * (dispatch + combine), groups * kernel
@@ -214,7 +215,7 @@ def test_a_pipeline_is_bounded_by_its_busiest_lane(dispatch, kernel, combine, gr
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(2, 12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_limits_of_a_pipeline(short, longer, groups):
     """Kernels that dwarf exchanges hide all but the first and last; exchanges that dwarf kernels hide all kernels but one."""
     kernel = 2 * short + longer

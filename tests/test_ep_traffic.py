@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep_strategies import ep_schedules
+from long_runs import examples
 from moeplan.ep_schedule import ExpertParallelSchedule, load_ep_preset
 from moeplan.errors import InputError
 from moeplan.planner.placement.placement import contiguous
@@ -22,7 +23,7 @@ def routing(rng, tokens, layers=2, top_k=3, slots=16):
 
 
 @given(ep_schedules(), st.integers(0, 2**31), st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_tokens_and_rows_are_conserved(schedule, seed, tokens):
     rng = np.random.default_rng(seed)
     if schedule.num_groups > 4 and schedule.pipeline.split == "expert":
@@ -44,7 +45,7 @@ def test_tokens_and_rows_are_conserved(schedule, seed, tokens):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_one_part_equals_the_count_of_the_placement_room(seed, tokens):
     rng = np.random.default_rng(seed)
     slots, source = routing(rng, tokens), rng.integers(0, 4, tokens)
@@ -109,7 +110,7 @@ def test_expectations_are_means_of_independent_choices(kind):
 
 
 @given(ep_schedules(), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_expected_links_add_up_to_expected_ports(schedule, seed):
     if schedule.num_groups > 4 and schedule.pipeline.split == "expert":
         schedule = schedule.with_options(pipeline__num_groups=4)

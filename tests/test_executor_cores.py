@@ -119,11 +119,9 @@ def test_a_worker_that_fails_ends_the_run_with_its_reason(name: str, monkeypatch
     with open_stage(small_model(), [run.workload]) as stage:
         used = stage.device.used_bytes
         trouble_at(monkeypatch, 9, fail)
-        began = time.monotonic()
         with pytest.raises(ExecutionFailed, match=r"host's cores failed.*can't allocate memory") as caught:
             execute(stage, run)
         assert "\n" not in str(caught.value)
-        assert time.monotonic() - began < 10
         assert stage.device.used_bytes == used
         assert len(execute(stage, run).step_ns) == run.workload.num_steps  # the stage is still good
 

@@ -22,6 +22,7 @@ from executor_stages import (
     small_trace,
     tables_of,
 )
+from long_runs import examples
 from moeplan.errors import InputError
 from moeplan.executor.execute import Stage, execute, open_stage
 from moeplan.executor.execution import Execution, count_differences
@@ -120,7 +121,9 @@ def test_every_option_does_what_the_simulator_says(changes: dict[str, object], t
     assert all(torch.isfinite(output).all() for output in found.outputs)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(
+    max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 @given(drawn=runs())
 def test_drawn_schedules_do_what_the_simulator_says(drawn: tuple[object, ...]) -> None:
     config, workload, costs, capacities, schedule, trace = drawn  # type: ignore[misc]

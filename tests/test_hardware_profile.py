@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.calibrate.cost_model import CostModel
 from moeplan.catalog import HARDWARE_FOLDER
 from moeplan.errors import InputError, MissingCalibration
@@ -193,7 +194,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     where=st.dictionaries(st.sampled_from(PATHS), st.sampled_from(PARTS), min_size=1, max_size=3),
     value=JUNK, drop=st.booleans(),

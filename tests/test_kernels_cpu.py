@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from long_runs import examples  # noqa: E402
 from moeplan.errors import InputError  # noqa: E402
 from moeplan.kernels import cpu, reference  # noqa: E402
 from moeplan.kernels.activation import ACTIVATIONS, activation  # noqa: E402
@@ -86,7 +87,7 @@ def test_every_format(weights, dtype):
     assert_right(cpu.run_rows_batched(rows, views, offsets), rows, views, offsets)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=4, max_size=4),
     function=st.sampled_from(sorted(ACTIVATIONS)),

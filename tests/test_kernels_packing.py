@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from long_runs import examples  # noqa: E402
 from moeplan.errors import InputError  # noqa: E402
 from moeplan.kernels.packing import (  # noqa: E402
     dequantise,
@@ -31,7 +32,7 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     bits=st.sampled_from(BITS), num_groups=st.integers(1, 30), num_rows=st.integers(1, 4), seed=st.integers(0, 2**31)
 )
@@ -97,7 +98,7 @@ def test_packed_parts_have_the_promised_bytes(bits):
     assert (packed.num_slots, packed.num_rows, packed.num_columns) == (3, 10, 640)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(bits=st.sampled_from(BITS), seed=st.integers(0, 2**31), spread=st.floats(-6, 6))
 def test_every_weight_is_within_its_groups_step(bits, seed, spread):
     """Half a step of rounding, a scale at most 1/32 above what the range needs, a zero point off by half of its own step."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark_modules import benchmark_module
+from long_runs import examples
 from moeplan.errors import InputError
 from moeplan.model_config import read_config
 from moeplan.model_config.families import FAMILIES, REFUSED
@@ -152,7 +153,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_mutations_of_any_family_read_or_say_why_not(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(CASES))["config"]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.ep_schedule import EXCHANGES, PLACEMENTS
 from moeplan.errors import InputError
 from moeplan.planner.ep_candidates import Placements
@@ -32,7 +33,7 @@ def most_on_a_rank(placement: Placement) -> int:
     return max(int(np.bincount(held).max()) for held in by_rank)
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(4, 14), st.data())
 def test_no_policy_places_an_expert_twice_on_a_rank(
     nodes: int, per_node: int, experts: int, data: st.DataObject

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.errors import InputError
 from moeplan.planner.placement.annealing import fill_state, mean_seconds, repoint
 from moeplan.planner.placement.comparison import Candidate, evaluate
@@ -80,7 +81,7 @@ def under_table(result_table: np.ndarray, placement: Placement, layer: int, step
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_incremental_counts_equal_full_counts(data: st.DataObject) -> None:
     placement = data.draw(topologies())
     steps = []

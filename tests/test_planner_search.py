@@ -20,6 +20,7 @@ from moeplan.planner.search import search
 from moeplan.planner.space import candidates, levels
 from moeplan.planner.verdict import need_nothing, references_of, run_ns
 from moeplan.presets import FAMILIES, NEEDS, PRESETS, load_preset
+from moeplan.sim.policies.state import PEAK_TRANSIENT
 from moeplan.sim.simulate import Rehearsal
 from moeplan.specs_io import load_hardware, load_model
 from strategies import make_trace
@@ -44,7 +45,8 @@ def test_search_loses_nothing_by_pruning():
     base = base_schedule(PlanRequest(bits=("32",)), "32")
     found = search(this, base)
     every = [(c, this.run(c.schedule)) for level in levels(this, base) for c in candidates(this, base, level)]
-    fitting = [(c, o) for c, o in every if o.counts[14] <= c.level]
+    fitting = [(c, o) for c, o in every if o.counts[PEAK_TRANSIENT] <= c.level]
+    assert fitting
     assert found.best.total_ns == min(int(o.step_end[-1]) for _, o in fitting)
     assert found.num_evaluated + found.num_abandoned + found.num_pruned == len(every)
     assert found.lower_bound_ns <= found.best.total_ns

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from long_runs import examples
 from moeplan.errors import InputError, Internal
 from moeplan.reports.occupancy import Occupancy
 from moeplan.reports.perfetto import slice_name, timeline_events, timeline_to_perfetto, write_timeline
@@ -180,7 +181,7 @@ def test_the_arrow_of_the_small_timeline_binds_to_both_slices() -> None:
     assert imported(timeline_events(TWO_LAYERS)) == [("fetch L0 e3", "expert L0 e3")]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(runs())
 def test_files_of_simulated_timelines_are_what_the_viewer_expects(case) -> None:
     config, workload, costs, capacities, schedule, _ = case

@@ -7,6 +7,7 @@ import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.reports.waits import Wait, waits
 from moeplan.sim.engines import fresh_state
 from moeplan.sim.offload_model import OffloadModel
@@ -124,7 +125,7 @@ class WatchedModel(OffloadModel):
         super()._book_stall(launch)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(runs(), st.integers(0, 2**32))
 def test_arrows_agree_with_what_the_model_waited_for(case, seed) -> None:
     config, workload, _, capacities, schedule, _ = case

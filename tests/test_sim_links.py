@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.presets import PRESETS, load_preset
 from moeplan.sim import clock_fields as fields
 from moeplan.sim.costs import D2H, DISK, H2D
@@ -24,7 +25,7 @@ from moeplan.traces.dials import Dials
 from moeplan.traces.synth import synth_trace
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 
-drawn = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+drawn = settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def run_of(case):

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.schedule import OffloadSchedule, WorkloadOptions, apply_settings
 from moeplan.sim import clock_fields as fields
 from moeplan.sim import engines
@@ -104,7 +105,7 @@ def test_what_is_under_way_between_two_pieces_goes_on(monkeypatch):
     assert min(carried.values()) > 0, carried
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(run=runs(), entries=st.integers(1, 60), next_use=st.booleans())
 def test_pieces_hold_what_the_whole_holds(run, entries, next_use):
     _, _, _, _, schedule, trace = run

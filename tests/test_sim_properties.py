@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.schedule import OffloadSchedule, apply_settings
 from moeplan.sim import clock_fields as fields
 from moeplan.sim.engines import fresh_state, run_twin
@@ -29,7 +30,7 @@ from moeplan.sim.timeline import (
 from moeplan.sim.workload import build_workload
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 
-relaxed = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+relaxed = settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def outcome_of(case, **options):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.catalog import MODELS_FOLDER
 from moeplan.errors import InputError
 from moeplan.model_config import read_config
@@ -135,7 +136,7 @@ JUNK = st.one_of(
 KEYS = sorted({key for case in CASES for key in case["config"]} | {"text_config", "attn_type_list", "mlp_layer_types"})
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     case=st.sampled_from(CASES),
     changes=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=4),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from house import ROOT
+from long_runs import examples
 from moeplan import specs_io
 from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from moeplan.errors import InputError, UnknownName
@@ -160,7 +161,7 @@ def test_the_nearest_name_is_offered() -> None:
         load_hardware("rtx4090")
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=80))
 def test_garbage_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "garbage.json"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.errors import InputError, UnknownName
 from moeplan.traces.closeness import LRU_SHARES, closeness
 from moeplan.traces.counter_random import shuffled, uniforms
@@ -59,7 +60,7 @@ def test_random_numbers_are_a_function_of_their_counter() -> None:
     assert sorted(shuffled(5, 2, 50)) == list(range(50)) and shuffled(5, 2, 50).tolist() != shuffled(5, 3, 50).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=40).filter(lambda w: sum(w) > 1e-3))
 def test_alias_tables_hold_the_distribution(weights: list[float]) -> None:
     weight = np.array(weights)
