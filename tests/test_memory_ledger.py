@@ -115,7 +115,7 @@ def test_the_message_says_what_is_missing() -> None:
         cache_budget_bytes(fixed, plan)
     assert str(caught.value) == (
         f"does not fit: gpt-oss-20b needs {fixed} bytes beside its experts and 13236480 for 1, of {fixed}; "
-        "13236480 bytes are missing"
+        "13236480 bytes are missing (12.62 MiB)"
     )
 
 
