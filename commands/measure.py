@@ -229,7 +229,10 @@ def _validate_plan(
     document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
     if document.get("kind") != "offload":
         raise InputError(
-            "plan.kind", document.get("kind"), "only plans for one device can be run", "plan --mode offload"
+            "plan.kind",
+            document.get("kind"),
+            "only plans for one device can be run",
+            "make one with moeplan plan --mode offload",
         )
     model = model_of(document)
     recording = open_trace(trace)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from emit_plans import SMALL, ep_plan
 from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
+from moeplan.provenance import made_of
+from moeplan.specs_io import load_hardware
 from test_traces_hostile import CASES, RNG_SEED
 
 WINDOW = "6"
@@ -200,10 +203,21 @@ def _own(root: Path) -> list[Seed]:
     offload, parallel = recordings / "offload.json", recordings / "ep.json"
     _plan(offload, "plan", *with_small(), *run)
     _plan(parallel, "plan", *with_small(hardware="h100-sxm"), "--mode", "ep", "--ranks-per-node", "4", "--redundant", "4", "--search-moves", "50", "--tokens-per-rank", "8")  # fmt: skip
-    for target in ("vllm", "llamacpp", "kt-kernel", "mixtral-offloading", "accelerate", "moe-infinity"):
+    spread = ep_plan() | made_of(SMALL, load_hardware("h100-sxm"))
+    for target in ("vllm", "llamacpp", "kt-kernel", "accelerate", "moe-infinity"):
         add(f"plan emit {target}", "p.json", offload, "emit", "{in}/p.json", "--target", target, "-o", "{out}/e")
     for target in ("sglang", "trtllm", "vllm", "vllm-ascend"):
-        add(f"ep plan emit {target}", "p.json", parallel, "emit", "{in}/p.json", "--target", target, "-o", "{out}/e")
+        add(
+            f"ep plan emit {target}",
+            "p.json",
+            json.dumps(spread),
+            "emit",
+            "{in}/p.json",
+            "--target",
+            target,
+            "-o",
+            "{out}/e",
+        )
     for name, plan in (("plan", offload), ("ep plan", parallel)):
         add(
             f"{name} report", "p.json", plan, "report", "{in}/p.json", "--trace", small["--trace"], "-o", "{out}/r.html"
