@@ -116,7 +116,7 @@ def grid_from_dict(data: Any) -> Grid:
     if not isinstance(given, Mapping):
         raise InputError("grid: calibrate", given, "not a table", f"give {', '.join(_CALIBRATE_KEYS)}")
     _known("grid: calibrate", given, _CALIBRATE_KEYS)
-    calibrated = [_shape(one) for one in given.get("shapes", [])]
+    calibrated = [_shape(one) for one in _maybe_listed(given, "shapes", "calibrate.shapes", [])]
     for shape in shapes:
         for other in calibrated:
             if (shape.hidden, shape.intermediate) == (other.hidden, other.intermediate):
@@ -127,8 +127,11 @@ def grid_from_dict(data: Any) -> Grid:
                     "validate other shapes than those that are calibrated",
                 )
     bits = [weight_format(str(one)).name for one in _listed(data, "bits")]
-    sizes = [_whole("cache_experts_per_layer", one) for one in data.get("cache_experts_per_layer", [])]
-    batches = [_whole("concurrency", one) for one in data.get("concurrency", [1])]
+    sizes = [
+        _whole("cache_experts_per_layer", one)
+        for one in _maybe_listed(data, "cache_experts_per_layer", "cache_experts_per_layer", [])
+    ]
+    batches = [_whole("concurrency", one) for one in _maybe_listed(data, "concurrency", "concurrency", [1])]
     cases = _cases(shapes, [_schedule(one) for one in _listed(data, "schedules")], sizes, bits, batches)
     return Grid(
         cases=tuple(cases),
@@ -136,7 +139,9 @@ def grid_from_dict(data: Any) -> Grid:
         steps=_whole("steps", data.get("steps", 24), _MAX_STEPS),
         repeats=_whole("repeats", data.get("repeats", 5), _MAX_REPEATS),
         calibrate_shapes=tuple(calibrated),
-        calibrate_bits=tuple(weight_format(str(one)).name for one in given.get("bits", bits)),
+        calibrate_bits=tuple(
+            weight_format(str(one)).name for one in _maybe_listed(given, "bits", "calibrate.bits", bits)
+        ),
     )
 
 
@@ -214,6 +219,15 @@ def _listed(data: Mapping[str, Any], key: str) -> list[Any]:
     value = data.get(key)
     if not isinstance(value, list) or not value:
         raise InputError(f"grid: {key}", value, "not a list of at least one", "name what is to be validated")
+    return value
+
+
+def _maybe_listed(data: Mapping[str, Any], key: str, name: str, default: list[Any]) -> list[Any]:
+    value = data.get(key, default)
+    if not isinstance(value, list):
+        raise InputError(
+            f"grid: {name}", value, "not a list", f"write [{value}]" if isinstance(value, int) else "write a list"
+        )
     return value
 
 

@@ -106,6 +106,8 @@ class _Result:
     ledger: _Ledger
     assumptions: list[str]
     engine: str
+    needs: str | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,3 +188,15 @@ def test_paths_keep_their_end() -> None:
     path = "/a/very/long/path/" + "deep/" * 100 + "wrong.json"
     said = str(InputError("model", path, "no such file", "check the path"))
     assert said.startswith("model = '/a/very/long/path/") and "wrong.json'" in said
+
+
+@pytest.mark.parametrize(
+    "wrong", ["cache_experts_per_layer: 4", "concurrency: 1", "calibrate: {bits: 32}", "calibrate: {shapes: 3}"]
+)
+def test_a_grid_with_a_number_for_a_list_is_refused(wrong: str, tmp_path: Path) -> None:
+    text = "shapes: [{hidden: 768, intermediate: 1024}]\nschedules: [on-demand]\nbits: [32]\n"
+    (tmp_path / "g.yaml").write_text(text)
+    read_grid(tmp_path / "g.yaml")
+    (tmp_path / "g.yaml").write_text(f"{text}{wrong}\n")
+    with pytest.raises(InputError, match="not a list"):
+        read_grid(tmp_path / "g.yaml")
