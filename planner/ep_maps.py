@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ep_schedule import ExpertParallelSchedule
+from ..errors import InputError
 from .ep_evidence import REPORT
 from .ep_search import EpSearch
 from .placement.placement import Placement
@@ -50,8 +51,15 @@ def placement_to_dict(placement: Placement) -> dict[str, Any]:
 
 def placement_from_dict(values: dict[str, Any]) -> Placement:
     """Return the placement of plain values; raises InputError where they are none."""
+    try:
+        slots = np.array(values["physical_to_logical"], np.int32)
+    except (ValueError, TypeError, OverflowError):  # rows of different lengths, text, numbers without end
+        rule = "not rows of equally many expert numbers"
+        raise InputError(
+            "placement.physical_to_logical", values["physical_to_logical"], rule, "make the plan again"
+        ) from None
     return Placement(
-        physical_to_logical=np.array(values["physical_to_logical"], np.int32), num_logical=int(values["num_logical"]),
+        physical_to_logical=slots, num_logical=int(values["num_logical"]),
         num_ranks=int(values["num_ranks"]), num_nodes=int(values["num_nodes"]),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ that a damaged plan.json is one clear complaint. Ignored: keys it does not read,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -167,7 +168,7 @@ def check_parallel_document(document: Document) -> None:
         if document.get(key) != wanted:
             raise InputError(f"plan: {key}", document.get(key), f"this report reads {wanted!r}", _AGAIN)
     try:
-        _adapter().validate_python(document)
+        _adapter().validate_json(json.dumps(document))  # as JSON: lists stand for tuples
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -240,4 +241,4 @@ def _shape(values: list[Any]) -> tuple[int, ...]:
 @cache
 def _adapter() -> TypeAdapter[_Plan]:
     """Return the validator: only what is declared above is looked at, further keys are left alone."""
-    return TypeAdapter(with_config(ConfigDict(extra="ignore"))(_Plan))
+    return TypeAdapter(with_config(ConfigDict(extra="ignore", strict=True))(_Plan))

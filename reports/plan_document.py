@@ -5,6 +5,7 @@ Modelled: presence and type of the keys that the page reads. Ignored: keys it do
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -146,7 +147,7 @@ def check_plan_document(document: Document) -> None:
         if document.get(key) != wanted:
             raise InputError(f"plan: {key}", document.get(key), f"this report reads {wanted!r}", "make the plan again")
     try:
-        _adapter().validate_python(document)
+        _adapter().validate_json(json.dumps(document))  # as JSON: lists stand for tuples
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -159,4 +160,4 @@ def check_plan_document(document: Document) -> None:
 @cache
 def _adapter() -> TypeAdapter[_Plan]:
     """Return the validator: only what is declared above is looked at, further keys are left alone."""
-    return TypeAdapter(with_config(ConfigDict(extra="ignore"))(_Plan))
+    return TypeAdapter(with_config(ConfigDict(extra="ignore", strict=True))(_Plan))

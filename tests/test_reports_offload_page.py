@@ -328,7 +328,7 @@ def test_the_file_is_written_whole(tmp_path, text: str) -> None:
             r"plan: baselines\.1\.ledger\.device_bytes = '\(absent\)': a field is absent",
         ),
         (("provenance", "trace"), "x", r"plan: provenance\.trace = 'x': "),
-        (("front",), {}, r"plan: front = \{\}: input should be a valid list"),
+        (("front",), {}, r"plan: front = \{\}: input should be a valid array"),
         (("best", "schedule", "cache", "size"), 3, r"schedule key = 'cache\.size': not one of"),
     ],
 )
