@@ -64,6 +64,8 @@ class DeviceConstants:
     """By weight format: share of `memory_efficiency` left when weights are expanded inside the kernel."""
     host_shares_compute: bool = False
     """The host's own work stops the device from computing (a CPU device)."""
+    unified_memory: bool = False
+    """Device and host share one memory: what the device holds is not free on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,45 @@ class NodeConstants:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConstants:
+    """How a serving engine uses a machine made of parts: shares of peaks and fixed times that its own kernels have.
+
+    What it reaches of the device memory's bandwidth, of the link and of the host stands in the profile's own constants.
+    """
+
+    name: str
+    """The engine, as `moeplan engine list` names it."""
+    backend: str
+    """cuda, rocm, vulkan, metal or cpu."""
+    version: str
+    """Which versions, or which dates, the constants belong to."""
+    layer_s: Constant
+    """What a layer of a decoding step takes besides its bytes: kernels one after another, however they are launched."""
+    pass_layer_s: Constant
+    """What a layer of a pass of many tokens takes on top of that."""
+    kv_efficiency: Constant
+    """Share of the memory's bandwidth at which attention reads keys and values while decoding."""
+    dense_efficiency: Constant
+    """Share of the peak that large products of dense weights reach."""
+    expert_efficiency: Constant
+    """Share of the peak that large products of experts' weights reach."""
+    attention_efficiency: Constant
+    """Share of the peak that attention of a prompt reaches."""
+    tile_tokens: Constant
+    """Tokens whose work an expert's matrix product costs on top of its own: tiles that are not full."""
+    cpu_layer_s: Constant
+    """What a layer takes whose experts run on the cores, besides their work: handing over, waking threads, waiting."""
+    fetch_layer_s: Constant
+    """What a layer takes whose missing experts are fetched, besides copying: the routing read back, copies asked for."""
+    matvec_tokens: int
+    """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
+    upload_tokens: int | None
+    """Passes of at least so many tokens copy experts that lie in host memory to the device; None: they never do."""
+    upload_tokens_per_share: int | None = None
+    """As `upload_tokens`, times the number of experts over those chosen for a token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """A measured cost as a table: seconds at given arguments."""
 
@@ -160,6 +201,8 @@ class Profile:
     """"lane/companion": speed of `lane` while `companion` runs, relative to running alone; a missing pair is 1."""
     disk: DiskConstants | None = None
     node: NodeConstants | None = None
+    engine: EngineConstants | None = None
+    """The serving engine that the constants are of, for a machine made of parts."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Tables of a calibration, by the cost they replace."""
     samples: str | None = None
@@ -194,6 +237,7 @@ _RANGES = (
     ("_s", 0.0, 3600.0, "seconds"),
     ("kernels_per_dense_layer", 0.0, 1e6, "a number of kernels"),
     ("kernels_per_head", 0.0, 1e6, "a number of kernels"),
+    ("tile_tokens", 0.0, 1e6, "a number of tokens"),
 )
 # Beyond that a figure says nothing: the value may be nought, or a hundred times as large.
 _MOST_UNCERTAIN = 100.0

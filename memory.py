@@ -7,16 +7,32 @@ Ignored: fragmentation beyond the runtime's share, page tables of a paged KV cac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from types import MappingProxyType
 
-from .errors import DoesNotFit, InputError
+from .errors import DoesNotFit, InputError, UnknownName
 from .specs import ModelSpec, WeightFormat, weight_format
 
 DEVICE, HOST = "device", "host"
+KV_TYPES: Mapping[str, Fraction] = MappingProxyType({
+    "f32": Fraction(4), "f16": Fraction(2), "bf16": Fraction(2), "auto": Fraction(2), "q8_0": Fraction(34, 32), "fp8": Fraction(1),
+    "fp8_e4m3": Fraction(1), "fp8_e5m2": Fraction(1), "int8": Fraction(1), "q5_1": Fraction(24, 32), "q5_0": Fraction(22, 32),
+    "q4_1": Fraction(20, 32), "q4_0": Fraction(18, 32), "iq4_nl": Fraction(18, 32),
+})  # fmt: skip
+"""How keys and values are kept, by the names engines use, and the bytes of one value (ggml's blocks with their scales)."""
 # Residual stream, its normed copy, attention output and one spare, live at the same time.
 _HIDDEN_COPIES = 4
 _LOGIT_BYTES = 4
+
+
+def kv_bytes_per_value(name: str) -> float:
+    """Return the bytes of one cached value kept as `name`; raises UnknownName for another type."""
+    found = KV_TYPES.get(name.lower())
+    if found is None:
+        raise UnknownName("--kv-type", name, KV_TYPES)
+    return float(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +86,7 @@ class MemoryNeeds:
     """Requests whose caches are held at the same time."""
     pass_tokens: int | None = None
     """Tokens of the largest forward pass; None means one token a request."""
-    kv_bytes_per_value: int = 2
+    kv_bytes_per_value: float = 2
     encoder_tokens: int = 0
     """Input tokens a request of an encoder–decoder."""
     staging_experts: int = 0
@@ -85,7 +101,7 @@ class MemoryNeeds:
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
 
     def __post_init__(self) -> None:
-        least = {"context_tokens": 1, "concurrency": 1, "kv_bytes_per_value": 1, "encoder_tokens": 0, "staging_experts": 0,
+        least = {"context_tokens": 1, "concurrency": 1, "kv_bytes_per_value": 2**-10, "encoder_tokens": 0, "staging_experts": 0,
                  "runtime_bytes": 0}  # fmt: skip
         for name, floor in least.items():
             if getattr(self, name) < floor:

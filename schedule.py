@@ -104,6 +104,9 @@ class KernelOptions:
     """What a missing expert does: fetch; cpu (it runs on the host's cores); cheaper (whichever is predicted to be sooner,
     expert by expert, after Fiddler, arXiv 2402.07033); balanced (a visit's misses are divided so that cores and link end
     as early as they can, after HybriMoE, arXiv 2504.05897)."""
+    upload_tokens: int | None = None
+    """Forward passes of at least so many tokens fetch their misses whatever `miss` says: with many tokens an expert's copy costs
+    less than its work on the cores (llama.cpp from 32 tokens on). None: no pass does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +323,8 @@ def check_schedule(schedule: OffloadSchedule) -> None:
                          "set workload.concurrency=1 or cache.reset=never")  # fmt: skip
     if not isinstance(schedule.experts.bits, str):
         raise InputError("experts.bits", schedule.experts.bits, "not a weight format's name", "write for instance 4")
+    if kernel.upload_tokens is not None:
+        _whole("kernel.upload_tokens", kernel.upload_tokens, 1)
     _check_misses(schedule)
     _check_precision(schedule.experts)
     for key in ("overlap", "write_back", "pinned", "cancel"):
@@ -347,6 +352,10 @@ def _check_misses(schedule: OffloadSchedule) -> None:
             raise InputError("copy.overlap", False, f"{name} needs copies beside the stream", "set copy.overlap=true")
     if copy.host_experts is not None and copy.write_back:
         raise InputError("copy.write_back", True, "experts that live on disk are not written back", "set it to false")
+    if kernel.upload_tokens is not None and kernel.miss == "fetch":
+        raise InputError(
+            "kernel.upload_tokens", kernel.upload_tokens, "every pass fetches its misses already", "leave it out"
+        )
     if cache.policy != "static" and (cache.placement != "popularity" or cache.host_layers is not None):
         name = "cache.placement" if cache.host_layers is None else "cache.host_layers"
         raise InputError(

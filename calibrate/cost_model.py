@@ -97,7 +97,7 @@ class CostModel:
     model: ModelSpec
     dense_format: WeightFormat = field(default_factory=lambda: weight_format("16"), kw_only=True)
     """How everything but routed experts is stored."""
-    kv_bytes_per_value: int = field(default=2, kw_only=True)
+    kv_bytes_per_value: float = field(default=2, kw_only=True)
     encoder_tokens: int = field(default=0, kw_only=True)
     """Input tokens of an encoder–decoder, per request: what cross-attention reads."""
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -125,19 +125,8 @@ class CostModel:
         parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
         flops = float(FLOPS_PER_WEIGHT * parameters * tokens)
-        values = 0.0
-        if model.is_recurrent(layer) and model.recurrent is not None:
-            values = 2 * model.recurrent.state_values * requests  # read and written
-            flops += 2 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
-        elif attention is not None:
-            pairs, read, index = _attended(attention, model.window_of(layer), tokens, context_tokens, requests)
-            mixers = model.variant(layer).num_mixers
-            values = mixers * ((read + tokens) * attention.kv_values_per_token + index)
-            flops += mixers * attention.flops(pairs, read)
-        if model.cross_attention:
-            read = self.encoder_tokens * requests
-            values += read * model.attention.kv_values_per_token
-            flops += model.attention.flops(tokens * self.encoder_tokens, read)
+        values, mixing = self.mixer_work(layer, tokens, context_tokens, requests)
+        flops += mixing
         num_bytes += values * self.kv_bytes_per_value
         mixer = attention or model.attention
         wide = mixer.num_heads * (mixer.head_dim + mixer.v_head_dim)
@@ -145,6 +134,24 @@ class CostModel:
         num_bytes += activations * _activation_bytes(self.dense_format)
         work = self._roofline(flops, num_bytes, self.dense_format)
         return self._issued(work, self.profile.host.kernels_per_dense_layer)
+
+    def mixer_work(self, layer: int, tokens: int, context_tokens: int, requests: int) -> tuple[float, float]:
+        """Return (values of caches and states read and written, operations on them) of one layer's mixing of tokens."""
+        model = self.model
+        attention, values, flops = model.attention_of(layer), 0.0, 0.0
+        if model.is_recurrent(layer) and model.recurrent is not None:
+            values = 2 * model.recurrent.state_values * requests  # read and written
+            flops = 2.0 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
+        elif attention is not None:
+            pairs, read, index = _attended(attention, model.window_of(layer), tokens, context_tokens, requests)
+            mixers = model.variant(layer).num_mixers
+            values = mixers * ((read + tokens) * attention.kv_values_per_token + index)
+            flops = mixers * attention.flops(pairs, read)
+        if model.cross_attention:
+            read = self.encoder_tokens * requests
+            values += read * model.attention.kv_values_per_token
+            flops += model.attention.flops(tokens * self.encoder_tokens, read)
+        return values, flops
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
@@ -229,6 +236,10 @@ class CostModel:
     def host_per_layer(self) -> Estimate:
         """Return the host's time from a layer's routing being computed to its decision."""
         return _term(self.profile.host.per_layer_s.value, "host", self.profile.host.per_layer_s)
+
+    def host_per_fetching_layer(self) -> Estimate:
+        """Return the same for a layer whose misses are fetched by whoever serves it: here the same."""
+        return self.host_per_layer()
 
     def host_per_kernel(self) -> Estimate:
         """Return the host's time for issuing one kernel."""

@@ -22,6 +22,7 @@ from ..errors import InputError, MissingCalibration
 from ..hardware import Curve, Profile
 from ..specs import ModelSpec, WeightFormat
 from .cost_model import CostModel, Estimate, Times, merge_sources, times_of
+from .engine_costs import EngineCosts
 from .expert_slots import expert_layout
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .pass_shape import PassShape, dense_arguments, head_arguments
@@ -416,6 +417,8 @@ def load_costs(profile: Profile, model: ModelSpec, *, allow_datasheet: bool = Fa
     """Return the cost model of a profile: fitted tables where it holds a calibration, the roofline of its constants otherwise."""
     if profile.curves:
         return FittedCostModel(profile, model, allow_datasheet=allow_datasheet, **options)
+    if profile.engine is not None:
+        return EngineCosts(profile, model, **options)
     return CostModel(profile, model, **options)
 
 

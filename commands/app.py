@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, emit, hardware, measure, model, plan, report, reproduce, schedule, simulate, trace
+from . import demo, emit, engine, hardware, machine, measure, model, plan, report, reproduce, schedule, simulate, trace
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,5 +26,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 # In the order of a first visit.
-for _module in (demo, model, hardware, schedule, trace, simulate, plan, measure, report, emit, reproduce):
+for _module in (
+    demo,
+    model,
+    machine,
+    hardware,
+    engine,
+    schedule,
+    trace,
+    simulate,
+    plan,
+    measure,
+    report,
+    emit,
+    reproduce,
+):
     _module.register(app)

@@ -18,7 +18,8 @@ import typer
 from ..terminal import print_json, print_plan, print_validation
 from ..text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
-from .options import JsonFlag, open_trace, rehearse
+from .options import JsonFlag, open_trace
+from .subject import rehearse
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000

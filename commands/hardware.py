@@ -40,11 +40,11 @@ def hardware_show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show every constant of a machine, with its uncertainty, its source and where it was taken from."""
+    from ..machines.load import load_machine
     from ..provenance import machine_sha256
-    from ..specs_io import load_hardware
     from ..units import unit_of
 
-    profile = load_hardware(hardware)
+    profile = load_machine(hardware)
     constants: list[dict[str, Any]] = [
         {"name": name, "value": one.value, "unit": unit_of(name), "relative_uncertainty": one.relative_uncertainty,
          "source": one.source, "citation": one.citation}

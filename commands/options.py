@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from ..units import GIB, MIB
-from .bounds import PASSES, between
-from .settings import Settings
+from ..units import MIB
+from .bounds import CONTEXT_TOKENS as TOKENS
+from .bounds import PASSES, REQUESTS_TOGETHER, between
 
 MAX_PLAN_BYTES = 256 * MIB
 
@@ -34,6 +34,13 @@ def complete_hardware(incomplete: str) -> list[str]:
     from ..specs_io import list_hardware
 
     return [name for name in list_hardware() if name.startswith(incomplete)]
+
+
+def complete_engine(incomplete: str) -> list[str]:
+    """Return the names of engines that begin so, for the shell."""
+    from ..machines.engines import engines
+
+    return [name for name in engines() if name.startswith(incomplete)]
 
 
 def complete_schedule(incomplete: str) -> list[str]:
@@ -55,12 +62,27 @@ HardwareOption = Annotated[
     str,
     typer.Option(
         "--hardware",
-        help="Bundled machine name (moeplan hardware list), or a profile.json.",
+        help="Bundled machine name (moeplan hardware list), a profile.json, or parts: rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB.",
         autocompletion=complete_hardware,
     ),
 ]
 TraceOption = Annotated[
     str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
+]
+OptionalTraceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        help="Recording (.safetensors), or 'bundled' for the project's own; without one, routing is that of the model's family.",
+    ),
+]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        help="Requests decoded together; default: 1.",
+        callback=between(1, REQUESTS_TOGETHER, "requests"),
+    ),
 ]
 MemoryOption = Annotated[
     str | None,
@@ -80,6 +102,59 @@ SetOption = Annotated[
         "--set",
         help="Change one thing, key=value: an option of the schedule (cache.policy=lfu), or, with a prefix and in its own units, of "
         "the machine (machine.host.memory_bytes=96GiB), the model (model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Serving engine that runs a machine made of parts (moeplan engine list); default: llama.cpp.",
+        autocompletion=complete_engine,
+    ),
+]
+QuantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quant",
+        help="Weight format as files are named, for experts and the rest: Q4_K_M, UD-Q2_K_XL, MXFP4_MOE, AWQ … (in place of --dense-bits).",
+    ),
+]
+PromptOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt-tokens",
+        help="Length of a prompt, where no recording is given.",
+        callback=between(0, TOKENS, "tokens"),
+    ),
+]
+ReplyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--reply-tokens", help="Length of a reply, where no recording is given.", callback=between(0, TOKENS, "tokens")
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Tokens of context that memory is kept for; default: the longest request.",
+        callback=between(1, TOKENS, "tokens"),
+    ),
+]
+UbatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ubatch",
+        help="Prompt tokens per forward pass; default: 512 under an engine, else all.",
+        callback=between(1, TOKENS, "tokens"),
+    ),
+]
+KvOption = Annotated[str, typer.Option("--kv-type", help="How keys and values are kept: f16, q8_0, q4_0 or fp8.")]
+OptionalDenseBitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dense-bits",
+        help="Weight format of everything but routed experts: 32, 16 (default), 8, 4, mxfp4, 3, 2 or native.",
     ),
 ]
 DenseBitsOption = Annotated[
@@ -106,38 +181,6 @@ def open_trace(path: str) -> Any:
     from ..traces.format import load_trace
 
     return load_trace(bundled_trace_path() if path == "bundled" else path)
-
-
-def rehearse(
-    model: str,
-    hardware: str,
-    trace: str,
-    memory: str | None,
-    window: int | None,
-    dense_bits: str,
-    settings: Settings | None = None,
-) -> Any:
-    """Return the rehearsal of a model on a machine over a recording, all named as on the command line.
-
-    settings: what is changed of model and machine.
-    """
-    from ..sim.simulate import Rehearsal
-    from ..specs import weight_format
-    from ..specs_io import load_hardware, load_model
-    from ..units import parse_bytes
-
-    spec, profile = load_model(model), load_hardware(hardware)
-    if settings is not None:
-        spec, profile = settings.changed_model(spec), settings.changed_machine(profile)
-    budget = None if memory is None else parse_bytes(memory, "--memory")
-    if budget is not None and budget > profile.memory_bytes:
-        most = profile.memory_bytes
-        raise InputError("--memory", memory, f"{profile.name} has {most} bytes ({most / GIB:.2f} GiB)",
-                         "give at most that, or another machine")  # fmt: skip
-    return Rehearsal(
-        model=spec, profile=profile, trace=open_trace(trace), window_steps=window, memory_bytes=budget,
-        dense_format=weight_format(spec.native_dense_bits if dense_bits == "native" else dense_bits),
-    )  # fmt: skip
 
 
 def plan_section(document: dict[str, Any], name: str) -> dict[str, Any]:

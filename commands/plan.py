@@ -38,9 +38,9 @@ from .options import (
     TraceOption,
     bundled_trace_path,
     model_file,
-    rehearse,
 )
 from .settings import Settings, print_settings, split_settings
+from .subject import rehearse
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -262,11 +262,12 @@ def _plan_parallel(
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
     from ..errors import UnknownName
+    from ..machines.load import load_machine
     from ..planner.ep_case import EpRequest
     from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
     from ..planner.ep_replay import replay_of
     from ..progress import reporter
-    from ..specs_io import load_hardware, load_model
+    from ..specs_io import load_model
     from ..traces.format import load_recording
     from ..traces.recording import LoadProfile
 
@@ -277,7 +278,7 @@ def _plan_parallel(
             "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
         )
     spec = asked.changes.changed_model(load_model(model))
-    profile = asked.changes.changed_machine(load_hardware(hardware))
+    profile = asked.changes.changed_machine(load_machine(hardware))
     recording, *others = (
         load_recording(bundled_trace_path() if path == "bundled" else path) for path in (trace, *asked.others)
     )

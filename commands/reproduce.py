@@ -10,12 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import print_json
+from ..errors import InputError
+from ..terminal import print_json, print_table
 from .options import JsonFlag
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="deepep, engines, eps-moe, grace-moe, mixtral-offloading or pre-gated.")],
+    paper: Annotated[
+        str,
+        typer.Argument(
+            help="deepep, engines, eps-moe, grace-moe, mixtral-offloading, pre-gated, or field (public reports)."
+        ),
+    ],
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -29,16 +35,63 @@ def reproduce(
             "--bits", help="Predict for this weight format of the experts only: mixtral-offloading, pre-gated."
         ),
     ] = None,
+    reports: Annotated[
+        str | None,
+        typer.Option("--reports", help="File of field reports (.jsonl) in place of the bundled ones: field."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Set a paper's published figures beside the simulator's, cell by cell, with what was fitted to which cell."""
     from ..papers.registry import reproduce as run
 
+    if paper == "field":
+        for name, value in (("--hardware", hardware), ("--bits", bits)):
+            if value is not None:
+                raise InputError(name, value, "reports state their own machines and formats", "leave it out")
+        _field(reports, as_json)
+        return
+    if reports is not None:
+        raise InputError("--reports", reports, f"{paper} has its own figures", "give it to reproduce field")
     document = run(paper, hardware=hardware, bits=bits).to_dict()
     if as_json:
         print_json(document)
     else:
         _print(document)
+
+
+def _field(reports: str | None, as_json: bool) -> None:
+    """Predict every report and print the scores."""
+    from ..papers.field.rows import read_reports
+    from ..papers.field.scores import document, predict_all
+    from ..progress import reporter
+
+    found = document(predict_all(read_reports(reports), reporter("field")))
+    if as_json:
+        print_json(found)
+        return
+    for title, scores in (("kind", found["kinds"]), ("cut", found["cuts"])):
+        print_table(
+            (title, "reports", "predicted", "median error", "p90", "bias", "intervals hold", "half-width", "tau", "one-liner", "× 0.6"),
+            [(name, one["n"], one["predicted"], *(_percent(one[key]) for key in ("median_relative_error", "p90_relative_error")),
+              _number(one["bias"]), _percent(one["coverage"]), _percent(one["median_half_width"]), _number(one["kendall_tau"]),
+              _percent(one["roofline_median"]), _percent(one["roofline06_median"])) for name, one in scores.items()],
+            right=tuple(range(1, 11)),
+        )  # fmt: skip
+        typer.echo("")
+    for row in found["rows"]:
+        if row["predicted"] is None:
+            typer.echo(f"{row['id']}: not predicted: {row['reason']}")
+        elif row["could_explain"] is not None:
+            typer.echo(f"{row['id']}: measured {row['measured']:.4g}, predicted {row['predicted']:.4g} "
+                       f"[{row['low']:.4g} to {row['high']:.4g}]: {row['could_explain']}")  # fmt: skip
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _print(document: dict[str, Any]) -> None:

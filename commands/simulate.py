@@ -1,77 +1,121 @@
 """The command that predicts one schedule.
 
-Modelled: its options and what it prints. Ignored: the prediction itself (`sim/`).
+Modelled: its options and what it prints; routing from a recording, or of the model's family where none is given. Ignored: the
+prediction itself (`sim/`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import InputError, UnknownName
 from ..terminal import print_json, print_prediction
 from ..text_files import check_outputs
 from .artefacts import write_perfetto
 from .options import (
-    DenseBitsOption,
+    ConcurrencyOption,
+    ContextOption,
+    EngineOption,
     HardwareOption,
     JsonFlag,
+    KvOption,
     MemoryOption,
     ModelOption,
+    OptionalDenseBitsOption,
+    OptionalTraceOption,
+    PromptOption,
+    QuantOption,
+    ReplyOption,
     SetOption,
-    TraceOption,
+    UbatchOption,
     WindowOption,
     complete_schedule,
     model_file,
-    rehearse,
 )
 from .settings import print_settings, split_settings
+from .subject import Subject, open_subject
+
+_SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
+_OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
 
 
 def simulate(
     model: ModelOption,
     hardware: HardwareOption,
-    trace: TraceOption,
+    trace: OptionalTraceOption = None,
     schedule: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--schedule", help="Preset to start from (moeplan schedule list).", autocompletion=complete_schedule
+            "--schedule",
+            help="Preset to start from (moeplan schedule list); default: mixtral-offloading, or under an engine what it does of itself.",
+            autocompletion=complete_schedule,
         ),
-    ] = "mixtral-offloading",
+    ] = None,
     settings: SetOption = None,
+    engine: EngineOption = None,
+    quant: QuantOption = None,
+    prompt_tokens: PromptOption = None,
+    reply_tokens: ReplyOption = None,
+    context: ContextOption = None,
+    concurrency: ConcurrencyOption = None,
+    ubatch: UbatchOption = None,
+    kv_type: KvOption = "f16",
     memory: MemoryOption = None,
     window: WindowOption = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="Engine that runs it: twin, simpy, or both (compared).")
-    ] = "twin",
+    simulator: Annotated[
+        str, typer.Option("--simulator", help="What computes it: compiled, simpy, or both (compared).")
+    ] = "compiled",
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
-    dense_bits: DenseBitsOption = "16",
+    dense_bits: OptionalDenseBitsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict one schedule on one recording and one machine."""
-    from ..errors import UnknownName
+    """Predict one schedule on one machine, for a recording or for requests of given lengths."""
     from ..planner.plan import prediction_to_dict
-    from ..presets import load_preset
     from ..schedule import apply_settings, parse_setting
 
-    check_outputs({"--timeline": timeline}, {"--model": model_file(model), "--hardware": hardware, "--trace": trace})
-    if engine not in ("twin", "simpy", "both"):
-        raise UnknownName("--engine", engine, ("twin", "simpy", "both"))
+    inputs: dict[str, Any] = {"--model": model_file(model), "--hardware": hardware}
+    check_outputs({"--timeline": timeline}, inputs if trace is None else inputs | {"--trace": trace})
+    if engine in _OLD_NAMES:
+        raise InputError("--engine", engine, "names serving engines now", f"write --simulator {_OLD_NAMES[engine]}")
+    if simulator not in _SIMULATORS:
+        raise UnknownName("--simulator", simulator, _SIMULATORS)
     changes = split_settings(settings)
-    chosen = apply_settings(load_preset(schedule), dict(parse_setting(text) for text in changes.schedule))
-    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload))
-    rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits, changes)
-    prediction = rehearsal.predict(chosen, engine=engine, rows=timeline is not None)
+    subject = open_subject(
+        model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
+        reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
+        window=window, dense_bits=dense_bits, changes=changes,
+    )  # fmt: skip
+    rehearsal = subject.rehearsal
+    chosen = apply_settings(_start(schedule, subject), dict(parse_setting(text) for text in changes.schedule))
+    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
+    prediction = rehearsal.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
     if timeline is not None:
         write_perfetto(timeline, rehearsal, prediction)
-    document = prediction_to_dict(prediction) | {"set_by_user": changes.made}
+    document = prediction_to_dict(prediction) | {"simulator": prediction.engine, "set_by_user": changes.made} | subject.described
     if as_json:
         print_json(document)
     else:
         print_prediction(document)
+        for line in subject.notes:
+            typer.echo(line)
         print_settings(document)
+
+
+def _start(name: str | None, subject: Subject) -> Any:
+    """Return the schedule to start from: the preset asked for, else everything on the device where it fits, else what the engine does."""
+    from ..presets import load_preset
+
+    if name is not None or subject.engine is None:
+        return subject.at_once(load_preset(name or "mixtral-offloading"))
+    resident, rehearsal = subject.at_once(load_preset("resident")), subject.rehearsal
+    if rehearsal.slots_that_fit(resident) == rehearsal.num_experts or not subject.engine.offload:
+        return resident
+    preferred = "n-cpu-moe" if "n-cpu-moe" in subject.engine.offload else subject.engine.offload[0]
+    return subject.at_once(load_preset(preferred))
 
 
 def register(app: typer.Typer) -> None:

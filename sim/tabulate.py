@@ -56,7 +56,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     """
     host = {
         "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
-        "host_layer": _override(schedule.host.per_layer_s, costs.host_per_layer()),
+        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule)),
         "host_kernel": _override(schedule.host.per_kernel_s, costs.host_per_kernel()),
         "host_transfer": _override(schedule.host.per_transfer_s, costs.host_per_transfer()),
     }
@@ -142,6 +142,12 @@ def _kernel_ns(shares: list[Times], extra_ns: int, shift: int) -> Array:
             seconds_to_ns(float(seconds[~(np.isfinite(seconds) & (seconds >= 0))][0]))  # says what is wrong
         rows.append(np.append(0, np.maximum(1, np.ceil(seconds * NS_PER_S)).astype(np.int64) + extra_ns))
     return np.stack(rows)
+
+
+def _host_layer(costs: CostModel, schedule: OffloadSchedule) -> Estimate:
+    """Return the host's time a layer: engines that decide what to fetch, layer by layer, have a time of their own for it."""
+    fetching = schedule.kernel.miss != "cpu" and schedule.cache.policy != "static"
+    return costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
 
 
 def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:

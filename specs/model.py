@@ -11,6 +11,7 @@ a plain dataclass: validation of files is `specs_io`'s job.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -269,11 +270,11 @@ class ModelSpec:
 
     # --- what grows with the context --------------------------------------------------------------------------------
 
-    def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
+    def kv_bytes_per_token(self, bytes_per_value: float = 2) -> int:
         """Return the bytes that one more token of a long context takes over all layers: full windows and states take none."""
         return round(sum(self._values_per_token(layer) for layer in range(self.num_layers)) * bytes_per_value)
 
-    def kv_bytes(self, context_tokens: int, bytes_per_value: int = 2, encoder_tokens: int = 0) -> int:
+    def kv_bytes(self, context_tokens: int, bytes_per_value: float = 2, encoder_tokens: int = 0) -> int:
         """Return the cache bytes of one request: windows are capped, states and cross-attention included.
 
         encoder_tokens: input tokens of an encoder–decoder, whose keys and values every decoder layer keeps.
@@ -281,7 +282,7 @@ class ModelSpec:
         values = sum(self._kept_values(layer, context_tokens) for layer in range(self.num_layers))
         if self.cross_attention:
             values += encoder_tokens * self.num_layers * self.attention.kv_values_per_token
-        return (values + self.state_values) * bytes_per_value
+        return math.ceil((values + self.state_values) * bytes_per_value)
 
     @property
     def state_values(self) -> int:

@@ -16,6 +16,7 @@ from functools import cache
 from types import MappingProxyType
 
 from ..errors import UnknownName
+from . import gguf
 
 BITS_PER_BYTE = 8
 # Norms, biases, routers and embeddings are never stored below this width, whatever the experts use (arXiv 2312.17238 §3.3).
@@ -158,9 +159,50 @@ def _checkpoint_format(name: str) -> WeightFormat | None:
     )  # fmt: skip
 
 
+@cache
+def _gguf_format(name: str) -> WeightFormat | None:
+    """Return a type of GGUF files (Q4_K, IQ4_XS, MXFP4), or what a mix of them (Q4_K_M) stores experts in; None for another name."""
+    mix, block = gguf.mix(name), gguf.block_bits(name)
+    if mix is not None:
+        bits, group, per_weight = round(mix.experts), None, mix.experts
+        what = "mix, as its experts are stored" if mix.exact else "mix, as published files store experts on average"
+    elif block is not None:
+        bits, per_weight, group = block
+        what = f"blocks of {group}"
+    else:
+        return None
+    like = "8" if bits > 4 else str(max(bits, 2))
+    return WeightFormat(
+        name=name, bits=bits, bits_per_weight=per_weight, group=group or 256, like=like,
+        description=f"GGUF {name.upper()}: {what}", source=gguf.source(),
+    )  # fmt: skip
+
+
+_STATED = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,4})?)bpw")
+
+
+@cache
+def _stated_format(name: str) -> WeightFormat | None:
+    """Return a format of which only the bits of a weight are known (`4.58bpw`); None for another name."""
+    found = _STATED.fullmatch(name)
+    if found is None or not 1 <= float(found[1]) <= 16:
+        return None
+    per_weight = Fraction(found[1])
+    bits = max(2, min(16, round(per_weight)))
+    return WeightFormat(
+        name=name, bits=bits, bits_per_weight=per_weight, group=256, like="8" if bits > 4 else str(bits),
+        description=f"{found[1]} bits per weight, as stated", source="given by the user",
+    )  # fmt: skip
+
+
 def weight_format(name: str | int) -> WeightFormat:
     """Return the weight format called `name` ("16", 4, "mxfp4", "int4-g128"); raises UnknownName for any other."""
-    found = WEIGHT_FORMATS.get(str(name)) or _checkpoint_format(str(name))
+    found = (
+        WEIGHT_FORMATS.get(str(name))
+        or _checkpoint_format(str(name))
+        or _gguf_format(str(name))
+        or _stated_format(str(name))
+    )
     if found is None:
         raise UnknownName("bits", name, WEIGHT_FORMATS)
     return found

@@ -46,7 +46,7 @@ def test_an_error_leaves_a_real_process_with_one_line(tmp_path):
 
 
 def test_simulate_prints_one_json_document(moeplan):
-    done = moeplan(*SIMULATE, "--schedule", "on-demand", "--engine", "both", "--json")
+    done = moeplan(*SIMULATE, "--schedule", "on-demand", "--simulator", "both", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     for key in (
@@ -66,7 +66,7 @@ def test_simulate_prints_one_json_document(moeplan):
     ):
         assert key in document
     assert set(document["step_s"]) == {"mean", "p50", "p99"}
-    assert document["engine"] == "twin, checked by simpy"
+    assert document["simulator"] == "twin, checked by simpy"
     assert document["bytes_copied"] == document["misses"] * 589824
 
 

@@ -19,6 +19,7 @@ import typer
 from moeplan.cli import main
 from moeplan.commands.app import app
 from moeplan.commands.conditions import CONDITIONS, ConditionedCommand
+from moeplan.papers.field.rows import BUNDLED
 from moeplan.traces.format import save_profile, save_trace
 from moeplan.traces.recording import LoadProfile
 from strategies import make_trace
@@ -35,7 +36,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "trace stats": {"": ("bundled",)},
     "trace convert": {"": ("bundled", "--to", "npz", "-o", "b.npz")},
     "trace synth": {"": ("--model", "tiny-moe", "--tokens", "20", "-o", "s.safetensors")},
-    "simulate": {"": TINY},
+    "simulate": {"recording": TINY, "lengths": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--reply-tokens", "4")},
     "plan": {
         "offload": TINY,
         "ep": (*EP_MACHINE, "--trace", "tokens.safetensors"),
@@ -45,9 +46,12 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "emit": {"offload": ("p.json", "--target", "accelerate"), "ep": ("ep.json", "--target", "vllm")},
     "calibrate": {"measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json")},
     "validate": {"plan": ("p.json",), "grid": ("--grid", "g.yaml")},
-    "reproduce": {"": ("deepep",), "any machine": ("pre-gated",)},
+    "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl")},
     "model list": {"": ()},
     "model show": {"": ("tiny-moe",)},
+    "machine": {"": ("--gpu", "rtx-3060")},
+    "engine list": {"": ()},
+    "engine show": {"": ("llama.cpp",)},
     "hardware list": {"": ()},
     "hardware show": {"": ("t4",)},
     "schedule list": {"": ()},
@@ -137,6 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     counts = rng.integers(1, 1000, (model.num_moe_layers, model.num_experts))
     save_profile(LoadProfile(counts=counts, model="", layer_ids=tuple(model.moe_layers), source="made up", licence="",
                              top_k=model.top_k), here / "loads.safetensors")  # fmt: skip
+    (here / "r.jsonl").write_text((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
     (here / "g.yaml").write_text(GRID)
     (here / "n.json").write_text("{}")
     assert call("plan", *TINY, "--bits", "16", "-o", "p.json").status == 0

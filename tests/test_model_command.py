@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moeplan.catalog import MODELS_FOLDER
 from moeplan.commands.app import app
-from moeplan.commands.options import rehearse
+from moeplan.commands.subject import rehearse
 from moeplan.errors import InputError
 from moeplan.specs_io import list_models, load_model
 

@@ -103,7 +103,8 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
             if config.low_rank >= 0:
                 keys[FORMAT, key] = int(steps.visit_rank[index] >= config.low_rank)
             _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, 0, keys[FORMAT, key])
-    if config.miss != MISS_FETCH:
+    tokens = steps.step_start[step + 1] - steps.step_start[step]
+    if config.miss != MISS_FETCH and not 0 < config.upload_tokens <= tokens:
         on_cores = send_misses_to_cores(config, state, out, base, num_hits)
         count[MISSES] += on_cores
         count[CPU_RUNS] += on_cores

@@ -70,6 +70,7 @@ class PolicyConfig(NamedTuple):
     cancel: int
     low_rank: int  # a miss that no token ranks above this is fetched in the second format; -1: never
     host_experts: int  # 0: the host holds all
+    upload_tokens: int  # passes of at least so many tokens fetch their misses; 0: as `miss` says
     placement: int  # of a static cache, in the order of `schedule.PLACEMENTS`
 
 
@@ -326,6 +327,7 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
         cancel=int(schedule.copy.cancel),
         low_rank=-1 if schedule.experts.low_rank is None else schedule.experts.low_rank,
         host_experts=schedule.copy.host_experts or 0,
+        upload_tokens=schedule.kernel.upload_tokens or 0,
         placement=PLACEMENTS.index(cache.placement),
     )  # fmt: skip
 

@@ -1,0 +1,222 @@
+"""Fit the constants of serving engines to public reports, and judge them on rigs that were left out.
+
+    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--write]
+
+Modelled: every prediction is the product's own; only its constants move. A generic engine has a value for each constant,
+a backend and an engine on it a factor for a few of them, and all are drawn to their starting values (a ridge), so that an
+engine with one report stays near the generic one. Steps are Gauss–Newton with weights that keep single reports from pulling
+everything (a soft absolute loss). For the judgement, rigs are dealt out to folds; a fold's constants are one linear step
+from the whole fit's with its rows taken out, and its rows are then predicted anew. Uncertainties of constants are what the
+left-out rows of the kinds they decide were off by, so that nine in ten intervals hold. Ignored: correlations between kinds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moeplan.catalog import ENGINES_FOLDER
+from moeplan.errors import MoeplanError
+from moeplan.machines.engines import fitted_table
+from moeplan.papers.field.predict import speed
+from moeplan.papers.field.rows import Report, read_reports
+from moeplan.papers.field.setup import NotExpressible, set_up
+
+Array = npt.NDArray[np.float64]
+
+# Generic constants: starting value, and the deviation of its logarithm that it is drawn back with.
+GENERIC: dict[str, tuple[float, float]] = {
+    "memory_efficiency": (0.80, 0.15), "kv_efficiency": (0.60, 0.3), "layer_s": (60e-6, 0.5), "pass_layer_s": (50e-6, 0.7),
+    "step_s": (500e-6, 0.7), "dense_efficiency": (0.35, 0.5), "expert_efficiency": (0.35, 0.5), "attention_efficiency": (0.3, 0.6),
+    "tile_tokens": (20.0, 0.7), "desktop_memory_share": (0.65, 0.25), "server_memory_share": (0.4, 0.25),
+    "sockets_memory_share": (0.2, 0.3), "cpu_layer_s": (50e-6, 0.5), "cpu_share": (0.3, 0.7), "upload_share": (0.75, 0.25),
+    "fetch_layer_s": (500e-6, 1.2),
+}  # fmt: skip
+# What an engine may have of its own: constants that move together, and how far from one the factor is thought to lie.
+GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
+    "layer_s": (("layer_s",), 0.5),
+    "compute": (("dense_efficiency", "expert_efficiency", "attention_efficiency"), 0.4),
+    "host": (("desktop_memory_share", "server_memory_share", "sockets_memory_share"), 0.2),
+    "cpu_share": (("cpu_share",), 0.5),
+    "upload_share": (("upload_share",), 0.25),
+    "fetch_layer_s": (("fetch_layer_s",), 1.0),
+}
+BACKENDS = ("rocm", "vulkan", "metal")
+_NOISE = 0.15
+"""Two reports of one card, model and engine differ by so much (logarithm)."""
+_COVER = 0.87
+# Which kind's errors a constant's uncertainty is.
+JUDGED_BY: dict[str, tuple[str, ...]] = {
+    "gpu-decode": ("memory_efficiency", "kv_efficiency", "layer_s", "step_s"),
+    "gpu-prefill": ("dense_efficiency", "expert_efficiency", "attention_efficiency", "tile_tokens", "pass_layer_s"),
+    "cpu-decode": ("desktop_memory_share", "server_memory_share", "sockets_memory_share", "cpu_layer_s"),
+    "cpu-prefill": ("cpu_share", "upload_share"),
+    "cache-decode": ("fetch_layer_s",),
+}
+
+
+class Problem:
+    """The reports, and the constants as a vector of logarithms over their deviations."""
+
+    def __init__(self, reports: list[Report]) -> None:
+        self.reports = reports
+        owners = sorted({owner(report) for report in reports})
+        self.names: list[tuple[str, str]] = [("generic", name) for name in GENERIC]
+        self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in ("layer_s", "compute")]
+        self.names += [(each, group) for each in owners for group in GROUPS]
+
+    def deviation(self, index: int) -> float:
+        """Return how far a constant's logarithm is thought to lie from its starting value."""
+        where, name = self.names[index]
+        return GENERIC[name][1] if where == "generic" else GROUPS[name][1]
+
+    def table(self, x: Array) -> dict[str, Any]:
+        """Return the constants that `x` stands for, as the engines' file has them."""
+        generic = {name: {"value": start, "uncertainty": 0.0} for name, (start, _) in GENERIC.items()}
+        factors: dict[str, dict[str, float]] = defaultdict(dict)
+        for index, (where, name) in enumerate(self.names):
+            factor = math.exp(float(x[index]) * self.deviation(index))
+            if where == "generic":
+                generic[name]["value"] *= factor
+            else:
+                factors[where] |= dict.fromkeys(GROUPS[name][0], factor)
+        return {"citation": "being fitted", "generic": generic, "factors": dict(factors)}
+
+    def log_ratio(self, report: Report, x: Array) -> float:
+        """Return the logarithm of predicted over measured speed."""
+        predicted = speed(setup := set_up(report, self.table(x)))
+        measured = setup.prompt_tokens / report.measured if report.metric == "ttft_s" else report.measured
+        return math.log(predicted / measured)
+
+    def errors(self, x: Array, rows: list[int] | None = None) -> Array:
+        """Return the log ratios of some reports, all of them for None."""
+        return np.array(
+            [self.log_ratio(self.reports[row], x) for row in (range(len(self.reports)) if rows is None else rows)]
+        )
+
+    def touches(self, report: Report, index: int) -> bool:
+        """Return whether a constant counts for a report."""
+        where, _ = self.names[index]
+        if where == "generic" or where == owner(report):
+            return True
+        return where == f"*/{backend(report)}"
+
+    def jacobian(self, x: Array, at: Array) -> Array:
+        """Return how the log ratios move with each constant; `at`: what they are."""
+        found = np.zeros((len(self.reports), len(x)))
+        for index in range(len(x)):
+            moved = x.copy()
+            moved[index] += 0.1
+            for row, report in enumerate(self.reports):
+                if self.touches(report, index):
+                    found[row, index] = (self.log_ratio(report, moved) - at[row]) / 0.1
+        return found
+
+
+def backend(report: Report) -> str:
+    """Return the backend that a report's engine ran on."""
+    return "cpu" if not report.cards else str(report.part("engine").get("backend") or "cuda")
+
+
+def owner(report: Report) -> str:
+    """Return whose factors count for a report."""
+    return f"{str(report.part('engine').get('name')).lower()}/{backend(report)}"
+
+
+def solve(jacobian: Array, at: Array, x: Array, rows: npt.NDArray[np.bool_]) -> Array:
+    """Return the constants that fit `rows` best if errors were linear: weighted, and drawn to the starting values."""
+    scaled = at / _NOISE
+    weight = np.where(rows, 1.0 / np.sqrt(1.0 + (scaled / 1.5) ** 2), 0.0)
+    weighted = jacobian * (weight / _NOISE**2)[:, None]
+    left = jacobian.T @ weighted + np.eye(len(x))
+    right = weighted.T @ (jacobian @ x - at)
+    return np.linalg.solve(left, right)
+
+
+def main() -> None:
+    """Fit, judge, print, and write the constants where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--reports")
+    parser.add_argument("--folds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    usable = []
+    for report in read_reports(given.reports):
+        try:
+            speed(set_up(report))
+            usable.append(report)
+        except (NotExpressible, MoeplanError) as error:
+            print(f"left out: {report.id}: {error}", file=sys.stderr)
+    problem = Problem(usable)
+    x = np.zeros(len(problem.names))
+    every = np.ones(len(usable), bool)
+    for number in range(given.rounds):
+        at = problem.errors(x)
+        print(f"round {number}: median |error| {np.median(np.abs(np.expm1(at))):.3f}", file=sys.stderr, flush=True)
+        jacobian = problem.jacobian(x, at)
+        step = solve(jacobian, at, x, every) - x
+        x = x + np.clip(step, -1.0, 1.0)
+    at = problem.errors(x)
+    jacobian = problem.jacobian(x, at)
+    judged = judge(problem, jacobian, at, x, given.folds)
+    report_scores(usable, at, judged)
+    table = with_uncertainty(problem, x, judged)
+    if given.write:
+        (ENGINES_FOLDER / "fitted.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        fitted_table.cache_clear()
+
+
+def judge(problem: Problem, jacobian: Array, at: Array, x: Array, folds: int) -> Array:
+    """Return each report's log ratio under constants fitted without its rig's fold."""
+    rigs = sorted({report.rig for report in problem.reports})
+    found = np.zeros(len(at))
+    for number in range(folds):
+        out = [row for row, report in enumerate(problem.reports) if rigs.index(report.rig) % folds == number]
+        rows = np.ones(len(at), bool)
+        rows[out] = False
+        found[out] = problem.errors(solve(jacobian, at, x, rows), out)
+    return found
+
+
+def report_scores(reports: list[Report], fitted: Array, judged: Array) -> None:
+    """Print errors by kind, of the fit and of rigs left out."""
+    for kind in sorted({report.kind for report in reports}):
+        mine = np.array([report.kind == kind for report in reports])
+        ratio, inside = np.exp(judged[mine]), np.exp(fitted[mine])
+        error = np.abs(ratio - 1)
+        print(f"{kind:14} n {mine.sum():3}  rigs left out: median {np.median(error):.3f}  p90 {np.quantile(error, 0.9):.2f}  "
+              f"bias {np.median(ratio):.2f}   in the fit: median {np.median(np.abs(inside - 1)):.3f}")  # fmt: skip
+        worst = sorted(np.flatnonzero(mine), key=lambda row: -abs(judged[row]))[:8]
+        print("    " + ", ".join(f"{reports[row].id} {math.exp(judged[row]):.2f}" for row in worst))
+
+
+def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any]:
+    """Return the constants with uncertainties: the error that nine in ten left-out rows of their kind stay within."""
+    table = problem.table(x)
+    for kind, names in JUDGED_BY.items():
+        mine = [abs(judged[row]) for row, report in enumerate(problem.reports) if report.kind == kind]
+        wide = float(np.expm1(np.quantile(mine, _COVER)))
+        for name in names:
+            table["generic"][name]["uncertainty"] = round(wide, 3)
+    for row in table["generic"].values():
+        row["value"] = float(f"{row['value']:.4g}")
+    table["factors"] = {
+        where: {name: round(factor, 3) for name, factor in found.items() if abs(factor - 1) > 0.005}
+        for where, found in sorted(table["factors"].items())
+    }
+    table["citation"] = (
+        f"fitted on {len(problem.reports)} public reports (python -m benchmarks.fit_engines), judged on rigs left out"
+    )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The same prediction as everywhere, for one report, and the two lines of arithmetic that it must beat.
+
+Modelled: `sim.simulate` on the report's setup; the one-liner is the bytes a step reads over the bandwidth of where they lie
+(for a prompt, operations over the card's peak), alone and at 0.6 of it. Ignored: how good predictions are (`scores`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import Internal, MoeplanError
+from ...sim.simulate import Rehearsal
+from ...specs import FLOPS_PER_WEIGHT, weight_format
+from ...units import NS_PER_S
+from .rows import Report
+from .setup import UNLIMITED_BYTES, NotExpressible, Setup, set_up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """One report beside its prediction."""
+
+    report: Report
+    value: float | None
+    low: float | None
+    high: float | None
+    bound: str | None
+    roofline: float | None
+    reason: str | None
+    assumed: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted over measured, as speeds (a time's ratio is turned over)."""
+        return None if self.value is None else self.value / self.report.measured
+
+
+def predict_report(report: Report) -> Predicted:
+    """Return the prediction of `report`, or why there is none."""
+    try:
+        setup = set_up(report)
+        return predict_setup(setup)
+    except NotExpressible as error:
+        return _none(report, str(error))
+    except MoeplanError as error:
+        return _none(report, str(error))
+
+
+def predict_setup(setup: Setup) -> Predicted:
+    """Return the prediction of a report that is set up."""
+    report = setup.report
+    prediction = _rehearsal(setup).predict(setup.schedule)
+    metrics, line = prediction.metrics, roofline(setup)
+    value, between = metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval
+    if report.decodes:
+        value, between = metrics.decode_tokens_per_s, metrics.decode_tokens_per_s_interval
+    if value is None or between is None:
+        raise Internal(f"a prediction of {report.id} without its figure")
+    low, high = between
+    if report.metric == "ttft_s":
+        value, low, high, line = (setup.prompt_tokens / each for each in (value, high, low, line))
+    return Predicted(
+        report=report,
+        value=value,
+        low=low,
+        high=high,
+        bound=metrics.bound,
+        roofline=line,
+        reason=None,
+        assumed=tuple(setup.assumed),
+    )
+
+
+def speed(setup: Setup) -> float:
+    """Return the tokens a second of a report's steps, without intervals: the figure that constants are fitted by."""
+    rehearsal = _rehearsal(setup)
+    outcome = rehearsal.run(rehearsal.resolve(setup.schedule))
+    return setup.trace.num_tokens * NS_PER_S / int(outcome.step_end[-1])
+
+
+def _rehearsal(setup: Setup) -> Rehearsal:
+    return Rehearsal(
+        model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
+        kv_bytes_per_value=setup.kv_bytes_per_value,
+    )  # fmt: skip
+
+
+def roofline(setup: Setup) -> float:
+    """Return tokens a second by one line of arithmetic: bytes over bandwidth for a step, operations over the peak for a prompt."""
+    model, profile, report = setup.model, setup.profile, setup.report
+    fmt = setup.schedule.experts.bits
+    experts = (
+        model.num_moe_layers
+        * model.top_k
+        * model.expert_bytes(weight_format(model.native_bits if fmt == "native" else fmt))
+    )
+    dense = sum(model.dense_layer_bytes(layer, setup.dense_format) for layer in range(model.num_layers))
+    if not report.decodes:
+        active = model.num_moe_layers * model.top_k * model.expert_parameters
+        active += sum(model.dense_parameters(layer) for layer in range(model.num_layers))
+        return profile.device.peak_flops_per_s["float16"].value / (FLOPS_PER_WEIGHT * active)
+    fast = profile.device.memory_bytes_per_s.value
+    slow = fast
+    if report.kind.startswith("cpu"):
+        slow = setup.host_bytes_per_s or fast
+    elif report.kind.startswith("cache"):
+        slow = profile.host_to_device.pinned_bytes_per_s.value
+    return setup.batch / (dense / fast + experts / slow)
+
+
+def _none(report: Report, reason: str) -> Predicted:
+    return Predicted(
+        report=report, value=None, low=None, high=None, bound=None, roofline=None, reason=reason[:300], assumed=()
+    )

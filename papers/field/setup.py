@@ -1,0 +1,374 @@
+"""A report becomes what a prediction needs: machine and engine, model and formats, schedule and recording.
+
+Modelled: only the stated facts; what is not stated takes a documented default, named in the row. Decoding is predicted
+over a few steps at the stated context, a prompt over one or two micro-batches at its mean depth: both are rates, and costs
+grow evenly with context. Ignored: several cards of different kinds, drafting (a reason is given).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from ...errors import InputError
+from ...hardware import Profile
+from ...machines.catalogue import find_cpu, find_gpu
+from ...machines.compose import compose, host_bytes_per_s
+from ...machines.engines import Engine, engines, load_engine
+from ...machines.parts import GpuPart, MemoryPart, Parts
+from ...memory import kv_bytes_per_value
+from ...presets import load_preset
+from ...schedule import OffloadSchedule
+from ...specs import ModelSpec, WeightFormat, weight_format
+from ...specs.gguf import mix
+from ...specs_io import load_model
+from ...traces.prior import prior_recording
+from ...traces.recording import RoutingTrace
+from ...units import GIB
+from .rows import Report
+
+DECODE_STEPS = 8
+UNLIMITED_BYTES = float(1 << 50)
+_CONTEXT, _PROMPT, _UBATCH = 512, 512, 512
+_MOST_BATCH, _MOST_TOKENS, _MOST_PASS = 1024, 1 << 24, 1 << 15
+_MOST_SOCKETS = 8
+_FORMATS = {
+    "BF16": "16", "FP16": "16", "F16": "16", "FP32": "32", "FP8": "8", "INT8": "8", "AWQ": "int4-g128-zero", "GPTQ": "int4-g128",
+    "INT4": "int4-g64", "NVFP4": "nvfp4", "MLX-4bit": "mlx4-g64", "MLX-8bit": "mlx8-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
+}  # fmt: skip
+_EXL = re.compile(r"EXL[23]-([0-9.]+)bpw", re.IGNORECASE)
+_USED = re.compile(r"([0-9]+) (?:threads|cores)", re.IGNORECASE)
+
+
+class NotExpressible(Exception):
+    """A report that cannot be predicted, and why."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Setup:
+    """Everything a prediction of one report needs."""
+
+    report: Report
+    profile: Profile
+    model: ModelSpec
+    schedule: OffloadSchedule
+    trace: RoutingTrace
+    dense_format: WeightFormat
+    kv_bytes_per_value: float
+    batch: int
+    prompt_tokens: int
+    host_bytes_per_s: float | None
+    """Theoretical bandwidth of the host's memory."""
+    assumed: list[str] = field(default_factory=list)
+
+
+def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
+    """Return what predicting `report` needs, with engines' constants from `table` (the bundled ones for None).
+
+    Raises NotExpressible with the reason.
+    """
+    if report.reason is not None:
+        raise NotExpressible(report.reason)
+    assumed: list[str] = []
+    try:
+        model = _model(report)
+        expert_format, dense_format, model = _formats(report, model, assumed)
+        engine = _engine(report, assumed)
+        parts = _parts(report, assumed)
+        backend = str(report.part("engine").get("backend") or "") or None
+        if parts.gpu is None:
+            backend = "cpu"
+        profile = compose(parts, _with_backend(engine, backend), backend, table=table)
+        profile = _with_host_memory(report, profile, assumed)
+        batch = _count(report, "batch", 1, _MOST_BATCH)
+        trace, prompt = _recording(report, model, batch, assumed)
+        schedule = _schedule(report, model, profile, trace, expert_format, assumed)
+    except InputError as error:
+        raise NotExpressible(str(error)) from None
+    kv_type = str(report.part("workload").get("kv_type") or "f16")
+    return Setup(
+        report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
+        trace=trace, dense_format=dense_format, kv_bytes_per_value=kv_bytes_per_value(kv_type),
+        batch=batch, prompt_tokens=prompt, assumed=assumed,
+        host_bytes_per_s=host_bytes_per_s(parts),
+    )  # fmt: skip
+
+
+# --- the model -----------------------------------------------------------------------------------------------------------
+
+
+def _model(report: Report) -> ModelSpec:
+    name = report.row.get("model")
+    if not isinstance(name, str) or not name:
+        raise NotExpressible("no model is named")
+    if name.startswith("configs/"):
+        path = report.folder / name
+        if ".." in name or not path.is_file():
+            raise NotExpressible(f"its configuration {name[:60]} is not beside the reports")
+        return _loaded(str(path))
+    return _loaded(name)
+
+
+@lru_cache(maxsize=256)
+def _loaded(name: str) -> ModelSpec:
+    return load_model(name)
+
+
+def _formats(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[WeightFormat, WeightFormat, ModelSpec]:
+    """Return how experts and the rest are stored, and the model (its own format made the experts')."""
+    quant = report.part("quant")
+    expert_name, dense_name = quant.get("experts"), quant.get("dense")
+    if not isinstance(expert_name, str):
+        expert_name = None
+        assumed.append("quant.experts: as the checkpoint")
+    dense = _format(dense_name if isinstance(dense_name, str) else expert_name or "BF16", dense=True)
+    experts = weight_format(model.native_bits) if expert_name is None else _format(expert_name, dense=False)
+    mean = report.number("quant", "bits_per_weight")
+    # The file's mean is nearly all experts'; it decides where the name leaves open how they are stored.
+    if mean is not None and expert_name is not None and _open(expert_name) and 1 <= mean <= 16:
+        experts = _stated(mean)
+    return experts, dense, dataclasses.replace(model, native_bits=experts.name)
+
+
+def _format(name: str, *, dense: bool) -> WeightFormat:
+    found = _EXL.fullmatch(name)
+    if found is not None:
+        return _stated(float(found[1]))
+    if dense and (recipe := mix(name)) is not None:
+        return _stated(float(recipe.dense))
+    try:
+        return weight_format(_FORMATS.get(name, name))
+    except InputError:
+        raise NotExpressible(f"weight format {name[:40]} is not known") from None
+
+
+def _stated(bits_per_weight: float) -> WeightFormat:
+    return weight_format(f"{bits_per_weight:.4g}bpw")
+
+
+def _open(name: str) -> bool:
+    recipe = mix(name)
+    return recipe is not None and not recipe.exact
+
+
+# --- machine and engine --------------------------------------------------------------------------------------------------
+
+
+def _engine(report: Report, assumed: list[str]) -> Engine:
+    name = str(report.part("engine").get("name") or "generic").lower()
+    if name not in engines():
+        assumed.append(f"engine {name[:40]}: what engines of its backend have in common")
+        return load_engine("generic")
+    return load_engine(name)
+
+
+def _with_backend(engine: Engine, backend: str | None) -> Engine:
+    """Return the engine as one that has the reported backend: reports may know more than the catalogue."""
+    if backend is None or backend in engine.backends:
+        return engine
+    return dataclasses.replace(engine, backends=(*engine.backends, backend))
+
+
+def _parts(report: Report, assumed: list[str]) -> Parts:
+    cards = report.cards
+    if report.num_gpus > 1:
+        raise NotExpressible("several cards")
+    gpu, pcie = (None, None) if not cards else _card(cards[0], assumed)
+    host = report.part("host")
+    sockets = min(int(report.number("host", "sockets") or 1), _MOST_SOCKETS)
+    cpu, threads = None, None
+    if isinstance(host.get("cpu"), str):
+        try:
+            cpu = find_cpu(host["cpu"])
+        except InputError:
+            assumed.append(f"host.cpu {host['cpu'][:40]}: an average one with its cores")
+        used = _USED.search(host["cpu"])
+        threads = int(used[1]) if used else None
+    elif gpu is None:
+        raise NotExpressible("neither a card nor a processor is stated")
+    elif report.kind.startswith("cpu") and not gpu.unified_memory:
+        assumed.append("host.cpu: a desktop processor")
+    cores = report.number("host", "cores")
+    if cpu is not None and cores is not None and threads is None:
+        threads = int(cores)
+    memory = _memory(report, assumed)
+    rate = report.number("disk", "read_bytes_per_s")
+    return Parts(
+        gpu=gpu, num_gpus=len(cards), cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=rate, threads=threads,
+        measured_memory_bytes_per_s=report.number("host", "measured_bytes_per_s"),
+    )  # fmt: skip
+
+
+def _card(card: Mapping[str, Any], assumed: list[str]) -> tuple[GpuPart, str | None]:
+    name = card.get("name")
+    try:
+        gpu = find_gpu(str(name))
+    except InputError:
+        raise NotExpressible(f"the card {str(name)[:60]} is not in the catalogue") from None
+    gib = card.get("memory_gib")
+    if isinstance(gib, (int, float)) and not isinstance(gib, bool) and 0 < gib < 4096:
+        gpu = dataclasses.replace(gpu, memory_bytes=int(gib * GIB))
+    link = card.get("pcie")
+    if isinstance(link, str) and not gpu.unified_memory:
+        return gpu, link.replace(" ", "")
+    return gpu, None
+
+
+def _with_host_memory(report: Report, profile: Profile, assumed: list[str]) -> Profile:
+    """Return the machine with its host memory as stated, else with enough for the model: whoever reports a speed had it."""
+    if profile.device.unified_memory:
+        return profile
+    stated = report.number("host", "memory_gib")
+    if stated is None:
+        assumed.append("host.memory_gib: enough for the model")
+    room = dataclasses.replace(profile.host.memory_bytes, value=UNLIMITED_BYTES if stated is None else stated * GIB)
+    device = profile.device
+    if device.kind == "cpu":
+        device = dataclasses.replace(device, memory_bytes=room)
+    return dataclasses.replace(profile, host=dataclasses.replace(profile.host, memory_bytes=room), device=device)
+
+
+def _memory(report: Report, assumed: list[str]) -> MemoryPart | None:
+    host = report.part("host")
+    kind, channels, gib = host.get("memory"), report.number("host", "channels"), report.number("host", "memory_gib")
+    match = re.fullmatch(r"(L?P?DDR[345]X?)-([0-9]{3,5})", kind, re.IGNORECASE) if isinstance(kind, str) else None
+    capacity = None if gib is None else int(gib * GIB)
+    if match is not None and channels is not None:
+        return MemoryPart(
+            kind=match[1].lower(), mt_per_s=int(match[2]), channels=int(channels), capacity_bytes=capacity
+        )
+    if report.kind.startswith("cpu"):
+        assumed.append("host.memory: what the processor is sold for")
+    return None
+
+
+# --- schedule and recording ----------------------------------------------------------------------------------------------
+
+
+def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str]) -> tuple[RoutingTrace, int]:
+    context = _count(report, "context_tokens", _CONTEXT, _MOST_TOKENS)
+    if report.number("workload", "context_tokens") is None:
+        assumed.append(f"workload.context_tokens: {_CONTEXT}")
+    if report.decodes:
+        before = max(0, context - DECODE_STEPS // 2)
+        return prior_recording(
+            model, prompt_tokens=0, reply_tokens=DECODE_STEPS, requests=batch, context_before=before
+        ), 0
+    prompt = report.number("workload", "prompt_tokens")
+    if prompt is None:
+        assumed.append(f"workload.prompt_tokens: {_PROMPT}")
+    prompt_tokens = _count(report, "prompt_tokens", _PROMPT, _MOST_TOKENS)
+    size = min(_count(report, "ubatch", _UBATCH, _MOST_TOKENS), prompt_tokens, _MOST_PASS)
+    # One micro-batch at the mean depth stands for all: costs are linear in context.
+    before = max(0, context - size // 2)
+    return prior_recording(model, prompt_tokens=size, reply_tokens=0, requests=1, context_before=before), int(
+        prompt or _PROMPT
+    )
+
+
+def _count(report: Report, key: str, default: int, most: int) -> int:
+    """Return a count of the workload, or its default; raises NotExpressible for one beyond what is predicted."""
+    stated = report.number("workload", key)
+    if stated is not None and stated > most:
+        raise NotExpressible(f"workload.{key} above {most}")
+    return max(1, int(stated or default))
+
+
+def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: RoutingTrace, fmt: WeightFormat,
+              assumed: list[str]) -> OffloadSchedule:  # fmt: skip
+    placement = report.part("placement")
+    kind, layers = str(placement.get("kind")), model.num_moe_layers
+    if profile.device.kind == "cpu" or kind == "gpu":
+        schedule = load_preset("resident")
+    elif kind == "cpu-moe":
+        schedule = load_preset("cpu-moe")
+    elif kind == "n-cpu-moe":
+        count = placement.get("cpu_layers")
+        if not isinstance(count, int):
+            raise NotExpressible("how many layers' experts are on the cores is not stated")
+        schedule = load_preset("cpu-moe" if count >= layers else f"n-cpu-moe={max(0, count)}")
+    elif kind == "gpu-experts":
+        schedule = _some_experts(placement, model, profile, fmt, assumed)
+    elif kind == "expert-cache":
+        schedule = _cache(placement, model, profile, fmt, assumed)
+    elif kind == "fetch":
+        schedule = load_preset("on-demand").with_options(kernel__grouping="grouped")
+        if placement.get("whole_layers") is True:
+            schedule = load_preset("naive").with_options(kernel__grouping="grouped", copy__overlap=True)
+    else:
+        raise NotExpressible(f"placement {kind[:40]} is not known")
+    if schedule.kernel.miss == "cpu" and not report.decodes and _uploads(report, model, profile, trace):
+        schedule = schedule.with_options(kernel__miss="fetch")
+    return schedule
+
+
+def _some_experts(
+    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
+) -> OffloadSchedule:
+    count = placement.get("gpu_experts_per_layer")
+    if not isinstance(count, int):
+        count = _experts_that_fit(model, profile, fmt)
+        assumed.append(f"placement.gpu_experts_per_layer: {count}, what fits")
+    count = min(count, model.num_experts)
+    if count == 0:
+        return load_preset("cpu-moe")
+    return load_preset("kt-uniform").with_options(cache__experts_per_layer=count)
+
+
+def _experts_that_fit(model: ModelSpec, profile: Profile, fmt: WeightFormat) -> int:
+    room = profile.memory_bytes * 0.85 - model.dense_bytes(weight_format("16")) - GIB
+    return max(0, int(room / (model.num_moe_layers * model.expert_bytes(fmt))))
+
+
+def _cache(
+    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
+) -> OffloadSchedule:
+    share, slots, ratio = placement.get("cache_fraction"), placement.get("slots"), placement.get("device_memory_ratio")
+    if isinstance(share, (int, float)) and 0 < share <= 1:
+        each = max(1, round(share * model.num_experts))
+    elif isinstance(slots, int) and slots > 0:
+        each = slots
+    else:
+        room = profile.memory_bytes * (ratio if isinstance(ratio, (int, float)) and 0 < ratio <= 1 else 0.75)
+        each = max(1, int(room / (model.num_moe_layers * model.expert_bytes(fmt))))
+        assumed.append(f"placement.slots: {each} of each layer, what fits")
+    each = min(each, model.num_experts)
+    on_cores = "cores" in str(placement.get("cold"))
+    static = "static" in str(placement.get("policy"))
+    if static:
+        schedule = load_preset("kt-frequency").with_options(cache__experts_per_layer=each)
+    else:
+        schedule = load_preset("mixtral-offloading-code").with_options(
+            cache__experts_per_layer=each, copy__write_back=False, copy__overlap=True, kernel__grouping="grouped"
+        )
+    if not on_cores:
+        schedule = schedule.with_options(kernel__miss="fetch")
+    elif not static:
+        schedule = schedule.with_options(kernel__miss="cheaper")
+    if placement.get("tier") == "disk":
+        if profile.disk is None:
+            raise NotExpressible("experts on disk, and the disk's rate is not stated")
+        schedule = schedule.with_options(kernel__miss="fetch", copy__host_experts=max(1, each * model.num_moe_layers))
+    return schedule
+
+
+def _uploads(report: Report, model: ModelSpec, profile: Profile, trace: RoutingTrace) -> bool:
+    """Return whether experts in host memory are copied to the card for this pass: as stated, else as the engine does."""
+    stated = str(report.part("placement").get("prefill_compute") or "")
+    if "upload" in stated:
+        return True
+    if stated == "cpu":
+        return False
+    if "_R4" in str(report.part("quant").get("experts")) or "-rtr" in stated:
+        return False  # rows interleaved for the cores cannot be used by the card
+    engine = profile.engine
+    if engine is None:
+        return False
+    start = engine.upload_tokens
+    if engine.upload_tokens_per_share is not None:
+        start = engine.upload_tokens_per_share * model.num_experts // model.top_k
+    return start is not None and trace.num_tokens >= start
