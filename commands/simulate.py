@@ -95,7 +95,11 @@ def simulate(
     prediction = rehearsal.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
     if timeline is not None:
         write_perfetto(timeline, rehearsal, prediction)
-    document = prediction_to_dict(prediction) | {"simulator": prediction.engine, "set_by_user": changes.made} | subject.described
+    document = (
+        prediction_to_dict(prediction)
+        | {"simulator": prediction.engine, "set_by_user": changes.made}
+        | subject.described
+    )
     if as_json:
         print_json(document)
     else:
