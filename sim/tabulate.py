@@ -23,8 +23,6 @@ from .workload import Workload
 
 FAST, AS_IS, SLOW = -1, 0, 1
 """Durations as they are, or at either end of their uncertainty."""
-# However uncertain a duration is, an error bar reaches no further down than this share of it.
-_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +225,8 @@ def _shifted(estimate: Estimate, shift: int) -> float:
 
 
 def _ends(relative_uncertainty: float | FloatArray, shift: int) -> FloatArray:
-    """Return the factor that takes a duration to an end of its uncertainty."""
-    found: FloatArray = np.maximum(1 + shift * np.asarray(relative_uncertainty), _LEAST_SHARE)
+    """Return the factor that takes a duration to an end of its uncertainty: errors are ratios, so both ends are as many times away."""
+    found: FloatArray = (1 + np.asarray(relative_uncertainty)) ** float(shift)
     return found
 
 

@@ -223,7 +223,7 @@ def _with_host_memory(report: Report, profile: Profile, assumed: list[str]) -> P
     if profile.device.unified_memory:
         return profile
     stated = report.number("host", "memory_gib")
-    if stated is None:
+    if stated is None and not report.kind.startswith("gpu"):
         assumed.append("host.memory_gib: enough for the model")
     room = dataclasses.replace(profile.host.memory_bytes, value=UNLIMITED_BYTES if stated is None else stated * GIB)
     device = profile.device
