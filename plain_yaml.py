@@ -26,7 +26,7 @@ def parse(text: str) -> Any:
             if depth > _MAX_DEPTH:
                 raise ValueError("nested too deeply")
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"the alias *{event.anchor[:40]} at line {event.start_mark.line + 1}: write it out")
+                raise ValueError(f"the alias *{str(event.anchor)[:40]}: write it out")
         return yaml.load(text, Loader=_Plain)  # noqa: S506 (derived from the safe loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -63,6 +63,10 @@ class _Plain(yaml.SafeLoader):
         return int(text)
 
 
+def _number(loader: Any, node: Any) -> float:
+    return float(loader.construct_scalar(node))
+
+
 for _tag, _form, _first in (
     (_NULL, r"(?:null|Null|NULL|~|)\Z", "nN~"),
     (_BOOL, r"(?:true|True|TRUE|false|False|FALSE)\Z", "tTfF"),
@@ -71,4 +75,4 @@ for _tag, _form, _first in (
 ):
     _Plain.add_implicit_resolver(_tag, re.compile(_form), [*_first, *([""] if _tag == _NULL else [])])
 _Plain.add_constructor(_INT, _Plain.construct_yaml_int)
-_Plain.add_constructor(_FLOAT, lambda loader, node: float(loader.construct_scalar(node)))
+_Plain.add_constructor(_FLOAT, _number)

@@ -264,8 +264,8 @@ def _divided(uses: Array, bins: Array, hit: Floats, miss: Floats, missing: Array
     hit, miss: [kinds] the price of one use; kinds that share a bin share its least price.
     """
     if missing is None:
-        found: Floats = uses @ np.minimum.reduceat(hit, bins)
-        return found
+        none_misses: Floats = np.asarray(uses @ np.minimum.reduceat(hit, bins), np.float64)
+        return none_misses
     least = np.minimum.reduceat(np.minimum(hit, miss), bins)
     extra = np.minimum.reduceat(np.maximum(miss - hit, 0.0), bins)
     order = np.argsort(extra, kind="stable")

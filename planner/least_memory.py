@@ -93,7 +93,7 @@ class _Levels:
         self.num_pruned += len(bounded) - len(hopeful)
         workload = self.rehearsal.workload(self.base)
         with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-            scored = list(pool.map(lambda one: score(self.rehearsal, *one, workload, self.limit_ns), hopeful))
+            scored = list(pool.map(lambda one: score(self.rehearsal, one[0], one[1], workload, self.limit_ns), hopeful))
         reached = [one for one in scored if one is not None and one.total_ns <= self.limit_ns]
         self.num_evaluated += len(reached)
         self.num_abandoned += len(scored) - len(reached)

@@ -68,7 +68,9 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                 limit = incumbent.total_ns if incumbent is not None and by_time else 0
                 hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
                 pruned += len(batch) - len(hopeful)
-                for one in pool.map(lambda one, limit=limit: score(rehearsal, *one, workload, limit), hopeful):
+                for one in pool.map(
+                    lambda one, limit=limit: score(rehearsal, one[0], one[1], workload, limit), hopeful
+                ):
                     if one is None:
                         abandoned += 1
                         continue
