@@ -170,7 +170,8 @@ def require_fits(ledger: MemoryLedger, *, device_bytes: int, host_bytes: int | N
 def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
     """Return the device's items that do not depend on the cache."""
     model, dense = needs.model, needs.dense_format
-    embeddings = dense.vector_bytes(model.embedding_parameters)
+    embeddings = model.embedding_bytes(dense)
+    outer = "16 bits or more" if dense.head_bits is None else "in types of their own"
     requests = needs.concurrency
     kv_each = model.kv_bytes(needs.context_tokens, needs.kv_bytes_per_value, needs.encoder_tokens)
     kv_note = f"{requests} requests of {needs.context_tokens} tokens, {kv_each} bytes each"
@@ -179,7 +180,7 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
     staging = model.expert_bytes(needs.expert_format)
     return (
         _item("runtime", needs.runtime_bytes, "driver, libraries, allocator"),
-        _item("embeddings", embeddings, "token embedding and output matrix, 16 bits or more"),
+        _item("embeddings", embeddings, f"token embedding and output matrix, {outer}"),
         _item("dense weights", model.dense_bytes(dense) - embeddings, f"all layers but routed experts, {dense.description}"),
         _item("kv cache", kv_each * requests, kv_note),
         _item("activations", activations, f"a pass of {tokens} tokens and its logits"),

@@ -157,9 +157,10 @@ class CostModel:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
         _check_count("tokens", tokens)
         parameters = self.model.head_parameters
-        wide = weight_format("32" if self.dense_format.bits == 32 else "16")  # the head is not quantised
+        wide = weight_format("32" if self.dense_format.bits == 32 else "16")  # the head is computed so
         activations = tokens * (self.model.hidden_size + self.model.vocab_size)
-        num_bytes = wide.num_bytes(parameters) + activations * _activation_bytes(wide)
+        stored = self.dense_format.head_bytes(parameters)
+        num_bytes = stored + activations * _activation_bytes(wide)
         work = self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), float(num_bytes), wide)
         return self._issued(work, self.profile.host.kernels_per_head)
 

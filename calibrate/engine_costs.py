@@ -17,9 +17,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from ..hardware import EngineConstants
-from ..specs import FLOPS_PER_WEIGHT, WeightFormat
+from ..specs import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
 from .cost_model import CostModel, Estimate, _check_count, _term
 
+_LEAST_HEAD_BITS = 8
 _PASS_TOKENS = 2
 """From so many tokens of one request on, a step is a pass over a prompt."""
 
@@ -74,7 +75,7 @@ class EngineCosts(CostModel):
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
         _check_count("tokens", tokens)
         parameters = self.model.head_parameters
-        return self._product(float(self._head_format().num_bytes(parameters)), float(parameters), tokens, experts=False)
+        return self._product(self._head_bytes(), float(parameters), tokens, experts=False)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts: nothing, the engine's time a layer has it."""
@@ -129,10 +130,11 @@ class EngineCosts(CostModel):
         bound = _term(memory, "memory", *reach) if memory >= compute else _term(compute, "compute", peak, share)
         return replace(bound, seconds=math.hypot(memory, compute))
 
-    def _head_format(self) -> WeightFormat:
-        """Return how the output matrix is stored: as the dense part is, never in fewer bits than engines leave it."""
-        from ..specs import weight_format
-
-        if not self.dense_format.quantised:
-            return self.dense_format
-        return self.dense_format if self.dense_format.bits_per_weight > 6 else weight_format("8")
+    def _head_bytes(self) -> float:
+        """Return the bytes of the output matrix: in its own type where that is known, else as the dense part is, never in fewer bits than
+        engines leave it.
+        """
+        parameters, dense = self.model.head_parameters, self.dense_format
+        if dense.head_bits is not None or not dense.quantised:
+            return float(dense.head_bytes(parameters))
+        return float(parameters * max(dense.bits_per_weight, _LEAST_HEAD_BITS) / BITS_PER_BYTE)

@@ -206,9 +206,7 @@ def plan(
         from ..planner.plan import PlanRequest, make_plan, plan_to_dict
         from ..progress import reporter
 
-        rehearsal = rehearse(
-            model, hardware, trace, memory, window, "16" if dense_bits is None else dense_bits, changes
-        )
+        rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits, changes)
         asked_for = PlanRequest(
             bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
             prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,

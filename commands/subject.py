@@ -114,7 +114,7 @@ def rehearse(
     trace: str,
     memory: str | None,
     window: int | None,
-    dense_bits: str,
+    dense_bits: str | None,
     settings: Settings | None = None,
 ) -> Rehearsal:
     """Return the rehearsal of a model on a machine over a recording, all named as on the command line.
@@ -143,19 +143,28 @@ def _budget(memory: str | None, profile: Profile) -> int | None:
 
 
 def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tuple[ModelSpec, WeightFormat]:
-    """Return the model with its experts in the format of `quant`, and the format of everything else."""
-    from ..errors import UnknownName
-    from ..specs import weight_format
-    from ..specs.gguf import mix, mix_names
+    """Return the model with its experts in the format of `quant`, and the format of everything else.
 
+    A model that was read from a GGUF file says how everything is stored; the formats of checkpoints say so of experts.
+    """
+    from ..errors import UnknownName
+    from ..specs import quantised_as, weight_format
+    from ..specs.gguf import mix_names
+
+    of_file = weight_format(spec.native_dense_bits).head_bits is not None
     if quant is None:
-        return spec, weight_format(spec.native_dense_bits if dense_bits == "native" else dense_bits or "16")
+        native = dense_bits == "native" or (dense_bits is None and of_file)
+        return spec, weight_format(spec.native_dense_bits if native else dense_bits or "16")
     if dense_bits is not None:
         raise InputError("--dense-bits", dense_bits, "--quant says how everything is stored", "give one of the two")
-    recipe = mix(quant)
+    if of_file:
+        raise InputError(
+            "--quant", quant, f"{spec.name} is a file, whose types are its own", "leave out --quant, or name a model"
+        )
     try:
-        experts = weight_format(quant)
+        experts, dense = quantised_as(
+            quant, hidden=spec.expert_hidden, width=spec.expert_intermediate_size, gated=spec.gated
+        )
     except UnknownName:
         raise UnknownName("--quant", quant, mix_names()) from None
-    dense = experts if recipe is None else weight_format(f"{float(recipe.dense):.4g}bpw")
     return dataclasses.replace(spec, native_bits=experts.name), dense

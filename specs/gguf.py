@@ -30,23 +30,84 @@ _ROWS = ("_R4", "_R8")
 """Endings of types whose rows are interleaved for processors: the same bytes in another order."""
 
 
+# What llama.cpp stores a matrix in where a row is not a whole number of blocks of 256 (`llama_tensor_get_type`'s fallbacks).
+_SHORT_ROWS: Mapping[str, str] = MappingProxyType({
+    "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "Q2_K", "Q3_K", "IQ4_XS"), "IQ4_NL"),
+})  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """Bits per weight of a file that goes by one name."""
+    """Bits per weight of a file that goes by one name, for rows of whole blocks."""
 
     experts: Fraction
     dense: Fraction
     head: Fraction
-    exact: bool
-    """Whether the name is a published recipe; else the bits are those of files that carry it."""
+    embedding: Fraction
+    """Of the token embedding."""
+    recipe: Recipe | None
+    """Which types these are; None where the recipe differs from model to model: then the bits are those of files that carry the name."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the name is a published recipe."""
+        return self.recipe is not None
+
+    def fitting(self, *, hidden: int, width: int, gated: bool = True) -> Mix:
+        """Return the mix of a model with vectors of `hidden` and experts of `width`: rows that are no whole blocks take other types."""
+        return self if self.recipe is None else self.recipe.mix(hidden, width, gated=gated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Types of a mix's tensors."""
+
+    gate: str
+    """Of the matrices that lead into an expert."""
+    down: tuple[tuple[Fraction, str], ...]
+    """Of those that lead out of it: shares of the layers, and the type there."""
+    dense: str
+    head: str
+    embedding: str
+
+    def mix(self, hidden: int = 256, width: int = 256, *, gated: bool = True) -> Mix:
+        """Return the bits per weight where rows hold `hidden` weights, and those of matrices that lead out of an expert `width`."""
+        into = 2 if gated else 1
+        out = sum((share * _stored_bits(name, width) for share, name in self.down), Fraction(0))
+        return Mix(
+            experts=(into * _stored_bits(self.gate, hidden) + out) / (into + 1), dense=_stored_bits(self.dense, hidden),
+            head=_stored_bits(self.head, hidden), embedding=_stored_bits(self.embedding, hidden), recipe=self,
+        )  # fmt: skip
+
+
+def one_type(name: str) -> Recipe | None:
+    """Return the recipe of a file whose matrices all are of the type `name`, None for another name."""
+    plain = _plain(name)
+    if plain not in _BLOCKS:
+        return None
+    return Recipe(gate=plain, down=((Fraction(1), plain),), dense=plain, head=plain, embedding=plain)
+
+
+def _plain(name: str) -> str:
+    """Return the name of a type without what it says about the order of rows."""
+    plain = name.upper()
+    for ending in _ROWS:
+        plain = plain.removesuffix(ending)
+    return plain
+
+
+def _stored_bits(name: str, row: int) -> Fraction:
+    """Return bits per weight of a matrix meant for the type `name` with rows of `row` weights."""
+    num_bytes, weights, _ = _BLOCKS[name]
+    if row % weights and name in _SHORT_ROWS:
+        num_bytes, weights, _ = _BLOCKS[_SHORT_ROWS[name]]
+    return Fraction(8 * num_bytes, weights)
 
 
 def block_bits(name: str) -> tuple[int, Fraction, int] | None:
     """Return (bits of a value, bits per weight, weights of a block) of a GGUF type, None for another name."""
-    plain = name.upper()
-    for ending in _ROWS:
-        plain = plain.removesuffix(ending)
-    found = _BLOCKS.get(plain)
+    found = _BLOCKS.get(_plain(name))
     if found is None:
         return None
     num_bytes, weights, bits = found
@@ -68,49 +129,39 @@ def source() -> str:
     return _SOURCE
 
 
-def _b(name: str) -> Fraction:
-    num_bytes, weights, _ = _BLOCKS[name]
-    return Fraction(8 * num_bytes, weights)
-
-
-def _down(*parts: tuple[Fraction, str]) -> Fraction:
-    """Return the mean of shares of layers in several types; what is left takes the last one."""
-    given = sum((share for share, _ in parts[:-1]), Fraction(0))
-    total = sum((share * _b(name) for share, name in parts[:-1]), Fraction(0))
-    return total + (1 - given) * _b(parts[-1][1])
+def _down(first: str, *raised: tuple[int, str]) -> tuple[tuple[Fraction, str], ...]:
+    """Return shares of the layers by type: so many sixteenths in other types, what is left in `first`."""
+    left = Fraction(16 - sum(sixteenths for sixteenths, _ in raised), 16)
+    return ((left, first), *((Fraction(sixteenths, 16), name) for sixteenths, name in raised))
 
 
 @cache
 def _mixes() -> Mapping[str, Mix]:
     """Return every mix. `llama_tensor_get_type` of llama.cpp's llama-quant.cpp says which tensors are raised.
 
-    Half of the layers (the first and last eighth and every third between) have a finer down matrix in the …_M mixes.
+    Half of the layers (the first and last eighth and every third between) have a finer down matrix in the …_M mixes. Mixes of IQ types
+    are those made with an importance matrix, as published ones are.
     """
-    half, eighth, last = Fraction(1, 2), Fraction(1, 8), Fraction(1)
-
-    def three(gate: str, *down: tuple[Fraction, str]) -> Fraction:
-        return (2 * _b(gate) + _down(*down)) / 3
-
-    q6 = _b("Q6_K")
-    mixes = {
-        "Q2_K": (three("Q2_K", (last, "Q3_K")), _b("Q3_K"), q6), "Q2_K_S": (_b("Q2_K"), _b("Q2_K"), q6),
-        "Q3_K_S": (_b("Q3_K"), _b("Q3_K"), q6),
-        "Q3_K_M": (three("Q3_K", (Fraction(1, 16), "Q5_K"), (Fraction(7, 16), "Q4_K"), (last, "Q3_K")), _b("Q3_K"), q6),
-        "Q3_K_L": (three("Q3_K", (last, "Q5_K")), _b("Q4_K"), q6),
-        "Q4_0": (_b("Q4_0"), _b("Q4_0"), q6), "Q4_1": (_b("Q4_1"), _b("Q4_1"), q6),
-        "Q4_K_S": (three("Q4_K", (eighth, "Q5_K"), (last, "Q4_K")), _b("Q4_K"), q6),
-        "Q4_K_M": (three("Q4_K", (half, "Q6_K"), (last, "Q4_K")), _b("Q4_K"), q6),
-        "Q5_0": (_b("Q5_0"), _b("Q5_0"), q6), "Q5_K_S": (_b("Q5_K"), _b("Q5_K"), q6),
-        "Q5_K_M": (three("Q5_K", (half, "Q6_K"), (last, "Q5_K")), _b("Q5_K"), q6),
-        "Q6_K": (q6, q6, q6), "Q8_0": (_b("Q8_0"),) * 3,
-        "IQ4_XS": (three("IQ4_XS", (eighth, "Q5_K"), (last, "IQ4_XS")), _b("IQ4_XS"), q6),
-        "IQ4_NL": (three("IQ4_NL", (eighth, "Q5_K"), (last, "IQ4_NL")), _b("IQ4_NL"), q6),
-        "IQ3_M": (three("IQ3_S", (eighth, "Q4_K"), (last, "IQ3_S")), _b("Q4_K"), q6),
-        "IQ3_XXS": (three("IQ3_XXS", (eighth, "Q4_K"), (last, "Q3_K")), _b("IQ3_XXS"), q6),
-        "IQ2_M": (three("IQ2_S", (eighth, "IQ4_XS"), (last, "IQ3_S")), _b("IQ3_S"), _b("Q5_K")),
-        "IQ2_XXS": (three("IQ2_XXS", (eighth, "IQ3_S"), (last, "IQ2_XXS")), _b("IQ3_XXS"), _b("Q5_K")),
-        "IQ1_S": (_b("IQ1_S"), _b("IQ2_XXS"), _b("Q5_K")), "IQ1_M": (_b("IQ1_M"), _b("IQ2_XXS"), _b("Q5_K")),
-        "MXFP4_MOE": (_b("MXFP4"), _b("Q8_0"), _b("Q8_0")),
+    # name: (gate and up, down, the rest of layers, output matrix, token embedding)
+    recipes = {
+        "Q2_K": ("Q2_K", _down("Q3_K"), "Q3_K", "Q6_K", "Q2_K"), "Q2_K_S": ("Q2_K", _down("Q2_K", (2, "Q4_K")), "Q2_K", "Q6_K", "Q2_K"),
+        "Q3_K_S": ("Q3_K", _down("Q3_K"), "Q3_K", "Q6_K", "Q3_K"),
+        "Q3_K_M": ("Q3_K", _down("Q3_K", (1, "Q5_K"), (7, "Q4_K")), "Q3_K", "Q6_K", "Q3_K"),
+        "Q3_K_L": ("Q3_K", _down("Q5_K"), "Q4_K", "Q6_K", "Q3_K"),
+        "Q4_0": ("Q4_0", _down("Q4_0"), "Q4_0", "Q6_K", "Q4_0"), "Q4_1": ("Q4_1", _down("Q4_1"), "Q4_1", "Q6_K", "Q4_1"),
+        "Q4_K_S": ("Q4_K", _down("Q4_K", (2, "Q5_K")), "Q4_K", "Q6_K", "Q4_K"),
+        "Q4_K_M": ("Q4_K", _down("Q4_K", (8, "Q6_K")), "Q4_K", "Q6_K", "Q4_K"),
+        "Q5_0": ("Q5_0", _down("Q5_0"), "Q5_0", "Q6_K", "Q5_0"), "Q5_K_S": ("Q5_K", _down("Q5_K"), "Q5_K", "Q6_K", "Q5_K"),
+        "Q5_K_M": ("Q5_K", _down("Q5_K", (8, "Q6_K")), "Q5_K", "Q6_K", "Q5_K"),
+        "Q6_K": ("Q6_K", _down("Q6_K"), "Q6_K", "Q6_K", "Q6_K"), "Q8_0": ("Q8_0", _down("Q8_0"), "Q8_0", "Q8_0", "Q8_0"),
+        "IQ4_XS": ("IQ4_XS", _down("IQ4_XS"), "IQ4_XS", "Q6_K", "IQ4_XS"),
+        "IQ4_NL": ("IQ4_NL", _down("IQ4_NL"), "IQ4_NL", "Q6_K", "IQ4_NL"),
+        "IQ3_M": ("IQ3_S", _down("IQ3_S", (2, "Q4_K")), "Q4_K", "Q6_K", "IQ3_S"),
+        "IQ3_XXS": ("IQ3_XXS", _down("Q3_K", (2, "Q4_K")), "IQ3_XXS", "Q6_K", "IQ3_S"),
+        "IQ2_M": ("IQ2_S", _down("IQ3_S", (2, "IQ4_XS")), "IQ3_S", "Q5_K", "IQ3_S"),
+        "IQ2_XXS": ("IQ2_XXS", _down("IQ2_XXS", (2, "IQ3_S")), "IQ3_XXS", "Q5_K", "Q2_K"),
+        "IQ1_S": ("IQ1_S", _down("IQ1_S"), "IQ2_XXS", "Q5_K", "Q2_K"), "IQ1_M": ("IQ1_M", _down("IQ1_M"), "IQ2_XXS", "Q5_K", "Q2_K"),
+        "MXFP4_MOE": ("MXFP4", _down("MXFP4"), "Q8_0", "Q8_0", "Q8_0"),
     }  # fmt: skip
     # Mixes whose recipe differs from model to model: what published files come to.
     approximate = {
@@ -119,8 +170,15 @@ def _mixes() -> Mapping[str, Mix]:
         "UD-Q4_K_XL": ("4.65", "6"), "UD-Q5_K_XL": ("5.65", "6.5"), "UD-Q6_K_XL": ("6.6", "8.5"), "UD-Q8_K_XL": ("8.6", "10"),
     }  # fmt: skip
     found = {
-        name: Mix(experts=experts, dense=dense, head=head, exact=True) for name, (experts, dense, head) in mixes.items()
+        name: Recipe(gate=gate, down=down, dense=dense, head=head, embedding=embedding).mix()
+        for name, (gate, down, dense, head, embedding) in recipes.items()
     }
     for name, (experts, dense) in approximate.items():
-        found[name] = Mix(experts=Fraction(experts), dense=Fraction(dense), head=q6, exact=False)
+        found[name] = Mix(
+            experts=Fraction(experts),
+            dense=Fraction(dense),
+            head=_stored_bits("Q6_K", 256),
+            embedding=Fraction(dense),
+            recipe=None,
+        )
     return MappingProxyType(found)

@@ -241,14 +241,23 @@ class ModelSpec:
     def dense_bytes(self, fmt: WeightFormat) -> int:
         """Return the bytes of everything but routed experts: embeddings, all layers, the encoder.
 
-        Matrices of attention, dense and shared MLPs are stored as `fmt`; the rest stays at 16 bits or more.
+        Matrices of attention, dense and shared MLPs are stored as `fmt`, token embedding and output matrix as it says; the rest
+        stays at 16 bits or more.
         """
         matrices = self.encoder_matrix_parameters
-        vectors = self.encoder_vector_parameters + self._outside_layers
+        vectors = (
+            self.encoder_vector_parameters + self._outside_layers - self.embedding_parameters - self._table_parameters
+        )
         for layer in range(self.num_layers):
             matrices += self.dense_matrix_parameters(layer)
             vectors += self.dense_vector_parameters(layer)
-        return fmt.num_bytes(matrices) + fmt.vector_bytes(vectors)
+        tables = fmt.embedding_bytes(self._table_parameters)
+        return fmt.num_bytes(matrices) + fmt.vector_bytes(vectors) + tables + self.embedding_bytes(fmt)
+
+    def embedding_bytes(self, fmt: WeightFormat) -> int:
+        """Return the bytes of token embedding and output matrix beside matrices of `fmt`; one that is both is stored as the latter."""
+        values = self.vocab_size * self.hidden_size
+        return fmt.head_bytes(values) + (0 if self.tied_embeddings else fmt.embedding_bytes(values))
 
     @property
     def total_parameters(self) -> int:

@@ -42,6 +42,10 @@ class WeightFormat:
     """Where packing and metadata are documented."""
     like: str | None = None
     """The format, of those that profiles measure, whose expansion costs a kernel as much; None: this one is among them."""
+    embedding_bits: Fraction | None = None
+    """Bits of a weight of the token embedding, where it is stored in its own way beside matrices of this format; None: 16 or more."""
+    head_bits: Fraction | None = None
+    """The same of the output matrix."""
 
     @property
     def quantised(self) -> bool:
@@ -55,6 +59,17 @@ class WeightFormat:
     def vector_bytes(self, num_values: int) -> int:
         """Return the bytes of values that stay unquantised (norms, biases, routers, embeddings) beside such matrices."""
         return num_values * max(self.bits, _UNQUANTISED_BITS) // BITS_PER_BYTE
+
+    def embedding_bytes(self, num_values: int) -> int:
+        """Return the bytes of a token embedding of `num_values` beside such matrices."""
+        return self._outer_bytes(self.embedding_bits, num_values)
+
+    def head_bytes(self, num_values: int) -> int:
+        """Return the bytes of an output matrix of `num_values` beside such matrices."""
+        return self._outer_bytes(self.head_bits, num_values)
+
+    def _outer_bytes(self, bits: Fraction | None, num_values: int) -> int:
+        return self.vector_bytes(num_values) if bits is None else math.ceil(bits * num_values / BITS_PER_BYTE)
 
 
 # HQQ stores a scale and a zero point of 8 bits for each group of weights; those are quantised themselves, with two 16-bit
@@ -178,20 +193,70 @@ def _gguf_format(name: str) -> WeightFormat | None:
     )  # fmt: skip
 
 
-_STATED = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,4})?)bpw")
+_NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,12})?)"
+_STATED = re.compile(rf"{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
+_MOST_STATED_BITS = 40
+"""A layer's matrices of 32 bits with its norms and routers, which are counted as if they were 16 bits wide."""
+
+
+def stated_format(
+    per_weight: Fraction, embedding: Fraction | None = None, head: Fraction | None = None
+) -> WeightFormat:
+    """Return a format of which only the bits of a weight are known, and those of the token embedding and the output matrix."""
+    outer = "" if embedding is None or head is None else f"-e{_decimal(embedding)}-h{_decimal(head)}"
+    return weight_format(f"{_decimal(per_weight)}bpw{outer}")
+
+
+def quantised_as(
+    experts: str, dense: str | None = None, *, hidden: int = 256, width: int = 256, gated: bool = True
+) -> tuple[WeightFormat, WeightFormat]:
+    """Return how a file stores experts and everything else, by the names quantisers give them; raises UnknownName.
+
+    dense: the name of everything else, where it is another. hidden, width, gated: of the model's experts, whose rows may be no whole
+    blocks. Mixes and types of GGUF and MLX store the token embedding and the output matrix in few bits too; other quantisers leave
+    them at 16.
+    """
+    name = experts if dense is None else dense
+    of_experts, fmt = weight_format(experts), weight_format(name)
+    if (found := _fitting(experts, hidden, width, gated)) is not None and found.experts != of_experts.bits_per_weight:
+        of_experts = stated_format(found.experts)
+    if (found := _fitting(name, hidden, width, gated)) is not None:
+        return of_experts, stated_format(found.dense, found.embedding, found.head)
+    if name.startswith("mlx"):
+        return of_experts, stated_format(*(fmt.bits_per_weight,) * 3)
+    return of_experts, fmt
+
+
+def _fitting(name: str, hidden: int, width: int, gated: bool) -> gguf.Mix | None:
+    """Return the bits of a mix or a type of GGUF in a model of these sizes, None for another name."""
+    mix, one = gguf.mix(name), gguf.one_type(name)
+    if mix is not None:
+        return mix.fitting(hidden=hidden, width=width, gated=gated)
+    return None if one is None else one.mix(hidden, width, gated=gated)
+
+
+def _decimal(bits: Fraction) -> str:
+    return f"{float(bits):.12f}".rstrip("0").rstrip(".")
 
 
 @cache
 def _stated_format(name: str) -> WeightFormat | None:
-    """Return a format of which only the bits of a weight are known (`4.58bpw`); None for another name."""
+    """Return a format of which only the bits of a weight are known (`4.58bpw`), and those of the token embedding and the output
+    matrix where they are given too (`4.58bpw-e4.5-h6.5625`); None for another name.
+    """
     found = _STATED.fullmatch(name)
-    if found is None or not 1 <= float(found[1]) <= 16:
+    if found is None:
         return None
-    per_weight = Fraction(found[1])
+    per_weight, embedding, head = (None if one is None else Fraction(one) for one in found.groups())
+    most = 16 if embedding is None else _MOST_STATED_BITS
+    if per_weight is None or any(one is not None and not 1 <= one <= most for one in (per_weight, embedding, head)):
+        return None
     bits = max(2, min(16, round(per_weight)))
+    outer = "" if found[2] is None else f"; token embedding {float(found[2]):.4g}, output matrix {float(found[3]):.4g}"
     return WeightFormat(
         name=name, bits=bits, bits_per_weight=per_weight, group=256, like="8" if bits > 4 else str(bits),
-        description=f"{found[1]} bits per weight, as stated", source="given by the user",
+        description=f"{float(per_weight):.4g} bits per weight{outer}", source="a mix of types, or given by the user",
+        embedding_bits=embedding, head_bits=head,
     )  # fmt: skip
 
 

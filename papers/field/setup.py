@@ -23,7 +23,7 @@ from ...machines.parts import GpuPart, MemoryPart, Parts
 from ...memory import kv_bytes_per_value
 from ...presets import load_preset
 from ...schedule import OffloadSchedule
-from ...specs import ModelSpec, WeightFormat, weight_format
+from ...specs import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
 from ...specs.gguf import mix
 from ...specs_io import load_model
 from ...traces.prior import prior_recording
@@ -36,6 +36,7 @@ UNLIMITED_BYTES = float(1 << 50)
 _CONTEXT, _PROMPT, _UBATCH = 512, 512, 512
 _MOST_BATCH, _MOST_TOKENS, _MOST_PASS = 1024, 1 << 24, 1 << 15
 _MOST_SOCKETS = 8
+_AGREES = 0.01
 _FORMATS = {
     "BF16": "16", "FP16": "16", "F16": "16", "FP32": "32", "FP8": "8", "INT8": "8", "AWQ": "int4-g128-zero", "GPTQ": "int4-g128",
     "INT4": "int4-g64", "NVFP4": "nvfp4", "MLX-4bit": "mlx4-g64", "MLX-8bit": "mlx8-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
@@ -75,8 +76,8 @@ def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
         raise NotExpressible(report.reason)
     assumed: list[str] = []
     try:
-        model = _model(report)
-        expert_format, dense_format, model = _formats(report, model, assumed)
+        model = model_of(report)
+        expert_format, dense_format, model = formats_of(report, model, assumed)
         engine = _engine(report, assumed)
         parts = _parts(report, assumed)
         backend = str(report.part("engine").get("backend") or "") or None
@@ -101,7 +102,8 @@ def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
 # --- the model -----------------------------------------------------------------------------------------------------------
 
 
-def _model(report: Report) -> ModelSpec:
+def model_of(report: Report) -> ModelSpec:
+    """Return the model of a report; raises NotExpressible."""
     name = report.row.get("model")
     if not isinstance(name, str) or not name:
         raise NotExpressible("no model is named")
@@ -118,32 +120,49 @@ def _loaded(name: str) -> ModelSpec:
     return load_model(name)
 
 
-def _formats(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[WeightFormat, WeightFormat, ModelSpec]:
+def formats_of(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[WeightFormat, WeightFormat, ModelSpec]:
     """Return how experts and the rest are stored, and the model (its own format made the experts')."""
     quant = report.part("quant")
     expert_name, dense_name = quant.get("experts"), quant.get("dense")
     if not isinstance(expert_name, str):
         expert_name = None
         assumed.append("quant.experts: as the checkpoint")
-    dense = _format(dense_name if isinstance(dense_name, str) else expert_name or "BF16", dense=True)
-    experts = weight_format(model.native_bits) if expert_name is None else _format(expert_name, dense=False)
-    mean = report.number("quant", "bits_per_weight")
-    # The file's mean is nearly all experts'; it decides where the name leaves open how they are stored.
-    if mean is not None and expert_name is not None and _open(expert_name) and 1 <= mean <= 16:
-        experts = _stated(mean)
+    experts, dense = stored_by_name(model, expert_name, dense_name if isinstance(dense_name, str) else None)
+    experts = _as_the_file(report, model, experts, dense, is_open=expert_name is not None and _open(expert_name))
     return experts, dense, dataclasses.replace(model, native_bits=experts.name)
 
 
-def _format(name: str, *, dense: bool) -> WeightFormat:
-    found = _EXL.fullmatch(name)
-    if found is not None:
-        return _stated(float(found[1]))
-    if dense and (recipe := mix(name)) is not None:
-        return _stated(float(recipe.dense))
+def _as_the_file(
+    report: Report, model: ModelSpec, experts: WeightFormat, dense: WeightFormat, *, is_open: bool
+) -> WeightFormat:
+    """Return how experts are stored so that the file has its stated size; the name's way where that agrees or no size is stated."""
+    total, mean = report.number("quant", "file_bytes"), report.number("quant", "bits_per_weight")
+    if total is None and is_open and mean is not None:  # a name that leaves open how they are stored
+        total = mean * model.total_parameters / BITS_PER_BYTE
+    if total is None:
+        return experts
+    rest = total - model.dense_bytes(dense)
+    if abs(rest / (model.num_routed_experts * model.expert_bytes(experts)) - 1) <= _AGREES:
+        return experts
+    bits = rest * BITS_PER_BYTE / (model.num_routed_experts * model.expert_parameters)
+    return _stated(bits) if 1 <= bits <= 16 else experts
+
+
+def stored_by_name(model: ModelSpec, experts: str | None, dense: str | None) -> tuple[WeightFormat, WeightFormat]:
+    """Return the formats of experts and of everything else, by the names that reports give them; a checkpoint's rest is at 16 bits."""
+    of_dense = _name(dense or experts or "BF16")
     try:
-        return weight_format(_FORMATS.get(name, name))
+        return quantised_as(
+            model.native_bits if experts is None else _name(experts), of_dense, hidden=model.expert_hidden,
+            width=model.expert_intermediate_size, gated=model.gated,
+        )  # fmt: skip
     except InputError:
-        raise NotExpressible(f"weight format {name[:40]} is not known") from None
+        raise NotExpressible(f"weight format {(experts or of_dense)[:40]} or {of_dense[:40]} is not known") from None
+
+
+def _name(name: str) -> str:
+    found = _EXL.fullmatch(name)
+    return f"{float(found[1]):.4g}bpw" if found is not None else _FORMATS.get(name, name)
 
 
 def _stated(bits_per_weight: float) -> WeightFormat:
