@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from ..planner.emit.names import ENGINES
 from ..terminal import print_json
 from .options import MAX_PLAN_BYTES, JsonFlag
 
-# Written out, because asking the registry would import numpy before any help is shown; a test compares.
-TARGETS = "accelerate, kt-kernel, llamacpp, mixtral-offloading, moe-infinity, sglang, trtllm, vllm, vllm-ascend"
+# From a list of names: asking the engines' modules would import numpy before any help is shown.
+TARGETS = ", ".join(ENGINES)
 
 
 def emit(

@@ -20,7 +20,7 @@ from .trace_synth import trace_synth
 SOURCES = (
     "csv, hf-router-logits, jsonl, llama-csv, llama-imatrix, megatron, moe-infinity, npy, npz, parquet, "
     "sglang-per-pass, sglang-per-token, sglang-routed-experts, sglang-stat, trtllm, verl, "
-    "vllm-routed-experts"
+    "vllm-eplb-stats, vllm-routed-experts"
 )
 
 

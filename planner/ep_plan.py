@@ -365,6 +365,13 @@ def _provenance(model: ModelSpec, profile: Profile, recording: Recording, search
     }  # fmt: skip
 
 
+def _rival(prediction: EpPrediction) -> dict[str, Any]:
+    return prediction.to_dict() | {
+        "schedule": prediction.schedule.to_dict(),
+        "description": describe(prediction.schedule),
+    }
+
+
 def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
     """Return a plan as plain values, as written to plan.json."""
     best = plan.best.to_dict() | {"schedule": plan.best.schedule.to_dict(), "description": describe(plan.best.schedule),
@@ -373,8 +380,8 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
         "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance, **plan.made_of,
         "request": {key: value for key, value in asdict(plan.request).items() if key != "workers"}, "best": best,
         "placement": placement_to_dict(plan.placement),
-        "baselines": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.baselines],
-        "references": [each.to_dict() | {"description": describe(each.schedule)} for each in plan.references],
+        "baselines": [_rival(each) for each in plan.baselines],
+        "references": [_rival(each) for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
         "ageing": list(plan.ageing), "links": plan.links, "rank_rows": plan.rank_rows,
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emit_plans import SMALL, complaint, emitted, notes_of, offload_plan
-from moeplan.planner.emit.kt_kernel import _ratio
-from moeplan.planner.emit.sglang_offload import grouping
+from moeplan.planner.emit.engines.kt_kernel import _ratio
+from moeplan.planner.emit.engines.sglang_paging import grouping
 from moeplan.planner.emit.targets import OFFLOAD_TARGETS, render, validate
 from moeplan.specs import ModelSpec, weight_format
 from moeplan.specs_io import load_model
@@ -40,9 +40,9 @@ def test_llamacpp(tmp_path: Path) -> None:
     plan = offload_plan(TINY, cache__policy="static", cache__pooled_experts=40)
     files = emitted(tmp_path, plan, "llamacpp", TINY)
     assert list(files) == ["flags.txt", "flags_override_tensor.txt", "NOTES.txt"]
-    assert files["flags.txt"] == "--n-gpu-layers 7\n--n-cpu-moe 4\n"
+    assert files["flags.txt"] == "--n-gpu-layers 999\n--n-cpu-moe 4\n"
     override = r"--override-tensor 'blk\.(0|1|2|3)" + EXPS + "'"
-    assert files["flags_override_tensor.txt"].splitlines() == ["--n-gpu-layers 7", override]
+    assert files["flags_override_tensor.txt"].splitlines() == ["--n-gpu-layers 999", override]
     assert notes_of(files["NOTES.txt"]) == [
         (
             "cache.policy=static: single experts cannot be placed, a layer's experts are one tensor; 2 whole layers are on the "
@@ -54,11 +54,11 @@ def test_llamacpp(tmp_path: Path) -> None:
 
 def test_llamacpp_counts_absolute_layers_and_offers_its_cache() -> None:
     options = {"cache__policy": "lru", "cache__experts_per_layer": 2}
-    assert flags("llamacpp", **options) == [["--n-gpu-layers", "4"], ["--n-cpu-moe", "2"]]
-    cached = [["--n-gpu-layers", "4"], ["--cpu-moe"], ["--moe-cache-mib", str(4 * EXPERT_BYTES // 2**20)]]
+    assert flags("llamacpp", **options) == [["--n-gpu-layers", "999"], ["--n-cpu-moe", "2"]]
+    cached = [["--n-gpu-layers", "999"], ["--cpu-moe"], ["--moe-cache-mib", str(4 * EXPERT_BYTES // 2**20)]]
     assert flags("llamacpp", name="flags_expert_cache.txt", **options) == cached
     everything = {"cache__policy": "static", "cache__experts_per_layer": 4}
-    assert flags("llamacpp", **everything) == [["--n-gpu-layers", "4"]]
+    assert flags("llamacpp", **everything) == [["--n-gpu-layers", "999"]]
     assert notes("llamacpp", **everything) == []
 
 
@@ -68,7 +68,8 @@ def test_llamacpp_counts_absolute_layers_and_offers_its_cache() -> None:
         ({"cache__policy": "static", "cache__experts_per_layer": 3},
          [["--kt-num-gpu-experts", "3"], ["--kt-expert-placement-strategy", "frequency"]]),
         ({"cache__policy": "lru", "cache__pooled_experts": 3},
-         [["--kt-gpu-experts-ratio", "0.4"], ["--kt-expert-placement-strategy", "uniform"], ["--kt-enable-dynamic-expert-update"]]),
+         [["--kt-gpu-experts-ratio", "0.4"], ["--kt-expert-placement-strategy", "uniform"], ["--kt-enable-dynamic-expert-update"],
+          ["--kt-gpu-prefill-token-threshold", "2048"]]),
         ({"cache__policy": "none"}, [["--kt-num-gpu-experts", "0"], ["--kt-expert-placement-strategy", "uniform"]]),
         ({"cache__policy": "static", "cache__pooled_experts": 8},
          [["--kt-gpu-experts-ratio", "1.0"], ["--kt-expert-placement-strategy", "uniform"]]),
@@ -123,7 +124,7 @@ def test_mixtral_offloading_as_its_code_runs_has_little_to_add() -> None:
     options = {"cache__policy": "lru", "cache__experts_per_layer": 8, "copy__overlap": False, "copy__write_back": True}
     assert notes("mixtral-offloading", TINY, **options) == ["predictor.staging=0: swaps need buffers; 4, as published"]
     refused = complaint(lambda: render(offload_plan(cache__experts_per_layer=2), "mixtral-offloading", SMALL))
-    assert "family for Mixtral-offloading = 'deepseek_v2': not one of: mixtral" in refused
+    assert "family for Mixtral-offloading = 'deepseek_v3': not one of: mixtral" in refused
 
 
 def test_accelerate(tmp_path: Path) -> None:
@@ -175,7 +176,11 @@ def test_engines_that_fetch_whole_layers_ahead() -> None:
 
 def test_sglang_pages_experts_into_a_cache_of_each_layer() -> None:
     found = flags("sglang", TINY, cache__policy="lru", cache__experts_per_layer=5)
-    assert found == [["--enable-paged-experts"], ["--paged-experts-num-resident", "5"]]
+    assert found == [
+        ["--enable-paged-experts"],
+        ["--paged-experts-num-resident", "5"],
+        ["--cuda-graph-backend-prefill", "disabled"],
+    ]
     assert notes("sglang", TINY, cache__policy="lru", cache__experts_per_layer=5) == []
     assert notes("sglang", TINY, cache__policy="static", cache__pooled_experts=33) == [
         "cache.pooled_experts=33: each layer gets its own 5, 3 are unused",
@@ -228,9 +233,9 @@ def test_every_option_that_is_not_expressed_is_named() -> None:
         ("llamacpp", "flags_expert_cache.txt", "--cpu-moe\n", "", "the flag is needed"),
         ("kt-kernel", "flags.txt", "experts 2", "experts 5", "a layer has 4"),
         ("kt-kernel", "flags.txt", "--kt-num", "--kt-gpu-experts-ratio 0.5\n--kt-num", "the ratio overrides it"),
-        ("kt-kernel", "flags.txt", "--kt-num-gpu-experts 2", "--kt-gpu-experts-ratio 1.5", "not from 0 to 1"),
+        ("kt-kernel", "flags.txt", "--kt-num-gpu-experts 2", "--kt-gpu-experts-ratio 1.5", "above 1"),
         ("kt-kernel", "flags.txt", "uniform", "even", "not one of: frequency"),
-        ("moe-infinity", "archer_config.json", "0.5", "1.5", "not from 0 to 1"),
+        ("moe-infinity", "archer_config.json", "0.5", "1.5", "above 1"),
         ("moe-infinity", "archer_config.json", "0.5", '"0.5"', "not of type float"),
         ("moe-infinity", "archer_config.json", "prefetch", "prefetsch", "did you mean 'prefetch'?"),
         ("moe-infinity", "archer_config.json", ' "offload_path": "./offload",', "", "a key is absent"),
@@ -239,7 +244,7 @@ def test_every_option_that_is_not_expressed_is_named() -> None:
         ("accelerate", "device_map.json", '"model.layers.0": 0', '"model.layers.0": true', "not a device"),
         ("accelerate", "device_map.json", ' "model.norm": 0,', "", "a module has no device"),
         ("vllm", "flags.txt", "uva", "prefetch", "not an option of prefetch"),
-        ("vllm", "flags.txt", "gb 0", "gb -0", "below zero"),
+        ("vllm", "flags.txt", "gb 0", "gb -0", "below 0"),
         ("sglang", "flags.txt", "resident 2", "resident 1", "not from 2 to 4"),
         ("sglang", "flags.txt", "--enable-paged-experts\n", "", "the flag is needed"),
         ("sglang", "flags.txt", "--enable", "--offload-group-size 2\n--offload-num-in-group 3\n--enable", "not from 1 to 2"),

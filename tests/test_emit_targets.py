@@ -22,10 +22,10 @@ PLANS = {"expert-parallel": ep_plan(), "offload": offload_plan(cache__experts_pe
 
 
 def test_targets_by_kind() -> None:
-    assert list_targets("expert-parallel") == ["sglang", "trtllm", "vllm", "vllm-ascend"]
+    assert list_targets("expert-parallel") == ["sglang", "trtllm", "vllm", "vllm-ascend", "vllm-hygon"]
     offload = ["accelerate", "kt-kernel", "llamacpp", "mixtral-offloading", "moe-infinity", "sglang", "vllm"]
     assert list_targets("offload") == offload
-    assert list_targets() == sorted({*offload, "trtllm", "vllm-ascend"})
+    assert list_targets() == sorted({*offload, "trtllm", "vllm-ascend", "vllm-hygon"})
 
 
 def test_plans_of_this_version_are_read() -> None:

@@ -8,6 +8,7 @@ A plan document is plan.json, read back. Keys that are read here; others are ign
                    "num_logical": 64,                         optional: experts of a layer
                    "layer_ids": [1, 2, …]},                   absolute layer of every row; else provenance.trace.layer_ids
      "schedule": {…},                                         nested options of `ep_schedule`; else best.schedule
+     "request": {"prefill": false},                           optional: what kind of steps the plan is for
      "provenance": {"model": "…", "trace": {"layer_ids": […]}}}
 
     {"kind": "offload", "schema_version": 1,
@@ -53,6 +54,12 @@ class Emission:
     """How to use the files, and what the user must add."""
     notes: tuple[str, ...]
     """What the plan says and the engine cannot express."""
+    facts: tuple[str, ...] = ()
+    """What the engine does with the files for this model."""
+    runs: ExpertParallelSchedule | OffloadSchedule | None = None
+    """The schedule that the files make the engine run; None where no schedule says what it does."""
+    unlike: str = ""
+    """Why no schedule says what the engine does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,8 @@ class EpChoice:
     placement: Placement
     """Rows are the model's MoE layers, ascending."""
     schedule: ExpertParallelSchedule
+    decode: bool = False
+    """The plan is for decode steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +141,14 @@ def read_ep_choice(document: Mapping[str, Any], model: ModelSpec) -> EpChoice:
             physical_to_logical=np.array(rows, dtype=np.int32), num_logical=model.num_experts, **counts
         ),
         schedule=schedule,
+        decode=_is_decode(document),
     )
+
+
+def _is_decode(document: Mapping[str, Any]) -> bool:
+    """Return whether a plan was searched on decode steps: what its request says."""
+    request = document.get("request")
+    return isinstance(request, Mapping) and request.get("prefill") is False
 
 
 def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> OffloadChoice:
@@ -208,6 +224,11 @@ def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 # --- what stays unsaid -----------------------------------------------------------------------------------------------------
 
+# Options that say nothing about what an engine does once it serves the model and load of the plan.
+NEUTRAL = (
+    "experts.bits", "kernel.bits", "exchange.dispatch_bytes_per_value", "exchange.combine_bytes_per_value", "pipeline.shortcut",
+    "workload", "host", "cache.reset", "placement.policy",
+)  # fmt: skip
 _WHY = {
     "experts.bits": "the checkpoint decides: load one whose experts are stored so",
     "kernel.bits": "the checkpoint decides: load one whose experts are stored so",
@@ -240,3 +261,20 @@ def left_out(
             if key not in expressed and value != usual[section][option]:
                 lines.append(f"{key}={value}: {reasons.get(key, 'the engine has no such setting')}")
     return lines
+
+
+def as_run(schedule: Any, kept: Collection[str], **changes: Any) -> Any:
+    """Return the schedule that an engine runs: `schedule` with every option that the engine cannot express at its default.
+
+    kept: dotted keys, or sections, that it expresses; changes: what it does instead, with `__` for the dot.
+    """
+    usual, own = type(schedule)().to_dict(), schedule.to_dict()
+    back = {}
+    for section, options in own.items():
+        if not isinstance(options, dict) or section in kept or section in NEUTRAL:
+            continue
+        for option, value in options.items():
+            key = f"{section}.{option}"
+            if key not in kept and key not in NEUTRAL and value != usual[section][option]:
+                back[f"{section}__{option}"] = usual[section][option]
+    return schedule.with_options(**(back | changes))

@@ -1,7 +1,7 @@
 """Command-line flags as files: one flag a line, quoted for a shell, and read back against a table of kinds.
 
-Modelled: switches, whole numbers, fractions, names from a list, JSON, free text. Ignored: which flags an engine knows (that is
-`validate_parallel` and `validate_offload`, from the engines' documentation) and short forms of flags.
+Modelled: switches, whole numbers, fractions, names from a list, JSON, free text. Ignored: which flags an engine knows (its table,
+`engines/`) and short forms of flags.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ...errors import InputError, UnknownName
 FLAGS_FILE = "flags.txt"
 USE_FLAGS = f"append the lines of {FLAGS_FILE} to the command: xargs -a {FLAGS_FILE} COMMAND"
 SWITCH, WHOLE, NUMBER, TEXT, JSON = "switch", "whole", "number", "text", "json"
+# Of keys in files only, where a truth value is no number; LIST and TABLE are looked into by the engine's own check.
+BOOLEAN, LIST, TABLE = "boolean", "list", "table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,16 @@ Modelled: a cache of C experts holds C // experts whole layers; guesses, formats
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .choices import OffloadChoice, left_out
 
 # Options that every engine of this kind maps or explains through the functions below.
 COMMON = ("cache.policy", "cache.experts_per_layer", "cache.pooled_experts", "cache.bytes", "predictor")
+
+
+# What a schedule says where nothing is fetched ahead.
+NO_GUESSES: Mapping[str, object] = {"predictor__kind": "none", "predictor__depth": 1, "predictor__staging": 0}
 
 
 def whole_layers(choice: OffloadChoice, num_experts: int) -> int:

@@ -6,8 +6,9 @@ NOTES file beside the configuration says how to use it and what was left out. Ig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +16,27 @@ from ... import __version__
 from ...errors import InputError, Internal, UnknownName
 from ...specs import ModelSpec
 from ...text_files import check_outputs, output_folder, write_atomic
-from . import (
-    accelerate,
-    kt_kernel,
-    llamacpp,
-    mixtral_offloading,
-    moe_infinity,
-    sglang,
-    sglang_offload,
-    trtllm,
-    validate_offload,
-    validate_parallel,
-    vllm,
-    vllm_ascend,
-    vllm_offload,
-)
 from .choices import (
     EXPERT_PARALLEL,
     OFFLOAD,
     Emission,
-    EpChoice,
-    OffloadChoice,
     Placement,
     plan_kind,
     read_ep_choice,
     read_offload_choice,
 )
+from .names import ENGINES
+from .prediction import prediction_lines
+from .target import OffloadTarget, ParallelTarget, Target
 
 NOTES_FILE = "NOTES.txt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParallelTarget:
-    """An engine that takes expert-parallel plans."""
-
-    render: Callable[[EpChoice, ModelSpec], Emission]
-    check: Callable[[Mapping[str, str], ModelSpec], Placement | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OffloadTarget:
-    """An engine that takes offload plans."""
-
-    render: Callable[[OffloadChoice, ModelSpec], Emission]
-    check: Callable[[Mapping[str, str], ModelSpec], None]
-
-
-PARALLEL_TARGETS: Mapping[str, ParallelTarget] = {
-    "sglang": ParallelTarget(render=sglang.render, check=validate_parallel.check_sglang),
-    "trtllm": ParallelTarget(render=trtllm.render, check=validate_parallel.check_trtllm),
-    "vllm": ParallelTarget(render=vllm.render, check=validate_parallel.check_vllm),
-    "vllm-ascend": ParallelTarget(render=vllm_ascend.render, check=validate_parallel.check_vllm_ascend),
+TARGETS: Mapping[str, Target] = {
+    name: importlib.import_module(f"{__package__}.engines.{name.replace('-', '_')}").TARGET for name in ENGINES
 }
-OFFLOAD_TARGETS: Mapping[str, OffloadTarget] = {
-    "accelerate": OffloadTarget(render=accelerate.render, check=validate_offload.check_accelerate),
-    "kt-kernel": OffloadTarget(render=kt_kernel.render, check=validate_offload.check_kt_kernel),
-    "llamacpp": OffloadTarget(render=llamacpp.render, check=validate_offload.check_llamacpp),
-    "mixtral-offloading": OffloadTarget(
-        render=mixtral_offloading.render, check=validate_offload.check_mixtral_offloading
-    ),
-    "moe-infinity": OffloadTarget(render=moe_infinity.render, check=validate_offload.check_moe_infinity),
-    "sglang": OffloadTarget(render=sglang_offload.render, check=validate_offload.check_sglang),
-    "vllm": OffloadTarget(render=vllm_offload.render, check=validate_offload.check_vllm),
-}
+PARALLEL_TARGETS: Mapping[str, ParallelTarget] = {name: one.parallel for name, one in TARGETS.items() if one.parallel}
+OFFLOAD_TARGETS: Mapping[str, OffloadTarget] = {name: one.offload for name, one in TARGETS.items() if one.offload}
 # Engines whose files hold node counts too, so that a placement read back is the one that was written.
-READABLE_TARGETS = ("sglang", "trtllm")
+READABLE_TARGETS = tuple(name for name, one in TARGETS.items() if one.readable)
 
 
 def list_targets(kind: str | None = None) -> list[str]:
@@ -107,6 +64,11 @@ def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> E
         emission = PARALLEL_TARGETS[target].render(read_ep_choice(plan_document, model), model)
     else:
         emission = OFFLOAD_TARGETS[target].render(read_offload_choice(plan_document, model), model)
+    places = TARGETS[target].table.places
+    if kind == EXPERT_PARALLEL and places is not None and model.family not in places:
+        others = [name for name in PARALLEL_TARGETS if model.family in (TARGETS[name].table.places or (model.family,))]
+        line = f"{target} takes no placement for {model.name}: to serve it as planned, emit for {' or '.join(others)}"
+        emission = replace(emission, usage=(*emission.usage, line))
     try:
         validate(target, kind, emission.files, model)
     except InputError as reason:
@@ -129,23 +91,29 @@ def emit(
     """
     emission = render(plan_document, target, model)
     folder = output_folder(out_dir)
-    files = {folder / name: text for name, text in {**emission.files, NOTES_FILE: notes_text(emission, model)}.items()}
+    notes = notes_text(emission, model, plan_document, TARGETS[target])
+    files = {folder / name: text for name, text in {**emission.files, NOTES_FILE: notes}.items()}
     check_outputs({f"output {path.name}": path for path in files}, keep)
     for path, text in files.items():
         write_atomic(path, text)
     return list(files)
 
 
-def notes_text(emission: Emission, model: ModelSpec) -> str:
-    """Return the NOTES file: how to use the files and what the engine cannot express."""
-    notes = emission.notes or ("nothing: the files say all the plan says",)
-    parts = [
-        f"Configuration of {emission.engine} for {model.name}, written by moeplan {__version__} from a plan.",
-        "",
-        "Use:",
-    ]
-    parts += [f"- {line}" for line in emission.usage] + ["", "What the plan says and these files cannot:"]
-    return "\n".join([*parts, *(f"- {line}" for line in notes)]) + "\n"
+def notes_text(emission: Emission, model: ModelSpec, plan_document: Mapping[str, Any], target: Target) -> str:
+    """Return the NOTES file: how to use the files, what the engine does with them, what was predicted, what it cannot express."""
+    parts = [f"Configuration of {emission.engine} for {model.name}, written by moeplan {__version__} from a plan."]
+    table = target.table
+    sections = {
+        "Use:": emission.usage,
+        f"What {emission.engine} does with these files for {model.name}:": emission.facts,
+        "Predicted:": prediction_lines(emission, plan_document),
+        "Checked:": (f"{table.checked}: {table.how}", f"read from {table.source}"),
+        "What the plan says and these files cannot:": emission.notes or ("nothing: the files say all the plan says",),
+    }
+    for title, lines in sections.items():
+        if lines:
+            parts += ["", title, *(f"- {line}" for line in lines)]
+    return "\n".join(parts) + "\n"
 
 
 def validate(target: str, kind: str, files: Mapping[str, str], model: ModelSpec) -> Placement | None:

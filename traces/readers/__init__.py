@@ -40,6 +40,7 @@ _READERS: Mapping[str, str] = MappingProxyType(
         "sglang-stat": "sglang.read_sglang_stat",
         "trtllm": "trtllm.read_trtllm",
         "verl": "verl.read_verl",
+        "vllm-eplb-stats": "vllm_load_stats.read_vllm_load_stats",
         "vllm-routed-experts": "vllm_routed_experts.read_vllm_routed_experts",
     }
 )

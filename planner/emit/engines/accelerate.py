@@ -8,11 +8,16 @@ indices: the plan does not name experts. Ignored: disk, several devices, transfo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
-from ...errors import UnknownName
-from ...specs import ModelSpec
-from .choices import Emission, OffloadChoice
-from .offload_notes import guess_notes, other_notes
+from ....errors import InputError, UnknownName
+from ....specs import ModelSpec
+from ....specs_io import parse_json
+from ..checks import text_of
+from ..choices import Emission, OffloadChoice, as_run
+from ..offload_notes import COMMON, NO_GUESSES, guess_notes, other_notes
+from ..table import EngineTable
+from ..target import OffloadTarget, Target
 
 MAP_FILE = "device_map.json"
 DEVICE, HOST = 0, "cpu"
@@ -25,6 +30,13 @@ FAMILIES = {
     "deepseek_v2": ("mlp", ("gate", "shared_experts")),
     "deepseek_v3": ("mlp", ("gate", "shared_experts")),
 }
+TABLE = EngineTable(
+    engine="accelerate 1.15.0 with transformers 4.57",
+    checked="2026-11-28",
+    how="maps given to accelerate's own check_device_map with transformers' models on the meta device, where both are installed",
+    source="accelerate 1.15.0: utils/modeling.py; transformers 4.57.6: models",
+    places=frozenset(FAMILIES),
+)
 _AROUND_THE_MLP = ("self_attn", "input_layernorm", "post_attention_layernorm")
 
 
@@ -58,6 +70,46 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
     notes += other_notes(choice)
     usage = (f"AutoModelForCausalLM.from_pretrained(…, device_map=json.load(open({MAP_FILE!r})))",)
     text = json.dumps(places, indent=1) + "\n"
+    total = model.num_moe_layers * model.num_experts
+    changes = {} if choice.cached_experts in (0, total) else {"cache__policy": "static"}
+    if choice.cached_experts < total:
+        changes |= {"copy__overlap": False, "copy__pinned": False}
     return Emission(
-        engine="accelerate 1.15 with transformers 4.57", files={MAP_FILE: text}, usage=usage, notes=tuple(notes)
+        engine=TABLE.engine,
+        files={MAP_FILE: text},
+        usage=usage,
+        notes=tuple(notes),
+        runs=as_run(choice.schedule, COMMON, **changes, **NO_GUESSES),
+        facts=("copies are made by hooks, on the stream that computes, from memory that is not pinned",)
+        if changes
+        else (),
     )
+
+
+def check(files: Mapping[str, str], model: ModelSpec) -> None:
+    """Return nothing; raises InputError where modules are unknown, named twice or left without a device."""
+    table = parse_json(text_of(files, MAP_FILE), MAP_FILE, MAP_FILE)
+    modules = _modules(model)
+    for key, place in table.items():
+        if key not in modules:
+            raise UnknownName(f"{MAP_FILE}: module", key, modules)
+        if place not in ("cpu", "disk") and (type(place) is not int or place < 0):
+            raise InputError(f"{MAP_FILE}: {key}", place, "not a device", "give a device's index, cpu or disk")
+    absent = sorted(modules - set(table))
+    if absent:
+        raise InputError(MAP_FILE, absent[0], "a module has no device", "name every module")
+
+
+def _modules(model: ModelSpec) -> set[str]:
+    """Return every module of the model that a map must name, leaves inside MoE layers, whole layers elsewhere."""
+    block, others = FAMILIES[model.family]
+    inside = [*_AROUND_THE_MLP, *(f"{block}.{name}" for name in others)]
+    inside += [f"{block}.experts.{expert}" for expert in range(model.num_experts)]
+    names = {"model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"}
+    for layer in range(model.num_layers):
+        prefix = f"model.layers.{layer}"
+        names |= {f"{prefix}.{name}" for name in inside} if layer in model.moe_layers else {prefix}
+    return names
+
+
+TARGET = Target(table=TABLE, offload=OffloadTarget(render=render, check=check))

@@ -6,22 +6,23 @@ rank, low latency once for every choice), used by SGLang and vLLM alike. Ignored
 
 from __future__ import annotations
 
-from .choices import EpChoice
+from collections.abc import Mapping
 
-DEEPEP_NORMAL, DEEPEP_LOW_LATENCY = "normal", "low latency"
+from .choices import EpChoice, Placement, contiguous
+
 # Options that every engine of this kind maps or explains through the functions below.
 COMMON = ("placement", "replica", "exchange.kind", "exchange.tiers", "parallel", "pipeline.micro_batches")
-
-
-def deepep_mode(choice: EpChoice) -> str:
-    """Return the mode of DeepEP that moves tokens as the plan's exchange does, or nearly (see `exchange_notes`)."""
-    return DEEPEP_LOW_LATENCY if choice.schedule.exchange.kind == "all-choices" else DEEPEP_NORMAL
 
 
 def exchange_notes(choice: EpChoice) -> list[str]:
     """Return what DeepEP does otherwise than the plan's exchange."""
     exchange = choice.schedule.exchange
     notes = []
+    if not normal_mode(choice):
+        if exchange.kind != "all-choices":
+            notes.append(f"exchange.kind={exchange.kind}: decode steps use DeepEP's low-latency kernels, which send a token once for "
+                         "every expert; its other mode turns CUDA graphs off in decode")  # fmt: skip
+        return notes
     if exchange.kind == "per-rank" and choice.placement.num_nodes > 1:
         notes.append("exchange.kind=per-rank: DeepEP sends a token once to every node and there once to every rank, "
                      "which takes fewer bytes between nodes")  # fmt: skip
@@ -30,9 +31,20 @@ def exchange_notes(choice: EpChoice) -> list[str]:
     return notes
 
 
+def exchange_kind(choice: EpChoice) -> str:
+    """Return what DeepEP's mode is called in a schedule; inside one node both of normal mode's are the same."""
+    own = choice.schedule.exchange.kind
+    if not normal_mode(choice):
+        return "all-choices"
+    return own if choice.placement.num_nodes == 1 else "hierarchical"
+
+
 def own_exchange_notes(choice: EpChoice, engine: str) -> list[str]:
     """Return the line for an engine that picks its all-to-all itself."""
     return [f"exchange.kind={choice.schedule.exchange.kind}: {engine} picks its all-to-all itself"]
+
+
+OWN_EXCHANGE = "which all-to-all moves its tokens is the engine's own choice"
 
 
 def replica_notes(choice: EpChoice, does: str, how: str) -> list[str]:
@@ -50,6 +62,28 @@ def micro_batch_notes(choice: EpChoice, most: int) -> list[str]:
     """Return a line where the plan alternates more batches than the `most` an engine can."""
     batches = choice.schedule.pipeline.micro_batches
     return [f"pipeline.micro_batches={batches}: at most {most} here"] if batches > most else []
+
+
+def normal_mode(choice: EpChoice) -> bool:
+    """Return whether DeepEP's normal mode is asked for: never in decode, where it takes CUDA graphs away."""
+    return not choice.decode and choice.schedule.exchange.kind != "all-choices"
+
+
+def moved(choice: EpChoice, kinds: Mapping[str, object]) -> dict[str, object]:
+    """Return `kinds` without what the plan says already, and without copies' choices where there are no copies."""
+    own = choice.schedule.to_dict()
+    copies = choice.placement.num_redundant > 0
+    return {
+        key: value
+        for key, value in kinds.items()
+        if own[key.split("__")[0]][key.split("__")[1]] != value and (copies or not key.startswith("replica__"))
+    }
+
+
+def plain(choice: EpChoice) -> Placement:
+    """Return the placement of an engine that was told none: contiguous, without copies."""
+    own = choice.placement
+    return contiguous(own.num_layers, own.num_logical, own.num_logical, own.num_ranks, own.num_nodes)
 
 
 def attention_groups(choice: EpChoice) -> tuple[int, int]:

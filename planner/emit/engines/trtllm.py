@@ -1,0 +1,167 @@
+"""TensorRT-LLM, expert parallel: the `moe_load_balancer` file and the extra options that name it.
+
+Modelled: `MoeLoadBalancerConfig` with a static assignment of every MoE layer by its absolute index (`layer_updates_per_iter` 0), on a
+back end that every version since 1.2 has. The engine sets the balancer up only for some models and only with attention data
+parallelism, and says nothing where it ignores it: there, none is written. Ignored: online rebalancing, precision and kernel options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ....errors import InputError
+from ....specs import ModelSpec
+from ..checks import placed, read_yaml, row_length, text_of, typed
+from ..choices import Emission, EpChoice, Placement, int_rows, left_out
+from ..families import has_drafts
+from ..flags import BOOLEAN, TEXT, WHOLE
+from ..flags import TABLE as NESTED
+from ..parallel_notes import COMMON, OWN_EXCHANGE, micro_batch_notes, own_exchange_notes, plain, replica_notes
+from ..table import DEPRECATED, EngineTable, check_keys, names, row
+from ..target import ParallelTarget, Target
+
+BALANCER_FILE, OPTIONS_FILE = "moe_load_balancer.yaml", "extra_llm_api_options.yaml"
+# libyaml's writer where PyYAML was built with it, else the same in Python.
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_OPTIONS, _MOE, _BALANCER = OPTIONS_FILE, "moe_config", BALANCER_FILE
+
+TABLE = EngineTable(
+    engine="TensorRT-LLM 1.2.1",
+    checked="2026-11-28",
+    how="keys compared with the published classes and the wide-EP guide (not installed: the package needs a GPU's libraries)",
+    source="TensorRT-LLM: MoeLoadBalancerConfig, MoeConfig; examples/wide_ep/README.md as of pull request 18626; pull request 17797",
+    keys={
+        f"{_OPTIONS}.tensor_parallel_size": row(WHOLE, "devices", least=1),
+        f"{_OPTIONS}.moe_expert_parallel_size": row(WHOLE, "devices that experts are spread over", least=1),
+        f"{_OPTIONS}.gpus_per_node": row(WHOLE, "devices of a node", least=1),
+        f"{_OPTIONS}.enable_attention_dp": row(BOOLEAN, "each device has its own requests in attention"),
+        f"{_OPTIONS}.moe_config": row(NESTED, "how MoE layers run"),
+        f"{_MOE}.backend": row(
+            names("AUTO", "CUTLASS", "CUTEDSL", "TRTLLM", "DEEPGEMM", "DENSEGEMM", "VANILLA", "TRITON", "MARLIN", "MEGAMOE_DEEPGEMM"),
+            "kernels; WIDEEP, of 1.2 and before, was removed in August 2026 (pull request 17797): CUTLASS, TRTLLM and CUTEDSL balance "
+            "too (pull request 8886), DEEPGEMM since pull request 10617; VANILLA, TRITON and MARLIN do not"),
+        f"{_MOE}.max_num_tokens": row(WHOLE, "tokens of one call", least=1),
+        f"{_MOE}.load_balancer": row(TEXT, "the balancer's file"),
+        f"{_BALANCER}.num_slots": row(WHOLE, "slots of a layer", least=1),
+        f"{_BALANCER}.initial_global_assignments": row(NESTED, "absolute layer to one expert per slot"),
+        f"{_BALANCER}.layer_updates_per_iter": row(WHOLE, "0: the assignment stays", least=0),
+        f"{_OPTIONS}.load_balancer": row(TEXT, "misplaced", standing=DEPRECATED, instead="moe_config.load_balancer"),
+    },
+    # moe_model_arch_list, as the guide lists it.
+    places=frozenset(
+        {"deepseek_v3", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "gpt_oss", "kimi_k2", "kimi_k25", "mixtral", "llama4",
+         "nemotron_h", "qwen2_moe", "qwen3_moe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp"}
+    ),
+)  # fmt: skip
+_BALANCING = ("CUTLASS", "TRTLLM", "CUTEDSL", "DEEPGEMM")
+
+
+def render(choice: EpChoice, model: ModelSpec) -> Emission:
+    """Return the load balancer's file and the options file that names it; the options alone where the engine would ignore it."""
+    data = choice.schedule.parallel.attention == "data"
+    known = model.family in (TABLE.places or ())
+    honoured = known and data and choice.placement.num_ranks > 1
+    placement = choice.placement if honoured else plain(choice)
+    moe: dict[str, Any] = {"backend": "CUTLASS"}
+    files = {}
+    notes = [*own_exchange_notes(choice, "TensorRT-LLM")]
+    if honoured:
+        moe["load_balancer"] = f"./{BALANCER_FILE}"
+        rows = dict(zip(model.moe_layers, placement.physical_to_logical.tolist(), strict=True))
+        files[BALANCER_FILE] = _yaml(
+            {"num_slots": placement.num_slots, "initial_global_assignments": rows, "layer_updates_per_iter": 0}
+        )
+        notes += replica_notes(choice, "even", "TensorRT-LLM spreads tokens evenly over an expert's copies")
+    else:
+        why = (
+            f"for {model.family} models"
+            if not known
+            else "without attention data parallelism"
+            if not data
+            else "on one device"
+        )
+        notes.insert(0, f"placement: TensorRT-LLM ignores a placement {why}, without a word: experts stay in their order, without "
+                     "copies, and no balancer is written")  # fmt: skip
+    options = {
+        "tensor_parallel_size": placement.num_ranks,
+        "moe_expert_parallel_size": placement.num_ranks,
+        "gpus_per_node": placement.ranks_per_node,
+        "enable_attention_dp": data,
+        "moe_config": moe,
+    }
+    notes += [*micro_batch_notes(choice, 1), *left_out(choice.schedule, COMMON)]
+    if not data and placement.num_nodes > 1:
+        notes.append("parallel.attention=tensor: all ranks share each attention layer, not those of a node")
+    files[OPTIONS_FILE] = _yaml(options)
+    usage = [f"pass --extra_llm_api_options {OPTIONS_FILE}"]
+    if honoured:
+        usage[0] += f"; {BALANCER_FILE} is named relative to the working folder"
+    return Emission(
+        engine=TABLE.engine, files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(_facts(model, honoured)),
+        unlike=OWN_EXCHANGE,
+    )  # fmt: skip
+
+
+def _facts(model: ModelSpec, honoured: bool) -> list[str]:
+    backend = ("backend CUTLASS: the one with a balancer in 1.2 and in versions that no longer have WIDEEP; write DEEPGEMM for FP8 "
+               "checkpoints with block scales where the version balances there (pull request 10617)")  # fmt: skip
+    facts = [backend]
+    if honoured:
+        facts.append("layer_updates_per_iter 0: the assignment is in force from the first token and stays")
+        if has_drafts(model):
+            facts.append("draft (MTP) layers need entries of their own, which a plan does not have: with MTP decoding the start ends "
+                         "in an error at the first of them; leave MTP off, or add its layers to the balancer's file")  # fmt: skip
+    return facts
+
+
+def _yaml(table: dict[str, Any]) -> str:
+    """Return `table` as YAML: keys in order, lists of numbers on one line."""
+    return str(yaml.dump(table, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=2**20))
+
+
+def check(files: Mapping[str, str], model: ModelSpec) -> Placement | None:
+    """Return the placement that TensorRT-LLM would load, None where it is told none.
+
+    Raises InputError where it would refuse the files or ignore the placement.
+    """
+    where = OPTIONS_FILE
+    options = read_yaml(text_of(files, where), where)
+    check_keys(options, TABLE, _OPTIONS,
+               {"tensor_parallel_size", "moe_expert_parallel_size", "gpus_per_node", "enable_attention_dp", "moe_config"})  # fmt: skip
+    ranks, per_node = options["moe_expert_parallel_size"], options["gpus_per_node"]
+    if ranks % per_node:
+        raise InputError(
+            f"{where}: gpus_per_node", per_node, f"does not divide {ranks} ranks", "give every node as many"
+        )
+    moe = typed(options, "moe_config", dict, where)
+    check_keys(moe, TABLE, _MOE, {"backend"})
+    if "load_balancer" not in moe:
+        return None
+    if not options["enable_attention_dp"]:
+        raise InputError(
+            f"{where}: enable_attention_dp", False, "the balancer is ignored without", "leave load_balancer out"
+        )
+    if model.family not in (TABLE.places or ()):
+        raise InputError(
+            f"{where}: load_balancer", moe["load_balancer"], f"ignored for {model.family} models", "leave it out"
+        )
+    if moe["backend"] not in _BALANCING:
+        raise InputError(
+            f"{where}: backend", moe["backend"], "takes no balancer", f"use one of: {', '.join(_BALANCING)}"
+        )
+    name = moe["load_balancer"].removeprefix("./")
+    table = read_yaml(text_of(files, name), name)
+    check_keys(table, TABLE, _BALANCER, {"num_slots", "initial_global_assignments", "layer_updates_per_iter"})
+    assigned = typed(table, "initial_global_assignments", dict, name)
+    if list(assigned) != list(model.moe_layers):
+        raise InputError(f"{name}: initial_global_assignments", list(assigned), f"the MoE layers are {list(model.moe_layers)}",
+                         "give every MoE layer by its absolute index")  # fmt: skip
+    rows = int_rows(list(assigned.values()), f"{name}: initial_global_assignments")
+    row_length(len(rows[0]), table["num_slots"], name)
+    return placed(rows, model, ranks, ranks // per_node)
+
+
+TARGET = Target(table=TABLE, parallel=ParallelTarget(render=render, check=check), readable=True)
