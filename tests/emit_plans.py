@@ -16,7 +16,13 @@ from moeplan.specs_io import load_model
 
 # Three hidden layers, the first one dense.
 SMALL = dataclasses.replace(
-    load_model("deepseek-v2-lite"), name="small", family="deepseek_v3", num_layers=3, moe_layers=(1, 2), num_experts=4, top_k=2
+    load_model("deepseek-v2-lite"),
+    name="small",
+    family="deepseek_v3",
+    num_layers=3,
+    moe_layers=(1, 2),
+    num_experts=4,
+    top_k=2,
 )
 ROWS = [[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]]
 SCHEDULE = ExpertParallelSchedule(name="search").with_options(placement__policy="search", placement__num_redundant=2)

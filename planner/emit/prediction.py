@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...units import MS_PER_S
 from .choices import EXPERT_PARALLEL, NEUTRAL, Emission
 
 
@@ -66,7 +67,7 @@ def _figures(prediction: object, document: Mapping[str, Any]) -> str:
             return ""
         within = f", within {100 * wide:.0f}%" if isinstance(wide, int | float) else ""
         speed = prediction.get("tokens_per_s")
-        return f"{1000 * step:.3f} ms a step{within}" + (
+        return f"{MS_PER_S * step:.3f} ms a step{within}" + (
             f", {speed:,.0f} tokens/s" if isinstance(speed, int | float) else ""
         )
     said = []

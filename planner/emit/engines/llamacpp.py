@@ -74,8 +74,8 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
         notes.append(
             "experts in host memory are computed by the processor, not copied: the plan's copy times do not apply"
         )
-    if on_host and choice.cached_experts and cache.policy in ("lru", "lfu"):
-        mib = choice.cached_experts * choice.expert_bytes // MIB
+    mib = choice.cached_experts * choice.expert_bytes // MIB
+    if on_host and mib and cache.policy in ("lru", "lfu"):
         files[CACHE_FILE] = flag_lines(common | {"--cpu-moe": True, "--moe-cache-mib": mib})
         usage.append(f"{CACHE_FILE} is the nearest to the plan where llama.cpp has an expert cache; use it alone")
         notes.append(f"{CACHE_FILE}: llama.cpp divides the cache among layers and chooses victims itself")
