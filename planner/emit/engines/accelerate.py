@@ -71,7 +71,7 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
     usage = (f"AutoModelForCausalLM.from_pretrained(…, device_map=json.load(open({MAP_FILE!r})))",)
     text = json.dumps(places, indent=1) + "\n"
     total = model.num_moe_layers * model.num_experts
-    changes = {} if choice.cached_experts in (0, total) else {"cache__policy": "static"}
+    changes: dict[str, object] = {} if choice.cached_experts in (0, total) else {"cache__policy": "static"}
     if choice.cached_experts < total:
         changes |= {"copy__overlap": False, "copy__pinned": False}
     return Emission(
