@@ -76,7 +76,8 @@ TABLE = EngineTable(
     places=frozenset(
         {"bailing_moe", "bailing_moe_v2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "exaone_moe",
          "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm5_next", "gpt_oss", "kimi_k2", "kimi_k25", "longcat_flash", "mimo_v2_flash",
-         "minimax_m2", "minimax_m3_vl", "nemotron_h", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp", "step3p5"}
+         "minimax_m2", "minimax_m3_vl",
+         "nemotron_h", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp", "step3p5"}
     ),
 )  # fmt: skip
 
