@@ -18,7 +18,7 @@ from . import plain_json, text_files
 from .catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from .errors import InputError, UnknownName
 from .hardware import SCHEMA_VERSION, Profile
-from .model_config import read_config
+from .model_config import is_gguf, read_config, read_gguf
 from .specs import ModelSpec
 from .text_files import write_atomic as write_atomic
 from .units import MIB
@@ -61,11 +61,13 @@ def list_models() -> list[str]:
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
-    """Return a bundled model by name, or the model of a Hugging Face `config.json` or a folder that holds one.
+    """Return a bundled model by name, or that of a Hugging Face `config.json`, of a folder that holds one, or of a GGUF file.
 
     Raises UnknownName for a name that is neither, InputError for a file that is not such a configuration.
     """
     path = _resolve("model", name_or_path, MODELS_FOLDER, list_models())
+    if is_gguf(path):
+        return read_gguf(path)
     if os.path.isdir(path):  # no error for a path that is too long or may not be looked at: reading says that
         path = path / "config.json"
     # Published configurations hold Infinity (`time_step_limit` of Mamba); where a size is meant, its reader refuses it.
@@ -133,6 +135,6 @@ def _resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, name
     if text in names:
         return folder / f"{text}.json"
     path = Path(text)
-    if not os.path.exists(path) and path.suffix != ".json" and os.sep not in text:
+    if not os.path.exists(path) and path.suffix not in (".json", ".gguf") and os.sep not in text:
         raise UnknownName(what, text, names)
     return path

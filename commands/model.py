@@ -21,7 +21,7 @@ _CONTEXT = 4096
 
 
 def model_list(as_json: JsonFlag = False) -> None:
-    """List the bundled models; --model takes one of these names, a config.json, or a folder that holds one."""
+    """List the bundled models; --model takes one of these names, a config.json, a folder that holds one, or a .gguf file."""
     from ..specs_io import list_models, load_model
 
     rows = [_summary(load_model(name)) for name in list_models()]
@@ -41,7 +41,7 @@ def model_list(as_json: JsonFlag = False) -> None:
 
 def model_show(
     model: Annotated[
-        str, typer.Argument(help="Bundled model name (moeplan model list), a config.json, or its folder.")
+        str, typer.Argument(help="Bundled model name (moeplan model list), a config.json, its folder, or a .gguf.")
     ],
     context: Annotated[
         int,
@@ -73,12 +73,20 @@ def model_show(
         ("experts", f"{spec.num_experts} in each of {spec.num_moe_layers} layers, {spec.top_k} for a token{shared}{nothing}"),
         ("an expert", f"{numbers.size(document['expert_bytes'])}: {spec.expert_parameters:,} parameters, {bits:.3f} bits each ({how})"),
         ("all experts", numbers.size(document["routed_experts_bytes"])),
-        ("the rest", f"{numbers.size(document['dense_bytes'])} at 16 bits"
-                     + ("" if spec.native_dense_bits == "16" else f"; attention is stored as {spec.native_dense_bits}")),
+        ("the rest", _the_rest(spec, document)),
         ("KV cache", f"{cache} for {context:,} tokens at 16 bits: {a_token:,} bytes a token{_bounded(document)}"),
     ]  # fmt: skip
     rows += [("note", remark) for remark in spec.remarks]
     print_table(("", ""), rows)
+
+
+def _the_rest(spec: ModelSpec, document: dict[str, Any]) -> str:
+    """Return what everything but experts takes: as its file stores it, else at 16 bits."""
+    native = weight_format(spec.native_dense_bits)
+    if native.head_bits is not None:
+        return f"{numbers.size(spec.dense_bytes(native))} as stored: {native.description}"
+    as_well = "" if spec.native_dense_bits == "16" else f"; attention is stored as {spec.native_dense_bits}"
+    return f"{numbers.size(document['dense_bytes'])} at 16 bits{as_well}"
 
 
 def _summary(spec: ModelSpec) -> dict[str, Any]:

@@ -30,6 +30,57 @@ _ROWS = ("_R4", "_R8")
 """Endings of types whose rows are interleaved for processors: the same bytes in another order."""
 
 
+_NUMBERS: Mapping[int, str] = MappingProxyType({
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+    14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
+    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    40: "NVFP4", 133: "Q6_0", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K", 144: "IQ4_KS", 145: "IQ2_KS",
+    146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
+})  # fmt: skip
+"""Types by the numbers that files have for them (ggml/include/ggml.h of llama.cpp; from 133 on, of ik_llama.cpp)."""
+# ik_llama.cpp numbers types with interleaved rows so much higher; those of one bit are laid out in another way altogether.
+_INTERLEAVED, _OTHERWISE = 200, (219, 229)
+_WHOLE: Mapping[str, tuple[int, int]] = MappingProxyType({
+    "F32": (4, 1), "F16": (2, 1), "BF16": (2, 1), "F64": (8, 1), "I8": (1, 1), "I16": (2, 1), "I32": (4, 1), "I64": (8, 1),
+    "NVFP4": (36, 64), "Q6_0": (26, 32),
+})  # fmt: skip
+_ROW_BYTES: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(("IQ4_KS", "IQ4_KSS", "IQ5_KS", "IQ1_KT", "IQ2_KT", "IQ3_KT", "IQ4_KT"), 4)
+    | dict.fromkeys(("IQ2_KS", "IQ3_KS", "IQ2_KL"), 2)
+)
+"""Bytes of a scale before each row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorType:
+    """How a tensor of a file is stored."""
+
+    name: str
+    block_bytes: int
+    block_weights: int
+    row_bytes: int
+
+    def num_bytes(self, shape: tuple[int, ...]) -> int | None:
+        """Return the bytes of a tensor of `shape` (rows first), None where a row is not a whole number of blocks."""
+        if not shape or shape[0] % self.block_weights:
+            return None
+        rows = 1
+        for length in shape[1:]:
+            rows *= length
+        return rows * (shape[0] // self.block_weights * self.block_bytes + self.row_bytes)
+
+
+def tensor_type(number: int) -> TensorType | None:
+    """Return the type that files give as `number`, None for one that is not known."""
+    name = _NUMBERS.get(number)
+    if name is None and number > _INTERLEAVED and number not in _OTHERWISE:
+        name = _NUMBERS.get(number - _INTERLEAVED)
+    if name is None:
+        return None
+    num_bytes, weights = _WHOLE[name] if name in _WHOLE else _BLOCKS[name][:2]
+    return TensorType(name=name, block_bytes=num_bytes, block_weights=weights, row_bytes=_ROW_BYTES.get(name, 0))
+
+
 # What llama.cpp stores a matrix in where a row is not a whole number of blocks of 256 (`llama_tensor_get_type`'s fallbacks).
 _SHORT_ROWS: Mapping[str, str] = MappingProxyType({
     "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",

@@ -196,7 +196,7 @@ def _gguf_format(name: str) -> WeightFormat | None:
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,12})?)"
 _STATED = re.compile(rf"{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
 _MOST_STATED_BITS = 40
-"""A layer's matrices of 32 bits with its norms and routers, which are counted as if they were 16 bits wide."""
+"""Matrices of 32 bits, with what norms and biases take above the 16 bits that are counted for them."""
 
 
 def stated_format(
@@ -248,8 +248,9 @@ def _stated_format(name: str) -> WeightFormat | None:
     if found is None:
         return None
     per_weight, embedding, head = (None if one is None else Fraction(one) for one in found.groups())
-    most = 16 if embedding is None else _MOST_STATED_BITS
-    if per_weight is None or any(one is not None and not 1 <= one <= most for one in (per_weight, embedding, head)):
+    if per_weight is None or any(
+        one is not None and not 1 <= one <= _MOST_STATED_BITS for one in (per_weight, embedding, head)
+    ):
         return None
     bits = max(2, min(16, round(per_weight)))
     outer = "" if found[2] is None else f"; token embedding {float(found[2]):.4g}, output matrix {float(found[3]):.4g}"
