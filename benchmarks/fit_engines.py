@@ -62,6 +62,9 @@ JUDGED_BY: dict[str, tuple[str, ...]] = {
 }
 
 
+JUDGED = ("gpu-decode", "gpu-prefill", "cpu-decode", "cpu-prefill", "cache-decode", "cache-prefill")
+
+
 class Problem:
     """The reports, and the constants as a vector of logarithms over their deviations."""
 
@@ -217,6 +220,12 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
         where: {name: round(factor, 3) for name, factor in found.items() if abs(factor - 1) > 0.005}
         for where, found in sorted(table["factors"].items())
     }
+    table["left_out"] = {}
+    for kind in JUDGED:
+        errors = [abs(math.expm1(judged[row])) for row, report in enumerate(problem.reports) if report.kind == kind]
+        if errors:
+            median, worse = (round(float(np.quantile(errors, share)), 3) for share in (0.5, 0.9))
+            table["left_out"][kind] = {"n": len(errors), "median_relative_error": median, "p90_relative_error": worse}
     table["citation"] = (
         f"fitted on {len(problem.reports)} public reports (python -m benchmarks.fit_engines), judged on rigs left out"
     )

@@ -6,12 +6,14 @@ Modelled: its options and what it prints. Ignored: the papers (`papers/`).
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError
 from ..terminal import print_json, print_table
+from ..text_files import check_outputs
 from .options import JsonFlag
 
 
@@ -39,6 +41,7 @@ def reproduce(
         str | None,
         typer.Option("--reports", help="File of field reports (.jsonl) in place of the bundled ones: field."),
     ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report: field.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Set a paper's published figures beside the simulator's, cell by cell, with what was fitted to which cell."""
@@ -48,10 +51,12 @@ def reproduce(
         for name, value in (("--hardware", hardware), ("--bits", bits)):
             if value is not None:
                 raise InputError(name, value, "reports state their own machines and formats", "leave it out")
-        _field(reports, as_json)
+        check_outputs({"--report": report}, {} if reports is None else {"--reports": reports})
+        _field(reports, report, as_json)
         return
-    if reports is not None:
-        raise InputError("--reports", reports, f"{paper} has its own figures", "give it to reproduce field")
+    for name, value in (("--reports", reports), ("--report", report)):
+        if value is not None:
+            raise InputError(name, str(value), f"{paper} has its own figures", "give it to reproduce field")
     document = run(paper, hardware=hardware, bits=bits).to_dict()
     if as_json:
         print_json(document)
@@ -59,13 +64,17 @@ def reproduce(
         _print(document)
 
 
-def _field(reports: str | None, as_json: bool) -> None:
+def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
     """Predict every report and print the scores."""
     from ..papers.field.rows import read_reports
     from ..papers.field.scores import document, predict_all
     from ..progress import reporter
 
-    found = document(predict_all(read_reports(reports), reporter("field")))
+    found = document(predict_all(read_reports(reports), reporter("field")), bundled=reports is None)
+    if report is not None:
+        from ..reports.field_page import write_field_page
+
+        write_field_page(report, found)
     if as_json:
         print_json(found)
         return
@@ -78,6 +87,9 @@ def _field(reports: str | None, as_json: bool) -> None:
             right=tuple(range(1, 11)),
         )  # fmt: skip
         typer.echo("")
+    if found["in_sample"]:
+        away = ", ".join(f"{kind} {one['median_relative_error']:.0%}" for kind, one in found["left_out"].items())
+        typer.echo(f"engines' constants were fitted on these reports; median errors on machines left out: {away}\n")
     for row in found["rows"]:
         if row["predicted"] is None:
             typer.echo(f"{row['id']}: not predicted: {row['reason']}")

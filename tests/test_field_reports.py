@@ -95,3 +95,20 @@ def test_scores_are_what_they_say() -> None:
 def test_configurations_beside_the_reports_are_models() -> None:
     for path in sorted((BUNDLED / "configs").glob("*.json")):
         assert load_model(path).total_parameters > 1e9
+
+
+def test_the_page_shows_every_kind_and_names_misses(tmp_path: Path) -> None:
+    from moeplan.reports.field_page import write_field_page
+
+    path = tmp_path / "field.html"
+    found = document(
+        [
+            made(100, 110, low=90, high=120),
+            made(100, 300, low=200, high=400),
+            predict_report(read_line({"metric": "speed"})),
+        ]
+    )
+    write_field_page(path, found)
+    text = path.read_text(encoding="utf-8")
+    assert "2 of 3 public measurements" in text and "left out" not in text and "plot-gpu-decode-data" in text
+    assert "1 predictions are more than 1.5 times off" in text and "an unknown metric" in text

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...machines.engines import fitted_table
 from .predict import Predicted, predict_report
 from .rows import Report
 
@@ -74,8 +75,11 @@ def score(rows: Sequence[Predicted]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def document(rows: Sequence[Predicted]) -> dict[str, Any]:
-    """Return everything that `moeplan reproduce field --json` prints."""
+def document(rows: Sequence[Predicted], *, bundled: bool = False) -> dict[str, Any]:
+    """Return everything that `moeplan reproduce field --json` prints.
+
+    bundled: the reports are those that engines' constants were fitted on; the errors of machines left out stand beside.
+    """
     kinds = {
         kind: score([row for row in rows if row.report.reason is None and row.report.kind == kind]) for kind in KINDS
     }
@@ -87,6 +91,8 @@ def document(rows: Sequence[Predicted]) -> dict[str, Any]:
         "kinds": {name: found for name, found in kinds.items() if found["n"]},
         "cuts": {name: found for name, found in others.items() if found["n"]},
         "rows": [_row(row) for row in rows],
+        "in_sample": bundled,
+        "left_out": fitted_table().get("left_out", {}) if bundled else {},
         "num_reports": len(rows),
         "num_predicted": sum(row.value is not None for row in rows),
     }
@@ -97,7 +103,8 @@ def _row(row: Predicted) -> dict[str, Any]:
     return {
         "id": row.report.id, "kind": row.report.kind if readable else None, "measured": row.report.measured if readable else None,
         "predicted": row.value, "low": row.low, "high": row.high, "bound": row.bound, "reason": row.reason,
-        "roofline": row.roofline, "assumed": list(row.assumed), "could_explain": _explanation(row),
+        "model": str(row.report.row.get("model")), "engine": str(row.report.part("engine").get("name")), "machine": row.report.rig,
+        "metric": row.report.row.get("metric"), "roofline": row.roofline, "assumed": list(row.assumed), "could_explain": _explanation(row),
     }  # fmt: skip
 
 
