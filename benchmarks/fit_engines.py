@@ -1,6 +1,6 @@
 """Fit the constants of serving engines to public reports, and judge them on rigs that were left out.
 
-    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--write]
+    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--write]
 
 Modelled: every prediction is the product's own; only its constants move. A generic engine has a value for each constant,
 a backend and an engine on it a factor for a few of them, and all are drawn to their starting values (a ridge), so that an
@@ -17,6 +17,7 @@ import json
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,17 @@ class Problem:
                 factors[where] |= dict.fromkeys(GROUPS[name][0], factor)
         return {"citation": "being fitted", "generic": generic, "factors": dict(factors)}
 
+    def vector(self, table: Mapping[str, Any]) -> Array:
+        """Return the constants of a table as a vector: where a fit goes on from."""
+        found = np.zeros(len(self.names))
+        for index, (where, name) in enumerate(self.names):
+            if where == "generic":
+                ratio = table["generic"][name]["value"] / GENERIC[name][0]
+            else:
+                ratio = table["factors"].get(where, {}).get(GROUPS[name][0][0], 1.0)
+            found[index] = math.log(ratio) / self.deviation(index)
+        return found
+
     def log_ratio(self, report: Report, x: Array) -> float:
         """Return the logarithm of predicted over measured speed."""
         predicted = speed(setup := set_up(report, self.table(x)))
@@ -149,6 +161,7 @@ def main() -> None:
     parser.add_argument("--reports")
     parser.add_argument("--folds", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--go-on", action="store_true", help="start from the bundled constants")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     usable = []
@@ -159,7 +172,7 @@ def main() -> None:
         except (NotExpressible, MoeplanError) as error:
             print(f"left out: {report.id}: {error}", file=sys.stderr)
     problem = Problem(usable)
-    x = np.zeros(len(problem.names))
+    x = problem.vector(fitted_table()) if given.go_on else np.zeros(len(problem.names))
     every = np.ones(len(usable), bool)
     for number in range(given.rounds):
         at = problem.errors(x)

@@ -54,9 +54,9 @@ def reproduce(
         check_outputs({"--report": report}, {} if reports is None else {"--reports": reports})
         _field(reports, report, as_json)
         return
-    for name, value in (("--reports", reports), ("--report", report)):
-        if value is not None:
-            raise InputError(name, str(value), f"{paper} has its own figures", "give it to reproduce field")
+    for name, given in (("--reports", reports), ("--report", report)):
+        if given is not None:
+            raise InputError(name, str(given), f"{paper} has its own figures", "give it to reproduce field")
     document = run(paper, hardware=hardware, bits=bits).to_dict()
     if as_json:
         print_json(document)
