@@ -152,7 +152,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
     )  # fmt: skip
     if parts.gpu is not None:
         device = _gpu(parts, found)
-        link = _link(parts, found)
+        link = _link(parts, found, fetches=engine.upload_tokens == 1)
     else:
         device = _cores(capacity, on_cores, host_rate, found)
         link = _memory_copy(host_rate)
@@ -265,15 +265,20 @@ def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -
     )  # fmt: skip
 
 
-def _link(parts: Parts, found: EngineRates) -> LinkDirection:
+def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
+    """Return the way between host and card. fetches: the engine fetches in every step, and is as uncertain as such engines are."""
     gpu = parts.gpu
     assert gpu is not None  # noqa: S101
     lanes = parts.pcie or gpu.pcie
     rate = gpu.bandwidth_bytes_per_s / 2 if lanes is None else pcie_bytes_per_s(lanes)
     where = "shared memory, read and written" if lanes is None else f"PCIe {lanes} after line coding"
-    moving = _scaled(rate, found["upload_share"], where)
+    share = found["upload_share"]
+    if fetches:
+        wide = max(share.relative_uncertainty, found["fetch_layer_s"].relative_uncertainty)
+        share = dataclasses.replace(share, relative_uncertainty=wide)
+    moving = _scaled(rate, share, where)
     return LinkDirection(
-        pinned_bytes_per_s=moving, pageable_bytes_per_s=_scaled(rate / 2, found["upload_share"], where),
+        pinned_bytes_per_s=moving, pageable_bytes_per_s=_scaled(rate / 2, share, where),
         latency_s=_guess(_LINK_LATENCY_S, "a copy asked for"), half_size_bytes=_guess(float(_LINK_HALF_BYTES), "set-up of a copy"),
     )  # fmt: skip
 
