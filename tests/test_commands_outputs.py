@@ -28,6 +28,8 @@ _ARGUMENTS = {
     "calibrate": ["--model", "model.json"],
     "validate": ["plan.json"],
     "report": ["plan.json", "--trace", "trace.safetensors"],
+    "machine": ["--gpu", "rtx-3060"],
+    "reproduce": ["field", "--reports", "reports.jsonl"],
     "trace import": ["file", "--from", "npz"],
     "trace convert": ["trace.safetensors", "--to", "npz"],
     "trace synth": ["--like", "trace.safetensors"],
