@@ -21,7 +21,7 @@ LINKED := PYTHONPATH=.typing
 .PHONY: help demo test fuzz check lint types floors wheel bench gpu clean
 
 help:
-	@echo "make demo    measure this CPU, plan, run the plan: report and timeline in out/demo"
+	@echo "make demo    answer a question, measure this CPU, plan, run the plan: pages in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and a part of the tests against the built wheel"
 	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"

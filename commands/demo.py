@@ -1,8 +1,9 @@
-"""The command that shows everything once, on the bundled recording and on the cores of the machine at hand.
+"""The command that shows everything once: a question answered without measuring, then the bundled recording on this machine's cores.
 
-Modelled: with torch, this machine is measured a little, the bundled model is planned for a small part of its memory, and the
-chosen schedule and two rivals are run for real beside their predictions; without torch, the plan is for a published machine and
-nothing is run. Ignored: other models and machines; `calibrate`, `plan` and `validate` take them.
+Modelled: the question first, in seconds, on a page of its own and in the report; then, with torch, this machine is measured a
+little, the bundled model is planned for a small part of its memory, and the chosen schedule and two rivals are run for real beside
+their predictions; without torch, the plan is for a published machine and nothing is run. Ignored: other models and machines;
+`simulate`, `calibrate`, `plan` and `validate` take them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import typer
 from ..terminal import print_json, print_plan, print_validation
 from ..text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
+from .first_question import first_answer
 from .options import JsonFlag, open_trace
 from .subject import rehearse
 
@@ -37,16 +39,26 @@ def demo(
     ] = Path("out/demo"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure this CPU a little, plan the bundled recording, run the plan and two rivals, and report how far off it was."""
+    """Answer a question without measuring; then measure this CPU, plan the bundled recording, run it, and report how far off it was."""
     from ..planner.plan import PlanRequest, make_plan, plan_to_dict
     from ..progress import reporter
 
     output_folder(folder, "--output")
-    paths = {"plan": folder / "plan.json", "report": folder / "report.html", "timeline": folder / "timeline.json"}
+    paths = {
+        "answer": folder / "answer.html",
+        "plan": folder / "plan.json",
+        "report": folder / "report.html",
+        "timeline": folder / "timeline.json",
+    }
     runs = importlib.util.find_spec("torch") is not None
     if runs:
         paths |= {"profile": folder / "cpu.json", "validation": folder / "validation.json"}
     check_outputs({f"--output: {path.name}": path for path in paths.values()})
+    answer = first_answer()
+    write_atomic(paths["answer"], answer.page())
+    if not as_json:
+        typer.echo("\n".join([*answer.lines(), f"  page: {paths['answer']}", ""]))
+        sys.stdout.flush()  # it is read while the rest runs
     if runs:
         _calibrate(paths["profile"])
         rehearsal = rehearse(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
@@ -61,10 +73,15 @@ def demo(
     if measured is not None:
         write_atomic(paths["validation"], json.dumps(measured, indent=1, allow_nan=False) + "\n")
     write_offload_report(
-        paths["report"], document, rehearsal, found.best, more_sections=() if section is None else (section,)
-    )
+        paths["report"], document, rehearsal, found.best,
+        more_sections=(*(() if section is None else (section,)), answer.section()),
+    )  # fmt: skip
     if as_json:
-        print_json(_figures(document, measured) | {name: str(path) for name, path in paths.items()})
+        print_json(
+            _figures(document, measured)
+            | {"question": answer.to_dict()}
+            | {name: str(path) for name, path in paths.items()}
+        )
         return
     print_plan(document, str(paths["plan"]))
     if measured is not None:

@@ -138,7 +138,7 @@ def test_an_interrupted_demo_says_what_it_has_written(
     status, _, said = run(["demo", "-o", str(tmp_path)], monkeypatch, capsys)
     assert (status, said) == (
         130,
-        f"moeplan: interrupted; written: {tmp_path / 'cpu.json'}; the same command starts over\n",
+        f"moeplan: interrupted; written: {tmp_path / 'answer.html'}, {tmp_path / 'cpu.json'}; the same command starts over\n",
     )
 
 
