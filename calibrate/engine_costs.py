@@ -137,4 +137,4 @@ class EngineCosts(CostModel):
         parameters, dense = self.model.head_parameters, self.dense_format
         if dense.head_bits is not None or not dense.quantised:
             return float(dense.head_bytes(parameters))
-        return float(parameters * max(dense.bits_per_weight, _LEAST_HEAD_BITS) / BITS_PER_BYTE)
+        return parameters * max(float(dense.bits_per_weight), _LEAST_HEAD_BITS) / BITS_PER_BYTE

@@ -91,7 +91,8 @@ def _whole(path: Path) -> Header:
     found = _PART.fullmatch(path.stem)
     if found is None or parts > _MOST_PARTS or int(found[3]) != parts:
         raise ValueError(f"is one of {parts} parts, and its name is not NAME-00001-of-{min(parts, 99999):05d}.gguf")
-    values, tensors = dict(first.values), {}
+    values = dict(first.values)
+    tensors: dict[str, Tensor] = {}
     for number in range(1, parts + 1):
         beside = path.with_name(f"{found[1]}-{number:05d}-of-{parts:05d}{path.suffix}")
         if not beside.is_file():
