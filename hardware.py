@@ -242,7 +242,9 @@ _RANGES = (
 # Beyond that a figure says nothing: the value may be nought, or a hundred times as large.
 _MOST_UNCERTAIN = 100.0
 _MAX_GPUS = 2**16
-_SPEED_TOGETHER = (1e-2, 1.0, "a share of the speed alone")
+LEAST_TOGETHER = 1e-2
+"""The least share of its own speed that a lane can be said to keep beside another; what is less was something else."""
+_SPEED_TOGETHER = (LEAST_TOGETHER, 1.0, "a share of the speed alone")
 
 
 def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:

@@ -34,6 +34,8 @@ _WARM_UP = 2
 # A companion's speed is taken over at least so long, and at most so many exchanges.
 _WINDOW_S = 0.05
 _MOST_IN_WINDOW = 256
+# A folder that another thread writes into is removed again, at most so often.
+_REMOVALS, _BETWEEN_REMOVALS_S = 10, 0.05
 _SIDES = {"cpu": 256, "cuda": 4096}
 _CLOCK = time.perf_counter_ns  # CLOCK_MONOTONIC: the same for all processes of a machine
 
@@ -202,7 +204,11 @@ def _end_with_parent(folder: Path) -> None:
     def wait() -> None:
         with contextlib.suppress(OSError):
             os.read(sys.stdin.fileno(), 1)  # past Python's buffer, whose lock would be in the way at the end
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(_REMOVALS):  # the other thread may be writing there just now
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(_BETWEEN_REMOVALS_S)
         os._exit(1)
 
     threading.Thread(target=wait, name="moeplan parent", daemon=True).start()

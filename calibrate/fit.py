@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 
 from ..errors import InputError
 from ..hardware import (
+    LEAST_TOGETHER,
     Constant,
     CpuConstants,
     Curve,
@@ -225,7 +226,7 @@ class _Fitter:
         for pair, values in ratios.items():
             middle = float(np.median(values))
             spread = float(np.median(np.abs(np.array(values) / middle - 1)))
-            found[pair] = self.constant(min(1.0, middle), spread, f"median of {len(values)} pairs")
+            found[pair] = self.constant(min(1.0, max(LEAST_TOGETHER, middle)), spread, f"median of {len(values)} pairs")
         return found
 
     # --- constants --------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_a_failed_write_back_ends_the_run() -> None:
     run = run_input(preset("mixtral-offloading-code", copy__overlap=True), small_trace())
 
     class ReadOnly(ExpertStore):
-        def take_back(self, device: Device, source: torch.Tensor, key: int, *, aside: bool = False) -> None:
+        def take_back(self, device: Device, source: torch.Tensor, key: int) -> None:
             raise OSError("read-only")
 
     with open_stage(small_model(), [run.workload]) as stage:
