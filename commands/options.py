@@ -154,14 +154,8 @@ OptionalDenseBitsOption = Annotated[
     str | None,
     typer.Option(
         "--dense-bits",
-        help="Weight format of everything but routed experts: 32, 16 (default), 8, 4, mxfp4, 3, 2 or native.",
-    ),
-]
-DenseBitsOption = Annotated[
-    str,
-    typer.Option(
-        "--dense-bits",
-        help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3 or 2; native: as the checkpoint stores attention.",
+        help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3, 2 or native (as the checkpoint stores attention); "
+        "default: native, 16 at most.",
     ),
 ]
 

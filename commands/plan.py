@@ -40,7 +40,7 @@ from .options import (
     model_file,
 )
 from .settings import Settings, print_settings, split_settings
-from .subject import rehearse
+from .subject import rehearse, usual_dense_bits
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -171,8 +171,8 @@ def plan(
         str | None,
         typer.Option(
             "--dense-bits",
-            help="Weight format of everything but routed experts (native: as the checkpoint's attention); else 16 (ep: the experts', "
-            "from 8 bits on).",
+            help="Weight format of everything but routed experts (native: as the checkpoint's attention); else the checkpoint's, "
+            "16 at most (ep with --bits: the experts', from 8 bits on).",
         ),
     ] = None,
     settings: SettingsOption = None,
@@ -287,6 +287,8 @@ def _plan_parallel(
         options["search_moves"] = search_moves
     if options["dense_bits"] == "native":
         options["dense_bits"] = spec.native_dense_bits
+    elif options["dense_bits"] is None and formats[0] == "native":
+        options["dense_bits"] = usual_dense_bits(spec)
     asked_for = EpRequest(
         prefill=phase == "prefill", bits=spec.native_bits if formats[0] == "native" else formats[0],
         workers=os.cpu_count() or 1, **options,

@@ -142,6 +142,17 @@ def _budget(memory: str | None, profile: Profile) -> int | None:
     return budget
 
 
+def usual_dense_bits(spec: ModelSpec) -> str:
+    """Return the weight format of everything but routed experts where nobody says: the checkpoint's, 16 bits at most.
+
+    Engines serve checkpoints of 32 bits in 16; a GGUF file is run as it is.
+    """
+    from ..specs import weight_format
+
+    stored = weight_format(spec.native_dense_bits)
+    return spec.native_dense_bits if stored.head_bits is not None or stored.bits_per_weight <= 16 else "16"
+
+
 def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tuple[ModelSpec, WeightFormat]:
     """Return the model with its experts in the format of `quant`, and the format of everything else.
 
@@ -153,8 +164,9 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
 
     of_file = weight_format(spec.native_dense_bits).head_bits is not None
     if quant is None:
-        native = dense_bits == "native" or (dense_bits is None and of_file)
-        return spec, weight_format(spec.native_dense_bits if native else dense_bits or "16")
+        return spec, weight_format(
+            spec.native_dense_bits if dense_bits == "native" else dense_bits or usual_dense_bits(spec)
+        )
     if dense_bits is not None:
         raise InputError("--dense-bits", dense_bits, "--quant says how everything is stored", "give one of the two")
     if of_file:

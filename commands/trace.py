@@ -6,7 +6,7 @@ Modelled: their options and what they print. Ignored: reading and writing (`trac
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from ..terminal import print_json
 from ..text_files import check_outputs
 from .options import JsonFlag, bundled_trace_path
 from .trace_synth import trace_synth
+
+if TYPE_CHECKING:
+    from ..traces.stats import TraceStats
 
 # Written out, because asking the registry would import numpy before any help is shown; a test compares.
 SOURCES = (
@@ -100,10 +103,13 @@ def _reader_options(kind: str, given: list[str]) -> dict[str, Any]:
 def trace_stats_command(
     trace: Annotated[str, typer.Argument(help="Recording, or 'bundled'.")], as_json: JsonFlag = False
 ) -> None:
-    """Show what a recording's routing is like: loads, reuse, affinity, working sets, LRU hits."""
+    """Show what a recording's routing is like: loads, reuse, affinity, working sets, LRU hits.
+
+    As text, lists by layer are left out; --json has everything.
+    """
     from ..traces.format import load_recording
     from ..traces.recording import RoutingTrace
-    from ..traces.stats import load_stats, trace_stats
+    from ..traces.stats import TraceStats, load_stats, trace_stats
 
     recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
     stats = trace_stats(recording) if isinstance(recording, RoutingTrace) else load_stats(recording)
@@ -119,6 +125,22 @@ def trace_stats_command(
                     f"{key:32} "
                     + "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())
                 )
+        if isinstance(stats, TraceStats):
+            _print_caches(stats)
+
+
+def _print_caches(stats: TraceStats) -> None:
+    """Print what caches of every size would hit, and how well early gates guess."""
+    typer.echo("LRU hit rate by experts cached per layer: emptied at each request, kept for the whole recording")
+    for size, (emptied, kept) in enumerate(
+        zip(stats.lru_hit_fraction_reset, stats.lru_hit_fraction_persistent, strict=True), start=1
+    ):
+        typer.echo(f"  {size:>4}  {emptied:.4f}  {kept:.4f}")
+    for distance, recalls in enumerate(stats.guess_recall_fraction or (), start=1):
+        shown = "  ".join(f"{width}: {recall:.4f}" for width, recall in enumerate(recalls, start=1))
+        typer.echo(
+            f"recall of guesses made {distance} layer{'s' if distance > 1 else ''} ahead, by number of guesses  {shown}"
+        )
 
 
 def trace_convert(

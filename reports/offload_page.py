@@ -33,7 +33,6 @@ _BOUNDS = {
     "cpu": "the host's cores",
     "host": "the host",
 }
-_PLAIN_BITS = "16"
 """How everything but experts is stored unless told otherwise."""
 
 
@@ -320,7 +319,7 @@ def plan_command(document: Document) -> str:
     if request["prefill_chunk_tokens"] is not None:
         words += ["--prefill-chunk", str(request["prefill_chunk_tokens"])]
     words += set_words(document, ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens"))
-    if origin.get("dense_bits", _PLAIN_BITS) != _PLAIN_BITS:
+    if "dense_bits" in origin:  # named even where it is the default, which depends on the model
         words += ["--dense-bits", origin["dense_bits"]]
     if origin["window_steps"] is not None:
         words += ["--window", str(origin["window_steps"])]

@@ -83,6 +83,11 @@ def test_import_stats_and_convert_a_recording(moeplan, tmp_path):
     stats = json.loads(moeplan("trace", "stats", "r.safetensors", "--json").stdout)
     assert stats["num_tokens"] == 20
     assert len(stats["lru_hit_fraction_reset"]) == 8
+    text = moeplan("trace", "stats", "r.safetensors").stdout.splitlines()
+    for size, (emptied, kept) in enumerate(
+        zip(stats["lru_hit_fraction_reset"], stats["lru_hit_fraction_persistent"], strict=True), start=1
+    ):
+        assert f"{size} {emptied:.4f} {kept:.4f}".split() in [line.split() for line in text]
     assert moeplan("trace", "convert", "r.safetensors", "--to", "npz", "-o", "back.npz").returncode == 0
     with np.load(tmp_path / "back.npz", allow_pickle=False) as back:
         assert np.array_equal(back["experts"], experts)

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from moeplan.cli import main
+from moeplan.commands.settings import split_settings
+from moeplan.commands.subject import open_subject
+from moeplan.specs import weight_format
+from moeplan.specs_io import list_models, load_model
 
 MACHINE = "rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
 
@@ -110,3 +114,24 @@ def test_machine_and_engine_commands(capsys: pytest.CaptureFixture[str]) -> None
     constants = json.loads(out)["constants"]
     assert status == 0 and all(one["citation"] and one["value"] > 0 for one in constants)
     assert len(json.loads(run(capsys, "machine", "--list", "gpus", "--json")[1])["gpus"]) >= 40
+
+
+@pytest.mark.parametrize("name", sorted(list_models()))
+def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> None:
+    """Where nobody says, attention stored in 8 bits counts 8; a checkpoint of 32 bits is served in 16."""
+    spec = load_model(name)
+    expected = "16" if spec.native_dense_bits == "32" else spec.native_dense_bits
+    found = open_subject(
+        model=name, hardware="h100", trace=None, prompt_tokens=1, reply_tokens=0, changes=split_settings(None)
+    )
+    assert found.rehearsal.dense_format == weight_format(expected)
+    wide = open_subject(
+        model=name,
+        hardware="h100",
+        trace=None,
+        prompt_tokens=1,
+        reply_tokens=0,
+        dense_bits="32",
+        changes=split_settings(None),
+    )
+    assert wide.rehearsal.dense_format == weight_format("32")
