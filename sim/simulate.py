@@ -20,6 +20,7 @@ from ..schedule import OffloadSchedule
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.format import RoutingTrace
 from ..traces.match import check_layers
+from ..units import format_bytes
 from .costs import CostTables
 from .engines import Outcome, first_difference, first_steps, run_simpy, run_twin
 from .forecast import figures, least_tables, run_tables, second_format, stored_format, usual_tables
@@ -265,8 +266,8 @@ class Rehearsal:
         while int((have + lacking) * HOST_SHARE) < needed:  # as the share is rounded above
             lacking += 1
         what = (
-            f"{schedule.name} keeps {held} experts of together {needed} bytes in the host's memory, where experts may take "
-            f"{HOST_SHARE:.0%} of {have}, {reason}"
+            f"{schedule.name} keeps {held} experts of together {format_bytes(needed)} in the host's memory, where experts may take "
+            f"{HOST_SHARE:.0%} of {format_bytes(have)}, {reason}"
         )
         raise DoesNotFit(what, lacking, place="host")
 
@@ -370,7 +371,7 @@ class Rehearsal:
         cached = min(int(given.capacities.sum()), self.num_experts)
         ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
         if ledger.device_bytes > self.budget_bytes:
-            raise DoesNotFit(f"{resolved.name} needs {ledger.device_bytes} bytes of device memory",
+            raise DoesNotFit(f"{resolved.name} needs {format_bytes(ledger.device_bytes)} of device memory",
                              ledger.device_bytes - self.budget_bytes)  # fmt: skip
         return Prediction(
             schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload),
