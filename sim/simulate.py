@@ -216,7 +216,7 @@ class Rehearsal:
         """
         needed = self.ledger(schedule, cached_experts=least).device_bytes
         if needed > self.budget_bytes:
-            what = f"{schedule.name} needs {needed} bytes of device memory with the fewest experts it can keep there, {least}"
+            what = f"{schedule.name} needs {format_bytes(needed)} of device memory with the fewest experts it can keep there, {least}"
             raise DoesNotFit(what, needed - self.budget_bytes)
         room = self.budget_bytes - self.ledger(schedule, cached_experts=0).device_bytes
         return max(least, min(self.num_experts, room // self.expert_bytes(schedule)))

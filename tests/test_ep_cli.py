@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moeplan.cli import main
+from moeplan.specs_io import load_model
 from moeplan.traces.format import save_profile, save_trace
 from moeplan.traces.recording import LoadProfile
 from strategies import make_trace
@@ -112,3 +113,15 @@ def test_nodes_that_groups_do_not_divide_are_planned_all_the_same(moeplan, tmp_p
     assert status == 0, err
     placement = json.loads((tmp_path / "p.json").read_text())["placement"]
     assert (placement["num_nodes"], placement["num_ranks"], len(placement["physical_to_logical"][0])) == (3, 6, 66)
+
+
+def test_dense_weights_are_as_the_checkpoint_stores_them(moeplan, tmp_path):
+    """Experts in MXFP4, attention in FP8: its 8 bits count."""
+    spec = load_model("deepseek-v4-flash")
+    shape = (len(spec.moe_layers), spec.num_experts)
+    write_counts(tmp_path / "flat.safetensors", np.full(shape, 1000), tuple(spec.moe_layers))
+    status, out, err = moeplan(
+        "plan", "--mode", "ep", "--model", "deepseek-v4-flash", "--hardware", "h800-sxm", "--trace", "flat.safetensors", "--json"
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads(out)["request"]["dense_bits"] == "8"
