@@ -127,7 +127,7 @@ def test_plain_yaml_reads_what_is_written(text: str, value: object) -> None:
     ("text", "reason"),
     [
         ("a: 1\nb: 2\na: 3", "the key 'a' stands twice, at line 3"), ("a: " + "1" * 5000, "a number of 5000 digits at line 1"),
-        ("a: &x [1]\nb: *x", "the alias .x at line 2"), ("[" * 5000, "nested too deeply"), ("a: [1", "not YAML at line 1"),
+        ("a: &x [1]\nb: *x", "the alias .x: write it out"), ("[" * 5000, "nested too deeply"), ("a: [1", "not YAML at line 1"),
         ("? [1]\n: 2", "a key that is no text"), ("a: \x07", "not YAML"), ("!!python/object:os.system x", "not YAML"),
     ],
 )  # fmt: skip

@@ -75,6 +75,8 @@ class Interrupting:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(PACKAGE) or code.co_name.startswith("<"):
             return
+        if "site-packages" in code.co_filename:
+            return  # an environment that lies in the checkout
         if Path(code.co_filename).name in ("streams.py", "cli.py", "errors.py") or "/tests/" in code.co_filename:
             return  # the front door itself, where a Ctrl-C is caught a moment earlier or later
         self.calls += 1
