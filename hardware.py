@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError, UnknownName
+from .units import format_bytes
 
 SCHEMA_VERSION = 1
 SET_BY_USER = "set by the user"
@@ -295,7 +296,8 @@ def _check_constant(name: str, constant: Constant) -> None:
     _check_uncertainty(name, constant.relative_uncertainty)
     least, most, words = _range(name)
     if not least <= constant.value <= most:
-        rule = f"{words} from {least:g} to {most:g} expected"
+        ends = [format_bytes(int(end)) if words == "bytes" else f"{end:g}" for end in (least, most)]
+        rule = f"{words} from {ends[0]} to {ends[1]} expected"
         raise InputError(f"{name}.value", constant.value, rule, "correct the profile")
 
 

@@ -127,6 +127,8 @@ def print_plan(document: dict[str, Any], output: str) -> None:
         print("  apart, since they need more than this model and this machine:")
     for one in document["baselines_that_need_more"]:
         print(f"    {_beside(one, best)}   needs {one['needs']}")
+    if document["baselines_that_do_not_fit"] and document["request"].get("objective") == "least_memory":
+        print("  in the memory found, not in the budget:")
     for name, why in document["baselines_that_do_not_fit"].items():
         print(f"  left out  {name:26} {why}")
     print(

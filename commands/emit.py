@@ -18,6 +18,10 @@ from .options import MAX_PLAN_BYTES, JsonFlag
 TARGETS = ", ".join(ENGINES)
 
 
+# Engines whose name elsewhere is not the target's.
+_OTHER_NAMES = {"llama.cpp": "llamacpp", "tensorrt-llm": "trtllm"}
+
+
 def emit(
     plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
     target: Annotated[str, typer.Option("--target", help=f"Engine to write the configuration for: {TARGETS}.")],
@@ -31,6 +35,7 @@ def emit(
     from ..provenance import model_of
     from ..specs_io import read_json
 
+    target = _OTHER_NAMES.get(target, target)
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
     paths = [str(path) for path in write(document, target, model_of(document), output, keep={"the plan": plan_path})]
     if as_json:
