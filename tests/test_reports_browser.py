@@ -119,7 +119,7 @@ def test_a_report_is_drawn_whole(page: str, tmp_path: Path, width: int) -> None:
     marks = {name: plot["marks"] for name, plot in found["plots"].items()}
     assert marks == {
         "plot-speed": 6,  # one bar a schedule
-        "plot-share": 30,  # five parts each
+        "plot-share": 36,  # six parts each
         "plot-lanes": 30,  # ten rows in each of three steps
         "plot-hits": 2 + 16 + 2,  # two lines, eight points on each, two schedules
         "plot-front": 1 + 3 + 2 + 2 + 1,

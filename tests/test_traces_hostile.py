@@ -61,6 +61,17 @@ def _counts(write: Callable[[np.ndarray, Path], None], name: str) -> Callable[[P
     return make
 
 
+def _loads(folder: Path, rng: np.random.Generator) -> Path:
+    held = [rng.permutation(8).tolist() for _ in range(4)]
+    records = [
+        {"record_type": "eplb_load_stats", "version": 1, "step": step, "num_ranks": 2,
+         "expert_load": rng.integers(1, 9, (4, 8)).tolist(), "p2l_map": held}
+        for step in range(2)
+    ]  # fmt: skip
+    (folder / "loads.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    return folder / "loads.jsonl"
+
+
 def _answers(write: Callable[..., dict[str, Any]], **options: Any) -> Callable[[Path, np.random.Generator], Path]:
     def make(folder: Path, rng: np.random.Generator) -> Path:
         answers = [write(upstream.choices(rng, 4), 2, **options) for _ in range(2)]
@@ -146,6 +157,7 @@ CASES: dict[str, tuple[str, Callable[[Path, np.random.Generator], Path], dict[st
     "npy": ("npy", _layers, {}),
     "hf-router-logits": ("hf-router-logits", _logits, {"top_k": 2}),
     "moe-infinity": ("moe-infinity", _counts(upstream.moe_infinity, "t.npy"), {}),
+    "vllm-eplb-stats": ("vllm-eplb-stats", _loads, {}),
 }
 
 _LEAVES = st.one_of(

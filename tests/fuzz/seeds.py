@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emit_plans import SMALL, ep_plan
+from emit_plans import SMALL, ep_plan, offload_plan
 from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from moeplan.provenance import made_of
 from moeplan.specs_io import load_hardware
@@ -204,7 +204,10 @@ def _own(root: Path) -> list[Seed]:
     _plan(offload, "plan", *with_small(), *run)
     _plan(parallel, "plan", *with_small(hardware="h100-sxm"), "--mode", "ep", "--ranks-per-node", "4", "--redundant", "4", "--search-moves", "50", "--tokens-per-rank", "8")  # fmt: skip
     spread = ep_plan() | made_of(SMALL, load_hardware("h100-sxm"))
-    for target in ("vllm", "llamacpp", "kt-kernel", "accelerate", "moe-infinity"):
+    # An engine with a list of models takes a plan for one of them.
+    listed = offload_plan(cache__experts_per_layer=2) | made_of(SMALL, load_hardware("h100-sxm"))
+    add("plan emit moe-infinity", "p.json", json.dumps(listed), "emit", "{in}/p.json", "--target", "moe-infinity", "-o", "{out}/e")  # fmt: skip
+    for target in ("vllm", "llamacpp", "kt-kernel", "accelerate"):
         add(f"plan emit {target}", "p.json", offload, "emit", "{in}/p.json", "--target", target, "-o", "{out}/e")
     for target in ("sglang", "trtllm", "vllm", "vllm-ascend"):
         add(
