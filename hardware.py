@@ -169,10 +169,6 @@ class EngineConstants:
     """What a layer takes whose missing experts are fetched, besides copying: the routing read back, copies asked for."""
     matvec_tokens: int
     """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
-    upload_tokens: int | None
-    """Passes of at least so many tokens copy experts that lie in host memory to the device; None: they never do."""
-    upload_tokens_per_share: int | None = None
-    """As `upload_tokens`, times the number of experts over those chosen for a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,12 +134,10 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         found["cpu_share"],
         f"{cores} cores × {cpu.all_core_ghz} GHz × {FLOPS_PER_CYCLE[cpu.vector]} ({cpu.vector}), {cpu.source}",
     )
-    capacity = (
-        (memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0)
-        if parts.gpu is None or not parts.gpu.unified_memory
-        else parts.gpu.memory_bytes
-    )
-    if memory.capacity_bytes is None and (parts.gpu is None or not parts.gpu.unified_memory):
+    capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
+    if parts.gpu is not None and parts.unified_memory:
+        capacity = parts.gpu.memory_bytes
+    if memory.capacity_bytes is None and not parts.unified_memory:
         assumed.append("host memory of 64 GiB")
     nothing = Constant(
         value=0.0, source="assumed", citation="part of the engine's time a layer", relative_uncertainty=0.0
@@ -166,7 +164,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
 
 def host_bytes_per_s(parts: Parts) -> float | None:
     """Return the theoretical bandwidth of the host's memory, as stated or as assumed; None for shared memory."""
-    if parts.gpu is not None and parts.gpu.unified_memory:
+    if parts.unified_memory:
         return None
     return _host_parts(parts, [])[1].bytes_per_s
 
@@ -201,7 +199,7 @@ def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
     cpu = parts.cpu
     if cpu is None:
         cpu = cpu_parts()[_ASSUMED_CPU]
-        if parts.gpu is None or not parts.gpu.unified_memory:
+        if not parts.unified_memory:
             assumed.append(f"a {_ASSUMED_CPU}")
     memory = parts.memory
     if memory is None:
@@ -211,7 +209,7 @@ def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
             memory = MemoryPart(
                 kind=cpu.memory, mt_per_s=cpu.max_mt_per_s, channels=cpu.channels * parts.sockets, capacity_bytes=None
             )
-        if parts.gpu is None or not parts.gpu.unified_memory:
+        if not parts.unified_memory:
             assumed.append(f"{memory.kind}-{memory.mt_per_s}x{memory.channels}")
     return cpu, memory
 
@@ -225,7 +223,7 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
     else:
         share = found["desktop_memory_share"]
     rate = memory.bytes_per_s
-    if parts.gpu is not None and parts.gpu.unified_memory:
+    if parts.gpu is not None and parts.unified_memory:
         rate = parts.gpu.bandwidth_bytes_per_s
     return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")
 
@@ -285,10 +283,8 @@ def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
 
 def _memory_copy(rate: Constant) -> LinkDirection:
     """Return copies inside the host's memory."""
-    latency = Constant(value=_LINK_LATENCY_S, source="assumed", citation="a call", relative_uncertainty=0.5)
-    half = Constant(
-        value=float(_LINK_HALF_BYTES), source="assumed", citation="set-up of a copy", relative_uncertainty=0.5
-    )
+    latency = _guess(_LINK_LATENCY_S, "a call")
+    half = _guess(float(_LINK_HALF_BYTES), "set-up of a copy")
     slower = dataclasses.replace(rate, value=rate.value / 2)
     return LinkDirection(
         pinned_bytes_per_s=slower, pageable_bytes_per_s=slower, latency_s=latency, half_size_bytes=half
@@ -315,8 +311,7 @@ def _engine_constants(engine: Engine, backend: str, found: EngineRates) -> Engin
         dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
-        matvec_tokens=engine.matvec_tokens, upload_tokens=engine.upload_tokens,
-        upload_tokens_per_share=engine.upload_tokens_per_share,
+        matvec_tokens=engine.matvec_tokens,
     )  # fmt: skip
 
 

@@ -99,10 +99,13 @@ class Parts:
     pcie: str | None
     """Of the slot, where stated."""
     disk_bytes_per_s: float | None
-    measured_memory_bytes_per_s: float | None = None
-    """Bandwidth of the host's memory as a benchmark read it, where stated."""
     threads: int | None = None
     """Cores that the engine is told to use; None: all."""
+
+    @property
+    def unified_memory(self) -> bool:
+        """Whether card and host share one memory."""
+        return self.gpu is not None and self.gpu.unified_memory
 
 
 def pcie_bytes_per_s(link: str) -> float:

@@ -62,31 +62,24 @@ def prior_recording(
 
     Raises InputError for lengths that are out of range.
     """
-    key = (model.family, model.name, model.moe_layers, model.num_experts, model.top_k)
-    return _recording(_Model(key, model), prompt_tokens, reply_tokens, requests, context_before, seed)
-
-
-class _Model:
-    """A model, told apart by what its routing depends on."""
-
-    def __init__(self, key: tuple[object, ...], model: ModelSpec) -> None:
-        self.key, self.model = key, model
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Model) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    dials = replace(prior_dials(model), guess_recall=())
+    return _recording(dials, model.name, prior_name(model), prompt_tokens, reply_tokens, requests, context_before, seed)
 
 
 @lru_cache(maxsize=64)
 def _recording(
-    keyed: _Model, prompt_tokens: int, reply_tokens: int, requests: int, context_before: int, seed: int
+    dials: Dials,
+    name: str,
+    prior: str,
+    prompt_tokens: int,
+    reply_tokens: int,
+    requests: int,
+    context_before: int,
+    seed: int,
 ) -> RoutingTrace:
     prompt = np.full(requests, prompt_tokens, np.int64)
     plan = RequestPlan(prompt=prompt, total=prompt + reply_tokens, domain=np.zeros(requests, np.int64))
-    dials = replace(prior_dials(keyed.model), guess_recall=())
-    trace = synth_trace(dials, plan=plan, seed=seed, model=keyed.model.name)
+    trace = synth_trace(dials, plan=plan, seed=seed, model=name)
     position = trace.position + np.int32(context_before) if context_before else trace.position
-    source = f"{trace.source}; no recording was given: the locality of {prior_name(keyed.model)} in this model's shape"
+    source = f"{trace.source}; no recording was given: the locality of {prior} in this model's shape"
     return replace(trace, position=position, source=source)

@@ -218,7 +218,6 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
     rate = report.number("disk", "read_bytes_per_s")
     return Parts(
         gpu=gpu, num_gpus=len(cards), cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=rate, threads=threads,
-        measured_memory_bytes_per_s=report.number("host", "measured_bytes_per_s"),
     )  # fmt: skip
 
 
@@ -384,10 +383,7 @@ def _uploads(report: Report, model: ModelSpec, profile: Profile, trace: RoutingT
         return False
     if "_R4" in str(report.part("quant").get("experts")) or "-rtr" in stated:
         return False  # rows interleaved for the cores cannot be used by the card
-    engine = profile.engine
-    if engine is None:
+    if profile.engine is None:
         return False
-    start = engine.upload_tokens
-    if engine.upload_tokens_per_share is not None:
-        start = engine.upload_tokens_per_share * model.num_experts // model.top_k
+    start = load_engine(profile.engine.name).upload_from(model.num_experts, model.top_k)
     return start is not None and trace.num_tokens >= start
