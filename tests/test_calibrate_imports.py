@@ -6,30 +6,11 @@ import json
 
 import pytest
 
+from benchmark_outputs import nvbandwidth
 from moeplan.calibrate.import_nccl_tests import read_nccl_tests
 from moeplan.calibrate.import_nvbandwidth import read_nvbandwidth
 from moeplan.errors import InputError
 from moeplan.units import MIB
-
-
-def nvbandwidth(**changes: object) -> str:
-    cases = [
-        {
-            "name": "host_to_device_memcpy_ce",
-            "status": "Passed",
-            "bandwidth_matrix": [["55.63", "54.10"]],
-            "sum": 109.73,
-        },
-        {"name": "device_to_host_memcpy_ce", "status": "Passed", "bandwidth_matrix": [["50.00", "49.00"]]},
-        {
-            "name": "host_to_device_bidirectional_memcpy_ce",
-            "status": "Passed",
-            "bandwidth_matrix": [["40.00", "39.00"]],
-        },
-        {"name": "device_to_host_bidirectional_memcpy_ce", "status": "Waived"},
-        {"name": "device_to_device_memcpy_read_ce", "status": "Passed", "bandwidth_matrix": [["N/A", "390.1"]]},
-    ]
-    return json.dumps({"nvbandwidth": {"version": "0.8", "CUDA Runtime Version": 12080, "testcases": cases} | changes})
 
 
 def test_nvbandwidth_copies_become_samples_of_one_buffer() -> None:

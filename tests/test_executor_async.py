@@ -10,6 +10,7 @@ import torch
 
 import moeplan.executor.execute as executing
 from async_device import AsyncDevice, QueuedDense, QueuedExperts
+from executor_schedules import SCHEDULES
 from executor_stages import preset, run_input, small_model, small_trace
 from moeplan.calibrate.dense_part import DensePart
 from moeplan.calibrate.disk_store import DiskStore
@@ -19,33 +20,6 @@ from moeplan.executor.failures import ExecutionFailed
 from moeplan.schedule import OffloadSchedule
 from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import ROW_END, ROW_LANE, ROW_START
-
-SCHEDULES = {
-    "on demand": preset("on-demand"),
-    "whole layers": preset("naive"),
-    "pre-gated": preset("pre-gated"),
-    "all ahead": preset("pre-gated", predictor__kind="all", kernel__grouping="grouped"),
-    "wrong guesses, nothing kept": preset(
-        "on-demand", predictor__kind="dial", predictor__recall=0.5, predictor__depth=2
-    ),
-    "staged guesses": preset("mixtral-offloading"),
-    "staged guesses in pieces": preset("mixtral-offloading", copy__chunk_bytes=4096, predictor__depth=2),
-    "guesses into a tiny cache": preset("mixtral-offloading", predictor__staging=0, cache__experts_per_layer=2),
-    "guesses and write-backs": preset(
-        "mixtral-offloading", predictor__staging=0, copy__write_back=True, cache__experts_per_layer=1
-    ),
-    "public code": preset("mixtral-offloading-code"),
-    "swaps beside the stream": preset("mixtral-offloading-code", copy__overlap=True, kernel__grouping="grouped"),
-    "static cache": preset("mixtral-offloading", cache__policy="static"),
-    "a disk below": preset("three-tiers", predictor__kind="next-gate"),
-    "a disk below guesses in pieces": preset(
-        "mixtral-offloading", copy__host_experts=2, copy__chunk_bytes=4096, cache__experts_per_layer=1
-    ),
-    "a disk below, nothing kept": preset("pre-gated", copy__host_experts=3),
-    "all on the host's cores": preset("cpu-moe"),
-    "cores and link": preset("hybrimoe", workload__concurrency=2),
-    "cores and link, nothing kept": preset("on-demand", kernel__miss="balanced", kernel__grouping="grouped"),
-}
 
 
 @pytest.fixture(autouse=True)

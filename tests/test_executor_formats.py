@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from executor_schedules import TWO_FORMATS as SCHEDULES
 from executor_stages import expected_outputs, formats_of, preset, run_input, small_model, small_trace
 from moeplan.calibrate.expert_slots import expert_layout
 from moeplan.errors import InputError, Internal
@@ -14,22 +15,6 @@ from moeplan.sim.costs import H2D
 from moeplan.sim.policies.state import LOW_FETCHES
 from moeplan.sim.run_input import RunInput
 from moeplan.sim.timeline import ROW_BYTES, ROW_LANE
-
-SCHEDULES = {
-    "coarse misses": preset("hobbit", experts__low_bits="4"),
-    "coarse misses, nothing kept": preset("on-demand", experts__low_bits="4", experts__low_rank=1),
-    "the less popular half": preset("edge-moe", experts__low_bits="4"),
-    "the less popular half, grouped": preset("edge-moe", experts__low_bits="2", kernel__grouping="grouped"),
-    "on one stream, written back": preset(
-        "mixtral-offloading-code", experts__low_bits="4", experts__low_fraction=0.5, cache__experts_per_layer=2
-    ),
-    "written back beside it": preset(
-        "mixtral-offloading", experts__low_bits="4", experts__low_rank=1, copy__write_back=True, predictor__staging=0,
-        cache__experts_per_layer=1,
-    ),
-    "static": preset("kt-frequency", experts__low_bits="4", experts__low_fraction=0.7),
-    "some of them on the cores": preset("hybrimoe", experts__low_bits="4", experts__low_rank=1),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", ["32", "16"])

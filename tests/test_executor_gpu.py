@@ -12,13 +12,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from executor_schedules import SCHEDULES, TWO_FORMATS
 from executor_stages import run_input, small_model, small_trace
 from moeplan.calibrate.device import cuda_is_present
 from moeplan.executor.execute import execute, open_stage, rehearse
 from moeplan.executor.execution import Execution
 from moeplan.schedule import OffloadSchedule
-from test_executor_async import SCHEDULES
-from test_executor_formats import SCHEDULES as TWO_FORMATS
 
 HANG_S = 120.0
 DEVICES = [

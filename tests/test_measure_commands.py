@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark_outputs import nvbandwidth
 from calibration_samples import lawful_samples, runs_of
 from moeplan.calibrate.device import cpu_name
 from moeplan.calibrate.fit import fit_profile
@@ -23,7 +24,6 @@ from moeplan.provenance import made_of
 from moeplan.specs_io import load_hardware, load_model
 from moeplan.traces.content import recording_sha256
 from moeplan.traces.format import save_trace
-from test_calibrate_imports import nvbandwidth
 
 GRID = """
 shapes: [{name: small, hidden: 768, intermediate: 1024, vocab: 256}]

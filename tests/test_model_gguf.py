@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from gguf_files import ARCHITECTURES, NUMBERS, Tensors, header, keys_of, num_bytes, tensors_of, text, write
 from moeplan.commands.app import app
 from moeplan.errors import InputError
 from moeplan.memory import MemoryNeeds, device_ledger
 from moeplan.specs import ModelSpec, weight_format
 from moeplan.specs_io import load_model
-
-from .gguf_files import ARCHITECTURES, NUMBERS, Tensors, header, keys_of, num_bytes, tensors_of, text, write
 
 SMALL = load_model("qwen3-30b-a3b").first_layers(2)
 

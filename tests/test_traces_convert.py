@@ -14,7 +14,7 @@ from moeplan.errors import InputError, UnknownName
 from moeplan.traces.convert import CONVERTERS, convert
 from moeplan.traces.format import LoadProfile
 from moeplan.traces.readers import import_trace
-from test_traces_format import same, small_trace
+from small_traces import same, small_trace
 
 
 def test_parquet_has_a_row_per_token_and_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from damaged_recordings import CASES, RNG_SEED
 from emit_plans import SMALL, ep_plan, offload_plan
 from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
 from moeplan.provenance import made_of
 from moeplan.specs_io import load_hardware
-from test_traces_hostile import CASES, RNG_SEED
 
 WINDOW = "6"
 _NVBANDWIDTH = {
