@@ -104,6 +104,8 @@ def _list(kind: str, as_json: bool) -> None:
         gpus = {part.name: part for part in gpu_parts().values()}
         rows: list[dict[str, Any]] = [{"name": one.name, "memory_bytes": one.memory_bytes, "memory_bytes_per_s": one.bandwidth_bytes_per_s,
                  "float16_flops_per_s": one.float16_flops_per_s, "pcie": one.pcie, "unified_memory": one.unified_memory,
+                 "architecture": one.architecture, "units": one.units, "boost_ghz": one.boost_ghz,
+                 "memory_bus_bits": one.memory_bus_bits, "memory_gbit_per_s": one.memory_gbit_per_s,
                  "relative_uncertainty": one.uncertainty, "source": one.source} for one in gpus.values()]  # fmt: skip
         if as_json:
             print_json({"gpus": rows})

@@ -17,6 +17,15 @@ from ..errors import UnknownName
 from ..units import GIB, GIGA, TERA
 from .parts import CpuPart, GpuPart, nearest_part, plain_name
 
+_DERIVED_FROM = ("architecture", "units", "boost_ghz", "memory_bus_bits", "memory_gbit_per_s")
+"""What a card's bandwidth and peak follow from; the tests hold the stated figures against them."""
+
+
+@cache
+def architectures() -> Mapping[str, Mapping[str, Any]]:
+    """Return what one unit of each architecture does in a cycle, with its source."""
+    return MappingProxyType(dict(_rows("architectures")))
+
 
 @cache
 def gpu_parts() -> Mapping[str, GpuPart]:
@@ -25,7 +34,7 @@ def gpu_parts() -> Mapping[str, GpuPart]:
     for name, row in _rows("gpus").items():
         part = GpuPart(
             name=name,
-            memory_bytes=int(row["memory_gib"] * GIB),
+            memory_bytes=int(row.get("usable_gib", row["memory_gib"]) * GIB),
             bandwidth_bytes_per_s=row["bandwidth_gb_per_s"] * GIGA,
             float16_flops_per_s=row["float16_tflops"] * TERA,
             float8_flops_per_s=row["float8_tflops"] * TERA if "float8_tflops" in row else None,
@@ -34,6 +43,7 @@ def gpu_parts() -> Mapping[str, GpuPart]:
             unified_memory=row.get("unified_memory", False),
             source=row["source"],
             uncertainty=row.get("uncertainty", 0.05),
+            **{key: row.get(key) for key in _DERIVED_FROM},
         )
         parts |= dict.fromkeys((name, *row.get("aliases", ())), part)
     return MappingProxyType(parts)

@@ -49,6 +49,14 @@ class GpuPart:
     unified_memory: bool = False
     source: str = ""
     uncertainty: float = 0.05
+    architecture: str | None = None
+    """Which table of rates its units follow (`catalog/parts/architectures.json`); None where a maker publishes the sum only."""
+    units: int | None = None
+    """Streaming multiprocessors, compute units or cores."""
+    boost_ghz: float | None = None
+    memory_bus_bits: int | None = None
+    memory_gbit_per_s: float | None = None
+    """Of one pin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
