@@ -160,7 +160,7 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     """
     from ..errors import UnknownName
     from ..specs import quantised_as, weight_format
-    from ..specs.gguf import mix_names
+    from ..specs.mixes.names import mix_names
 
     of_file = weight_format(spec.native_dense_bits).head_bits is not None
     if quant is None:
@@ -174,9 +174,7 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
             "--quant", quant, f"{spec.name} is a file, whose types are its own", "leave out --quant, or name a model"
         )
     try:
-        experts, dense = quantised_as(
-            quant, hidden=spec.expert_hidden, width=spec.expert_intermediate_size, gated=spec.gated
-        )
+        experts, dense = quantised_as(quant, None, spec)
     except UnknownName:
         raise UnknownName("--quant", quant, mix_names()) from None
     return dataclasses.replace(spec, native_bits=experts.name), dense

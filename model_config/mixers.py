@@ -211,6 +211,10 @@ def _delta_net(keys: Keys, hidden: int) -> RecurrentSpec:
         matrix_parameters=hidden * (2 * wide_keys + 2 * wide_values + 2 * value_heads) + wide_values * hidden,
         vector_parameters=channels * taps + 2 * value_heads + value_dim,
         state_values=value_heads * key_dim * value_dim + channels * (taps - 1),
+        projections=(
+            ("attn_gate", hidden, wide_values), ("attn_qkv", hidden, channels), ("ssm_ba", hidden, 2 * value_heads),
+            ("ssm_out", wide_values, hidden),
+        ),
     )  # fmt: skip
 
 
@@ -249,6 +253,7 @@ def _state_space(keys: Keys, hidden: int, kinds: LayerKinds) -> RecurrentSpec:
             vector_parameters=channels * (taps + int(biased)) + 3 * heads + wide
             + (wide + channels + heads + hidden if in_bias else 0),
             state_values=wide * state + channels * (taps - 1),
+            projections=(("ssm_in", hidden, wide + channels + heads), ("ssm_out", wide, hidden)),
         )  # fmt: skip
     wide = expand * hidden
     if (

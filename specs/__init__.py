@@ -3,11 +3,11 @@
 from .mixers import AttentionSpec as AttentionSpec
 from .mixers import LayerVariant as LayerVariant
 from .mixers import RecurrentSpec as RecurrentSpec
+from .mixes.stored import quantised_as as quantised_as
 from .model import ModelSpec as ModelSpec
 from .weights import BITS_PER_BYTE as BITS_PER_BYTE
 from .weights import FLOPS_PER_WEIGHT as FLOPS_PER_WEIGHT
 from .weights import WEIGHT_FORMATS as WEIGHT_FORMATS
 from .weights import WeightFormat as WeightFormat
-from .weights import quantised_as as quantised_as
 from .weights import stated_format as stated_format
 from .weights import weight_format as weight_format

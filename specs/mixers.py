@@ -104,6 +104,8 @@ class RecurrentSpec:
     vector_parameters: int
     state_values: int
     """Values kept per request and layer, whatever the context."""
+    projections: tuple[tuple[str, int, int], ...] = ()
+    """Its matrices as (name in GGUF files, length of a row, rows), as far as they are known one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

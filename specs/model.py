@@ -245,14 +245,17 @@ class ModelSpec:
         stays at 16 bits or more.
         """
         matrices = self.encoder_matrix_parameters
-        vectors = (
+        matrices += sum(self.dense_matrix_parameters(layer) for layer in range(self.num_layers))
+        tables = fmt.embedding_bytes(self._table_parameters)
+        return fmt.num_bytes(matrices) + fmt.vector_bytes(self.vector_parameters) + tables + self.embedding_bytes(fmt)
+
+    @property
+    def vector_parameters(self) -> int:
+        """Norms, biases, routers and the like of the whole model, those in experts not counted."""
+        outside = (
             self.encoder_vector_parameters + self._outside_layers - self.embedding_parameters - self._table_parameters
         )
-        for layer in range(self.num_layers):
-            matrices += self.dense_matrix_parameters(layer)
-            vectors += self.dense_vector_parameters(layer)
-        tables = fmt.embedding_bytes(self._table_parameters)
-        return fmt.num_bytes(matrices) + fmt.vector_bytes(vectors) + tables + self.embedding_bytes(fmt)
+        return outside + sum(self.dense_vector_parameters(layer) for layer in range(self.num_layers))
 
     def embedding_bytes(self, fmt: WeightFormat) -> int:
         """Return the bytes of token embedding and output matrix beside matrices of `fmt`; one that is both is stored as the latter."""

@@ -17,8 +17,13 @@ from types import MappingProxyType
 
 from ..errors import UnknownName
 from . import gguf
+from .mixes.names import mix as find_mix
 
 BITS_PER_BYTE = 8
+_DECIMALS = 10**12
+"""Names of formats state bits of a weight to a part in so many."""
+_PLAIN_DENOMINATOR = 10**7
+"""Blocks and groups have smaller ones; a larger one is of a decimal that was cut off."""
 # Norms, biases, routers and embeddings are never stored below this width, whatever the experts use (arXiv 2312.17238 §3.3).
 _UNQUANTISED_BITS = 16
 # A multiplication and an addition for every weight a token meets.
@@ -54,7 +59,7 @@ class WeightFormat:
 
     def num_bytes(self, num_weights: int) -> int:
         """Return the bytes of a matrix of `num_weights`, rounded up to whole bytes."""
-        return math.ceil(self.bits_per_weight * num_weights / BITS_PER_BYTE)
+        return _whole_bytes(self.bits_per_weight, num_weights)
 
     def vector_bytes(self, num_values: int) -> int:
         """Return the bytes of values that stay unquantised (norms, biases, routers, embeddings) beside such matrices."""
@@ -69,7 +74,14 @@ class WeightFormat:
         return self._outer_bytes(self.head_bits, num_values)
 
     def _outer_bytes(self, bits: Fraction | None, num_values: int) -> int:
-        return self.vector_bytes(num_values) if bits is None else math.ceil(bits * num_values / BITS_PER_BYTE)
+        return self.vector_bytes(num_values) if bits is None else _whole_bytes(bits, num_values)
+
+
+def _whole_bytes(bits: Fraction, count: int) -> int:
+    """Return the bytes of `count` values, rounded up, but for what names of formats lose beyond their last decimal."""
+    exact = bits * count / BITS_PER_BYTE
+    nearest, cut_off = round(exact), bits.denominator > _PLAIN_DENOMINATOR
+    return nearest if cut_off and abs(exact - nearest) * _DECIMALS * BITS_PER_BYTE <= count else math.ceil(exact)
 
 
 # HQQ stores a scale and a zero point of 8 bits for each group of weights; those are quantised themselves, with two 16-bit
@@ -177,24 +189,28 @@ def _checkpoint_format(name: str) -> WeightFormat | None:
 @cache
 def _gguf_format(name: str) -> WeightFormat | None:
     """Return a type of GGUF files (Q4_K, IQ4_XS, MXFP4), or what a mix of them (Q4_K_M) stores experts in; None for another name."""
-    mix, block = gguf.mix(name), gguf.block_bits(name)
+    mix, block = find_mix(name), gguf.block_bits(name)
     if mix is not None:
-        bits, group, per_weight = round(mix.experts), None, mix.experts
-        what = "mix, as its experts are stored" if mix.exact else "mix, as published files store experts on average"
+        bits, group, per_weight, source = round(mix.experts), None, mix.experts, mix.source
+        what = "mix, as its experts are stored"
+        if mix.dynamic is not None:
+            what = (
+                f"mix without a published recipe: {float(per_weight):.4g} bits per weight, ± {mix.dynamic.spread:.0%}"
+            )
     elif block is not None:
         bits, per_weight, group = block
-        what = f"blocks of {group}"
+        what, source = f"blocks of {group}", gguf.source()
     else:
         return None
     like = "8" if bits > 4 else str(max(bits, 2))
     return WeightFormat(
-        name=name, bits=bits, bits_per_weight=per_weight, group=group or 256, like=like,
-        description=f"GGUF {name.upper()}: {what}", source=gguf.source(),
+        name=name, bits=max(bits, 2), bits_per_weight=per_weight, group=group or 256, like=like,
+        description=f"GGUF {name.upper()}: {what}", source=source,
     )  # fmt: skip
 
 
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,12})?)"
-_STATED = re.compile(rf"{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
+_STATED = re.compile(rf"(?:([A-Z][A-Za-z0-9_-]{{0,39}})@)?{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
 _MOST_STATED_BITS = 40
 """Matrices of 32 bits, with what norms and biases take above the 16 bits that are counted for them."""
 
@@ -207,56 +223,30 @@ def stated_format(
     return weight_format(f"{_decimal(per_weight)}bpw{outer}")
 
 
-def quantised_as(
-    experts: str, dense: str | None = None, *, hidden: int = 256, width: int = 256, gated: bool = True
-) -> tuple[WeightFormat, WeightFormat]:
-    """Return how a file stores experts and everything else, by the names quantisers give them; raises UnknownName.
-
-    dense: the name of everything else, where it is another. hidden, width, gated: of the model's experts, whose rows may be no whole
-    blocks. Mixes and types of GGUF and MLX store the token embedding and the output matrix in few bits too; other quantisers leave
-    them at 16.
-    """
-    name = experts if dense is None else dense
-    of_experts, fmt = weight_format(experts), weight_format(name)
-    if (found := _fitting(experts, hidden, width, gated)) is not None and found.experts != of_experts.bits_per_weight:
-        of_experts = stated_format(found.experts)
-    if (found := _fitting(name, hidden, width, gated)) is not None:
-        return of_experts, stated_format(found.dense, found.embedding, found.head)
-    if name.startswith("mlx"):
-        return of_experts, stated_format(*(fmt.bits_per_weight,) * 3)
-    return of_experts, fmt
-
-
-def _fitting(name: str, hidden: int, width: int, gated: bool) -> gguf.Mix | None:
-    """Return the bits of a mix or a type of GGUF in a model of these sizes, None for another name."""
-    mix, one = gguf.mix(name), gguf.one_type(name)
-    if mix is not None:
-        return mix.fitting(hidden=hidden, width=width, gated=gated)
-    return None if one is None else one.mix(hidden, width, gated=gated)
-
-
 def _decimal(bits: Fraction) -> str:
     return f"{float(bits):.12f}".rstrip("0").rstrip(".")
 
 
 @cache
 def _stated_format(name: str) -> WeightFormat | None:
-    """Return a format of which only the bits of a weight are known (`4.58bpw`), and those of the token embedding and the output
-    matrix where they are given too (`4.58bpw-e4.5-h6.5625`); None for another name.
+    """Return a format of which only the bits of a weight are known (`4.58bpw`), those of the token embedding and the output matrix
+    where they are given too (`4.58bpw-e4.5-h6.5625`), and what a file calls it (`Q4_K_M@4.85bpw`); None for another name.
     """
     found = _STATED.fullmatch(name)
     if found is None:
         return None
-    per_weight, embedding, head = (None if one is None else Fraction(one) for one in found.groups())
+    called = found[1]
+    per_weight, embedding, head = (None if one is None else Fraction(one) for one in found.groups()[1:])
     if per_weight is None or any(
         one is not None and not 1 <= one <= _MOST_STATED_BITS for one in (per_weight, embedding, head)
     ):
         return None
     bits = max(2, min(16, round(per_weight)))
-    outer = "" if found[2] is None else f"; token embedding {float(found[2]):.4g}, output matrix {float(found[3]):.4g}"
+    outer = "" if found[3] is None else f"; token embedding {float(found[3]):.4g}, output matrix {float(found[4]):.4g}"
+    what = "" if called is None else f"GGUF {called}, in this model "
     return WeightFormat(
         name=name, bits=bits, bits_per_weight=per_weight, group=256, like="8" if bits > 4 else str(bits),
-        description=f"{float(per_weight):.4g} bits per weight{outer}", source="a mix of types, or given by the user",
+        description=f"{what}{float(per_weight):.4g} bits per weight{outer}", source="a mix of types, or given by the user",
         embedding_bits=embedding, head_bits=head,
     )  # fmt: skip
 

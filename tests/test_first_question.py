@@ -8,7 +8,7 @@ import pytest
 
 from moeplan.commands import first_question
 from moeplan.commands.first_question import Answer, first_answer
-from moeplan.specs import weight_format
+from moeplan.specs import quantised_as, weight_format
 from moeplan.specs_io import load_model
 from moeplan.units import GIB
 
@@ -25,7 +25,7 @@ def test_what_does_not_fit_is_short_by_what_memory_says(answer: Answer) -> None:
 
 def test_one_layer_more_would_not_fit(answer: Answer) -> None:
     model = load_model(first_question.MODEL)
-    layer = model.num_experts * model.expert_bytes(weight_format("MXFP4"))
+    layer = model.num_experts * model.expert_bytes(quantised_as(first_question.QUANT, None, model)[0])
     held = answer.rows[-1][1].ledger.device_bytes
     assert held <= 24 * GIB < held + layer
     assert answer.rows[-1][1].ledger.host_bytes == answer.cpu_layers * layer

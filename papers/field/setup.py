@@ -24,7 +24,7 @@ from ...memory import kv_bytes_per_value
 from ...presets import load_preset
 from ...schedule import OffloadSchedule
 from ...specs import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
-from ...specs.gguf import mix
+from ...specs.mixes.names import mix
 from ...specs_io import load_model
 from ...traces.prior import prior_recording
 from ...traces.recording import RoutingTrace
@@ -152,10 +152,7 @@ def stored_by_name(model: ModelSpec, experts: str | None, dense: str | None) -> 
     """Return the formats of experts and of everything else, by the names that reports give them; a checkpoint's rest is at 16 bits."""
     of_dense = _name(dense or experts or "BF16")
     try:
-        return quantised_as(
-            model.native_bits if experts is None else _name(experts), of_dense, hidden=model.expert_hidden,
-            width=model.expert_intermediate_size, gated=model.gated,
-        )  # fmt: skip
+        return quantised_as(model.native_bits if experts is None else _name(experts), of_dense, model)
     except InputError:
         raise NotExpressible(f"weight format {(experts or of_dense)[:40]} or {of_dense[:40]} is not known") from None
 
