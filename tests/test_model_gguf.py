@@ -16,7 +16,9 @@ from gguf_files import ARCHITECTURES, NUMBERS, Tensors, header, keys_of, num_byt
 from moeplan.commands.app import app
 from moeplan.errors import InputError
 from moeplan.memory import MemoryNeeds, device_ledger
-from moeplan.specs import ModelSpec, weight_format
+from moeplan.specs import ModelSpec, quantised_as, weight_format
+from moeplan.specs.mixes.names import mix
+from moeplan.specs.mixes.tensors import matrices_of, shape_of
 from moeplan.specs_io import load_model
 
 SMALL = load_model("qwen3-30b-a3b").first_layers(2)
@@ -189,3 +191,24 @@ def test_a_file_is_simulated_in_its_own_types(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     named = CliRunner().invoke(app, [*asked, "--quant", "Q4_K_M"])
     assert isinstance(named.exception, InputError) and "leave out --quant" in str(named.exception)
+
+
+@pytest.mark.parametrize(
+    "quant", ["Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_M", "IQ3_XXS", "IQ4_KS", "IQ2_KS", "Q8_0", "MXFP4_MOE"]
+)
+@pytest.mark.parametrize("arch", ["qwen3moe", "deepseek2", "qwen35moe", "gpt-oss"])
+def test_a_name_and_a_file_of_the_same_types_take_the_same_bytes(arch: str, quant: str, tmp_path: Path) -> None:
+    model = load_model(ARCHITECTURES[arch]).first_layers(9)
+    recipe = mix(quant)
+    assert recipe is not None
+    kinds = {
+        f"{'' if one.layer is None else f'blk.{one.layer}.'}{one.name}.weight": kind
+        for one, kind in recipe.types(shape_of(model), matrices_of(model))
+    }
+    named = quantised_as(quant, None, model)
+    tensors = tensors_of(arch, model, lambda name: kinds.get(name, "F32"))
+    tensors = {name: tensor for name, tensor in tensors.items() if "attn_kv_b" not in name}
+    found = load_model(write(tmp_path / "some.gguf", keys_of(arch, model), tensors))
+    by_name = dataclasses.replace(model, native_bits=named[0].name, native_dense_bits=named[1].name)
+    assert abs(weights(by_name) / weights(found) - 1) < 1e-6
+    assert weights(found) == pytest.approx(stored(tensors, model), rel=1e-6)
