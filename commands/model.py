@@ -21,7 +21,7 @@ _CONTEXT = 4096
 
 
 def model_list(as_json: JsonFlag = False) -> None:
-    """List the bundled models; --model takes one of these names, a config.json, a folder that holds one, or a .gguf file."""
+    """List the bundled models; --model takes one of these names, a config.json, a checkpoint's folder, or a .gguf file."""
     from ..specs_io import list_models, load_model
 
     rows = [_summary(load_model(name)) for name in list_models()]
@@ -41,7 +41,10 @@ def model_list(as_json: JsonFlag = False) -> None:
 
 def model_show(
     model: Annotated[
-        str, typer.Argument(help="Bundled model name (moeplan model list), a config.json, its folder, or a .gguf.")
+        str,
+        typer.Argument(
+            help="Bundled model name (moeplan model list), a config.json, a checkpoint's folder, or a .gguf."
+        ),
     ],
     context: Annotated[
         int,

@@ -54,7 +54,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Bundled model name, a Hugging Face config.json or its folder, or a .gguf file.",
+        help="Bundled model name, a Hugging Face config.json or a checkpoint's folder, or a .gguf file.",
         autocompletion=complete_model,
     ),
 ]

@@ -7,6 +7,7 @@ Ignored: padding at the end of a row, constants of a whole matrix or of one row 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -210,7 +211,7 @@ def _gguf_format(name: str) -> WeightFormat | None:
 
 
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,12})?)"
-_STATED = re.compile(rf"(?:([A-Z][A-Za-z0-9_-]{{0,39}})@)?{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
+_STATED = re.compile(rf"(?:([A-Za-z0-9][A-Za-z0-9_.-]{{0,39}})@)?{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
 _MOST_STATED_BITS = 40
 """Matrices of 32 bits, with what norms and biases take above the 16 bits that are counted for them."""
 
@@ -235,30 +236,48 @@ def _stated_format(name: str) -> WeightFormat | None:
     found = _STATED.fullmatch(name)
     if found is None:
         return None
-    called = found[1]
     per_weight, embedding, head = (None if one is None else Fraction(one) for one in found.groups()[1:])
     if per_weight is None or any(
         one is not None and not 1 <= one <= _MOST_STATED_BITS for one in (per_weight, embedding, head)
     ):
         return None
-    bits = max(2, min(16, round(per_weight)))
     outer = "" if found[3] is None else f"; token embedding {float(found[3]):.4g}, output matrix {float(found[4]):.4g}"
-    what = "" if called is None else f"GGUF {called}, in this model "
+    what = f"{float(per_weight):.4g} bits per weight{outer}"
+    base = None if found[1] is None else _known_format(found[1])
+    if base is not None:
+        return dataclasses.replace(
+            base, name=name, bits_per_weight=per_weight, description=f"{found[1]} as stored here: {what}",
+            embedding_bits=embedding, head_bits=head,
+        )  # fmt: skip
+    if found[1] is not None:
+        return None
+    bits = max(2, min(16, round(per_weight)))
     return WeightFormat(
-        name=name, bits=bits, bits_per_weight=per_weight, group=256, like="8" if bits > 4 else str(bits),
-        description=f"{what}{float(per_weight):.4g} bits per weight{outer}", source="a mix of types, or given by the user",
-        embedding_bits=embedding, head_bits=head,
+        name=name, bits=bits, bits_per_weight=per_weight, group=256, like="8" if bits > 4 else str(bits), description=what,
+        source="a mix of types, or given by the user", embedding_bits=embedding, head_bits=head,
     )  # fmt: skip
+
+
+def _known_format(name: str) -> WeightFormat | None:
+    """Return the format of which `name` alone says everything, None for another name."""
+    return WEIGHT_FORMATS.get(name) or _checkpoint_format(name) or _gguf_format(name)
+
+
+def format_with_bits(
+    name: str, per_weight: Fraction, embedding: Fraction | None = None, head: Fraction | None = None
+) -> WeightFormat:
+    """Return the format called `name` with the bits of a weight that files come to, and of the outer matrices where they are given."""
+    stated, base = stated_format(per_weight, embedding, head), weight_format(name)
+    return (
+        base
+        if head is None and stated.bits_per_weight == base.bits_per_weight
+        else weight_format(f"{name}@{stated.name}")
+    )
 
 
 def weight_format(name: str | int) -> WeightFormat:
     """Return the weight format called `name` ("16", 4, "mxfp4", "int4-g128"); raises UnknownName for any other."""
-    found = (
-        WEIGHT_FORMATS.get(str(name))
-        or _checkpoint_format(str(name))
-        or _gguf_format(str(name))
-        or _stated_format(str(name))
-    )
+    found = _known_format(str(name)) or _stated_format(str(name))
     if found is None:
         raise UnknownName("bits", name, WEIGHT_FORMATS)
     return found

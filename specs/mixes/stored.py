@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from .. import gguf
 from ..model import ModelSpec
-from ..weights import BITS_PER_BYTE, WeightFormat, stated_format, weight_format
+from ..weights import BITS_PER_BYTE, WeightFormat, format_with_bits, stated_format, weight_format
 from .names import fitting, mix, num_bytes
 from .tensors import EMBEDDING, EXPERTS, HEAD, Matrix, matrices_of, shape_of
 
@@ -51,7 +51,7 @@ def quantised_as(experts: str, dense: str | None, model: ModelSpec) -> tuple[Wei
         for one, kind in found:
             if one.name.endswith(EXPERTS):
                 part.add(one, kind)
-        of_experts = _called(experts, stated_format(part.bits(biases)), of_experts)
+        of_experts = format_with_bits(of_experts.name, part.bits(biases))
     elif (dynamic := mix(experts)) is not None:
         of_experts = weight_format(dynamic.name)
     found = _types(name, model, whole=name == experts)
@@ -88,10 +88,3 @@ def _types(name: str, model: ModelSpec, *, whole: bool) -> list[tuple[Matrix, st
     return (
         None if found is None or found.dynamic is not None else list(found.types(shape_of(model), matrices_of(model)))
     )
-
-
-def _called(name: str, fmt: WeightFormat, plain: WeightFormat) -> WeightFormat:
-    """Return the format by its usual name where that has the same bits, else with the bits that it has in this model."""
-    if fmt.bits_per_weight == plain.bits_per_weight:
-        return plain
-    return weight_format(f"{name.upper()}@{fmt.name}")
