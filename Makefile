@@ -18,13 +18,14 @@ WHEEL := out/wheel
 LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check lint types floors wheel bench gpu clean
+.PHONY: help demo test fuzz baseline check lint types floors wheel bench gpu clean
 
 help:
 	@echo "make demo    answer a question, measure this CPU, plan, run the plan: pages in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and a part of the tests against the built wheel"
 	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"
+	@echo "make baseline write tests/baselines/default.json anew, and list which figures moved"
 	@echo "make bench   measure the speed of the simulators"
 	@echo "make gpu     measure a GPU: OUT=folder [STAGE=n] [DRY=1]"
 	@echo "make clean   remove what make made, the environment included"
@@ -76,6 +77,9 @@ test: .venv/.developer
 
 fuzz: .venv/.developer .typing/moeplan
 	$(LINKED) $(BIN)/python tests/fuzz --count $(N) --seed $(SEED) --keep out/fuzz
+
+baseline: .venv/.developer
+	$(BIN)/python -m benchmarks.baseline --write
 
 check: lint types floors wheel
 

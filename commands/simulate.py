@@ -37,7 +37,7 @@ from .options import (
     model_file,
 )
 from .settings import print_settings, split_settings
-from .subject import Subject, open_subject
+from .subject import open_subject
 
 _SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
 _OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
@@ -90,7 +90,7 @@ def simulate(
         window=window, dense_bits=dense_bits, changes=changes,
     )  # fmt: skip
     rehearsal = subject.rehearsal
-    chosen = apply_settings(_start(schedule, subject), dict(parse_setting(text) for text in changes.schedule))
+    chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
     prediction = rehearsal.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
     if timeline is not None:
@@ -107,19 +107,6 @@ def simulate(
         for line in subject.notes:
             typer.echo(line)
         print_settings(document)
-
-
-def _start(name: str | None, subject: Subject) -> Any:
-    """Return the schedule to start from: the preset asked for, else everything on the device where it fits, else what the engine does."""
-    from ..presets import load_preset
-
-    if name is not None or subject.engine is None:
-        return subject.at_once(load_preset(name or "mixtral-offloading"))
-    resident, rehearsal = subject.at_once(load_preset("resident")), subject.rehearsal
-    if rehearsal.slots_that_fit(resident) == rehearsal.num_experts or not subject.engine.offload:
-        return resident
-    preferred = "n-cpu-moe" if "n-cpu-moe" in subject.engine.offload else subject.engine.offload[0]
-    return subject.at_once(load_preset(preferred))
 
 
 def register(app: typer.Typer) -> None:

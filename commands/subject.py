@@ -52,6 +52,20 @@ class Subject:
             schedule = schedule.with_options(kernel__upload_tokens=self.upload_tokens)
         return schedule
 
+    def start(self, name: str | None) -> OffloadSchedule:
+        """Return the schedule to start from: the preset asked for, else everything on the device where it fits, else what the
+        engine does of itself.
+        """
+        from ..presets import load_preset
+
+        if name is not None or self.engine is None:
+            return self.at_once(load_preset(name or "mixtral-offloading"))
+        resident = self.at_once(load_preset("resident"))
+        if self.rehearsal.slots_that_fit(resident) == self.rehearsal.num_experts or not self.engine.offload:
+            return resident
+        preferred = "n-cpu-moe" if "n-cpu-moe" in self.engine.offload else self.engine.offload[0]
+        return self.at_once(load_preset(preferred))
+
 
 def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | None = None, quant: str | None = None,
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, context: int | None = None,

@@ -1,0 +1,171 @@
+"""What a scenario's command says, as named figures: the same functions that the command line calls, on the same options.
+
+Modelled: `simulate` (times, hits, bytes, shares, low and high ends, memory breakdown), `plan` for many devices (every schedule's step,
+ingredients, migration), `reproduce` (every cell and fitted constant; every public report's prediction); a refusal is a figure too, by
+its class and exit status. Ignored: texts that explain, and plans for one device, whose search is made of the simulations above.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..commands.options import bundled_trace_path, open_trace
+from ..commands.settings import split_settings
+from ..commands.subject import open_subject, usual_dense_bits
+from ..errors import MoeplanError, UnknownName
+from .document import Figure, Pinned, Scenario, rounded
+
+if TYPE_CHECKING:
+    from ..planner.ep_case import Recording
+    from ..specs import ModelSpec
+
+_NO_FIGURES = ("name", "schedule", "ledger", "assumptions", "engine")
+_FILLED_IN = (
+    ("experts", "bits"),
+    ("cache", "experts_per_layer"),
+    ("cache", "pooled_experts"),
+    ("copy", "host_experts"),
+)
+"""Options of a schedule that a prediction may fill in."""
+
+
+def predict(scenario: Scenario) -> Pinned:
+    """Return a scenario with what the product says of it now; raises UnknownName for a command that is not pinned here."""
+    if scenario.command not in _COMMANDS:
+        raise UnknownName("command", scenario.command, _COMMANDS)
+    try:
+        said = _COMMANDS[scenario.command](**scenario.options)
+    except MoeplanError as error:
+        said = {"refused": type(error).__name__, "exit_status": error.exit_status}
+    return Pinned(scenario=scenario, figures=dict(_leaves("", said)))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
+    """Return the values of a document with dotted names; an interval's two are its low and high."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(f"{name}.{key}" if name else str(key), part)
+    elif isinstance(value, (list, tuple)):
+        ends = ("low", "high") if len(value) == 2 and name.endswith("_interval") else range(len(value))
+        for end, part in zip(ends, value, strict=True):
+            yield from _leaves(f"{name}.{end}", part)
+    else:
+        yield name, rounded(value)
+
+
+def _simulate(*, schedule: str | None = None, set: list[str] | None = None, **options: Any) -> dict[str, Any]:
+    """Return the figures of `moeplan simulate`."""
+    from ..planner.plan import prediction_to_dict
+    from ..schedule import apply_settings, parse_setting
+
+    changes = split_settings(set)
+    subject = open_subject(**options, changes=changes)
+    chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
+    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
+    said = prediction_to_dict(subject.rehearsal.predict(chosen))
+    ledger, resolved = said["ledger"], said["schedule"]
+    memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in ledger["items"]}
+    return {key: value for key, value in said.items() if key not in _NO_FIGURES} | {
+        "schedule": {"name": resolved["name"]} | {f"{part}.{key}": resolved[part][key] for part, key in _FILLED_IN},
+        "memory": {"device_bytes": ledger["device_bytes"], "host_bytes": ledger["host_bytes"]} | memory,
+    }
+
+
+def _plan(
+    *,
+    model: str,
+    hardware: str,
+    routing: dict[str, Any] | None = None,
+    phase: str = "decode",
+    bits: str = "native",
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the figures of `moeplan plan --mode ep`.
+
+    routing: requests, prompt_tokens, reply_tokens of a recording made up in the way of the model's family, counts: true where only
+    the load of each expert is kept; None takes the bundled recording.
+    """
+    from ..machines.load import load_machine
+    from ..planner.ep_case import EpRequest
+    from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
+    from ..specs_io import load_model
+
+    spec = load_model(model)
+    native = bits == "native"
+    request = EpRequest(
+        prefill=phase == "prefill", bits=spec.native_bits if native else bits,
+        dense_bits=usual_dense_bits(spec) if native else None, **options,
+    )  # fmt: skip
+    recording = open_trace(str(bundled_trace_path())) if routing is None else _made_up(spec, **routing)
+    said = ep_plan_to_dict(make_ep_plan(spec, load_machine(hardware), recording, request))
+    kept = (
+        "num_candidates",
+        "lower_bound_step_s",
+        "optimality_gap",
+        "overfit_fraction",
+        "migration",
+        "max_over_mean_by_layer",
+    )
+    return {key: said[key] for key in kept} | {
+        "best": _without_schedule(said["best"]) | {"description": said["best"]["description"]},
+        "baselines": {one["name"]: _without_schedule(one) for one in said["baselines"] + said["references"]},
+        "ablation": {f"{one['kind']} {one['ingredient']}": one["step_s"] for one in said["ablation"]},
+        "num_left_out": len(said["baselines_left_out"]),
+    }
+
+
+def _made_up(
+    spec: ModelSpec, *, requests: int, prompt_tokens: int, reply_tokens: int, counts: bool = False
+) -> Recording:
+    import numpy as np
+
+    from ..traces.prior import prior_recording
+    from ..traces.recording import LoadProfile
+
+    trace = prior_recording(spec, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, requests=requests)
+    if not counts:
+        return trace
+    load = np.stack(
+        [np.bincount(layer.ravel(), minlength=trace.num_experts) for layer in np.moveaxis(trace.experts, 1, 0)]
+    )
+    return LoadProfile(
+        counts=load.astype(np.int64),
+        model=trace.model,
+        layer_ids=trace.layer_ids,
+        source=trace.source,
+        licence="",
+        top_k=trace.top_k,
+    )
+
+
+def _without_schedule(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if key not in ("name", "schedule", "description", "engine")}
+
+
+def _reproduce(*, paper: str) -> dict[str, Any]:
+    """Return the cells and fitted constants of `moeplan reproduce`, or each public report's prediction and their scores."""
+    if paper == "field":
+        return _field()
+    from ..papers.registry import reproduce
+
+    found = reproduce(paper)
+    cells = {f"{cell.table} / {cell.row} / {cell.column} ({cell.unit})": cell.simulated for cell in found.cells}
+    if len(cells) != len(found.cells):
+        raise ValueError(f"{paper} has two cells of one name")
+    return {"cells": cells, "fitted": {constant.name: constant.value for constant in found.constants}}
+
+
+def _field() -> dict[str, Any]:
+    from ..papers.field.rows import read_reports
+    from ..papers.field.scores import document, predict_all
+
+    said = document(predict_all(read_reports(None)), bundled=True)
+    rows = {row["id"]: {key: row[key] for key in ("predicted", "low", "high")} for row in said["rows"]}
+    return {"reports": rows, "kinds": said["kinds"], "cuts": said["cuts"], "num_predicted": said["num_predicted"]}
+
+
+_COMMANDS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "simulate": _simulate, "plan --mode ep": _plan, "reproduce": _reproduce,
+}  # fmt: skip

@@ -1,0 +1,49 @@
+"""Predict every pinned scenario anew and list what differs from the stored figures; store them where asked.
+
+    python -m benchmarks.baseline [--write] [--file FILE]
+
+Exits with 1 where something differs and was not written. Modelled: the scenarios of `baselines/scenarios.py`; with `--write` the
+stored file is replaced, and the list of what moved belongs into the commit that brings it. Ignored: whether a change is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from moeplan.baselines.compare import compare
+from moeplan.baselines.document import read_baseline, to_text
+from moeplan.baselines.figures import predict
+from moeplan.baselines.scenarios import default_scenarios
+from moeplan.progress import reporter
+from moeplan.text_files import write_atomic
+
+STORED = Path(__file__).parents[1] / "tests" / "baselines" / "default.json"
+
+
+def main() -> int:
+    """Return the exit status, after listing every difference."""
+    parser = argparse.ArgumentParser(description="Compare predictions with the stored figures.")
+    parser.add_argument("--write", action="store_true", help="store the figures as they are now")
+    parser.add_argument("--file", type=Path, default=STORED, help="file of pinned figures")
+    given = parser.parse_args()
+    scenarios = default_scenarios()
+    found = {}
+    progress = reporter("baseline")
+    for number, (name, scenario) in enumerate(scenarios.items()):
+        progress(number, len(scenarios), "scenarios")
+        found[name] = predict(scenario)
+    differences = compare(read_baseline(given.file) if given.file.exists() else {}, found)
+    for each in differences:
+        print(each.words())
+    figures = sum(len(pinned.figures) for pinned in found.values())
+    print(f"{len(found)} scenarios, {figures} figures, {len(differences)} differences")
+    if given.write:
+        write_atomic(given.file, to_text(found))
+        print(f"wrote {given.file}")
+    return 1 if differences and not given.write else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
