@@ -169,6 +169,8 @@ class EngineConstants:
     """What a layer takes whose missing experts are fetched, besides copying: the routing read back, copies asked for."""
     matvec_tokens: int
     """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
+    memory_layout: str = "plain"
+    """Where the engine puts what it holds, by a name that the memory breakdown knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ Ignored: fragmentation beyond the runtime's share, page tables of a paged KV cac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,9 +20,20 @@ DEVICE, HOST = "device", "host"
 KV_TYPES: Mapping[str, Fraction] = MappingProxyType({
     "f32": Fraction(4), "f16": Fraction(2), "bf16": Fraction(2), "auto": Fraction(2), "q8_0": Fraction(34, 32), "fp8": Fraction(1),
     "fp8_e4m3": Fraction(1), "fp8_e5m2": Fraction(1), "int8": Fraction(1), "q5_1": Fraction(24, 32), "q5_0": Fraction(22, 32),
-    "q4_1": Fraction(20, 32), "q4_0": Fraction(18, 32), "iq4_nl": Fraction(18, 32),
+    "q4_1": Fraction(20, 32), "q4_0": Fraction(18, 32), "iq4_nl": Fraction(18, 32), "q6_0": Fraction(26, 32), "q8_kv": Fraction(1),
+    "fp8_ds_mla": Fraction(656, 576), "nvfp4": Fraction(9, 16), "mlx8": Fraction(17, 16), "mlx4": Fraction(9, 16),
 })  # fmt: skip
-"""How keys and values are kept, by the names engines use, and the bytes of one value (ggml's blocks with their scales)."""
+"""How keys and values are kept, by the names engines use, and the bytes of one value: ggml's blocks with their scales, MLX's groups of 64,
+and vLLM's and SGLang's 656 bytes for the 576 values of a latent (`fp8_ds_mla`). A scale for each row of `q8_kv` is left out."""
+PLAIN, GGML, GGML_LAYERS = "plain", "ggml", "ggml-layers"
+LAYOUTS = (PLAIN, GGML, GGML_LAYERS)
+"""Where engines put things. `ggml` (llama.cpp and what is built on it): the token embedding stays in host memory, caches have room for
+whole blocks and for a micro-batch beside a window, states are kept at 32 bits, and buffers for a micro-batch with all its logits,
+and for the largest matrix that is copied to the device, are made up front; `ggml-layers`: for a layer's together (ik_llama.cpp)."""
+_CELLS = 256
+"""Caches of ggml engines have a whole number of so many tokens."""
+_GGML_BYTES = 4
+"""Activations and states of ggml engines."""
 # Residual stream, its normed copy, attention output and one spare, live at the same time.
 _HIDDEN_COPIES = 4
 _LOGIT_BYTES = 4
@@ -99,6 +111,10 @@ class MemoryNeeds:
     """All experts lie on a disk, of which the host holds its share."""
     runtime_bytes: int = 0
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
+    layout: str = PLAIN
+    """How the engine lays memory out: one of `LAYOUTS`."""
+    uploads: bool = False
+    """Passes of many tokens copy experts that lie in host memory to the device."""
 
     def __post_init__(self) -> None:
         least = {"context_tokens": 1, "concurrency": 1, "kv_bytes_per_value": 2**-10, "encoder_tokens": 0, "staging_experts": 0,
@@ -106,6 +122,8 @@ class MemoryNeeds:
         for name, floor in least.items():
             if getattr(self, name) < floor:
                 raise InputError(name, getattr(self, name), f"below {floor}", f"give at least {floor}")
+        if self.layout not in LAYOUTS:
+            raise UnknownName("layout", self.layout, LAYOUTS)
         if self.pass_tokens is not None and self.pass_tokens < 1:
             raise InputError("pass_tokens", self.pass_tokens, "below 1", "give at least 1")
 
@@ -142,7 +160,7 @@ def cache_budget_bytes(budget_bytes: int, needs: MemoryNeeds, *, least_experts: 
 
     Raises DoesNotFit, with the missing bytes, where fewer than `least_experts` experts would fit.
     """
-    fixed = sum(item.num_bytes for item in _fixed_items(needs))
+    fixed = sum(item.num_bytes for item in _fixed_items(needs) if item.place == DEVICE)
     left = budget_bytes - fixed
     least = least_experts * needs.model.expert_bytes(needs.expert_format)
     if left < least:
@@ -168,28 +186,86 @@ def require_fits(ledger: MemoryLedger, *, device_bytes: int, host_bytes: int | N
 
 
 def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
-    """Return the device's items that do not depend on the cache."""
+    """Return the items that do not depend on the cache."""
     model, dense = needs.model, needs.dense_format
     embeddings = model.embedding_bytes(dense)
+    layers = model.dense_bytes(dense) - embeddings
     outer = "16 bits or more" if dense.head_bits is None else "in types of their own"
-    requests = needs.concurrency
-    kv_each = model.kv_bytes(needs.context_tokens, needs.kv_bytes_per_value, needs.encoder_tokens)
-    kv_note = f"{requests} requests of {needs.context_tokens} tokens, {kv_each} bytes each"
-    tokens = needs.pass_tokens if needs.pass_tokens is not None else requests
-    activations = activation_bytes(model, tokens, requests, dense)
+    plain = needs.layout == PLAIN
+    tables = 0 if plain else dense.embedding_bytes(model.table_parameters)
+    values = model.vocab_size * model.hidden_size
+    # A matrix that is token embedding and output matrix in one is there twice.
+    on_host = (
+        0 if plain else tables + (dense.head_bytes(values) if model.tied_embeddings else dense.embedding_bytes(values))
+    )
+    on_device = embeddings if plain else dense.head_bytes(values)
+    where = "token embedding and output matrix" if plain else "output matrix"
     staging = model.expert_bytes(needs.expert_format)
-    return (
+    items = [
         _item("runtime", needs.runtime_bytes, "driver, libraries, allocator"),
-        _item("embeddings", embeddings, f"token embedding and output matrix, {outer}"),
-        _item("dense weights", model.dense_bytes(dense) - embeddings, f"all layers but routed experts, {dense.description}"),
-        _item("kv cache", kv_each * requests, kv_note),
-        _item("activations", activations, f"a pass of {tokens} tokens and its logits"),
+        _item("embeddings", on_device, f"{where}, {outer}"),
+        _item("dense weights", layers - tables, f"all layers but routed experts, {dense.description}"),
+        *_caches(needs),
+        _buffers(needs),
         _experts("staging", needs.staging_experts, staging, needs.expert_format),
-    )  # fmt: skip
+    ]
+    if on_host:
+        also = " and tables of layers" if tables else ""
+        note = f"the engine keeps it{also} in host memory, {outer}"
+        items.append(LedgerItem(name="token embedding", place=HOST, num_bytes=on_host, note=note))
+    return items
+
+
+def _caches(needs: MemoryNeeds) -> Sequence[LedgerItem]:
+    """Return the caches of all requests: keys and values, and states where the engine keeps them in another precision."""
+    model, requests, context = needs.model, needs.concurrency, needs.context_tokens
+    note = f"{requests} requests of {context} tokens, {{}} bytes each"
+    if needs.layout == PLAIN:
+        each = model.kv_bytes(context, needs.kv_bytes_per_value, needs.encoder_tokens)
+        return [_item("kv cache", each * requests, note.format(each))]
+    window = model.sliding_window or 0
+    room = -(-(window + _pass_tokens(needs)) // _CELLS) * _CELLS - window
+    cells = -(-context // _CELLS) * _CELLS
+    states = math.ceil(model.state_values * max(needs.kv_bytes_per_value, 2))
+    each = model.kv_bytes(cells, needs.kv_bytes_per_value, needs.encoder_tokens, window_room=room) - states
+    found = [_item("kv cache", each * requests, note.format(each))]
+    if model.state_values:
+        found.append(
+            _item("states", model.state_values * _GGML_BYTES * requests, f"{requests} requests, 32 bits a value")
+        )
+    return found
+
+
+def _pass_tokens(needs: MemoryNeeds) -> int:
+    return needs.pass_tokens if needs.pass_tokens is not None else needs.concurrency
+
+
+def _buffers(needs: MemoryNeeds) -> LedgerItem:
+    """Return what a forward pass works in."""
+    model, tokens = needs.model, _pass_tokens(needs)
+    if needs.layout == PLAIN:
+        num_bytes = activation_bytes(model, tokens, needs.concurrency, needs.dense_format)
+        return _item("activations", num_bytes, f"a pass of {tokens} tokens and its logits")
+    # One buffer for all: logits are made when activations of layers are done with.
+    logits = tokens * (model.vocab_size * _LOGIT_BYTES + 2 * model.hidden_size * _GGML_BYTES)
+    layer = tokens * _activation_values(model) * _GGML_BYTES
+    note = f"a micro-batch of {tokens} tokens with all its logits"
+    if needs.uploads:
+        matrices = 1 if needs.layout == GGML_LAYERS else 3 if model.gated else 2
+        layer += model.num_experts * model.expert_bytes(needs.expert_format) // matrices
+        note += (
+            f", or a layer's experts {'together' if matrices == 1 else 'matrix by matrix'} on their way to the device"
+        )
+    return _item("activations", max(logits, layer), note)
 
 
 def activation_bytes(model: ModelSpec, pass_tokens: int, num_logits: int, fmt: WeightFormat) -> int:
     """Return the bytes of the tensors alive at once in a pass of `pass_tokens` that keeps logits of `num_logits` tokens."""
+    return fmt.vector_bytes(pass_tokens * _activation_values(model)) + num_logits * model.vocab_size * _LOGIT_BYTES
+
+
+def _activation_values(model: ModelSpec) -> int:
+    """Return the values alive at once for each token of a pass, logits not counted."""
     attention = model.attention
     projections = attention.num_heads * (2 * attention.head_dim + attention.v_head_dim)
     into = 2 if model.gated else 1
@@ -197,9 +273,7 @@ def activation_bytes(model: ModelSpec, pass_tokens: int, num_logits: int, fmt: W
         into * model.expert_intermediate_size * model.top_k
         + into * model.shared_intermediate_size * model.num_shared_experts
     )
-    widest = max(expert, into * model.dense_intermediate_size, projections)
-    values = pass_tokens * (_HIDDEN_COPIES * model.hidden_size + widest)
-    return fmt.vector_bytes(values) + num_logits * model.vocab_size * _LOGIT_BYTES
+    return _HIDDEN_COPIES * model.hidden_size + max(expert, into * model.dense_intermediate_size, projections)
 
 
 def _item(name: str, num_bytes: int, note: str) -> LedgerItem:

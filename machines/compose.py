@@ -311,7 +311,7 @@ def _engine_constants(engine: Engine, backend: str, found: EngineRates) -> Engin
         dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
-        matvec_tokens=engine.matvec_tokens,
+        matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout,
     )  # fmt: skip
 
 

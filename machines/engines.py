@@ -38,6 +38,8 @@ class Engine:
     """Passes of at least so many tokens copy experts that lie in host memory to the device."""
     upload_tokens_per_share: int | None = None
     """As above, times the number of experts over those chosen: the engine weighs tokens of an expert."""
+    memory_layout: str = "plain"
+    """Where it puts what it holds: `plain`, or one of the names in `memory.LAYOUTS`."""
     offload: tuple[str, ...] = ()
     """Presets that describe what it can do with experts that are not on the card; empty: everything must fit."""
     cannot: tuple[str, ...] = ()

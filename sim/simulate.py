@@ -15,7 +15,7 @@ from ..calibrate.cost_model import CostModel
 from ..calibrate.fitted_model import FittedCostModel, load_costs
 from ..errors import DoesNotFit, InputError, Internal
 from ..hardware import Profile
-from ..memory import MemoryLedger, MemoryNeeds, device_ledger
+from ..memory import PLAIN, MemoryLedger, MemoryNeeds, device_ledger
 from ..schedule import OffloadSchedule
 from ..specs import ModelSpec, WeightFormat, weight_format
 from ..traces.format import RoutingTrace
@@ -164,6 +164,10 @@ class Rehearsal:
     def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
+        layout, tokens = self._layout, int(self.workload(schedule).step_tokens.max())
+        if layout != PLAIN:  # made for the largest micro-batch, whether or not a prompt fills it
+            tokens = max(tokens, min(schedule.workload.prefill_chunk_tokens or 0, self._context))
+        uploads = layout != PLAIN and self._uploads(schedule, cached_experts, tokens)
         needs = MemoryNeeds(
             model=self.model,
             expert_format=self.expert_format(schedule),
@@ -171,14 +175,28 @@ class Rehearsal:
             context_tokens=self._context,
             kv_bytes_per_value=self.kv_bytes_per_value,
             concurrency=schedule.workload.concurrency,
-            pass_tokens=int(self.workload(schedule).step_tokens.max()),
-            staging_experts=schedule.predictor.staging + stream + transient_experts,
+            pass_tokens=tokens,
+            # What an engine copies matrix by matrix passes through its buffers.
+            staging_experts=schedule.predictor.staging + (0 if uploads else stream + transient_experts),
             host_experts=self._held_by_host(schedule, cached_experts),
             host_expert_bytes=self._host_expert_bytes(schedule),
             below_host=schedule.copy.host_experts is not None,
             runtime_bytes=int(self.profile.device.runtime_bytes.value),
+            layout=layout,
+            uploads=uploads,
         )
         return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
+
+    @property
+    def _layout(self) -> str:
+        """How the serving engine lays memory out; cores alone have one memory for everything."""
+        engine = self.profile.engine
+        return PLAIN if engine is None or self.profile.device.kind == "cpu" else engine.memory_layout
+
+    def _uploads(self, schedule: OffloadSchedule, cached_experts: int, tokens: int) -> bool:
+        """Return whether the largest pass copies experts that lie in host memory to the device, matrix by matrix."""
+        start = 1 if schedule.kernel.miss == "fetch" else schedule.kernel.upload_tokens
+        return cached_experts < self.num_experts and start is not None and tokens >= start
 
     def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
         """Return how the schedule stores experts."""

@@ -246,14 +246,14 @@ class ModelSpec:
         """
         matrices = self.encoder_matrix_parameters
         matrices += sum(self.dense_matrix_parameters(layer) for layer in range(self.num_layers))
-        tables = fmt.embedding_bytes(self._table_parameters)
+        tables = fmt.embedding_bytes(self.table_parameters)
         return fmt.num_bytes(matrices) + fmt.vector_bytes(self.vector_parameters) + tables + self.embedding_bytes(fmt)
 
     @property
     def vector_parameters(self) -> int:
         """Norms, biases, routers and the like of the whole model, those in experts not counted."""
         outside = (
-            self.encoder_vector_parameters + self._outside_layers - self.embedding_parameters - self._table_parameters
+            self.encoder_vector_parameters + self._outside_layers - self.embedding_parameters - self.table_parameters
         )
         return outside + sum(self.dense_vector_parameters(layer) for layer in range(self.num_layers))
 
@@ -277,7 +277,7 @@ class ModelSpec:
         """
         unchosen = max(0, self.num_experts - self.top_k) * (self.num_moe_layers + len(self.encoder_moe_layers))
         mixers = (self.attention_of(layer) for layer in range(self.num_layers))
-        idle = sum(mixer.idle_parameters for mixer in mixers if mixer is not None) + self._table_parameters
+        idle = sum(mixer.idle_parameters for mixer in mixers if mixer is not None) + self.table_parameters
         return self.total_parameters - unchosen * self.expert_parameters - idle
 
     # --- what grows with the context --------------------------------------------------------------------------------
@@ -286,15 +286,18 @@ class ModelSpec:
         """Return the bytes that one more token of a long context takes over all layers: full windows and states take none."""
         return round(sum(self._values_per_token(layer) for layer in range(self.num_layers)) * bytes_per_value)
 
-    def kv_bytes(self, context_tokens: int, bytes_per_value: float = 2, encoder_tokens: int = 0) -> int:
+    def kv_bytes(
+        self, context_tokens: int, bytes_per_value: float = 2, encoder_tokens: int = 0, *, window_room: int = 0
+    ) -> int:
         """Return the cache bytes of one request: windows are capped, states and cross-attention included.
 
-        encoder_tokens: input tokens of an encoder–decoder, whose keys and values every decoder layer keeps.
+        encoder_tokens: input tokens of an encoder–decoder, whose keys and values every decoder layer keeps. window_room: tokens
+        that a window's cache has room for beside the window. States stay at 16 bits or more, whatever keys and values are kept in.
         """
-        values = sum(self._kept_values(layer, context_tokens) for layer in range(self.num_layers))
+        values = sum(self._kept_values(layer, context_tokens, window_room) for layer in range(self.num_layers))
         if self.cross_attention:
             values += encoder_tokens * self.num_layers * self.attention.kv_values_per_token
-        return math.ceil((values + self.state_values) * bytes_per_value)
+        return math.ceil(values * bytes_per_value) + math.ceil(self.state_values * max(bytes_per_value, 2))
 
     @property
     def state_values(self) -> int:
@@ -323,14 +326,14 @@ class ModelSpec:
             recurrent_layers=tuple(layer for layer in self.recurrent_layers if layer < num_layers),
         )  # fmt: skip
 
-    def _kept_values(self, layer: int, context_tokens: int) -> int:
+    def _kept_values(self, layer: int, context_tokens: int, window_room: int = 0) -> int:
         """Return the values that layer `layer` keeps of one request's context, states not counted."""
         attention, variant = self.attention_of(layer), self.variant(layer)
         if attention is None or not variant.keeps_cache:
             return 0
         window, entries = self.window_of(layer), context_tokens // attention.tokens_per_entry
         if window is not None:
-            entries = min(context_tokens, window) + (entries if attention.compressed else 0)
+            entries = min(context_tokens, window + window_room) + (entries if attention.compressed else 0)
         index = context_tokens // attention.tokens_per_index * attention.index_values
         return variant.num_mixers * (entries * attention.kv_values_per_token + index)
 
@@ -350,10 +353,10 @@ class ModelSpec:
         """Embeddings, output bias, final norms and position tables."""
         norms = self.num_final_norms * self.norm_width * self.hidden_size
         head = self.vocab_size * int(self.head_bias)
-        return self.embedding_parameters + norms + head + self.other_parameters + self._table_parameters
+        return self.embedding_parameters + norms + head + self.other_parameters + self.table_parameters
 
     @property
-    def _table_parameters(self) -> int:
+    def table_parameters(self) -> int:
         """Tables of layers of which a token reads a few rows."""
         return sum(len(variant.layers) * variant.table_parameters for variant in self.layer_variants)
 

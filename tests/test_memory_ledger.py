@@ -17,7 +17,7 @@ from moeplan.memory import (
     device_ledger,
     require_fits,
 )
-from moeplan.specs import weight_format
+from moeplan.specs import ModelSpec, quantised_as, weight_format
 from moeplan.specs_io import load_model
 
 MIXTRAL, OSS = load_model("mixtral-8x7b"), load_model("gpt-oss-20b")
@@ -153,3 +153,65 @@ def test_negative_needs_are_refused(change: dict[str, int], field: str) -> None:
 def test_negative_counts_are_refused(counts: dict[str, int]) -> None:
     with pytest.raises(InputError, match="below zero"):
         device_ledger(needs(), **counts)
+
+
+QWEN = load_model("qwen3-30b-a3b")
+
+
+def of_ggml(model: ModelSpec, quant: str, **changes: object) -> MemoryNeeds:
+    experts, dense = quantised_as(quant, None, model)
+    return dataclasses.replace(
+        MemoryNeeds(model=model, expert_format=experts, dense_format=dense, layout="ggml", pass_tokens=512), **changes
+    )  # type: ignore[arg-type]
+
+
+def test_a_breakdown_is_the_one_that_llama_cpp_prints() -> None:
+    """`llama-server` on Qwen3-30B-A3B Q4_K_M and gpt-oss-20b at 512 tokens a micro-batch prints these buffers, in MiB."""
+    found = device_ledger(of_ggml(QWEN, "Q4_K_M"), cached_experts=QWEN.num_routed_experts, offloaded=False)
+    assert found.num_bytes("token embedding") / 2**20 == pytest.approx(166.92, abs=0.01)
+    assert found.host_bytes == found.num_bytes("token embedding")
+    assert found.num_bytes("activations") / 2**20 == pytest.approx(304.75, abs=0.01)
+    oss = device_ledger(of_ggml(OSS, "MXFP4_MOE"), cached_experts=OSS.num_routed_experts, offloaded=False)
+    assert oss.num_bytes("activations") / 2**20 == pytest.approx(398.38, rel=0.02)
+
+
+def test_windows_have_room_for_a_micro_batch_and_caches_for_whole_blocks() -> None:
+    found = device_ledger(of_ggml(OSS, "MXFP4_MOE", context_tokens=1000), offloaded=False)
+    assert found.num_bytes("kv cache") == 12 * (768 + 1024) * 2 * 8 * 64 * 2
+    assert found.num_bytes("states") == 0
+
+
+def test_states_keep_their_precision_whatever_keys_are_kept_in() -> None:
+    """Qwen3.5 of 27 B prints 149.62 MiB of states a request; those of this model by the same rule."""
+    model = load_model("qwen3.6-35b-a3b")
+    recurrent = 30 * (32 * 128 * 128 + 3 * 8192)
+    for kept in (2.0, 34 / 32):
+        found = device_ledger(of_ggml(model, "Q4_K_M", kv_bytes_per_value=kept, context_tokens=1024), offloaded=False)
+        assert found.num_bytes("states") == 4 * recurrent
+        assert found.num_bytes("kv cache") == 10 * 1024 * 2 * 2 * 256 * kept
+        assert model.kv_bytes(1024, kept) == 10 * 1024 * 2 * 2 * 256 * kept + 2 * recurrent
+
+
+@given(
+    quant=st.sampled_from(["Q4_K_M", "Q8_0", "IQ2_M"]),
+    name=st.sampled_from(["qwen3-30b-a3b", "gemma-4-26b-a4b", "qwen3.8-flash-next"]),
+)
+def test_where_things_lie_changes_no_weight(quant: str, name: str) -> None:
+    model = load_model(name)
+    needs = of_ggml(model, quant)
+    plain = device_ledger(dataclasses.replace(needs, layout="plain"), offloaded=False)
+    found = device_ledger(needs, offloaded=False)
+    twice = needs.dense_format.head_bytes(model.vocab_size * model.hidden_size) if model.tied_embeddings else 0
+    weights = ("embeddings", "dense weights", "token embedding")
+    assert sum(found.num_bytes(one) for one in weights) == sum(plain.num_bytes(one) for one in weights) + twice
+
+
+def test_copied_matrices_need_a_buffer() -> None:
+    needs = of_ggml(OSS, "MXFP4_MOE", uploads=True, pass_tokens=64)
+    layer = OSS.num_experts * OSS.expert_bytes(needs.expert_format)
+    one, all_three = (
+        device_ledger(dataclasses.replace(needs, layout=layout)).num_bytes("activations") for layout in ("ggml", "ggml-layers")
+    )  # fmt: skip
+    assert all_three - one == pytest.approx(layer * 2 / 3, abs=2)
+    with pytest.raises(InputError, match="layout"):
+        of_ggml(OSS, "MXFP4_MOE", layout="elsewhere")
