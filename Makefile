@@ -94,7 +94,7 @@ floors: .venv/.developer .typing/moeplan
 	$(LINKED) $(BIN)/lint-imports --no-cache
 
 # What shows that a wheel is whole: its files and imports, its data, its command line. The rest of the suite runs once, in `make test`.
-SMOKE := $(addprefix tests/test_,house_packaging.py house_imports.py specs_io.py traces_format.py cli.py)
+SMOKE := $(addprefix tests/,house/test_packaging.py house/test_imports.py specs/test_files.py traces/test_format.py commands/test_cli.py)
 
 # Builds the source distribution, from it the wheel, and runs a part of the source distribution's tests on the installed wheel.
 wheel: .venv/.developer

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .errors import Internal, MoeplanError, one_line
-from .streams import Guarded, guarded_streams
-from .text_files import forget_written, written_files
+from .base.errors import Internal, MoeplanError, one_line
+from .base.streams import Guarded, guarded_streams
+from .base.text_files import forget_written, written_files
 
 _EXIT_USAGE, _EXIT_LOST = 2, 74
 _EXIT_SIGNAL = 128

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..errors import InputError
-from ..plain_json import parse
-from ..text_files import read_text
+from ..base.errors import InputError
+from ..base.plain_json import parse
+from ..base.text_files import read_text
 
 FORMAT_VERSION = 1
 DIGITS = 12

@@ -11,15 +11,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..commands.options import bundled_trace_path, open_trace
-from ..commands.settings import split_settings
-from ..commands.subject import open_subject, usual_dense_bits
-from ..errors import MoeplanError, UnknownName
+from ..base.errors import MoeplanError, UnknownName
+from ..commands.options.declarations import bundled_trace_path, open_trace
+from ..commands.options.settings import split_settings
+from ..commands.options.subject import open_subject, usual_dense_bits
 from .document import Figure, Pinned, Scenario, rounded
 
 if TYPE_CHECKING:
-    from ..planner.ep_case import Recording
-    from ..specs import ModelSpec
+    from ..planner.parallel.case import Recording
+    from ..specs.models import ModelSpec
 
 _NO_FIGURES = ("name", "schedule", "ledger", "assumptions", "engine")
 _FILLED_IN = (
@@ -57,8 +57,8 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
 
 def _simulate(*, schedule: str | None = None, set: list[str] | None = None, **options: Any) -> dict[str, Any]:
     """Return the figures of `moeplan simulate`."""
-    from ..planner.plan import prediction_to_dict
-    from ..schedule import apply_settings, parse_setting
+    from ..planner.offload.plan import prediction_to_dict
+    from ..specs.schedules.offload import apply_settings, parse_setting
 
     changes = split_settings(set)
     subject = open_subject(**options, changes=changes)
@@ -87,10 +87,10 @@ def _plan(
     routing: requests, prompt_tokens, reply_tokens of a recording made up in the way of the model's family, counts: true where only
     the load of each expert is kept; None takes the bundled recording.
     """
-    from ..machines.load import load_machine
-    from ..planner.ep_case import EpRequest
-    from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
-    from ..specs_io import load_model
+    from ..planner.parallel.case import EpRequest
+    from ..planner.parallel.plan import ep_plan_to_dict, make_ep_plan
+    from ..specs.machines.load import load_machine
+    from ..specs.models.load import load_model
 
     spec = load_model(model)
     native = bits == "native"
@@ -121,8 +121,8 @@ def _made_up(
 ) -> Recording:
     import numpy as np
 
-    from ..traces.prior import prior_recording
     from ..traces.recording import LoadProfile
+    from ..traces.synthesis.prior import prior_recording
 
     trace = prior_recording(spec, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, requests=requests)
     if not counts:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..papers.registry import PAPERS
-from ..presets import PRESETS
+from ..specs.schedules.presets import PRESETS
 from .document import Scenario
 
 SLOW_PAPERS = ("grace-moe",)

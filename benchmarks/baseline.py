@@ -12,12 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from moeplan.base.progress import reporter
+from moeplan.base.text_files import write_atomic
 from moeplan.baselines.compare import compare
 from moeplan.baselines.document import read_baseline, to_text
 from moeplan.baselines.figures import predict
 from moeplan.baselines.scenarios import default_scenarios
-from moeplan.progress import reporter
-from moeplan.text_files import write_atomic
 
 STORED = Path(__file__).parents[1] / "tests" / "baselines" / "default.json"
 

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from moeplan import __version__
-from moeplan.calibrate.exchange_fit import fit_exchanges
-from moeplan.calibrate.exchange_matrices import Matrix, busiest_port, matrix_from_text, port_bytes
-from moeplan.calibrate.exchange_table import ExchangeTable, curve_name, read_table
-from moeplan.calibrate.microbench_collectives import FULL_EXCHANGES, measure_all_to_all, measure_matrices
+from moeplan.base.text_files import write_atomic
+from moeplan.base.units import KIB
+from moeplan.calibrate.all_to_all_matrices import Matrix, busiest_port, matrix_from_text, port_bytes
+from moeplan.calibrate.costs.all_to_all_table import ExchangeTable, curve_name, read_table
+from moeplan.calibrate.costs.surface import nine_in_ten
+from moeplan.calibrate.fitting.all_to_all_fit import fit_exchanges
+from moeplan.calibrate.microbenchmarks.collectives import FULL_EXCHANGES, measure_all_to_all, measure_matrices
 from moeplan.calibrate.samples import Sample, SampleSet, sample_to_dict
-from moeplan.calibrate.surface import nine_in_ten
-from moeplan.specs_io import write_atomic
-from moeplan.units import KIB
 
 # Between the calibrated sizes, which are powers of four KiB.
 SIZES = tuple(KIB * 4**power * 5 // 2 for power in range(8))

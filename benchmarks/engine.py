@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moeplan.presets import load_preset
-from moeplan.schedule import OffloadSchedule
-from moeplan.sim.costs import NUM_RATED_LANES, RATE_ONE, CostTables
-from moeplan.sim.engines import run_simpy, run_twin
+from moeplan.sim.offload.costs import CostTables
+from moeplan.sim.offload.simulators import run_simpy, run_twin
+from moeplan.sim.offload.workload import Workload, build_workload
 from moeplan.sim.policies.state import HITS, MISSES, make_config
-from moeplan.sim.workload import Workload, build_workload
+from moeplan.sim.timeline import NUM_RATED_LANES, RATE_ONE
+from moeplan.specs.schedules.offload import OffloadSchedule
+from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.format import RoutingTrace
 
 NUM_REPEATS = 7

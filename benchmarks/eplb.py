@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from moeplan import __version__
+from moeplan.base.text_files import write_atomic
+from moeplan.base.units import MS_PER_S
 from moeplan.planner.placement.eplb import even_rank_load, max_over_mean, rebalance
 from moeplan.planner.placement.eplb_reference import rebalance_layer
-from moeplan.specs_io import write_atomic
 from moeplan.traces.readers import import_trace
 from moeplan.traces.recording import LoadProfile
-from moeplan.units import MS_PER_S
 
 LOADS = Path(__file__).resolve().parents[2] / "shared" / "data" / "loads"
 RANKS, NODES, REDUNDANT, GROUPS = 32, 4, 32, 8

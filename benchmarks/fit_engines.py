@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.catalog import ENGINES_FOLDER
-from moeplan.errors import MoeplanError
-from moeplan.machines.engines import fitted_table
+from moeplan.base.errors import MoeplanError
 from moeplan.papers.field.predict import speed
 from moeplan.papers.field.rows import Report, read_reports
 from moeplan.papers.field.setup import NotExpressible, set_up
+from moeplan.specs.catalog import ENGINES_FOLDER
+from moeplan.specs.machines.engines import fitted_table
 
 Array = npt.NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moeplan.errors import MoeplanError
+from moeplan.base.errors import MoeplanError
 
 from .gpu_machine import lines
 

@@ -21,20 +21,25 @@ from typing import Any
 
 import torch
 
-from moeplan.calibrate.device import TO_DEVICE, Device, available_host_bytes, open_device
-from moeplan.calibrate.expert_slots import expert_layout
-from moeplan.calibrate.expert_store import make_store
-from moeplan.calibrate.harness import Bench, Harness
-from moeplan.calibrate.microbench_collectives import FULL_EXCHANGES, ExchangeExtent, measure_all_to_all, rank_counts
+from moeplan.base.units import KIB, MIB, NS_PER_S
+from moeplan.calibrate.microbenchmarks.collectives import (
+    FULL_EXCHANGES,
+    ExchangeExtent,
+    measure_all_to_all,
+    rank_counts,
+)
+from moeplan.calibrate.microbenchmarks.harness import Bench, Harness
 from moeplan.calibrate.samples import SampleSet, samples_to_json
-from moeplan.executor.copy_engine import CopyEngine, Gate
-from moeplan.executor.execute import execute, open_stage
-from moeplan.executor.prediction import run_input
-from moeplan.executor.slots import Slots
-from moeplan.executor.transfers import Transfer
-from moeplan.presets import load_preset
+from moeplan.devices.device import TO_DEVICE, Device, available_host_bytes, open_device
+from moeplan.devices.stores.host import make_store
+from moeplan.devices.stores.slot_sizes import expert_layout
+from moeplan.executor.running.copy_engine import CopyEngine, Gate
+from moeplan.executor.running.execute import execute, open_stage
+from moeplan.executor.running.prediction import run_input
+from moeplan.executor.running.slots import Slots
+from moeplan.executor.running.transfers import Transfer
 from moeplan.sim.policies.state import DEMAND
-from moeplan.units import KIB, MIB, NS_PER_S
+from moeplan.specs.schedules.presets import load_preset
 
 from .gpu_models import layers_that_fit, mixtral, mixtral_trace
 from .gpu_opening import open_results

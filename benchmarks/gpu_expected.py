@@ -10,15 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from moeplan.calibrate.expert_slots import expert_layout
-from moeplan.errors import MoeplanError
-from moeplan.executor.validate import costs_of
-from moeplan.hardware import Profile
-from moeplan.jit import compiled
-from moeplan.sim.forecast import forecast, second_format, stored_format
-from moeplan.sim.run_input import RunInput
-from moeplan.specs import ModelSpec
-from moeplan.units import NS_PER_S
+from moeplan.base.errors import MoeplanError
+from moeplan.base.jit import compiled
+from moeplan.base.units import NS_PER_S
+from moeplan.devices.stores.slot_sizes import expert_layout
+from moeplan.executor.validation.validate import costs_of
+from moeplan.sim.offload.forecast import forecast, second_format, stored_format
+from moeplan.sim.offload.run_input import RunInput
+from moeplan.specs.machines.profile import Profile
+from moeplan.specs.models import ModelSpec
 
 # Zeroed, filled, locked page by page.
 _PASSES = 3

@@ -13,9 +13,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from moeplan.calibrate.host_memory import available_host_bytes
-from moeplan.jit import compiled
-from moeplan.units import GIB
+from moeplan.base.jit import compiled
+from moeplan.base.units import GIB
+from moeplan.devices.host_memory import available_host_bytes
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from moeplan.calibrate.standard_shapes import made_up_model
-from moeplan.specs import ModelSpec
-from moeplan.traces.dials import Dials, change_dials
-from moeplan.traces.presets import MIXTRAL_8X7B
+from moeplan.base.units import GIB
+from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
+from moeplan.specs.models import ModelSpec
 from moeplan.traces.recording import RoutingTrace
-from moeplan.traces.synth import synth_trace
-from moeplan.units import GIB
+from moeplan.traces.synthesis.dial import Dials, change_dials
+from moeplan.traces.synthesis.presets import MIXTRAL_8X7B
+from moeplan.traces.synthesis.synthesise import synth_trace
 
 # Of the host's available memory, this share may hold experts: page-locked memory cannot be swapped.
 _STORE_FRACTION = 0.6

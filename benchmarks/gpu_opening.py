@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeplan.calibrate.device import metadata_of, open_device
-from moeplan.errors import InputError
-from moeplan.jit import compiled
+from moeplan.base.errors import InputError
+from moeplan.base.jit import compiled
+from moeplan.base.text_files import write_atomic
+from moeplan.devices.device import metadata_of, open_device
 from moeplan.kernels.tuning import cache_folder, device_slug
-from moeplan.text_files import write_atomic
 
 from .gpu_results import Results
 

@@ -21,21 +21,21 @@ from typing import Any
 
 import torch
 
-from moeplan.calibrate.device import COMPUTE, TO_DEVICE, open_device
-from moeplan.calibrate.harness import Harness
-from moeplan.calibrate.measure import FULL, Extent, measure_device
-from moeplan.calibrate.microbench_copies import CopyPool, copy_benches, disk_benches
-from moeplan.calibrate.microbench_cores import core_benches, host_device, measure_cores
-from moeplan.calibrate.microbench_experts import ExpertArena, expert_benches
+from moeplan.base.errors import InputError, MoeplanError
+from moeplan.base.text_files import write_atomic
+from moeplan.base.units import KIB
+from moeplan.calibrate.microbenchmarks.copies import CopyPool, copy_benches, disk_benches
+from moeplan.calibrate.microbenchmarks.cores import core_benches, host_device, measure_cores
+from moeplan.calibrate.microbenchmarks.experts import ExpertArena, expert_benches
+from moeplan.calibrate.microbenchmarks.harness import Harness
+from moeplan.calibrate.microbenchmarks.measure import FULL, Extent, measure_device
+from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import SampleSet, merge, samples_from_json, samples_to_json
-from moeplan.calibrate.standard_shapes import made_up_model
-from moeplan.errors import InputError, MoeplanError
-from moeplan.executor.calibration import write_calibration
-from moeplan.executor.host_overheads import measure_host
-from moeplan.hardware import Profile
-from moeplan.specs import ModelSpec
-from moeplan.text_files import write_atomic
-from moeplan.units import KIB
+from moeplan.devices.device import COMPUTE, TO_DEVICE, open_device
+from moeplan.executor.calibration.calibrate import write_calibration
+from moeplan.executor.calibration.host_overheads import measure_host
+from moeplan.specs.machines.profile import Profile
+from moeplan.specs.models import ModelSpec
 
 from .gpu_models import mixtral, switch_large
 from .gpu_results import Part

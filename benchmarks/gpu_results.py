@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import moeplan
-from moeplan.errors import InputError, MoeplanError
+from moeplan.base.errors import InputError, MoeplanError
 
 SCHEMA_VERSION = 1
 IDENTITY = ("kind", "name", "torch")

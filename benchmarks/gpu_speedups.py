@@ -20,19 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moeplan.calibrate.device import available_host_bytes
-from moeplan.calibrate.expert_slots import expert_layout
-from moeplan.calibrate.fitted_model import check_profile_matches
-from moeplan.errors import InputError
-from moeplan.executor.execute import open_stage
-from moeplan.executor.prediction import run_input
-from moeplan.executor.validate import costs_of, validate_cases
-from moeplan.executor.validation_grid import Case, Shape
-from moeplan.hardware import Profile
-from moeplan.presets import load_preset
-from moeplan.schedule import OffloadSchedule
-from moeplan.sim.run_input import RunInput
-from moeplan.specs import ModelSpec
+from moeplan.base.errors import InputError
+from moeplan.calibrate.costs.fitted_model import check_profile_matches
+from moeplan.devices.device import available_host_bytes
+from moeplan.devices.stores.slot_sizes import expert_layout
+from moeplan.executor.running.execute import open_stage
+from moeplan.executor.running.prediction import run_input
+from moeplan.executor.validation.grid import Case, Shape
+from moeplan.executor.validation.validate import costs_of, validate_cases
+from moeplan.sim.offload.run_input import RunInput
+from moeplan.specs.machines.profile import Profile
+from moeplan.specs.models import ModelSpec
+from moeplan.specs.schedules.offload import OffloadSchedule
+from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.recording import RoutingTrace
 
 from .gpu_expected import expected_s

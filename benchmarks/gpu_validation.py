@@ -11,7 +11,7 @@ The grids are those of `moeplan validate --grid`, written so that they are JSON 
 reader. No shape in them took part in the calibration. A part is what has one shape, weight format and batch. Figures are those of each
 group over its parts done so far; groups are never added up. The targets' first weight format comes first, whose configurations are enough
 for them, then the other groups, then the rest.
-Ignored: how a configuration is run and compared (`executor.validate`).
+Ignored: how a configuration is run and compared (`executor.validation.validate`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moeplan.calibrate.fitted_model import check_profile_matches
-from moeplan.errors import InputError, MoeplanError
-from moeplan.executor.agreement import Compared, summary
-from moeplan.executor.error_budget import median_budget
-from moeplan.executor.prediction import run_input
-from moeplan.executor.validate import validate_grid
-from moeplan.executor.validation_grid import Case, Grid, grid_from_dict, trace_path
-from moeplan.hardware import Profile
+from moeplan.base.errors import InputError, MoeplanError
+from moeplan.calibrate.costs.fitted_model import check_profile_matches
+from moeplan.executor.running.prediction import run_input
+from moeplan.executor.validation.agreement import Compared, summary
+from moeplan.executor.validation.error_budget import median_budget
+from moeplan.executor.validation.grid import Case, Grid, grid_from_dict, trace_path
+from moeplan.executor.validation.validate import validate_grid
+from moeplan.specs.machines.profile import Profile
 from moeplan.traces.format import load_trace
 from moeplan.traces.recording import RoutingTrace
 

@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeplan.errors import InputError, MoeplanError
+from moeplan.base.errors import InputError, MoeplanError
 
 from .gpu_results import Part, Results, target
 
 if TYPE_CHECKING:
-    from moeplan.calibrate.device import Device
-    from moeplan.calibrate.harness import Harness
+    from moeplan.calibrate.microbenchmarks.harness import Harness
+    from moeplan.devices.device import Device
     from moeplan.kernels.tuning import Config
 
     from .kernel_cases import Case, CaseSpec
@@ -80,8 +80,8 @@ class Benchmark:
     """One run: a device, a harness, and the clock it must keep."""
 
     def __init__(self, *, dry: bool, deadline_s: float, search: bool, out: Path) -> None:
-        from moeplan.calibrate.device import metadata_of, open_device
-        from moeplan.calibrate.harness import Harness
+        from moeplan.calibrate.microbenchmarks.harness import Harness
+        from moeplan.devices.device import metadata_of, open_device
         from moeplan.kernels.grouped_gemm import device_of
 
         self.dry, self.out, self.search = dry, out, search and not dry
@@ -100,7 +100,7 @@ class Benchmark:
 
     def run(self) -> bool:
         """Do what is left; return whether everything is done and nothing is wrong."""
-        from moeplan.calibrate.harness import conditions_now
+        from moeplan.calibrate.microbenchmarks.harness import conditions_now
         from moeplan.kernels.tuning import origin
 
         from .kernel_cases import all_specs
@@ -125,7 +125,7 @@ class Benchmark:
 
     def ceilings(self) -> dict[str, float]:
         """Return the copy bandwidth (bytes read and written) and the rate of a square bfloat16 product, both measured here."""
-        from moeplan.calibrate.microbench_ceilings import ceiling_benches, sizes_for
+        from moeplan.calibrate.microbenchmarks.ceilings import ceiling_benches, sizes_for
 
         copy_bytes, side = (1 << 20, 64) if self.dry else sizes_for(self.device, quick=False)
         self.device.synchronize()
@@ -279,7 +279,7 @@ class Benchmark:
         """Return the harness's sample of `calls`, taken in turn: replays of graphs on a GPU, plain calls elsewhere."""
         import torch
 
-        from moeplan.calibrate.harness import Bench
+        from moeplan.calibrate.microbenchmarks.harness import Bench
 
         runs: list[Callable[[], object]] = []
         kept = []

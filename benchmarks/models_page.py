@@ -3,7 +3,7 @@ what its makers publish.
 
     python -m benchmarks.models_page        writes docs/models.md
 
-Counts of classes come from tests/model_families.json (`count_families.py`); a test holds page, counts and reader together.
+Counts of classes come from tests/specs/model_families.json (`count_families.py`); a test holds page, counts and reader together.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moeplan.errors import InputError
-from moeplan.model_config import read_config
-from moeplan.specs import ModelSpec, weight_format
-from moeplan.specs_io import list_models, load_model
+from moeplan.base.errors import InputError
+from moeplan.specs.models import ModelSpec, weight_format
+from moeplan.specs.models.config import read_config
+from moeplan.specs.models.load import list_models, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, COUNTS = ROOT / "docs" / "models.md", ROOT / "tests" / "model_families.json"
@@ -61,8 +61,9 @@ that a token meets, both embeddings included, but for rows of tables it does not
 *An expert* is its bytes as the checkpoint stores it, scales and zero points included. *KV a token* is what one more token of a long
 context takes at 16 bits: full windows and states take nothing more; *KV at 128 Ki* is the whole cache of a request of 131,072 tokens.
 
-A configuration is read by the table of its family (`model_config/families/`). A key that nobody knows and that may carry a size, a count, a
-rank, a pattern or a list of layers is refused by name. Families without a table are read by the usual keys, under the same rule.
+A configuration is read by the table of its family (`specs/models/config/families/`). A key that nobody knows and that may carry a
+size, a count, a rank, a pattern or a list of layers is refused by name. Families without a table are read by the usual keys, under the
+same rule.
 """
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from moeplan import __version__
+from moeplan.base.text_files import write_atomic
+from moeplan.base.units import GIGA, US_PER_S
 from moeplan.planner.placement.comparison import (
     Candidate,
     Evaluation,
@@ -41,11 +43,9 @@ from moeplan.planner.placement.placement import Placement, contiguous
 from moeplan.planner.placement.replica_choice import CappedChoice, WeightedChoice
 from moeplan.planner.placement.search import SearchSettings, search_placement
 from moeplan.planner.placement.splits import StepTokens, expert_load, request_batches, split_requests
-from moeplan.specs_io import write_atomic
 from moeplan.traces.format import load_recording
 from moeplan.traces.readers import import_trace
 from moeplan.traces.recording import RoutingTrace
-from moeplan.units import GIGA, US_PER_S
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT.parent / "shared" / "data" / "traces" / "deepseek-v2-lite_prefill.npz"

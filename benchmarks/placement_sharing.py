@@ -23,22 +23,24 @@ from pathlib import Path
 from typing import Any
 
 from moeplan import __version__
-from moeplan.calibrate.exchange_fit import fit_exchanges
-from moeplan.calibrate.exchange_table import OF_COMPUTE, OF_EXCHANGE, measured_ranks
+from moeplan.base.text_files import write_atomic
+from moeplan.base.units import MS_PER_S
+from moeplan.calibrate.costs.all_to_all_table import OF_COMPUTE, OF_EXCHANGE, measured_ranks
+from moeplan.calibrate.fitting.all_to_all_fit import fit_exchanges
 from moeplan.calibrate.samples import SampleSet, sample_from_dict
-from moeplan.ep_schedule import ExpertParallelSchedule
-from moeplan.hardware import Constant, NodeConstants, Profile
-from moeplan.planner.ep_case import EpRequest, evidence_of, plain_schedule, prepare_ep
-from moeplan.planner.ep_evidence import CHOOSE, PLAN, REPORT, TokenEvidence
-from moeplan.planner.ep_objective import layer_costs
-from moeplan.planner.ep_search import EpSearch
-from moeplan.sim.ep_costs import EpCosting
-from moeplan.specs import ModelSpec
-from moeplan.specs_io import load_hardware, load_model, write_atomic
+from moeplan.planner.parallel.case import EpRequest, evidence_of, plain_schedule, prepare_ep
+from moeplan.planner.parallel.evidence import CHOOSE, PLAN, REPORT, TokenEvidence
+from moeplan.planner.parallel.objective import layer_costs
+from moeplan.planner.parallel.search import EpSearch
+from moeplan.sim.parallel.costs import EpCosting
+from moeplan.specs.machines.profile import Constant, NodeConstants, Profile
+from moeplan.specs.machines.profile_file import load_hardware
+from moeplan.specs.models import ModelSpec
+from moeplan.specs.models.load import load_model
+from moeplan.specs.schedules.parallel import ExpertParallelSchedule
 from moeplan.traces.format import load_recording
 from moeplan.traces.readers import import_trace
 from moeplan.traces.recording import RoutingTrace
-from moeplan.units import MS_PER_S
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "collectives.json"

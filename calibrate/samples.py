@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, plain_json
-from ..errors import InputError
-from ..text_files import read_text
-from .exchange_matrices import matrix_from_text
+from .. import __version__
+from ..base import plain_json
+from ..base.errors import InputError
+from ..base.text_files import read_text
+from .all_to_all_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
 # Laps, and repetitions in each, from which on figures are medians over laps: fewer do not show which lap is the odd one.

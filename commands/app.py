@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, emit, engine, hardware, machine, measure, model, plan, report, reproduce, schedule, simulate, trace
+from . import demo, emit, engine, machine, measure, plan, report, reproduce, simulate, trace
+from .options import hardware, model, schedule
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},

@@ -15,8 +15,8 @@ _TIMELINE_STEPS = 64
 
 def write_perfetto(path: Path, rehearsal: Any, prediction: Any) -> None:
     """Write the Perfetto timeline of a prediction, with how much the device holds; of a long one, the middle."""
-    from ..reports.occupancy import cache_occupancy
-    from ..reports.perfetto import write_timeline
+    from ..reports.timelines.occupancy import cache_occupancy
+    from ..reports.timelines.perfetto import write_timeline
 
     timeline, steps = prediction.outcome.timeline, prediction.metrics.num_steps
     last = steps
@@ -32,8 +32,8 @@ def write_offload_report(
     path: Path, document: dict[str, Any], rehearsal: Any, best: Any, *, more_sections: Sequence[Any] = ()
 ) -> None:
     """Write the HTML report of a plan, with the curves of hit rate against cache size and sections of one's own."""
-    from ..reports.hit_curves import hit_curves
-    from ..reports.offload_page import write_plan_report
+    from ..reports.offload.hit_curves import hit_curves
+    from ..reports.offload.page import write_plan_report
 
     lru, belady = hit_curves(rehearsal, best.schedule)
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
@@ -44,8 +44,8 @@ def write_parallel_artefacts(
     report: Path | None, timeline: Path | None, document: dict[str, Any], replay: Any, profile: Any
 ) -> None:
     """Write the HTML report of an expert-parallel plan and the Perfetto timeline of its first reported step, where asked for."""
-    from ..reports.parallel_page import write_parallel_report
-    from ..reports.perfetto import write_timeline
+    from ..reports.parallel.page import write_parallel_report
+    from ..reports.timelines.perfetto import write_timeline
 
     before, after = replay.before.outcome.timeline, replay.after.outcome.timeline
     if timeline is not None:

@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import print_json, print_plan, print_validation
-from ..text_files import check_outputs, output_folder, write_atomic
+from ..base.terminal import print_json, print_plan, print_validation
+from ..base.text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
 from .first_question import first_answer
-from .options import JsonFlag, open_trace
-from .subject import rehearse
+from .options.declarations import JsonFlag, open_trace
+from .options.subject import rehearse
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000
@@ -40,8 +40,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question without measuring; then measure this CPU, plan the bundled recording, run it, and report how far off it was."""
-    from ..planner.plan import PlanRequest, make_plan, plan_to_dict
-    from ..progress import reporter
+    from ..base.progress import reporter
+    from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
 
     output_folder(folder, "--output")
     paths = {
@@ -91,9 +91,9 @@ def demo(
 
 def _calibrate(path: Path) -> None:
     """Measure this machine with the demo's own shapes and write its profile."""
-    from ..executor.calibration import calibrate_device
-    from ..progress import reporter
-    from ..specs_io import load_model
+    from ..base.progress import reporter
+    from ..executor.calibration.calibrate import calibrate_device
+    from ..specs.models.load import load_model
 
     model = load_model(DEMO_MODEL)
     calibrate_device(
@@ -104,9 +104,9 @@ def _calibrate(path: Path) -> None:
 
 def _run(document: dict[str, Any], rehearsal: Any) -> tuple[dict[str, Any], Any]:
     """Return the figures of running the plan and its rivals, and the report's section about them."""
-    from ..executor.validate_plan import validate_plan
-    from ..progress import reporter
-    from ..reports.predicted_measured import predicted_measured_section
+    from ..base.progress import reporter
+    from ..executor.validation.validate_plan import validate_plan
+    from ..reports.validation.page import predicted_measured_section
 
     found = validate_plan(
         document, rehearsal.model, open_trace("bundled"), profile=rehearsal.profile, num_baselines=_RIVALS,

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from ..base.terminal import print_json
 from ..planner.emit.names import ENGINES
-from ..terminal import print_json
-from .options import MAX_PLAN_BYTES, JsonFlag
+from .options.declarations import MAX_PLAN_BYTES, JsonFlag
 
 # From a list of names: asking the engines' modules would import numpy before any help is shown.
 TARGETS = ", ".join(ENGINES)
@@ -31,9 +31,9 @@ def emit(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""
+    from ..base.json_files import read_json
     from ..planner.emit.targets import emit as write
-    from ..provenance import model_of
-    from ..specs_io import read_json
+    from ..specs.provenance import model_of
 
     target = _OTHER_NAMES.get(target, target)
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)

@@ -1,6 +1,6 @@
 """The commands that look serving engines up: which are known, and every constant of one with its source.
 
-Modelled: what is printed, as text and as JSON. Ignored: what predictions make of it (`calibrate.engine_costs`).
+Modelled: what is printed, as text and as JSON. Ignored: what predictions make of it (`calibrate.costs.engine_costs`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.terminal import print_json, print_table
 from ..reports import numbers
-from ..terminal import print_json, print_table
-from .options import JsonFlag
+from .options.declarations import JsonFlag
 
 
 def engine_list(as_json: JsonFlag = False) -> None:
     """List the serving engines that --engine takes."""
-    from ..machines.engines import engines
+    from ..specs.machines.engines import engines
 
     rows = [dataclasses.asdict(engine) for engine in engines().values()]
     if as_json:
@@ -31,7 +31,7 @@ def engine_show(
     engine: Annotated[str, typer.Argument(help="Engine by name (moeplan engine list).")], as_json: JsonFlag = False
 ) -> None:
     """Show what an engine can and cannot do, and its constants on each backend."""
-    from ..machines.engines import load_engine, parameter_names, rates
+    from ..specs.machines.engines import load_engine, parameter_names, rates
 
     found = load_engine(engine)
     constants: list[dict[str, Any]] = [

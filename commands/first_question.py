@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DoesNotFit
+from ..base.errors import DoesNotFit
 from ..reports import numbers
 
 if TYPE_CHECKING:
     from ..reports.page import Section
-    from ..sim.simulate import Prediction
-    from .subject import Subject
+    from ..sim.offload.simulate import Prediction
+    from .options.subject import Subject
 
 MODEL, QUANT, ENGINE = "gpt-oss-120b", "MXFP4_MOE", "llama.cpp"
 HARDWARE = "rtx-4090 + ryzen-9-7950x + ddr5-5600x2:96GiB"
@@ -123,8 +123,8 @@ class Answer:
 
 def first_answer() -> Answer:
     """Return the answer, predicted in a second or two: no recording, nothing measured."""
-    from .settings import split_settings
-    from .subject import open_subject
+    from .options.settings import split_settings
+    from .options.subject import open_subject
 
     subject = open_subject(
         model=MODEL, hardware=HARDWARE, trace=None, engine=ENGINE, quant=QUANT, prompt_tokens=PROMPT_TOKENS, reply_tokens=REPLY_TOKENS,
@@ -143,7 +143,7 @@ def first_answer() -> Answer:
 
 
 def _preset(subject: Subject, name: str) -> Any:
-    from ..presets import load_preset
+    from ..specs.schedules.presets import load_preset
 
     return subject.at_once(load_preset(name))
 

@@ -1,6 +1,6 @@
 """The command that puts a machine together from parts, or sees which ones this computer has.
 
-Modelled: its options and what it prints. Ignored: how parts become constants (`machines/`).
+Modelled: its options and what it prints. Ignored: how parts become constants (`specs/machines/`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..hardware import profile_to_json
+from ..base.errors import InputError
+from ..base.terminal import print_json, print_table
+from ..base.text_files import check_outputs, write_atomic
+from ..base.units import TERA
 from ..reports import numbers
-from ..terminal import print_json, print_table
-from ..text_files import check_outputs, write_atomic
-from ..units import TERA
-from .options import EngineOption, JsonFlag
+from ..specs.machines.profile import profile_to_json
+from .options.declarations import EngineOption, JsonFlag
 
 
 def machine(
@@ -44,8 +44,8 @@ def machine(
     as_json: JsonFlag = False,
 ) -> None:
     """Put a machine together from parts, or detect this one; print it, or write it as a profile."""
-    from ..machines.compose import DEFAULT_ENGINE, compose, describe_parts, parse_parts
-    from ..machines.engines import load_engine
+    from ..specs.machines.compose import DEFAULT_ENGINE, compose, describe_parts, parse_parts
+    from ..specs.machines.engines import load_engine
 
     check_outputs({"--output": output}, {})
     named = [gpu, cpu, ram, None if pcie is None else f"pcie-{pcie}", None if disk is None else f"disk:{disk}"]
@@ -56,7 +56,7 @@ def machine(
     if detect:
         if any(one is not None for one in named):
             raise InputError("--detect", "with parts", "parts are either seen or named", "give one of the two")
-        from ..machines.detect import detect as see
+        from ..specs.machines.detect import detect as see
 
         seen = see()
         found, unseen = seen.parts, seen.unseen
@@ -97,8 +97,8 @@ def machine(
 
 def _list(kind: str, as_json: bool) -> None:
     """Print the bundled parts of a kind."""
-    from ..errors import UnknownName
-    from ..machines.catalogue import cpu_parts, gpu_parts
+    from ..base.errors import UnknownName
+    from ..specs.machines.catalogue import cpu_parts, gpu_parts
 
     if kind == "gpus":
         gpus = {part.name: part for part in gpu_parts().values()}

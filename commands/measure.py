@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..terminal import print_calibration, print_json, print_validation
-from ..text_files import check_outputs, write_atomic
-from ..units import parse_bytes
-from .bounds import PASSES, WEEK_S, between
-from .conditions import ConditionedCommand
-from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
-from .settings import print_settings, split_settings
+from ..base.errors import InputError
+from ..base.terminal import print_calibration, print_json, print_validation
+from ..base.text_files import check_outputs, write_atomic
+from ..base.units import parse_bytes
+from .options.bounds import PASSES, WEEK_S, between
+from .options.conditions import ConditionedCommand
+from .options.declarations import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
+from .options.settings import print_settings, split_settings
 
 _DEVICES = ("cpu", "cuda")
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
@@ -60,7 +60,7 @@ def calibrate(
     as_json: JsonFlag = False,
 ) -> None:  # fmt: skip
     """Measure this machine, or take over what another tool measured, and write its profile."""
-    from ..progress import reporter
+    from ..base.progress import reporter
 
     check_outputs(
         {"--output": output, "--samples": samples or output.parent / f"{output.stem}.samples.json"},
@@ -74,8 +74,8 @@ def calibrate(
         document = _imported(tables[0], tables[1], hardware, output, samples)
     else:
         check_torch()
-        from ..executor.calibration import calibrate_device
-        from ..specs_io import load_model
+        from ..executor.calibration.calibrate import calibrate_device
+        from ..specs.models.load import load_model
 
         found = calibrate_device(
             _device(device),
@@ -97,8 +97,9 @@ def calibrate(
 
 def _imported(tool: str, path: Path, hardware: str | None, output: Path, samples: Path | None) -> dict[str, Any]:
     """Return the document of a profile whose links another tool measured."""
-    from ..calibrate.import_profile import import_profile
-    from ..specs_io import load_hardware, read_text
+    from ..base.json_files import read_text
+    from ..calibrate.imports.profile import import_profile
+    from ..specs.machines.profile_file import load_hardware
 
     if hardware is None:
         raise InputError("--hardware", "(absent)", "the tool measures links only", "name the machine that has them")
@@ -157,8 +158,8 @@ def validate(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a plan, or a grid of schedules, for real and say how wrong the predictions were."""
-    from ..progress import reporter
-    from ..specs_io import load_hardware
+    from ..base.progress import reporter
+    from ..specs.machines.profile_file import load_hardware
 
     check_outputs(
         {"--output": output, "--report": report},
@@ -188,7 +189,7 @@ def validate(
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if report is not None:
-        from ..reports.predicted_measured import write_predicted_measured
+        from ..reports.validation.page import write_predicted_measured
 
         predicted, measured = found.timelines()
         write_predicted_measured(report, document, predicted=predicted, measured=measured)
@@ -200,8 +201,8 @@ def validate(
 
 
 def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:
-    from ..executor.validate import validate_grid
-    from ..executor.validation_grid import read_grid, trace_path
+    from ..executor.validation.grid import read_grid, trace_path
+    from ..executor.validation.validate import validate_grid
     from ..traces.format import load_trace
 
     grid = read_grid(path)
@@ -220,10 +221,10 @@ def _validate_plan(
     limits: dict[str, Any],
     progress: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    from ..executor.validate_plan import validate_plan
-    from ..provenance import model_of
-    from ..sim.simulate import check_match
-    from ..specs_io import read_json
+    from ..base.json_files import read_json
+    from ..executor.validation.validate_plan import validate_plan
+    from ..sim.offload.simulate import check_match
+    from ..specs.provenance import model_of
     from ..traces.content import check_recording
 
     document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
@@ -247,12 +248,12 @@ def _validate_plan(
 
 def _device(name: str) -> str:
     """Return the device's name; raises InputError for another one, or CUDA where there is none."""
-    from ..errors import UnknownName
+    from ..base.errors import UnknownName
 
     if name not in _DEVICES:
         raise UnknownName("--device", name, _DEVICES)
     if name == "cuda":
-        from ..calibrate.device import cuda_is_present
+        from ..devices.device import cuda_is_present
 
         if not cuda_is_present():
             raise InputError("--device", name, "torch finds no CUDA device", "use --device cpu, or another machine")

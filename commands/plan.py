@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..terminal import print_json, print_parallel_plan, print_plan
-from ..text_files import check_outputs, write_atomic
-from ..units import parse_bytes
+from ..base.errors import InputError
+from ..base.terminal import print_json, print_parallel_plan, print_plan
+from ..base.text_files import check_outputs, write_atomic
+from ..base.units import parse_bytes
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .bounds import (
+from .options.bounds import (
     CONTEXT_TOKENS,
     MOVES,
     PASSES,
@@ -29,8 +29,8 @@ from .bounds import (
     TOKENS_PER_S,
     between,
 )
-from .conditions import ConditionedCommand, was_given
-from .options import (
+from .options.conditions import ConditionedCommand, was_given
+from .options.declarations import (
     HardwareOption,
     JsonFlag,
     MemoryOption,
@@ -39,8 +39,8 @@ from .options import (
     bundled_trace_path,
     model_file,
 )
-from .settings import Settings, print_settings, split_settings
-from .subject import rehearse, usual_dense_bits
+from .options.settings import Settings, print_settings, split_settings
+from .options.subject import rehearse, usual_dense_bits
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -179,7 +179,7 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
-    from ..errors import UnknownName
+    from ..base.errors import UnknownName
 
     check_outputs(
         {"--output": output, "--report": report, "--timeline": timeline},
@@ -203,8 +203,8 @@ def plan(
         }  # fmt: skip
         document = _plan_parallel(model, hardware, trace, formats, phase, search_moves, options, asked)
     elif mode == "offload":
-        from ..planner.plan import PlanRequest, make_plan, plan_to_dict
-        from ..progress import reporter
+        from ..base.progress import reporter
+        from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
 
         rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits, changes)
         asked_for = PlanRequest(
@@ -259,13 +259,13 @@ def _plan_parallel(
     asked: _Asked,
 ) -> dict[str, Any]:
     """Return the document of an expert-parallel plan; a recording of loads will do."""
-    from ..errors import UnknownName
-    from ..machines.load import load_machine
-    from ..planner.ep_case import EpRequest
-    from ..planner.ep_plan import ep_plan_to_dict, make_ep_plan
-    from ..planner.ep_replay import replay_of
-    from ..progress import reporter
-    from ..specs_io import load_model
+    from ..base.errors import UnknownName
+    from ..base.progress import reporter
+    from ..planner.parallel.case import EpRequest
+    from ..planner.parallel.plan import ep_plan_to_dict, make_ep_plan
+    from ..planner.parallel.replay import replay_of
+    from ..specs.machines.load import load_machine
+    from ..specs.models.load import load_model
     from ..traces.format import load_recording
     from ..traces.recording import LoadProfile
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import print_json
-from ..text_files import check_outputs
+from ..base.terminal import print_json
+from ..base.text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
+from .options.declarations import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
-    from ..specs_io import read_json
+    from ..base.json_files import read_json
 
     check_outputs({"--output": output, "--timeline": timeline}, {"the plan": plan_path, "--trace": trace})
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
@@ -39,11 +39,11 @@ def report(
 
 
 def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
-    from ..planner.plan import planned_schedule
-    from ..provenance import machine_of, model_of
-    from ..reports.plan_document import check_plan_document
-    from ..sim.simulate import Rehearsal
-    from ..specs import weight_format
+    from ..planner.offload.plan import planned_schedule
+    from ..reports.offload.plan_document import check_plan_document
+    from ..sim.offload.simulate import Rehearsal
+    from ..specs.models import weight_format
+    from ..specs.provenance import machine_of, model_of
     from ..traces.content import check_recording
 
     check_plan_document(document)
@@ -61,9 +61,9 @@ def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path 
 
 
 def _parallel(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
-    from ..planner.ep_replay import replay_ep_plan
-    from ..provenance import machine_of, model_of
-    from ..reports.parallel_document import check_parallel_document
+    from ..planner.parallel.replay import replay_ep_plan
+    from ..reports.parallel.plan_document import check_parallel_document
+    from ..specs.provenance import machine_of, model_of
     from ..traces.content import check_recording
     from ..traces.format import load_recording
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..terminal import print_json, print_table
-from ..text_files import check_outputs
-from .options import JsonFlag
+from ..base.errors import InputError
+from ..base.terminal import print_json, print_table
+from ..base.text_files import check_outputs
+from .options.declarations import JsonFlag
 
 
 def reproduce(
@@ -66,9 +66,9 @@ def reproduce(
 
 def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
     """Predict every report and print the scores."""
+    from ..base.progress import reporter
     from ..papers.field.rows import read_reports
     from ..papers.field.scores import document, predict_all
-    from ..progress import reporter
 
     found = document(predict_all(read_reports(reports), reporter("field")), bundled=reports is None)
     if report is not None:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError, UnknownName
-from ..terminal import print_json, print_prediction
-from ..text_files import check_outputs
+from ..base.errors import InputError, UnknownName
+from ..base.terminal import print_json, print_prediction
+from ..base.text_files import check_outputs
 from .artefacts import write_perfetto
-from .options import (
+from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
     EngineOption,
@@ -36,8 +36,8 @@ from .options import (
     complete_schedule,
     model_file,
 )
-from .settings import print_settings, split_settings
-from .subject import open_subject
+from .options.settings import print_settings, split_settings
+from .options.subject import open_subject
 
 _SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
 _OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
@@ -74,8 +74,8 @@ def simulate(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict one schedule on one machine, for a recording or for requests of given lengths."""
-    from ..planner.plan import prediction_to_dict
-    from ..schedule import apply_settings, parse_setting
+    from ..planner.offload.plan import prediction_to_dict
+    from ..specs.schedules.offload import apply_settings, parse_setting
 
     inputs: dict[str, Any] = {"--model": model_file(model), "--hardware": hardware}
     check_outputs({"--timeline": timeline}, inputs if trace is None else inputs | {"--trace": trace})

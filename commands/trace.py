@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..terminal import print_json
-from ..text_files import check_outputs
-from .options import JsonFlag, bundled_trace_path
+from ..base.errors import InputError
+from ..base.terminal import print_json
+from ..base.text_files import check_outputs
+from .options.declarations import JsonFlag, bundled_trace_path
 from .trace_synth import trace_synth
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..terminal import print_json
-from ..text_files import check_outputs
-from .bounds import between
-from .options import JsonFlag, model_file, open_trace
+from ..base.errors import InputError
+from ..base.terminal import print_json
+from ..base.text_files import check_outputs
+from .options.bounds import between
+from .options.declarations import JsonFlag, model_file, open_trace
 
 if TYPE_CHECKING:
-    from ..traces.closeness import ComparedFigure
-    from ..traces.dials import Dials
     from ..traces.recording import RoutingTrace
+    from ..traces.synthesis.closeness import ComparedFigure
+    from ..traces.synthesis.dial import Dials
 
 
 def trace_synth(
@@ -61,11 +61,11 @@ def trace_synth(
     as_json: JsonFlag = False,
 ) -> None:
     """Make up a recording: like another one, from a published locality, or from dials."""
-    from ..progress import reporter
-    from ..traces.closeness import ALLOWED_LRU_DIFFERENCE, closeness
-    from ..traces.dials import change_dials, dials_as_json
+    from ..base.progress import reporter
     from ..traces.format import load_trace
-    from ..traces.synth import synthesise
+    from ..traces.synthesis.closeness import ALLOWED_LRU_DIFFERENCE, closeness
+    from ..traces.synthesis.dial import change_dials, dials_as_json
+    from ..traces.synthesis.synthesise import synthesise
 
     check_outputs({"--output": output}, {"--like": like, "--model": None if model is None else model_file(model)})
     if like is not None and preset is not None:
@@ -119,10 +119,10 @@ def _starting_dials(
     original: RoutingTrace | None, preset: str | None, model: str | None, changes: dict[str, str]
 ) -> Dials:
     """Return the dials before any is turned: fitted, of a preset, or the neutral ones; in the shape of `model` if given."""
-    from ..progress import reporter
-    from ..traces.dials import dials_from_json, reshape_dials
-    from ..traces.presets import preset as dials_of
-    from ..traces.synth_fit import fit_like
+    from ..base.progress import reporter
+    from ..traces.synthesis.dial import dials_from_json, reshape_dials
+    from ..traces.synthesis.fit import fit_like
+    from ..traces.synthesis.presets import preset as dials_of
 
     shape = {} if model is None else _shape(model)
     if original is not None:
@@ -143,7 +143,7 @@ def _starting_dials(
 
 def _shape(model: str) -> dict[str, Any]:
     """Return the dials that a model's shape decides."""
-    from ..specs_io import load_model
+    from ..specs.models.load import load_model
 
     spec = load_model(model)
     return {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import UnknownName
+from ..base.errors import UnknownName
 
 NONE, SWIGLU, CLAMPED_SWIGLU, GELU, RELU = range(5)
 """Codes by which compiled kernels know the functions; NONE is the identity of a matrix without a function after it."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..errors import InputError
+from ..base.errors import InputError
 
 FLOATS = (torch.bfloat16, torch.float16)
 """Types that activations of the GPU kernels may have."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .activation import Activation
 from .checks import check_dtype, check_output, check_shape, described
 from .expert_weights import DenseMatrix, ExpertWeights, Matrix

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .activation import NONE, Activation
 from .checks import (
     FLOATS,

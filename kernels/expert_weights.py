@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .activation import Activation
 from .checks import check_dtype, check_rows_contiguous, check_shape, described
 from .packing import PackedMatrix, check_packed, pack, unpack

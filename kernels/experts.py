@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .dequant_gemm import SplitWorkspace, dequant_down, dequant_gate_up
 from .expert_weights import DenseMatrix, ExpertWeights, to_float8
 from .grouped_gemm import grouped_down, grouped_gate_up

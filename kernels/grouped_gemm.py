@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .activation import NONE, Activation
 from .checks import (
     FLOATS,

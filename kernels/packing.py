@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .checks import check_dtype, check_rows_contiguous, check_shape, described
 from .slot_layout import PackedFormat, check_columns, packed_format
 

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .checks import (
     check_dtype,
     check_output,

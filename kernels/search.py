@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from triton.errors import TritonError
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .tuning import KERNELS, Config, DequantConfig, GroupedConfig, TuningKey
 
 _HOPPER = (9, 0)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import InputError, UnknownName
+from ..base.errors import InputError, UnknownName
 
 ALIGNMENT_BYTES = 256
 """Every part of a slot starts at a multiple of this, as memory from the CUDA allocator does."""

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..text_files import output_folder, write_atomic
+from ..base.errors import InputError
+from ..base.text_files import output_folder, write_atomic
 
 SCHEMA_VERSION = 1
 KERNELS = ("grouped_gate_up", "grouped_down", "dequant_gate_up", "dequant_down")

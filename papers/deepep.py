@@ -15,13 +15,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..ep_schedule import ExpertParallelSchedule
-from ..sim.ep_costs import EpConstants, Tier
-from ..sim.ep_rehearsal import EpRehearsal
-from ..sim.ep_traffic import StepLoad, count_step
-from ..sim.policies.ep_program import OP_COMBINE, OP_DISPATCH
-from ..specs_io import load_hardware, load_model
-from ..units import GIGA, NS_PER_S, TERA, US_PER_S
+from ..base.units import GIGA, NS_PER_S, TERA, US_PER_S
+from ..sim.parallel.costs import EpConstants, Tier
+from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
+from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.traffic import StepLoad, count_step
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models.load import load_model
+from ..specs.schedules.parallel import ExpertParallelSchedule
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = "DeepEP, docs/legacy.md at dd758caf (H800, CX7 400 Gb/s; 7168 hidden, top-8, FP8 dispatch, BF16 combine)"

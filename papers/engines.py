@@ -24,18 +24,19 @@ import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..calibrate.cost_model import CostModel
-from ..hardware import Profile
-from ..memory import MemoryNeeds, cache_budget_bytes, cache_budget_experts
-from ..presets import load_preset
-from ..schedule import OffloadSchedule
-from ..sim.simulate import Rehearsal
-from ..specs import ModelSpec, WeightFormat, weight_format
-from ..specs_io import load_hardware, load_model
-from ..traces.dials import Dials
+from ..calibrate.costs.cost_model import CostModel
+from ..sim.offload.simulate import Rehearsal
+from ..specs.machines.profile import Profile
+from ..specs.machines.profile_file import load_hardware
+from ..specs.memory import MemoryNeeds, cache_budget_bytes, cache_budget_experts
+from ..specs.models import ModelSpec, WeightFormat, weight_format
+from ..specs.models.load import load_model
+from ..specs.schedules.offload import OffloadSchedule
+from ..specs.schedules.presets import load_preset
 from ..traces.format import RoutingTrace
-from ..traces.presets import preset
-from ..traces.synth import synth_trace
+from ..traces.synthesis.dial import Dials
+from ..traces.synthesis.presets import preset
+from ..traces.synthesis.synthesise import synth_trace
 from .cells import CHECKED, Cell, Reproduction
 from .mixtral_offloading import LRU, fitted, tokens_per_s
 

@@ -20,15 +20,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.optimize
 
-from ..ep_schedule import ExpertParallelSchedule, apply_ep_settings
-from ..hardware import Profile
-from ..sim.ep_costs import EpConstants, Tier
-from ..sim.ep_rehearsal import EpRehearsal
-from ..sim.ep_traffic import StepLoad, expect_step
-from ..sim.policies.ep_program import OP_COMBINE, OP_DISPATCH
-from ..specs import ModelSpec
-from ..specs_io import load_hardware, load_model
-from ..units import GIGA, MS_PER_S, NS_PER_S
+from ..base.units import GIGA, MS_PER_S, NS_PER_S
+from ..sim.parallel.costs import EpConstants, Tier
+from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
+from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.traffic import StepLoad, expect_step
+from ..specs.machines.profile import Profile
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models import ModelSpec
+from ..specs.models.load import load_model
+from ..specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = "EPS-MoE, arXiv 2410.12247: DeepSeek-V2 on 8 H800, Mixtral-8x7B on 4 H800"

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..ep_schedule import ExpertParallelSchedule
-from ..planner.ep_evidence import topology_of
+from ..base.units import GIGA, NS_PER_S
+from ..planner.parallel.evidence import topology_of
 from ..planner.placement.affinity import co_activation
 from ..planner.placement.comparison import Candidate
 from ..planner.placement.grace import grace_plan, node_groups, rank_groups
@@ -34,13 +34,14 @@ from ..planner.placement.occult import uniform_groups
 from ..planner.placement.placement import Placement, from_rank_lists
 from ..planner.placement.replica_choice import StaticChoice
 from ..planner.placement.splits import StepTokens, source_ranks
-from ..sim.ep_costs import EpConstants, Tier
-from ..sim.ep_rehearsal import EpRehearsal
-from ..sim.ep_traffic import count_step
-from ..sim.policies.ep_program import INTER, INTRA, OP_EXPERT
-from ..specs import ModelSpec
-from ..specs_io import load_hardware, load_model
-from ..units import GIGA, NS_PER_S
+from ..sim.parallel.costs import EpConstants, Tier
+from ..sim.parallel.program import INTER, INTRA, OP_EXPERT
+from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.traffic import count_step
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models import ModelSpec
+from ..specs.models.load import load_model
+from ..specs.schedules.parallel import ExpertParallelSchedule
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = "GRACE-MoE, arXiv 2509.25041: A100, 2 nodes x 2, NVLink, 25 Gb/s between nodes; mean of three models"

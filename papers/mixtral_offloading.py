@@ -24,18 +24,19 @@ from types import MappingProxyType
 import numpy as np
 import scipy.optimize
 
-from ..errors import Internal
-from ..hardware import Constant, Profile
-from ..presets import load_preset
-from ..schedule import OffloadSchedule
-from ..sim.metrics import Metrics
-from ..sim.simulate import Rehearsal
-from ..specs import BITS_PER_BYTE, WEIGHT_FORMATS, weight_format
-from ..specs_io import load_hardware, load_model
+from ..base.errors import Internal
+from ..base.units import GIB, GIGA
+from ..sim.offload.metrics import Metrics
+from ..sim.offload.simulate import Rehearsal
+from ..specs.machines.profile import Constant, Profile
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models import BITS_PER_BYTE, WEIGHT_FORMATS, weight_format
+from ..specs.models.load import load_model
+from ..specs.schedules.offload import OffloadSchedule
+from ..specs.schedules.presets import load_preset
 from ..traces.format import RoutingTrace
-from ..traces.presets import preset
-from ..traces.synth import synth_trace
-from ..units import GIB, GIGA
+from ..traces.synthesis.presets import preset
+from ..traces.synthesis.synthesise import synth_trace
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
 
 CITATION = (

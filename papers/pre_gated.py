@@ -23,16 +23,17 @@ from types import MappingProxyType
 
 import scipy.optimize
 
-from ..hardware import Profile
-from ..presets import load_preset
-from ..schedule import OffloadSchedule
-from ..sim.simulate import Prediction, Rehearsal
-from ..specs import ModelSpec, weight_format
-from ..specs_io import load_hardware, load_model
-from ..traces.dials import Dials
+from ..base.units import GIGA, MS_PER_S
+from ..sim.offload.simulate import Prediction, Rehearsal
+from ..specs.machines.profile import Profile
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models import ModelSpec, weight_format
+from ..specs.models.load import load_model
+from ..specs.schedules.offload import OffloadSchedule
+from ..specs.schedules.presets import load_preset
 from ..traces.format import RoutingTrace
-from ..traces.synth import synth_trace
-from ..units import GIGA, MS_PER_S
+from ..traces.synthesis.dial import Dials
+from ..traces.synthesis.synthesise import synth_trace
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction, median
 
 CITATION = (

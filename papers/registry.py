@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..errors import InputError, UnknownName
+from ..base.errors import InputError, UnknownName
 from .cells import Reproduction
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..text_files import write_atomic
+from ..base.text_files import write_atomic
 from . import numbers
 from .page import Column, Plot, Section, bullet_list, figures_row, paragraph, render, table
 from .style import BLUE, GREY, VERMILION, axis, layout, points

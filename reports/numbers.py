@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from ..units import GIB, GIGA, KIB, KILO, MEGA, MIB, MS_PER_S, NS_PER_S, TERA, TIB, US_PER_S
+from ..base.units import GIB, GIGA, KIB, KILO, MEGA, MIB, MS_PER_S, NS_PER_S, TERA, TIB, US_PER_S
 
 _DIGITS = 3
 MINUS = "−"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ..hardware import SOURCES, Constant, Curve, Profile
+from ..specs.machines.profile import SOURCES, Constant, Curve, Profile
 from . import numbers
 from .page import Column, fold, paragraph, table
 

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import simpy
 from simpy.events import NORMAL
 
-from ..errors import Internal
-from .costs import RATE_ONE
+from ..base.errors import Internal
 from .policies.state import DEMAND, Array
+from .timeline import RATE_ONE
 
 # SimPy settles events of one instant by priority; ours come after all of its own.
 _AFTER_ALL = NORMAL + 1

@@ -13,10 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..errors import Internal
+from ..base.errors import Internal
 from .policies.state import Array
 
 LANE_NAMES = ("compute", "h2d", "d2h", "cpu", "disk", "host")
+COMPUTE, H2D, D2H, CPU, DISK, HOST = range(6)
+# Lanes whose activities slow each other down: the first ones. A disk is slow enough not to be noticed; the host only waits.
+NUM_RATED_LANES = 4
+RATE_ONE = 65536
+"""Work units per nanosecond at full speed: rates are whole 65,536ths."""
+
 OP_NAMES = (
     "dense", "expert", "head", "fetch", "prefetch", "write-back",
     "host layer", "host submit", "host launch", "host step", "cpu expert", "disk read",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moeplan.specs import ModelSpec
+from moeplan.specs.models import ModelSpec
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "I32": 4, "I64": 8}
 Tensors = dict[str, tuple[str, tuple[int, ...]]]

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeplan.base.errors import InputError, UnknownName
 from moeplan.baselines.compare import ASKED, CHANGED, GONE, NEW, Difference, compare
 from moeplan.baselines.document import Pinned, Scenario, read_baseline, rounded, to_text
 from moeplan.baselines.figures import predict
 from moeplan.baselines.scenarios import SLOW_PAPERS, default_scenarios
-from moeplan.errors import InputError, UnknownName
-from moeplan.machines.load import load_machine
 from moeplan.papers.registry import PAPERS
-from moeplan.presets import PRESETS
+from moeplan.specs.machines.load import load_machine
+from moeplan.specs.schedules.presets import PRESETS
 
 STORED = Path(__file__).parent / "baselines" / "default.json"
 REFRESH = "where that is meant: python -m benchmarks.baseline --write, and say in the commit what moved and why"
@@ -68,7 +68,7 @@ def test_a_changed_constant_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
     link = machine.host_to_device
     slower = dataclasses.replace(link.pinned_bytes_per_s, value=link.pinned_bytes_per_s.value / 1.2)
     changed = dataclasses.replace(machine, host_to_device=dataclasses.replace(link, pinned_bytes_per_s=slower))
-    monkeypatch.setattr("moeplan.machines.load.load_machine", lambda name, engine: changed)
+    monkeypatch.setattr("moeplan.specs.machines.load.load_machine", lambda name, engine: changed)
     found = {each.figure: each for each in compare({ONE: stored()[ONE]}, {ONE: predict(SCENARIOS[ONE])})}
     assert {each.kind for each in found.values()} == {CHANGED}
     assert found["busy_fraction.h2d"].relative_change == pytest.approx(0.2, abs=0.05)

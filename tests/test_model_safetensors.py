@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.catalog import MODELS_FOLDER
-from moeplan.errors import InputError
-from moeplan.specs import ModelSpec, weight_format
-from moeplan.specs_io import load_model
+from moeplan.base.errors import InputError
+from moeplan.specs.catalog import MODELS_FOLDER
+from moeplan.specs.models import ModelSpec, weight_format
+from moeplan.specs.models.load import load_model
 
 from .safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .recording import LoadProfile, RoutingTrace
 from .validate import release_pages, row_chunks
 

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy_format
 
 from .. import __version__
-from ..errors import InputError, UnknownName
-from ..text_files import written_aside
+from ..base.errors import InputError, UnknownName
+from ..base.text_files import written_aside
 from .domains import KEY as DOMAINS
 from .domains import decode_domains
-from .readers.npz import METADATA
+from .readers.files.npz import METADATA
 from .recording import LoadProfile, RoutingTrace
 from .validate import release_pages, row_chunks, validate_load, validate_trace
 

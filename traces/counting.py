@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..jit import jit
+from ..base.jit import jit
 
 
 @jit

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..errors import InputError
-from .container import TensorAppender, read_tensors, write_tensors
+from ..base.errors import InputError
+from .files.container import TensorAppender, read_tensors, write_tensors
 from .recording import DECODE, PREFILL, LoadProfile, RoutingTrace
 from .validate import release_pages, row_chunks, validate_load, validate_trace
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import InputError
-from ..specs import ModelSpec
+from ..base.errors import InputError
+from ..specs.models import ModelSpec
 from .readers.account import layer_ranges
 
 

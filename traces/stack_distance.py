@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnknownName
-from ..jit import jit
+from ..base.errors import UnknownName
+from ..base.jit import jit
 from .recording import RoutingTrace
 from .validate import release_pages, row_chunks
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
-from ..units import MIB
+from ..base.errors import InputError
+from ..base.units import MIB
 from .recording import DECODE, LoadProfile, RoutingTrace
 
 MAX_LAYERS = 1024

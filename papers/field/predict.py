@@ -1,6 +1,6 @@
 """The same prediction as everywhere, for one report, and the two lines of arithmetic that it must beat.
 
-Modelled: `sim.simulate` on the report's setup; the one-liner is the bytes a step reads over the bandwidth of where they lie
+Modelled: `sim.offload.simulate` on the report's setup; the one-liner is the bytes a step reads over the bandwidth of where they lie
 (for a prompt, operations over the card's peak), alone and at 0.6 of it. Ignored: how good predictions are (`scores`).
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import Internal, MoeplanError
-from ...sim.simulate import Rehearsal
-from ...specs import FLOPS_PER_WEIGHT, weight_format
-from ...units import NS_PER_S
+from ...base.errors import Internal, MoeplanError
+from ...base.units import NS_PER_S
+from ...sim.offload.simulate import Rehearsal
+from ...specs.models import FLOPS_PER_WEIGHT, weight_format
 from .rows import Report
 from .setup import UNLIMITED_BYTES, NotExpressible, Setup, set_up
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
-from ...text_files import read_text
-from ...units import MIB
+from ...base.errors import InputError
+from ...base.text_files import read_text
+from ...base.units import MIB
 
 MAX_BYTES = 64 * MIB
 METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s")

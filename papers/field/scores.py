@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...machines.engines import fitted_table
+from ...specs.machines.engines import fitted_table
 from .predict import Predicted, predict_report
 from .rows import Report
 

@@ -14,21 +14,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ...errors import InputError
-from ...hardware import Profile
-from ...machines.catalogue import find_cpu, find_gpu
-from ...machines.compose import compose, host_bytes_per_s
-from ...machines.engines import Engine, engines, load_engine
-from ...machines.parts import GpuPart, MemoryPart, Parts
-from ...memory import kv_bytes_per_value
-from ...presets import load_preset
-from ...schedule import OffloadSchedule
-from ...specs import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
-from ...specs.mixes.names import mix
-from ...specs_io import load_model
-from ...traces.prior import prior_recording
+from ...base.errors import InputError
+from ...base.units import GIB
+from ...specs.machines.catalogue import find_cpu, find_gpu
+from ...specs.machines.compose import compose, host_bytes_per_s
+from ...specs.machines.engines import Engine, engines, load_engine
+from ...specs.machines.parts import GpuPart, MemoryPart, Parts
+from ...specs.machines.profile import Profile
+from ...specs.memory import kv_bytes_per_value
+from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
+from ...specs.models.load import load_model
+from ...specs.models.mixes.names import mix
+from ...specs.schedules.offload import OffloadSchedule
+from ...specs.schedules.presets import load_preset
 from ...traces.recording import RoutingTrace
-from ...units import GIB
+from ...traces.synthesis.prior import prior_recording
 from .rows import Report
 
 DECODE_STEPS = 8

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ...errors import InputError, UnknownName
-from ...specs import ModelSpec
+from ...base.errors import InputError, UnknownName
+from ...specs.models import ModelSpec
 from .choices import Placement
 from .flags import FLAGS_FILE
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from ...ep_schedule import ExpertParallelSchedule, ep_schedule_from_dict
-from ...errors import InputError, UnknownName
-from ...schedule import OffloadSchedule, schedule_from_dict
-from ...specs import ModelSpec, weight_format
+from ...base.errors import InputError, UnknownName
+from ...specs.models import ModelSpec, weight_format
+from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
+from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from_dict
 
 # The one place of this room that knows where the noun lives.
 from ..placement.placement import Placement as Placement

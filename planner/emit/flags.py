@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...base.errors import InputError, UnknownName
 
 FLAGS_FILE = "flags.txt"
 USE_FLAGS = f"append the lines of {FLAGS_FILE} to the command: xargs -a {FLAGS_FILE} COMMAND"

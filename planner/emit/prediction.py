@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...units import MS_PER_S
+from ...base.units import MS_PER_S
 from .choices import EXPERT_PARALLEL, NEUTRAL, Emission
 
 

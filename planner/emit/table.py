@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...base.errors import InputError, UnknownName
 from .flags import BOOLEAN, NUMBER, TEXT, WHOLE, Kind, OneOf, one_of, read_flags
 
 RELEASED, PENDING, FORK, DEPRECATED = "released", "pending", "fork", "deprecated"

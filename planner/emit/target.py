@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ...specs import ModelSpec
+from ...specs.models import ModelSpec
 from .choices import Emission, EpChoice, OffloadChoice, Placement
 from .table import EngineTable
 

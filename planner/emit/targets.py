@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...errors import InputError, Internal, UnknownName
-from ...specs import ModelSpec
-from ...text_files import check_outputs, output_folder, write_atomic
+from ...base.errors import InputError, Internal, UnknownName
+from ...base.text_files import check_outputs, output_folder, write_atomic
+from ...specs.models import ModelSpec
 from .choices import (
     EXPERT_PARALLEL,
     OFFLOAD,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .counter_hash import hash_fraction
 from .splits import StepTokens
 

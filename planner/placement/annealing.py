@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...ep_schedule import EXCHANGES
-from ...jit import jit
+from ...base.jit import jit
+from ...specs.schedules.parallel import EXCHANGES
 from .counter_hash import hash_below, hash_fraction
 from .objective import Prices, port_seconds
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .objective import LayerCosts, layer_time
 from .placement import Placement
 from .replica_choice import ReplicaChoice

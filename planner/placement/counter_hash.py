@@ -7,7 +7,7 @@ other quality beyond what sampling needs.
 
 from __future__ import annotations
 
-from ...jit import jit
+from ...base.jit import jit
 from ...sim.policies.prefetching import hash32
 
 

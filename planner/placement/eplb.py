@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...jit import jit
+from ...base.errors import InputError
+from ...base.jit import jit
 from .placement import Placement, check_topology
 
 FloatArray = npt.NDArray[np.float64]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .affinity import affinity_within, co_activation, sized_groups, spectral_clusters
 from .placement import Placement, check_topology, from_rank_lists
 from .replica_choice import WeightedChoice

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .eplb import rebalance
 from .placement import Placement
 from .replica_choice import IntArray, SlotArray

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...ep_schedule import EXCHANGES
-from ...errors import InputError, UnknownName
-from ...jit import jit
+from ...base.errors import InputError, UnknownName
+from ...base.jit import jit
+from ...specs.schedules.parallel import EXCHANGES
 from .sharing import NodeSharing, NodeTables, inside_seconds, node_port_tokens, node_tables
 from .traffic import Traffic
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import DoesNotFit, InputError
+from ...base.errors import DoesNotFit, InputError
 
 IntArray = npt.NDArray[np.integer]
 

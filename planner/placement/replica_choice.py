@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...jit import jit
+from ...base.errors import InputError
+from ...base.jit import jit
 from .counter_hash import hash_fraction
 from .placement import Placement
 from .traffic import check_range

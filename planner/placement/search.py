@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError, Internal
+from ...base.errors import InputError, Internal
 from .annealing import MAX_CHOICES, Buckets, Rules, State, anneal, fill_state, mean_seconds
 from .objective import LayerCosts
 from .placement import Placement, check_topology

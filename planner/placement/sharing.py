@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...jit import jit
+from ...base.errors import InputError
+from ...base.jit import jit
 
 FloatArray = npt.NDArray[np.float64]
 

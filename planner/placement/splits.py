@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .counter_hash import shuffled
 
 IntArray = npt.NDArray[np.integer]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...ep_schedule import EXCHANGES
-from ...errors import InputError, UnknownName
-from ...jit import jit
+from ...base.errors import InputError, UnknownName
+from ...base.jit import jit
+from ...specs.schedules.parallel import EXCHANGES
 from .placement import Placement
 
 CountMatrix = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ that the set streams through. Ignored: sizes (all experts of one run are slots o
 
 from __future__ import annotations
 
-from ...jit import jit_inline, jit_inner
+from ...base.jit import jit_inline, jit_inner
 from .state import (
     ABSENT, BELADY, CACHED, EVICTIONS, FREE_SLOT, FREQUENCY, LEAST_STALE, LFU, LINK_NEXT, LINK_PREV, LRU, MERIT, NEXT_USE,
     NONE, POOL_BASE, POOL_CAPACITY, POOL_SIZE, PREFETCHES_DROPPED, SLOT_OF, STAGED_KEY, STATIC, TARGET, TOUCHED, USED,

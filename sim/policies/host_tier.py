@@ -7,7 +7,7 @@ still queued (the reader holds on to them).
 
 from __future__ import annotations
 
-from ...jit import jit_inline
+from ...base.jit import jit_inline
 from .state import DISK_READS, HOST_NEXT, HOST_PREV, IN_HOST, PolicyConfig, PolicyState
 
 

@@ -9,7 +9,7 @@ fetched.
 
 from __future__ import annotations
 
-from ...jit import jit_inner
+from ...base.jit import jit_inner
 from .state import (
     COPY_NS, IN_HOST, ITEM_EXPERT, ITEM_FORMAT, ITEM_KEY, ITEM_TOKENS, MISS_BALANCED, MISS_CPU, ON_CORES, ON_DEVICE,
     SIZE_CPU, SIZE_ITEMS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit_inline, jit_inner, jit_lean
+from ...base.jit import jit_inline, jit_inner, jit_lean
 from .caching import admit, clear_cache, evict, find_victim, pool_of, release, take_free_slot, touch
 from .host_tier import use_from_host
 from .misses import send_misses_to_cores
@@ -30,7 +30,7 @@ from .state import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..workload import Steps
+    from ..offload.workload import Steps
 
 
 @jit_lean

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit_inline, jit_inner, jit_lean
+from ...base.jit import jit_inline, jit_inner, jit_lean
 from .state import (
     BACKLOG_NS, COPY_NS, GUESSES_TRUE, GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, MATCHED, RANKED,
     RANKED_SCORE, SCORE, TRUTHS, VISIT_NS,
@@ -18,7 +18,7 @@ from .state import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..workload import Steps
+    from ..offload.workload import Steps
 
 _MASK = 0xFFFFFFFF
 SURE = 65536

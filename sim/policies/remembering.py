@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jit import jit_inner
+from ...base.jit import jit_inner
 from .state import (
     ACTIVATION, AFFINITY, LIBRARY, LIBRARY_NEXT, LIBRARY_SIZE, MATCHED, MERIT, REQUEST, TOUCHED,
     PolicyConfig, PolicyState,
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..workload import Steps
+    from ..offload.workload import Steps
 
 
 @jit_inner

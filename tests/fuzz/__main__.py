@@ -26,8 +26,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from commands import run
 from mutations import mutated
@@ -137,8 +137,8 @@ def _over(number: int, frame: Any) -> None:
 
 def forbid_running() -> None:
     """Let commands that would run schedules for real stop where they have read everything."""
-    from moeplan.errors import DoesNotFit
-    from moeplan.executor import validate, validate_plan
+    from moeplan.base.errors import DoesNotFit
+    from moeplan.executor.validation import validate, validate_plan
 
     def stop(*arguments: Any, **named: Any) -> None:
         raise DoesNotFit("what was read is whole, and nothing is run here", 0)

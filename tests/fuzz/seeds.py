@@ -15,9 +15,9 @@ import numpy as np
 
 from damaged_recordings import CASES, RNG_SEED
 from emit_plans import SMALL, ep_plan, offload_plan
-from moeplan.catalog import HARDWARE_FOLDER, MODELS_FOLDER
-from moeplan.provenance import made_of
-from moeplan.specs_io import load_hardware
+from moeplan.specs.catalog import HARDWARE_FOLDER, MODELS_FOLDER
+from moeplan.specs.machines.profile_file import load_hardware
+from moeplan.specs.provenance import made_of
 
 WINDOW = "6"
 _NVBANDWIDTH = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...base.errors import InputError, UnknownName
 from ..recording import LoadProfile, RoutingTrace
 from .draft_layers import without_draft_layers
 

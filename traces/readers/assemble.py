@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...units import format_bytes
-from ..npy import MAX_UNPACKED_BYTES
+from ...base.errors import InputError
+from ...base.units import format_bytes
+from ..files.npy import MAX_UNPACKED_BYTES
 from ..recording import LoadProfile, RoutingTrace
 from ..validate import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, validate_load, validate_trace
 from .account import Account, layer_ranges

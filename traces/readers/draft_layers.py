@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 
-from ...errors import InputError
+from ...base.errors import InputError
 from ..recording import LoadProfile, RoutingTrace
 from .account import layer_ranges, with_note
 

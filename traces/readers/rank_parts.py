@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...base.errors import InputError
 from .account import Account, layer_ranges
 
 # A router that uses part of the slots only by chance: so improbable, with uniform choices, that it is a rank's part.

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ....errors import InputError, UnknownName
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import InputError, UnknownName
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import text_of
 from ..choices import Emission, OffloadChoice, as_run
 from ..offload_notes import COMMON, NO_GUESSES, guess_notes, other_notes

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....errors import InputError
-from ....specs import ModelSpec
+from ....base.errors import InputError
+from ....specs.models import ModelSpec
 from ..checks import needed, text_of
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import FLAGS_FILE, NUMBER, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ....errors import InputError
-from ....specs import ModelSpec
-from ....units import MIB
+from ....base.errors import InputError
+from ....base.units import MIB
+from ....specs.models import ModelSpec
 from ..checks import needed
 from ..choices import Emission, OffloadChoice, as_run
 from ..families import has_drafts

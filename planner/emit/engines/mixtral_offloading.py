@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ....errors import InputError, UnknownName
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import InputError, UnknownName
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import text_of
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import WHOLE

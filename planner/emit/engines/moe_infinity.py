@@ -10,9 +10,9 @@ import json
 import math
 from collections.abc import Mapping
 
-from ....errors import UnknownName
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import UnknownName
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import text_of
 from ..choices import Emission, OffloadChoice
 from ..flags import BOOLEAN, NUMBER, TEXT, WHOLE

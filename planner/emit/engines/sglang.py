@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ....errors import InputError
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import InputError
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import exact_keys, needed, placed, row_length, text_of
 from ..choices import Emission, EpChoice, Placement, as_run, int_rows, left_out
 from ..families import has_drafts

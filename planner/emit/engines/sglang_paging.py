@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ....errors import InputError
-from ....specs import ModelSpec
+from ....base.errors import InputError
+from ....specs.models import ModelSpec
 from ..checks import check_groups, needed, text_of
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import FLAGS_FILE, USE_FLAGS, FlagValue, flag_lines

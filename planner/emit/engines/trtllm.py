@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from ....errors import InputError
-from ....specs import ModelSpec
+from ....base.errors import InputError
+from ....specs.models import ModelSpec
 from ..checks import placed, read_yaml, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, int_rows, left_out
 from ..families import has_drafts

@@ -13,8 +13,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from ....errors import InputError
-from ....specs import ModelSpec
+from ....base.errors import InputError
+from ....specs.models import ModelSpec
 from ..checks import needed, placed, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, as_run, contiguous, int_rows, left_out
 from ..families import has_drafts

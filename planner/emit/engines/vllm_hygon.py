@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ....errors import InputError
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import InputError
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import exact_keys, needed, placed, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, int_rows, left_out
 from ..families import ARCHITECTURES, has_drafts

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ....errors import InputError
-from ....specs import ModelSpec
-from ....specs_io import parse_json
+from ....base.errors import InputError
+from ....base.json_files import parse_json
+from ....specs.models import ModelSpec
 from ..checks import placed, text_of
 from ..choices import Placement, int_rows
 from ..flags import FlagValue, flag_lines

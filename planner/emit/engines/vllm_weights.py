@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ....errors import InputError
-from ....specs import ModelSpec
-from ....units import GIB
+from ....base.errors import InputError
+from ....base.units import GIB
+from ....specs.models import ModelSpec
 from ..checks import check_groups, text_of
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import FLAGS_FILE, USE_FLAGS, FlagValue, flag_lines

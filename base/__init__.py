@@ -1,0 +1,1 @@
+"""Ground tools that every room stands on: units, errors, files, compiled code, progress, what commands print."""

@@ -1,0 +1,389 @@
+"""What an activity costs on a machine: a roofline with overheads, every answer with its source and its uncertainty.
+
+Modelled: a kernel takes the longer of reading its bytes and doing its operations, at the shares of the peaks that the
+profile says kernels reach, and then what a launch costs on the device. Layers of small kernels can be limited by the host
+that issues them. Weights below 16 bits are expanded inside the kernel: their bytes are read at a further, stated
+efficiency, and they are multiplied at 16-bit speed. Copies take latency + (bytes + half size) / bandwidth. Ignored: tile
+and wave quantisation, caches that hold weights between launches, clocks. Uncertainties of a product add as squares; those
+of a sum add as they are, because the same constants stand in every activity and err together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import InputError, MissingCalibration, UnknownName
+from ...specs.machines.profile import LANES, SOURCES, Constant, LinkDirection, Profile
+from ...specs.models import FLOPS_PER_WEIGHT, AttentionSpec, ModelSpec, WeightFormat, weight_format
+
+Array: TypeAlias = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+BOUNDS = ("compute", "memory", "link", "launch", "host")
+# Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
+_RESIDUAL_PASSES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds, with where they come from, what bounds them, and how wrong they may be."""
+
+    seconds: float
+    source: str
+    """Sources of all constants that entered, most trusted first, joined by "+"."""
+    bound: str
+    """compute, memory, link, launch or host: what would have to be faster."""
+    relative_uncertainty: float
+    launch_s: float = 0.0
+    """Of the seconds, those that pass in launching kernels, not in their work."""
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return the sum: sources merged, the longer part's bound, uncertainties added in seconds."""
+        seconds = self.seconds + other.seconds
+        wrong = self.seconds * self.relative_uncertainty + other.seconds * other.relative_uncertainty
+        return Estimate(
+            seconds=seconds, source=merge_sources(self.source, other.source),
+            bound=self.bound if self.seconds >= other.seconds else other.bound,
+            relative_uncertainty=wrong / seconds if seconds > 0 else 0.0, launch_s=self.launch_s + other.launch_s,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Estimates of one operation at several sizes, as arrays."""
+
+    seconds: Array
+    relative_uncertainty: Array
+    launch_s: Array
+    source: str
+    bound: str
+    """Of the last of them."""
+
+    def at(self, place: int) -> Estimate:
+        """Return one of them."""
+        return Estimate(
+            seconds=float(self.seconds[place]), source=self.source, bound=self.bound,
+            relative_uncertainty=float(self.relative_uncertainty[place]), launch_s=float(self.launch_s[place]),
+        )  # fmt: skip
+
+
+def times_of(estimates: Sequence[Estimate]) -> Times:
+    """Return estimates, at least one, as arrays; their sources merged."""
+    return Times(
+        seconds=np.array([one.seconds for one in estimates]),
+        relative_uncertainty=np.array([one.relative_uncertainty for one in estimates]),
+        launch_s=np.array([one.launch_s for one in estimates]),
+        source=merge_sources(*{one.source for one in estimates}), bound=estimates[-1].bound,
+    )  # fmt: skip
+
+
+def merge_sources(*sources: str) -> str:
+    """Return the distinct sources of several estimates, most trusted first, joined by "+"."""
+    names = {name for source in sources for name in source.split("+") if name}
+    return "+".join(sorted(names, key=lambda name: (SOURCES.index(name) if name in SOURCES else len(SOURCES), name)))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Durations of everything a run does, for one machine and one model."""
+
+    profile: Profile
+    model: ModelSpec
+    dense_format: WeightFormat = field(default_factory=lambda: weight_format("16"), kw_only=True)
+    """How everything but routed experts is stored."""
+    kv_bytes_per_value: float = field(default=2, kw_only=True)
+    encoder_tokens: int = field(default=0, kw_only=True)
+    """Input tokens of an encoder–decoder, per request: what cross-attention reads."""
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returned when it was first asked for under `key`, by these costs or by others made from them."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found
+
+    # --- kernels -----------------------------------------------------------------------------------------------
+
+    def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
+        """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`.
+
+        context_tokens: tokens of context that attention reads, summed over the pass's requests.
+        num_requests: requests in the pass; each of their tokens meets its own request's context only.
+        """
+        _check_count("tokens", tokens)
+        _check_count("context_tokens", context_tokens)
+        model = self.model
+        attention = model.attention_of(layer)
+        requests = max(1, min(num_requests, tokens))
+        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
+        flops = float(FLOPS_PER_WEIGHT * parameters * tokens)
+        values, mixing = self.mixer_work(layer, tokens, context_tokens, requests)
+        flops += mixing
+        num_bytes += values * self.kv_bytes_per_value
+        mixer = attention or model.attention
+        wide = mixer.num_heads * (mixer.head_dim + mixer.v_head_dim)
+        activations = tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide)
+        num_bytes += activations * _activation_bytes(self.dense_format)
+        work = self._roofline(flops, num_bytes, self.dense_format)
+        return self._issued(work, self.profile.host.kernels_per_dense_layer)
+
+    def mixer_work(self, layer: int, tokens: int, context_tokens: int, requests: int) -> tuple[float, float]:
+        """Return (values of caches and states read and written, operations on them) of one layer's mixing of tokens."""
+        model = self.model
+        attention, values, flops = model.attention_of(layer), 0.0, 0.0
+        if model.is_recurrent(layer) and model.recurrent is not None:
+            values = 2 * model.recurrent.state_values * requests  # read and written
+            flops = 2.0 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
+        elif attention is not None:
+            pairs, read, index = _attended(attention, model.window_of(layer), tokens, context_tokens, requests)
+            mixers = model.variant(layer).num_mixers
+            values = mixers * ((read + tokens) * attention.kv_values_per_token + index)
+            flops = mixers * attention.flops(pairs, read)
+        if model.cross_attention:
+            read = self.encoder_tokens * requests
+            values += read * model.attention.kv_values_per_token
+            flops += model.attention.flops(tokens * self.encoder_tokens, read)
+        return values, flops
+
+    def head(self, tokens: int) -> Estimate:
+        """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
+        _check_count("tokens", tokens)
+        parameters = self.model.head_parameters
+        wide = weight_format("32" if self.dense_format.bits == 32 else "16")  # the head is computed so
+        activations = tokens * (self.model.hidden_size + self.model.vocab_size)
+        stored = self.dense_format.head_bytes(parameters)
+        num_bytes = stored + activations * _activation_bytes(wide)
+        work = self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), float(num_bytes), wide)
+        return self._issued(work, self.profile.host.kernels_per_head)
+
+    def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one routed expert for `tokens` tokens, in a launch of its own."""
+        return self.grouped_item(tokens, fmt) + self.grouped_base() if tokens else self.grouped_item(tokens, fmt)
+
+    def grouped_base(self) -> Estimate:
+        """Return what a grouped launch costs besides its experts."""
+        launch = self.profile.device.launch_s
+        return _term(launch.value, "launch", launch)
+
+    def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return what one expert with `tokens` tokens adds to a grouped launch."""
+        _check_count("tokens", tokens)
+        model = self.model
+        num_bytes = model.expert_bytes(fmt) if tokens else 0
+        # The hidden state in and out, the intermediate values written and read.
+        num_bytes += tokens * 2 * (model.expert_hidden + model.expert_intermediate_size) * _activation_bytes(fmt)
+        return self._roofline(float(model.expert_flops_per_token * tokens), float(num_bytes), fmt)
+
+    def expert_times(self, most_tokens: int, fmt: WeightFormat, *, grouped: bool) -> Times:
+        """Return what one expert with 1 to `most_tokens` tokens takes: in a launch of its own, or its share of a grouped one."""
+
+        def make() -> Times:
+            one = self.grouped_item if grouped else self.expert_kernel
+            return times_of([one(tokens, fmt) for tokens in range(1, most_tokens + 1)])
+
+        return self.remembered(("experts", most_tokens, fmt.name, grouped), make)
+
+    @property
+    def mode(self) -> str | None:
+        """What the costs of everything but experts depend on besides sizes; None: nothing."""
+        return None
+
+    # --- copies -----------------------------------------------------------------------------------------------
+
+    def moved_bytes(self, fmt: WeightFormat) -> int:
+        """Return the bytes that move when an expert does."""
+        return self.model.expert_bytes(fmt)
+
+    def transfer_wait_s(self) -> float:
+        """Return what a transfer costs besides moving bytes, where the engine's own runs were measured; else 0."""
+        return 0.0
+
+    def host_to_device(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy of `num_bytes` to the device, running alone."""
+        return _copy(self.profile.host_to_device, num_bytes, pinned)
+
+    def device_to_host(self, num_bytes: int, pinned: bool = True) -> Estimate:
+        """Return the time of one copy of `num_bytes` to the host, running alone."""
+        return _copy(self.profile.device_to_host, num_bytes, pinned)
+
+    def disk_to_host(self, num_bytes: int) -> Estimate:
+        """Return the time of reading `num_bytes` from the disk; raises MissingCalibration where the profile has none."""
+        _check_count("bytes", num_bytes)
+        disk = self.profile.disk
+        if disk is None:
+            raise self._missing("disk", "this profile describes no disk", "choose a profile with a disk or measure one")
+        latency = _term(disk.latency_s.value, "link", disk.latency_s)
+        return latency + _term(num_bytes / disk.read_bytes_per_s.value, "link", disk.read_bytes_per_s)
+
+    # --- the host ---------------------------------------------------------------------------------------------
+
+    @property
+    def host_shares_compute(self) -> bool:
+        """Whether the host's own work stops the device from computing."""
+        return self.profile.device.host_shares_compute
+
+    def host_per_step(self) -> Estimate:
+        """Return the host's time between two forward passes."""
+        return _term(self.profile.host.per_step_s.value, "host", self.profile.host.per_step_s)
+
+    def host_per_layer(self) -> Estimate:
+        """Return the host's time from a layer's routing being computed to its decision."""
+        return _term(self.profile.host.per_layer_s.value, "host", self.profile.host.per_layer_s)
+
+    def host_per_fetching_layer(self) -> Estimate:
+        """Return the same for a layer whose misses are fetched by whoever serves it: here the same."""
+        return self.host_per_layer()
+
+    def host_per_kernel(self) -> Estimate:
+        """Return the host's time for issuing one kernel."""
+        return _term(self.profile.host.per_kernel_s.value, "host", self.profile.host.per_kernel_s)
+
+    def host_per_transfer(self) -> Estimate:
+        """Return the host's time for issuing one copy."""
+        return _term(self.profile.host.per_transfer_s.value, "host", self.profile.host.per_transfer_s)
+
+    def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one expert on the host's cores; raises MissingCalibration where the profile has none."""
+        _check_count("tokens", tokens)
+        cpu = self.profile.host.cpu
+        if cpu is None:
+            raise self._missing("host.cpu", "this profile has no costs of the host's cores", "measure them first")
+        compute = _term(self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value, "compute", cpu.flops_per_s)
+        num_bytes = self.model.expert_bytes(fmt) if tokens else 0
+        memory = _term(num_bytes / cpu.memory_bytes_per_s.value, "memory", cpu.memory_bytes_per_s)
+        work = compute if compute.seconds >= memory.seconds else memory
+        return work + _term(cpu.launch_s.value, "launch", cpu.launch_s) if tokens else work
+
+    # --- running together ---------------------------------------------------------------------------------------
+
+    def rate_fraction(self, lane: str, companions: frozenset[str]) -> float:
+        """Return the speed of `lane` relative to running alone while `companions` run; pairs multiply."""
+        for name in (lane, *companions):
+            if name not in LANES:
+                raise UnknownName("lane", name, LANES)
+        pairs = (self.profile.contention.get(f"{lane}/{other}") for other in sorted(companions) if other != lane)
+        return math.prod(pair.value for pair in pairs if pair is not None)
+
+    def rate_uncertainty(self, lane: str, companions: frozenset[str]) -> float:
+        """Return how wrong `rate_fraction` may be, relative to it; pairs add up."""
+        pairs = (self.profile.contention.get(f"{lane}/{other}") for other in sorted(companions) if other != lane)
+        return sum(pair.relative_uncertainty for pair in pairs if pair is not None)
+
+    # --- the roofline -----------------------------------------------------------------------------------------
+
+    def _roofline(self, flops: float, num_bytes: float, fmt: WeightFormat) -> Estimate:
+        """Return the longer of `flops` at reachable speed and `num_bytes` at reachable bandwidth."""
+        device = self.profile.device
+        dtype = "float32" if fmt.bits == 32 else "float16"
+        peak = device.peak_flops_per_s.get(dtype)
+        if peak is None:
+            have = ", ".join(device.peak_flops_per_s) or "nothing"
+            raise self._missing(f"peak_flops_per_s[{dtype}]", f"known for {have} only", "choose another weight format")
+        reach = [device.memory_bytes_per_s, device.memory_efficiency]
+        if fmt.quantised:
+            expand = device.dequantise_efficiency.get(fmt.name) or device.dequantise_efficiency.get(
+                fmt.like or fmt.name
+            )
+            if expand is None:
+                rule = f"nearest known format: {self._nearest_format(fmt)}"
+                raise self._missing(f"dequantise_efficiency[{fmt.name}]", rule, "use that or measure this one")
+            reach.append(expand)
+        compute = flops / (peak.value * device.compute_efficiency.value)
+        memory = num_bytes / math.prod(constant.value for constant in reach)
+        if compute > memory:
+            return _term(compute, "compute", peak, device.compute_efficiency)
+        return _term(memory, "memory", *reach)
+
+    def _issued(self, work: Estimate, kernels: Constant) -> Estimate:
+        """Return `work` done by several small kernels: it cannot end before the host has issued them.
+
+        What it then waits for are launches, the device's or the host's: that time is no computing.
+        """
+        launch, issue = self.profile.device.launch_s, self.profile.host.per_kernel_s
+        on_device = work + _term(kernels.value * launch.value, "launch", kernels, launch)
+        if self.host_shares_compute or kernels.value * issue.value <= on_device.seconds:
+            return on_device
+        issued = _term(kernels.value * issue.value, "launch", kernels, issue)
+        return replace(issued, launch_s=issued.seconds - work.seconds)
+
+    def _nearest_format(self, fmt: WeightFormat) -> str:
+        known = [weight_format(name) for name in self.profile.device.dequantise_efficiency]
+        return min(known, key=lambda other: abs(other.bits_per_weight - fmt.bits_per_weight)).name if known else "none"
+
+    def _missing(self, name: str, rule: str, remedy: str) -> MissingCalibration:
+        return MissingCalibration(f"hardware {self.profile.name}: {name}", None, rule, remedy)
+
+
+def attention_work(tokens: int, context_tokens: int, num_requests: int, window: int | None) -> tuple[float, float]:
+    """Return (query–context pairs, context tokens read) of one layer's causal attention.
+
+    The pass's tokens are the last ones of their requests' contexts, spread evenly over `num_requests`. With a window each
+    token meets at most that many, and a request's tokens read its window before the first of them and everything since.
+    """
+    if tokens == 0:
+        return 0.0, 0.0
+    new = tokens / num_requests
+    context = max(context_tokens / num_requests, new)
+    before = context - new
+    if window is None or context <= window:
+        return tokens * (before + (new + 1) / 2), context * num_requests
+    growing = min(max(window - before, 0.0), new)  # tokens that still see less than a full window
+    each = growing * (min(before, window) + (growing + 1) / 2) + (new - growing) * window
+    return each * num_requests, min(context, window + new - 1) * num_requests
+
+
+def _attended(
+    attention: AttentionSpec, window: int | None, tokens: int, context_tokens: int, num_requests: int
+) -> tuple[float, float, float]:
+    """Return (query–entry pairs, entries read, values of an index read) of one layer's causal attention.
+
+    Beyond a window there are compressed entries, or none; sparse attention reads the entries it selects, a token at most
+    `selected` of them, and its whole index.
+    """
+    pairs, read = attention_work(tokens, context_tokens, num_requests, window)
+    all_pairs, all_read = attention_work(tokens, context_tokens, num_requests, None)
+    index = all_read / attention.tokens_per_index * attention.index_values
+    if window is not None and not attention.compressed:
+        return pairs, read, index
+    entry_pairs, entries = all_pairs / attention.tokens_per_entry, all_read / attention.tokens_per_entry
+    if attention.selected is not None:
+        most = tokens * float(attention.selected)
+        entry_pairs, entries = min(entry_pairs, most), min(entries, most)
+    return (entry_pairs, entries, index) if window is None else (pairs + entry_pairs, read + entries, index)
+
+
+def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:
+    """Return latency + (bytes + half size) / bandwidth; nothing to copy takes no time."""
+    _check_count("bytes", num_bytes)
+    rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
+    if num_bytes == 0:
+        return _term(0.0, "link", rate)
+    ramp = _term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
+    return _term(link.latency_s.value, "link", link.latency_s) + ramp + _term(num_bytes / rate.value, "link", rate)
+
+
+def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
+    """Return one product or quotient of constants as an estimate."""
+    return Estimate(
+        seconds=seconds, source=merge_sources(*(constant.source for constant in constants)), bound=bound,
+        relative_uncertainty=math.hypot(*(constant.relative_uncertainty for constant in constants)),
+        launch_s=seconds if bound == "launch" else 0.0,
+    )  # fmt: skip
+
+
+def _activation_bytes(fmt: WeightFormat) -> int:
+    """Return the bytes of one activation beside weights stored as `fmt`."""
+    return fmt.vector_bytes(1)
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise InputError(name, value, "below zero", "give a count")

@@ -1,0 +1,140 @@
+"""What work costs under a serving engine on a machine made of parts.
+
+    expert        bytes / bandwidth while kernels only stream weights (few tokens), else
+                  √((bytes / bandwidth)² + (operations of its tokens and of the tile's missing ones / rate)²)
+    dense layer   the same for its weights, + keys and values / bandwidth + attention's operations / rate
+                  + the engine's time a layer
+    on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer
+
+Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`), weight formats by their bytes, scales included.
+Ignored: clocks, caches, how tiles divide into waves, formats that are slower to expand than others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+from ...specs.machines.profile import EngineConstants
+from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
+from .cost_model import CostModel, Estimate, _check_count, _term
+
+_LEAST_HEAD_BITS = 8
+_PASS_TOKENS = 2
+"""From so many tokens of one request on, a step is a pass over a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts(CostModel):
+    """Durations of everything a run does, under the engine that the profile names."""
+
+    _layers: dict[Hashable, Estimate] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    """Layers that were asked for before: most layers of a model are alike."""
+
+    @property
+    def engine(self) -> EngineConstants:
+        """The engine's constants."""
+        found = self.profile.engine
+        assert found is not None  # noqa: S101
+        return found
+
+    def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
+        """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`."""
+        _check_count("tokens", tokens)
+        model, requests = self.model, max(1, min(num_requests, tokens))
+        key = (model.kind_of(layer), tokens, context_tokens, requests)
+        if key not in self._layers:
+            self._layers[key] = self._dense_layer(layer, tokens, context_tokens, requests)
+        return self._layers[key]
+
+    def _dense_layer(self, layer: int, tokens: int, context_tokens: int, requests: int) -> Estimate:
+        model, engine, device = self.model, self.engine, self.profile.device
+        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        work = self._product(
+            float(model.dense_layer_bytes(layer, self.dense_format)), float(parameters), tokens, experts=False
+        )
+        values, flops = self.mixer_work(layer, tokens, context_tokens, requests)
+        bandwidth = device.memory_bytes_per_s
+        work += _term(
+            values * self.kv_bytes_per_value / (bandwidth.value * engine.kv_efficiency.value),
+            "memory",
+            engine.kv_efficiency,
+        )
+        if tokens > requests:  # a decoding step's attention only reads
+            peak = device.peak_flops_per_s["float16"]
+            work += _term(
+                flops / (peak.value * engine.attention_efficiency.value), "compute", engine.attention_efficiency
+            )
+        work += _term(engine.layer_s.value, "launch", engine.layer_s)
+        if tokens >= _PASS_TOKENS * requests:
+            work += _term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
+        return work
+
+    def head(self, tokens: int) -> Estimate:
+        """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
+        _check_count("tokens", tokens)
+        parameters = self.model.head_parameters
+        return self._product(self._head_bytes(), float(parameters), tokens, experts=False)
+
+    def grouped_base(self) -> Estimate:
+        """Return what a grouped launch costs besides its experts: nothing, the engine's time a layer has it."""
+        return _term(0.0, "launch", self.engine.layer_s)
+
+    def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return what one expert with `tokens` tokens adds to a layer."""
+        _check_count("tokens", tokens)
+        if not tokens:
+            return _term(0.0, "memory", self.profile.device.memory_efficiency)
+        return self._product(
+            float(self.model.expert_bytes(fmt)), float(self.model.expert_parameters), tokens, experts=True
+        )
+
+    def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one expert on the host's cores, with its part of the layer's handing over."""
+        _check_count("tokens", tokens)
+        cpu = self.profile.host.cpu
+        if cpu is None:
+            raise self._missing("host.cpu", "this machine describes no processor", "name one among its parts")
+        if not tokens:
+            return _term(0.0, "memory", cpu.memory_bytes_per_s)
+        memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
+        compute = self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value
+        bound = (
+            _term(memory, "memory", cpu.memory_bytes_per_s)
+            if memory >= compute
+            else _term(compute, "compute", cpu.flops_per_s)
+        )
+        work = replace(bound, seconds=math.hypot(memory, compute))
+        # A layer hands its experts over once; a token's experts share that.
+        each = self.engine.cpu_layer_s
+        return work + _term(each.value / self.model.top_k, "host", each)
+
+    def host_per_fetching_layer(self) -> Estimate:
+        """Return what reading a layer's routing back and asking for its misses costs."""
+        return _term(self.engine.fetch_layer_s.value, "host", self.engine.fetch_layer_s)
+
+    # --- the form ---------------------------------------------------------------------------------------------------
+
+    def _product(self, num_bytes: float, parameters: float, tokens: int, *, experts: bool) -> Estimate:
+        """Return the time of multiplying `tokens` by weights of `num_bytes`."""
+        device, engine = self.profile.device, self.engine
+        reach = [device.memory_bytes_per_s, device.memory_efficiency]
+        memory = num_bytes / math.prod(constant.value for constant in reach)
+        if tokens <= engine.matvec_tokens:
+            return _term(memory, "memory", *reach)
+        share = engine.expert_efficiency if experts else engine.dense_efficiency
+        peak = device.peak_flops_per_s["float16"]
+        flops = FLOPS_PER_WEIGHT * parameters * (tokens + engine.tile_tokens.value)
+        compute = flops / (peak.value * share.value)
+        bound = _term(memory, "memory", *reach) if memory >= compute else _term(compute, "compute", peak, share)
+        return replace(bound, seconds=math.hypot(memory, compute))
+
+    def _head_bytes(self) -> float:
+        """Return the bytes of the output matrix: in its own type where that is known, else as the dense part is, never in fewer bits than
+        engines leave it.
+        """
+        parameters, dense = self.model.head_parameters, self.dense_format
+        if dense.head_bits is not None or not dense.quantised:
+            return float(dense.head_bytes(parameters))
+        return parameters * max(float(dense.bits_per_weight), _LEAST_HEAD_BITS) / BITS_PER_BYTE

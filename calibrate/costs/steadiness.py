@@ -1,0 +1,67 @@
+"""How steady the machine was while it was calibrated: what each lap of the calibration took, against all of them.
+
+    laps.compute, laps.copy     one ratio a lap; the curve's uncertainty is how far one time lies from all laps' mean
+
+A machine that others use too, or whose clocks change, is faster or slower for minutes at a time. No fit sees that: all points of a
+table move together. What one lap differed from the others by is what a run at some other time is to be expected to differ by.
+
+Modelled: each part of a lap (one kind of measurement in one weight format, some seconds) has a level, the median over its sizes; the
+variance of a part's levels over laps, averaged over the parts that compute and over those that copy. Ignored: changes slower than
+the whole calibration (those between days), for which only measuring again helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...specs.machines.profile import Curve
+from ..samples import SampleSet
+from .surface import Array
+
+COMPUTE_LAPS, COPY_LAPS = "laps.compute", "laps.copy"
+KINDS: Mapping[str, tuple[str, ...]] = {
+    COMPUTE_LAPS: ("expert", "grouped", "dense", "head", "run_expert", "run_grouped", "run_dense", "run_head"),
+    COPY_LAPS: ("copy", "run_copy"),
+}
+_LEAST_ROWS = 3
+# Of a normal distribution, nine in ten lie within so many standard deviations.
+_NINE_IN_TEN = 1.645
+
+
+def lap_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[str, Curve]:
+    """Return the curves of `samples`; none where there are too few laps to tell.
+
+    meanwhile: what is to be predicted went on between the laps, so that only their mean may be off; False: it runs at another time.
+    """
+    found = {}
+    for name, kinds in KINDS.items():
+        parts: dict[tuple[str, str], list[Array]] = {}
+        for sample in samples:
+            medians = sample.lap_medians()
+            if sample.kind in kinds and medians is not None:
+                row = np.log(medians)
+                part = (sample.kind, sample.labels.get("bits") or sample.labels.get("direction", ""))
+                parts.setdefault(part, []).append(row - row.mean())
+        if not parts:
+            continue
+        # What several parts of a lap measure has more laps than there were; most is measured once a lap.
+        laps = Counter(len(row) for rows in parts.values() for row in rows).most_common(1)[0][0]
+        levels = np.array([
+            np.median(usual, axis=0)
+            for rows in parts.values()
+            if len(usual := [row for row in rows if len(row) == laps]) >= _LEAST_ROWS
+        ])  # fmt: skip
+        if not len(levels):
+            continue
+        wrong = _NINE_IN_TEN * math.sqrt(float(np.var(levels, axis=1, ddof=1).mean()))
+        found[name] = Curve(
+            arguments={"lap": tuple(float(lap) for lap in range(laps))},
+            seconds=tuple(float(ratio) for ratio in np.exp(levels.mean(0))),
+            relative_uncertainty=wrong / (math.sqrt(laps) if meanwhile else 1.0),
+            citation=citation,
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Fitting: from samples to a machine profile."""

@@ -1,0 +1,1 @@
+"""Samples and constants from the output of other tools."""

@@ -1,0 +1,1 @@
+"""Microbenchmarks: timed work on a device, written down as samples."""

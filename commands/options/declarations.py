@@ -1,0 +1,185 @@
+"""Options that several commands share, and the nouns they name.
+
+Modelled: one declaration per option, so that it reads alike everywhere, and opening what it names. Ignored: what a command
+does with them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...base.errors import InputError
+from ...base.units import MIB
+from .bounds import CONTEXT_TOKENS as TOKENS
+from .bounds import PASSES, REQUESTS_TOGETHER, between
+
+MAX_PLAN_BYTES = 256 * MIB
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the names of bundled models that begin so, for the shell."""
+    from ...specs.models.load import list_models
+
+    return [name for name in list_models() if name.startswith(incomplete)]
+
+
+def complete_hardware(incomplete: str) -> list[str]:
+    """Return the names of bundled machines that begin so, for the shell."""
+    from ...specs.machines.profile_file import list_hardware
+
+    return [name for name in list_hardware() if name.startswith(incomplete)]
+
+
+def complete_engine(incomplete: str) -> list[str]:
+    """Return the names of engines that begin so, for the shell."""
+    from ...specs.machines.engines import engines
+
+    return [name for name in engines() if name.startswith(incomplete)]
+
+
+def complete_schedule(incomplete: str) -> list[str]:
+    """Return the names of presets that begin so, for the shell."""
+    from ...specs.schedules.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Bundled model name, a Hugging Face config.json or a checkpoint's folder, or a .gguf file.",
+        autocompletion=complete_model,
+    ),
+]
+HardwareOption = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        help="Bundled machine name (moeplan hardware list), a profile.json, or parts: rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB.",
+        autocompletion=complete_hardware,
+    ),
+]
+TraceOption = Annotated[
+    str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
+]
+OptionalTraceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        help="Recording (.safetensors), or 'bundled' for the project's own; without one, routing is that of the model's family.",
+    ),
+]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        help="Requests decoded together; default: 1.",
+        callback=between(1, REQUESTS_TOGETHER, "requests"),
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", help="Whole device budget in bytes, e.g. 6GiB or 6GB; default: the device's memory."),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        help="Replay only the first so many forward passes; default: all.",
+        callback=between(1, PASSES, "forward passes"),
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one thing, key=value: an option of the schedule (cache.policy=lfu), or, with a prefix and in its own units, of "
+        "the machine (machine.host.memory_bytes=96GiB), the model (model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Serving engine that runs a machine made of parts (moeplan engine list); default: llama.cpp.",
+        autocompletion=complete_engine,
+    ),
+]
+QuantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quant",
+        help="Weight format as files are named, for experts and the rest: Q4_K_M, UD-Q2_K_XL, MXFP4_MOE, AWQ … (in place of --dense-bits).",
+    ),
+]
+PromptOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt-tokens",
+        help="Length of a prompt, where no recording is given.",
+        callback=between(0, TOKENS, "tokens"),
+    ),
+]
+ReplyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--reply-tokens", help="Length of a reply, where no recording is given.", callback=between(0, TOKENS, "tokens")
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Tokens of context that memory is kept for; default: the longest request.",
+        callback=between(1, TOKENS, "tokens"),
+    ),
+]
+UbatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ubatch",
+        help="Prompt tokens per forward pass; default: 512 under an engine, else all.",
+        callback=between(1, TOKENS, "tokens"),
+    ),
+]
+KvOption = Annotated[str, typer.Option("--kv-type", help="How keys and values are kept: f16, q8_0, q4_0 or fp8.")]
+OptionalDenseBitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dense-bits",
+        help="Weight format of everything but routed experts: 32, 16, 8, 4, mxfp4, 3, 2 or native (as the checkpoint stores attention); "
+        "default: native, 16 at most.",
+    ),
+]
+
+
+def model_file(name_or_path: str) -> str:
+    """Return the file that a --model stands for: a folder's is its config.json."""
+    return os.path.join(name_or_path, "config.json") if os.path.isdir(name_or_path) else name_or_path
+
+
+def bundled_trace_path() -> Path:
+    """Return the path of the recording that the package carries."""
+    return Path(__file__).resolve().parents[2] / "traces" / "bundled" / "tiny-moe.safetensors"
+
+
+def open_trace(path: str) -> Any:
+    """Return the recording at `path`; 'bundled' names the one that the package carries."""
+    from ...traces.format import load_trace
+
+    return load_trace(bundled_trace_path() if path == "bundled" else path)
+
+
+def plan_section(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the table called `name` of a plan document; raises InputError where it is missing."""
+    part = document.get(name)
+    if not isinstance(part, dict):
+        raise InputError(f"plan.{name}", part, "missing from the plan", "give a plan.json written by moeplan plan")
+    return part

@@ -1,0 +1,1 @@
+"""What really runs on a device: memory, streams, stores of weights, runners of experts, the dense part."""

@@ -1,0 +1,58 @@
+"""Experts on the host's cores: torch, one expert after another, from the slots they lie in.
+
+Rows are of the type that weights are stored as where that is float32 or bfloat16, else bfloat16, which halves what
+expanding a quantised matrix writes. Ignored: several cores at once; the compute thread has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...kernels.cpu import COMPUTE_DTYPES, Scratch, run_expert
+from ...kernels.expert_weights import DenseMatrix, ExpertWeights
+from ..device import Device
+from .runner import ExpertRunner, Visit, gate
+
+
+def row_dtype(weights: ExpertWeights) -> torch.dtype:
+    """Return the type that rows have here beside these weights."""
+    stored = weights.gate_up.values.dtype if isinstance(weights.gate_up, DenseMatrix) else torch.bfloat16
+    return stored if stored in COMPUTE_DTYPES else torch.bfloat16
+
+
+class CpuExperts(ExpertRunner):
+    """Each expert's rows at a time; a grouped launch is a loop."""
+
+    def __init__(self, weights: ExpertWeights, device: Device) -> None:
+        super().__init__(weights, device)
+        self._scratch = Scratch()
+        self._dtype = row_dtype(weights)
+
+    def start(
+        self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
+    ) -> Visit:
+        """Return the visit; rows are gathered at once."""
+        order = torch.argsort(experts.reshape(-1), stable=True)
+        rows = h.to(self._dtype).index_select(0, torch.div(order, experts.shape[1], rounding_mode="floor"))
+        return Visit(x, rows, torch.empty_like(rows), gate(logits, experts), offsets, order)
+
+    def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
+        """Compute each of `experts` from its slot; rows that were gathered for another format are converted."""
+        for expert, slot in zip(experts, slots, strict=True):
+            low, high = visit.offsets[expert], visit.offsets[expert + 1]
+            rows, answers = visit.rows[low:high], visit.answers[low:high]
+            if rows.dtype == self._dtype:
+                run_expert(rows, self.weights, slot, out=answers, scratch=self._scratch)
+            else:
+                answers.copy_(run_expert(rows.to(self._dtype), self.weights, slot, scratch=self._scratch))
+
+    def finish(self, visit: Visit) -> None:
+        """Put the answers back in the order of the choices and add them up in float32."""
+        tokens, top_k = visit.weights.shape
+        by_choice = torch.empty(tokens * top_k, visit.x.shape[1])
+        by_choice.index_copy_(0, visit.order, visit.answers.float())
+        visit.x = visit.x + torch.bmm(visit.weights.unsqueeze(1), by_choice.view(tokens, top_k, -1)).squeeze(1).to(
+            visit.x.dtype
+        )

@@ -1,0 +1,448 @@
+"""The host's program: launch the dense part, learn the routing, decide, submit copies, launch experts, go on.
+
+Modelled: the life of a visit as `sim.offload.simpy_model` tells it, with real work in place of durations. Decisions are made
+by `decide_visit` on the same arrays; what is added here is only where bytes physically are: a hit's slot is read
+before the decision, because a large set may push it out again while its kernel still reads it. Ignored: what anything
+costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...devices.dense_part import DensePart
+from ...devices.device import Device, Mark, preemptions
+from ...devices.runners.runner import ExpertRunner, Visit
+from ...sim.offload.workload import Steps
+from ...sim.policies.offload import begin_step, cancel_prefetch, decide_visit
+from ...sim.policies.state import (
+    DEMAND,
+    FIRST_BACK,
+    FIRST_TRANSFER,
+    NONE,
+    PREFETCH,
+    SIZE_BACKS,
+    SIZE_CPU,
+    SIZE_ITEMS,
+    SIZE_KERNELS,
+    SIZE_MOVES,
+    SIZE_PROMOTED,
+    Array,
+    Decision,
+    PolicyConfig,
+    PolicyState,
+)
+from ...sim.timeline import (
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_HOST_LAUNCH,
+    OP_HOST_LAYER,
+    OP_HOST_STEP,
+    OP_HOST_SUBMIT,
+)
+from ...specs.models.pass_shape import PassShape
+from .copy_engine import BackEngine, CopyEngine, Gate
+from .host_cores import CoreExpert, Errand, HostCores
+from .host_tier import HostTier
+from .rows import Rows
+from .stream_copies import StreamCopies
+from .transfers import Transfer, WriteBack
+
+
+@dataclass(slots=True)
+class Launch:
+    """One expert kernel of a visit."""
+
+    experts: list[int]
+    formats: list[int]
+    slots: list[int | Transfer]
+    """Where each lies; a transient one is asked for its buffer when it has arrived."""
+    needs: list[Transfer]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one forward pass computes: shapes and forced routing."""
+
+    shape: PassShape
+    rows: torch.Tensor
+    """int64 [T]: which embeddings the tokens start from."""
+    experts: torch.Tensor
+    """int64 [num_layers, T, k]."""
+    offsets: Sequence[Sequence[int]]
+    """For each layer, where each expert's rows begin among those sorted by expert; num_experts + 1 numbers."""
+
+
+class Program:
+    """One run; `run` returns when the last step is done and everything admitted has been moved."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        steps: Steps,
+        state: PolicyState,
+        out: Decision,
+        *,
+        device: Device,
+        dense: DensePart,
+        experts: Sequence[ExpertRunner],
+        expert_bytes: Sequence[int],
+        gate: Gate,
+        copies: CopyEngine | StreamCopies,
+        backs: BackEngine | None,
+        cores: HostCores | None,
+        tier: HostTier | None,
+        keep_outputs: bool,
+    ) -> None:
+        self._config, self._steps, self._state, self._out = config, steps, state, out
+        self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
+        self._expert_bytes = expert_bytes
+        """By weight format, like the runners."""
+        self._copies, self._backs, self._cores, self._tier = copies, backs, cores, tier
+        self._errand: Errand | None = None
+        """What the cores are busy with: this visit's answers are not complete before."""
+        self._known: dict[int, Transfer] = {}
+        self._transients: dict[int, Transfer] = {}
+        self._leaving: list[Transfer] = []
+        self._clearing: list[Transfer] = []
+        """What the last visit demanded of earlier transfers."""
+        self._keep = keep_outputs
+        self.rows = Rows()
+        self.outputs: list[torch.Tensor] = []
+        self.ready_hits = 0
+        self.late_hits = 0
+        self.step_end_ns: list[int] = []
+        self.parts: list[tuple[int, int]] = []
+        """(time, how often the system had taken a core away so far) at the start of every visit, and at the end of every step."""
+        self.tokens_computed = 0
+
+    def run(self, steps: Sequence[Step], progress: Callable[[int, int, str], None]) -> None:
+        """Run every step in order."""
+        for number, step in enumerate(steps):
+            self._device.new_epoch()
+            begin_step(self._config, self._steps, self._state, number)
+            x = self._step(number, step)
+            if self._keep:
+                self.outputs.append(x.float().cpu().clone())
+            self._gate.check()
+            progress(number + 1, len(steps), "forward passes")
+        self._copies.release(self._leaving)
+        self._copies.drain()
+        if self._backs is not None:
+            self._backs.drain()
+
+    def _step(self, number: int, step: Step) -> torch.Tensor:
+        """Run one forward pass; return the last layer's output [T, H]."""
+        layers = self._config.num_layers
+        tokens = step.shape.tokens
+        visit: Visit | None = None
+        for layer in range(layers):
+            self._await_cores()
+            self._await_places()
+            launched = time.perf_counter_ns()
+            if layer:
+                self._note_part(launched)
+            begin = self._device.mark()
+            x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
+            x, h, logits = self._dense.group(layer, x, step.shape)
+            visit = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
+            end = self._device.mark()
+            self._launched(number, max(layer - 1, 0), launched)
+            self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
+            end.wait()
+            self._visit(number, layer, visit, end.at_ns())
+        self._await_cores()
+        self._await_places()
+        launched = time.perf_counter_ns()
+        begin = self._device.mark()
+        x = step.rows if visit is None else self._answered(visit)
+        chosen = self._dense.head(x, step.shape).argmax(dim=-1)
+        end = self._device.mark()
+        self._launched(number, layers - 1, launched)
+        self.rows.computed(OP_HEAD, number, layers - 1, -1, begin, end, tokens)
+        end.wait()
+        self._sample(number, chosen, end)
+        return x
+
+    def _await_cores(self) -> None:
+        """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
+        if self._errand is not None and self._cores is not None:
+            self._cores.wait_for(self._errand)
+
+    def _await_places(self) -> None:
+        """Wait for guesses whose places the last visit gave to others: places are finite, so the pass runs no further ahead."""
+        for transfer in self._clearing:
+            self._gate.wait_for(transfer)
+            if transfer.end is not None:
+                self._device.follow(transfer.end)
+        self._clearing = []
+
+    def _answered(self, visit: Visit) -> torch.Tensor:
+        """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
+        if self._errand is not None:
+            self._experts[0].finish(visit)
+            self._errand = None
+        return visit.x
+
+    def _sample(self, number: int, chosen: torch.Tensor, end: Mark) -> None:
+        """Read the chosen tokens back: the host's share of a step."""
+        chosen.cpu()
+        now = time.perf_counter_ns()
+        self.rows.hosted(OP_HOST_STEP, number, self._config.num_layers - 1, end.at_ns(), now)
+        self.step_end_ns.append(now)
+        self._note_part(now)
+
+    def _note_part(self, now: int) -> None:
+        """Note that a part of a step ends here."""
+        workers = self._copies.preempted
+        if self._cores is not None:
+            workers = 0 if self._cores.takes_turns else workers + self._cores.preempted
+        self.parts.append((now, preemptions() + workers))
+
+    def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
+        """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
+        config, state, out = self._config, self._state, self._out
+        base = layer * config.num_experts
+        if config.cancel:
+            self._cancel_wrong_guesses(number, layer)
+        seats = state.slot_of.copy()
+        decide_visit(config, self._steps, state, out, number, layer)
+        self._count_ready()
+        # The last visit's kernels are over: this one's dense part stood behind them.
+        self._copies.release(self._leaving)
+        promoted = out.promoted[: out.size[SIZE_PROMOTED]].tolist()
+        errand = self._send_to_cores(number, layer, visit)
+        transfers = self._transfers()
+        if self._tier is not None:
+            self._tier.assign(number, out, transfers)
+        demanded = {transfer: self._known[transfer] for transfer in promoted}
+        launches = self._launches(base, seats, transfers)
+        for transfer in demanded:
+            self._known.pop(transfer, None)  # nobody else will wait for it
+        # On one stream what was demanded stands before whatever comes now.
+        self._clearing = list(demanded.values()) if isinstance(self._copies, CopyEngine) else []
+        if (
+            config.policy == NONE and launches
+        ):  # without a cache a block that was fetched ahead is waited for as a whole
+            launches[0].needs.extend(self._clearing)
+        self._leaving = self._drop_transients(base) if config.policy == NONE else []
+        backs = self._write_backs(number, seats, transfers)
+        self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
+        if errand is not None and self._cores is not None:
+            self._cores.submit(errand)
+            self._errand = errand
+        if promoted and isinstance(self._copies, CopyEngine):
+            self._copies.promote(promoted)
+        later = self._submit_all(number, layer, transfers, backs, len(launches))
+        for place, launch in enumerate(launches):
+            for copy in later[place]:
+                self._put(copy)
+            self._launch(number, layer, launch, visit, last=place == len(launches) - 1 and errand is None)
+        for copy in later[-1]:
+            self._put(copy)
+
+    def _submit_all(
+        self, number: int, layer: int, transfers: list[Transfer], backs: list[WriteBack], num_launches: int
+    ) -> list[list[Transfer | WriteBack]]:
+        """Submit transfers, each behind the write-backs of its slot; return what, on one stream, waits for its kernel."""
+        out = self._out
+        together = out.back_move[: len(backs)].tolist()
+        later: list[list[Transfer | WriteBack]] = [[] for _ in range(num_launches + 1)]
+        back = 0
+        for move, transfer in enumerate(transfers):
+            place = int(out.move_kernel[move]) if transfer.kind == DEMAND else num_launches
+            while back < len(backs) and together[back] <= move:
+                self._submit(number, layer, backs[back], later, place)
+                back += 1
+            self._submit(number, layer, transfer, later, place)
+        for rest in backs[back:]:
+            self._submit(number, layer, rest, later, num_launches)
+        return later
+
+    def _submit(
+        self, number: int, layer: int, copy: Transfer | WriteBack, later: list[list[Transfer | WriteBack]], place: int
+    ) -> None:
+        began = time.perf_counter_ns()
+        if isinstance(self._copies, StreamCopies):
+            if place:
+                later[place].append(copy)
+            else:
+                self._copies.put(copy)
+            return
+        if isinstance(copy, Transfer):
+            self._copies.submit(copy)
+        elif self._backs is not None:
+            self._backs.submit(copy)
+        self.rows.hosted(OP_HOST_SUBMIT, number, layer, began, time.perf_counter_ns())
+
+    def _put(self, copy: Transfer | WriteBack) -> None:
+        if isinstance(self._copies, StreamCopies):
+            self._copies.put(copy)
+
+    def _launch(self, number: int, layer: int, launch: Launch, visit: Visit, *, last: bool) -> None:
+        """Launch one kernel behind the transfers it needs."""
+        for transfer in launch.needs:
+            self._gate.wait_for(transfer)
+            if transfer.end is not None:
+                self._device.follow(transfer.end)
+        launched = time.perf_counter_ns()
+        slots = [seat.slot if isinstance(seat, Transfer) else seat for seat in launch.slots]
+        begin = self._device.mark()
+        for fmt, runner in enumerate(self._experts):
+            mine = [at for at, each in enumerate(launch.formats) if each == fmt]
+            if mine:
+                runner.run(visit, [launch.experts[at] for at in mine], [slots[at] for at in mine])
+        if last:
+            self._experts[0].finish(visit)
+        end = self._device.mark()
+        self._gate.kernel_launched(end)
+        self._launched(number, layer, launched)
+        self.tokens_computed += launch.tokens
+        self.rows.computed(
+            OP_EXPERT, number, layer, launch.experts[0] if len(launch.experts) == 1 else -1, begin, end, launch.tokens
+        )
+
+    def _launched(self, number: int, layer: int, began: int) -> None:
+        """Note the host's share of a launch, where launching and running are two things."""
+        if self._device.asynchronous:
+            self.rows.hosted(OP_HOST_LAUNCH, number, layer, began, time.perf_counter_ns())
+
+    def _cancel_wrong_guesses(self, number: int, layer: int) -> None:
+        """Drop prefetches for this visit that have not begun and turn out wrong: that depends on how far copies have come."""
+        if not isinstance(self._copies, CopyEngine):
+            return
+        config, steps, state = self._config, self._steps, self._state
+        visit = steps.first_visit + number * config.num_layers + layer
+        gone = self._copies.cancel(
+            visit, lambda guess: bool(cancel_prefetch(config, steps, state, number, layer, guess.key, guess.id))
+        )
+        for guess in gone:
+            self._known.pop(guess.id, None)
+            if self._transients.get(guess.key) is guess:
+                del self._transients[guess.key]
+
+    # --- from a decision to objects ----------------------------------------------------------------------------------
+
+    def _count_ready(self) -> None:
+        """Count guessed hits by whether their bytes have arrived at the moment of the decision."""
+        out = self._out
+        for number in out.item_transfer[: out.size[SIZE_ITEMS]].tolist():
+            if 0 <= number < out.size[FIRST_TRANSFER]:
+                if self._known[number].arrived():
+                    self.ready_hits += 1
+                else:
+                    self.late_hits += 1
+
+    def _send_to_cores(self, number: int, layer: int, visit: Visit) -> Errand | None:
+        """Return what this visit computes on the host's cores, None where that is nothing."""
+        out, count = self._out, int(self._out.size[SIZE_CPU])
+        if not count:
+            return None
+        base = layer * self._config.num_experts
+        columns = (out.cpu_expert, out.cpu_tokens, out.cpu_format)
+        experts = [
+            CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
+            for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
+        ]
+        return Errand(step=number, layer=layer, visit=visit, experts=experts)
+
+    def _transfers(self) -> list[Transfer]:
+        out = self._out
+        moves = int(out.size[SIZE_MOVES])
+        first = int(out.size[FIRST_TRANSFER])
+        columns = (
+            out.move_key,
+            out.move_class,
+            out.move_target,
+            out.move_slot,
+            out.move_wait_kernel,
+            out.move_wait_writeback,
+            out.move_format,
+        )
+        found = []
+        for at, (key, kind, target, slot, kernel, back, fmt) in enumerate(
+            zip(*(c[:moves].tolist() for c in columns), strict=True)
+        ):
+            transfer = Transfer(
+                id=first + at,
+                key=key,
+                kind=kind,
+                target=target,
+                slot=slot,
+                transient=slot < 0,
+                wait_kernel=kernel,
+                wait_back=back,
+                format=fmt,
+                num_bytes=self._expert_bytes[fmt],
+            )
+            if kind == PREFETCH:
+                self._known[transfer.id] = transfer
+            if transfer.transient:
+                self._transients[key] = transfer
+            found.append(transfer)
+        return found
+
+    def _launches(self, base: int, seats: Array, transfers: list[Transfer]) -> list[Launch]:
+        """Return the visit's kernels: which experts, where they lie, which transfers each must wait for."""
+        out = self._out
+        items, first = int(out.size[SIZE_ITEMS]), int(out.size[FIRST_TRANSFER])
+        fetched = {transfer.key: transfer for transfer in transfers if transfer.kind == DEMAND}
+        launches = [Launch([], [], [], [], 0) for _ in range(int(out.size[SIZE_KERNELS]))]
+        columns = (out.item_expert, out.item_tokens, out.item_kernel, out.item_transfer, out.item_format)
+        for expert, tokens, kernel, number, fmt in zip(*(c[:items].tolist() for c in columns), strict=True):
+            key = base + expert
+            launch = launches[kernel]
+            transfer = fetched.get(key) or self._transients.get(key)
+            if transfer is None:
+                seat: int | Transfer = int(seats[key])
+            else:
+                seat = transfer if transfer.transient else transfer.slot
+            launch.experts.append(expert)
+            launch.formats.append(fmt)
+            launch.slots.append(seat)
+            launch.tokens += tokens
+            if number >= 0:
+                launch.needs.append(transfers[number - first] if number >= first else self._known[number])
+        for number in set(out.item_transfer[:items].tolist()):
+            self._known.pop(number, None)  # nobody will wait for it again
+        return launches
+
+    def _drop_transients(self, base: int) -> list[Transfer]:
+        """Return this layer's transient transfers: their buffers are given back when the visit is over, used or not."""
+        found = (self._transients.pop(base + expert, None) for expert in range(self._config.num_experts))
+        return [transfer for transfer in found if transfer is not None]
+
+    def _write_backs(self, number: int, seats: Array, transfers: list[Transfer]) -> list[WriteBack]:
+        """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""
+        out = self._out
+        count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
+        slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
+        columns = (out.back_key, out.back_wait_kernel, out.back_format)
+        return [
+            WriteBack(
+                id=first + at,
+                key=key,
+                step=number,
+                slot=slots.get(key, int(seats[key])),
+                wait_kernel=kernel,
+                format=fmt,
+                num_bytes=self._expert_bytes[fmt],
+            )
+            for at, (key, kernel, fmt) in enumerate(zip(*(c[:count].tolist() for c in columns), strict=True))
+        ]
+
+
+def offsets_of(experts: Array, num_experts: int) -> list[list[int]]:
+    """Return, for each layer of `experts` [T, num_layers, k], where each expert's rows begin once sorted by expert."""
+    found = []
+    for layer in range(experts.shape[1]):
+        counts = np.bincount(experts[:, layer].ravel(), minlength=num_experts)
+        found.append([0, *np.cumsum(counts).tolist()])
+    return found

@@ -1,0 +1,1 @@
+"""Validating a plan: predictions beside measured runs."""

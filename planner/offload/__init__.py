@@ -1,0 +1,1 @@
+"""Plans for one device with offloaded experts."""

@@ -1,0 +1,282 @@
+"""What no schedule can beat: fewest expert loads for a number of slots, and the time of a candidate that follows from them.
+
+Modelled: a machine that is allowed to know the future, to load experts in any order, to let a set larger than the cache
+stream through, and to overlap everything that the link, the stream and the host's cores permit. Its loads are those of
+Belady's farthest next use over sets: after each visit, of the experts held and the experts just used, those needed soonest
+stay. Fetching ahead does not lower the number of loads, so the bound holds for prefetching schedules too. A load is charged
+to the link only as far as nothing else may take its place: the cores compute any of the missing experts for schedules that
+let them, and a second weight format counts as if every expert came in it. Activities run at speeds undisturbed by company.
+Ignored: everything that would make the bound tighter but could make it wrong.
+
+A time that must pass on the link, on the stream and on the cores bounds the run, and so does any weighted mean of the three.
+Under given weights each use of an expert has a price as a hit and one as a miss (the cheaper of fetching it and computing it
+on the cores), so the cheapest division of all uses is found use by use, with no search over divisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import Internal
+from ...base.jit import jit
+from ...sim.offload.costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from ...sim.offload.simulate import STREAM_SLOTS, Rehearsal
+from ...sim.offload.simulators import fresh_state
+from ...sim.offload.workload import Workload
+from ...sim.policies.state import CACHED, STATIC
+from ...specs.schedules.offload import OffloadSchedule
+from .space import Candidate
+
+Array = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Shares of (cores, link, stream) in the mean that bounds a run. The corners bound it by one of them alone; what lies between
+# bounds schedules that divide misses between the cores and the link.
+_FETCHING = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+_DIVIDING = (*_FETCHING, (1.0, 0.0, 0.0), *((share, 1 - share, 0.0) for share in (0.2, 0.35, 0.5, 0.65, 0.8)),
+             (0.5, 0.0, 0.5), (0.0, 0.5, 0.5), (0.34, 0.33, 0.33))  # fmt: skip
+# Numbers of tokens an expert may have are told apart up to so many kinds; beyond that, neighbours share the least price of all.
+_MOST_KINDS = 256
+# Sums of prices are floating-point numbers, exact to the nanosecond below 2**53; weights are not, and are rounded down by this.
+_ROUNDING = 1e-9
+
+
+@jit
+def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
+                  slots: int) -> Any:  # fmt: skip
+    """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
+    num_keys = num_layers * num_experts
+    held = np.zeros(num_keys, np.uint8)
+    upcoming = np.full(num_keys, 2**62, np.int64)
+    size = np.zeros(1 if pooled else num_layers, np.int64)
+    loads = np.zeros((visit_start.shape[0] - 1) // num_layers, np.int64)
+    for visit in range(visit_start.shape[0] - 1):
+        layer = visit % num_layers
+        base = layer * num_experts
+        pool = 0 if pooled else layer
+        for index in range(visit_start[visit], visit_start[visit + 1]):
+            key = base + visit_expert[index]
+            upcoming[key] = next_use[index]
+            if not held[key]:
+                loads[visit // num_layers] += 1
+                held[key] = 1
+                size[pool] += 1
+        low = 0 if pooled else base
+        high = num_keys if pooled else base + num_experts
+        while size[pool] > slots:
+            farthest = -1
+            for key in range(low, high):
+                if held[key] and (farthest < 0 or upcoming[key] > upcoming[farthest]):
+                    farthest = key
+            held[farthest] = 0
+            size[pool] -= 1
+    return loads
+
+
+def fewest_loads(workload: Workload, slots: int, *, pooled: bool) -> Array:
+    """Return, by step, expert loads whose sum no schedule with at most `slots` places (per layer, or pooled) can go below.
+
+    The workload must carry next uses. With `slots` covering everything the sum is the number of distinct experts used.
+    """
+    steps = workload.steps
+    loads: Array = _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers,
+                                 workload.num_experts, pooled, slots)  # fmt: skip
+    return loads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What a candidate's run cannot take less than, in nanoseconds."""
+
+    whole_ns: int
+    """The whole run."""
+    later_ns: Array
+    """[num_steps + 1] each step and all later ones, whatever the cache then holds; 0 at the end."""
+
+    def check(self, candidate: Candidate, step_end: Array) -> None:
+        """Return nothing; raises Internal, naming the candidate, where a finished run beats this bound."""
+        total = int(step_end[-1])
+        begin = np.concatenate(([0], step_end[:-1]))
+        if total < self.whole_ns or np.any(begin + self.later_ns[:-1] > total):
+            raise Internal(
+                f"a schedule took {total} ns, less than its bound of {self.whole_ns} ns allows: {candidate.words()}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prices:
+    """What uses of experts cost under one set of tables, by the number of tokens; and what is paid whatever is cached."""
+
+    chain_ns: Array
+    """[num_steps + 1] from each step to the end: dense parts, and host work that nothing overlaps."""
+    launch_ns: Array
+    """[num_steps + 1] besides, on the stream: launches that it must wait for."""
+    base_ns: Array
+    """[num_steps + 1] besides, on the stream: what grouped launches cost themselves."""
+    copy_ns: int
+    submit_ns: int
+    kernel_ns: Array
+    """[kinds of token counts]"""
+    cores_ns: Array | None
+    """[kinds of token counts]; None where no expert may run on the cores."""
+
+
+class Bounds:
+    """Lower bounds of candidates on one window, keeping what it has computed."""
+
+    def __init__(self, rehearsal: Rehearsal, base: OffloadSchedule) -> None:
+        self._rehearsal = rehearsal
+        self._workload: Workload = rehearsal.workload(base, with_next_use=True)
+        self._loads: dict[tuple[int, bool], Array] = {}
+        self._prices: dict[object, tuple[CostTables, _Prices]] = {}
+        steps = self._workload.steps
+        self._step_of = np.repeat(
+            np.arange(self._workload.num_steps), np.diff(steps.visit_start[:: self._workload.num_layers])
+        )
+        self._tokens, self._kind_of = np.unique(steps.visit_tokens, return_inverse=True)
+        # Where bins of neighbouring kinds begin; one kind a bin as long as there are few.
+        self._bins = np.unique(
+            np.linspace(0, len(self._tokens), min(_MOST_KINDS, len(self._tokens)), endpoint=False).astype(np.int64)
+        )
+        self._bin_of = np.searchsorted(self._bins, self._kind_of, side="right") - 1
+        self._uses = self._counted(np.ones(len(self._bin_of), bool))
+        self._all_loads = np.bincount(self._step_of, minlength=self._workload.num_steps)
+
+    def of(self, candidate: Candidate) -> Bound:
+        """Return what the candidate's run cannot take less than."""
+        schedule, cache = candidate.schedule, candidate.schedule.cache
+        prices = self._prices_of(schedule)
+        guessing = schedule.predictor.kind != "none"
+        if cache.policy == "static" and not guessing:
+            return self._of_fixed(schedule, prices)
+        if cache.policy == "none":
+            loads, places = self._all_loads, 0
+        else:
+            spare = schedule.predictor.staging + (STREAM_SLOTS if cache.policy == "static" else 0)
+            pooled = cache.pooled_experts is not None
+            slots = (cache.pooled_experts if cache.pooled_experts is not None else cache.experts_per_layer or 0) + spare
+            loads, places = self._fewest(slots, pooled=pooled), slots if pooled else slots * self._workload.num_layers
+        # What the cache holds when a step begins may save that many loads: what a schedule has kept by then is not known.
+        # (Starting from any content saves at most as many loads as there are places, against starting empty; and a
+        # farthest-next-use run that already holds something never loads more than one that starts empty.)
+        missing = np.maximum(_from_each_on(loads) - places, 0)
+        later = self._least(schedule, prices, self._uses, missing)
+        if cache.policy == "static":  # starts full
+            return Bound(whole_ns=int(later[0]), later_ns=later)
+        whole = self._least(schedule, prices, self._uses[:1], np.array([loads.sum()]))
+        return Bound(whole_ns=int(whole[0]), later_ns=later)
+
+    # --- parts ------------------------------------------------------------------------------------------------------------
+
+    def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
+        """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
+        given = self._rehearsal.given(schedule)
+        config = given.config
+        if config.policy != STATIC:
+            raise Internal("a cache that changes was taken for a fixed one")
+        state = fresh_state(config, self._workload, given.capacities, given.weighed)
+        steps = self._workload.steps
+        layer = np.repeat(np.arange(len(steps.visit_start) - 1) % self._workload.num_layers, np.diff(steps.visit_start))
+        away = state.where[layer * self._workload.num_experts + steps.visit_expert] != CACHED
+        later = self._least(schedule, prices, self._counted(~away), None, missed=self._counted(away))
+        return Bound(whole_ns=int(later[0]), later_ns=later)
+
+    def _least(self, schedule: OffloadSchedule, prices: _Prices, uses: Array, missing: Array | None,
+               missed: Array | None = None) -> Array:  # fmt: skip
+        """Return, from each step on, a time that these uses of experts cannot take less than.
+
+        uses: [n, kinds] of which at least `missing` [n] miss, which ones being free. missed: [n, kinds] that all miss, besides.
+        """
+        chain, launches, base = (each[: len(uses)] for each in (prices.chain_ns, prices.launch_ns, prices.base_ns))
+        kernel, cores = prices.kernel_ns, prices.cores_ns
+        on_stream = chain + launches + (0 if cores is not None else base)
+        if (
+            not schedule.copy.overlap
+        ):  # copies and kernels add up, but launches and submissions may pass while a copy runs
+            beside_copies, kernel_beside_copies = chain + (0 if cores is not None else base), kernel
+        elif (
+            schedule.predictor.kind == "none"
+        ):  # a demand is made after its layer's routing and awaited before the next layer
+            beside_copies, kernel_beside_copies = chain, np.zeros_like(kernel)
+        else:
+            beside_copies, kernel_beside_copies = np.zeros_like(chain), np.zeros_like(kernel)
+        best = np.zeros(len(uses))
+        for on_cores, on_link, on_device in _FETCHING if cores is None else _DIVIDING:
+            hit = on_device * kernel + on_link * kernel_beside_copies
+            # Submissions are made between a routing and the kernels that follow it: the stream waits for them.
+            miss = hit + on_link * prices.copy_ns + on_device * prices.submit_ns
+            if cores is not None:
+                miss = np.minimum(miss, on_cores * cores)
+            fixed = on_cores * chain + on_link * beside_copies + on_device * on_stream
+            found = fixed + _divided(uses, self._bins, hit, miss, missing)
+            if missed is not None:
+                found = found + missed @ np.minimum.reduceat(miss, self._bins)
+            best = np.maximum(best, found)
+        whole: Array = np.floor(best * (1 - _ROUNDING)).astype(np.int64)
+        return whole
+
+    def _fewest(self, slots: int, *, pooled: bool) -> Array:
+        most = self._rehearsal.num_experts if pooled else self._rehearsal.trace.num_experts
+        key = (min(slots, most), pooled)
+        if key not in self._loads:
+            self._loads[key] = fewest_loads(self._workload, key[0], pooled=pooled)
+        return self._loads[key]
+
+    def _counted(self, which: Any) -> Array:
+        """Return [num_steps + 1, kinds] how many of the uses that `which` marks lie in each step or later, by tokens."""
+        steps, kinds = self._workload.num_steps, len(self._bins)
+        place = self._step_of[which] * kinds + self._bin_of[which]
+        return _from_each_on(np.bincount(place, minlength=steps * kinds).reshape(steps, kinds))
+
+    def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
+        tables = self._rehearsal.least_tables(schedule)
+        grouped, cores = schedule.kernel.grouping == "grouped", schedule.kernel.miss != "fetch"
+        key = (id(tables), grouped, cores)
+        if key not in self._prices:  # the tables are kept with their prices, so that no others can have their id
+            self._prices[key] = tables, self._priced(tables, grouped=grouped, cores=cores)
+        return self._prices[key][1]
+
+    def _priced(self, tables: CostTables, *, grouped: bool, cores: bool) -> _Prices:
+        """Return the prices under these tables; of two weight formats the cheaper one counts."""
+        steps, layers, host = self._workload.num_steps, self._workload.num_layers, tables.host_ns
+        dense = tables.dense_ns.sum(axis=1)[tables.step_class] + tables.head_ns[tables.step_class]
+        each_step = int(host[HOST_STEP] + host[HOST_KERNEL])
+        copies = tables.chunk_ns[:, 0] * (tables.num_chunks - 1) + tables.chunk_ns[:, 1]
+        return _Prices(
+            chain_ns=_from_each_on(dense + layers * int(host[HOST_LAYER]) + each_step),
+            launch_ns=_from_each_on(np.full(steps, layers * int(host[HOST_KERNEL]))),
+            # Every visit launches something, unless the cores may compute all of it.
+            base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped))),
+            copy_ns=int(copies.min()),
+            submit_ns=int(host[HOST_TRANSFER]),
+            kernel_ns=tables.kernel_ns.min(axis=0)[self._tokens],
+            cores_ns=tables.cpu_ns.min(axis=0)[self._tokens] if cores else None,
+        )
+
+
+def _divided(uses: Array, bins: Array, hit: Floats, miss: Floats, missing: Array | None) -> Floats:
+    """Return [n] the least that `uses` [n, bins] cost when at least `missing` [n] of them miss; none must where it is None.
+
+    hit, miss: [kinds] the price of one use; kinds that share a bin share its least price.
+    """
+    if missing is None:
+        none_misses: Floats = np.asarray(uses @ np.minimum.reduceat(hit, bins), np.float64)
+        return none_misses
+    least = np.minimum.reduceat(np.minimum(hit, miss), bins)
+    extra = np.minimum.reduceat(np.maximum(miss - hit, 0.0), bins)
+    order = np.argsort(extra, kind="stable")
+    ranked = uses[:, order]
+    before = np.cumsum(ranked, axis=1) - ranked
+    paid: Floats = uses @ least + np.clip(missing[:, None] - before, 0, ranked) @ extra[order]
+    return paid
+
+
+def _from_each_on(values: Array) -> Array:
+    """Return [n + 1, ...] sums of `values` from each place of the first axis to the end."""
+    total = np.zeros((len(values) + 1, *values.shape[1:]), np.int64)
+    total[:-1] = np.cumsum(values[::-1], axis=0)[::-1]
+    return total

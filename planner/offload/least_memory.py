@@ -1,0 +1,107 @@
+"""The least device memory with which some schedule reaches a speed.
+
+Modelled: numbers of expert slots are tried upwards in steps, from one slot to all experts, and the first step that reaches the
+speed is divided into smaller steps until one slot is left of it. A candidate is dropped as soon as its bound, or its run, is too
+slow, so a level that falls short costs little. The answer does not depend on what memory there is: that only decides whether it
+fits, so a larger budget cannot give a larger answer, and the bytes that a smaller one lacks are exactly those to the answer.
+Ignored: a number of slots between two steps that reaches the speed where the next step does not (more memory is hardly ever
+slower).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ...base.errors import DoesNotFit
+from ...base.units import NS_PER_S
+from ...sim.offload.metrics import counted_tokens
+from ...sim.offload.simulate import Rehearsal
+from ...specs.schedules.offload import OffloadSchedule
+from .bounds import Bounds
+from .scoring import Progress, Scored, SearchResult, front_point, score
+from .space import candidates
+
+# A step is divided into so many smaller ones.
+_STEPS = 12
+
+
+def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s: float, *, low_bits: str | None = None,
+                 progress: Progress | None = None) -> SearchResult:  # fmt: skip
+    """Return the schedule that reaches `floor_tokens_per_s` with the least device memory.
+
+    Raises DoesNotFit where that is more than the rehearsal's budget, or where no memory is enough.
+    """
+    workload = rehearsal.workload(base)
+    # A run that takes longer than this is too slow.
+    limit_ns = int(counted_tokens(workload) * NS_PER_S / floor_tokens_per_s)
+    levels = _Levels(rehearsal=rehearsal, base=base, bounds=Bounds(rehearsal, base), low_bits=low_bits, limit_ns=limit_ns,
+                     progress=progress)  # fmt: skip
+    low, top, found = 0, rehearsal.num_experts, None
+    while top - low > 1 or found is None:
+        step = -(-(top - low) // _STEPS)
+        for level in (*range(low + step, top, step), *([top] if found is None else [])):
+            reached = levels.fewest_bytes(level)
+            if reached is not None:
+                top, found = level, reached
+                break
+            low = level
+        if found is None and top not in levels.lowest:
+            raise min(levels.refused, key=lambda reason: reason.missing_bytes)
+        if found is None:
+            most = counted_tokens(workload) * NS_PER_S / levels.lowest[top]
+            raise DoesNotFit(
+                f"no amount of device memory reaches {floor_tokens_per_s:g} tokens/s: no schedule can exceed {most:.4g}, and the "
+                "fastest does not reach it", 0,
+            )  # fmt: skip
+    point = front_point(rehearsal, top, found)
+    if point.device_bytes > rehearsal.budget_bytes:
+        what = f"{floor_tokens_per_s:g} tokens/s need {point.device_bytes} bytes of device memory, of {rehearsal.budget_bytes}"
+        raise DoesNotFit(what, point.device_bytes - rehearsal.budget_bytes)
+    return SearchResult(
+        best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,
+        num_pruned=levels.num_pruned, lower_bound_ns=levels.lowest[top],
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Levels:
+    """Levels of memory as they are tried."""
+
+    rehearsal: Rehearsal
+    base: OffloadSchedule
+    bounds: Bounds
+    low_bits: str | None
+    limit_ns: int
+    progress: Progress | None
+    lowest: dict[int, int] = field(default_factory=dict)
+    """By level that has schedules, a time that none of them can go below."""
+    refused: list[DoesNotFit] = field(default_factory=list)
+    """Why the host cannot hold what other schedules must keep there."""
+    num_evaluated: int = 0
+    num_abandoned: int = 0
+    num_pruned: int = 0
+
+    def fewest_bytes(self, level: int) -> Scored | None:
+        """Return the schedule of `level` slots that is fast enough with the fewest bytes, then the fastest; None without any."""
+        every = candidates(self.rehearsal, self.base, level, self.low_bits, self.refused)
+        bounded = [(one, self.bounds.of(one)) for one in every]
+        if bounded:
+            self.lowest[level] = min(bound.whole_ns for _, bound in bounded)
+        hopeful = [one for one in bounded if one[1].whole_ns <= self.limit_ns]
+        self.num_pruned += len(bounded) - len(hopeful)
+        workload = self.rehearsal.workload(self.base)
+        with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+            scored = list(pool.map(lambda one: score(self.rehearsal, one[0], one[1], workload, self.limit_ns), hopeful))
+        reached = [one for one in scored if one is not None and one.total_ns <= self.limit_ns]
+        self.num_evaluated += len(reached)
+        self.num_abandoned += len(scored) - len(reached)
+        if self.progress is not None:
+            self.progress(level, self.rehearsal.num_experts, f"{level} expert slots")
+        # Without a cache, a step's experts must fit all the same.
+        fitting = [one for one in reached if one.transient <= level]
+        return min(fitting, key=lambda one: (self._bytes(one, level), one.total_ns), default=None)
+
+    def _bytes(self, one: Scored, level: int) -> int:
+        return front_point(self.rehearsal, level, one).device_bytes

@@ -1,0 +1,102 @@
+"""What a search keeps of the candidates it simulates.
+
+Modelled: a score is a run's time and what it held; a run that beats its own bound is an error of the bound and stops
+everything. Ignored: which candidates are simulated, and in what order (`search`, `least_memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...sim.offload.metrics import figures_of
+from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.workload import Workload
+from ...sim.policies.state import PEAK_TRANSIENT
+from ...specs.schedules.offload import OffloadSchedule
+from .bounds import Bound
+from .space import Candidate
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A candidate that was simulated."""
+
+    candidate: Candidate
+    total_ns: int
+    p99_ns: float
+    transient: int
+    """Most experts held at once without a cache."""
+    figures: dict[str, float | None]
+    """Speeds and times by name, as `sim.offload.metrics.figures_of` has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """The best schedule found with at most this many slots."""
+
+    level: int
+    device_bytes: int
+    figures: dict[str, float | None]
+    """Speeds and times by name, as `sim.offload.metrics.figures_of` has them."""
+    schedule: OffloadSchedule
+
+
+@dataclass(slots=True)
+class SearchResult:
+    """What the search over one weight format found."""
+
+    best: Scored
+    front: list[FrontPoint]
+    num_evaluated: int = 0
+    """Simulated to the end of the window."""
+    num_abandoned: int = 0
+    """Simulated until they could no longer be the best."""
+    num_outrun: int = 0
+    """Too far behind after a part of the window."""
+    num_pruned: int = 0
+    """Never simulated: their bound was no better than the best."""
+    lower_bound_ns: int = 0
+    """No schedule of the space can take less for the whole window."""
+
+
+def score(
+    rehearsal: Rehearsal, candidate: Candidate, bound: Bound, workload: Workload, limit_ns: int = 0
+) -> Scored | None:
+    """Return the candidate's score, or None when its run was given up: it could not end within `limit_ns` (0: no limit).
+
+    Raises Internal where the run beats what it was said not to be able to beat.
+    """
+    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns, later_ns=bound.later_ns)
+    if outcome.abandoned:
+        return None
+    bound.check(candidate, outcome.step_end)
+    steps = np.diff(np.concatenate(([0], outcome.step_end)))
+    counted = steps[workload.step_phase == workload.step_phase.max()]
+    return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
+                  transient=int(outcome.counts[PEAK_TRANSIENT]), figures=figures_of(outcome.step_end, workload))  # fmt: skip
+
+
+def is_better(one: Scored, other: Scored, objective: str) -> bool:
+    """Return whether `one` is strictly better; equals keep the earlier, that is the one with less memory."""
+    if objective == "p99_step_s":
+        return (one.p99_ns, one.total_ns) < (other.p99_ns, other.total_ns)
+    return one.total_ns < other.total_ns
+
+
+def front_point(rehearsal: Rehearsal, level: int, best: Scored) -> FrontPoint:
+    """Return what a schedule of a level needs and reaches."""
+    candidate = best.candidate
+    ledger = rehearsal.ledger(
+        candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient
+    )
+    return FrontPoint(
+        level=level,
+        device_bytes=ledger.device_bytes,
+        figures=best.figures,
+        schedule=candidate.schedule,
+    )

@@ -1,0 +1,126 @@
+"""The search: every candidate bounded, most of them simulated by the twin, the answer checked by the SimPy model.
+
+Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
+the same or less memory already reached, so pruning never loses the best. What is left races: after 60 and after 400 forward
+passes, candidates that lag behind the leader by more than a margin are out. That may lose a schedule that starts badly and
+ends well, so margins are wide, the plan says how many were outrun, and `exhaustive` runs every one of them on. Ignored:
+randomness; the search is the same every time.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from ...base.errors import DoesNotFit, InputError
+from ...sim.offload.simulate import Rehearsal
+from ...specs.schedules.offload import OffloadSchedule
+from .bounds import Bound, Bounds
+from .least_memory import least_memory
+from .scoring import Progress, Scored, SearchResult, front_point, is_better, score
+from .space import Candidate, candidates, levels
+
+OBJECTIVES = ("tokens_per_s", "p99_step_s", "least_memory")
+# (forward passes, how far behind the leader a candidate may lie and stay): the first sees mostly cold caches, hence its width.
+RUNGS = ((60, 0.4), (400, 0.1))
+
+
+def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
+           low_bits: str | None = None, exhaustive: bool = False, progress: Progress | None = None) -> SearchResult:  # fmt: skip
+    """Return the best schedule on the rehearsal's window that keeps the bits and batching of `base`.
+
+    low_bits: a second weight format that experts may have. exhaustive: let no candidate be outrun.
+    objective: tokens_per_s, p99_step_s, or least_memory (the least device memory that reaches `floor_tokens_per_s`).
+    Raises DoesNotFit when no schedule fits the budget, InputError for an unknown objective or a missing floor.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError("objective", objective, f"not one of {', '.join(OBJECTIVES)}", "choose one")
+    if objective == "least_memory" and floor_tokens_per_s is None:
+        raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
+    if objective == "least_memory" and floor_tokens_per_s is not None:
+        return least_memory(rehearsal, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
+    bounds = Bounds(rehearsal, base)
+    refused: list[DoesNotFit] = []
+    every = {level: list(candidates(rehearsal, base, level, low_bits, refused)) for level in levels(rehearsal, base)}
+    total = sum(len(found) for found in every.values())
+    done = 0
+    lowest: list[int] = []
+    result: SearchResult | None = None
+    incumbent: Scored | None = None
+    workload = rehearsal.workload(base)
+    by_time = objective == "tokens_per_s"
+    workers = max(1, min(4, os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        for level, found in every.items():
+            race = not exhaustive and by_time
+            bounded = [(candidate, bounds.of(candidate)) for candidate in found]
+            lowest += [bound.whole_ns for _, bound in bounded]
+            if race and incumbent is not None:
+                bounded = [one for one in bounded if one[1].whole_ns < incumbent.total_ns]
+            scored, pruned, abandoned = [], len(found) - len(bounded), 0
+            entries = _in_order(rehearsal, bounded, pool, race=race)
+            outrun = len(bounded) - len(entries)
+            done += len(found) - len(entries)
+            for begin in range(0, len(entries), 4 * workers):
+                batch = entries[begin : begin + 4 * workers]
+                done += len(batch)
+                # A run is given up once what it has taken and the least it must still take exceed the best so far.
+                limit = incumbent.total_ns if incumbent is not None and by_time else 0
+                hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
+                pruned += len(batch) - len(hopeful)
+                for one in pool.map(
+                    lambda one, limit=limit: score(rehearsal, one[0], one[1], workload, limit), hopeful
+                ):
+                    if one is None:
+                        abandoned += 1
+                        continue
+                    scored.append(one)
+                    if one.transient > level:
+                        continue  # without a cache, a step's experts must fit all the same
+                    if incumbent is None or is_better(one, incumbent, objective):
+                        incumbent = one
+                if progress is not None:
+                    progress(done, total, f"{level} expert slots")
+            if incumbent is None:
+                continue
+            if result is None:
+                result = SearchResult(best=incumbent, front=[])
+            result.num_evaluated += len(scored)
+            result.num_pruned += pruned
+            result.num_abandoned += abandoned
+            result.num_outrun += outrun
+            result.best = incumbent
+            result.front.append(front_point(rehearsal, level, incumbent))
+    if result is None and refused:
+        raise min(refused, key=lambda reason: reason.missing_bytes)
+    if result is None:
+        raise DoesNotFit("no schedule of the search space", rehearsal.model.expert_bytes(rehearsal.expert_format(base)))
+    result.lower_bound_ns = min(lowest)
+    return result
+
+
+def _in_order(rehearsal: Rehearsal, bounded: list[tuple[Candidate, Bound]], pool: ThreadPoolExecutor, *,
+              race: bool) -> list[tuple[Candidate, Bound]]:  # fmt: skip
+    """Return those still in the race, the most promising first.
+
+    Promise is how long the first steps take: a good candidate early makes all later ones easy to give up.
+    """
+    entries = list(enumerate(bounded))
+    steps = rehearsal.workload(bounded[0][0].schedule).num_steps if bounded else 0
+    for rung, (length, margin) in enumerate(RUNGS):
+        if length >= steps and rung:
+            break
+
+        def time_of(entry: tuple[int, tuple[Candidate, Bound]], length: int = length) -> int:
+            return int(rehearsal.run(entry[1][0].schedule, max_steps=length).step_end[-1])
+
+        times = list(pool.map(time_of, entries))
+        limit = min(times, default=0) * (1 + margin)
+        ranked = sorted(
+            ((time, *entry) for time, entry in zip(times, entries, strict=True) if time <= limit or not race),
+            key=lambda one: one[:2],
+        )
+        entries = [(at, entry) for _, at, entry in ranked]
+        if not race:
+            break
+    return [entry for _, entry in entries]

@@ -1,0 +1,1 @@
+"""Plans for many devices with expert parallelism."""

@@ -1,0 +1,158 @@
+"""The case an expert-parallel plan or simulation is about: model, machine and recording bound together and checked.
+
+Modelled: what a plan is asked for, the evidence that a recording gives, and a search ready to score schedules on them. Ignored:
+which schedules are scored (`ep_search`, `ep_plan`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ...base.errors import InputError
+from ...sim.parallel.simulate import EpRehearsal
+from ...specs.machines.profile import Profile
+from ...specs.models import ModelSpec, WeightFormat, weight_format
+from ...specs.schedules.parallel import ExpertParallelSchedule
+from ...traces.match import check_layers
+from ...traces.recording import LoadProfile, RoutingTrace
+from ..placement.search import SearchSettings
+from .candidates import Placements
+from .evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
+from .objective import layer_costs
+from .search import EpProgress, EpSearch
+
+Recording: TypeAlias = RoutingTrace | LoadProfile
+# Tokens on each rank in a step where the request does not say: DeepEP's published settings (its README), prefill and decode.
+PREFILL_TOKENS_PER_RANK, DECODE_TOKENS_PER_RANK = 4096, 128
+# 8-bit tokens with a 32-bit scale for 128 values, as 8-bit models are dispatched.
+_FP8_BYTES = 1 + 4 / 128
+
+# Formats with fewer bits than this are made for experts alone: attention and shared experts stay at 16 bits, as in
+# gpt-oss's and Kimi-K2's own 4-bit checkpoints.
+_LEAST_DENSE_BITS = 8
+# Beyond, arrays of a step outgrow memory long before any machine serves it.
+_MOST = {
+    "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
+}  # fmt: skip
+_MOST_MOVES = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpRequest:
+    """What a plan or a simulation is asked for."""
+
+    num_nodes: int = 1
+    ranks_per_node: int = 8
+    num_redundant: int = 0
+    """Slots of a layer beyond one per expert, over all ranks."""
+    prefill: bool = True
+    context_tokens: int = 2048
+    """Context of every request."""
+    tokens_per_rank: int | None = None
+    """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
+    bits: str | None = None
+    """Weight format of experts; None takes 16, or 8 where only that fits."""
+    dense_bits: str | None = None
+    """Weight format of everything but routed experts; None takes the experts' where that has 8 bits or more, else 16."""
+    memory_bytes: int | None = None
+    """Memory of each device; None takes the profile's."""
+    num_groups: int | None = None
+    """The model's expert groups, for hierarchical EPLB."""
+    search_moves: int = 50_000
+    """Moves our placement search proposes for each layer."""
+    workers: int = 1
+    """Threads of that search; they do not change the result."""
+    seed: int = 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one step over all ranks."""
+        each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
+        return each * self.num_nodes * self.ranks_per_node
+
+    def dense_format(self, expert_bits: str) -> WeightFormat:
+        """Return the weight format of everything but routed experts, whose own is `expert_bits`."""
+        if self.dense_bits is not None:
+            return weight_format(self.dense_bits)
+        fmt = weight_format(expert_bits)
+        return fmt if fmt.bits >= _LEAST_DENSE_BITS else weight_format("16")
+
+
+def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
+    """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
+    check_layers(model, recording.layer_ids)
+    pairs = [
+        ("experts", model.num_experts, recording.num_experts),
+    ]
+    if recording.top_k is not None:
+        pairs.append(("choices a token", model.top_k, recording.top_k))
+    for name, mine, theirs in pairs:
+        if mine != theirs:
+            raise InputError("trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the recorded model")
+    for name, most in _MOST.items():
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(name, value, "below one", "give a positive count")
+        if value is not None and value > most:
+            raise InputError(name, value, f"above {most:,}", "give a smaller count")
+    for name, count in (("redundant", request.num_redundant), ("search_moves", request.search_moves)):
+        if count < 0:
+            raise InputError(name, count, "below zero", "give a count")
+        if count > _MOST_MOVES:
+            raise InputError(name, count, f"above {_MOST_MOVES:,}", "give a smaller count")
+    ranks = request.num_nodes * request.ranks_per_node
+    if ranks > model.num_experts:
+        raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
+
+
+def evidence_of(model: ModelSpec, recording: Recording, request: EpRequest) -> TokenEvidence | CountEvidence:
+    """Return what a recording tells of routing, in steps as the request wants them; raises InputError."""
+    if isinstance(recording, LoadProfile):
+        return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
+    ranks = request.num_nodes * request.ranks_per_node
+    return token_evidence(
+        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed
+    )
+
+
+def plain_schedule(bits: str) -> ExpertParallelSchedule:
+    """Return plain expert parallelism with experts in `bits`; 8-bit experts are sent 8-bit tokens."""
+    return ExpertParallelSchedule(name="ep").with_options(
+        kernel__bits=bits, exchange__dispatch_bytes_per_value=_FP8_BYTES if bits == "8" else 2.0
+    )
+
+
+def prepare_ep(
+    model: ModelSpec,
+    profile: Profile,
+    evidence: TokenEvidence | CountEvidence,
+    request: EpRequest,
+    schedule: ExpertParallelSchedule,
+    progress: EpProgress | None = None,
+) -> EpSearch:
+    """Return a search that scores schedules with the weight format and exchange sizes of `schedule`.
+
+    Raises InputError where redundant slots do not divide over ranks, MissingCalibration where the profile lacks a tier.
+    """
+    bits = schedule.kernel.bits
+    rehearsal = EpRehearsal(
+        model,
+        profile,
+        request.num_nodes,
+        request.ranks_per_node,
+        request.prefill,
+        request.context_tokens,
+        request.dense_format(bits),
+        memory_bytes=request.memory_bytes,
+    )
+    costs = layer_costs(
+        rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks,
+        ranks_per_node=request.ranks_per_node, weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
+    )  # fmt: skip
+    placements = Placements(
+        evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,
+        SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
+    )  # fmt: skip
+    placements.num_slots(request.num_redundant)
+    return EpSearch(rehearsal, evidence, placements, progress)

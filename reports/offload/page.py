@@ -1,0 +1,326 @@
+"""The report of an offload plan: one page that answers first and proves afterwards.
+
+Modelled: the plan document (plan.json) and, where they are given, timeline rows, hit-rate curves and the machine's profile; a
+section whose data is absent says so or is left out, nothing is made up. Ignored: how the page is drawn (`page`, `figures_*`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ...base.text_files import write_atomic
+from ...sim.timeline import Timeline
+from ...specs.machines.profile import Profile
+from .. import numbers
+from ..page import Column, Plot, Section, bullet_list, code_block, figures_row, paragraph, render, table
+from ..sources import machine_parts, set_by_user, set_words
+from ..timelines.lanes import excerpt, lanes_plot, waiting_fraction
+from .describe import one_phrase, option_rows
+from .hit_curves import HitCurve
+from .memory import front_plot, hit_rate_plot
+from .plan_document import check_plan_document
+from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words
+from .speeds import share_plot, speed_plot
+
+_BOUNDS = {
+    "copy": "copies",
+    "compute": "compute",
+    "launch": "launching kernels",
+    "cpu": "the host's cores",
+    "host": "the host",
+}
+"""How everything but experts is stored unless told otherwise."""
+
+
+def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None = None, lru_curve: HitCurve | None = None,
+                belady_curve: HitCurve | None = None, profile: Profile | None = None, command: Sequence[str] | str | None = None,
+                more_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+    """Return the HTML of a plan's report.
+
+    document: a plan as `plan_to_dict` gives it or plan.json holds it. timeline: rows of the chosen schedule. lru_curve,
+    belady_curve: hit rate by cache size (`hit_curves`). profile: the machine, for the table of constants. command: what
+    makes this plan again, as arguments or as typed; reconstructed from the document where None, with `TRACE` for the file.
+    more_sections: shown before the assumptions (for instance predicted against measured). Raises InputError for a document that
+    is not an offload plan.
+    """
+    check_plan_document(document)
+    every = entries(document)
+    frame = timeline.frame() if isinstance(timeline, Timeline) else timeline
+    curves = [curve for curve in (lru_curve, belady_curve) if curve is not None]
+    trace = document["provenance"]["trace"]
+    sections = [_speed(document, every), Section(id="time", title="Where the time goes", parts=(share_plot(every),))]
+    if frame is not None and len(frame):
+        sections.append(_lanes(frame))
+    if curves:
+        hits = hit_rate_plot(curves, every, num_layers=trace["num_layers"], num_experts=trace["num_experts"])
+        sections.append(Section(id="hits", title="Hit rate against cache size", parts=(hits,)))
+    sections += [
+        Section(id="front", title="What memory buys", parts=(front_plot(document, every),)),
+        Section(id="schedule", title="The chosen schedule", parts=(_options(every),)),
+        Section(id="ledger", title="Where the memory goes", parts=(_ledger(document),)),
+        *more_sections,
+        _assumptions(document, every, profile),
+        _provenance(document, command),
+    ]
+    origin = document["provenance"]
+    title = f"{origin['model']} on {origin['hardware']} with {numbers.size(origin['memory_bytes'])} of device memory"
+    return render(
+        title=title,
+        lead=_lead(document, every),
+        sections=sections,
+        footer=f"Made by {origin['produced_by']}. This file is complete: it opens without a network.",
+    )
+
+
+def write_plan_report(path: str | os.PathLike[str], document: Document, *, timeline: Timeline | pd.DataFrame | None = None,
+                      lru_curve: HitCurve | None = None, belady_curve: HitCurve | None = None, profile: Profile | None = None,
+                      command: Sequence[str] | str | None = None, more_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+    """Write the report of a plan and return its path; raises InputError where it cannot be written."""
+    text = plan_report(document, timeline=timeline, lru_curve=lru_curve, belady_curve=belady_curve, profile=profile,
+                       command=command, more_sections=more_sections)  # fmt: skip
+    write_atomic(path, text)
+    return os.fspath(path)
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
+    best = document["best"]
+    answer = f"{numbers.significant(speed_of(best))} {speed_words(best)} predicted, {interval_text(best)} likely"
+    per_token = best["bytes_copied"] / max(best["num_tokens"], 1)
+    gap = document["optimality_gap"]
+    key = [
+        *_speeds(best),
+        ("Step, median", numbers.seconds(best["step_s"]["p50"])),
+        ("Step, 99th percentile", numbers.seconds(best["step_s"]["p99"])),
+        ("Hit rate", numbers.percent(best["hit_rate"])),
+        ("Copied a token", numbers.size(per_token)),
+        ("What binds", _BOUNDS.get(best["bound"], best["bound"])),
+        ("Device memory used", numbers.size(best["ledger"]["device_bytes"])),
+        ("Above the lower bound", numbers.percent(gap) if gap is not None and gap != float("inf") else "unknown"),
+        ("Schedules considered", f"{document['num_candidates']:,}"),
+    ]
+    return [
+        paragraph(answer, "answer"),
+        paragraph(_sentence(one_phrase(every[0].schedule))),
+        paragraph(_sentence(document["verdict"]), "verdict"),
+        figures_row(key),
+    ]
+
+
+def _speeds(best: Document) -> list[tuple[str, str]]:
+    """Return every speed and time of the chosen schedule that its window has, with its interval."""
+    found = []
+    for name, title, shown in (
+        ("prefill_tokens_per_s", "Prompts, tokens/s", numbers.significant), ("ttft_s", "To the first token", numbers.seconds),
+        ("decode_tokens_per_s", "Decoding, tokens/s", numbers.significant), ("request_s", "A whole request", numbers.seconds),
+        ("window_s", "The whole window", numbers.seconds),
+    ):  # fmt: skip
+        if best[name] is not None:
+            low, high = best[f"{name}_interval"]
+            found.append((title, f"{shown(best[name])} ({shown(low)} to {shown(high)})"))
+    return found
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _speed(document: Document, every: Sequence[Entry]) -> Section:
+    misfits = document["baselines_that_do_not_fit"]
+    outrun = document.get("num_outrun", 0)
+    search = (
+        f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated to the end, "
+        f"{document['num_abandoned']:,} until they could no longer win, {document['num_pruned']:,} ruled out beforehand by a "
+        f"bound on their time"
+        + (f", {outrun:,} given up after a part of the window, too far behind" if outrun else "")
+        + f". No schedule of the space can have a mean step below {numbers.seconds(document['lower_bound_step_s'])}."
+    )
+    parts: list[str | Plot] = [speed_plot(every), paragraph(search), _comparison(every)]
+    if misfits:
+        rows = [(name, _sentence(reason)) for name, reason in misfits.items()]
+        parts += [
+            "<h3>Published schedules that could not run</h3>",
+            table([Column(title="Schedule"), Column(title="Why")], rows),
+        ]
+    return Section(id="speed", title="How fast every schedule is", parts=tuple(parts))
+
+
+def _comparison(every: Sequence[Entry]) -> str:
+    """Return the figures of every schedule, one row each."""
+    speed = _sentence(speed_words(every[0].result))[:-1]
+    headings = (speed, "Interval", "Whole window", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
+                "Copied a token", "Device memory")  # fmt: skip
+    columns = [Column(title="Schedule", is_name=True), *(Column(title=text, is_number=True) for text in headings)]
+    marked = frozenset(at for at, entry in enumerate(every) if entry.kind == CHOSEN)
+    legend = (
+        "Whole window: the time of all forward passes, prompts and answers, which is what schedules are ranked by. "
+        "Hits: experts found on the device, fetched ahead or kept, when their layer was decided. Used: share of what was fetched "
+        "ahead that was needed. In time: share of those hits whose bytes had arrived by then."
+    )
+    rows = [_comparison_row(entry) for entry in every]
+    found = table(columns, rows, marked=marked, headings=[entry.heading for entry in every]) + paragraph(legend, "note")
+    needing = [(entry.label, _sentence(entry.needs)) for entry in every if entry.needs]
+    if needing:
+        found += "<h3>† What some of them need</h3>" + table(
+            [Column(title="Schedule", is_name=True), Column(title="Needs")], needing
+        )
+    return found
+
+
+def _comparison_row(entry: Entry) -> tuple[str, ...]:
+    one = entry.result
+    ahead = one["prefetches"]
+    return (
+        entry.label,
+        numbers.significant(speed_of(one)),
+        interval_text(one),
+        numbers.seconds(one["window_s"]),
+        numbers.seconds(one["step_s"]["p50"]),
+        numbers.seconds(one["step_s"]["p99"]),
+        numbers.percent(one["hit_rate"]),
+        f"{ahead:,}" if ahead else "–",
+        _share(one["prefetches_used"], ahead),
+        _share(one["ready_hits"], one["guessed_hits"]),
+        numbers.size(one["bytes_copied"] / max(one["num_tokens"], 1)),
+        numbers.size(one["ledger"]["device_bytes"]),
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return numbers.percent(part / whole) if whole else "–"
+
+
+def _lanes(frame: pd.DataFrame) -> Section:
+    part = excerpt(frame)
+    idle = numbers.percent(waiting_fraction(part), 0)
+    caption = (
+        f"{_sentence(part.words)[:-1]} of the chosen schedule, ordinary ones with the cache warm. In them the compute stream "
+        f"stands idle for {idle} of the time. The plot opens on the first step; the buttons above it zoom and move, dragging "
+        "across a stretch enlarges it, a double click goes back and a second one shows all. Point at a bar for its layer, expert "
+        "and bytes. Dotted lines separate steps."
+    )
+    return Section(id="lanes", title="A few steps, lane by lane", parts=(lanes_plot([("", part)], caption=caption),))
+
+
+def _options(every: Sequence[Entry]) -> str:
+    return table([Column(title="Decision"), Column(title="Choice")], option_rows(every[0].schedule))
+
+
+def _ledger(document: Document) -> str:
+    """Return what takes device and host memory, item by item, each place with its sum."""
+    budget = document["provenance"]["memory_bytes"]
+    rows: list[tuple[str, str, str, str]] = []
+    sums = []
+    for place in ("device", "host"):
+        items = [item for item in document["best"]["ledger"]["items"] if item["place"] == place]
+        total = sum(item["bytes"] for item in items)
+        rows += [
+            (item["name"], numbers.size(item["bytes"]), _share(item["bytes"], total), item["note"]) for item in items
+        ]
+        if items:
+            sums.append(len(rows))
+            left = (
+                f"{numbers.size(budget - total)} of the budget of {numbers.size(budget)} are left"
+                if place == "device"
+                else ""
+            )
+            rows.append((f"{place} memory, together", numbers.size(total), "", left))
+    columns = (
+        Column(title="Item", is_name=True), Column(title="Size", is_number=True), Column(title="Share", is_number=True),
+        Column(title="How it comes about"),
+    )  # fmt: skip
+    return table(columns, rows, sums=frozenset(sums))
+
+
+def _assumptions(document: Document, every: Sequence[Entry], profile: Profile | None) -> Section:
+    parts: list[str] = [
+        "<h3>Of the chosen schedule</h3>",
+        bullet_list(_sentence(text) for text in document["best"]["assumptions"]),
+    ]
+    shared = set(document["best"]["assumptions"])
+    others = [
+        (entry.title, _sentence(text))
+        for entry in every[1:]
+        for text in entry.result["assumptions"]
+        if text not in shared
+    ]
+    if others:
+        parts += [
+            "<h3>Of the others, besides</h3>",
+            table([Column(title="Schedule"), Column(title="Assumption")], others),
+        ]
+    parts += machine_parts(profile)
+    return Section(id="assumptions", title="Assumptions and sources", parts=tuple(parts))
+
+
+def _provenance(document: Document, command: Sequence[str] | str | None) -> Section:
+    origin, request, best = document["provenance"], document["request"], document["best"]
+    trace = origin["trace"]
+    window = (
+        f"the first {origin['window_steps']:,} forward passes"
+        if origin["window_steps"] is not None
+        else "the whole recording"
+    )
+    rows = [
+        ("Made by", origin["produced_by"]),
+        ("Model", origin["model"]),
+        ("Machine", origin["hardware"]),
+        ("Device memory", f"{numbers.size(origin['memory_bytes'])} ({origin['memory_bytes']:,} bytes)"),
+        ("Recording", f"{trace['source']}; {trace['num_tokens']:,} tokens"),
+        ("Routing", f"{trace['num_layers']} layers, {trace['num_experts']} experts each, {trace['top_k']} a token"),
+        ("Window", f"{window}: {best['num_steps']:,} passes, {best['num_tokens']:,} tokens"),
+        ("Objective", request["objective"].replace("_", " ")),
+        ("Weight formats allowed", ", ".join(request["bits"])),
+        ("Engine of the chosen schedule", best["engine"]),
+        *(("Set by the user", setting) for setting in set_by_user(document)),
+    ]
+    text = (
+        command if isinstance(command, str) else shlex.join(command) if command is not None else plan_command(document)
+    )
+    parts = (
+        table([Column(title="What"), Column(title="Value")], rows),
+        "<h3>To make this plan again</h3>",
+        code_block(text),
+    )
+    return Section(id="provenance", title="Provenance", parts=parts)
+
+
+def plan_command(document: Document) -> str:
+    """Return the command that makes a plan document again, with `TRACE` for the recording's file."""
+    origin, request = document["provenance"], document["request"]
+    words = [
+        "moeplan",
+        "plan",
+        "--model",
+        origin["model"],
+        "--hardware",
+        origin["hardware"],
+        "--trace",
+        "TRACE",
+        "--memory",
+        str(origin["memory_bytes"]),
+    ]
+    words += ["--bits", ",".join(request["bits"])]
+    if request["objective"] != "tokens_per_s":
+        words += ["--objective", request["objective"]]
+    if request["floor_tokens_per_s"] is not None:
+        words += ["--floor", f"{request['floor_tokens_per_s']:g}"]
+    if request["concurrency"] != 1:
+        words += ["--concurrency", str(request["concurrency"])]
+    if request["prefill_chunk_tokens"] is not None:
+        words += ["--prefill-chunk", str(request["prefill_chunk_tokens"])]
+    words += set_words(document, ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens"))
+    if "dense_bits" in origin:  # named even where it is the default, which depends on the model
+        words += ["--dense-bits", origin["dense_bits"]]
+    if origin["window_steps"] is not None:
+        words += ["--window", str(origin["window_steps"])]
+    return shlex.join([*words, "-o", "plan.json"])

@@ -1,0 +1,45 @@
+"""How many experts the device holds after every decision, by taking the decisions again.
+
+Modelled: rows of a timeline say what arrived, not what left, so occupancy cannot be read off them; but decisions run on a
+logical clock and are functions of the recording and the schedule alone, so they can be replayed without any time. Counted:
+experts in the cache, in staging buffers and in transient memory, from the decision that admits them. Ignored: the two
+buffers that a static cache's misses pass through; bytes still on their way (an expert counts as held once admitted).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulators import decided_visits, fresh_state
+from ...sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array
+from ...specs.schedules.offload import OffloadSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """Experts held on the device, over all layers."""
+
+    experts: Array
+    """int64 [num_steps, num_layers]: held when that visit's decision has been made."""
+    expert_bytes: int
+
+
+def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_steps: int | None = None) -> Occupancy:
+    """Return what a resolved schedule holds after each decision of the first `num_steps` steps (all when None)."""
+    given = rehearsal.given(schedule)
+    config, workload = given.config, given.workload
+    state = fresh_state(config, workload, given.capacities, given.weighed)
+    count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
+    held = np.zeros((count, config.num_layers), np.int64)
+    nothing_kept = schedule.cache.policy == "none"
+    for step, layer, decision in decided_visits(config, workload, state, num_steps=count):
+        if nothing_kept:
+            # What the visit uses is let go of when the decision returns, yet is held until its kernels are done.
+            used = decision.size[SIZE_MOVES] if config.fetch_layer else decision.size[SIZE_ITEMS]
+            held[step, layer] = used + state.count[TRANSIENT_NOW]
+        else:
+            held[step, layer] = state.pool_size.sum() + np.count_nonzero(state.staged_key >= 0)
+    return Occupancy(experts=held, expert_bytes=rehearsal.expert_bytes(schedule))

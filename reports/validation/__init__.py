@@ -1,0 +1,1 @@
+"""Pages and figures of predictions beside measurements."""

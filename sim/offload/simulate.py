@@ -1,0 +1,437 @@
+"""One schedule on one recording and one machine: from files' nouns to a prediction.
+
+Modelled: a `Rehearsal` binds a model, a machine and a recording, keeps the workloads and cost tables it has built, and
+predicts any schedule on them. Ignored: which schedule is best (the planner's job), and files (the front door's).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...base.errors import DoesNotFit, InputError, Internal
+from ...base.units import format_bytes
+from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
+from ...specs.machines.profile import Profile
+from ...specs.memory import PLAIN, MemoryLedger, MemoryNeeds, device_ledger
+from ...specs.models import ModelSpec, WeightFormat, weight_format
+from ...specs.schedules.offload import OffloadSchedule
+from ...traces.format import RoutingTrace
+from ...traces.match import check_layers
+from ..policies.state import Array, needs_prices
+from .costs import CostTables
+from .forecast import figures, least_tables, run_tables, second_format, stored_format, usual_tables
+from .metrics import Metrics
+from .run_facts import RunFacts, run_facts
+from .run_input import RunInput, bind
+from .simulators import Outcome, first_difference, first_steps, run_simpy, run_twin
+from .tabulate import CostSources
+from .workload import Workload, build_workload
+
+# A static cache's misses pass through this many slots (see policies.state.make_state).
+STREAM_SLOTS = 2
+HOST_SHARE = 0.88
+"""Share of the host's memory that experts may take where a schedule leaves it to the machine; the rest is the system's.
+Public reports: experts that filled 83 % of 96 GiB and 80 % of 256 GiB ran at full speed, at 91 % of 16 GiB a machine paged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one schedule is predicted to do, with everything needed to check it."""
+
+    schedule: OffloadSchedule
+    """Resolved: the cache's capacity is filled in."""
+    metrics: Metrics
+    ledger: MemoryLedger
+    assumptions: tuple[str, ...]
+    engine: str
+    outcome: Outcome
+    popularity_source: str
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """A model, a machine and a recording, ready to predict schedules.
+
+    window_steps: replay only the first so many forward passes. memory_bytes: the whole device budget (the device's own
+    memory when None). Raises InputError when recording and model do not match.
+    """
+
+    model: ModelSpec
+    profile: Profile
+    trace: RoutingTrace
+    window_steps: int | None = None
+    memory_bytes: int | None = None
+    dense_format: WeightFormat | None = None
+    kv_bytes_per_value: float = 2
+    """Bytes of one cached key or value."""
+    context_tokens: int | None = None
+    """Context that memory is kept for; None: the longest request's."""
+    _workloads: dict[Any, Workload] = field(default_factory=dict)
+    _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
+    _facts: dict[Any, RunFacts] = field(default_factory=dict)
+    _context: int = 0
+    _costs: CostModel | None = None
+
+    def __post_init__(self) -> None:
+        check_match(self.model, self.trace)
+        longest = int(self.trace.position.max()) + 1
+        if self.context_tokens is not None and self.context_tokens < longest:
+            rule = f"shorter than the longest request, {longest} tokens"
+            raise InputError("context_tokens", self.context_tokens, rule, f"give at least {longest}")
+        self._context = self.context_tokens or longest
+
+    @property
+    def costs(self) -> CostModel:
+        """The cost model that tables are made from: fitted tables where the machine was measured, else its constants' roofline."""
+        if self._costs is None:
+            dense: dict[str, Any] = {} if self.dense_format is None else {"dense_format": self.dense_format}
+            self._costs = load_costs(self.profile, self.model, kv_bytes_per_value=self.kv_bytes_per_value, **dense)
+        return self._costs
+
+    def workload(self, schedule: OffloadSchedule, *, with_next_use: bool = False) -> Workload:
+        """Return the forward passes of the recording under the schedule's batching, built once for each kind."""
+        reset = schedule.cache.reset == "request"
+        key = (schedule.workload, reset, with_next_use)
+        if key not in self._workloads:
+            self._workloads[key] = build_workload(
+                self.trace,
+                schedule.workload,
+                reset_per_request=reset,
+                max_steps=self.window_steps,
+                with_next_use=with_next_use,
+            )
+        return self._workloads[key]
+
+    def given(self, schedule: OffloadSchedule) -> RunInput:
+        """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""
+        workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
+        given = bind(schedule, self.trace, workload)
+        if needs_prices(given.config) or schedule.experts.low_bits is not None:
+            given = dataclasses.replace(given, weighed=self.usual_tables(schedule)[0])
+        return given
+
+    def usual_tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
+        """Return a schedule's tables before any of its decisions is known, made once for all schedules that share them."""
+        key = self._tables_key(schedule)
+        if key not in self._tables:
+            self.low_format(schedule)  # refuses what is no smaller
+            self._tables[key] = usual_tables(schedule, self.workload(schedule), self.model, self.costs)
+        return self._tables[key]
+
+    def least_tables(self, schedule: OffloadSchedule) -> CostTables:
+        """Return tables of which no entry exceeds that of any run with the schedule's own, whatever its decisions: for bounds."""
+        costs = self.costs
+        if not isinstance(costs, FittedCostModel):
+            return self.usual_tables(schedule)[0]
+        key = ("least", schedule.cache.policy == "none", schedule.copy.overlap, *self._tables_key(schedule))
+        if key not in self._tables:
+            self._tables[key] = least_tables(schedule, self.workload(schedule), self.model, costs)
+        return self._tables[key][0]
+
+    def tables(self, schedule: OffloadSchedule, *, max_steps: int | None = None) -> tuple[CostTables, CostSources]:
+        """Return the cost tables of a resolved schedule's own run, or of its first `max_steps` steps as a run of their own."""
+        if not isinstance(self.costs, FittedCostModel):
+            return self.usual_tables(schedule)
+        given = self.given(schedule)
+        return run_tables(given, self.model, self.costs, facts=self._facts_of(given, max_steps))
+
+    def _facts_of(self, given: RunInput, max_steps: int | None = None) -> RunFacts:
+        """Return what a run's decisions say of it, counted once for all schedules that decide alike."""
+        weighs = self._tables_key(given.schedule) if given.weighed is not None else None
+        steps = None if max_steps is None or max_steps >= given.workload.num_steps else max_steps
+        cache = given.schedule.cache
+        key = (
+            given.config,
+            given.capacities.tobytes(),
+            given.schedule.workload,
+            cache.reset,
+            cache.policy,
+            weighs,
+            steps,
+        )
+        if key not in self._facts:
+            self._facts[key] = run_facts(given, num_steps=steps)
+        return self._facts[key]
+
+    def _tables_key(self, schedule: OffloadSchedule) -> tuple[Any, ...]:
+        return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
+                schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
+
+    def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
+        """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
+        stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
+        layout, tokens = self._layout, int(self.workload(schedule).step_tokens.max())
+        if layout != PLAIN:  # made for the largest micro-batch, whether or not a prompt fills it
+            tokens = max(tokens, min(schedule.workload.prefill_chunk_tokens or 0, self._context))
+        uploads = layout != PLAIN and self._uploads(schedule, cached_experts, tokens)
+        needs = MemoryNeeds(
+            model=self.model,
+            expert_format=self.expert_format(schedule),
+            dense_format=self.dense_format or weight_format("16"),
+            context_tokens=self._context,
+            kv_bytes_per_value=self.kv_bytes_per_value,
+            concurrency=schedule.workload.concurrency,
+            pass_tokens=tokens,
+            # What an engine copies matrix by matrix passes through its buffers.
+            staging_experts=schedule.predictor.staging + (0 if uploads else stream + transient_experts),
+            host_experts=self._held_by_host(schedule, cached_experts),
+            host_expert_bytes=self._host_expert_bytes(schedule),
+            below_host=schedule.copy.host_experts is not None,
+            runtime_bytes=int(self.profile.device.runtime_bytes.value),
+            layout=layout,
+            uploads=uploads,
+        )
+        return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
+
+    @property
+    def _layout(self) -> str:
+        """How the serving engine lays memory out; cores alone have one memory for everything."""
+        engine = self.profile.engine
+        return PLAIN if engine is None or self.profile.device.kind == "cpu" else engine.memory_layout
+
+    def _uploads(self, schedule: OffloadSchedule, cached_experts: int, tokens: int) -> bool:
+        """Return whether the largest pass copies experts that lie in host memory to the device, matrix by matrix."""
+        start = 1 if schedule.kernel.miss == "fetch" else schedule.kernel.upload_tokens
+        return cached_experts < self.num_experts and start is not None and tokens >= start
+
+    def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
+        """Return how the schedule stores experts."""
+        return stored_format(schedule, self.model)
+
+    def low_format(self, schedule: OffloadSchedule) -> WeightFormat | None:
+        """Return the schedule's second format; raises InputError unless it is smaller than the first."""
+        low = second_format(schedule)
+        if low is None:
+            return None
+        if self.model.expert_bytes(low) >= self.expert_bytes(schedule):
+            raise InputError(
+                "experts.low_bits", low.name, f"not smaller than {self.expert_format(schedule).name}", "give fewer bits"
+            )
+        return low
+
+    def expert_bytes(self, schedule: OffloadSchedule) -> int:
+        """Return the bytes of one expert under the schedule."""
+        return self.model.expert_bytes(self.expert_format(schedule))
+
+    @property
+    def num_experts(self) -> int:
+        """Experts over all layers."""
+        return self.trace.num_layers * self.trace.num_experts
+
+    @property
+    def budget_bytes(self) -> int:
+        """The whole device budget."""
+        return self.memory_bytes if self.memory_bytes is not None else self.profile.memory_bytes
+
+    def slots_that_fit(self, schedule: OffloadSchedule, *, least: int = 1) -> int:
+        """Return how many cached experts, over all layers, the budget holds beside everything else of the schedule.
+
+        Raises DoesNotFit when those are fewer than the `least` that the schedule works with.
+        """
+        needed = self.ledger(schedule, cached_experts=least).device_bytes
+        if needed > self.budget_bytes:
+            what = f"{schedule.name} needs {format_bytes(needed)} of device memory with the fewest experts it can keep there, {least}"
+            raise DoesNotFit(what, needed - self.budget_bytes)
+        room = self.budget_bytes - self.ledger(schedule, cached_experts=0).device_bytes
+        return max(least, min(self.num_experts, room // self.expert_bytes(schedule)))
+
+    def host_room(self, schedule: OffloadSchedule) -> int:
+        """Return how many of the schedule's experts the machine's own memory has room for."""
+        return self._bytes_for_experts // self._host_expert_bytes(schedule)
+
+    @property
+    def _bytes_for_experts(self) -> int:
+        return int(self.profile.host.memory_bytes.value * HOST_SHARE)
+
+    def _host_expert_bytes(self, schedule: OffloadSchedule) -> int:
+        """Return what one expert takes in the host's memory: both formats where a miss may be fetched in either."""
+        low = self.low_format(schedule) if schedule.experts.low_rank is not None else None
+        return self.expert_bytes(schedule) + (0 if low is None else self.model.expert_bytes(low))
+
+    def _held_by_host(self, schedule: OffloadSchedule, cached_experts: int) -> int:
+        """Return how many experts the host holds: all, or as many as the schedule says, but none that stay on the device for good."""
+        if cached_experts >= self.num_experts:
+            return 0
+        away = self.num_experts - (cached_experts if schedule.cache.policy == "static" else 0)
+        return away if schedule.copy.host_experts is None else min(schedule.copy.host_experts or away, away)
+
+    def within_host(self, schedule: OffloadSchedule, *, cached_experts: int) -> OffloadSchedule:
+        """Return the schedule, with a disk below the host where its memory cannot hold the experts that must lie there.
+
+        Raises DoesNotFit, with the bytes that the host lacks, where the machine has no disk or the schedule cannot read from one.
+        """
+        held, room = self._held_by_host(schedule, cached_experts), self.host_room(schedule)
+        if held <= room:
+            return schedule
+        options = schedule.copy
+        reason = (
+            "and the user asked for that many" if options.host_experts is not None
+            else "and this machine's profile has no disk" if self.profile.disk is None
+            else "and what the cores compute is not read from a disk first" if schedule.kernel.miss == "cpu"
+            else "and a schedule on one stream reads nothing from a disk" if not options.overlap
+            else "and experts that are written back do not live on a disk" if options.write_back
+            else "" if room else "not enough for one"
+        )  # fmt: skip
+        if not reason:
+            return schedule.with_options(copy__host_experts=room)
+        needed = held * self._host_expert_bytes(schedule)
+        have = int(self.profile.host.memory_bytes.value)
+        lacking = max(0, math.ceil(needed / HOST_SHARE) - have)
+        while int((have + lacking) * HOST_SHARE) < needed:  # as the share is rounded above
+            lacking += 1
+        what = (
+            f"{schedule.name} keeps {held} experts of together {format_bytes(needed)} in the host's memory, where experts may take "
+            f"{HOST_SHARE:.0%} of {format_bytes(have)}, {reason}"
+        )
+        raise DoesNotFit(what, lacking, place="host")
+
+    def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
+        """Return the schedule with its cache's capacity filled in: as given, or the largest that fits; and with a disk below the
+        host where the machine's memory cannot hold what must lie there.
+
+        Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget, or the host cannot hold the rest.
+        """
+        sized = self._sized(schedule.with_options(experts__bits=self.expert_format(schedule).name))
+        pooled, each = sized.cache.pooled_experts, sized.cache.experts_per_layer or 0
+        cached = min(pooled if pooled is not None else each * self.trace.num_layers, self.num_experts)
+        if sized.copy.host_experts == 0:  # as many as the machine has room for
+            sized = sized.with_options(copy__host_experts=None)
+        return self.within_host(sized, cached_experts=cached)
+
+    def _sized(self, schedule: OffloadSchedule) -> OffloadSchedule:
+        """Return the schedule with its cache's capacity filled in; raises DoesNotFit as `resolve` does."""
+        cache = schedule.cache
+        expert_bytes = self.expert_bytes(schedule)
+        if cache.policy == "none":
+            return schedule
+        if cache.host_layers is not None:
+            if cache.host_layers >= self.trace.num_layers:
+                raise InputError("cache.host_layers", cache.host_layers, f"the model has {self.trace.num_layers} MoE layers",
+                                 "leave at least one on the device, or use cpu-moe")  # fmt: skip
+            whole = self.trace.num_layers - cache.host_layers
+            return schedule.with_options(cache__pooled_experts=whole * self.trace.num_experts)
+        if cache.bytes is not None:
+            pooled = min(cache.bytes // expert_bytes, self.num_experts)
+            if pooled < 1:
+                raise InputError(
+                    "cache.bytes", cache.bytes, f"less than one expert of {expert_bytes} bytes", "give more"
+                )
+            return schedule.with_options(cache__pooled_experts=int(pooled))
+        if cache.experts_per_layer is not None and cache.experts_per_layer > self.trace.num_experts:
+            raise InputError("cache.experts_per_layer", cache.experts_per_layer,
+                             f"the model has {self.trace.num_experts} experts a layer", "give at most that many")  # fmt: skip
+        if cache.pooled_experts is not None and cache.pooled_experts > self.num_experts:
+            raise InputError("cache.pooled_experts", cache.pooled_experts, f"the model has {self.num_experts} experts",
+                             "give at most that many")  # fmt: skip
+        if cache.experts_per_layer is not None or cache.pooled_experts is not None:
+            return schedule
+        if schedule.name == "resident":
+            return schedule.with_options(cache__experts_per_layer=self.trace.num_experts)
+        if cache.policy == "static" and cache.placement in ("front", "back"):  # whole layers
+            layer = self.trace.num_experts
+            fits = self.slots_that_fit(schedule, least=layer if schedule.kernel.miss == "fetch" else 1)
+            return schedule.with_options(cache__pooled_experts=max(1, fits // layer * layer))
+        each = self.slots_that_fit(schedule, least=self.trace.num_layers) // self.trace.num_layers
+        return schedule.with_options(cache__experts_per_layer=int(each))
+
+    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0,
+            later_ns: Array | None = None, max_steps: int | None = None, checked_steps: int | None = None) -> Outcome:  # fmt: skip
+        """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
+
+        limit_ns, later_ns: the twin gives up on a run that takes longer (see `run_twin`). max_steps: run only so many steps.
+        checked_steps: "both" compares only the first so many steps, of runs that end there (None: all).
+        """
+        given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)
+        config, workload, capacities, weighed = given.config, given.workload, given.capacities, given.weighed
+        serial = not schedule.copy.overlap
+        if engine == "simpy":
+            return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
+        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
+                           later_ns=later_ns, max_steps=max_steps, weighed=weighed)  # fmt: skip
+        if engine == "both":
+            checked = outcome
+            if checked_steps is not None and checked_steps < workload.num_steps:
+                whole = workload
+                workload, tables = first_steps(whole, tables, checked_steps)
+                weighed = None if weighed is None else first_steps(whole, weighed, checked_steps)[1]
+                checked = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
+            reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
+            difference = first_difference(reference, checked)
+            if difference is not None:
+                raise Internal(f"the engines disagree on {schedule.name}: {difference}")
+            note = "" if checked is outcome else f" over the first {workload.num_steps} steps"
+            outcome = dataclasses.replace(outcome, engine=f"twin, checked by simpy{note}")
+        return outcome
+
+    def warm(self, base: OffloadSchedule) -> None:
+        """Compile what a run of `base`'s batching needs, by running a few steps both ways."""
+        for overlap in (True, False):
+            schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap, copy__host_experts=None)
+            self.run(schedule, max_steps=1)
+        run_facts(self.given(schedule), num_steps=1)
+        short = Rehearsal(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
+                          dense_format=self.dense_format, kv_bytes_per_value=self.kv_bytes_per_value)  # fmt: skip
+        short.run(base.with_options(cache__pooled_experts=1), engine="both")
+
+    def predict(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False,
+                checked_steps: int | None = None) -> Prediction:  # fmt: skip
+        """Return the prediction for a schedule; raises DoesNotFit when it exceeds the budget."""
+        resolved = self.resolve(schedule)
+        workload = self.workload(resolved)
+        outcome = self.run(resolved, engine=engine, rows=rows, checked_steps=checked_steps)
+        given = self.given(resolved)
+        facts = self._facts_of(given)
+        metrics = figures(given, self.model, self.costs, facts, outcome, *self.tables(resolved))
+        cached = min(int(given.capacities.sum()), self.num_experts)
+        ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
+        if ledger.device_bytes > self.budget_bytes:
+            raise DoesNotFit(f"{resolved.name} needs {format_bytes(ledger.device_bytes)} of device memory",
+                             ledger.device_bytes - self.budget_bytes)  # fmt: skip
+        return Prediction(
+            schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload),
+            engine=outcome.engine,
+            outcome=outcome, popularity_source=workload.popularity_source,
+        )  # fmt: skip
+
+    def assumptions(self, schedule: OffloadSchedule, workload: Workload) -> tuple[str, ...]:
+        """Return, in words, what a reader must know before trusting the prediction."""
+        found = []
+        if schedule.predictor.kind == "dial":
+            found.append(
+                f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed"
+            )
+        if schedule.predictor.kind == "pre-gate":
+            found.append(
+                "a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model"
+            )
+        if schedule.predictor.kind == "oracle" or schedule.cache.policy == "belady":
+            found.append("this schedule knows the future: a reference, not something that can be run")
+        if schedule.cache.policy == "static" and (schedule.cache.experts_per_layer or 0) < self.trace.num_experts:
+            found.append(f"expert popularity was counted on {workload.popularity_source}")
+        if self.window_steps is not None and workload.num_steps == self.window_steps:
+            found.append(f"only the first {workload.num_steps} forward passes of the recording are replayed")
+        if schedule.copy.host_experts is not None:
+            held, each = schedule.copy.host_experts, self._host_expert_bytes(schedule)
+            found.append(
+                f"the host's memory holds {held} experts of {each} bytes, at first the most popular ones of those that do not stay on "
+                f"the device; the others of the {self.num_experts} are read from the disk when they are needed"
+            )
+        found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
+        return tuple(found)
+
+
+def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
+    """Return nothing; raises InputError when the recording cannot be of this model."""
+    check_layers(model, trace.layer_ids)
+    for name, mine, theirs in (
+        ("experts", model.num_experts, trace.num_experts),
+        ("top-k", model.top_k, trace.top_k),
+    ):
+        if mine != theirs:
+            raise InputError(
+                "trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with"
+            )

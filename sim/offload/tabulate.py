@@ -1,0 +1,238 @@
+"""The cost model tabulated once per run into whole nanoseconds.
+
+Modelled: every duration is rounded up to a nanosecond here and nowhere else. A host that itself computes (a CPU device)
+pays its launches inside the kernels. Tables at either end of every duration's uncertainty are made the same way.
+Ignored: that errors may cancel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ...base.units import NS_PER_S, seconds_to_ns
+from ...calibrate.costs.cost_model import Array as FloatArray
+from ...calibrate.costs.cost_model import CostModel, Estimate, Times
+from ...specs.models import ModelSpec, WeightFormat
+from ...specs.schedules.offload import OffloadSchedule
+from ..policies.state import Array
+from .costs import CostTables, chunk_sizes, rate_table
+from .workload import Workload
+
+FAST, AS_IS, SLOW = -1, 0, 1
+"""Durations as they are, or at either end of their uncertainty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostSources:
+    """Where a run's costs come from: one estimate for each kind of activity, and the largest of each."""
+
+    estimates: dict[str, Estimate]
+    launch: LaunchTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchTimes:
+    """What passes in launching kernels, of the durations in the tables; nanoseconds."""
+
+    step_ns: Array
+    """[num_classes]: dense parts of all layers."""
+    head_ns: Array
+    """[num_classes]."""
+    kernel_ns: Array
+    """[max_expert_tokens + 1]: of one launch of experts' kernels, by the tokens of each expert."""
+
+
+def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload, fmt: WeightFormat,
+             low: WeightFormat | None = None, *, shift: int = AS_IS) -> tuple[CostTables, CostSources]:  # fmt: skip
+    """Return the run's cost tables, with experts stored as `fmt` or, some, as `low`, and where they come from.
+
+    shift: AS_IS, or FAST or SLOW, the ends of each duration's own uncertainty.
+    Raises MissingCalibration where the profile has no cost for what the schedule does.
+    """
+    host = {
+        "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
+        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule)),
+        "host_kernel": _override(schedule.host.per_kernel_s, costs.host_per_kernel()),
+        "host_transfer": _override(schedule.host.per_transfer_s, costs.host_per_transfer()),
+    }
+    host_ns = {name: seconds_to_ns(_shifted(each, shift)) for name, each in host.items()}
+    inside_ns = host_ns["host_kernel"] if costs.host_shares_compute else 0
+    classes, step_class = costs.remembered(("classes", id(workload)), lambda: (workload, _classes(workload)))[1]
+    dense = costs.remembered(
+        ("dense", classes.tobytes(), costs.mode, shift), lambda: _dense_tables(costs, model, classes, shift)
+    )
+    grouped = schedule.kernel.grouping == "grouped"
+    formats = (fmt,) if low is None else (fmt, low)
+    most = workload.max_expert_tokens
+    shares = [costs.expert_times(most, each, grouped=grouped) for each in formats]
+    base = costs.grouped_base() if grouped else None
+    base_ns = seconds_to_ns(_shifted(base, shift)) + inside_ns if base is not None else 0
+    sizes = [costs.moved_bytes(each) for each in formats]
+    chunks = [chunk_sizes(size, schedule.copy.chunk_bytes) for size in sizes]
+    pinned = schedule.copy.pinned
+    copies = [[costs.host_to_device(size, pinned=pinned) for size in (first, last)] for _, first, last in chunks]
+    backs = [costs.device_to_host(size, pinned=pinned) for size in sizes]
+    cpu_ns, cpu = np.zeros((len(formats), 0), np.int64), None
+    if schedule.kernel.miss != "fetch":
+        runs = [[costs.cpu_expert(n, each) for n in range(1, most + 1)] for each in formats]
+        cpu_ns = np.array([[0] + [_at_least_one(run, shift) for run in row] for row in runs], np.int64)
+        cpu = runs[0][0]
+    reads = [costs.disk_to_host(size) for size in sizes] if schedule.copy.host_experts is not None else []
+    tables = CostTables(
+        step_class=step_class,
+        dense_ns=dense.dense_ns + inside_ns,
+        head_ns=dense.head_ns + inside_ns,
+        kernel_ns=_kernel_ns(shares, 0 if grouped else inside_ns, shift),
+        grouped_ns=np.array([base_ns], np.int64),
+        expert_format=_formats(schedule, workload),
+        expert_bytes=np.array(sizes, np.int64),
+        num_chunks=np.array([count for count, _, _ in chunks], np.int64),
+        chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
+        chunk_ns=np.array([[_at_least_one(copy, shift) for copy in row] for row in copies], np.int64)
+        + np.array([0, seconds_to_ns(costs.transfer_wait_s())], np.int64),
+        back_ns=np.array([_at_least_one(back, shift) for back in backs], np.int64),
+        cpu_ns=cpu_ns,
+        disk_ns=np.array([_at_least_one(read, shift) for read in reads] or [0] * len(formats), np.int64),
+        host_ns=np.array(
+            [host_ns["host_step"], host_ns["host_layer"], host_ns["host_kernel"] - inside_ns, host_ns["host_transfer"]],
+            np.int64,
+        ),
+        rate=rate_table(partial(_rate, costs, shift=shift)),
+    )  # fmt: skip
+    estimates = {
+        "dense": dense.dense,
+        "head": dense.head,
+        "expert": shares[0].at(-1),
+        "copy": copies[0][0],
+        "write_back": backs[0],
+    } | host
+    if cpu is not None:
+        estimates["cpu"] = cpu
+    if reads:
+        estimates["disk"] = reads[0]
+    first = shares[0].launch_s * NS_PER_S
+    launch = LaunchTimes(
+        step_ns=dense.launch_ns[:, 0] + inside_ns * dense.dense_ns.shape[1],
+        head_ns=dense.launch_ns[:, 1] + inside_ns,
+        kernel_ns=np.full(most + 1, base_ns) if grouped else np.append(0, first.astype(np.int64) + inside_ns),
+    )
+    return tables, CostSources(estimates=estimates, launch=launch)
+
+
+def _classes(workload: Workload) -> tuple[Array, Array]:
+    """Return ([num_classes, 3] tokens, context and requests of each kind of pass, [num_steps] the kind of each step)."""
+    # A prefill pass computes tokens of one request; a decode pass one token of each of its requests.
+    requests = np.where(workload.step_phase == 0, 1, workload.step_tokens)
+    kinds = np.stack([workload.step_tokens, workload.step_context, requests], 1)
+    classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
+    return classes, step_class.astype(np.int64).ravel()
+
+
+def _kernel_ns(shares: list[Times], extra_ns: int, shift: int) -> Array:
+    """Return [num_formats, max_expert_tokens + 1]: experts' kernels, or their shares of a grouped one."""
+    rows = []
+    for each in shares:
+        seconds = each.seconds * _ends(each.relative_uncertainty, shift)
+        if not np.isfinite(seconds).all() or (seconds < 0).any():
+            seconds_to_ns(float(seconds[~(np.isfinite(seconds) & (seconds >= 0))][0]))  # says what is wrong
+        rows.append(np.append(0, np.maximum(1, np.ceil(seconds * NS_PER_S)).astype(np.int64) + extra_ns))
+    return np.stack(rows)
+
+
+def _host_layer(costs: CostModel, schedule: OffloadSchedule) -> Estimate:
+    """Return the host's time a layer: engines that decide what to fetch, layer by layer, have a time of their own for it."""
+    fetching = schedule.kernel.miss != "cpu" and schedule.cache.policy != "static"
+    return costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
+
+
+def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:
+    """Return int64 [num_layers * num_experts]: the format each expert is stored in, 1 for each layer's least popular ones."""
+    formats = np.zeros((workload.num_layers, workload.num_experts), np.int64)
+    few = round(schedule.experts.low_fraction * workload.num_experts)
+    if few:
+        least = np.argsort(workload.popularity, axis=1, kind="stable")[:, :few]
+        np.put_along_axis(formats, least, 1, axis=1)
+    return formats.ravel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DenseTables:
+    """What everything but experts takes, by kind of pass."""
+
+    dense_ns: Array
+    """[num_classes, num_layers]."""
+    head_ns: Array
+    """[num_classes]."""
+    launch_ns: Array
+    """[num_classes, 2]: of them, what passes in launches: of all layers, of the head."""
+    dense: Estimate
+    head: Estimate
+
+
+def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array, shift: int) -> _DenseTables:
+    """Return what everything but experts takes in each kind of pass.
+
+    Layers without experts run before the MoE layer that follows them; those after the last one belong to the head.
+    """
+    groups: list[list[int]] = []
+    begin = 0
+    for layer in model.moe_layers:
+        groups.append(list(range(begin, layer + 1)))
+        begin = layer + 1
+    tail = range(begin, model.num_layers)
+    dense_ns = np.zeros((len(classes), len(groups)), np.int64)
+    head_ns, launch_ns = np.zeros(len(classes), np.int64), np.zeros((len(classes), 2), np.int64)
+    dense = head = costs.head(1)
+    for row, (tokens, context, requests) in enumerate(classes.tolist()):
+        for column, group in enumerate(groups):
+            parts = [costs.dense_layer(layer, tokens, context, requests) for layer in group]
+            dense = parts[-1]
+            dense_ns[row, column] = sum(_at_least_one(part, shift) for part in parts)
+            launch_ns[row, 0] += sum(int(part.launch_s * NS_PER_S) for part in parts)
+        head = costs.head(requests)  # logits are wanted of each request's last token only
+        ends = [head, *(costs.dense_layer(layer, tokens, context, requests) for layer in tail)]
+        head_ns[row] = sum(_at_least_one(part, shift) for part in ends)
+        launch_ns[row, 1] = sum(int(part.launch_s * NS_PER_S) for part in ends)
+    return _DenseTables(dense_ns=dense_ns, head_ns=head_ns, launch_ns=launch_ns, dense=dense, head=head)
+
+
+def typical_tokens(workload: Workload) -> float:
+    """Return the tokens that an expert gets when it is used, on average over decoding where there is any."""
+    decode = np.repeat(workload.steps.step_phase == 1, workload.num_layers)
+    counts = np.diff(workload.steps.visit_start)
+    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_visits, bool)
+    return float(workload.steps.visit_tokens[mine].mean())
+
+
+def _override(seconds: float | None, estimate: Estimate) -> Estimate:
+    """Return the profile's estimate, or the user's own number in its place (then without uncertainty)."""
+    if seconds is None:
+        return estimate
+    return Estimate(seconds=seconds, source="user", bound="host", relative_uncertainty=0.0)
+
+
+def _at_least_one(estimate: Estimate, shift: int) -> int:
+    """Return an activity's nanoseconds; nothing that runs takes none."""
+    return max(1, seconds_to_ns(_shifted(estimate, shift)))
+
+
+def _shifted(estimate: Estimate, shift: int) -> float:
+    """Return an estimate's seconds, or those at an end of its uncertainty."""
+    return estimate.seconds * float(_ends(estimate.relative_uncertainty, shift)) if shift else estimate.seconds
+
+
+def _ends(relative_uncertainty: float | FloatArray, shift: int) -> FloatArray:
+    """Return the factor that takes a duration to an end of its uncertainty: errors are ratios, so both ends are as many times away."""
+    found: FloatArray = (1 + np.asarray(relative_uncertainty)) ** float(shift)
+    return found
+
+
+def _rate(costs: CostModel, lane: str, companions: frozenset[str], *, shift: int) -> float:
+    """Return the speed of `lane` relative to running alone while `companions` run, or that at an end of its uncertainty."""
+    rate = costs.rate_fraction(lane, companions)
+    if not shift:
+        return rate
+    return min(1.0, rate / float(_ends(costs.rate_uncertainty(lane, companions), shift)))

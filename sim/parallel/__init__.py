@@ -1,0 +1,1 @@
+"""Expert parallelism over many devices: two simulators of one layer's step, and all that turns loads into their tables."""

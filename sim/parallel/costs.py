@@ -1,0 +1,356 @@
+"""The cost model tabulated for one expert-parallel step, in whole nanoseconds for every rank, operation and exchange.
+
+Modelled: dense parts from each rank's own tokens; experts from the rows of each of a rank's slots, in one grouped launch or
+one launch each; multiprocessors kept for exchanges slow kernels that compute bounds; an exchange port takes a latency and the
+larger of what it sends and receives over its tier's bandwidth, and on a measured machine what all of its ranks send over what
+they share; a reduction over n ranks moves 2 (n-1)/n of its tensor. Kernels are issued ahead (captured graphs), so the host costs
+nothing. Ignored: contention for device memory between kernels and exchanges where it was not measured, waves and tiles of
+kernels, congestion in switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...base.errors import InputError, MissingCalibration
+from ...base.units import NS_PER_S
+from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
+from ...calibrate.costs.cost_model import CostModel, Estimate, merge_sources
+from ...specs.machines.profile import Constant, Profile
+from ...specs.models import WeightFormat
+from ...specs.schedules.parallel import ExpertParallelSchedule
+from ..policies.state import Array
+from .expert_stage import parts_of, piece, sm_share, tabulate_experts
+from .program import (
+    GATHER,
+    INTER,
+    INTRA,
+    NUM_TIERS,
+    OP_COMBINE,
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_REDUCE,
+    Program,
+)
+from .sharing import overlapped, stretched
+from .tables import EpTables
+from .traffic import FloatArray, StepLoad
+
+# An all-to-all needs 10 to 20 multiprocessors to saturate (arXiv 2410.12247; 16 of 132 taken): below, it slows in proportion.
+SATURATING_SM_FRACTION = 16 / 132
+# Reductions carry 16-bit values.
+_REDUCE_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """One rank's port of a tier: seconds = latency + (bytes + half size) / bandwidth, one direction; or as measured."""
+
+    bytes_per_s: float
+    latency_s: float
+    half_size_bytes: float = 0.0
+    source: str
+    relative_uncertainty: float
+    table: ExchangeTable | None = None
+    """All-to-alls between just so many ranks, measured."""
+
+    def port_ns(
+        self,
+        num_bytes: FloatArray | Array,
+        speed: float = 1.0,
+        *,
+        total_bytes: FloatArray | Array | None = None,
+        beside_compute: bool = False,
+    ) -> Array:
+        """Return whole nanoseconds for `num_bytes: [..., ranks]`; nothing to move takes none.
+
+        total_bytes: [..., ranks] or [..., 1], what all ranks of a rank's node send meanwhile; None takes all of them for one node's.
+        beside_compute: all ranks compute meanwhile. Both count on a measured machine only.
+        """
+        if self.table is None:
+            seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
+        else:
+            total = np.sum(num_bytes, axis=-1, keepdims=True) if total_bytes is None else total_bytes
+            seconds = self.table.seconds(num_bytes, total, speed=speed, beside_compute=beside_compute)
+        return np.where(np.asarray(num_bytes) > 0, np.ceil(seconds * NS_PER_S), 0).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpConstants:
+    """What the cost model of one device does not know."""
+
+    inter: Tier | None
+    """Between nodes; None where there is one node."""
+    intra: Tier
+    grouped_rate: float = 1.0
+    """Speed of a grouped launch where compute bounds it, relative to the cost model's."""
+    dense_rate: float = 1.0
+    """The same for launches of one expert. DeepGEMM's README (8002b769) shows no gain on equal shapes: 1346 TFLOP/s grouped
+    and 1265 dense for 4096 x 7168 on H800."""
+    shared_nic: bool = False
+    """The ranks of a node share one port between nodes (of the tier's bandwidth), instead of having one each."""
+    half_duplex_nic: bool = False
+    """What a port between nodes sends and receives adds up, as where the host's processor moves it."""
+    attention_rate: float = 1.0
+    """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
+
+    def tier(self, tier: int) -> Tier:
+        """Return a tier; raises InputError for the missing one."""
+        found = self.intra if tier == INTRA else self.inter
+        if found is None:
+            raise InputError("num_nodes", 1, "one node has no network", "describe the tier between nodes")
+        return found
+
+
+def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> EpConstants:
+    """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network, or where its own
+    exchanges were measured, but not between `ranks_per_node` ranks. One rank has nobody to exchange with.
+    """
+    node = profile.node
+    if node is None:
+        raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
+                                 "choose a profile of a server")  # fmt: skip
+    intra = _tier(node.gpu_link_bytes_per_s, node.gpu_link_latency_s)
+    table = exchange_table(profile, ranks_per_node) if ranks_per_node > 1 else None
+    if table is not None:
+        intra = dataclasses.replace(
+            intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
+        )
+    if num_nodes == 1:
+        return EpConstants(inter=None, intra=intra)
+    if node.nic_bytes_per_s is None or node.nic_latency_s is None:
+        raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
+                                 "use one node or choose another profile")  # fmt: skip
+    return EpConstants(inter=_tier(node.nic_bytes_per_s, node.nic_latency_s), intra=intra)
+
+
+def _tier(rate: Constant, latency: Constant) -> Tier:
+    return Tier(bytes_per_s=rate.value, latency_s=latency.value, source=merge_sources(rate.source, latency.source),
+                relative_uncertainty=rate.relative_uncertainty)  # fmt: skip
+
+
+def graph_costs(costs: CostModel) -> CostModel:
+    """Return the cost model of an engine that replays captured graphs: the host issues nothing kernel by kernel."""
+    host = dataclasses.replace(
+        costs.profile.host, per_kernel_s=dataclasses.replace(costs.profile.host.per_kernel_s, value=0.0)
+    )
+    return dataclasses.replace(costs, profile=dataclasses.replace(costs.profile, host=host))
+
+
+@dataclass(slots=True)
+class EpCosting:
+    """Durations of one model on one kind of rank; keeps what it has looked up.
+
+    context_tokens: context of each request. prefill: a step's tokens are whole prompts of that length, otherwise one token of
+    each request.
+    """
+
+    costs: CostModel
+    constants: EpConstants
+    prefill: bool
+    context_tokens: int
+    _dense: dict[tuple[int, int], tuple[Estimate, float]] = field(default_factory=dict)
+    _items: dict[tuple[str, int], tuple[float, bool]] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.costs = graph_costs(self.costs)
+
+    # --- dense parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def layer_groups(self) -> list[list[int]]:
+        """Decoder layers that run up to and with each MoE layer; those after the last belong to the head."""
+        begin, groups = 0, []
+        for layer in self.costs.model.moe_layers:
+            groups.append(list(range(begin, layer + 1)))
+            begin = layer + 1
+        return groups
+
+    def dense_s(self, moe_layer: int, tokens: int, share: int) -> tuple[float, float]:
+        """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks."""
+        if tokens == 0:
+            return 0.0, 0.0
+        whole = shared = 0.0
+        for layer in self.layer_groups[moe_layer]:
+            each, inside = self._dense_layer(layer, tokens)
+            fixed = self.costs.profile.host.kernels_per_dense_layer.value * self.costs.profile.device.launch_s.value
+            fixed = min(fixed, each.seconds)
+            whole += fixed + (each.seconds - fixed) / share
+            shared += inside / share
+            self.estimates["dense"] = each
+        return whole, shared
+
+    def _dense_layer(self, layer: int, tokens: int) -> tuple[Estimate, float]:
+        """Return the estimate of a layer and the seconds of its shared experts."""
+        key = (self._kind(layer), tokens)
+        if key not in self._dense:
+            context, requests = self._context(tokens)
+            whole = self.costs.dense_layer(layer, tokens, context, requests)
+            model, inside = self.costs.model, 0.0
+            if model.num_shared_experts and layer in model.moe_layers:
+                bare = dataclasses.replace(model, num_shared_experts=0, shared_intermediate_size=0, shared_gate=False)
+                plain = dataclasses.replace(self.costs, model=bare).dense_layer(layer, tokens, context, requests)
+                inside = max(0.0, whole.seconds - plain.seconds)
+            if self.constants.attention_rate != 1.0:
+                alone = self.costs.dense_layer(layer, tokens, tokens, tokens).seconds
+                longer = max(0.0, whole.seconds - alone) * (1 / self.constants.attention_rate - 1)
+                whole = dataclasses.replace(whole, seconds=whole.seconds + longer)
+            self._dense[key] = (whole, inside)
+        return self._dense[key]
+
+    def _kind(self, layer: int) -> int:
+        """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""
+        model = self.costs.model
+        mark = model.kind_of(layer)
+        return next(at for at in range(layer + 1) if model.kind_of(at) == mark)
+
+    def _context(self, tokens: int) -> tuple[int, int]:
+        """Return (context tokens read, requests) of a rank's `tokens`."""
+        if not self.prefill:
+            return tokens * self.context_tokens, tokens
+        requests = max(1, round(tokens / self.context_tokens))
+        return max(tokens, requests * self.context_tokens), requests
+
+    def head_s(self, tokens: int, share: int) -> float:
+        """Return the seconds of what follows the last MoE layer; logits of each request's last token."""
+        if tokens == 0:
+            return 0.0
+        _, requests = self._context(tokens)
+        head = self.costs.head(requests)
+        self.estimates["head"] = head
+        tail = range(self.costs.model.moe_layers[-1] + 1, self.costs.model.num_layers)
+        return (head.seconds + sum(self._dense_layer(layer, tokens)[0].seconds for layer in tail)) / share
+
+    # --- experts --------------------------------------------------------------------------------------------------
+
+    def item_s(self, rows: Array, fmt: WeightFormat, *, rate: float, slices: int = 1) -> FloatArray:
+        """Return seconds of each expert with `rows` rows, in an array of the same shape, where 0 rows take none.
+
+        rate: speed of compute relative to the cost model's. slices: each expert is cut over so many ranks.
+        """
+        distinct, where = np.unique(rows, return_inverse=True)
+        seconds = np.zeros(len(distinct))
+        for at, count in enumerate(distinct.tolist()):
+            if count:
+                key = (fmt.name, int(count))
+                if key not in self._items:
+                    item = self.costs.grouped_item(int(count), fmt)
+                    self.estimates["expert"] = item
+                    self._items[key] = (item.seconds, item.bound == "compute")
+                each, bound_by_compute = self._items[key]
+                seconds[at] = (each / rate if bound_by_compute else each) / slices
+        return np.asarray(seconds[where.reshape(rows.shape)], np.float64)
+
+
+def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad) -> EpTables:
+    """Return the tables of one step; raises InputError or MissingCalibration where a cost is not known."""
+    ops, exchanges, ranks = len(program.op_kind), len(program.ex_kind), load.topology.num_ranks
+    work, op_tokens = np.zeros((ops, ranks), np.int64), np.zeros((ops, ranks), np.int64)
+    table = costing.constants.intra.table
+    ex_ns = np.zeros((exchanges, NUM_TIERS, ranks), np.int64)
+    ex_bytes, ex_tokens = np.zeros_like(ex_ns), np.zeros_like(ex_ns)
+    _tabulate_dense(costing, schedule, program, load, work, op_tokens)
+    tabulate_experts(costing, schedule, program, load, work, op_tokens)
+    _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
+    if table is not None:
+        work = stretched(work, table.compute_slowdown)
+        if schedule.overlaps:
+            beside = np.zeros_like(ex_ns)
+            _tabulate_exchanges(costing, schedule, program, load, beside, ex_bytes, ex_tokens, beside_compute=True)
+            work, ex_ns = overlapped(work, ex_ns, beside, table.compute_speed)
+    return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
+
+
+def _attention_ranks(schedule: ExpertParallelSchedule, load: StepLoad) -> tuple[int, Array]:
+    """Return (ranks that share a dense part, tokens [micro, ranks] each of them works on)."""
+    if schedule.parallel.attention == "data":
+        return 1, load.rank_tokens
+    seats = load.topology.ranks_per_node
+    per_node = load.rank_tokens.reshape(load.num_micro, -1, seats).sum(axis=2)
+    return seats, np.repeat(per_node, seats, axis=1)
+
+
+def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
+                    op_tokens: Array) -> None:  # fmt: skip
+    """Fill dense parts, shared experts and the head."""
+    share, tokens = _attention_ranks(schedule, load)
+    # Two batches overlap everything; groups only overlap experts.
+    slow = sm_share(schedule) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
+    apart = bool((program.op_kind == OP_DENSE + 1).any())
+    for op, kind in enumerate(program.op_kind.tolist()):
+        if kind == OP_EXPERT:
+            continue
+        mine = tokens[program.op_micro[op]]
+        op_tokens[op] = mine
+        for count in np.unique(mine).tolist():
+            if kind == OP_HEAD:
+                seconds = costing.head_s(count, share)
+            else:
+                whole, shared = costing.dense_s(int(program.op_layer[op]), count, share)
+                seconds = shared if kind != OP_DENSE else whole - shared if apart else whole
+            work[op, mine == count] = math.ceil(seconds / slow * NS_PER_S)
+
+
+def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, ex_ns: Array,
+                        ex_bytes: Array, ex_tokens: Array, *, beside_compute: bool = False) -> None:  # fmt: skip
+    """Fill dispatches, combines and reductions."""
+    hidden, constants = costing.costs.model.expert_hidden, costing.constants
+    fraction = schedule.pipeline.exchange_sm_fraction
+    speed = min(1.0, fraction / SATURATING_SM_FRACTION) if schedule.overlaps and fraction else 1.0
+    mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
+    layer, micro, group = program.ex_layer[mine], program.ex_micro[mine], program.ex_group[mine]
+    back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
+    part, pieces = parts_of(schedule, load, micro, group)
+    if len(mine):
+        counted = load.expected or load
+        forth, receive = counted.sent[layer, part], counted.received[layer, part]
+        each = (
+            np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value)
+            * hidden
+        )
+        sent = np.where(back, receive, forth)
+        ex_tokens[mine] = piece(np.rint(sent).astype(np.int64), group, pieces)
+        ex_bytes[mine] = piece(np.rint(sent * each).astype(np.int64), group, pieces)
+        port = np.maximum(forth, receive) * each
+        port[:, INTER] = (
+            _inter_port(constants, load.topology.ranks_per_node, forth[:, INTER], receive[:, INTER]) * each[:, 0]
+        )
+        for tier in (INTER, INTRA):
+            if (port[:, tier] > 0).any():
+                total = _of_node(forth[:, tier] * each[:, 0], load.topology.ranks_per_node)
+                ns = constants.tier(tier).port_ns(
+                    port[:, tier], speed, total_bytes=total, beside_compute=beside_compute
+                )
+                ex_ns[mine, tier] = piece(ns, group, pieces)
+    seats = load.topology.ranks_per_node
+    for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
+        # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
+        tokens = load.rank_tokens[program.ex_micro[exchange]].reshape(-1, seats).sum(axis=1).repeat(seats)
+        # To gather is half of it: nothing is added up on the way.
+        rounds = 1 if program.ex_group[exchange] == GATHER else 2
+        num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (seats - 1) // seats
+        ex_tokens[exchange, INTRA] = tokens
+        ex_bytes[exchange, INTRA] = num_bytes
+        total = _of_node(num_bytes, seats)
+        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes, total_bytes=total, beside_compute=beside_compute)
+
+
+def _of_node(values: FloatArray | Array, seats: int) -> FloatArray | Array:
+    """Return [..., ranks]: for every rank the sum over the ranks of its node, of `values: [..., ranks]`."""
+    of_node = values.reshape(*values.shape[:-1], -1, seats).sum(axis=-1)
+    return np.repeat(of_node, seats, axis=-1)
+
+
+def _inter_port(
+    constants: EpConstants, seats: int, sent: FloatArray | Array, received: FloatArray | Array
+) -> FloatArray | Array:
+    """Return tokens [n, ranks] through each rank's port between nodes, of what the ranks send and receive."""
+    if constants.shared_nic:
+        sent, received = _of_node(sent, seats), _of_node(received, seats)
+    return sent + received if constants.half_duplex_nic else np.maximum(sent, received)

@@ -1,0 +1,15 @@
+"""Bundled data: configurations of published models and profiles of known machines, one JSON file each.
+
+`models/` holds Hugging Face `config.json` contents, unchanged in meaning; `hardware/` holds profiles in which every constant
+names its source; `parts/` holds what machines are put together from; `engines/` holds what serving engines make of it. Reading
+and checking them is the job of `specs/models/load.py` and of `specs/machines/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODELS_FOLDER = Path(__file__).parent / "models"
+HARDWARE_FOLDER = Path(__file__).parent / "hardware"
+PARTS_FOLDER = Path(__file__).parent / "parts"
+ENGINES_FOLDER = Path(__file__).parent / "engines"

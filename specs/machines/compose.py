@@ -1,0 +1,342 @@
+"""Parts and a serving engine become a profile: the constants that every prediction starts from.
+
+Modelled: peaks and bandwidths from the parts, shares of them and fixed times from the engine. A machine without a GPU runs
+on its cores: host memory is its device memory. Unified memory is one pool, counted once. What was not stated is assumed,
+and the profile's description says so. Ignored: several cards (one is taken), sockets beyond what memory channels show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ...base.errors import InputError
+from ...base.units import GIB, GIGA, KIB, US_PER_S
+from .catalogue import cpu_parts, find_cpu, find_gpu, gpu_parts
+from .engines import Engine, EngineRates, choose_backend, load_engine, rates
+from .parts import CpuPart, GpuPart, MemoryPart, Parts, counted, custom_gpu, parse_memory, parse_rate, pcie_bytes_per_s
+from .profile import (
+    Constant,
+    CpuConstants,
+    DeviceConstants,
+    DiskConstants,
+    EngineConstants,
+    HostConstants,
+    LinkDirection,
+    Profile,
+)
+
+T = TypeVar("T")
+
+DEFAULT_ENGINE = "llama.cpp"
+FLOPS_PER_CYCLE = {"sse4": 8, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "amx": 112, "neon": 24}
+"""Multiplications and additions of 8-bit integers or floats that one core retires a cycle on its vector or matrix unit,
+as engines' kernels for quantised weights use it: those for 8-bit dot products (VNNI) do several times what others do. The vendors'
+manuals give two to eight times as much for dense code; matrix units (AMX) are counted as VNNI, which GGUF kernels use of them."""
+_RUNTIME_BYTES = GIB // 2
+_DESKTOP_CHANNELS = 4
+# What systems let a program take of unified memory: Apple's default limit for graphics is three quarters.
+_UNIFIED_SHARE = {"metal": 0.75}
+_UNIFIED_SHARE_ELSE = 0.94
+_LINK_LATENCY_S = 10 / US_PER_S
+_LINK_HALF_BYTES = 256 * KIB
+_DISK_LATENCY_S = 100 / US_PER_S
+_ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
+_ASSUMED_CPU = "ryzen-7-7700x"
+
+
+def is_parts(text: str) -> bool:
+    """Return whether `text` describes a machine by its parts rather than by a bundled name or a file."""
+    if os.path.exists(text) or text.endswith(".json"):
+        return False
+    return "+" in text or custom_gpu(text) is not None or text in gpu_parts() or text in cpu_parts()
+
+
+def parse_parts(text: str) -> Parts:
+    """Return the parts of "rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB".
+
+    Raises UnknownName (with the nearest name) or InputError for a part that is unknown, twice there or impossible beside another.
+    """
+    gpu: GpuPart | None = None
+    cpu: CpuPart | None = None
+    memory: MemoryPart | None = None
+    pcie: str | None = None
+    disk: float | None = None
+    num_gpus, sockets = 0, 1
+    for piece in (part.strip() for part in text.split("+")):
+        if not piece:
+            raise InputError(
+                "hardware", text, "a part is empty", "write for instance rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
+            )
+        count, name = counted(piece)
+        lowered = name.lower()
+        if (found := parse_memory(name)) is not None:
+            memory = _once(memory, found, "memory", text)
+        elif lowered.startswith("pcie"):
+            pcie_bytes_per_s(name)
+            pcie = _once(pcie, lowered.removeprefix("pcie").strip(" -:"), "pcie", text)
+        elif lowered.startswith("disk:"):
+            disk = _once(disk, parse_rate(name[5:], "disk"), "disk", text)
+        elif (card := custom_gpu(name)) is not None:
+            gpu, num_gpus = _once(gpu, card, "gpu", text), count
+        elif lowered in cpu_parts():
+            cpu, sockets = _once(cpu, cpu_parts()[lowered], "cpu", text), count
+        elif lowered in gpu_parts():
+            gpu, num_gpus = _once(gpu, gpu_parts()[lowered], "gpu", text), count
+        elif any(word in lowered for word in ("ryzen", "epyc", "xeon", "core", "threadripper", "cpu")):
+            cpu, sockets = _once(cpu, find_cpu(name), "cpu", text), count
+        else:
+            gpu, num_gpus = _once(gpu, find_gpu(name), "gpu", text), count
+    parts = Parts(gpu=gpu, num_gpus=num_gpus, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=disk)
+    check_parts(parts)
+    return parts
+
+
+def check_parts(parts: Parts) -> None:
+    """Return nothing; raises InputError where two parts do not go together."""
+    gpu, cpu, memory = parts.gpu, parts.cpu, parts.memory
+    if gpu is None and cpu is None:
+        raise InputError("hardware", "parts", "neither a GPU nor a processor", "name at least one of them")
+    if parts.num_gpus > 1:
+        raise InputError("hardware", f"{parts.num_gpus} x {gpu.name if gpu else ''}", "several cards in one box are not modelled yet",
+                         "name one card")  # fmt: skip
+    if cpu is not None and memory is not None:
+        if memory.kind not in (cpu.memory, cpu.also):
+            raise InputError("memory", memory.kind, f"{cpu.name} takes {cpu.memory}", "choose memory of that kind")
+        if memory.channels > cpu.channels * parts.sockets:
+            most = cpu.channels * parts.sockets
+            raise InputError(
+                "memory", f"x{memory.channels}", f"{cpu.name} has {most} channels", f"write at most x{most}"
+            )
+    if gpu is not None and parts.pcie is not None:
+        if gpu.pcie is None:
+            raise InputError("pcie", parts.pcie, f"{gpu.name} shares the host's memory", "leave it out")
+        if parts.pcie[0] > gpu.pcie[0]:
+            raise InputError(
+                "pcie", parts.pcie, f"{gpu.name} is a card of PCIe {gpu.pcie}", "name the slower of slot and card"
+            )
+
+
+def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str | None = None,
+            table: Mapping[str, Any] | None = None) -> Profile:  # fmt: skip
+    """Return the profile of `parts` run by `engine`; raises InputError where the engine has no backend for them."""
+    backend = choose_backend(engine, backend, parts.gpu.backend if parts.gpu is not None else "cpu")
+    found = rates(engine.name, backend, table)
+    assumed: list[str] = []
+    cpu, memory = _host_parts(parts, assumed)
+    host_rate = _host_memory_rate(parts, memory, found)
+    cores = parts.threads or cpu.cores * parts.sockets
+    flops = cores * cpu.all_core_ghz * GIGA * FLOPS_PER_CYCLE[cpu.vector]
+    on_cores = _scaled(
+        flops,
+        found["cpu_share"],
+        f"{cores} cores × {cpu.all_core_ghz} GHz × {FLOPS_PER_CYCLE[cpu.vector]} ({cpu.vector}), {cpu.source}",
+    )
+    capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
+    if parts.gpu is not None and parts.unified_memory:
+        capacity = parts.gpu.memory_bytes
+    if memory.capacity_bytes is None and not parts.unified_memory:
+        assumed.append("host memory of 64 GiB")
+    nothing = Constant(
+        value=0.0, source="assumed", citation="part of the engine's time a layer", relative_uncertainty=0.0
+    )
+    host = HostConstants(
+        memory_bytes=_sheet(float(capacity), "as stated" if not assumed else "assumed where not stated"),
+        per_step_s=found["step_s"], per_layer_s=nothing, per_kernel_s=nothing, per_transfer_s=nothing,
+        kernels_per_dense_layer=nothing, kernels_per_head=nothing,
+        cpu=CpuConstants(flops_per_s=on_cores, memory_bytes_per_s=host_rate, launch_s=nothing),
+    )  # fmt: skip
+    if parts.gpu is not None:
+        device = _gpu(parts, found)
+        link = _link(parts, found, fetches=engine.upload_tokens == 1)
+    else:
+        device = _cores(capacity, on_cores, host_rate, found)
+        link = _memory_copy(host_rate)
+    return Profile(
+        name=name or describe_parts(parts),
+        description=_description(parts, engine, backend, assumed),
+        device=device, host_to_device=link, device_to_host=link, host=host, contention={},
+        disk=_disk(parts), engine=_engine_constants(engine, backend, found),
+    )  # fmt: skip
+
+
+def host_bytes_per_s(parts: Parts) -> float | None:
+    """Return the theoretical bandwidth of the host's memory, as stated or as assumed; None for shared memory."""
+    if parts.unified_memory:
+        return None
+    return _host_parts(parts, [])[1].bytes_per_s
+
+
+def compose_text(text: str, engine: str | None = None, backend: str | None = None) -> Profile:
+    """Return the profile of a machine written by its parts, under the engine called `engine` (llama.cpp where none is named)."""
+    return compose(parse_parts(text), load_engine(engine or DEFAULT_ENGINE), backend)
+
+
+def describe_parts(parts: Parts) -> str:
+    """Return the parts as they are written on the command line."""
+    pieces = []
+    if parts.gpu is not None:
+        pieces.append(parts.gpu.name)
+    if parts.cpu is not None:
+        pieces.append(f"{parts.sockets} x {parts.cpu.name}" if parts.sockets > 1 else parts.cpu.name)
+    if parts.memory is not None:
+        size = f":{parts.memory.capacity_bytes // GIB}GiB" if parts.memory.capacity_bytes else ""
+        pieces.append(f"{parts.memory.kind}-{parts.memory.mt_per_s}x{parts.memory.channels}{size}")
+    if parts.pcie is not None:
+        pieces.append(f"pcie-{parts.pcie}")
+    if parts.disk_bytes_per_s is not None:
+        pieces.append(f"disk:{parts.disk_bytes_per_s / GIGA:g}GB/s")
+    return " + ".join(pieces)
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
+    """Return processor and memory, those not stated assumed and noted."""
+    cpu = parts.cpu
+    if cpu is None:
+        cpu = cpu_parts()[_ASSUMED_CPU]
+        if not parts.unified_memory:
+            assumed.append(f"a {_ASSUMED_CPU}")
+    memory = parts.memory
+    if memory is None:
+        if parts.cpu is None:
+            memory = _ASSUMED_MEMORY
+        else:
+            memory = MemoryPart(
+                kind=cpu.memory, mt_per_s=cpu.max_mt_per_s, channels=cpu.channels * parts.sockets, capacity_bytes=None
+            )
+        if not parts.unified_memory:
+            assumed.append(f"{memory.kind}-{memory.mt_per_s}x{memory.channels}")
+    return cpu, memory
+
+
+def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> Constant:
+    """Return the bandwidth at which the engine reads experts from the host's memory."""
+    if parts.sockets > 1:
+        share = found["sockets_memory_share"]
+    elif memory.channels > _DESKTOP_CHANNELS:
+        share = found["server_memory_share"]
+    else:
+        share = found["desktop_memory_share"]
+    rate = memory.bytes_per_s
+    if parts.gpu is not None and parts.unified_memory:
+        rate = parts.gpu.bandwidth_bytes_per_s
+    return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")
+
+
+def _gpu(parts: Parts, found: EngineRates) -> DeviceConstants:
+    gpu = parts.gpu
+    assert gpu is not None  # noqa: S101
+    usable = 1.0
+    if gpu.unified_memory:
+        usable = _UNIFIED_SHARE.get(gpu.backend, _UNIFIED_SHARE_ELSE)
+    peaks = {
+        "float16": _sheet(gpu.float16_flops_per_s, gpu.source, gpu.uncertainty),
+        "float32": _sheet(gpu.float16_flops_per_s / 2, gpu.source, 0.5),
+    }
+    if gpu.float8_flops_per_s is not None:
+        peaks["float8"] = _sheet(gpu.float8_flops_per_s, gpu.source, gpu.uncertainty)
+    return DeviceConstants(
+        kind="gpu", memory_bytes=_sheet(gpu.memory_bytes * usable, gpu.source),
+        runtime_bytes=_guess(float(_RUNTIME_BYTES), "driver, context and compute buffers"),
+        memory_bytes_per_s=_sheet(gpu.bandwidth_bytes_per_s, gpu.source), memory_efficiency=found["memory_efficiency"],
+        peak_flops_per_s=peaks, compute_efficiency=found["dense_efficiency"],
+        launch_s=Constant(value=0.0, source="assumed", citation="part of the engine's time a layer", relative_uncertainty=0.0),
+        dequantise_efficiency={}, unified_memory=gpu.unified_memory,
+    )  # fmt: skip
+
+
+def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -> DeviceConstants:
+    """Return the host's cores as the device."""
+    whole = Constant(
+        value=1.0, source="assumed", citation="the rate is what the engine reaches already", relative_uncertainty=0.0
+    )
+    return DeviceConstants(
+        kind="cpu", memory_bytes=_sheet(float(capacity), "host memory"),
+        runtime_bytes=Constant(value=float(_RUNTIME_BYTES), source="assumed", citation="system and engine", relative_uncertainty=0.5),
+        memory_bytes_per_s=rate, memory_efficiency=whole, peak_flops_per_s={"float16": flops, "float32": flops},
+        compute_efficiency=whole, launch_s=dataclasses.replace(whole, value=0.0), dequantise_efficiency={}, host_shares_compute=True,
+    )  # fmt: skip
+
+
+def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
+    """Return the way between host and card. fetches: the engine fetches in every step, and is as uncertain as such engines are."""
+    gpu = parts.gpu
+    assert gpu is not None  # noqa: S101
+    lanes = parts.pcie or gpu.pcie
+    rate = gpu.bandwidth_bytes_per_s / 2 if lanes is None else pcie_bytes_per_s(lanes)
+    where = "shared memory, read and written" if lanes is None else f"PCIe {lanes} after line coding"
+    share = found["upload_share"]
+    if fetches:
+        wide = max(share.relative_uncertainty, found["fetch_layer_s"].relative_uncertainty)
+        share = dataclasses.replace(share, relative_uncertainty=wide)
+    moving = _scaled(rate, share, where)
+    return LinkDirection(
+        pinned_bytes_per_s=moving, pageable_bytes_per_s=_scaled(rate / 2, share, where),
+        latency_s=_guess(_LINK_LATENCY_S, "a copy asked for"), half_size_bytes=_guess(float(_LINK_HALF_BYTES), "set-up of a copy"),
+    )  # fmt: skip
+
+
+def _memory_copy(rate: Constant) -> LinkDirection:
+    """Return copies inside the host's memory."""
+    latency = _guess(_LINK_LATENCY_S, "a call")
+    half = _guess(float(_LINK_HALF_BYTES), "set-up of a copy")
+    slower = dataclasses.replace(rate, value=rate.value / 2)
+    return LinkDirection(
+        pinned_bytes_per_s=slower, pageable_bytes_per_s=slower, latency_s=latency, half_size_bytes=half
+    )
+
+
+def _disk(parts: Parts) -> DiskConstants | None:
+    if parts.disk_bytes_per_s is None:
+        return None
+    return DiskConstants(
+        read_bytes_per_s=Constant(
+            value=parts.disk_bytes_per_s, source="datasheet", citation="as stated", relative_uncertainty=0.3
+        ),
+        latency_s=Constant(
+            value=_DISK_LATENCY_S, source="assumed", citation="a read of a solid-state disk", relative_uncertainty=0.5
+        ),
+    )
+
+
+def _engine_constants(engine: Engine, backend: str, found: EngineRates) -> EngineConstants:
+    return EngineConstants(
+        name=engine.name, backend=backend, version=engine.checked,
+        layer_s=found["layer_s"], pass_layer_s=found["pass_layer_s"], kv_efficiency=found["kv_efficiency"],
+        dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
+        attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
+        fetch_layer_s=found["fetch_layer_s"],
+        matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout,
+    )  # fmt: skip
+
+
+def _guess(value: float, citation: str, uncertainty: float = 0.5) -> Constant:
+    return Constant(value=value, source="assumed", citation=citation, relative_uncertainty=uncertainty)
+
+
+def _sheet(value: float, citation: str, uncertainty: float = 0.02) -> Constant:
+    return Constant(value=value, source="datasheet", citation=citation or "as stated", relative_uncertainty=uncertainty)
+
+
+def _scaled(peak: float, share: Constant, citation: str) -> Constant:
+    """Return a share of a peak as one constant."""
+    return Constant(
+        value=peak * share.value, source=share.source, citation=f"{share.value:.2f} of {citation}; {share.citation}",
+        relative_uncertainty=share.relative_uncertainty,
+    )  # fmt: skip
+
+
+def _description(parts: Parts, engine: Engine, backend: str, assumed: list[str]) -> str:
+    text = f"{describe_parts(parts)}, run by {engine.name} ({backend})"
+    return text + (f"; assumed because not stated: {', '.join(assumed)}" if assumed else "")
+
+
+def _once(before: T | None, now: T, what: str, text: str) -> T:
+    if before is not None:
+        raise InputError("hardware", text, f"{what} is named twice", "name each part once")
+    return now

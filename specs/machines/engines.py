@@ -1,0 +1,147 @@
+"""Serving engines: how each uses a machine's parts, as facts from its source and as constants fitted on public reports.
+
+Modelled: an engine on a backend has a share of every peak and a fixed time a layer; most are those of a generic engine of
+that backend times a factor of its own, and few factors are fitted (`python -m benchmarks.fit_engines`). Facts that are
+written down rather than fitted: from how many tokens on experts in host memory are copied to the device, up to how many
+tokens kernels only stream weights, what an engine cannot do. Ignored: versions between those named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from ...base.errors import InputError, UnknownName
+from ..catalog import ENGINES_FOLDER
+from .profile import Constant
+
+BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu")
+GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A serving engine, as far as predictions depend on it."""
+
+    name: str
+    summary: str
+    checked: str
+    """Versions or dates that the facts below were read from."""
+    backends: tuple[str, ...]
+    """The first is the one taken where a machine allows several."""
+    matvec_tokens: int = 8
+    upload_tokens: int | None = None
+    """Passes of at least so many tokens copy experts that lie in host memory to the device."""
+    upload_tokens_per_share: int | None = None
+    """As above, times the number of experts over those chosen: the engine weighs tokens of an expert."""
+    memory_layout: str = "plain"
+    """Where it puts what it holds: `plain`, or one of the names in `memory.LAYOUTS`."""
+    offload: tuple[str, ...] = ()
+    """Presets that describe what it can do with experts that are not on the card; empty: everything must fit."""
+    cannot: tuple[str, ...] = ()
+    source: str = ""
+
+    def upload_from(self, num_experts: int, top_k: int) -> int | None:
+        """Return from how many tokens of a pass on experts in host memory are copied to the device; None: never."""
+        if self.upload_tokens_per_share is not None:
+            return -(-self.upload_tokens_per_share * num_experts // top_k)
+        return self.upload_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRates:
+    """Fitted constants of one engine on one backend, by name."""
+
+    constants: Mapping[str, Constant]
+
+    def __getitem__(self, name: str) -> Constant:
+        """Return the constant called `name`."""
+        return self.constants[name]
+
+
+@cache
+def engines() -> Mapping[str, Engine]:
+    """Return the bundled engines by name, the generic one last."""
+    rows: dict[str, Any] = json.loads((ENGINES_FOLDER / "engines.json").read_text(encoding="utf-8"))
+    found = {}
+    for name, row in rows.items():
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        found[name] = Engine(name=name, **values)
+    return MappingProxyType(found)
+
+
+def load_engine(name: str) -> Engine:
+    """Return the engine called `name`; raises UnknownName with the nearest one."""
+    found = engines().get(name.lower())
+    if found is None:
+        raise UnknownName("engine", name, engines())
+    return found
+
+
+def choose_backend(engine: Engine, backend: str | None, default: str) -> str:
+    """Return the backend to take: the one asked for, else the device's own where the engine has it, else the engine's first.
+
+    Raises InputError for a backend that the engine does not have.
+    """
+    if backend is not None:
+        if backend not in BACKENDS:
+            raise UnknownName("backend", backend, BACKENDS)
+        if backend not in engine.backends:
+            raise InputError(
+                "backend", backend, f"{engine.name} runs on {', '.join(engine.backends)}", "choose one of these"
+            )
+        return backend
+    if default in engine.backends:
+        return default
+    if default == "rocm" and "vulkan" in engine.backends:
+        return "vulkan"
+    if default != "cpu" and "cpu" in engine.backends and len(engine.backends) == 1:
+        return "cpu"
+    raise InputError("engine", engine.name, f"it has no {default} backend", f"it runs on {', '.join(engine.backends)}")
+
+
+def rates(engine: str, backend: str, table: Mapping[str, Any] | None = None) -> EngineRates:
+    """Return the fitted constants of `engine` on `backend`: the generic ones times its factors, where it has any.
+
+    table: constants in place of the bundled ones, as `specs/catalog/engines/fitted.json` has them.
+    """
+    table = fitted_table() if table is None else table
+    values = {name: dict(row) for name, row in table["generic"].items()}
+    for owner in (f"*/{backend}", f"{engine}/{backend}"):
+        for name, factor in table["factors"].get(owner, {}).items():
+            values[name]["value"] *= factor
+    mine = f"{engine}/{backend}" in table["factors"]
+    where = (
+        f"of {engine} on {backend}" if mine else f"of a generic engine on {backend}: {engine} has no rows of its own"
+    )
+    citation = f"{table['citation']}, {where}"
+    return EngineRates(
+        constants={
+            name: Constant(
+                value=_capped(name, row["value"]), source="published", citation=citation,
+                relative_uncertainty=row["uncertainty"],
+            )
+            for name, row in values.items()
+        }
+    )  # fmt: skip
+
+
+def parameter_names() -> tuple[str, ...]:
+    """Return the names of the fitted constants."""
+    return tuple(fitted_table()["generic"])
+
+
+def _capped(name: str, value: float) -> float:
+    """Return a share that a factor pushed above one as one."""
+    return min(value, 1.0) if name.endswith(("_efficiency", "_share")) else value
+
+
+@cache
+def fitted_table() -> Mapping[str, Any]:
+    """Return the bundled constants: `generic` by name, `factors` by engine/backend."""
+    table: dict[str, Any] = json.loads((ENGINES_FOLDER / "fitted.json").read_text(encoding="utf-8"))
+    return table

@@ -1,0 +1,333 @@
+"""The nouns of a machine: a `Profile` of named constants, each with where it comes from and how sure we are of it.
+
+Modelled: one accelerator (memory, peak operations, launch cost, what share of its peaks kernels reach), its link to the
+host in both directions, the host (memory, overheads of an engine written in Python, optionally its cores as a place to
+compute), optionally a disk and a node of several accelerators, and how much activities that run together slow each other
+down. Ignored: clocks and throttling (a measured profile holds what they were), NUMA, PCIe switches shared by several
+devices. Everything is a plain dataclass; `profile_file` reads and validates files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...base.errors import InputError, UnknownName
+from ...base.units import format_bytes
+
+SCHEMA_VERSION = 1
+SET_BY_USER = "set by the user"
+SOURCES = ("measured", "published", "datasheet", "assumed", SET_BY_USER)
+"""Where a constant may come from, most trusted first; what a command line sets is a supposition."""
+LANES = ("compute", "h2d", "d2h", "cpu", "disk", "exchange")
+"""What may run at the same time on one machine."""
+DTYPES = ("float32", "float16", "float8")
+"""Precisions a peak is given for; float16 stands for the faster of float16 and bfloat16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A number of a machine, with where it comes from."""
+
+    value: float
+    source: str
+    """measured, published, datasheet, assumed or set by the user."""
+    citation: str
+    """The document, table or command the value was taken from; for an assumption, the reason."""
+    relative_uncertainty: float
+    """Half the width of the interval the true value is believed to lie in, over the value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConstants:
+    """The accelerator that runs the model."""
+
+    kind: str
+    """gpu, or cpu where the "device" is the host's own cores."""
+    memory_bytes: Constant
+    runtime_bytes: Constant
+    """Memory that the driver, libraries and allocator take before any weight is loaded."""
+    memory_bytes_per_s: Constant
+    """Peak bandwidth of device memory."""
+    memory_efficiency: Constant
+    """Share of that bandwidth which matrix kernels reach on large weights."""
+    peak_flops_per_s: Mapping[str, Constant]
+    """Dense peak by precision, without sparsity."""
+    compute_efficiency: Constant
+    """Share of the peak which matrix kernels reach on large batches."""
+    launch_s: Constant
+    """What a kernel costs on the device besides its work: start, tail, gap to the next one."""
+    dequantise_efficiency: Mapping[str, Constant]
+    """By weight format: share of `memory_efficiency` left when weights are expanded inside the kernel."""
+    host_shares_compute: bool = False
+    """The host's own work stops the device from computing (a CPU device)."""
+    unified_memory: bool = False
+    """Device and host share one memory: what the device holds is not free on the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkDirection:
+    """One direction between host and device: seconds = latency + (bytes + half size) / bandwidth."""
+
+    pinned_bytes_per_s: Constant
+    """Bandwidth of large copies of page-locked memory."""
+    pageable_bytes_per_s: Constant
+    """Bandwidth of large copies of ordinary memory, staged by the driver."""
+    latency_s: Constant
+    """From submission to the first byte, however small the copy."""
+    half_size_bytes: Constant
+    """Size at which half the bandwidth is reached, latency apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuConstants:
+    """The host's cores as a place to run experts."""
+
+    flops_per_s: Constant
+    """Achieved on matrix products of many rows."""
+    memory_bytes_per_s: Constant
+    """Achieved when weights are read once."""
+    launch_s: Constant
+    """Handing one expert to the cores and taking the result back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConstants:
+    """The host: its memory, and what an engine written in Python costs it."""
+
+    memory_bytes: Constant
+    per_step_s: Constant
+    """Between two forward passes: sampling, bookkeeping."""
+    per_layer_s: Constant
+    """From the routing being computed to the host having read it and decided."""
+    per_kernel_s: Constant
+    """Issuing one kernel."""
+    per_transfer_s: Constant
+    """Issuing one copy."""
+    kernels_per_dense_layer: Constant
+    """Kernels an engine issues for what surrounds the experts of one layer."""
+    kernels_per_head: Constant
+    """Kernels from the last layer to the next token."""
+    cpu: CpuConstants | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskConstants:
+    """Where experts live when the host's memory is too small."""
+
+    read_bytes_per_s: Constant
+    latency_s: Constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConstants:
+    """Several such devices in a server, and servers in a network. All bandwidths are of one direction, per device."""
+
+    num_gpus: int
+    gpu_link_bytes_per_s: Constant
+    """Usable by one device towards the others of its server."""
+    gpu_link_latency_s: Constant
+    nic_bytes_per_s: Constant | None = None
+    """Usable by one device towards other servers."""
+    nic_latency_s: Constant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConstants:
+    """How a serving engine uses a machine made of parts: shares of peaks and fixed times that its own kernels have.
+
+    What it reaches of the device memory's bandwidth, of the link and of the host stands in the profile's own constants.
+    """
+
+    name: str
+    """The engine, as `moeplan engine list` names it."""
+    backend: str
+    """cuda, rocm, vulkan, metal or cpu."""
+    version: str
+    """Which versions, or which dates, the constants belong to."""
+    layer_s: Constant
+    """What a layer of a decoding step takes besides its bytes: kernels one after another, however they are launched."""
+    pass_layer_s: Constant
+    """What a layer of a pass of many tokens takes on top of that."""
+    kv_efficiency: Constant
+    """Share of the memory's bandwidth at which attention reads keys and values while decoding."""
+    dense_efficiency: Constant
+    """Share of the peak that large products of dense weights reach."""
+    expert_efficiency: Constant
+    """Share of the peak that large products of experts' weights reach."""
+    attention_efficiency: Constant
+    """Share of the peak that attention of a prompt reaches."""
+    tile_tokens: Constant
+    """Tokens whose work an expert's matrix product costs on top of its own: tiles that are not full."""
+    cpu_layer_s: Constant
+    """What a layer takes whose experts run on the cores, besides their work: handing over, waking threads, waiting."""
+    fetch_layer_s: Constant
+    """What a layer takes whose missing experts are fetched, besides copying: the routing read back, copies asked for."""
+    matvec_tokens: int
+    """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
+    memory_layout: str = "plain"
+    """Where the engine puts what it holds, by a name that the memory breakdown knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A measured cost as a table: seconds at given arguments."""
+
+    arguments: Mapping[str, tuple[float, ...]]
+    """Named axes; every axis has as many entries as `seconds`."""
+    seconds: tuple[float, ...]
+    relative_uncertainty: float
+    source: str = "measured"
+    citation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Everything the cost model knows of one machine."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    description: str
+    device: DeviceConstants
+    host_to_device: LinkDirection
+    device_to_host: LinkDirection
+    host: HostConstants
+    contention: Mapping[str, Constant]
+    """"lane/companion": speed of `lane` while `companion` runs, relative to running alone; a missing pair is 1."""
+    disk: DiskConstants | None = None
+    node: NodeConstants | None = None
+    engine: EngineConstants | None = None
+    """The serving engine that the constants are of, for a machine made of parts."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Tables of a calibration, by the cost they replace."""
+    samples: str | None = None
+    """File of raw samples the curves were fitted to."""
+
+    def __post_init__(self) -> None:
+        _check_profile(self)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory."""
+        return int(self.device.memory_bytes.value)
+
+    def constants(self) -> Iterator[tuple[str, Constant]]:
+        """Yield (dotted name, constant) for every constant of the profile, in declaration order."""
+        yield from _constants("", self)
+
+
+def profile_to_json(profile: Profile) -> str:
+    """Return `profile` as JSON text; the same profile always gives the same bytes."""
+    return json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# What a constant's last name says about the range of its value: (ending, least, most, in words). Limits are wide: they
+# keep sums, quotients and nanoseconds finite, and catch slips of many powers of ten.
+_RANGES = (
+    ("bytes_per_s", 1.0, 1e18, "bytes per second"),
+    ("flops_per_s", 1.0, 1e21, "operations per second"),
+    ("memory_bytes", 2.0**20, 1e18, "bytes"),
+    ("_efficiency", 1e-3, 1.0, "a share of a peak"),
+    ("_bytes", 0.0, 1e18, "bytes"),
+    ("_s", 0.0, 3600.0, "seconds"),
+    ("kernels_per_dense_layer", 0.0, 1e6, "a number of kernels"),
+    ("kernels_per_head", 0.0, 1e6, "a number of kernels"),
+    ("tile_tokens", 0.0, 1e6, "a number of tokens"),
+)
+# Beyond that a figure says nothing: the value may be nought, or a hundred times as large.
+_MOST_UNCERTAIN = 100.0
+_MAX_GPUS = 2**16
+LEAST_TOGETHER = 1e-2
+"""The least share of its own speed that a lane can be said to keep beside another; what is less was something else."""
+_SPEED_TOGETHER = (LEAST_TOGETHER, 1.0, "a share of the speed alone")
+
+
+def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
+    """Yield the constants below `part`, a dataclass, a mapping or anything else."""
+    if isinstance(part, Constant):
+        yield prefix, part
+    elif dataclasses.is_dataclass(part):
+        for each in dataclasses.fields(part):
+            yield from _constants(f"{prefix}.{each.name}" if prefix else each.name, getattr(part, each.name))
+    elif isinstance(part, Mapping):
+        for key, value in part.items():
+            yield from _constants(f"{prefix}.{key}", value)
+
+
+def _check_profile(profile: Profile) -> None:
+    """Return nothing; raises InputError for the first constant, name or count that breaks a rule."""
+    if profile.schema_version != SCHEMA_VERSION:
+        rule = f"this version knows {SCHEMA_VERSION}"
+        raise InputError("schema_version", profile.schema_version, rule, "calibrate again")
+    if profile.device.kind not in ("gpu", "cpu"):
+        raise UnknownName("device.kind", profile.device.kind, ("gpu", "cpu"))
+    for dtype in profile.device.peak_flops_per_s:
+        if dtype not in DTYPES:
+            raise UnknownName("device.peak_flops_per_s", dtype, DTYPES)
+    for pair in profile.contention:
+        lane, slash, companion = pair.partition("/")
+        if not slash or lane not in LANES or companion not in LANES or lane == companion:
+            rule = f"not lane/companion of {', '.join(LANES)}"
+            raise InputError("contention", pair, rule, "write for instance compute/h2d")
+    if profile.node is not None and not 1 <= profile.node.num_gpus <= _MAX_GPUS:
+        rule = "below one" if profile.node.num_gpus < 1 else f"more than {_MAX_GPUS}"
+        raise InputError("node.num_gpus", profile.node.num_gpus, rule, "give the devices of a server")
+    for name, constant in profile.constants():
+        _check_constant(name, constant)
+    for name, curve in profile.curves.items():
+        _check_curve(f"curves.{name}", curve)
+
+
+def _check_constant(name: str, constant: Constant) -> None:
+    if constant.source not in SOURCES:
+        raise UnknownName(f"{name}.source", constant.source, SOURCES)
+    if not constant.citation.strip():
+        raise InputError(
+            f"{name}.citation", constant.citation, "every constant says where it comes from", "name the source"
+        )
+    for key in ("value", "relative_uncertainty"):
+        _check_number(f"{name}.{key}", getattr(constant, key))
+    _check_uncertainty(name, constant.relative_uncertainty)
+    least, most, words = _range(name)
+    if not least <= constant.value <= most:
+        ends = [format_bytes(int(end)) if words == "bytes" else f"{end:g}" for end in (least, most)]
+        rule = f"{words} from {ends[0]} to {ends[1]} expected"
+        raise InputError(f"{name}.value", constant.value, rule, "correct the profile")
+
+
+def _range(name: str) -> tuple[float, float, str]:
+    """Return (least, most, in words) for the constant called `name`."""
+    if name.startswith("contention."):
+        return _SPEED_TOGETHER
+    # Tables of constants are named after what they hold: `peak_flops_per_s.float16`.
+    kinds = [part for part in name.split(".") if part.endswith(tuple(ending for ending, *_ in _RANGES))]
+    return next((least, most, words) for ending, least, most, words in _RANGES if kinds[-1].endswith(ending))
+
+
+def _check_curve(name: str, curve: Curve) -> None:
+    lengths = {len(axis) for axis in curve.arguments.values()} | {len(curve.seconds)}
+    if len(lengths) != 1 or not curve.seconds:
+        raise InputError(
+            name, sorted(lengths), "axes and seconds of different or zero length", "give one argument per point"
+        )
+    points = (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis))
+    for number in (*points, curve.relative_uncertainty):
+        _check_number(name, number)
+    _check_uncertainty(name, curve.relative_uncertainty)
+    if curve.source not in SOURCES:
+        raise UnknownName(f"{name}.source", curve.source, SOURCES)
+
+
+def _check_uncertainty(name: str, fraction: float) -> None:
+    if fraction > _MOST_UNCERTAIN:
+        rule = f"at most {_MOST_UNCERTAIN:g}, a share of the value, expected"
+        raise InputError(f"{name}.relative_uncertainty", fraction, rule, "correct the profile")
+
+
+def _check_number(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
+        raise InputError(name, number, "not a finite number of at least zero", "correct the profile")

@@ -1,0 +1,61 @@
+"""Models by name or from a file: a Hugging Face `config.json`, a folder that holds one, a GGUF file.
+
+Modelled: which file is meant and who reads it. Ignored: which keys a family of models uses (`config`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ...base.json_files import parse_json, read_json, read_text
+from ...base.units import MIB
+from ..catalog import MODELS_FOLDER
+from ..catalog.bundled import resolve
+from .config import is_gguf, read_config, read_gguf, safetensors
+from .model import ModelSpec
+
+_MAX_INDEX_BYTES = 64 * MIB
+"""Largest index of a checkpoint's files: a line for each tensor, a hundred thousand of them in the largest models."""
+
+
+def list_models() -> list[str]:
+    """Return the names of the bundled models."""
+    return sorted(path.stem for path in MODELS_FOLDER.glob("*.json"))
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
+    """Return a bundled model by name, or that of a Hugging Face `config.json`, of a folder that holds one, or of a GGUF file.
+
+    A folder, or an index of safetensors files in it, stands for the checkpoint there: where its files lie beside, their headers say how
+    much everything takes. Raises UnknownName for a name that is neither, InputError for a file that is not such a configuration.
+    """
+    path = resolve("model", name_or_path, MODELS_FOLDER, list_models())
+    if is_gguf(path):
+        return read_gguf(path)
+    folder = path if os.path.isdir(path) else path.parent if path.name == safetensors.INDEX else None
+    if folder is not None:  # no error for a path that is too long or may not be looked at: reading says that
+        path = folder / "config.json"
+    # Published configurations hold Infinity (`time_step_limit` of Mamba); where a size is meant, its reader refuses it.
+    data = parse_json(read_text(path, "model"), "model", os.fspath(path), allow_nan=True)
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    where = f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}"
+    spec = read_config(data, name, where, _quantiser_beside(path, data))
+    return spec if folder is None else _with_files(spec, folder)
+
+
+def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """Return the model with the bytes of the checkpoint in `folder`; as its configuration says, where no weights are there."""
+    index_path = folder / safetensors.INDEX
+    index = read_json(index_path, "model", _MAX_INDEX_BYTES) if index_path.is_file() else None
+    files = safetensors.files_of(folder, index)
+    return safetensors.as_stored(spec, safetensors.tensors_of(files, index), folder) if files else spec
+
+
+def _quantiser_beside(path: Path, data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `hf_quant_config.json` that ModelOpt writes beside a `config.json`; None where there is none to read."""
+    beside = path.with_name("hf_quant_config.json")
+    if path.name != "config.json" or "quantization_config" in data or not beside.is_file():
+        return None
+    return read_json(beside, "model")

@@ -1,0 +1,261 @@
+"""Every option of every command counts or is refused: all of them are walked, in every mode of their command."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from moeplan.cli import main
+from moeplan.commands.app import app
+from moeplan.commands.options.conditions import CONDITIONS, ConditionedCommand
+from moeplan.papers.field.rows import BUNDLED
+from moeplan.traces.format import save_profile, save_trace
+from moeplan.traces.recording import LoadProfile
+from strategies import make_trace
+
+TINY = ("--model", "tiny-moe", "--hardware", "t4", "--trace", "bundled", "--window", "8")
+EP_MACHINE = ("--mode", "ep", "--model", "tiny-moe", "--hardware", "h800-sxm", "--nodes", "1", "--ranks-per-node", "2")
+GRID = """configurations:
+  - {model: tiny-moe, steps: 8}
+"""
+# How each command is called so that only the option under test is wrong, by mode.
+CALLS: dict[str, dict[str, tuple[str, ...]]] = {
+    "demo": {"": ()},
+    "trace import": {"": ("r.npz", "--from", "npz", "-o", "r.safetensors", "--option", "num_experts=8")},
+    "trace stats": {"": ("bundled",)},
+    "trace convert": {"": ("bundled", "--to", "npz", "-o", "b.npz")},
+    "trace synth": {"": ("--model", "tiny-moe", "--tokens", "20", "-o", "s.safetensors")},
+    "simulate": {"recording": TINY, "lengths": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--reply-tokens", "4")},
+    "plan": {
+        "offload": TINY,
+        "ep": (*EP_MACHINE, "--trace", "tokens.safetensors"),
+        "ep, counts": (*EP_MACHINE, "--trace", "loads.safetensors"),
+    },
+    "report": {"offload": ("p.json", "--trace", "bundled"), "ep": ("ep.json", "--trace", "loads.safetensors")},
+    "emit": {"offload": ("p.json", "--target", "accelerate"), "ep": ("ep.json", "--target", "vllm")},
+    "calibrate": {"measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json")},
+    "validate": {"plan": ("p.json",), "grid": ("--grid", "g.yaml")},
+    "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl")},
+    "model list": {"": ()},
+    "model show": {"": ("tiny-moe",)},
+    "machine": {"": ("--gpu", "rtx-3060")},
+    "engine list": {"": ()},
+    "engine show": {"": ("llama.cpp",)},
+    "hardware list": {"": ()},
+    "hardware show": {"": ("t4",)},
+    "schedule list": {"": ()},
+    "schedule show": {"": ("on-demand",)},
+}  # fmt: skip
+# Options that name files to write: any word is one.
+OUTPUTS = {"output", "folder", "samples", "report", "timeline"}
+NONSENSE = ("nonsense", "-7", "nan")
+# A seed may be any whole number.
+ALLOWED = {("trace synth", "seed", "-7")}
+# A value of each option of `plan` that is not the default, by mode where it must be another.
+VALUES: dict[str, Any] = {
+    "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
+    "objective": "p99_step_s", "floor": "3", "exhaustive": None, "window": "2000", "concurrency": "2", "prefill_chunk": "4",
+    "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
+    "search_moves": "70", "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a call of the command line did."""
+
+    status: int
+    lines: list[str]
+    """On stderr."""
+
+
+def call(*arguments: str) -> Done:
+    """Call the command line in this process."""
+    before, sys.argv = sys.argv, ["moeplan", *arguments]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            main()
+    except SystemExit as stop:
+        return Done(int(stop.code or 0), errors.getvalue().splitlines())
+    finally:
+        sys.argv = before
+    return Done(0, errors.getvalue().splitlines())
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield (name, command) of all commands."""
+    group = typer.main.get_command(app) if group is None else group
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, (*path, name))
+        else:
+            yield " ".join((*path, name)), found
+
+
+COMMANDS = dict(commands())
+
+
+def options(name: str) -> list[Any]:
+    """Return the options of a command."""
+    return [each for each in COMMANDS[name].params if each.param_type_name == "option"]
+
+
+def given(arguments: tuple[str, ...], option: Any, values: tuple[str, ...]) -> list[str]:
+    """Return a call's arguments with an option set to `values`, in place of what it was."""
+    found = list(arguments)
+    for at, word in enumerate(arguments):
+        if word in option.opts:
+            del found[at : at + 1 + option.nargs]
+            break
+    return [*found, max(option.opts, key=len), *values]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the current folder, with every file that the calls name."""
+    here, before = tmp_path_factory.mktemp("options"), Path.cwd()
+    os.chdir(here)
+    rng = np.random.default_rng(0)
+    experts = rng.permuted(np.tile(np.arange(8, dtype=np.uint8), (20, 3, 1)), axis=2)[:, :, :2]
+    np.savez(here / "r.npz", experts=experts, seq=np.zeros(20, np.int32), pos=np.arange(20, dtype=np.int32),
+             phase=np.ones(20, np.int8), layer_ids=np.arange(3))  # fmt: skip
+    from moeplan.specs.models.load import load_model
+
+    model = load_model("tiny-moe")
+    for number, name in enumerate(("tokens", "others")):
+        trace = make_trace(np.random.default_rng(number), num_layers=model.num_moe_layers, num_experts=model.num_experts,
+                           top_k=model.top_k, requests=[(3, 9)] * 12)  # fmt: skip
+        save_trace(dataclasses.replace(trace, layer_ids=tuple(model.moe_layers)), here / f"{name}.safetensors")
+    counts = rng.integers(1, 1000, (model.num_moe_layers, model.num_experts))
+    save_profile(LoadProfile(counts=counts, model="", layer_ids=tuple(model.moe_layers), source="made up", licence="",
+                             top_k=model.top_k), here / "loads.safetensors")  # fmt: skip
+    (here / "r.jsonl").write_text((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
+    (here / "g.yaml").write_text(GRID)
+    (here / "n.json").write_text("{}")
+    assert call("plan", *TINY, "--bits", "16", "-o", "p.json").status == 0
+    assert call("plan", *CALLS["plan"]["ep, counts"], "-o", "ep.json").status == 0
+    yield here
+    os.chdir(before)
+
+
+def test_the_table_names_options_that_exist_and_commands_that_look_into_it() -> None:
+    for name, conditions in CONDITIONS.items():
+        assert isinstance(COMMANDS[name], ConditionedCommand)
+        assert set(conditions) <= {option.name for option in options(name)}, name
+    for name, command in COMMANDS.items():
+        assert not isinstance(command, ConditionedCommand) or name in CONDITIONS
+        assert name in CALLS, f"say in CALLS how {name} is called"
+
+
+WALK = [
+    pytest.param(name, mode, option, id=f"{name} {mode} {option.name}".replace(" ", "-"))
+    for name in COMMANDS
+    for mode in CALLS.get(name, {})
+    for option in options(name)
+]
+
+
+READ = [each for each in WALK if not each.values[2].is_flag and each.values[2].name not in OUTPUTS]
+
+
+@pytest.mark.parametrize(("name", "mode", "option"), READ)
+def test_nonsense_is_one_line_and_exit_2(name: str, mode: str, option: Any, folder: Path) -> None:
+    """An option that is read cannot take every one of these; one that is ignored would."""
+    for word in NONSENSE:
+        if (name, option.name, word) in ALLOWED:
+            continue
+        done = call(*name.split(), *given(CALLS[name][mode], option, (word,) * option.nargs))
+        assert (done.status, len(done.lines)) == (2, 1), (word, done)
+        assert done.lines[0].startswith("moeplan: ")
+
+
+# What the modes of a command take of the table's options; no other mode takes any of them.
+COUNTS = {
+    "offload": {"objective", "exhaustive", "window", "concurrency", "prefill_chunk"},
+    "measuring": {"device", "quick", "model", "bits", "seconds"},
+    "importing": {"hardware"},
+    "plan": {"trace", "baselines", "steps", "seconds", "memory", "repeats"},
+    "grid": set(),
+    "ep": {
+        "nodes",
+        "ranks_per_node",
+        "redundant",
+        "phase",
+        "context",
+        "tokens_per_rank",
+        "search_moves",
+        "evaluate_on",
+    },
+}
+COUNTS["ep, counts"] = COUNTS["ep"]
+FOREIGN = [
+    each
+    for each in WALK
+    if each.values[2].name in CONDITIONS.get(each.values[0], {}) and each.values[2].name not in COUNTS[each.values[1]]
+]
+
+
+@pytest.mark.parametrize(("name", "mode", "option"), FOREIGN)
+def test_what_does_not_count_is_refused_even_with_its_default(name: str, mode: str, option: Any, folder: Path) -> None:
+    values = () if option.is_flag else ("1" if option.default is None else str(option.default),)
+    done = call(*name.split(), *given(CALLS[name][mode], option, values))
+    assert done.status == 2
+    assert len(done.lines) == 1
+    assert f"{max(option.opts, key=len)} = " in done.lines[0]
+
+
+class Reached(BaseException):
+    """Raised in place of the search: what it was asked."""
+
+
+@pytest.mark.parametrize("mode", CALLS["plan"])
+def test_every_option_of_plan_reaches_the_search_or_is_refused(
+    mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import moeplan.planner.offload.plan
+    import moeplan.planner.parallel.plan
+
+    def offload(rehearsal: Any, request: Any, **more: Any) -> None:
+        trace = rehearsal.trace
+        raise Reached(
+            rehearsal.model, rehearsal.profile, trace.source, trace.num_tokens, rehearsal.window_steps,
+            rehearsal.memory_bytes, rehearsal.dense_format, request,
+        )  # fmt: skip
+
+    def parallel(model: Any, profile: Any, recording: Any, request: Any, *, others: Any, **more: Any) -> None:
+        counted = getattr(recording, "experts", getattr(recording, "counts", None))
+        raise Reached(model, profile, counted.tobytes(), request, tuple(others))
+
+    monkeypatch.setattr(moeplan.planner.offload.plan, "make_plan", offload)
+    monkeypatch.setattr(moeplan.planner.parallel.plan, "make_ep_plan", parallel)
+
+    def asked(arguments: list[str]) -> tuple[Any, ...] | Done:
+        try:
+            return call("plan", *arguments)
+        except Reached as reached:
+            return reached.args
+
+    plain = asked(list(CALLS["plan"][mode]))
+    assert isinstance(plain, tuple)
+    for option in options("plan"):
+        if option.name in OUTPUTS or option.name in ("as_json", "mode", "model"):
+            continue
+        assert option.name in VALUES, f"say in VALUES what {option.name} may be"
+        value = VALUES[option.name]
+        found = asked(given(CALLS["plan"][mode], option, () if value is None else (value,)))
+        if isinstance(found, Done):
+            assert (found.status, len(found.lines)) == (2, 1), (option.name, found)
+        else:
+            assert found != plain, f"{option.name} is ignored"

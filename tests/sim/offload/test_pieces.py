@@ -1,0 +1,146 @@
+"""A run replayed piece by piece is the run replayed at once, to the nanosecond; and a long one stays small."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from long_runs import examples
+from moeplan.sim.offload import clock_fields as fields
+from moeplan.sim.offload import compiled as twin
+from moeplan.sim.offload import simulators as engines
+from moeplan.sim.offload.simulators import first_difference, run_twin
+from moeplan.sim.offload.workload import Steps, Workload, build_workload
+from moeplan.specs.schedules.offload import OffloadSchedule, WorkloadOptions, apply_settings
+from strategies import capacities_of, config_of, make_costs, make_trace, runs
+
+LONG = os.environ.get("MOEPLAN_LONG") == "1"
+
+
+def joined(pieces: list[Steps], num_layers: int) -> dict[str, np.ndarray]:
+    """Return the columns of consecutive pieces laid end to end, counted from the start of the run."""
+    entries, tokens, out = 0, 0, {name: [] for name in Steps._fields[:11]}
+    steps = 0
+    for piece in pieces:
+        assert piece.first_visit == steps * num_layers
+        for name, column in out.items():
+            values = getattr(piece, name)
+            if name == "visit_start":
+                values = values[:-1] + entries
+            elif name == "step_start":
+                values = values[:-1] + tokens
+            column.append(values)
+        entries += int(piece.visit_start[-1])
+        tokens += int(piece.step_start[-1])
+        steps += len(piece.step_phase)
+    return {name: np.concatenate(column) for name, column in out.items()}
+
+
+def whole(workload: Workload) -> dict[str, np.ndarray]:
+    steps = workload.steps
+    return {name: getattr(steps, name)[: -1 if name.endswith("_start") else None] for name in Steps._fields[:11]}
+
+
+@settings(max_examples=400 if LONG else 60, deadline=None)
+@given(run=runs(), data=st.data())
+def test_a_run_in_pieces_is_the_run_at_once(run, data):
+    config, workload, costs, capacities, schedule, trace = run
+    pieces = build_workload(
+        trace, schedule.workload, reset_per_request=schedule.cache.reset == "request",
+        with_next_use=schedule.cache.policy == "belady", piece_entries=data.draw(st.integers(1, 60)),
+    )  # fmt: skip
+    serial = not schedule.copy.overlap
+    for rows in (True, False):
+        once = run_twin(config, workload, costs, capacities, serial=serial, rows=rows)
+        many = run_twin(config, pieces, costs, capacities, serial=serial, rows=rows)
+        assert first_difference(once, many) is None
+        assert np.array_equal(once.clock[fields.NOW :], many.clock[fields.NOW :]) or serial
+    count = data.draw(st.integers(1, workload.num_steps))
+    some = [run_twin(config, w, costs, capacities, serial=serial, max_steps=count) for w in (workload, pieces)]
+    assert first_difference(*some) is None
+    limit = data.draw(st.integers(1, int(once.step_end[-1])))
+    given_up = [run_twin(config, w, costs, capacities, serial=serial, limit_ns=limit) for w in (workload, pieces)]
+    assert given_up[0].abandoned == given_up[1].abandoned == (int(once.step_end[-1]) > limit)
+
+
+def test_what_is_under_way_between_two_pieces_goes_on(monkeypatch):
+    """Slow links, so that copies, write-backs and disk reads outlive the step that asked for them."""
+    carried = dict.fromkeys(("H_BUSY", "D_BUSY", "R_BUSY", "prefetches", "write-backs", "reads"), 0)
+    whole_call = engines.run_overlapped
+
+    def watched(*arguments):
+        whole_call(*arguments)
+        held = arguments[11]
+        if held[twin.MORE]:
+            for name in ("H_BUSY", "D_BUSY", "R_BUSY"):
+                carried[name] += int(held[getattr(twin, name)])
+            for name, queue in (("prefetches", "PQ"), ("write-backs", "BQ"), ("reads", "R")):
+                carried[name] += int(held[getattr(twin, f"{queue}_HEAD")] < held[getattr(twin, f"{queue}_TAIL")])
+
+    monkeypatch.setattr(engines, "run_overlapped", watched)
+    for seed in range(48):
+        rng = np.random.default_rng(seed)
+        trace = make_trace(rng, num_layers=3, num_experts=6, top_k=2, requests=[(3, 5), (2, 6)], guesses=2)
+        tier = {"copy.write_back": True} if seed % 2 else {"copy.host_experts": 9}
+        schedule = apply_settings(
+            OffloadSchedule(name="slow link"),
+            {
+                "cache.policy": "lru", "cache.experts_per_layer": 3, "copy.chunk_bytes": 4096, **tier,
+                "predictor.kind": ("all", "next-gate", "dial")[seed // 2 % 3], "predictor.depth": 2, "predictor.width": 4,
+                "predictor.staging": (0, 4)[seed // 6 % 2], "predictor.recall": 0.3,
+            },
+        )  # fmt: skip
+        workload = build_workload(trace, schedule.workload)
+        pieces = build_workload(trace, schedule.workload, piece_entries=int(rng.integers(6, 24)))
+        costs = make_costs(rng, workload, schedule)
+        costs = costs._replace(
+            chunk_ns=costs.chunk_ns * 8, back_ns=costs.back_ns * 8, disk_ns=rng.integers(100, 900, costs.disk_ns.shape)
+        )
+        config, capacities = config_of(schedule, trace), capacities_of(schedule, trace)
+        once, many = (run_twin(config, w, costs, capacities, serial=False, rows=True) for w in (workload, pieces))
+        assert first_difference(once, many) is None, seed
+    assert min(carried.values()) > 0, carried
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(run=runs(), entries=st.integers(1, 60), next_use=st.booleans())
+def test_pieces_hold_what_the_whole_holds(run, entries, next_use):
+    _, _, _, _, schedule, trace = run
+    built = [
+        build_workload(trace, schedule.workload, with_next_use=next_use, piece_entries=most)
+        for most in (entries, 10**9)
+    ]
+    cut, uncut = built
+    pieces = list(cut.pieces())
+    for piece in pieces:
+        assert len(piece.visit_expert) <= entries or len(piece.step_phase) == 1
+    assert len(list(uncut.pieces())) == 1
+    known, found = whole(uncut), joined(pieces, trace.num_layers)
+    if not next_use:
+        del known["visit_next_use"], found["visit_next_use"]
+    for name, column in known.items():
+        assert np.array_equal(found[name], column), name
+    assert np.array_equal(cut.first_use, uncut.first_use) and cut.max_expert_tokens == uncut.max_expert_tokens
+    tokens = uncut.steps.visit_tokens
+    for workload in (cut, uncut):
+        assert np.array_equal(workload.visit_sizes, np.bincount(tokens, minlength=2))
+        assert (workload.num_expert_visits, workload.max_expert_tokens) == (len(tokens), tokens.max())
+
+
+def test_next_uses_are_those_a_search_finds():
+    trace = make_trace(np.random.default_rng(4), num_layers=2, num_experts=5, top_k=2, requests=[(3, 5), (2, 6)])
+    workload = build_workload(trace, WorkloadOptions(), with_next_use=True, piece_entries=9)
+    found = joined(list(workload.pieces()), 2)
+    sets = [
+        set(found["visit_expert"][low:high].tolist())
+        for low, high in zip(found["visit_start"], [*found["visit_start"][1:], len(found["visit_expert"])], strict=True)
+    ]
+    at = 0
+    for visit, experts in enumerate(sets):
+        for expert in found["visit_expert"][at : at + len(experts)].tolist():
+            later = [other for other in range(visit + 2, len(sets), 2) if expert in sets[other]]
+            assert found["visit_next_use"][at] == (later[0] if later else 2**62)
+            at += 1

@@ -1,0 +1,132 @@
+"""Weight formats of GGUF files: exact blocks, published mixes."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from statistics import median
+
+import pytest
+
+from moeplan.base.errors import UnknownName
+from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.papers.field import setup
+from moeplan.papers.field.rows import read_reports
+from moeplan.specs.machines.load import load_machine
+from moeplan.specs.memory import MemoryNeeds, device_ledger
+from moeplan.specs.models import quantised_as, stated_format, weight_format
+from moeplan.specs.models.gguf_types import block_bits
+from moeplan.specs.models.load import load_model
+from moeplan.specs.models.mixes.names import mix, mix_names
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("Q8_0", "8.5"),
+        ("Q4_0", "4.5"),
+        ("Q6_K", "6.5625"),
+        ("IQ4_XS", "4.25"),
+        ("MXFP4", "4.25"),
+        ("Q2_K", "2.625"),
+        ("IQ4_K_R4", "4.5"),
+    ],
+)
+def test_blocks_are_exact(name: str, bits: str) -> None:
+    found = block_bits(name)
+    assert found is not None and found[1] == Fraction(bits)
+
+
+def test_a_mix_lies_between_its_types() -> None:
+    found = mix("Q4_K_M")
+    assert found is not None and found.exact
+    # Half of the layers' down matrices are Q6_K: (2 · 4.5 + (4.5 + 6.5625) / 2) / 3.
+    assert found.experts == Fraction("4.84375")
+
+
+def test_names_are_formats() -> None:
+    for name in mix_names():
+        fmt = weight_format(name)
+        assert 1 <= fmt.bits_per_weight < 11 and fmt.quantised
+    assert weight_format("4.58bpw").bits_per_weight == Fraction("4.58")
+    for wrong in ("Q4_K_X", "0.5bpw", "41bpw", "bpw"):
+        with pytest.raises(UnknownName):
+            weight_format(wrong)
+
+
+def test_rows_that_are_no_whole_blocks_take_other_types() -> None:
+    # DeepSeek-V2-Lite's experts are 1408 wide: Q4_K falls back to Q5_0 there, Q6_K to Q8_0; 13 of its 26 MoE layers are in the finer type.
+    experts, dense = quantised_as("Q4_K_M", None, load_model("deepseek-v2-lite"))
+    assert abs(
+        experts.bits_per_weight - (2 * Fraction("4.5") + Fraction("5.5") / 2 + Fraction("8.5") / 2) / 3
+    ) < Fraction(1, 25)
+    assert (dense.embedding_bits, dense.head_bits) == (Fraction("4.5"), Fraction("6.5625"))
+    assert quantised_as("Q4_K_M", None, load_model("qwen3-30b-a3b"))[0].name == "Q4_K_M"
+    assert (
+        quantised_as("int4-g128", None, load_model("qwen3-30b-a3b"))[1].head_bits is None
+    )  # other quantisers leave the outer matrices
+
+
+@pytest.mark.parametrize("quant", ["Q4_K_M", "Q8_0", "UD-Q2_K_XL"])
+def test_outer_matrices_are_counted_in_their_own_types(quant: str) -> None:
+    model = load_model("qwen3-30b-a3b")
+    experts, dense = quantised_as(quant, None, model)
+    ledger = device_ledger(MemoryNeeds(model=model, expert_format=experts, dense_format=dense), offloaded=False)
+    values = model.vocab_size * model.hidden_size
+    assert dense.embedding_bits is not None and dense.head_bits is not None
+    assert ledger.num_bytes("embeddings") == values * (dense.embedding_bits + dense.head_bits) / 8
+    profile = load_machine("rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB", "llama.cpp")
+    wide = load_costs(profile, model, dense_format=weight_format("16")).head(1).seconds
+    own = load_costs(profile, model, dense_format=dense).head(1).seconds
+    assert own / wide == pytest.approx(float(dense.head_bits) / 16)
+
+
+def test_stated_formats_come_back_by_their_names() -> None:
+    for bits in (Fraction(1), Fraction(16, 3), Fraction("8.5"), Fraction(16)):
+        fmt = stated_format(bits, bits, Fraction("6.5625"))
+        assert weight_format(fmt.name) == fmt and abs(fmt.bits_per_weight - bits) < Fraction(1, 10**9)
+
+
+def test_weights_are_as_large_as_published_files(capsys: pytest.CaptureFixture[str]) -> None:
+    by_name, by_size = [], []
+    for report in read_reports():
+        stated = report.number("quant", "file_bytes")
+        if stated is None:
+            continue
+        model = setup.model_of(report)
+        quant = report.part("quant")
+        for errors, (experts, dense) in (
+            (by_name, setup.stored_by_name(model, quant["experts"], quant["dense"])),
+            (by_size, setup.formats_of(report, model, [])[:2]),
+        ):
+            needs = MemoryNeeds(model=model, expert_format=experts, dense_format=dense)
+            ledger = device_ledger(needs, cached_experts=model.num_routed_experts, offloaded=False)
+            weights = sum(ledger.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights"))
+            errors.append(abs(weights / stated - 1))
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nweights against {len(by_name)} stated files: median {median(by_name):.2%} by name, {median(by_size):.2%} by size\n"
+        )
+    assert len(by_name) > 60 and median(by_name) < 0.01 and median(by_size) < 0.01 and max(by_size) < 0.01
+
+
+# Sizes in decimal GB as publishers of files made by the unchanged quantiser state them (model cards; `llama-bench` for those in GiB).
+PUBLISHED = [
+    ("qwen3-30b-a3b", "Q8_0", 32.48), ("qwen3-30b-a3b", "Q6_K", 25.10), ("qwen3-30b-a3b", "Q6_K_L", 25.26),
+    ("qwen3-30b-a3b", "Q5_K_M", 21.74), ("qwen3-30b-a3b", "Q5_K_S", 21.10), ("qwen3-30b-a3b", "Q4_K_M", 17.28 * 2**30 / 1e9),
+    ("deepseek-v3", "Q8_0", 713.29), ("deepseek-v3", "Q6_K", 550.80), ("deepseek-v3", "Q5_K_M", 475.40),
+    ("deepseek-v3", "Q5_K_S", 461.81), ("deepseek-v3", "Q4_K_M", 404.43), ("mixtral-8x22b", "Q5_K_M", 99.96),
+    ("mixtral-8x22b", "Q5_K_S", 96.97), ("mixtral-8x22b", "Q4_K_M", 85.58), ("mixtral-8x22b", "Q4_K_S", 80.47),
+    ("mixtral-8x22b", "Q3_K_L", 72.57), ("mixtral-8x22b", "Q3_K_M", 67.78), ("mixtral-8x22b", "IQ3_M", 64.49),
+    ("mixtral-8x22b", "IQ3_S", 61.49), ("mixtral-8x22b", "Q3_K_S", 61.49), ("mixtral-8x22b", "IQ3_XS", 58.22),
+    ("mixtral-8x22b", "Q2_K", 52.10), ("gpt-oss-120b", "MXFP4_MOE", 63.39), ("glm-4.7-flash", "Q8_0", 31.84),
+    ("qwen3.5-397b-a17b", "Q8_0", 421.58), ("deepseek-v2-lite", "Q4_K_M", 9.65 * 2**30 / 1e9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "quant", "gigabytes"), PUBLISHED)
+def test_files_have_their_published_sizes(name: str, quant: str, gigabytes: float) -> None:
+    model = load_model(name)
+    experts, dense = quantised_as(quant, None, model)
+    weights = model.dense_bytes(dense) + model.num_routed_experts * model.expert_bytes(experts)
+    assert weights / (gigabytes * 1e9) == pytest.approx(1, abs=0.0015)  # the rest is tokens' names and rounding

@@ -1,0 +1,1 @@
+"""Files that recordings come in: containers read without running what they hold."""

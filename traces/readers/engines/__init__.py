@@ -1,0 +1,1 @@
+"""Readers of what inference engines record."""

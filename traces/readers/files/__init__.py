@@ -1,0 +1,1 @@
+"""Readers of recordings as plain files: tables, arrays, rows of text."""

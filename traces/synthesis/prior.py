@@ -1,0 +1,85 @@
+"""Routing where nothing was recorded: a synthetic recording of a model's family, for requests of given lengths.
+
+Modelled: the dials of the nearest published locality, in the shape of the model; a request is a prompt and a reply, or only
+decoding steps or one part of a prompt at a given depth of context. Ignored: what a particular text would choose; how far
+families differ is what predictions without a recording are uncertain by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from types import MappingProxyType
+
+import numpy as np
+
+from ...specs.models import ModelSpec
+from ..recording import RoutingTrace
+from .dial import Dials, reshape_dials
+from .presets import PRESETS
+from .synthesise import RequestPlan, synth_trace
+
+_FAMILIES: Mapping[str, str] = MappingProxyType({
+    "mixtral": "mixtral-8x7b", "dbrx": "mixtral-8x7b", "gpt_oss": "gpt-oss-20b", "deepseek_v2": "deepseek-v2-lite",
+    "deepseek_v3": "deepseek-r1", "deepseek_v32": "deepseek-r1", "deepseek_v4": "deepseek-r1", "kimi_k2": "deepseek-r1",
+})  # fmt: skip
+_FEW_EXPERTS, _SOME_EXPERTS = 16, 32
+
+
+def prior_name(model: ModelSpec) -> str:
+    """Return the published locality that stands for `model`: its family's, else that of models with about as many experts."""
+    named = _FAMILIES.get(model.family)
+    if named is not None:
+        return named
+    if model.num_experts <= _FEW_EXPERTS:
+        return "mixtral-8x7b"
+    return "gpt-oss-20b" if model.num_experts <= _SOME_EXPERTS else "deepseek-v2-lite"
+
+
+def prior_dials(model: ModelSpec) -> Dials:
+    """Return the dials of `prior_name(model)` in the shape of `model`."""
+    dials = PRESETS[prior_name(model)]
+    return reshape_dials(
+        dials,
+        num_layers=model.num_moe_layers,
+        num_experts=model.num_experts,
+        top_k=model.top_k,
+        layer_ids=model.moe_layers,
+    )
+
+
+def prior_recording(
+    model: ModelSpec,
+    *,
+    prompt_tokens: int,
+    reply_tokens: int,
+    requests: int = 1,
+    context_before: int = 0,
+    seed: int = 0,
+) -> RoutingTrace:
+    """Return a recording of `requests` requests of such lengths; `context_before` tokens of each were read earlier.
+
+    Raises InputError for lengths that are out of range.
+    """
+    dials = replace(prior_dials(model), guess_recall=())
+    return _recording(dials, model.name, prior_name(model), prompt_tokens, reply_tokens, requests, context_before, seed)
+
+
+@lru_cache(maxsize=64)
+def _recording(
+    dials: Dials,
+    name: str,
+    prior: str,
+    prompt_tokens: int,
+    reply_tokens: int,
+    requests: int,
+    context_before: int,
+    seed: int,
+) -> RoutingTrace:
+    prompt = np.full(requests, prompt_tokens, np.int64)
+    plan = RequestPlan(prompt=prompt, total=prompt + reply_tokens, domain=np.zeros(requests, np.int64))
+    trace = synth_trace(dials, plan=plan, seed=seed, model=name)
+    position = trace.position + np.int32(context_before) if context_before else trace.position
+    source = f"{trace.source}; no recording was given: the locality of {prior} in this model's shape"
+    return replace(trace, position=position, source=source)
