@@ -18,7 +18,6 @@ import torch
 from ...devices.dense_part import DensePart
 from ...devices.device import Device, Mark, preemptions
 from ...devices.runners.runner import ExpertRunner, Visit
-from ...sim.offload.workload import Steps
 from ...sim.policies.offload import begin_step, cancel_prefetch, decide_visit
 from ...sim.policies.state import (
     DEMAND,
@@ -37,6 +36,7 @@ from ...sim.policies.state import (
     PolicyConfig,
     PolicyState,
 )
+from ...sim.policies.steps import Steps
 from ...sim.timeline import (
     OP_DENSE,
     OP_EXPERT,

@@ -39,7 +39,7 @@ from ..timeline import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from .workload import Steps
+    from ..policies.steps import Steps
 
 # `held` indices: what lanes and queues carry from one piece of a recording to the next. MORE: further steps follow; BEGIN: when
 # the next step begins; then the lanes that may be busy between two steps, the queues' heads and tails, the reads done.

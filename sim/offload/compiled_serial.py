@@ -71,7 +71,7 @@ from .clock_fields import (
 from .costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
 
 if TYPE_CHECKING:
-    from .workload import Steps
+    from ..policies.steps import Steps
 
 
 @jit_lean

@@ -32,7 +32,7 @@ from .run_input import RunInput
 from .simulators import fresh_state
 
 if TYPE_CHECKING:
-    from .workload import Steps
+    from ..policies.steps import Steps
 
 (USED, FRESH, AHEAD, FETCHES, TRANSFERS, LAUNCHES, ON_CORES, ERRANDS, VISITS, DECODED, EXPERTS, TOKENS, NUM_FACTS) = (
     range(13)

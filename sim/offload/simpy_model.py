@@ -37,7 +37,7 @@ from ..timeline import (
     OP_PREFETCH,
     LANE_NAMES, OP_NAMES, ROW_FIELDS,
 )  # fmt: skip
-from .workload import Steps
+from ..policies.steps import Steps
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from ...traces.counting import add_loads
 from ...traces.format import RoutingTrace
 from ...traces.validate import release_pages, row_chunks
 from ..policies.state import FAR, Array
+from ..policies.steps import Steps
 from .visits import count_sizes, gather_visits, mark_uses, next_uses
 
 # Contexts are rounded up to this many tokens, so that the cost tables stay small; at 128 tokens the rounding changes
@@ -30,26 +30,6 @@ _PROB_ONE = 32767
 # Gathered visits take 8 bytes an entry (an expert of a visit), 16 with next uses. Runs of up to the first number are
 # gathered once and kept; longer ones in pieces of the second, anew for every run.
 _KEPT_ENTRIES, _PIECE_ENTRIES = 1 << 24, 1 << 22
-
-
-class Steps(NamedTuple):
-    """The logical input of a run, or of a piece of one, as arrays; `num_visits = num_steps * num_layers`."""
-
-    visit_start: Array  # int64 [num_visits + 1]: where each visit's experts begin
-    visit_expert: Array  # int16 [n]: distinct experts, in order of first use
-    visit_tokens: Array  # int32 [n]: tokens of each
-    visit_touch: Array  # int16 [n]: the same experts in order of last use
-    visit_next_use: Array  # int64 [n]: next visit of the same layer that uses the expert, FAR when none does
-    step_start: Array  # int64 [num_steps + 1]: where each step's tokens begin
-    step_token: Array  # int64 [num_tokens]: rows of the recording
-    visit_rank: Array  # uint8 [n]: best place an expert has among any token's choices, 0 the first
-    step_phase: Array  # uint8 [num_steps]: 0 prefill, 1 decode
-    step_first: Array  # uint8 [num_steps]: 1 where a request starts
-    step_reset: Array  # uint8 [num_steps]: 1 where a new request starts and the cache is to be emptied
-    experts: Array  # uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself (for dial guesses)
-    predicted: Array  # int16 [num_rows, num_layers, distance, width], or all lengths zero
-    predicted_prob: Array  # int16, same shape: probability times 32767
-    first_visit: int  # visits of the run before these steps (long recordings are replayed piece by piece)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from .state import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..offload.workload import Steps
+    from .steps import Steps
 
 
 @jit_inner

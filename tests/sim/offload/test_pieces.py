@@ -13,7 +13,8 @@ from moeplan.sim.offload import clock_fields as fields
 from moeplan.sim.offload import compiled as twin
 from moeplan.sim.offload import simulators as engines
 from moeplan.sim.offload.simulators import first_difference, run_twin
-from moeplan.sim.offload.workload import Steps, Workload, build_workload
+from moeplan.sim.offload.workload import Workload, build_workload
+from moeplan.sim.policies.steps import Steps
 from moeplan.specs.schedules.offload import OffloadSchedule, WorkloadOptions, apply_settings
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 

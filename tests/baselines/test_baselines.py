@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.base.errors import InputError, UnknownName
@@ -117,7 +117,6 @@ FIGURES = st.dictionaries(
 )
 
 
-@settings(max_examples=30)
 @given(figures=FIGURES)
 def test_a_written_file_reads_back(figures: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> None:
     one = pinned(figures, model="tiny-moe")
