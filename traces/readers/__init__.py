@@ -1,8 +1,8 @@
 """The registry of readers: what `--from KIND` means, and the one function that runs them.
 
 Modelled: a reader is a function from a path and keyword options to a recording; its options are read from its
-signature, so that a wrong one is refused by name and a text becomes what the option is. A new source is a module of
-this folder and a line of `_READERS`. Ignored: guessing the kind from the file.
+signature, so that a wrong one is refused by name and a text becomes what the option is. A new source is a module in
+`engines/` or `files/` and a line of `_READERS`. Ignored: guessing the kind from the file.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from .draft_layers import without_draft_layers
 
 Reader = Callable[..., RoutingTrace | LoadProfile]
 
-# Kind → module of this folder and function in it; the module is imported when the kind is asked for.
+# Kind → module below this folder and function in it; the module is imported when the kind is asked for.
 _READERS: Mapping[str, str] = MappingProxyType(
     {
-        "csv": "token_rows.read_csv",
-        "hf-router-logits": "router_logits.read_router_logits",
-        "jsonl": "token_rows.read_jsonl",
-        "llama-csv": "llamacpp.read_llama_csv",
-        "llama-imatrix": "llamacpp.read_llama_imatrix",
-        "megatron": "megatron.read_megatron",
-        "moe-infinity": "moe_infinity.read_moe_infinity",
-        "npy": "npy_layers.read_npy_layers",
-        "npz": "npz.read_npz_trace",
-        "parquet": "parquet.read_parquet",
-        "sglang-per-pass": "sglang.read_sglang_per_pass",
-        "sglang-per-token": "sglang.read_sglang_per_token",
-        "sglang-routed-experts": "sglang_routed_experts.read_sglang_routed_experts",
-        "sglang-stat": "sglang.read_sglang_stat",
-        "trtllm": "trtllm.read_trtllm",
-        "verl": "verl.read_verl",
-        "vllm-eplb-stats": "vllm_load_stats.read_vllm_load_stats",
-        "vllm-routed-experts": "vllm_routed_experts.read_vllm_routed_experts",
+        "csv": "files.token_rows.read_csv",
+        "hf-router-logits": "files.router_logits.read_router_logits",
+        "jsonl": "files.token_rows.read_jsonl",
+        "llama-csv": "engines.llamacpp.read_llama_csv",
+        "llama-imatrix": "engines.llamacpp.read_llama_imatrix",
+        "megatron": "engines.megatron.read_megatron",
+        "moe-infinity": "engines.moe_infinity.read_moe_infinity",
+        "npy": "files.npy_layers.read_npy_layers",
+        "npz": "files.npz.read_npz_trace",
+        "parquet": "files.parquet.read_parquet",
+        "sglang-per-pass": "engines.sglang.read_sglang_per_pass",
+        "sglang-per-token": "engines.sglang.read_sglang_per_token",
+        "sglang-routed-experts": "engines.sglang_routed_experts.read_sglang_routed_experts",
+        "sglang-stat": "engines.sglang.read_sglang_stat",
+        "trtllm": "engines.trtllm.read_trtllm",
+        "verl": "engines.verl.read_verl",
+        "vllm-eplb-stats": "engines.vllm_load_stats.read_vllm_load_stats",
+        "vllm-routed-experts": "engines.vllm_routed_experts.read_vllm_routed_experts",
     }
 )
 READERS: Sequence[str] = tuple(_READERS)
@@ -102,7 +102,7 @@ def _reader(kind: str) -> Reader:
     where = _READERS.get(kind)
     if where is None:
         raise UnknownName("kind", kind, READERS)
-    module, _, function = where.partition(".")
+    module, _, function = where.rpartition(".")
     return typing.cast(Reader, getattr(importlib.import_module(f".{module}", __name__), function))
 
 
