@@ -64,7 +64,7 @@ def _simulate(*, schedule: str | None = None, set: list[str] | None = None, **op
     subject = open_subject(**options, changes=changes)
     chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
-    said = prediction_to_dict(subject.rehearsal.predict(chosen))
+    said = prediction_to_dict(subject.simulation.predict(chosen))
     ledger, resolved = said["ledger"], said["schedule"]
     memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in ledger["items"]}
     return {key: value for key, value in said.items() if key not in _NO_FIGURES} | {

@@ -83,11 +83,11 @@ def search_of(
     plain = plain_schedule("16")
     search = prepare_ep(model, profile, evidence, request, plain)
     if not shared:
-        costing = search.rehearsal.costing
+        costing = search.simulation.costing
         alone = dataclasses.replace(costing.constants, intra=dataclasses.replace(costing.constants.intra, table=None))
         by_port = EpCosting(costing.costs, alone, costing.prefill, costing.context_tokens)
         search.placements.layer_costs = layer_costs(
-            by_port, plain, step_tokens=evidence.step_tokens, num_ranks=search.rehearsal.num_ranks,
+            by_port, plain, step_tokens=evidence.step_tokens, num_ranks=search.simulation.num_ranks,
             ranks_per_node=request.ranks_per_node, weight=evidence.weight,
         )  # fmt: skip
     return search

@@ -13,7 +13,7 @@ from typing import Any
 _TIMELINE_STEPS = 64
 
 
-def write_perfetto(path: Path, rehearsal: Any, prediction: Any) -> None:
+def write_perfetto(path: Path, simulation: Any, prediction: Any) -> None:
     """Write the Perfetto timeline of a prediction, with how much the device holds; of a long one, the middle."""
     from ..reports.timelines.occupancy import cache_occupancy
     from ..reports.timelines.perfetto import write_timeline
@@ -25,18 +25,18 @@ def write_perfetto(path: Path, rehearsal: Any, prediction: Any) -> None:
         last = first + _TIMELINE_STEPS
         timeline = timeline.steps(first, last - 1)
         sys.stderr.write(f"{path}: steps {first} to {last - 1} of {steps}\n")
-    write_timeline(path, timeline, occupancy=cache_occupancy(rehearsal, prediction.schedule, num_steps=last))
+    write_timeline(path, timeline, occupancy=cache_occupancy(simulation, prediction.schedule, num_steps=last))
 
 
 def write_offload_report(
-    path: Path, document: dict[str, Any], rehearsal: Any, best: Any, *, more_sections: Sequence[Any] = ()
+    path: Path, document: dict[str, Any], simulation: Any, best: Any, *, more_sections: Sequence[Any] = ()
 ) -> None:
     """Write the HTML report of a plan, with the curves of hit rate against cache size and sections of one's own."""
     from ..reports.offload.hit_curves import hit_curves
     from ..reports.offload.page import write_plan_report
 
-    lru, belady = hit_curves(rehearsal, best.schedule)
-    write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=rehearsal.profile,
+    lru, belady = hit_curves(simulation, best.schedule)
+    write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=simulation.profile,
                       command=document["provenance"].get("command"), more_sections=more_sections)  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from ..base.text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
 from .first_question import first_answer
 from .options.declarations import JsonFlag, open_trace
-from .options.subject import rehearse
+from .options.subject import open_simulation
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000
@@ -61,19 +61,19 @@ def demo(
         sys.stdout.flush()  # it is read while the rest runs
     if runs:
         _calibrate(paths["profile"])
-        rehearsal = rehearse(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
+        simulation = open_simulation(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
     else:
         sys.stderr.write("demo: torch is not installed, so nothing is run; pip install 'moeplan[run]'\n")
-        rehearsal = rehearse(DEMO_MODEL, DEMO_HARDWARE, "bundled", DEMO_MEMORY, DEMO_WINDOW, "16")
-    found = make_plan(rehearsal, PlanRequest(bits=("native",)), progress=reporter("demo: plan"))
+        simulation = open_simulation(DEMO_MODEL, DEMO_HARDWARE, "bundled", DEMO_MEMORY, DEMO_WINDOW, "16")
+    found = make_plan(simulation, PlanRequest(bits=("native",)), progress=reporter("demo: plan"))
     document = plan_to_dict(found)
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_perfetto(paths["timeline"], rehearsal, found.best)
-    measured, section = _run(document, rehearsal) if runs else (None, None)
+    write_perfetto(paths["timeline"], simulation, found.best)
+    measured, section = _run(document, simulation) if runs else (None, None)
     if measured is not None:
         write_atomic(paths["validation"], json.dumps(measured, indent=1, allow_nan=False) + "\n")
     write_offload_report(
-        paths["report"], document, rehearsal, found.best,
+        paths["report"], document, simulation, found.best,
         more_sections=(*(() if section is None else (section,)), answer.section()),
     )  # fmt: skip
     if as_json:
@@ -102,14 +102,14 @@ def _calibrate(path: Path) -> None:
     )  # fmt: skip
 
 
-def _run(document: dict[str, Any], rehearsal: Any) -> tuple[dict[str, Any], Any]:
+def _run(document: dict[str, Any], simulation: Any) -> tuple[dict[str, Any], Any]:
     """Return the figures of running the plan and its rivals, and the report's section about them."""
     from ..base.progress import reporter
     from ..executor.validation.validate_plan import validate_plan
     from ..reports.validation.page import predicted_measured_section
 
     found = validate_plan(
-        document, rehearsal.model, open_trace("bundled"), profile=rehearsal.profile, num_baselines=_RIVALS,
+        document, simulation.model, open_trace("bundled"), profile=simulation.profile, num_baselines=_RIVALS,
         steps=_RUN_STEPS, repeats=_REPEATS, check_drift=False, progress=reporter("demo: run"),
     )  # fmt: skip
     measured = found.to_dict() | found.best_to_dict()

@@ -130,15 +130,15 @@ def first_answer() -> Answer:
         model=MODEL, hardware=HARDWARE, trace=None, engine=ENGINE, quant=QUANT, prompt_tokens=PROMPT_TOKENS, reply_tokens=REPLY_TOKENS,
         changes=split_settings(None),
     )  # fmt: skip
-    rehearsal = subject.rehearsal
-    layers, each = rehearsal.model.num_moe_layers, rehearsal.model.num_experts
-    on_card = rehearsal.slots_that_fit(_preset(subject, "n-cpu-moe")) // each
+    simulation = subject.simulation
+    layers, each = simulation.model.num_moe_layers, simulation.model.num_experts
+    on_card = simulation.slots_that_fit(_preset(subject, "n-cpu-moe")) // each
     on_cores = max(0, layers - on_card)
     placements = (("--cpu-moe", "cpu-moe"), (f"--n-cpu-moe {on_cores}", f"n-cpu-moe={on_cores}"))
     needed, missing = _resident(subject)
     return Answer(
-        machine=rehearsal.profile.description, resident_bytes=needed, missing_bytes=missing, cpu_layers=on_cores, num_layers=layers,
-        rows=tuple((told, rehearsal.predict(_preset(subject, name))) for told, name in placements), notes=subject.notes,
+        machine=simulation.profile.description, resident_bytes=needed, missing_bytes=missing, cpu_layers=on_cores, num_layers=layers,
+        rows=tuple((told, simulation.predict(_preset(subject, name))) for told, name in placements), notes=subject.notes,
     )  # fmt: skip
 
 
@@ -150,11 +150,11 @@ def _preset(subject: Subject, name: str) -> Any:
 
 def _resident(subject: Subject) -> tuple[int, int]:
     """Return the bytes that everything on the card needs, and how many of them it lacks."""
-    rehearsal = subject.rehearsal
+    simulation = subject.simulation
     schedule = _preset(subject, "resident")
-    needed = rehearsal.ledger(schedule, cached_experts=rehearsal.num_experts).device_bytes
+    needed = simulation.ledger(schedule, cached_experts=simulation.num_experts).device_bytes
     try:
-        rehearsal.slots_that_fit(schedule, least=rehearsal.num_experts)
+        simulation.slots_that_fit(schedule, least=simulation.num_experts)
     except DoesNotFit as error:
         return needed, error.missing_bytes
     return needed, 0

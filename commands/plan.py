@@ -40,7 +40,7 @@ from .options.declarations import (
     model_file,
 )
 from .options.settings import Settings, print_settings, split_settings
-from .options.subject import rehearse, usual_dense_bits
+from .options.subject import open_simulation, usual_dense_bits
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -206,18 +206,18 @@ def plan(
         from ..base.progress import reporter
         from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
 
-        rehearsal = rehearse(model, hardware, trace, memory, window, dense_bits, changes)
+        simulation = open_simulation(model, hardware, trace, memory, window, dense_bits, changes)
         asked_for = PlanRequest(
             bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
             prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,
         )  # fmt: skip
-        found = make_plan(rehearsal, changes.changed_request(asked_for, said), progress=reporter("plan"))
+        found = make_plan(simulation, changes.changed_request(asked_for, said), progress=reporter("plan"))
         document = plan_to_dict(found) | {"set_by_user": changes.made}
         _write(output, document)
         if timeline is not None:
-            write_perfetto(timeline, rehearsal, found.best)
+            write_perfetto(timeline, simulation, found.best)
         if report is not None:
-            write_offload_report(report, document, rehearsal, found.best)
+            write_offload_report(report, document, simulation, found.best)
     else:
         raise UnknownName("--mode", mode, ("offload", "ep"))
     if as_json:

@@ -41,7 +41,7 @@ def report(
 def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
     from ..planner.offload.plan import planned_schedule
     from ..reports.offload.plan_document import check_plan_document
-    from ..sim.offload.simulate import Rehearsal
+    from ..sim.offload.simulate import Simulation
     from ..specs.models import weight_format
     from ..specs.provenance import machine_of, model_of
     from ..traces.content import check_recording
@@ -50,14 +50,14 @@ def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path 
     provenance = plan_section(document, "provenance")
     recording = open_trace(trace)
     check_recording(document, recording, trace)
-    rehearsal = Rehearsal(
+    simulation = Simulation(
         model=model_of(document), profile=machine_of(document), trace=recording, window_steps=provenance.get("window_steps"),
         memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
     )  # fmt: skip
-    best = rehearsal.predict(planned_schedule(document), rows=True)
-    write_offload_report(output, document, rehearsal, best)
+    best = simulation.predict(planned_schedule(document), rows=True)
+    write_offload_report(output, document, simulation, best)
     if timeline is not None:
-        write_perfetto(timeline, rehearsal, best)
+        write_perfetto(timeline, simulation, best)
 
 
 def _parallel(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:

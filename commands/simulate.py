@@ -89,12 +89,12 @@ def simulate(
         reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
         window=window, dense_bits=dense_bits, changes=changes,
     )  # fmt: skip
-    rehearsal = subject.rehearsal
+    simulation = subject.simulation
     chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
-    prediction = rehearsal.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
+    prediction = simulation.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
     if timeline is not None:
-        write_perfetto(timeline, rehearsal, prediction)
+        write_perfetto(timeline, simulation, prediction)
     document = (
         prediction_to_dict(prediction)
         | {"simulator": prediction.engine, "set_by_user": changes.made}

@@ -18,7 +18,7 @@ import numpy as np
 from ..base.units import GIGA, NS_PER_S, TERA, US_PER_S
 from ..sim.parallel.costs import EpConstants, Tier
 from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
-from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.simulate import ParallelSimulation
 from ..sim.parallel.traffic import StepLoad, count_step
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models.load import load_model
@@ -61,19 +61,19 @@ def _exchange_s(num_ranks: int, kind: str, tokens_per_rank: int, bytes_per_value
     """Return (dispatch, combine) in seconds, the counts, and by how much they were scaled to the benchmark's tokens."""
     nodes = max(1, num_ranks // _SEATS)
     model = dataclasses.replace(load_model("deepseek-v3"), num_layers=1, moe_layers=(0,))
-    rehearsal = EpRehearsal(model, load_hardware("h800-sxm"), nodes, num_ranks // nodes, constants=constants)
+    simulation = ParallelSimulation(model, load_hardware("h800-sxm"), nodes, num_ranks // nodes, constants=constants)
     schedule = ExpertParallelSchedule(name=kind).with_options(
         exchange__kind=kind, exchange__dispatch_bytes_per_value=bytes_per_value[0],
         exchange__combine_bytes_per_value=bytes_per_value[1],
     )  # fmt: skip
     experts, source = benchmark_routing(num_ranks)
-    counted = count_step(experts, source, rehearsal.topology(_EXPERTS), schedule)
+    counted = count_step(experts, source, simulation.topology(_EXPERTS), schedule)
     scale = tokens_per_rank * num_ranks / len(source)
     load = dataclasses.replace(
         counted, sent=_mean_port(counted.sent, scale), received=_mean_port(counted.received, scale)
     )
-    program = rehearsal.program(schedule)
-    run = rehearsal.run(schedule, load)
+    program = simulation.program(schedule)
+    run = simulation.run(schedule, load)
     lasts = run.ex_end - run.ex_start
     times = [float(lasts[program.ex_kind == kind][0]) / NS_PER_S for kind in (OP_DISPATCH, OP_COMBINE)]
     return times[0], times[1], counted, scale

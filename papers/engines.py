@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..calibrate.costs.cost_model import CostModel
-from ..sim.offload.simulate import Rehearsal
+from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
 from ..specs.memory import MemoryNeeds, cache_budget_bytes, cache_budget_experts
@@ -173,9 +173,9 @@ def _whole_layers(model: ModelSpec, profile: Profile, *, pinned: bool, every: bo
 def _run(model: ModelSpec, profile: Profile, schedule: OffloadSchedule, *, unlimited: bool = False) -> float:
     """Return the mean time of a decoded token; unlimited: on a card with room for everything."""
     fmt = _format(model)
-    rehearsal = Rehearsal(model=model, profile=profile, trace=routing(model), dense_format=fmt,
+    simulation = Simulation(model=model, profile=profile, trace=routing(model), dense_format=fmt,
                           memory_bytes=2 * fmt.num_bytes(model.total_parameters) if unlimited else None)  # fmt: skip
-    metrics = rehearsal.predict(schedule.with_options(experts__bits=fmt.name)).metrics
+    metrics = simulation.predict(schedule.with_options(experts__bits=fmt.name)).metrics
     return metrics.window_s / metrics.num_tokens
 
 

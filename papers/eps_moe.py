@@ -23,7 +23,7 @@ import scipy.optimize
 from ..base.units import GIGA, MS_PER_S, NS_PER_S
 from ..sim.parallel.costs import EpConstants, Tier
 from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
-from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.simulate import ParallelSimulation
 from ..sim.parallel.traffic import StepLoad, expect_step
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
@@ -128,7 +128,7 @@ class _Bench:
     profile: Profile = field(default_factory=lambda: load_hardware("h800-sxm"))
     _loads: dict[tuple[object, ...], StepLoad] = field(default_factory=dict)
 
-    def rehearsal(self, constants: Constants, context: int) -> EpRehearsal:
+    def simulation(self, constants: Constants, context: int) -> ParallelSimulation:
         """Return the simulator under the fitted constants."""
         reach = self.profile.device.compute_efficiency.value
         tier = Tier(
@@ -139,28 +139,28 @@ class _Bench:
         )
         made = EpConstants(inter=None, intra=tier, grouped_rate=constants.grouped_rate, dense_rate=constants.dense_rate,
                            attention_rate=_ATTENTION_OF_PEAK / reach)  # fmt: skip
-        return EpRehearsal(self.model, self.profile, 1, self.num_ranks, context_tokens=context, constants=made)
+        return ParallelSimulation(self.model, self.profile, 1, self.num_ranks, context_tokens=context, constants=made)
 
-    def load(self, rehearsal: EpRehearsal, schedule: ExpertParallelSchedule, tokens: int) -> StepLoad:
+    def load(self, simulation: ParallelSimulation, schedule: ExpertParallelSchedule, tokens: int) -> StepLoad:
         """Return the counts of uniform routing with `tokens` on each rank."""
         key = (tokens, schedule.exchange.kind, schedule.num_groups, schedule.pipeline.split)
         if key not in self._loads:
             model = self.model
             chance = np.full((model.num_moe_layers, 1, model.num_experts), model.top_k / model.num_experts)
             self._loads[key] = expect_step(
-                chance, np.full(self.num_ranks, tokens), rehearsal.topology(model.num_experts), schedule
+                chance, np.full(self.num_ranks, tokens), simulation.topology(model.num_experts), schedule
             )
         return self._loads[key]
 
     def step_s(self, constants: Constants, schedule: ExpertParallelSchedule, tokens: int, context: int) -> float:
         """Return the seconds of one step."""
-        rehearsal = self.rehearsal(constants, context)
-        return rehearsal.run(schedule, self.load(rehearsal, schedule, tokens)).makespan_ns / NS_PER_S
+        simulation = self.simulation(constants, context)
+        return simulation.run(schedule, self.load(simulation, schedule, tokens)).makespan_ns / NS_PER_S
 
     def layer_s(self, constants: Constants, schedule: ExpertParallelSchedule, tokens: int) -> float:
         """Return the seconds from the first dispatch to the last combine of a model of one layer."""
-        rehearsal = self.rehearsal(constants, tokens)
-        run, program = rehearsal.run(schedule, self.load(rehearsal, schedule, tokens)), rehearsal.program(schedule)
+        simulation = self.simulation(constants, tokens)
+        run, program = simulation.run(schedule, self.load(simulation, schedule, tokens)), simulation.program(schedule)
         begin = run.ex_start[program.ex_kind == OP_DISPATCH].min()
         return float(run.ex_end[program.ex_kind == OP_COMBINE].max() - begin) / NS_PER_S
 

@@ -36,7 +36,7 @@ from ..planner.placement.replica_choice import StaticChoice
 from ..planner.placement.splits import StepTokens, source_ranks
 from ..sim.parallel.costs import EpConstants, Tier
 from ..sim.parallel.program import INTER, INTRA, OP_EXPERT
-from ..sim.parallel.simulate import EpRehearsal
+from ..sim.parallel.simulate import ParallelSimulation
 from ..sim.parallel.traffic import count_step
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models import ModelSpec
@@ -162,7 +162,9 @@ def ladder(model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int = _R
     link = Tier(bytes_per_s=profile.node.gpu_link_bytes_per_s.value, latency_s=_LINK_LATENCY_S, source="datasheet",
                 relative_uncertainty=0.2)  # fmt: skip
     constants = EpConstants(inter=network, intra=link, shared_nic=True, half_duplex_nic=True)
-    rehearsal = EpRehearsal(model, profile, _NODES, num_ranks // _NODES, context_tokens=_CONTEXT, constants=constants)
+    simulation = ParallelSimulation(
+        model, profile, _NODES, num_ranks // _NODES, context_tokens=_CONTEXT, constants=constants
+    )
     num = model.num_experts
     occult = _occult(plan, num, num_ranks)
     grace = grace_plan(plan, num, num_ranks, _NODES, ratio=_RATIO)
@@ -172,7 +174,7 @@ def ladder(model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int = _R
     static = [Candidate(placement=each, router=_home_router(each, rows)) for each, rows in (occult, grouped)]
     copied = Candidate(placement=grace.placement, router=grace.router())
     runs = [(static[0], flat), (static[0], tiers), (static[1], tiers), (copied, tiers)]
-    return [_measure(rehearsal, candidate, schedule, step) for candidate, schedule in runs]
+    return [_measure(simulation, candidate, schedule, step) for candidate, schedule in runs]
 
 
 def _home_router(placement: Placement, layers: Groups) -> StaticChoice:
@@ -205,15 +207,19 @@ def _grouped(
 
 
 def _measure(
-    rehearsal: EpRehearsal, candidate: Candidate, schedule: ExpertParallelSchedule, step: StepTokens
+    simulation: ParallelSimulation, candidate: Candidate, schedule: ExpertParallelSchedule, step: StepTokens
 ) -> Measures:
     """Return one rung's measures."""
     placement, router = candidate.placement, candidate.router
     routed = [router.slots(step.experts[:, at], step.source_rank, placement, at) for at in range(placement.num_layers)]
     load = count_step(np.stack(routed, axis=1), step.source_rank, topology_of(placement), schedule)
-    tables, run, program = rehearsal.tables(schedule, load), rehearsal.run(schedule, load), rehearsal.program(schedule)
+    tables, run, program = (
+        simulation.tables(schedule, load),
+        simulation.run(schedule, load),
+        simulation.program(schedule),
+    )
     # What each rank itself sends and receives between nodes, there and back; a node's ranks share a hierarchical exchange.
-    own = (load.sent + load.received)[:, 0, INTER] * 2.0 * _VALUE_BYTES * rehearsal.model.hidden_size
+    own = (load.sent + load.received)[:, 0, INTER] * 2.0 * _VALUE_BYTES * simulation.model.hidden_size
     own_ns = own / (_NETWORK_BITS_PER_S / 8) * NS_PER_S
     volume = tables.ex_bytes.sum(axis=(0, 2))
     return Measures(

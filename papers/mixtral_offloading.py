@@ -27,7 +27,7 @@ import scipy.optimize
 from ..base.errors import Internal
 from ..base.units import GIB, GIGA
 from ..sim.offload.metrics import Metrics
-from ..sim.offload.simulate import Rehearsal
+from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Constant, Profile
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models import BITS_PER_BYTE, WEIGHT_FORMATS, weight_format
@@ -166,10 +166,10 @@ def tokens_per_s(algorithm: str, name: str, bits: str, constants: Constants) -> 
 def simulate(algorithm: str, name: str, bits: str, constants: Constants) -> Metrics:
     """Return the figures of one cell's run; raises DoesNotFit as above."""
     profile = machine(name, constants)
-    rehearsal = Rehearsal(
+    simulation = Simulation(
         model=load_model("mixtral-8x7b"), profile=profile, trace=routing(), dense_format=weight_format(_DENSE_BITS)
     )
-    return rehearsal.predict(schedule_of(algorithm, bits, cached_experts(profile), constants)).metrics
+    return simulation.predict(schedule_of(algorithm, bits, cached_experts(profile), constants)).metrics
 
 
 def cached_experts(profile: Profile) -> int:

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import scipy.optimize
 
 from ..base.units import GIGA, MS_PER_S
-from ..sim.offload.simulate import Prediction, Rehearsal
+from ..sim.offload.simulate import Prediction, Simulation
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models import ModelSpec, weight_format
@@ -137,7 +137,7 @@ def run_mode(name: str, mode: str, block_host_s: float, *, profile: Profile, bit
 
 def _predict(model: ModelSpec, schedule: OffloadSchedule, profile: Profile, prompt: int, decode: int) -> Prediction:
     dense = weight_format("32" if schedule.experts.bits == "32" else "16")
-    return Rehearsal(model=model, profile=profile, trace=routing(model, prompt, decode), dense_format=dense).predict(
+    return Simulation(model=model, profile=profile, trace=routing(model, prompt, decode), dense_format=dense).predict(
         schedule
     )
 

@@ -1,6 +1,6 @@
 """What a prediction is of, as a command line names it: model and weights, machine and engine, recording or lengths of requests.
 
-Modelled: one way for every command from its options to a rehearsal, with what was taken where nothing was said. Ignored: which
+Modelled: one way for every command from its options to a simulation, with what was taken where nothing was said. Ignored: which
 schedule is predicted.
 """
 
@@ -14,7 +14,7 @@ from ...base.errors import InputError
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ...sim.offload.simulate import Rehearsal
+    from ...sim.offload.simulate import Simulation
     from ...specs.machines.engines import Engine
     from ...specs.machines.profile import Profile
     from ...specs.models import ModelSpec, WeightFormat
@@ -25,9 +25,9 @@ DEFAULT_PROMPT, DEFAULT_REPLY, DEFAULT_UBATCH = 512, 128, 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A rehearsal, with what the answer must say about how it came about."""
+    """A simulation, with what the answer must say about how it came about."""
 
-    rehearsal: Rehearsal
+    simulation: Simulation
     engine: Engine | None
     """The serving engine of a machine made of parts; None where constants are of a whole machine."""
     concurrency: int
@@ -61,7 +61,7 @@ class Subject:
         if name is not None or self.engine is None:
             return self.at_once(load_preset(name or "mixtral-offloading"))
         resident = self.at_once(load_preset("resident"))
-        if self.rehearsal.slots_that_fit(resident) == self.rehearsal.num_experts or not self.engine.offload:
+        if self.simulation.slots_that_fit(resident) == self.simulation.num_experts or not self.engine.offload:
             return resident
         preferred = "n-cpu-moe" if "n-cpu-moe" in self.engine.offload else self.engine.offload[0]
         return self.at_once(load_preset(preferred))
@@ -72,7 +72,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
                  concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16", memory: str | None = None,
                  window: int | None = None, dense_bits: str | None = None, changes: Settings) -> Subject:  # fmt: skip
     """Return what a command line asks about; raises InputError for options that contradict each other."""
-    from ...sim.offload.simulate import Rehearsal
+    from ...sim.offload.simulate import Simulation
     from ...specs.machines.engines import load_engine
     from ...specs.machines.load import engine_note, load_machine
     from ...specs.memory import kv_bytes_per_value
@@ -102,7 +102,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
                 raise InputError(option, value, "the recording has requests of its own", "leave out --trace or this")
         recording = open_trace(trace)
         routing = f"recording: {recording.source or trace}"
-    rehearsal = Rehearsal(
+    simulation = Simulation(
         model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, profile), dense_format=dense,
         kv_bytes_per_value=kv_bytes_per_value(kv_type), context_tokens=context,
     )  # fmt: skip
@@ -116,13 +116,13 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
         "machine": profile.description, "routing": routing, "kv_type": kv_type, "quant": quant,
     }  # fmt: skip
     return Subject(
-        rehearsal=rehearsal, engine=serving, concurrency=together, ubatch=chunk,
+        simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
         upload_tokens=None if serving is None else serving.upload_from(spec.num_experts, spec.top_k),
         described=described, notes=tuple(notes), request_options=asked,
     )  # fmt: skip
 
 
-def rehearse(
+def open_simulation(
     model: str,
     hardware: str,
     trace: str,
@@ -130,8 +130,8 @@ def rehearse(
     window: int | None,
     dense_bits: str | None,
     settings: Settings | None = None,
-) -> Rehearsal:
-    """Return the rehearsal of a model on a machine over a recording, all named as on the command line.
+) -> Simulation:
+    """Return the simulation of a model on a machine over a recording, all named as on the command line.
 
     settings: what is changed of model and machine.
     """
@@ -140,7 +140,7 @@ def rehearse(
     return open_subject(
         model=model, hardware=hardware, trace=trace, memory=memory, window=window, dense_bits=dense_bits,
         changes=split_settings(None) if settings is None else settings,
-    ).rehearsal  # fmt: skip
+    ).simulation  # fmt: skip
 
 
 def _budget(memory: str | None, profile: Profile) -> int | None:

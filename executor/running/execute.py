@@ -2,7 +2,7 @@
 
 Modelled: a `Stage` holds what runs of different schedules share (device, dense part, expert stores by weight format);
 `execute` takes a schedule, its workload and its capacities and runs them on it. Routing is the recording's;
-activations and weights are random but really computed. The run is rehearsed first without work, to know how many
+activations and weights are random but really computed. The decisions are walked first without work, to know how many
 transient buffers it needs and to compile the decisions. Ignored: which schedule to run, what it was predicted to do.
 """
 
@@ -209,14 +209,14 @@ def execute(
     stores = stage.stores(schedule, store)
     if len(stores) > 1 and schedule.experts.low_fraction > 0 and given.weighed is None:
         raise Internal(f"{schedule.name} stores some experts in a second format and was not told which")
-    rehearsed = rehearse(given)
+    walked = walk_decisions(given)
     state = fresh_state(config, given.workload, given.capacities, given.weighed)
     slots = Slots(
         device,
         [each.layout for each in stores],
         stores[0].activation,
         num_slots=_num_slots(state),
-        num_transient=int(rehearsed.count[PEAK_TRANSIENT]),
+        num_transient=int(walked.count[PEAK_TRANSIENT]),
     )
     try:
         found = _run(stage, given, stores, slots, state, keep_outputs, poison, progress)
@@ -231,12 +231,12 @@ def execute(
         device.release(slots.arena)
         del slots
     # What is cancelled depends on how far copies have come: such a run decides anew.
-    if not config.cancel and not np.array_equal(found.counts, rehearsed.count):
-        raise Internal("a run's decisions differ from those of its rehearsal")
+    if not config.cancel and not np.array_equal(found.counts, walked.count):
+        raise Internal("a run's decisions differ from those of its simulation")
     return found
 
 
-def rehearse(given: RunInput) -> PolicyState:
+def walk_decisions(given: RunInput) -> PolicyState:
     """Return the decisions' state after a whole run in which nothing was done."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     for _ in decided_visits(given.config, given.workload, state):

@@ -34,7 +34,7 @@ from ...sim.policies.state import PEAK_TRANSIENT, needs_prices
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import RoutingTrace
-from ..running.execute import largest_pass, rehearse
+from ..running.execute import largest_pass, walk_decisions
 from ..running.host_tier import LEAST_SPARE, most_reads
 from ..running.prediction import run_input
 from .grid import Case
@@ -344,7 +344,7 @@ def _num_slots(given: RunInput) -> int:
     """Return the slots of a run's arena: the cache's, staging, two for a static cache's misses, transient ones."""
     schedule, config = given.schedule, given.config
     cached = 0 if schedule.cache.policy == "none" else int(given.capacities.sum())
-    transient = _most_moves(given) if _undecided(given) else int(rehearse(given).count[PEAK_TRANSIENT])
+    transient = _most_moves(given) if _undecided(given) else int(walk_decisions(given).count[PEAK_TRANSIENT])
     return cached + config.staging + 2 + transient
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ...base.errors import Internal, MoeplanError
 from ...base.units import NS_PER_S
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...specs.models import FLOPS_PER_WEIGHT, weight_format
 from .rows import Report
 from .setup import UNLIMITED_BYTES, NotExpressible, Setup, set_up
@@ -49,7 +49,7 @@ def predict_report(report: Report) -> Predicted:
 def predict_setup(setup: Setup) -> Predicted:
     """Return the prediction of a report that is set up."""
     report = setup.report
-    prediction = _rehearsal(setup).predict(setup.schedule)
+    prediction = _simulation(setup).predict(setup.schedule)
     metrics, line = prediction.metrics, roofline(setup)
     value, between = metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval
     if report.decodes:
@@ -73,13 +73,13 @@ def predict_setup(setup: Setup) -> Predicted:
 
 def speed(setup: Setup) -> float:
     """Return the tokens a second of a report's steps, without intervals: the figure that constants are fitted by."""
-    rehearsal = _rehearsal(setup)
-    outcome = rehearsal.run(rehearsal.resolve(setup.schedule))
+    simulation = _simulation(setup)
+    outcome = simulation.run(simulation.resolve(setup.schedule))
     return setup.trace.num_tokens * NS_PER_S / int(outcome.step_end[-1])
 
 
-def _rehearsal(setup: Setup) -> Rehearsal:
-    return Rehearsal(
+def _simulation(setup: Setup) -> Simulation:
+    return Simulation(
         model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
         kv_bytes_per_value=setup.kv_bytes_per_value,
     )  # fmt: skip

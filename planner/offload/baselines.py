@@ -16,7 +16,7 @@ from typing import Self
 
 from ...base.errors import DoesNotFit, InputError
 from ...base.workers import worker_pool
-from ...sim.offload.simulate import Prediction, Rehearsal
+from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import PRESETS, load_preset
 from .space import ASSUMED_RECALL
@@ -24,21 +24,21 @@ from .space import ASSUMED_RECALL
 CHECKED_STEPS = 200
 """Forward passes over which the SimPy model must agree with the twin; a few seconds a schedule."""
 # Set in the parent before the workers are forked: a recording need not be copied to reach them.
-_SHARED: list[Rehearsal] = []
+_SHARED: list[Simulation] = []
 
 
 @dataclass(slots=True)
 class CheckedRuns:
     """Runs of both engines in worker processes; use as a context manager, so that no worker outlives it."""
 
-    rehearsal: Rehearsal
+    simulation: Simulation
     _pool: ProcessPoolExecutor | None = None
     _pending: dict[str, Future[Prediction]] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
     _workers: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
-        _SHARED[:] = [self.rehearsal]
+        _SHARED[:] = [self.simulation]
         self._pool = self._workers.enter_context(worker_pool(max(1, min(2, os.cpu_count() or 1))))
         return self
 
@@ -57,7 +57,7 @@ class CheckedRuns:
         """Start checking every preset with the bits and batching of `base`."""
         for name in PRESETS:
             try:
-                self.submit(preset_schedule(name, base, has_guesses=self.rehearsal.trace.predicted is not None))
+                self.submit(preset_schedule(name, base, has_guesses=self.simulation.trace.predicted is not None))
             except InputError as reason:  # it cannot have, say, a disk below the host
                 self._refused[name] = str(reason)
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ...base.errors import Internal
 from ...base.jit import jit
 from ...sim.offload.costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
-from ...sim.offload.simulate import STREAM_SLOTS, Rehearsal
+from ...sim.offload.simulate import STREAM_SLOTS, Simulation
 from ...sim.offload.simulators import fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import CACHED, STATIC
@@ -128,9 +128,9 @@ class _Prices:
 class Bounds:
     """Lower bounds of candidates on one window, keeping what it has computed."""
 
-    def __init__(self, rehearsal: Rehearsal, base: OffloadSchedule) -> None:
-        self._rehearsal = rehearsal
-        self._workload: Workload = rehearsal.workload(base, with_next_use=True)
+    def __init__(self, simulation: Simulation, base: OffloadSchedule) -> None:
+        self._simulation = simulation
+        self._workload: Workload = simulation.workload(base, with_next_use=True)
         self._loads: dict[tuple[int, bool], Array] = {}
         self._prices: dict[object, tuple[CostTables, _Prices]] = {}
         steps = self._workload.steps
@@ -174,7 +174,7 @@ class Bounds:
 
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
-        given = self._rehearsal.given(schedule)
+        given = self._simulation.given(schedule)
         config = given.config
         if config.policy != STATIC:
             raise Internal("a cache that changes was taken for a fixed one")
@@ -220,7 +220,7 @@ class Bounds:
         return whole
 
     def _fewest(self, slots: int, *, pooled: bool) -> Array:
-        most = self._rehearsal.num_experts if pooled else self._rehearsal.trace.num_experts
+        most = self._simulation.num_experts if pooled else self._simulation.trace.num_experts
         key = (min(slots, most), pooled)
         if key not in self._loads:
             self._loads[key] = fewest_loads(self._workload, key[0], pooled=pooled)
@@ -233,7 +233,7 @@ class Bounds:
         return _from_each_on(np.bincount(place, minlength=steps * kinds).reshape(steps, kinds))
 
     def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
-        tables = self._rehearsal.least_tables(schedule)
+        tables = self._simulation.least_tables(schedule)
         grouped, cores = schedule.kernel.grouping == "grouped", schedule.kernel.miss != "fetch"
         key = (id(tables), grouped, cores)
         if key not in self._prices:  # the tables are kept with their prices, so that no others can have their id

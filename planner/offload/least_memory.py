@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ...base.errors import DoesNotFit
 from ...base.units import NS_PER_S
 from ...sim.offload.metrics import counted_tokens
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
 from .bounds import Bounds
 from .scoring import Progress, Scored, SearchResult, front_point, score
@@ -27,18 +27,18 @@ from .space import candidates
 _STEPS = 12
 
 
-def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s: float, *, low_bits: str | None = None,
+def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per_s: float, *, low_bits: str | None = None,
                  progress: Progress | None = None) -> SearchResult:  # fmt: skip
     """Return the schedule that reaches `floor_tokens_per_s` with the least device memory.
 
-    Raises DoesNotFit where that is more than the rehearsal's budget, or where no memory is enough.
+    Raises DoesNotFit where that is more than the simulation's budget, or where no memory is enough.
     """
-    workload = rehearsal.workload(base)
+    workload = simulation.workload(base)
     # A run that takes longer than this is too slow.
     limit_ns = int(counted_tokens(workload) * NS_PER_S / floor_tokens_per_s)
-    levels = _Levels(rehearsal=rehearsal, base=base, bounds=Bounds(rehearsal, base), low_bits=low_bits, limit_ns=limit_ns,
+    levels = _Levels(simulation=simulation, base=base, bounds=Bounds(simulation, base), low_bits=low_bits, limit_ns=limit_ns,
                      progress=progress)  # fmt: skip
-    low, top, found = 0, rehearsal.num_experts, None
+    low, top, found = 0, simulation.num_experts, None
     while top - low > 1 or found is None:
         step = -(-(top - low) // _STEPS)
         for level in (*range(low + step, top, step), *([top] if found is None else [])):
@@ -55,10 +55,10 @@ def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s
                 f"no amount of device memory reaches {floor_tokens_per_s:g} tokens/s: no schedule can exceed {most:.4g}, and the "
                 "fastest does not reach it", 0,
             )  # fmt: skip
-    point = front_point(rehearsal, top, found)
-    if point.device_bytes > rehearsal.budget_bytes:
-        what = f"{floor_tokens_per_s:g} tokens/s need {point.device_bytes} bytes of device memory, of {rehearsal.budget_bytes}"
-        raise DoesNotFit(what, point.device_bytes - rehearsal.budget_bytes)
+    point = front_point(simulation, top, found)
+    if point.device_bytes > simulation.budget_bytes:
+        what = f"{floor_tokens_per_s:g} tokens/s need {point.device_bytes} bytes of device memory, of {simulation.budget_bytes}"
+        raise DoesNotFit(what, point.device_bytes - simulation.budget_bytes)
     return SearchResult(
         best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,
         num_pruned=levels.num_pruned, lower_bound_ns=levels.lowest[top],
@@ -69,7 +69,7 @@ def least_memory(rehearsal: Rehearsal, base: OffloadSchedule, floor_tokens_per_s
 class _Levels:
     """Levels of memory as they are tried."""
 
-    rehearsal: Rehearsal
+    simulation: Simulation
     base: OffloadSchedule
     bounds: Bounds
     low_bits: str | None
@@ -85,23 +85,25 @@ class _Levels:
 
     def fewest_bytes(self, level: int) -> Scored | None:
         """Return the schedule of `level` slots that is fast enough with the fewest bytes, then the fastest; None without any."""
-        every = candidates(self.rehearsal, self.base, level, self.low_bits, self.refused)
+        every = candidates(self.simulation, self.base, level, self.low_bits, self.refused)
         bounded = [(one, self.bounds.of(one)) for one in every]
         if bounded:
             self.lowest[level] = min(bound.whole_ns for _, bound in bounded)
         hopeful = [one for one in bounded if one[1].whole_ns <= self.limit_ns]
         self.num_pruned += len(bounded) - len(hopeful)
-        workload = self.rehearsal.workload(self.base)
+        workload = self.simulation.workload(self.base)
         with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-            scored = list(pool.map(lambda one: score(self.rehearsal, one[0], one[1], workload, self.limit_ns), hopeful))
+            scored = list(
+                pool.map(lambda one: score(self.simulation, one[0], one[1], workload, self.limit_ns), hopeful)
+            )
         reached = [one for one in scored if one is not None and one.total_ns <= self.limit_ns]
         self.num_evaluated += len(reached)
         self.num_abandoned += len(scored) - len(reached)
         if self.progress is not None:
-            self.progress(level, self.rehearsal.num_experts, f"{level} expert slots")
+            self.progress(level, self.simulation.num_experts, f"{level} expert slots")
         # Without a cache, a step's experts must fit all the same.
         fitting = [one for one in reached if one.transient <= level]
         return min(fitting, key=lambda one: (self._bytes(one, level), one.total_ns), default=None)
 
     def _bytes(self, one: Scored, level: int) -> int:
-        return front_point(self.rehearsal, level, one).device_bytes
+        return front_point(self.simulation, level, one).device_bytes

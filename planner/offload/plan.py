@@ -17,7 +17,7 @@ from typing import Any
 from ... import __version__
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
-from ...sim.offload.simulate import Prediction, Rehearsal
+from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
 from ...specs.schedules.presets import FAMILIES, NEEDS
@@ -81,23 +81,25 @@ class OffloadPlan:
     """Model and machine, whole, as the plan document holds them."""
 
 
-def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress | None = None) -> OffloadPlan:
-    """Return the plan for `request` on the rehearsal's window.
+def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progress | None = None) -> OffloadPlan:
+    """Return the plan for `request` on the simulation's window.
 
     Raises DoesNotFit when no weight format leaves room for any schedule.
     """
-    bases = [base_schedule(request, rehearsal.model.native_bits if bits == "native" else bits) for bits in request.bits]
-    rehearsal.warm(bases[0])  # compile before forking, so that the workers need not
+    bases = [
+        base_schedule(request, simulation.model.native_bits if bits == "native" else bits) for bits in request.bits
+    ]
+    simulation.warm(bases[0])  # compile before forking, so that the workers need not
     results: list[tuple[OffloadSchedule, SearchResult]] = []
-    compared = rehearsal
+    compared = simulation
     if request.objective == "least_memory":  # what the answer has to beat, it has to beat with the answer's memory
-        results = _search_each(rehearsal, bases, request, progress)
+        results = _search_each(simulation, bases, request, progress)
         _, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
-        compared = with_memory(rehearsal, result.front[-1].device_bytes)
+        compared = with_memory(simulation, result.front[-1].device_bytes)
     with CheckedRuns(compared) as checked:
         if len(bases) == 1:
             checked.submit_presets(bases[0])
-        results = results or _search_each(rehearsal, bases, request, progress)
+        results = results or _search_each(simulation, bases, request, progress)
         base, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
         if len(bases) > 1:
             checked.submit_presets(base)
@@ -107,11 +109,11 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
     rivals, confirmed = predictions[:-1], predictions[-1]
     if confirmed.schedule.name != winner.name or run_ns(confirmed) != result.best.total_ns:
         raise Internal(f"the winner's re-run differs from its score: {result.best.candidate.words()}")
-    same_as = _better_rival(rehearsal, base, request, result, rivals)
+    same_as = _better_rival(simulation, base, request, result, rivals)
     if same_as is not None:
         confirmed = same_as
         winner = same_as.schedule.with_options(name="best")
-    best = rehearsal.predict(winner, rows=True)
+    best = simulation.predict(winner, rows=True)
     if best.outcome.makespan_ns != confirmed.outcome.makespan_ns or run_ns(best) != result.best.total_ns:
         raise Internal("the winner's re-run differs from its score")
     best = dataclasses.replace(best, engine=confirmed.engine)
@@ -144,23 +146,23 @@ def make_plan(rehearsal: Rehearsal, request: PlanRequest, *, progress: Progress 
             same_as=same_as.schedule.name if same_as is not None else None,
             floor_tokens_per_s=request.floor_tokens_per_s,
         ),
-        provenance=_provenance(rehearsal),
-        made_of=made_of(rehearsal.model, rehearsal.profile),
+        provenance=_provenance(simulation),
+        made_of=made_of(simulation.model, simulation.profile),
     )
 
 
-def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: PlanRequest, progress: Progress | None,
+def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: PlanRequest, progress: Progress | None,
                  ) -> list[tuple[OffloadSchedule, SearchResult]]:  # fmt: skip
     """Return one search per weight format that leaves room for any schedule; raises DoesNotFit when none does."""
     results, misfits = [], []
     for base in bases:
         try:
             found = search(
-                rehearsal,
+                simulation,
                 base,
                 objective=request.objective,
                 floor_tokens_per_s=request.floor_tokens_per_s,
-                low_bits=_smaller(rehearsal, base, bases),
+                low_bits=_smaller(simulation, base, bases),
                 exhaustive=request.exhaustive,
                 progress=progress,
             )
@@ -172,10 +174,10 @@ def _search_each(rehearsal: Rehearsal, bases: list[OffloadSchedule], request: Pl
     return results
 
 
-def _smaller(rehearsal: Rehearsal, base: OffloadSchedule, bases: list[OffloadSchedule]) -> str | None:
+def _smaller(simulation: Simulation, base: OffloadSchedule, bases: list[OffloadSchedule]) -> str | None:
     """Return the largest allowed weight format smaller than the base's own, for experts that may have two."""
-    smaller = [other for other in bases if rehearsal.expert_bytes(other) < rehearsal.expert_bytes(base)]
-    return max(smaller, key=rehearsal.expert_bytes).experts.bits if smaller else None
+    smaller = [other for other in bases if simulation.expert_bytes(other) < simulation.expert_bytes(base)]
+    return max(smaller, key=simulation.expert_bytes).experts.bits if smaller else None
 
 
 def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
@@ -195,7 +197,7 @@ def _merit(result: SearchResult, objective: str) -> float:
     return float(result.best.total_ns)
 
 
-def _better_rival(rehearsal: Rehearsal, base: OffloadSchedule, request: PlanRequest, result: SearchResult,
+def _better_rival(simulation: Simulation, base: OffloadSchedule, request: PlanRequest, result: SearchResult,
                   rivals: Sequence[Prediction]) -> Prediction | None:  # fmt: skip
     """Return the published schedule that needs nothing special and is better than the search's best, which it then replaces in
     `result`; None where there is none.
@@ -205,12 +207,12 @@ def _better_rival(rehearsal: Rehearsal, base: OffloadSchedule, request: PlanRequ
     for rival in need_nothing(rivals):
         cache = rival.schedule.cache
         each = cache.experts_per_layer or 0
-        slots = cache.pooled_experts if cache.pooled_experts is not None else each * rehearsal.trace.num_layers
+        slots = cache.pooled_experts if cache.pooled_experts is not None else each * simulation.trace.num_layers
         candidate = Candidate(schedule=rival.schedule, level=result.front[-1].level, cached_slots=slots)
         if request.objective == "tokens_per_s" and run_ns(rival) >= best.total_ns:
             continue
-        bound = Bounds(rehearsal, base).of(candidate)
-        scored = score(rehearsal, candidate, bound, rehearsal.workload(base))
+        bound = Bounds(simulation, base).of(candidate)
+        scored = score(simulation, candidate, bound, simulation.workload(base))
         if scored is None or run_ns(rival) != scored.total_ns:
             raise Internal(f"a published schedule's re-run differs from its score: {candidate.words()}")
         if request.objective == "least_memory":
@@ -224,26 +226,26 @@ def _better_rival(rehearsal: Rehearsal, base: OffloadSchedule, request: PlanRequ
     if found is None:
         return None
     result.best = best
-    result.front[-1] = front_point(rehearsal, result.front[-1].level, best)
+    result.front[-1] = front_point(simulation, result.front[-1].level, best)
     return found[0]
 
 
-def _provenance(rehearsal: Rehearsal) -> dict[str, Any]:
+def _provenance(simulation: Simulation) -> dict[str, Any]:
     return {
         "produced_by": f"moeplan {__version__}",
-        "model": rehearsal.model.name,
-        "hardware": rehearsal.profile.name,
-        "memory_bytes": rehearsal.budget_bytes,
-        "window_steps": rehearsal.window_steps,
-        "dense_bits": rehearsal.dense_format.name if rehearsal.dense_format is not None else "16",
+        "model": simulation.model.name,
+        "hardware": simulation.profile.name,
+        "memory_bytes": simulation.budget_bytes,
+        "window_steps": simulation.window_steps,
+        "dense_bits": simulation.dense_format.name if simulation.dense_format is not None else "16",
         "trace": {
-            "model": rehearsal.trace.model,
-            "source": rehearsal.trace.source,
-            "sha256": recording_sha256(rehearsal.trace),
-            "num_tokens": rehearsal.trace.num_tokens,
-            "num_layers": rehearsal.trace.num_layers,
-            "num_experts": rehearsal.trace.num_experts,
-            "top_k": rehearsal.trace.top_k,
+            "model": simulation.trace.model,
+            "source": simulation.trace.source,
+            "sha256": recording_sha256(simulation.trace),
+            "num_tokens": simulation.trace.num_tokens,
+            "num_layers": simulation.trace.num_layers,
+            "num_experts": simulation.trace.num_experts,
+            "top_k": simulation.trace.top_k,
         },
     }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...sim.offload.metrics import figures_of
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import PEAK_TRANSIENT
 from ...specs.schedules.offload import OffloadSchedule
@@ -65,13 +65,13 @@ class SearchResult:
 
 
 def score(
-    rehearsal: Rehearsal, candidate: Candidate, bound: Bound, workload: Workload, limit_ns: int = 0
+    simulation: Simulation, candidate: Candidate, bound: Bound, workload: Workload, limit_ns: int = 0
 ) -> Scored | None:
     """Return the candidate's score, or None when its run was given up: it could not end within `limit_ns` (0: no limit).
 
     Raises Internal where the run beats what it was said not to be able to beat.
     """
-    outcome = rehearsal.run(candidate.schedule, limit_ns=limit_ns, later_ns=bound.later_ns)
+    outcome = simulation.run(candidate.schedule, limit_ns=limit_ns, later_ns=bound.later_ns)
     if outcome.abandoned:
         return None
     bound.check(candidate, outcome.step_end)
@@ -88,10 +88,10 @@ def is_better(one: Scored, other: Scored, objective: str) -> bool:
     return one.total_ns < other.total_ns
 
 
-def front_point(rehearsal: Rehearsal, level: int, best: Scored) -> FrontPoint:
+def front_point(simulation: Simulation, level: int, best: Scored) -> FrontPoint:
     """Return what a schedule of a level needs and reaches."""
     candidate = best.candidate
-    ledger = rehearsal.ledger(
+    ledger = simulation.ledger(
         candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient
     )
     return FrontPoint(

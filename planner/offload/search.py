@@ -13,7 +13,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from ...base.errors import DoesNotFit, InputError
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
 from .bounds import Bound, Bounds
 from .least_memory import least_memory
@@ -25,9 +25,9 @@ OBJECTIVES = ("tokens_per_s", "p99_step_s", "least_memory")
 RUNGS = ((60, 0.4), (400, 0.1))
 
 
-def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
+def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
            low_bits: str | None = None, exhaustive: bool = False, progress: Progress | None = None) -> SearchResult:  # fmt: skip
-    """Return the best schedule on the rehearsal's window that keeps the bits and batching of `base`.
+    """Return the best schedule on the simulation's window that keeps the bits and batching of `base`.
 
     low_bits: a second weight format that experts may have. exhaustive: let no candidate be outrun.
     objective: tokens_per_s, p99_step_s, or least_memory (the least device memory that reaches `floor_tokens_per_s`).
@@ -38,16 +38,16 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
     if objective == "least_memory" and floor_tokens_per_s is None:
         raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
     if objective == "least_memory" and floor_tokens_per_s is not None:
-        return least_memory(rehearsal, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
-    bounds = Bounds(rehearsal, base)
+        return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
+    bounds = Bounds(simulation, base)
     refused: list[DoesNotFit] = []
-    every = {level: list(candidates(rehearsal, base, level, low_bits, refused)) for level in levels(rehearsal, base)}
+    every = {level: list(candidates(simulation, base, level, low_bits, refused)) for level in levels(simulation, base)}
     total = sum(len(found) for found in every.values())
     done = 0
     lowest: list[int] = []
     result: SearchResult | None = None
     incumbent: Scored | None = None
-    workload = rehearsal.workload(base)
+    workload = simulation.workload(base)
     by_time = objective == "tokens_per_s"
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
@@ -58,7 +58,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             if race and incumbent is not None:
                 bounded = [one for one in bounded if one[1].whole_ns < incumbent.total_ns]
             scored, pruned, abandoned = [], len(found) - len(bounded), 0
-            entries = _in_order(rehearsal, bounded, pool, race=race)
+            entries = _in_order(simulation, bounded, pool, race=race)
             outrun = len(bounded) - len(entries)
             done += len(found) - len(entries)
             for begin in range(0, len(entries), 4 * workers):
@@ -69,7 +69,7 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
                 hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
                 pruned += len(batch) - len(hopeful)
                 for one in pool.map(
-                    lambda one, limit=limit: score(rehearsal, one[0], one[1], workload, limit), hopeful
+                    lambda one, limit=limit: score(simulation, one[0], one[1], workload, limit), hopeful
                 ):
                     if one is None:
                         abandoned += 1
@@ -90,29 +90,31 @@ def search(rehearsal: Rehearsal, base: OffloadSchedule, *, objective: str = "tok
             result.num_abandoned += abandoned
             result.num_outrun += outrun
             result.best = incumbent
-            result.front.append(front_point(rehearsal, level, incumbent))
+            result.front.append(front_point(simulation, level, incumbent))
     if result is None and refused:
         raise min(refused, key=lambda reason: reason.missing_bytes)
     if result is None:
-        raise DoesNotFit("no schedule of the search space", rehearsal.model.expert_bytes(rehearsal.expert_format(base)))
+        raise DoesNotFit(
+            "no schedule of the search space", simulation.model.expert_bytes(simulation.expert_format(base))
+        )
     result.lower_bound_ns = min(lowest)
     return result
 
 
-def _in_order(rehearsal: Rehearsal, bounded: list[tuple[Candidate, Bound]], pool: ThreadPoolExecutor, *,
+def _in_order(simulation: Simulation, bounded: list[tuple[Candidate, Bound]], pool: ThreadPoolExecutor, *,
               race: bool) -> list[tuple[Candidate, Bound]]:  # fmt: skip
     """Return those still in the race, the most promising first.
 
     Promise is how long the first steps take: a good candidate early makes all later ones easy to give up.
     """
     entries = list(enumerate(bounded))
-    steps = rehearsal.workload(bounded[0][0].schedule).num_steps if bounded else 0
+    steps = simulation.workload(bounded[0][0].schedule).num_steps if bounded else 0
     for rung, (length, margin) in enumerate(RUNGS):
         if length >= steps and rung:
             break
 
         def time_of(entry: tuple[int, tuple[Candidate, Bound]], length: int = length) -> int:
-            return int(rehearsal.run(entry[1][0].schedule, max_steps=length).step_end[-1])
+            return int(simulation.run(entry[1][0].schedule, max_steps=length).step_end[-1])
 
         times = list(pool.map(time_of, entries))
         limit = min(times, default=0) * (1 + margin)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...base.errors import DoesNotFit, InputError
-from ...sim.offload.simulate import STREAM_SLOTS, Rehearsal
+from ...sim.offload.simulate import STREAM_SLOTS, Simulation
 from ...specs.schedules.offload import OffloadSchedule
 
 ASSUMED_RECALL = 0.8
@@ -53,17 +53,17 @@ class Candidate:
 _Sized: TypeAlias = tuple[OffloadSchedule, int]
 
 
-def levels(rehearsal: Rehearsal, base: OffloadSchedule) -> list[int]:
+def levels(simulation: Simulation, base: OffloadSchedule) -> list[int]:
     """Return the numbers of slots to search, rising; the last is the most that fits. Raises DoesNotFit when none do."""
-    most = rehearsal.slots_that_fit(base)
-    least = min(rehearsal.trace.num_layers, most)
+    most = simulation.slots_that_fit(base)
+    least = min(simulation.trace.num_layers, most)
     return sorted({level for share in LEVEL_SHARES if (level := max(least, round(most * share))) >= 1})
 
 
-def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
+def predictors(simulation: Simulation) -> Iterator[dict[str, object]]:
     """Yield the predictor options worth trying on this recording, none first."""
     yield {"predictor.kind": "none", "predictor.staging": 0}
-    trace = rehearsal.trace
+    trace = simulation.trace
     top_k = trace.top_k
     if trace.predicted is not None:
         kind, reach, wide = "next-gate", trace.predicted.shape[2], trace.predicted.shape[3]
@@ -82,7 +82,7 @@ def predictors(rehearsal: Rehearsal) -> Iterator[dict[str, object]]:
 
 
 def candidates(
-    rehearsal: Rehearsal,
+    simulation: Simulation,
     base: OffloadSchedule,
     level: int,
     low_bits: str | None = None,
@@ -93,11 +93,11 @@ def candidates(
     refused: is given the reasons why the host cannot hold what others must keep there.
     """
     for schedule, cached in (
-        *_plain(rehearsal, base, level),
-        *(one for settings in _special(rehearsal, low_bits) for one in _sized(rehearsal, base, level, settings)),
+        *_plain(simulation, base, level),
+        *(one for settings in _special(simulation, low_bits) for one in _sized(simulation, base, level, settings)),
     ):
         try:
-            held = rehearsal.within_host(schedule, cached_experts=cached)
+            held = simulation.within_host(schedule, cached_experts=cached)
         except DoesNotFit as reason:
             if refused is not None:
                 refused.append(reason)
@@ -105,14 +105,14 @@ def candidates(
             yield Candidate(schedule=held, level=level, cached_slots=cached)
 
 
-def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, object]]:
+def _special(simulation: Simulation, low_bits: str | None) -> Iterator[dict[str, object]]:
     """Yield the options of schedules that the plain grid does not hold, apart from their size."""
-    guesses = [guess for guess in predictors(rehearsal) if not guess["predictor.staging"]]
+    guesses = [guess for guess in predictors(simulation) if not guess["predictor.staging"]]
     none, near = guesses[0], guesses[1:]
-    top_k = rehearsal.trace.top_k
+    top_k = simulation.trace.top_k
     wide = [guess for guess in near if guess["predictor.width"] in (top_k, 2 * top_k)]
     next_layer = [guess for guess in wide if guess["predictor.depth"] == 1 and guess["predictor.width"] == top_k]
-    weighs = rehearsal.trace.predicted is None or rehearsal.trace.predicted_prob is not None
+    weighs = simulation.trace.predicted is None or simulation.trace.predicted_prob is not None
     for grouping in ("grouped", "per-expert"):
         launch: dict[str, object] = {"kernel.grouping": grouping}
         for policy in ("least-stale", "affinity"):
@@ -124,7 +124,7 @@ def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, o
         if weighs:
             for guess in wide:
                 yield launch | guess | {"cache.policy": "lru", "predictor.benefit": True}
-        if rehearsal.profile.host.cpu is not None:
+        if simulation.profile.host.cpu is not None:
             for policy in ("lru", "lfu", "static"):
                 for miss in ("cpu", "cheaper", "balanced"):
                     if policy != "static" and miss == "cpu":
@@ -141,17 +141,17 @@ def _special(rehearsal: Rehearsal, low_bits: str | None) -> Iterator[dict[str, o
                     yield launch | guess | {"cache.policy": "lru", "experts.low_bits": low_bits} | use
 
 
-def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: dict[str, object]) -> Iterator[_Sized]:
+def _sized(simulation: Simulation, base: OffloadSchedule, level: int, settings: dict[str, object]) -> Iterator[_Sized]:
     """Yield the schedule of `settings` with `level` slots in one pool and, where that makes a difference, by layer."""
-    layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
+    layers, total = simulation.trace.num_layers, simulation.num_experts
     if settings["cache.policy"] == "none":
         yield from _allowed(base, {name.replace(".", "__"): value for name, value in settings.items()}, 0)
         return
     slots = level - (STREAM_SLOTS if settings["cache.policy"] == "static" and level < total else 0)
     whole = settings.get("cache.placement") in ("front", "back")
-    pooled = slots // rehearsal.trace.num_experts * rehearsal.trace.num_experts if whole else min(slots, total)
+    pooled = slots // simulation.trace.num_experts * simulation.trace.num_experts if whole else min(slots, total)
     sizes = [("cache.pooled_experts", pooled, pooled)]
-    each = min(slots // layers, rehearsal.trace.num_experts)
+    each = min(slots // layers, simulation.trace.num_experts)
     if settings["cache.policy"] != "least-stale" and not whole:  # by layer that is recency
         sizes.append(("cache.experts_per_layer", each, each * layers))
     for key, size, cached in sizes:
@@ -160,11 +160,11 @@ def _sized(rehearsal: Rehearsal, base: OffloadSchedule, level: int, settings: di
             yield from _allowed(base, options, cached)
 
 
-def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[_Sized]:
+def _plain(simulation: Simulation, base: OffloadSchedule, level: int) -> Iterator[_Sized]:
     """Yield the grid of caches, predictors, launches, streams and chunks."""
-    layers, total = rehearsal.trace.num_layers, rehearsal.num_experts
-    expert_bytes = rehearsal.expert_bytes(base)
-    for guess in predictors(rehearsal):
+    layers, total = simulation.trace.num_layers, simulation.num_experts
+    expert_bytes = simulation.expert_bytes(base)
+    for guess in predictors(simulation):
         guessing = guess["predictor.kind"] != "none"
         for policy in ("lru", "lfu", "static", "none"):
             if policy == "none" and guessing:
@@ -183,7 +183,7 @@ def _plain(rehearsal: Rehearsal, base: OffloadSchedule, level: int) -> Iterator[
                     slots = min(slots, total)
                     settings["cache.pooled_experts"] = slots
                 else:
-                    each = min(slots // layers, rehearsal.trace.num_experts)
+                    each = min(slots // layers, simulation.trace.num_experts)
                     slots = each * layers
                     settings["cache.experts_per_layer"] = each
                 if policy != "none" and slots < (1 if pooled else layers):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ...base.errors import DoesNotFit
 from ...base.units import GIB
-from ...sim.offload.simulate import Prediction, Rehearsal
+from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.schedules.presets import NEEDS
 
 # How much more device memory the verdict asks about: half as much again, and twice as much.
@@ -31,7 +31,7 @@ def need_nothing(rivals: Sequence[Prediction]) -> list[Prediction]:
     return [one for one in rivals if one.schedule.name not in NEEDS]
 
 
-def references_of(rehearsal: Rehearsal, best: Prediction) -> dict[str, Prediction]:
+def references_of(simulation: Simulation, best: Prediction) -> dict[str, Prediction]:
     """Return the same schedule with a cache that knows the future, and with more memory for the cache, as far as the host can
     hold what they need.
     """
@@ -42,16 +42,18 @@ def references_of(rehearsal: Rehearsal, best: Prediction) -> dict[str, Predictio
     changing = {"cache__placement": "popularity", "cache__host_layers": None}
     if best.schedule.kernel.miss == "cpu":
         changing["kernel__miss"] = "cheaper"
-    asked = [(rehearsal, best.schedule.with_options(name="belady", cache__policy="belady", **changing))]
+    asked = [(simulation, best.schedule.with_options(name="belady", cache__policy="belady", **changing))]
     size = "pooled_experts" if cache.pooled_experts is not None else "experts_per_layer"
     slots = getattr(cache, size)
-    most = rehearsal.num_experts if size == "pooled_experts" else rehearsal.trace.num_experts
+    most = simulation.num_experts if size == "pooled_experts" else simulation.trace.num_experts
     for factor in MORE_MEMORY:
-        budget = int(rehearsal.budget_bytes * factor)
-        more = (budget - rehearsal.budget_bytes) // rehearsal.expert_bytes(best.schedule)
-        more = more if size == "pooled_experts" else more // rehearsal.trace.num_layers
+        budget = int(simulation.budget_bytes * factor)
+        more = (budget - simulation.budget_bytes) // simulation.expert_bytes(best.schedule)
+        more = more if size == "pooled_experts" else more // simulation.trace.num_layers
         bigger = {f"cache__{size}": min(most, slots + int(more))}
-        asked.append((with_memory(rehearsal, budget), best.schedule.with_options(name=f"memory x{factor:g}", **bigger)))
+        asked.append(
+            (with_memory(simulation, budget), best.schedule.with_options(name=f"memory x{factor:g}", **bigger))
+        )
     found = {}
     for roomy, schedule in asked:
         try:
@@ -61,10 +63,10 @@ def references_of(rehearsal: Rehearsal, best: Prediction) -> dict[str, Predictio
     return found
 
 
-def with_memory(rehearsal: Rehearsal, memory_bytes: int) -> Rehearsal:
-    """Return the same rehearsal with another device budget."""
-    return Rehearsal(model=rehearsal.model, profile=rehearsal.profile, trace=rehearsal.trace, window_steps=rehearsal.window_steps,
-                     memory_bytes=memory_bytes, dense_format=rehearsal.dense_format)  # fmt: skip
+def with_memory(simulation: Simulation, memory_bytes: int) -> Simulation:
+    """Return the same simulation with another device budget."""
+    return Simulation(model=simulation.model, profile=simulation.profile, trace=simulation.trace, window_steps=simulation.window_steps,
+                     memory_bytes=memory_bytes, dense_format=simulation.dense_format)  # fmt: skip
 
 
 def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str, Prediction], *, same_as: str | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...base.errors import InputError
-from ...sim.parallel.simulate import EpRehearsal
+from ...sim.parallel.simulate import ParallelSimulation
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
@@ -136,7 +136,7 @@ def prepare_ep(
     Raises InputError where redundant slots do not divide over ranks, MissingCalibration where the profile lacks a tier.
     """
     bits = schedule.kernel.bits
-    rehearsal = EpRehearsal(
+    simulation = ParallelSimulation(
         model,
         profile,
         request.num_nodes,
@@ -147,12 +147,12 @@ def prepare_ep(
         memory_bytes=request.memory_bytes,
     )
     costs = layer_costs(
-        rehearsal.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=rehearsal.num_ranks,
+        simulation.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=simulation.num_ranks,
         ranks_per_node=request.ranks_per_node, weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
     )  # fmt: skip
     placements = Placements(
-        evidence, model.num_experts, rehearsal.num_ranks, request.num_nodes, costs,
+        evidence, model.num_experts, simulation.num_ranks, request.num_nodes, costs,
         SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
     placements.num_slots(request.num_redundant)
-    return EpSearch(rehearsal, evidence, placements, progress)
+    return EpSearch(simulation, evidence, placements, progress)

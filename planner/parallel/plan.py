@@ -102,7 +102,7 @@ def make_ep_plan(
     unmoved = search.predict(_with_copies(search, chosen, "contiguous", 0), REPORT)
     moved = migration(
         search.placements.placement("contiguous", 0), candidate.placement, before_s=unmoved.step_s, after_s=best.step_s,
-        expert_bytes=model.expert_bytes(weight_format(base.kernel.bits)), constants=search.rehearsal.costing.constants,
+        expert_bytes=model.expert_bytes(weight_format(base.kernel.bits)), constants=search.simulation.costing.constants,
     )  # fmt: skip
     bound = _lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
@@ -156,7 +156,7 @@ def _baselines(search: EpSearch, base: ExpertParallelSchedule,
         if not search.placements.available(schedule.placement.policy):
             left_out[name] = "needs the routing of single tokens; the recording holds counts only"
             continue
-        slots = search.placements.num_slots(copies) // search.rehearsal.num_ranks
+        slots = search.placements.num_slots(copies) // search.simulation.num_ranks
         if schedule.pipeline.split == "expert" and schedule.num_groups > slots:
             schedule = schedule.with_options(pipeline__num_groups=slots)
         try:
@@ -224,7 +224,7 @@ def _with_copies(
     changed = schedule.with_options(placement__policy=policy, placement__num_redundant=redundant)
     if changed.pipeline.split != "expert":
         return changed
-    slots = search.placements.num_slots(redundant) // search.rehearsal.num_ranks
+    slots = search.placements.num_slots(redundant) // search.simulation.num_ranks
     return changed.with_options(pipeline__num_groups=min(changed.num_groups, slots))
 
 
@@ -236,14 +236,14 @@ def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParall
         check_ep_match(model, recording, request)
         evidence = evidence_of(model, recording, request)
         candidate = search.placements.candidate(chosen)
-        fresh = Placements(evidence, model.num_experts, search.rehearsal.num_ranks, request.num_nodes,
+        fresh = Placements(evidence, model.num_experts, search.simulation.num_ranks, request.num_nodes,
                            search.placements.layer_costs, search.placements.search, request.num_groups)  # fmt: skip
-        there = EpSearch(search.rehearsal, evidence, fresh)
-        stale = search.rehearsal.predict(chosen, evidence.loads(REPORT, candidate, chosen))
+        there = EpSearch(search.simulation, evidence, fresh)
+        stale = search.simulation.predict(chosen, evidence.loads(REPORT, candidate, chosen))
         # Where every rank already holds the tokens of its node, nothing is copied.
         copies = request.num_redundant if chosen.parallel.experts in ("expert", "sharded") else 0
         slots = fresh.num_slots(copies)
-        groups = min(chosen.num_groups, slots // search.rehearsal.num_ranks)
+        groups = min(chosen.num_groups, slots // search.simulation.num_ranks)
         replica = chosen.replica.choice if chosen.replica.choice in ("nearest", "capped", "even") else "nearest"
         options: dict[str, Any] = {"placement__policy": "eplb", "placement__num_redundant": copies}
         options["replica__choice"] = replica
@@ -263,7 +263,7 @@ def _links(
     search: EpSearch, evidence: TokenEvidence | CountEvidence, schedule: ExpertParallelSchedule
 ) -> list[list[int]]:
     tokens = link_tokens(evidence, search.placements.candidate(schedule), schedule)
-    each = search.rehearsal.model.expert_hidden * schedule.exchange.dispatch_bytes_per_value
+    each = search.simulation.model.expert_hidden * schedule.exchange.dispatch_bytes_per_value
     return [[round(value) for value in row] for row in (tokens * each).tolist()]
 
 
@@ -280,12 +280,12 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     A layer's experts take at least their operations at the fastest precision, and at least the reading of every active
     expert's weights once.
     """
-    rehearsal, costing, model = search.rehearsal, search.rehearsal.costing, search.rehearsal.model
+    simulation, costing, model = search.simulation, search.simulation.costing, search.simulation.model
     plain = chosen.with_options(
         pipeline__split="none", pipeline__num_groups=1, pipeline__micro_batches=1, kernel__choice="grouped"
     )
     candidate = search.placements.candidate(plain)
-    device, constants = rehearsal.profile.device, costing.constants
+    device, constants = simulation.profile.device, costing.constants
     peak = max(constant.value for constant in device.peak_flops_per_s.values()) * device.compute_efficiency.value
     peak *= max(1.0, constants.grouped_rate, constants.dense_rate)
     read_s = float(
@@ -293,7 +293,7 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     )
     found = []
     for load in search.evidence.loads(REPORT, candidate, plain):
-        program, tables = rehearsal.program(plain), rehearsal.tables(plain, load)
+        program, tables = simulation.program(plain), simulation.tables(plain, load)
         total = float(tables.work_ns[program.op_kind != OP_EXPERT].sum(axis=0).max()) / NS_PER_S
         counted = load.slot_rows if load.expected is None else load.expected.rows
         rows_of, runs = counted.sum(axis=(1, 2)), load.active_slots()
@@ -301,7 +301,7 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
             idle = np.ones(model.num_experts)
             np.multiply.at(idle, candidate.placement.physical_to_logical[layer], 1 - runs[layer])
             active = float((1 - idle).sum())
-            total += max(rows * model.expert_flops_per_token / peak, active * read_s) / rehearsal.num_ranks
+            total += max(rows * model.expert_flops_per_token / peak, active * read_s) / simulation.num_ranks
         found.append(total)
     return float(np.mean(found))
 
@@ -334,9 +334,9 @@ def _assumptions(
     chosen: ExpertParallelSchedule,
 ) -> tuple[str, ...]:
     """Return, in words, what a reader must know before trusting the plan."""
-    dense = search.rehearsal.costing.costs.dense_format.name
+    dense = search.simulation.costing.costs.dense_format.name
     found = [*evidence.notes, f"experts are stored in {base.kernel.bits} bits, all other weights in {dense}"]
-    found.append("costs: " + search.rehearsal.sources() + "; kernels are issued ahead, so the host costs nothing")
+    found.append("costs: " + search.simulation.sources() + "; kernels are issued ahead, so the host costs nothing")
     found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
     if chosen.parallel != base.parallel:
         found.append(

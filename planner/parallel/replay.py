@@ -57,7 +57,7 @@ def replay_ep_plan(document: Mapping[str, Any], model: ModelSpec, profile: Profi
     base = plain_schedule(schedule.kernel.bits)
     search = prepare_ep(model, profile, evidence_of(model, recording, request), request, base)
     loads = search.evidence.loads(REPORT, _candidate(search, schedule, document), schedule)
-    after = search.rehearsal.predict(schedule, loads, rows=True)
+    after = search.simulation.predict(schedule, loads, rows=True)
     stated = float(document["best"]["step_s"])
     if not math.isclose(after.step_s, stated, rel_tol=_SAME_FRACTION):
         raise InputError(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ...base.errors import DoesNotFit
-from ...sim.parallel.simulate import EpPrediction, EpRehearsal
+from ...sim.parallel.simulate import EpPrediction, ParallelSimulation
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .candidates import Placements
 from .evidence import Evidence
@@ -48,7 +48,7 @@ class Scored:
 class EpSearch:
     """Scores schedules on parts of the evidence."""
 
-    rehearsal: EpRehearsal
+    simulation: ParallelSimulation
     evidence: Evidence
     placements: Placements
     progress: EpProgress | None = None
@@ -63,7 +63,7 @@ class EpSearch:
         self.num_evaluated += 1
         if self.progress is not None:
             self.progress(self.num_evaluated, max(self.expected, self.num_evaluated), schedule.name)
-        return self.rehearsal.predict(schedule, loads, engine=engine, rows=rows)
+        return self.simulation.predict(schedule, loads, engine=engine, rows=rows)
 
     def best(self, base: ExpertParallelSchedule, redundant: int, part: str) -> list[Scored]:
         """Return all schedules that fit, best first; raises DoesNotFit where none does."""
@@ -96,7 +96,7 @@ class EpSearch:
         """Yield every division, and every placement, router and exchange without overlap."""
         yield from self.divided(base)
         exact = self.evidence.exact
-        for kind in ("per-rank", "hierarchical") if self.rehearsal.num_nodes > 1 else ("per-rank",):
+        for kind in ("per-rank", "hierarchical") if self.simulation.num_nodes > 1 else ("per-rank",):
             for policy, copies in self.policies(redundant):
                 routers: tuple[str, ...] = ("nearest",)
                 if copies or policy == "grace":
@@ -117,7 +117,7 @@ class EpSearch:
         found = [("contiguous", 0), ("round-robin", 0)]
         found += [(policy, copies) for policy in ("eplb", "eplb-hierarchical", "occult", "search") for copies in counts]
         found.append(("grace", 0))
-        if not self.rehearsal.prefill:
+        if not self.simulation.prefill:
             found.append(("metro", redundant))
         return [(policy, copies) for policy, copies in found if self.placements.available(policy)]
 

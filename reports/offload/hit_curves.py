@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...sim.policies.state import HITS, MISSES
 from ...specs.schedules.offload import OffloadSchedule
 
@@ -30,16 +30,16 @@ class HitCurve:
     """Device bytes that one more expert a layer takes, over all layers."""
 
 
-def hit_curves(rehearsal: Rehearsal, schedule: OffloadSchedule) -> tuple[HitCurve, HitCurve]:
+def hit_curves(simulation: Simulation, schedule: OffloadSchedule) -> tuple[HitCurve, HitCurve]:
     """Return the curves of LRU and of Belady's cache under the batching, bits and cache scope of `schedule`."""
-    return hit_curve(rehearsal, schedule, "lru", "LRU"), hit_curve(
-        rehearsal, schedule, "belady", "Belady: knows the future"
+    return hit_curve(simulation, schedule, "lru", "LRU"), hit_curve(
+        simulation, schedule, "belady", "Belady: knows the future"
     )
 
 
-def hit_curve(rehearsal: Rehearsal, schedule: OffloadSchedule, policy: str, name: str) -> HitCurve:
+def hit_curve(simulation: Simulation, schedule: OffloadSchedule, policy: str, name: str) -> HitCurve:
     """Return the curve of one cache policy, evaluated at every size or at evenly spaced ones."""
-    sizes = curve_sizes(rehearsal.trace.num_experts)
+    sizes = curve_sizes(simulation.trace.num_experts)
     found = []
     for size in sizes:
         # Only what decides hits is kept: every schedule's curves then come from the same tables and the same engine.
@@ -51,9 +51,9 @@ def hit_curve(rehearsal: Rehearsal, schedule: OffloadSchedule, policy: str, name
             workload__concurrency=schedule.workload.concurrency,
             workload__prefill_chunk_tokens=schedule.workload.prefill_chunk_tokens,
         )
-        count = rehearsal.run(alone).counts
+        count = simulation.run(alone).counts
         found.append(float(count[HITS] / max(int(count[HITS] + count[MISSES]), 1)))
-    each = rehearsal.trace.num_layers * rehearsal.expert_bytes(schedule)
+    each = simulation.trace.num_layers * simulation.expert_bytes(schedule)
     return HitCurve(name=name, experts_per_layer=sizes, hit_fraction=tuple(found), bytes_per_size=each)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...sim.offload.simulate import Rehearsal
+from ...sim.offload.simulate import Simulation
 from ...sim.offload.simulators import decided_visits, fresh_state
 from ...sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array
 from ...specs.schedules.offload import OffloadSchedule
@@ -27,9 +27,9 @@ class Occupancy:
     expert_bytes: int
 
 
-def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_steps: int | None = None) -> Occupancy:
+def cache_occupancy(simulation: Simulation, schedule: OffloadSchedule, *, num_steps: int | None = None) -> Occupancy:
     """Return what a resolved schedule holds after each decision of the first `num_steps` steps (all when None)."""
-    given = rehearsal.given(schedule)
+    given = simulation.given(schedule)
     config, workload = given.config, given.workload
     state = fresh_state(config, workload, given.capacities, given.weighed)
     count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
@@ -42,4 +42,4 @@ def cache_occupancy(rehearsal: Rehearsal, schedule: OffloadSchedule, *, num_step
             held[step, layer] = used + state.count[TRANSIENT_NOW]
         else:
             held[step, layer] = state.pool_size.sum() + np.count_nonzero(state.staged_key >= 0)
-    return Occupancy(experts=held, expert_bytes=rehearsal.expert_bytes(schedule))
+    return Occupancy(experts=held, expert_bytes=simulation.expert_bytes(schedule))

@@ -1,6 +1,6 @@
 """One schedule on one recording and one machine: from files' nouns to a prediction.
 
-Modelled: a `Rehearsal` binds a model, a machine and a recording, keeps the workloads and cost tables it has built, and
+Modelled: a `Simulation` binds a model, a machine and a recording, keeps the workloads and cost tables it has built, and
 predicts any schedule on them. Ignored: which schedule is best (the planner's job), and files (the front door's).
 """
 
@@ -53,7 +53,7 @@ class Prediction:
 
 
 @dataclass(slots=True)
-class Rehearsal:
+class Simulation:
     """A model, a machine and a recording, ready to predict schedules.
 
     window_steps: replay only the first so many forward passes. memory_bytes: the whole device budget (the device's own
@@ -373,7 +373,7 @@ class Rehearsal:
             schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap, copy__host_experts=None)
             self.run(schedule, max_steps=1)
         run_facts(self.given(schedule), num_steps=1)
-        short = Rehearsal(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
+        short = Simulation(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
                           dense_format=self.dense_format, kv_bytes_per_value=self.kv_bytes_per_value)  # fmt: skip
         short.run(base.with_options(cache__pooled_experts=1), engine="both")
 

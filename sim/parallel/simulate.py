@@ -1,6 +1,6 @@
 """Expert-parallel steps on one machine: from token counts to a prediction.
 
-Modelled: an `EpRehearsal` binds a model, a machine and a kind of step (prefill or decode), keeps what it has looked up, and
+Modelled: an `ParallelSimulation` binds a model, a machine and a kind of step (prefill or decode), keeps what it has looked up, and
 predicts any schedule for any steps. Ignored: where experts sit and which copy tokens take (those are in the counts), which
 schedule is best (the planner's job), files (the front door's).
 """
@@ -77,7 +77,7 @@ class EpPrediction:
 
 
 @dataclass(slots=True)
-class EpRehearsal:
+class ParallelSimulation:
     """A model on ranks in nodes, ready to predict schedules.
 
     context_tokens: context of every request. prefill: a step holds whole prompts, otherwise one token of each request.

@@ -20,7 +20,7 @@ from moeplan.papers.registry import PAPERS
 from moeplan.specs.machines.load import load_machine
 from moeplan.specs.schedules.presets import PRESETS
 
-STORED = Path(__file__).parent / "baselines" / "default.json"
+STORED = Path(__file__).parent / "default.json"
 REFRESH = "where that is meant: python -m benchmarks.baseline --write, and say in the commit what moved and why"
 SCENARIOS = default_scenarios()
 

@@ -31,7 +31,7 @@ from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample
 from moeplan.devices.stores.slot_sizes import expert_layout
 from moeplan.sim.offload.run_facts import run_facts
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile import Curve
 from moeplan.specs.models import weight_format
 
@@ -148,11 +148,11 @@ def test_a_mode_that_never_ran_keeps_what_was_measured_alone(costs: FittedCostMo
 
 def test_predictions_on_a_measured_machine_cost_what_runs_cost(costs: FittedCostModel) -> None:
     model = made_up_model("held out", hidden=768, intermediate=1024, num_layers=3, num_experts=8)
-    rehearsal = Rehearsal(model=model, profile=costs.profile, trace=small_trace(), dense_format=weight_format("32"))
+    simulation = Simulation(model=model, profile=costs.profile, trace=small_trace(), dense_format=weight_format("32"))
     schedule = preset("mixtral-offloading")
-    tables, sources = rehearsal.tables(schedule)
+    tables, sources = simulation.tables(schedule)
     alone = costs.expert_kernel(1, weight_format("32")).seconds + HOST_S["kernel"]
-    facts = run_facts(rehearsal.given(schedule))
+    facts = run_facts(simulation.given(schedule))
     share = {FRESH: facts.fresh_fraction, AHEAD: facts.ahead_fraction}
     own = sum(part * state for state, part in share.items()) + (1 - sum(share.values())) * RESIDENT
     assert tables.kernel_ns[0, 1] == pytest.approx(alone * own * 1e9, rel=0.05)
@@ -161,7 +161,7 @@ def test_predictions_on_a_measured_machine_cost_what_runs_cost(costs: FittedCost
     waits = (HOST_S["start"] + HOST_S["wake"]) * facts.fetches_per_transfer
     copy_s = (LATENCY_S + size / LINK) * COPY + HOST_S["piece"] + waits
     assert tables.chunk_ns[0, 1] == pytest.approx(copy_s * 1e9, rel=0.05)
-    assert rehearsal.predict(schedule).metrics.window_s > 0 and sources.estimates["expert"].source == "measured"
+    assert simulation.predict(schedule).metrics.window_s > 0 and sources.estimates["expert"].source == "measured"
 
 
 def test_factors_are_weighted_by_nearness_and_by_how_often_they_were_seen() -> None:

@@ -139,7 +139,7 @@ def test_an_interrupted_demo_says_what_it_has_written(
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo_command, "rehearse", stop)
+    monkeypatch.setattr(demo_command, "open_simulation", stop)
     status, _, said = run(["demo", "-o", str(tmp_path)], monkeypatch, capsys)
     assert (status, said) == (
         130,
@@ -190,7 +190,7 @@ def work(*arguments):
         sys.stderr.flush()
         pending[0].result()
 
-demo.rehearse = demo._calibrate = demo.output_folder = work
+demo.open_simulation = demo._calibrate = demo.output_folder = work
 from moeplan.cli import main
 main()
 """

@@ -227,11 +227,11 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
     import moeplan.planner.offload.plan
     import moeplan.planner.parallel.plan
 
-    def offload(rehearsal: Any, request: Any, **more: Any) -> None:
-        trace = rehearsal.trace
+    def offload(simulation: Any, request: Any, **more: Any) -> None:
+        trace = simulation.trace
         raise Reached(
-            rehearsal.model, rehearsal.profile, trace.source, trace.num_tokens, rehearsal.window_steps,
-            rehearsal.memory_bytes, rehearsal.dense_format, request,
+            simulation.model, simulation.profile, trace.source, trace.num_tokens, simulation.window_steps,
+            simulation.memory_bytes, simulation.dense_format, request,
         )  # fmt: skip
 
     def parallel(model: Any, profile: Any, recording: Any, request: Any, *, others: Any, **more: Any) -> None:

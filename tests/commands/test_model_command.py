@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moeplan.base.errors import InputError
 from moeplan.commands.app import app
-from moeplan.commands.options.subject import rehearse
+from moeplan.commands.options.subject import open_simulation
 from moeplan.specs.catalog import MODELS_FOLDER
 from moeplan.specs.models.load import list_models, load_model
 
@@ -62,8 +62,8 @@ def test_the_rest_of_a_checkpoint_can_be_taken_as_it_is_stored(tmp_path: Path) -
     table = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (tmp_path / "own.json").write_text(json.dumps(config | {"quantization_config": table}), encoding="utf-8")
     for asked, taken in (("native", "8"), ("16", "16")):
-        rehearsal = rehearse(str(tmp_path / "own.json"), "t4", "bundled", None, 3, asked)
-        assert rehearsal.dense_format.name == taken and rehearsal.model.native_bits == "8"
+        simulation = open_simulation(str(tmp_path / "own.json"), "t4", "bundled", None, 3, asked)
+        assert simulation.dense_format.name == taken and simulation.model.native_bits == "8"
 
 
 # What `configs/README.md` says must be found: billions of parameters, bits of a stored weight of an expert.

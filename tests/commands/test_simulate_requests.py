@@ -124,7 +124,7 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
     found = open_subject(
         model=name, hardware="h100", trace=None, prompt_tokens=1, reply_tokens=0, changes=split_settings(None)
     )
-    assert found.rehearsal.dense_format == weight_format(expected)
+    assert found.simulation.dense_format == weight_format(expected)
     wide = open_subject(
         model=name,
         hardware="h100",
@@ -134,4 +134,4 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
         dense_bits="32",
         changes=split_settings(None),
     )
-    assert wide.rehearsal.dense_format == weight_format("32")
+    assert wide.simulation.dense_format == weight_format("32")

@@ -11,7 +11,7 @@ import torch
 from executor_stages import expected_outputs, expert_tokens, preset, run_input, small_model, small_trace, tables_of
 from moeplan.devices.device import Device
 from moeplan.devices.stores.host import ExpertStore
-from moeplan.executor.running.execute import execute, open_stage, rehearse
+from moeplan.executor.running.execute import execute, open_stage, walk_decisions
 from moeplan.executor.running.execution import Execution, count_differences
 from moeplan.executor.running.transfers import Transfer, Waiting
 from moeplan.sim.offload.run_input import RunInput
@@ -64,7 +64,7 @@ def test_a_run_in_which_copies_are_fast_drops_less_than_one_in_which_they_are_sl
     with open_stage(small_model(), [run.workload]) as stage:
         fast = execute(stage, run)
     assert fast.counts[CANCELLED] < run_slowly(run).counts[CANCELLED]
-    assert rehearse(run).count[CANCELLED] == 0
+    assert walk_decisions(run).count[CANCELLED] == 0
 
 
 def test_only_waiting_guesses_of_which_nothing_moved_may_be_dropped() -> None:

@@ -15,7 +15,7 @@ import torch
 from executor_schedules import SCHEDULES, TWO_FORMATS
 from executor_stages import run_input, small_model, small_trace
 from moeplan.devices.device import cuda_is_present
-from moeplan.executor.running.execute import execute, open_stage, rehearse
+from moeplan.executor.running.execute import execute, open_stage, walk_decisions
 from moeplan.executor.running.execution import Execution
 from moeplan.specs.schedules.offload import OffloadSchedule
 
@@ -40,7 +40,7 @@ def executed(schedule: OffloadSchedule, bits: str, device: str) -> Execution:
     with open_stage(small_model(), [run.workload], device=device) as stage:
         found = execute(stage, run, keep_outputs=True, poison=True)
         assert stage.device.used_bytes > 0
-    assert found.counts.tolist() == rehearse(run).count.tolist()
+    assert found.counts.tolist() == walk_decisions(run).count.tolist()
     return found
 
 

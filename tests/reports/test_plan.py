@@ -12,7 +12,7 @@ from moeplan.reports.offload.hit_curves import hit_curves
 from moeplan.reports.offload.page import plan_report
 from moeplan.reports.timelines.occupancy import cache_occupancy
 from moeplan.reports.timelines.perfetto import timeline_events
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from report_pages import Page
@@ -27,10 +27,10 @@ def test_a_plan_becomes_a_page_and_a_timeline() -> None:
     )  # fmt: skip
     profile = load_hardware("t4")
     budget = int(profile.device.runtime_bytes.value) + 40 * 2**20
-    rehearsal = Rehearsal(model=model, profile=profile, trace=trace, memory_bytes=budget)
-    plan = make_plan(rehearsal, PlanRequest(bits=("16",)))
+    simulation = Simulation(model=model, profile=profile, trace=trace, memory_bytes=budget)
+    plan = make_plan(simulation, PlanRequest(bits=("16",)))
     document = json.loads(json.dumps(plan_to_dict(plan)))
-    lru, belady = hit_curves(rehearsal, plan.best.schedule)
+    lru, belady = hit_curves(simulation, plan.best.schedule)
     rows = plan.best.outcome.timeline
     page = Page(plan_report(document, timeline=rows, lru_curve=lru, belady_curve=belady, profile=profile))
     names = [row[0].removesuffix(" †") for row in page.rows["speed"]]
@@ -41,7 +41,7 @@ def test_a_plan_becomes_a_page_and_a_timeline() -> None:
     )
     assert page.plots["plot-speed"]["data"][0]["x"][0] == plan.best.metrics.decode_tokens_per_s
     assert page.plots["plot-front"]["data"][0]["x"][-1] <= budget / 2**20
-    held = cache_occupancy(rehearsal, plan.best.schedule)
+    held = cache_occupancy(simulation, plan.best.schedule)
     events = timeline_events(rows, occupancy=held)
     counts = [event["args"]["experts"] for event in events if event.get("name") == "cache"]
     assert counts[-1] == held.experts[-1, -1] and max(counts) == held.experts.max()

@@ -18,7 +18,7 @@ from moeplan.planner.offload.plan import PlanRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.sim.offload.simulators import run_twin
 from moeplan.sim.offload.workload import build_workload
 from moeplan.specs.machines.profile_file import load_hardware
@@ -36,8 +36,8 @@ def bounded(examples: int) -> Any:
     )
 
 
-class Drawn(Rehearsal):
-    """A rehearsal whose costs are drawn, so that any resource may be the cheap one."""
+class Drawn(Simulation):
+    """A simulation whose costs are drawn, so that any resource may be the cheap one."""
 
     seed: int = 0
 

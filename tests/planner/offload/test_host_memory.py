@@ -13,7 +13,7 @@ from moeplan.cli import main
 from moeplan.planner.offload.plan import PlanRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates
-from moeplan.sim.offload.simulate import HOST_SHARE, Rehearsal
+from moeplan.sim.offload.simulate import HOST_SHARE, Simulation
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -25,19 +25,19 @@ BASE = base_schedule(PlanRequest(bits=("32",)), "32")
 NUM_EXPERTS = 6 * 16
 
 
-def rehearsal(
+def simulation(
     *, host_experts: float = 1000, disk: bool = False, memory_bytes: int = 555 * MIB, extra_host: int = 0
-) -> Rehearsal:
+) -> Simulation:
     """Return tiny-moe on a machine whose memory has room for so many experts."""
     profile, model = load_hardware("rtx-4090"), load_model("tiny-moe")
-    each = Rehearsal(model=model, profile=profile, trace=_trace()).expert_bytes(BASE)
+    each = Simulation(model=model, profile=profile, trace=_trace()).expert_bytes(BASE)
     room = dataclasses.replace(
         profile.host.memory_bytes, value=float(int(host_experts * each / HOST_SHARE) + 1 + extra_host)
     )
     profile = dataclasses.replace(
         profile, host=dataclasses.replace(profile.host, memory_bytes=room), disk=profile.disk if disk else None
     )
-    return Rehearsal(model=model, profile=profile, trace=_trace(), window_steps=6, memory_bytes=memory_bytes)
+    return Simulation(model=model, profile=profile, trace=_trace(), window_steps=6, memory_bytes=memory_bytes)
 
 
 def _trace() -> Any:
@@ -55,13 +55,13 @@ def test_exactly_the_bytes_that_a_host_lacks_are_enough(name: str) -> None:
     schedule = preset(name)
     asked = {"host_experts": 20.0, "memory_bytes": 541 * MIB}
     try:
-        rehearsal(**asked).predict(schedule)  # type: ignore[arg-type]
+        simulation(**asked).predict(schedule)  # type: ignore[arg-type]
     except DoesNotFit as lacking:
         if lacking.place != "host":
             return  # all of it on the device, which has no room for that
         with pytest.raises(DoesNotFit):
-            rehearsal(**asked, extra_host=lacking.missing_bytes - 1).predict(schedule)  # type: ignore[arg-type]
-        found = rehearsal(**asked, extra_host=lacking.missing_bytes).predict(schedule)  # type: ignore[arg-type]
+            simulation(**asked, extra_host=lacking.missing_bytes - 1).predict(schedule)  # type: ignore[arg-type]
+        found = simulation(**asked, extra_host=lacking.missing_bytes).predict(schedule)  # type: ignore[arg-type]
     else:
         pytest.fail("it was said to fit")
     assert found.schedule.copy.host_experts is None
@@ -72,16 +72,16 @@ def test_exactly_the_bytes_that_a_host_lacks_are_enough(name: str) -> None:
 def test_exactly_the_bytes_that_a_device_lacks_are_enough(name: str) -> None:
     for budget in (300 * MIB, 516 * MIB, 541 * MIB):
         try:
-            rehearsal(memory_bytes=budget).predict(preset(name))
+            simulation(memory_bytes=budget).predict(preset(name))
         except DoesNotFit as lacking:
-            found = rehearsal(memory_bytes=budget + lacking.missing_bytes).predict(preset(name))
+            found = simulation(memory_bytes=budget + lacking.missing_bytes).predict(preset(name))
             assert found.ledger.device_bytes <= budget + lacking.missing_bytes
             with pytest.raises(DoesNotFit):
-                rehearsal(memory_bytes=budget + lacking.missing_bytes - 1).predict(preset(name))
+                simulation(memory_bytes=budget + lacking.missing_bytes - 1).predict(preset(name))
 
 
 def test_what_stays_on_the_device_needs_no_place_in_the_host() -> None:
-    this = rehearsal(host_experts=80)
+    this = simulation(host_experts=80)
     for name in ("n-cpu-moe", "kt-uniform", "kt-frequency", "kt-front-loading", "fiddler"):
         found = this.predict(preset(name).with_options(cache__pooled_experts=32))
         assert found.schedule.copy.host_experts is None
@@ -94,12 +94,12 @@ def test_what_stays_on_the_device_needs_no_place_in_the_host() -> None:
 
 
 def test_a_disk_takes_what_the_host_cannot_hold_and_it_is_said() -> None:
-    this = rehearsal(host_experts=40, disk=True)
+    this = simulation(host_experts=40, disk=True)
     found = this.predict(preset("on-demand"))
     assert found.schedule.copy.host_experts == 40
     assert found.metrics.disk_reads > 0
     assert any("the others of the 96 are read from the disk" in text for text in found.assumptions)
-    assert found.metrics.window_s > rehearsal(disk=True).predict(preset("on-demand")).metrics.window_s
+    assert found.metrics.window_s > simulation(disk=True).predict(preset("on-demand")).metrics.window_s
     for name in ("naive", "mixtral-offloading-code", "cpu-moe"):
         with pytest.raises(DoesNotFit) as caught:
             this.predict(preset(name))
@@ -111,7 +111,7 @@ def test_a_disk_takes_what_the_host_cannot_hold_and_it_is_said() -> None:
 
 
 def test_a_search_keeps_what_the_host_can_hold() -> None:
-    this = rehearsal(host_experts=70, memory_bytes=541 * MIB)
+    this = simulation(host_experts=70, memory_bytes=541 * MIB)
     level = this.slots_that_fit(BASE)
     refused: list[DoesNotFit] = []
     kept = list(candidates(this, BASE, level, refused=refused))
@@ -125,14 +125,14 @@ def test_a_search_keeps_what_the_host_can_hold() -> None:
 def test_exactly_the_bytes_that_a_search_lacks_are_enough() -> None:
     budget = 515 * MIB
     with pytest.raises(DoesNotFit) as caught:
-        search(rehearsal(memory_bytes=budget), BASE)
-    found = search(rehearsal(memory_bytes=budget + caught.value.missing_bytes), BASE)
+        search(simulation(memory_bytes=budget), BASE)
+    found = search(simulation(memory_bytes=budget + caught.value.missing_bytes), BASE)
     assert found.front[-1].device_bytes <= budget + caught.value.missing_bytes
     asked = {"host_experts": 20.0, "memory_bytes": budget + caught.value.missing_bytes}
     with pytest.raises(DoesNotFit) as lacking:
-        search(rehearsal(**asked), BASE)  # type: ignore[arg-type]
+        search(simulation(**asked), BASE)  # type: ignore[arg-type]
     assert lacking.value.place == "host"
-    search(rehearsal(**asked, extra_host=lacking.value.missing_bytes), BASE)  # type: ignore[arg-type]
+    search(simulation(**asked, extra_host=lacking.value.missing_bytes), BASE)  # type: ignore[arg-type]
 
 
 def test_a_budget_above_the_device_is_refused(

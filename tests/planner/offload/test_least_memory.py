@@ -17,7 +17,7 @@ from moeplan.planner.offload.plan import PlanRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.metrics import counted_tokens
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -29,12 +29,12 @@ BASE = base_schedule(PlanRequest(bits=("32",)), "32")
 drawn = settings(max_examples=20 if LONG else 2, suppress_health_check=list(HealthCheck), derandomize=not LONG)
 
 
-def rehearsal(seed: int, memory_bytes: int = 2000 * MIB) -> Rehearsal:
+def simulation(seed: int, memory_bytes: int = 2000 * MIB) -> Simulation:
     rng = np.random.default_rng(seed)
     trace = make_trace(
         rng, num_layers=6, num_experts=16, top_k=2, requests=[(2, 4)], skew=float(rng.choice([0.0, 0.2]))
     )
-    return Rehearsal(model=load_model("tiny-moe"), profile=load_hardware("t4"), trace=trace, window_steps=4,
+    return Simulation(model=load_model("tiny-moe"), profile=load_hardware("t4"), trace=trace, window_steps=4,
                      memory_bytes=memory_bytes)  # fmt: skip
 
 
@@ -44,17 +44,17 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def few(
-    this: Rehearsal, base: OffloadSchedule, level: int, low_bits: str | None = None, refused: Any = None
+    this: Simulation, base: OffloadSchedule, level: int, low_bits: str | None = None, refused: Any = None
 ) -> list[Candidate]:
     """Return the candidates that guess nothing: what is tested holds for any space, and these are quick."""
     return [one for one in candidates(this, base, level, low_bits, refused) if one.schedule.predictor.kind == "none"]
 
 
-def least(this: Rehearsal, floor: float) -> Any:
+def least(this: Simulation, floor: float) -> Any:
     return search(this, BASE, objective="least_memory", floor_tokens_per_s=floor)
 
 
-def fastest(this: Rehearsal, level: int) -> float:
+def fastest(this: Simulation, level: int) -> float:
     """Return the speed of the fastest schedule with so many slots, every one of them simulated."""
     outcomes = [this.run(one.schedule) for one in few(this, BASE, level)]
     times = [int(one.step_end[-1]) for one in outcomes if one.counts[13] <= level]
@@ -64,7 +64,7 @@ def fastest(this: Rehearsal, level: int) -> float:
 @drawn
 @given(st.integers(0, 10_000), st.integers(2, 95), st.integers(2, 95))
 def test_the_answer_reaches_its_floor_and_one_slot_less_does_not(seed, one, other):
-    this = rehearsal(seed)
+    this = simulation(seed)
     found = []
     for floor in sorted({fastest(this, level) for level in (one, other)}):
         point = least(this, floor * (1 - 1e-12)).front[-1]
@@ -79,19 +79,19 @@ def test_the_answer_reaches_its_floor_and_one_slot_less_does_not(seed, one, othe
 @drawn
 @given(st.integers(0, 10_000), st.integers(2, 90))
 def test_a_budget_decides_whether_it_fits_and_nothing_else(seed, level):
-    this = rehearsal(seed)
+    this = simulation(seed)
     floor = fastest(this, level) * (1 - 1e-12)
     free = least(this, floor)
     needed = free.front[-1].device_bytes
     for budget in (needed, needed + 1, needed + 37 * MIB):
-        assert least(rehearsal(seed, budget), floor).best == free.best
+        assert least(simulation(seed, budget), floor).best == free.best
     for budget in (needed - 1, needed - 5 * MIB):
         with pytest.raises(DoesNotFit, match="tokens/s") as caught:
-            least(rehearsal(seed, budget), floor)
+            least(simulation(seed, budget), floor)
         assert caught.value.missing_bytes == needed - budget
 
 
 def test_a_speed_that_no_memory_reaches_is_said_to_be_out_of_reach():
     with pytest.raises(DoesNotFit, match="no amount of device memory") as caught:
-        least(rehearsal(1), 1e9)
+        least(simulation(1), 1e9)
     assert "missing" not in str(caught.value)

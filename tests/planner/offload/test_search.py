@@ -19,7 +19,7 @@ from moeplan.planner.offload.plan import (
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates, levels
 from moeplan.planner.offload.verdict import need_nothing, references_of, run_ns
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.sim.policies.state import PEAK_TRANSIENT
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
@@ -29,10 +29,10 @@ from strategies import make_trace
 MIB = 2**20
 
 
-def rehearsal(memory_bytes: int = 440 * MIB, steps: int = 30) -> Rehearsal:
+def simulation(memory_bytes: int = 440 * MIB, steps: int = 30) -> Simulation:
     rng = np.random.default_rng(5)
     trace = make_trace(rng, num_layers=6, num_experts=16, top_k=2, requests=[(4, 40)], skew=0.1, guesses=2)
-    return Rehearsal(
+    return Simulation(
         model=load_model("tiny-moe"),
         profile=load_hardware("t4"),
         trace=trace,
@@ -42,7 +42,7 @@ def rehearsal(memory_bytes: int = 440 * MIB, steps: int = 30) -> Rehearsal:
 
 
 def test_search_loses_nothing_by_pruning():
-    this = rehearsal(steps=8)
+    this = simulation(steps=8)
     base = base_schedule(PlanRequest(bits=("32",)), "32")
     found = search(this, base)
     every = [(c, this.run(c.schedule)) for level in levels(this, base) for c in candidates(this, base, level)]
@@ -54,7 +54,7 @@ def test_search_loses_nothing_by_pruning():
 
 
 def test_a_plan_beats_every_baseline_and_adds_up():
-    this = rehearsal()
+    this = simulation()
     plan = make_plan(this, PlanRequest(bits=("32",)))
     document = plan_to_dict(plan)
     fair, apart = document["baselines"], document["baselines_that_need_more"]
@@ -81,7 +81,7 @@ def test_a_plan_beats_every_baseline_and_adds_up():
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_any_schedule_may_turn_out_best_and_has_its_references(name: str) -> None:
-    here = rehearsal()
+    here = simulation()
     schedule = here.resolve(load_preset(name).with_options(experts__bits="16"))
     if schedule.experts.low_bits is not None:
         schedule = schedule.with_options(experts__low_bits="4")
@@ -101,7 +101,7 @@ def test_any_schedule_may_turn_out_best_and_has_its_references(name: str) -> Non
 
 
 def test_the_race_finds_what_running_all_to_the_end_finds():
-    this = rehearsal()
+    this = simulation()
     base = base_schedule(PlanRequest(bits=("32",)), "32")
     raced, whole = search(this, base), search(this, base, exhaustive=True)
     assert whole.num_outrun == 0
@@ -112,13 +112,13 @@ def test_the_race_finds_what_running_all_to_the_end_finds():
 
 def test_a_budget_too_small_says_how_much_is_missing():
     with pytest.raises(DoesNotFit) as caught:
-        make_plan(rehearsal(300 * MIB), PlanRequest(bits=("32",)))
+        make_plan(simulation(300 * MIB), PlanRequest(bits=("32",)))
     assert caught.value.missing_bytes > 0
     assert f"{caught.value.missing_bytes} bytes are missing" in str(caught.value)
 
 
 def test_objectives_are_checked():
-    this, base = rehearsal(), base_schedule(PlanRequest(bits=("32",)), "32")
+    this, base = simulation(), base_schedule(PlanRequest(bits=("32",)), "32")
     with pytest.raises(InputError, match="tokens_per_s"):
         search(this, base, objective="speed")
     with pytest.raises(InputError, match="floor"):

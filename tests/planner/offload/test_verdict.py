@@ -14,7 +14,7 @@ from moeplan.planner.offload import plan as module
 from moeplan.planner.offload.plan import PlanRequest, make_plan, plan_to_dict
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.planner.offload.verdict import need_nothing, run_ns, verdict
-from moeplan.sim.offload.simulate import Prediction, Rehearsal
+from moeplan.sim.offload.simulate import Prediction, Simulation
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import NEEDS, load_preset
@@ -23,16 +23,16 @@ from strategies import make_trace
 MIB = 2**20
 
 
-def rehearsal(memory_bytes: int = 440 * MIB) -> Rehearsal:
+def simulation(memory_bytes: int = 440 * MIB) -> Simulation:
     trace = make_trace(
         np.random.default_rng(5), num_layers=6, num_experts=16, top_k=2, requests=[(4, 12)], skew=0.1, guesses=2
     )
-    return Rehearsal(model=load_model("tiny-moe"), profile=load_hardware("t4"), trace=trace, window_steps=10,
+    return Simulation(model=load_model("tiny-moe"), profile=load_hardware("t4"), trace=trace, window_steps=10,
                      memory_bytes=memory_bytes)  # fmt: skip
 
 
 def predicted(name: str = "best", **changes: Any) -> Prediction:
-    return rehearsal().predict(load_preset("on-demand").with_options(name=name, experts__bits="32", **changes))
+    return simulation().predict(load_preset("on-demand").with_options(name=name, experts__bits="32", **changes))
 
 
 def lasting(prediction: Prediction, times: float, name: str) -> Prediction:
@@ -82,7 +82,7 @@ def test_nothing_slower_than_a_row_that_needs_nothing_special_is_the_best(monkey
         monkeypatch.setattr(f"moeplan.planner.{place}.candidates", poor)
     monkeypatch.setattr(module, "references_of", lambda *_: {})
     floor = 300.0 if objective == "least_memory" else None
-    plan = make_plan(rehearsal(), PlanRequest(bits=("32",), objective=objective, floor_tokens_per_s=floor))
+    plan = make_plan(simulation(), PlanRequest(bits=("32",), objective=objective, floor_tokens_per_s=floor))
     fair = need_nothing(plan.baselines)
     if objective == "p99_step_s":
         assert plan.best.metrics.step_s["p99"] <= min(one.metrics.step_s["p99"] for one in fair)

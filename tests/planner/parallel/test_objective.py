@@ -41,7 +41,7 @@ def search_over(prefill: bool = True, shared: bool = True, tokens_per_rank: int 
 def dense_s(search: EpSearch, schedule: ExpertParallelSchedule, part: str) -> float:
     """Return the seconds of a step in which nothing depends on placement: dense parts and the head."""
     load = search.evidence.loads(part, search.placements.candidate(schedule), schedule)[0]
-    program, tables = search.rehearsal.program(schedule), search.rehearsal.tables(schedule, load)
+    program, tables = search.simulation.program(schedule), search.simulation.tables(schedule, load)
     fixed = np.isin(program.op_kind, (OP_DENSE, OP_HEAD))
     return float(tables.work_ns[fixed].max(axis=1).sum()) / NS_PER_S
 
@@ -67,7 +67,7 @@ def test_objective_is_the_simulated_step_to_the_nanosecond_of_each_operation(
 
 def test_kernels_between_looked_up_row_counts_are_as_the_cost_model_says() -> None:
     search = search_over()
-    costing, schedule = search.rehearsal.costing, plain_schedule("16")
+    costing, schedule = search.simulation.costing, plain_schedule("16")
     table = kernel_ns(costing, schedule, 20_000)
     at = np.array([1, 2, 100, 511, 700, 1234, 9999, 20_000])
     exact = costing.item_s(at, weight_format("16"), rate=costing.constants.grouped_rate) * NS_PER_S

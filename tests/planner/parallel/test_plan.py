@@ -139,7 +139,7 @@ def test_counts_say_that_they_are_counts():
         "report", found.search.placements.candidate(found.best.schedule), found.best.schedule
     )
     exact = [dataclasses.replace(load, exact=True) for load in loads]
-    sure = found.search.rehearsal.predict(found.best.schedule, exact).relative_uncertainty
+    sure = found.search.simulation.predict(found.best.schedule, exact).relative_uncertainty
     assert found.best.relative_uncertainty == pytest.approx(sure + INDEPENDENCE_UNCERTAINTY)
     assert found.overfit_fraction == 0.0
 

@@ -12,7 +12,7 @@ import pytest
 from executor_stages import preset, small_model
 from moeplan.base.units import GIB
 from moeplan.sim.offload.metrics import Metrics, figures_of
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.sim.offload.workload import build_workload
 from moeplan.specs.machines.profile import Profile, profile_to_json
 from moeplan.specs.machines.profile_file import load_hardware, profile_from_json
@@ -57,8 +57,10 @@ def figures(profile: Profile, schedule: OffloadSchedule, requests: list[tuple[in
     trace = make_trace(
         np.random.default_rng(seed), num_layers=3, num_experts=8, top_k=2, requests=requests, guesses=2, skew=0.3
     )
-    rehearsal = Rehearsal(model=small_model(hidden=512, inter=1024), profile=profile, trace=trace, memory_bytes=8 * GIB)
-    return rehearsal.predict(schedule).metrics
+    simulation = Simulation(
+        model=small_model(hidden=512, inter=1024), profile=profile, trace=trace, memory_bytes=8 * GIB
+    )
+    return simulation.predict(schedule).metrics
 
 
 @pytest.mark.parametrize(
@@ -112,10 +114,10 @@ def test_the_interval_of_decoding_is_of_the_steps_that_decode(name: str) -> None
         rng = np.random.default_rng(prompt)
         trace = make_trace(rng, num_layers=3, num_experts=8, top_k=2, requests=[(prompt, 6)], guesses=0)
         trace.experts[-6:] = np.arange(8)[None, None, :2]
-        rehearsal = Rehearsal(
+        simulation = Simulation(
             model=small_model(hidden=512, inter=1024), profile=profile, trace=trace, memory_bytes=8 * GIB
         )
-        found.append(rehearsal.predict(preset(name)).metrics)
+        found.append(simulation.predict(preset(name)).metrics)
     assert found[0].prefill_tokens_per_s_interval != found[1].prefill_tokens_per_s_interval
     assert len({(one.decode_tokens_per_s, one.decode_tokens_per_s_interval, one.step_s_interval) for one in found}) == 1
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from long_runs import examples
 from moeplan.sim.offload import clock_fields as fields
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_simpy, run_twin
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.policies import state as ps
@@ -179,7 +179,7 @@ def test_presets_are_no_faster_than_their_links(name):
     if schedule.kernel.miss != "fetch":
         pytest.skip("this machine's profile has no costs of the host's cores")
     found = (
-        Rehearsal(model=model, profile=profile, trace=trace).predict(schedule.with_options(experts__bits="16")).metrics
+        Simulation(model=model, profile=profile, trace=trace).predict(schedule.with_options(experts__bits="16")).metrics
     )
     assert found.bytes_copied <= profile.host_to_device.pinned_bytes_per_s.value * found.window_s
     assert found.bytes_copied + found.bytes_after > 0 or name == "resident"
@@ -189,7 +189,7 @@ def test_fetching_whole_layers_ahead_is_bound_by_its_link():
     """Without a backlog that nobody pays for, fetching every expert ahead takes at least the time of all these copies."""
     model, trace = tiny()
     profile = load_hardware("a100-80gb-sxm")
-    found = Rehearsal(model=model, profile=profile, trace=trace).predict(load_preset("prefetch-all")).metrics
+    found = Simulation(model=model, profile=profile, trace=trace).predict(load_preset("prefetch-all")).metrics
     layers, experts = model.num_moe_layers, model.num_experts
     assert found.bytes_copied == 40 * ((layers - 1) * experts + 1) * model.expert_bytes(
         weight_format(model.native_bits)

@@ -26,7 +26,7 @@ from moeplan.planner.offload.plan import OffloadPlan, PlanRequest, base_schedule
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.forecast import forecast
 from moeplan.sim.offload.run_facts import run_facts
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.schedules.offload import schedule_from_dict
 from moeplan.specs.schedules.presets import PRESETS
@@ -61,13 +61,13 @@ def lawful_profile() -> Profile:
     return fit_profile(dataclasses.replace(samples, samples=(*samples.samples, *more))).profile
 
 
-def rehearsal(**changes: object) -> Rehearsal:
+def simulation(**changes: object) -> Simulation:
     fields = {"model": MODEL, "profile": lawful_profile(), "trace": TRACE, "memory_bytes": MEMORY} | changes
-    return Rehearsal(**fields, dense_format=dense_format("cpu"))  # type: ignore[arg-type]
+    return Simulation(**fields, dense_format=dense_format("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def planned() -> Iterator[tuple[Rehearsal, OffloadPlan]]:
+def planned() -> Iterator[tuple[Simulation, OffloadPlan]]:
     """A plan over a few candidates of every kind: what is tested are its figures, not how it finds them."""
 
     def few(*given: object) -> Iterator[Candidate]:
@@ -75,22 +75,22 @@ def planned() -> Iterator[tuple[Rehearsal, OffloadPlan]]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(searching, "candidates", few)
-    bound = rehearsal()
+    bound = simulation()
     yield bound, make_plan(bound, PlanRequest(bits=("32",)))
     patch.undo()
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_plan_simulate_report_and_validation_predict_the_same(
-    planned: tuple[Rehearsal, OffloadPlan], name: str
+    planned: tuple[Simulation, OffloadPlan], name: str
 ) -> None:
     _, plan = planned
     document = plan_to_dict(plan)
     base = base_schedule(plan.request, "32")
-    simulated = rehearsal().predict(preset_schedule(name, base, has_guesses=True))
+    simulated = simulation().predict(preset_schedule(name, base, has_guesses=True))
     rows = [*document["baselines"], *document["baselines_that_need_more"]]
     shown = next(one for one in rows if one["name"] == name)
-    replayed = rehearsal().predict(schedule_from_dict(shown["schedule"]), rows=True)
+    replayed = simulation().predict(schedule_from_dict(shown["schedule"]), rows=True)
     given = run_input(schedule_from_dict(shown["schedule"]), TRACE)
     validated = forecast(given, MODEL, costs_of(lawful_profile(), MODEL, "cpu"))
     ends = [one.outcome.step_end.tolist() for one in (simulated, replayed, validated)]
@@ -100,7 +100,7 @@ def test_plan_simulate_report_and_validation_predict_the_same(
     assert shown["bytes_copied"] == validated.metrics.bytes_copied
 
 
-def test_the_best_was_ranked_by_what_is_validated(planned: tuple[Rehearsal, OffloadPlan]) -> None:
+def test_the_best_was_ranked_by_what_is_validated(planned: tuple[Simulation, OffloadPlan]) -> None:
     _, plan = planned
     given = run_input(plan.best.schedule, TRACE)
     validated = forecast(given, MODEL, costs_of(lawful_profile(), MODEL, "cpu"))
@@ -111,7 +111,7 @@ def test_the_best_was_ranked_by_what_is_validated(planned: tuple[Rehearsal, Offl
 
 def test_runs_of_one_schedule_cost_what_their_own_decisions_make_of_them() -> None:
     # The same options and the same tables' key, but more hits: were one mix of hits and misses taken for all, costs were equal.
-    bound = rehearsal()
+    bound = simulation()
     small, large = (
         bound.resolve(preset_schedule("mixtral-offloading", base_schedule(PlanRequest(bits=("32",)), "32"), has_guesses=True)
                       .with_options(cache__experts_per_layer=slots)) for slots in (1, 7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeplan.base.errors import InputError
-from moeplan.sim.offload.simulate import Prediction, Rehearsal
+from moeplan.sim.offload.simulate import Prediction, Simulation
 from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -16,7 +16,7 @@ from moeplan.traces.synthesis.prior import prior_recording
 def predicted(schedule: OffloadSchedule, prompt: int = 48, reply: int = 4) -> Prediction:
     model = load_model("tiny-moe")
     trace = prior_recording(model, prompt_tokens=prompt, reply_tokens=reply)
-    return Rehearsal(model=model, profile=compose_text("rtx-3060"), trace=trace).predict(schedule, engine="both")
+    return Simulation(model=model, profile=compose_text("rtx-3060"), trace=trace).predict(schedule, engine="both")
 
 
 @pytest.mark.parametrize("name", ["cpu-moe", "n-cpu-moe=4", "kt-uniform"])

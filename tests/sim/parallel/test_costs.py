@@ -15,7 +15,7 @@ from moeplan.base.errors import DoesNotFit, InputError, MissingCalibration, Unkn
 from moeplan.sim.parallel.costs import EpConstants, Tier, constants_of
 from moeplan.sim.parallel.expert_stage import kernels_s, stage_rows
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_REDUCE, OP_SHARED
-from moeplan.sim.parallel.simulate import EpRehearsal
+from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import count_step
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models import weight_format
@@ -38,8 +38,8 @@ def tier(bytes_per_s: float, latency_s: float = 0.0) -> Tier:
     return Tier(bytes_per_s=bytes_per_s, latency_s=latency_s, source="published", relative_uncertainty=0.1)
 
 
-def rehearsal(**options: object) -> EpRehearsal:
-    return EpRehearsal(MODEL, HARDWARE, 2, 2, **options)  # type: ignore[arg-type]
+def simulation(**options: object) -> ParallelSimulation:
+    return ParallelSimulation(MODEL, HARDWARE, 2, 2, **options)  # type: ignore[arg-type]
 
 
 def routed(tokens: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def routed(tokens: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(rng.random((tokens, 2, 64)), axis=2)[:, :, :6], np.arange(tokens) % 4
 
 
-def load_of(case: EpRehearsal, schedule: ExpertParallelSchedule, tokens: int = 64):
+def load_of(case: ParallelSimulation, schedule: ExpertParallelSchedule, tokens: int = 64):
     return count_step(*routed(tokens), case.topology(64), schedule)
 
 
@@ -58,7 +58,7 @@ def test_port_time_is_latency_and_bytes_over_bandwidth():
 
 
 def test_exchange_takes_the_larger_of_sent_and_received_and_the_slower_tier():
-    case = rehearsal(constants=EpConstants(inter=tier(1e9), intra=tier(1e12)))
+    case = simulation(constants=EpConstants(inter=tier(1e9), intra=tier(1e12)))
     schedule = ExpertParallelSchedule()
     load = load_of(case, schedule)
     program, tables = case.program(schedule), case.tables(schedule, load)
@@ -74,14 +74,14 @@ def test_exchange_takes_the_larger_of_sent_and_received_and_the_slower_tier():
 
 def test_a_shared_half_duplex_port_carries_what_the_node_sends_and_receives():
     shared = EpConstants(inter=tier(1e9), intra=tier(1e12), shared_nic=True, half_duplex_nic=True)
-    case, schedule = rehearsal(constants=shared), ExpertParallelSchedule()
+    case, schedule = simulation(constants=shared), ExpertParallelSchedule()
     load = load_of(case, schedule)
     node = (load.sent + load.received)[0, 0, 0].reshape(2, 2).sum(axis=1) * HIDDEN * 2
     assert case.tables(schedule, load).ex_ns[0, 0].tolist() == np.repeat(node, 2).tolist()
 
 
 def test_expert_time_counts_every_slot_once():
-    case, schedule = rehearsal(), ExpertParallelSchedule()
+    case, schedule = simulation(), ExpertParallelSchedule()
     load = load_of(case, schedule)
     costing, stage = case.costing, stage_rows(load, 4)
     rows = load.slot_rows[0, 0].reshape(4, 16)
@@ -96,7 +96,7 @@ def test_expert_time_counts_every_slot_once():
 
 
 def test_shared_experts_leave_the_dense_part_when_they_are_an_operation_of_their_own():
-    case = rehearsal()
+    case = simulation()
     apart, together = ExpertParallelSchedule(), ExpertParallelSchedule().with_options(pipeline__shared_overlap=False)
     load = load_of(case, apart)
     split, whole = case.tables(apart, load), case.tables(together, load)
@@ -108,7 +108,7 @@ def test_shared_experts_leave_the_dense_part_when_they_are_an_operation_of_their
 
 
 def test_reductions_of_four_ranks_move_twice_three_quarters():
-    case = EpRehearsal(MODEL, HARDWARE, 1, 4)
+    case = ParallelSimulation(MODEL, HARDWARE, 1, 4)
     schedule = load_ep_preset("parallel-folding")
     load = load_of(case, schedule)
     program, tables = case.program(schedule), case.tables(schedule, load)
@@ -119,7 +119,7 @@ def test_reductions_of_four_ranks_move_twice_three_quarters():
 @given(ep_schedules(), st.integers(0, 2**31))
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_predictions_conserve_and_both_engines_agree(schedule, seed):
-    case = rehearsal()
+    case = simulation()
     slots, source = routed(40, seed)
     load = count_step(slots, source, case.topology(64), schedule)
     found = case.predict(schedule, [load], engine="both")
@@ -136,7 +136,7 @@ def test_predictions_conserve_and_both_engines_agree(schedule, seed):
 
 
 def test_overlap_cannot_beat_the_busiest_lane_and_hides_something():
-    case = rehearsal()
+    case = simulation()
     steps = {}
     for name in ("ep", "comet"):
         schedule = load_ep_preset(name)
@@ -147,7 +147,7 @@ def test_overlap_cannot_beat_the_busiest_lane_and_hides_something():
 
 def test_memory_of_a_rank_is_respected():
     model = load_model("deepseek-v3")
-    case = EpRehearsal(model, HARDWARE, 1, 8, context_tokens=128)
+    case = ParallelSimulation(model, HARDWARE, 1, 8, context_tokens=128)
     slots = np.zeros((8, 58, 1), np.int64)
     load = count_step(slots, np.arange(8), case.topology(256), ExpertParallelSchedule())
     with pytest.raises(DoesNotFit, match="on every rank"):
@@ -161,8 +161,8 @@ def test_what_is_missing_or_wrong_is_named():
     with pytest.raises(MissingCalibration, match="no network"):
         constants_of(bare, 2)
     with pytest.raises(InputError, match="not divisible by 4 ranks"):
-        rehearsal().topology(63)
-    case = rehearsal()
+        simulation().topology(63)
+    case = simulation()
     short = count_step(routed()[0][:, :1], routed()[1], case.topology(64), ExpertParallelSchedule())
     with pytest.raises(InputError, match="1 MoE layers"):
         case.predict(ExpertParallelSchedule(), [short])

@@ -13,7 +13,7 @@ from moeplan.base.units import NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.sim.parallel.costs import EpCosting, constants_of, tabulate_ep
 from moeplan.sim.parallel.program import GATHER, OP_EXPERT, OP_REDUCE, Shape, build_program
-from moeplan.sim.parallel.simulate import EpRehearsal
+from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import Topology, count_step, expect_step
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models import weight_format
@@ -109,15 +109,15 @@ def test_experts_spread_in_each_node_serve_that_nodes_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["parm", "ppmoe"])
 def test_both_engines_agree_and_memory_is_counted(name: str) -> None:
-    rehearsal = EpRehearsal(MODEL, HARDWARE, 2, 2, True, 128)
+    simulation = ParallelSimulation(MODEL, HARDWARE, 2, 2, True, 128)
     slots, source = drawn(3, num_tokens=256, layers=26)
     schedule = load_ep_preset(name)
     load = count_step(slots, source, TOPOLOGY, schedule)
-    found = rehearsal.predict(schedule, [load], engine="both")
+    found = simulation.predict(schedule, [load], engine="both")
     assert found.step_s > 0
     experts = {"parm": 16, "ppmoe": 32}[name] * 26 * MODEL.expert_bytes(weight_format("16"))
-    plain = rehearsal.rank_bytes(load_ep_preset("parallel-folding"), load)
-    assert rehearsal.rank_bytes(schedule, load) - plain == experts - 16 * 26 * MODEL.expert_bytes(weight_format("16"))
+    plain = simulation.rank_bytes(load_ep_preset("parallel-folding"), load)
+    assert simulation.rank_bytes(schedule, load) - plain == experts - 16 * 26 * MODEL.expert_bytes(weight_format("16"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from moeplan.calibrate.samples import Sample, SampleSet
 from moeplan.sim.parallel.costs import Tier, constants_of
 from moeplan.sim.parallel.program import INTRA, OP_EXPERT
 from moeplan.sim.parallel.sharing import overlapped, stretched
-from moeplan.sim.parallel.simulate import EpRehearsal
+from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import StepLoad, count_step
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.schedules.parallel import ExpertParallelSchedule, load_ep_preset
@@ -37,11 +37,11 @@ def profile() -> Profile:
     return fit_profile(dataclasses.replace(whole, samples=(*whole.samples, *EXCHANGES[2], *EXCHANGES[4]))).profile
 
 
-def rehearsal(profile: Profile, ranks: int) -> EpRehearsal:
-    return EpRehearsal(MODEL, profile, 1, ranks, context_tokens=16)
+def simulation(profile: Profile, ranks: int) -> ParallelSimulation:
+    return ParallelSimulation(MODEL, profile, 1, ranks, context_tokens=16)
 
 
-def load_of(case: EpRehearsal, schedule: ExpertParallelSchedule, tokens: int = 64) -> StepLoad:
+def load_of(case: ParallelSimulation, schedule: ExpertParallelSchedule, tokens: int = 64) -> StepLoad:
     rng = np.random.default_rng(7)
     slots = np.argsort(rng.random((tokens, 2, 8)) ** np.arange(1, 9), axis=2)[:, :, :2]  # low numbers are chosen more
     return count_step(slots, np.arange(tokens) % case.num_ranks, case.topology(8), schedule)
@@ -75,7 +75,7 @@ def _off(tier: Tier, sample: Sample) -> float:
 
 
 def test_tables_of_a_step_hold_the_measured_times_of_its_traffic(profile: Profile) -> None:
-    case, schedule = rehearsal(profile, 4), ExpertParallelSchedule()
+    case, schedule = simulation(profile, 4), ExpertParallelSchedule()
     load = load_of(case, schedule)
     tables = case.tables(schedule, load)
     table = case.costing.constants.intra.table
@@ -90,13 +90,13 @@ def test_tables_of_a_step_hold_the_measured_times_of_its_traffic(profile: Profil
 
 
 def test_four_ranks_on_two_cores_compute_half_as_fast(profile: Profile) -> None:
-    case, schedule = rehearsal(profile, 4), ExpertParallelSchedule()
+    case, schedule = simulation(profile, 4), ExpertParallelSchedule()
     load = load_of(case, schedule)
     program, tables = case.program(schedule), case.tables(schedule, load)
     bare = dataclasses.replace(
         profile, curves={k: v for k, v in profile.curves.items() if not k.startswith("slowdown.compute/ranks")}
     )
-    alone = rehearsal(bare, 4).tables(schedule, load)
+    alone = simulation(bare, 4).tables(schedule, load)
     expert = program.op_kind == OP_EXPERT
     ratio = tables.work_ns[expert] / np.maximum(1, alone.work_ns[expert])
     assert ratio.max() == pytest.approx(FOUR_ON_TWO_CORES, rel=0.1)
@@ -109,7 +109,7 @@ def test_what_overlaps_slows_down_and_what_does_not_stays(profile: Profile) -> N
         schedule = dataclasses.replace(load_ep_preset(name)).with_options(pipeline__exchange_sm_fraction=0.0)
         steps = []
         for machine in (profile, bare):
-            case = rehearsal(machine, 2)
+            case = simulation(machine, 2)
             steps.append(case.predict(schedule, [load_of(case, schedule, 512)], engine="both").step_s)
         if name == "ep":
             assert steps[0] == pytest.approx(steps[1], rel=0.02)  # but for two ranks on two cores, measured with noise
@@ -124,12 +124,12 @@ def test_other_numbers_of_ranks_networks_and_too_little_memory_are_refused(profi
         constants_of(profile, 2, 2)
     assert constants_of(profile, 1, 1).intra.table is None
     device = profile.device
-    case, schedule = rehearsal(profile, 4), ExpertParallelSchedule()
+    case, schedule = simulation(profile, 4), ExpertParallelSchedule()
     load = load_of(case, schedule)
     needed = case.rank_bytes(schedule, load)
     for has, fits in ((4 * needed, True), (4 * needed - 4, False)):  # ranks of a CPU share its memory
         less = dataclasses.replace(device, memory_bytes=dataclasses.replace(device.memory_bytes, value=float(has)))
-        small = rehearsal(dataclasses.replace(profile, device=less), 4)
+        small = simulation(dataclasses.replace(profile, device=less), 4)
         if fits:
             small.check_fits(schedule, load)
         else:

@@ -29,7 +29,7 @@ from moeplan.planner.placement.sharing import InsideTable, NodeSharing
 from moeplan.planner.placement.splits import StepTokens
 from moeplan.sim.parallel.costs import constants_of
 from moeplan.sim.parallel.program import INTRA, OP_DENSE, OP_HEAD
-from moeplan.sim.parallel.simulate import EpRehearsal
+from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.specs.machines.profile import Constant, Profile
 from moeplan.specs.schedules.parallel import EXCHANGES, ExpertParallelSchedule
 from placement_cases import clustered_step, drawn_row
@@ -67,32 +67,32 @@ def fitted() -> Profile:
 
 
 @functools.cache
-def rehearsal(machine: str) -> EpRehearsal:
+def simulation(machine: str) -> ParallelSimulation:
     nodes, ranks, ports = MACHINES[machine]
     constants = dataclasses.replace(constants_of(fitted(), nodes, ranks), **ports)
-    return EpRehearsal(MODEL, fitted(), nodes, ranks, context_tokens=16, constants=constants)
+    return ParallelSimulation(MODEL, fitted(), nodes, ranks, context_tokens=16, constants=constants)
 
 
-def costs_of(case: EpRehearsal, num_tokens: int, weight: int = 1) -> dict[str, LayerCosts]:
+def costs_of(case: ParallelSimulation, num_tokens: int, weight: int = 1) -> dict[str, LayerCosts]:
     found = layer_costs(case.costing, ExpertParallelSchedule(), step_tokens=num_tokens * weight, num_ranks=case.num_ranks,
                         ranks_per_node=case.ranks_per_node, weight=weight)  # fmt: skip
     return dict(found)
 
 
-def table_of(case: EpRehearsal) -> ExchangeTable:
+def table_of(case: ParallelSimulation) -> ExchangeTable:
     table = case.costing.constants.intra.table
     assert table is not None
     return table
 
 
-def drawn_placement(case: EpRehearsal, copies: int, seed: int) -> Placement:
+def drawn_placement(case: ParallelSimulation, copies: int, seed: int) -> Placement:
     ranks, rng = case.num_ranks, np.random.default_rng(seed)
     rows = [drawn_row(rng, EXPERTS, ranks, min(EXPERTS, -(-EXPERTS // ranks) + copies)) for _ in range(LAYERS)]
     return Placement(physical_to_logical=np.array(rows, np.int32), num_logical=EXPERTS, num_ranks=ranks,
                      num_nodes=case.num_nodes)  # fmt: skip
 
 
-def drawn_steps(case: EpRehearsal, num_tokens: int, seed: int, concentration: float) -> list[StepTokens]:
+def drawn_steps(case: ParallelSimulation, num_tokens: int, seed: int, concentration: float) -> list[StepTokens]:
     """Return two steps of tokens that prefer some experts."""
     rng = np.random.default_rng(seed)
     weight = rng.dirichlet(np.full(EXPERTS, concentration)) + 1e-3
@@ -125,7 +125,7 @@ def test_objective_is_the_simulated_layer_to_the_nanosecond_of_each_operation(
     concentration: float,
     seed: int,
 ) -> None:
-    case = rehearsal(machine)
+    case = simulation(machine)
     num_tokens = tokens_per_rank * case.num_ranks
     placement, steps = drawn_placement(case, copies, seed), drawn_steps(case, num_tokens, seed, concentration)
     router = CappedChoice() if capped else StaticChoice(table=nearest_table(placement))
@@ -147,7 +147,7 @@ def test_objective_is_the_simulated_layer_to_the_nanosecond_of_each_operation(
 
 def test_what_ranks_share_cannot_be_told_from_the_busiest_port() -> None:
     """Cores and bandwidths of one's own would be far from the simulated layer; skew costs little where all send through one memory."""
-    case = rehearsal("four ranks of one host")
+    case = simulation("four ranks of one host")
     steps, even = drawn_steps(case, 400, 0, 1.0), contiguous(LAYERS, EXPERTS, EXPERTS, 4, 1)
     candidate, costs = Candidate(placement=even, router=CappedChoice()), costs_of(case, 400, 50)["per-rank"]
     whole = evaluate(candidate, steps, costs)
@@ -159,7 +159,7 @@ def test_what_ranks_share_cannot_be_told_from_the_busiest_port() -> None:
 @given(machine=st.sampled_from(sorted(MACHINES)), token_bytes=st.floats(1, 2**16), data=st.data())
 @settings(max_examples=examples(40), deadline=None)
 def test_tabulated_exchanges_are_the_measured_ones(machine: str, token_bytes: float, data: st.DataObject) -> None:
-    table, most = table_of(rehearsal(machine)), 500
+    table, most = table_of(simulation(machine)), 500
     found = inside_table(table, token_bytes, most)
     total = np.array(data.draw(st.lists(st.integers(1, most), min_size=1, max_size=8)))
     port = np.array([data.draw(st.integers(1, int(most_of))) for most_of in total])
@@ -169,7 +169,7 @@ def test_tabulated_exchanges_are_the_measured_ones(machine: str, token_bytes: fl
 
 def test_hosts_do_not_share_each_others_memory() -> None:
     """What ranks of another host send to each other costs nothing here, in the simulator and in the objective."""
-    case, schedule = rehearsal("two hosts of two ranks"), ExpertParallelSchedule()
+    case, schedule = simulation("two hosts of two ranks"), ExpertParallelSchedule()
     placement = contiguous(LAYERS, EXPERTS, EXPERTS, 4, 2)
     slots = np.full((120, LAYERS, TOP_K), -1, np.int64)
     slots[:] = np.arange(TOP_K) + 4 * (np.arange(120) % 4 ^ 1)[:, None, None]  # to the other rank of the own host
@@ -189,7 +189,7 @@ def test_hosts_do_not_share_each_others_memory() -> None:
 def test_search_minimises_what_all_ranks_send_where_they_share_a_memory() -> None:
     """On the planning steps the placement searched with what ranks share is the better one where they share it."""
     steps = [clustered_step(seed, num_ranks=4) for seed in range(2)]
-    case = rehearsal("four ranks of one host")
+    case = simulation("four ranks of one host")
     # Exchanges alone: kernels of this machine would hide most of the difference.
     costs = dataclasses.replace(costs_of(case, steps[0].num_tokens)["per-rank"], row_s=0.0, beside_s=0.0)
     blind = dataclasses.replace(costs, sharing=None)
@@ -209,7 +209,7 @@ def test_search_minimises_what_all_ranks_send_where_they_share_a_memory() -> Non
 
 
 def test_what_was_not_tabulated_is_refused() -> None:
-    case = rehearsal("two ranks of one host")
+    case = simulation("two ranks of one host")
     costs = costs_of(case, 20)["all-choices"]
     placement = contiguous(LAYERS, EXPERTS, EXPERTS, 2, 1)
     steps = drawn_steps(case, 400, 3, 1.0)
