@@ -34,20 +34,18 @@ Array = npt.NDArray[np.float64]
 
 # Generic constants: starting value, and the deviation of its logarithm that it is drawn back with.
 GENERIC: dict[str, tuple[float, float]] = {
-    "memory_efficiency": (0.80, 0.15), "kv_efficiency": (0.60, 0.3), "layer_s": (60e-6, 0.5), "pass_layer_s": (50e-6, 0.7),
-    "step_s": (500e-6, 0.7), "dense_efficiency": (0.35, 0.5), "expert_efficiency": (0.35, 0.5), "attention_efficiency": (0.3, 0.6),
-    "tile_tokens": (20.0, 0.7), "desktop_memory_share": (0.65, 0.25), "server_memory_share": (0.4, 0.25),
-    "sockets_memory_share": (0.2, 0.3), "cpu_layer_s": (50e-6, 0.5), "cpu_share": (0.3, 0.7), "upload_share": (0.75, 0.25),
-    "fetch_layer_s": (500e-6, 1.2),
+    "memory_efficiency": (0.85, 0.1), "kv_efficiency": (0.75, 0.3), "graph_kernel_s": (2.6e-6, 0.4), "eager_kernel_s": (5e-6, 0.4),
+    "python_kernel_s": (30e-6, 0.5), "pass_layer_s": (70e-6, 0.5), "step_s": (300e-6, 0.5), "dense_efficiency": (0.3, 0.4),
+    "expert_efficiency": (0.4, 0.4), "attention_efficiency": (0.5, 0.5), "tile_tokens": (25.0, 0.5), "desktop_memory_share": (0.7, 0.2),
+    "server_memory_share": (0.4, 0.25), "sockets_memory_share": (0.2, 0.25), "cpu_layer_s": (80e-6, 0.5), "cpu_share": (0.3, 0.5),
+    "upload_share": (0.8, 0.15), "fetch_layer_s": (500e-6, 0.5),
 }  # fmt: skip
 # What an engine may have of its own: constants that move together, and how far from one the factor is thought to lie.
 GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
-    "layer_s": (("layer_s",), 0.5),
-    "compute": (("dense_efficiency", "expert_efficiency", "attention_efficiency"), 0.4),
+    "kernel_s": (("graph_kernel_s",), 0.2),
+    "compute": (("dense_efficiency", "expert_efficiency", "attention_efficiency"), 0.25),
     "host": (("desktop_memory_share", "server_memory_share", "sockets_memory_share"), 0.2),
-    "cpu_share": (("cpu_share",), 0.5),
-    "upload_share": (("upload_share",), 0.25),
-    "fetch_layer_s": (("fetch_layer_s",), 1.0),
+    "cpu_share": (("cpu_share",), 0.4),
 }
 BACKENDS = ("rocm", "vulkan", "metal")
 _NOISE = 0.15
@@ -55,7 +53,14 @@ _NOISE = 0.15
 _COVER = 0.84
 # Which kind's errors a constant's uncertainty is.
 JUDGED_BY: dict[str, tuple[str, ...]] = {
-    "gpu-decode": ("memory_efficiency", "kv_efficiency", "layer_s", "step_s"),
+    "gpu-decode": (
+        "memory_efficiency",
+        "kv_efficiency",
+        "graph_kernel_s",
+        "eager_kernel_s",
+        "python_kernel_s",
+        "step_s",
+    ),
     "gpu-prefill": ("dense_efficiency", "expert_efficiency", "attention_efficiency", "tile_tokens", "pass_layer_s"),
     "cpu-decode": ("desktop_memory_share", "server_memory_share", "sockets_memory_share", "cpu_layer_s"),
     "cpu-prefill": ("cpu_share", "upload_share"),
@@ -73,7 +78,7 @@ class Problem:
         self.reports = reports
         owners = sorted({owner(report) for report in reports})
         self.names: list[tuple[str, str]] = [("generic", name) for name in GENERIC]
-        self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in ("layer_s", "compute")]
+        self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in ("kernel_s", "compute")]
         self.names += [(each, group) for each in owners for group in GROUPS]
 
     def deviation(self, index: int) -> float:

@@ -3,11 +3,11 @@
     expert        bytes / bandwidth while kernels only stream weights (few tokens), else
                   √((bytes / bandwidth)² + (operations of its tokens and of the tile's missing ones / rate)²)
     dense layer   the same for its weights, + keys and values / bandwidth + attention's operations / rate
-                  + the engine's time a layer
+                  + the engine's time a layer, by how many kernels a layer of its kind has
     on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer
 
-Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`), weight formats by their bytes, scales included.
-Ignored: clocks, caches, how tiles divide into waves, formats that are slower to expand than others.
+Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`, which weighs clocks and generations of cards), weight
+formats by their bytes, scales included. Ignored: caches, how tiles divide into waves, formats that are slower to expand.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
-from ...specs.machines.profile import EngineConstants
+from ...specs.machines.profile import USUAL_KERNELS, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
 from .cost_model import CostModel, Estimate, _check_count, _term
 
 _LEAST_HEAD_BITS = 8
+# Kernels of a layer as engines launch them, one after another: norms, projections, rotation, cache writes, attention; router, choice,
+# three products, activation, sum. Latent attention and recurrences have more of the first.
+_EXPERTS, _OTHER_MIXERS, _PLAIN_MLP = 10, 18, 4
+_GROUPED_ATTENTION = USUAL_KERNELS - _EXPERTS
 _PASS_TOKENS = 2
 """From so many tokens of one request on, a step is a pass over a prompt."""
 
@@ -66,10 +70,18 @@ class EngineCosts(CostModel):
             work += _term(
                 flops / (peak.value * engine.attention_efficiency.value), "compute", engine.attention_efficiency
             )
-        work += _term(engine.layer_s.value, "launch", engine.layer_s)
+        work += _term(engine.layer_s.value * self._kernels(layer) / USUAL_KERNELS, "launch", engine.layer_s)
         if tokens >= _PASS_TOKENS * requests:
             work += _term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
         return work
+
+    def _kernels(self, layer: int) -> int:
+        """Return how many kernels a layer is made of."""
+        model = self.model
+        attention = model.attention_of(layer)
+        many = model.is_recurrent(layer) or (attention is not None and attention.kind == "mla")
+        mixer = _OTHER_MIXERS if many else _GROUPED_ATTENTION
+        return mixer + (_EXPERTS if layer in model.moe_layers else _PLAIN_MLP)
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""

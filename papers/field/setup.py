@@ -32,17 +32,27 @@ from ...traces.synthesis.prior import prior_recording
 from .rows import Report
 
 DECODE_STEPS = 8
+CACHE_STEPS = 256
+"""A cache's hits settle over many steps: so many are run where experts are cached, or as many as were generated."""
 UNLIMITED_BYTES = float(1 << 50)
 _CONTEXT, _PROMPT, _UBATCH = 512, 512, 512
+_ASSUMED_MEMORY_GIB = 64.0
+_OF_MEMORY = 0.75
+"""Share of a memory that an engine fills with experts where its sizes are not stated."""
 _MOST_BATCH, _MOST_TOKENS, _MOST_PASS = 1024, 1 << 24, 1 << 15
 _MOST_SOCKETS = 8
 _AGREES = 0.01
+_MAKERS = ("cuda", "rocm", "metal")
+"""Backends that only one maker's devices have."""
 _FORMATS = {
     "BF16": "16", "FP16": "16", "F16": "16", "FP32": "32", "FP8": "8", "INT8": "8", "AWQ": "int4-g128-zero", "GPTQ": "int4-g128",
     "INT4": "int4-g64", "NVFP4": "nvfp4", "MLX-4bit": "mlx4-g64", "MLX-8bit": "mlx8-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
 }  # fmt: skip
 _EXL = re.compile(r"EXL[23]-([0-9.]+)bpw", re.IGNORECASE)
-_USED = re.compile(r"([0-9]+) (?:threads|cores)", re.IGNORECASE)
+_USED = re.compile(r"\b([0-9]{1,3}) (?:threads|cores)\b", re.IGNORECASE)
+
+
+_MONTH = re.compile(r"20[0-9]{2}(?:-[01][0-9])?(?![0-9])")
 
 
 class NotExpressible(Exception):
@@ -80,10 +90,8 @@ def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
         expert_format, dense_format, model = formats_of(report, model, assumed)
         engine = _engine(report, assumed)
         parts = _parts(report, assumed)
-        backend = str(report.part("engine").get("backend") or "") or None
-        if parts.gpu is None:
-            backend = "cpu"
-        profile = compose(parts, _with_backend(engine, backend), backend, table=table)
+        backend = _backend(report, parts, assumed)
+        profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=_built(report))
         profile = _with_host_memory(report, profile, assumed)
         batch = _count(report, "batch", 1, _MOST_BATCH)
         trace, prompt = _recording(report, model, batch, assumed)
@@ -182,6 +190,27 @@ def _engine(report: Report, assumed: list[str]) -> Engine:
     return load_engine(name)
 
 
+def _backend(report: Report, parts: Parts, assumed: list[str]) -> str | None:
+    """Return the backend that a report names, the card's own where its maker's cards cannot have run that one."""
+    stated = str(report.part("engine").get("backend") or "") or None
+    if parts.gpu is None:
+        return "cpu"
+    own = parts.gpu.backend
+    if stated in _MAKERS and own in _MAKERS and stated != own:
+        assumed.append(f"engine.backend: {own}, no card of this maker runs {stated}")
+        return own
+    return stated
+
+
+def _built(report: Report) -> str | None:
+    """Return the month that a report's engine was built, or measured, in: "2025-03", or "2023" of a year; None where nothing says so."""
+    for text in (report.row.get("date"), report.part("engine").get("version")):
+        found = _MONTH.match(text) if isinstance(text, str) else None
+        if found is not None:
+            return found[0]
+    return None
+
+
 def _with_backend(engine: Engine, backend: str | None) -> Engine:
     """Return the engine as one that has the reported backend: reports may know more than the catalogue."""
     if backend is None or backend in engine.backends:
@@ -202,8 +231,8 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
             cpu = find_cpu(host["cpu"])
         except InputError:
             assumed.append(f"host.cpu {host['cpu'][:40]}: an average one with its cores")
-        used = _USED.search(host["cpu"])
-        threads = int(used[1]) if used else None
+        used = _USED.search(f"{host['cpu']}; {report.row.get('note') or ''}")
+        threads = int(used[1]) if used and int(used[1]) else None
     elif gpu is None:
         raise NotExpressible("neither a card nor a processor is stated")
     elif report.kind.startswith("cpu") and not gpu.unified_memory:
@@ -269,19 +298,21 @@ def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str])
     if report.number("workload", "context_tokens") is None:
         assumed.append(f"workload.context_tokens: {_CONTEXT}")
     if report.decodes:
-        before = max(0, context - DECODE_STEPS // 2)
-        return prior_recording(
-            model, prompt_tokens=0, reply_tokens=DECODE_STEPS, requests=batch, context_before=before
-        ), 0
+        steps = DECODE_STEPS
+        if report.kind.startswith("cache"):
+            steps = min(_count(report, "generated_tokens", CACHE_STEPS, _MOST_TOKENS), CACHE_STEPS)
+        before = max(0, context - steps // 2)
+        return prior_recording(model, prompt_tokens=0, reply_tokens=steps, requests=batch, context_before=before), 0
     prompt = report.number("workload", "prompt_tokens")
+    usual = max(_PROMPT, _count(report, "ubatch", _UBATCH, _MOST_TOKENS))  # whoever asks for larger passes fills them
     if prompt is None:
-        assumed.append(f"workload.prompt_tokens: {_PROMPT}")
-    prompt_tokens = _count(report, "prompt_tokens", _PROMPT, _MOST_TOKENS)
+        assumed.append(f"workload.prompt_tokens: {usual}")
+    prompt_tokens = _count(report, "prompt_tokens", usual, _MOST_TOKENS)
     size = min(_count(report, "ubatch", _UBATCH, _MOST_TOKENS), prompt_tokens, _MOST_PASS)
     # One micro-batch at the mean depth stands for all: costs are linear in context.
     before = max(0, context - size // 2)
     return prior_recording(model, prompt_tokens=size, reply_tokens=0, requests=1, context_before=before), int(
-        prompt or _PROMPT
+        prompt or usual
     )
 
 
@@ -297,7 +328,8 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
               assumed: list[str]) -> OffloadSchedule:  # fmt: skip
     placement = report.part("placement")
     kind, layers = str(placement.get("kind")), model.num_moe_layers
-    if profile.device.kind == "cpu" or kind == "gpu":
+    on_disk = placement.get("tier") == "disk"
+    if kind == "gpu" or (profile.device.kind == "cpu" and not on_disk):
         schedule = load_preset("resident")
     elif kind == "cpu-moe":
         schedule = load_preset("cpu-moe")
@@ -309,7 +341,7 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
     elif kind == "gpu-experts":
         schedule = _some_experts(placement, model, profile, fmt, assumed)
     elif kind == "expert-cache":
-        schedule = _cache(placement, model, profile, fmt, assumed)
+        schedule = _cache(report, model, profile, fmt, assumed)
     elif kind == "fetch":
         schedule = load_preset("on-demand").with_options(kernel__grouping="grouped")
         if placement.get("whole_layers") is True:
@@ -340,35 +372,50 @@ def _experts_that_fit(model: ModelSpec, profile: Profile, fmt: WeightFormat) -> 
 
 
 def _cache(
-    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
+    report: Report, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
 ) -> OffloadSchedule:
+    placement = report.part("placement")
     share, slots, ratio = placement.get("cache_fraction"), placement.get("slots"), placement.get("device_memory_ratio")
+    on_device = profile.device.kind != "cpu"
     if isinstance(share, (int, float)) and 0 < share <= 1:
         each = max(1, round(share * model.num_experts))
     elif isinstance(slots, int) and slots > 0:
         each = slots
     else:
-        room = profile.memory_bytes * (ratio if isinstance(ratio, (int, float)) and 0 < ratio <= 1 else 0.75)
+        memory = float(profile.memory_bytes) if on_device else _host_gib(report, assumed) * GIB
+        room = memory * (ratio if isinstance(ratio, (int, float)) and 0 < ratio <= 1 else _OF_MEMORY)
         each = max(1, int(room / (model.num_moe_layers * model.expert_bytes(fmt))))
         assumed.append(f"placement.slots: {each} of each layer, what fits")
     each = min(each, model.num_experts)
-    on_cores = "cores" in str(placement.get("cold"))
+    on_cores = "cores" in str(placement.get("cold")) and on_device
     static = "static" in str(placement.get("policy"))
-    if static:
-        schedule = load_preset("kt-frequency").with_options(cache__experts_per_layer=each)
+    # Chosen by other texts' counts: of models trained to use experts evenly, hardly better than any. What cores compute is not brought to
+    # the card in time either, and a prompt finds a cache that earlier ones left.
+    if static or on_cores or not report.decodes:
+        schedule = load_preset("kt-uniform").with_options(cache__experts_per_layer=each)
     else:
         schedule = load_preset("mixtral-offloading-code").with_options(
             cache__experts_per_layer=each, copy__write_back=False, copy__overlap=True, kernel__grouping="grouped"
         )
     if not on_cores:
         schedule = schedule.with_options(kernel__miss="fetch")
-    elif not static:
-        schedule = schedule.with_options(kernel__miss="cheaper")
     if placement.get("tier") == "disk":
         if profile.disk is None:
             raise NotExpressible("experts on disk, and the disk's rate is not stated")
-        schedule = schedule.with_options(kernel__miss="fetch", copy__host_experts=max(1, each * model.num_moe_layers))
+        held = 1
+        if on_device:
+            held = int(_host_gib(report, assumed) * GIB * _OF_MEMORY / model.expert_bytes(fmt))
+        held = min(max(1, held), model.num_routed_experts)
+        schedule = schedule.with_options(kernel__miss="fetch", copy__host_experts=held)
     return schedule
+
+
+def _host_gib(report: Report, assumed: list[str]) -> float:
+    """Return the host's memory as stated, or as assumed where a disk lies below it."""
+    stated = report.number("host", "memory_gib")
+    if stated is None:
+        assumed.append(f"host.memory_gib: {_ASSUMED_MEMORY_GIB:.0f}, as a disk holds the rest")
+    return _ASSUMED_MEMORY_GIB if stated is None else stated
 
 
 def _uploads(report: Report, model: ModelSpec, profile: Profile, trace: RoutingTrace) -> bool:

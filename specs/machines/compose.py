@@ -8,16 +8,18 @@ and the profile's description says so. Ignored: several cards (one is taken), so
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ...base.errors import InputError
-from ...base.units import GIB, GIGA, KIB, US_PER_S
+from ...base.units import GIB, GIGA, US_PER_S
 from .catalogue import cpu_parts, find_cpu, find_gpu, gpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, counted, custom_gpu, parse_memory, parse_rate, pcie_bytes_per_s
 from .profile import (
+    USUAL_KERNELS,
     Constant,
     CpuConstants,
     DeviceConstants,
@@ -31,17 +33,26 @@ from .profile import (
 T = TypeVar("T")
 
 DEFAULT_ENGINE = "llama.cpp"
-FLOPS_PER_CYCLE = {"sse4": 8, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "amx": 112, "neon": 24}
+FLOPS_PER_CYCLE = {
+    "sse4": 8, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "avx512-vnni-wide": 168, "amx": 112, "neon": 24,
+}  # fmt: skip
 """Multiplications and additions of 8-bit integers or floats that one core retires a cycle on its vector or matrix unit,
 as engines' kernels for quantised weights use it: those for 8-bit dot products (VNNI) do several times what others do. The vendors'
-manuals give two to eight times as much for dense code; matrix units (AMX) are counted as VNNI, which GGUF kernels use of them."""
+manuals give two to eight times as much for dense code; matrix units (AMX) are counted as VNNI, which GGUF kernels use of them. "Wide" ones
+have a data path of 512 bits (Zen 5), where earlier ones take two turns."""
 _RUNTIME_BYTES = GIB // 2
 _DESKTOP_CHANNELS = 4
 # What systems let a program take of unified memory: Apple's default limit for graphics is three quarters.
 _UNIFIED_SHARE = {"metal": 0.75}
 _UNIFIED_SHARE_ELSE = 0.94
+_USUAL_CLOCK_GHZ, _USUAL_FLOPS_PER_CYCLE = 2.5, 512.0
+"""Of the cards that engines' constants are given for; those of other clocks and generations follow from them."""
+_UNKNOWN_CLOCK_GHZ = 2.0
+_CORES_KV_SHARE = 0.8
+"""Of the bandwidth that weights are read at, where cores read keys and values."""
 _LINK_LATENCY_S = 10 / US_PER_S
-_LINK_HALF_BYTES = 256 * KIB
+_LINK_HALF_BYTES = 0
+"""Engines queue copies, so that one's set-up hides behind another's bytes."""
 _DISK_LATENCY_S = 100 / US_PER_S
 _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
 _ASSUMED_CPU = "ryzen-7-7700x"
@@ -120,8 +131,8 @@ def check_parts(parts: Parts) -> None:
 
 
 def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str | None = None,
-            table: Mapping[str, Any] | None = None) -> Profile:  # fmt: skip
-    """Return the profile of `parts` run by `engine`; raises InputError where the engine has no backend for them."""
+            table: Mapping[str, Any] | None = None, built: str | None = None) -> Profile:  # fmt: skip
+    """Return the profile of `parts` run by `engine`, a build of month `built`; raises InputError where it has no backend for them."""
     backend = choose_backend(engine, backend, parts.gpu.backend if parts.gpu is not None else "cpu")
     found = rates(engine.name, backend, table)
     assumed: list[str] = []
@@ -158,7 +169,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         name=name or describe_parts(parts),
         description=_description(parts, engine, backend, assumed),
         device=device, host_to_device=link, device_to_host=link, host=host, contention={},
-        disk=_disk(parts), engine=_engine_constants(engine, backend, found),
+        disk=_disk(parts), engine=_engine_constants(parts, engine, backend, found, built),
     )  # fmt: skip
 
 
@@ -222,6 +233,9 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
         share = found["server_memory_share"]
     else:
         share = found["desktop_memory_share"]
+        if memory.channels == _DESKTOP_CHANNELS and not parts.unified_memory:  # between desktops and servers
+            between = math.sqrt(share.value * found["server_memory_share"].value)
+            share = dataclasses.replace(share, value=between)
     rate = memory.bytes_per_s
     if parts.gpu is not None and parts.unified_memory:
         rate = parts.gpu.bandwidth_bytes_per_s
@@ -304,15 +318,50 @@ def _disk(parts: Parts) -> DiskConstants | None:
     )
 
 
-def _engine_constants(engine: Engine, backend: str, found: EngineRates) -> EngineConstants:
-    return EngineConstants(
+def _engine_constants(
+    parts: Parts, engine: Engine, backend: str, found: EngineRates, built: str | None
+) -> EngineConstants:
+    gpu = parts.gpu
+    constants = EngineConstants(
         name=engine.name, backend=backend, version=engine.checked,
-        layer_s=found["layer_s"], pass_layer_s=found["pass_layer_s"], kv_efficiency=found["kv_efficiency"],
+        layer_s=found["cpu_layer_s"], pass_layer_s=found["pass_layer_s"], kv_efficiency=found["kv_efficiency"],
         dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
         matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout,
     )  # fmt: skip
+    if gpu is None:
+        return _on_cores(constants)
+    launches = engine.launched(built)
+    kernel = found[f"{launches}_kernel_s"]
+    # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.
+    pace = _USUAL_CLOCK_GHZ / (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) if launches == "graph" else 1.0
+    layer = dataclasses.replace(kernel, value=kernel.value * USUAL_KERNELS * pace)
+    share = 1.0
+    if engine.products == "units":
+        share = min(1.0, _USUAL_FLOPS_PER_CYCLE / (gpu.flops_per_unit_cycle or _USUAL_FLOPS_PER_CYCLE))
+    return dataclasses.replace(
+        constants, layer_s=layer, dense_efficiency=_of(constants.dense_efficiency, share),
+        expert_efficiency=_of(constants.expert_efficiency, share), attention_efficiency=_of(constants.attention_efficiency, share),
+    )  # fmt: skip
+
+
+def _on_cores(constants: EngineConstants) -> EngineConstants:
+    """Return the constants of an engine whose device are the cores: their rates are what it reaches already."""
+    whole = Constant(
+        value=1.0,
+        source="assumed",
+        citation="the cores' rate is what the engine reaches already",
+        relative_uncertainty=0.0,
+    )
+    return dataclasses.replace(
+        constants, kv_efficiency=dataclasses.replace(constants.kv_efficiency, value=_CORES_KV_SHARE), dense_efficiency=whole,
+        expert_efficiency=whole, attention_efficiency=whole, tile_tokens=dataclasses.replace(whole, value=0.0), matvec_tokens=0,
+    )  # fmt: skip
+
+
+def _of(constant: Constant, share: float) -> Constant:
+    return dataclasses.replace(constant, value=constant.value * share)
 
 
 def _guess(value: float, citation: str, uncertainty: float = 0.5) -> Constant:

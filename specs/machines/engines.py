@@ -21,6 +21,8 @@ from .profile import Constant
 
 BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu")
 GENERIC = "generic"
+LAUNCHES = ("graph", "eager", "python")
+PRODUCTS = ("peak", "units")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,13 @@ class Engine:
     backends: tuple[str, ...]
     """The first is the one taken where a machine allows several."""
     matvec_tokens: int = 8
+    launches: str = "graph"
+    """How kernels of a decoding step are launched: as one graph, one by one (eager), or one by one from Python."""
+    eager_before: str | None = None
+    """Builds before that month (2025-10) launched one by one."""
+    products: str = "peak"
+    """What limits large products: the card's 16-bit peak, or (units) what each multiprocessor does with 8-bit blocks and their scales,
+    which is much the same from generation to generation."""
     upload_tokens: int | None = None
     """Passes of at least so many tokens copy experts that lie in host memory to the device."""
     upload_tokens_per_share: int | None = None
@@ -44,6 +53,11 @@ class Engine:
     """Presets that describe what it can do with experts that are not on the card; empty: everything must fit."""
     cannot: tuple[str, ...] = ()
     source: str = ""
+
+    def launched(self, built: str | None) -> str:
+        """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
+        early = built is not None and self.eager_before is not None and built < self.eager_before
+        return LAUNCHES[max(LAUNCHES.index(self.launches), int(early))]
 
     def upload_from(self, num_experts: int, top_k: int) -> int | None:
         """Return from how many tokens of a pass on experts in host memory are copied to the device; None: never."""

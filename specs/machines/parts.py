@@ -23,7 +23,7 @@ BYTES_PER_TRANSFER = 8
 """A channel of DDR memory is 64 bits wide."""
 T = TypeVar("T")
 
-VECTOR_UNITS = ("sse4", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "amx", "neon")
+VECTOR_UNITS = ("sse4", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-wide", "amx", "neon")
 _PCIE_BYTES_PER_S = {"3.0": 0.985 * GIGA, "4.0": 1.969 * GIGA, "5.0": 3.938 * GIGA, "6.0": 7.563 * GIGA}
 """Of one lane in one direction, after line coding (PCI Express Base Specification)."""
 _RATE = re.compile(r"([0-9.]+)\s*([A-Za-z]+)/s\Z")
@@ -57,6 +57,13 @@ class GpuPart:
     memory_bus_bits: int | None = None
     memory_gbit_per_s: float | None = None
     """Of one pin."""
+
+    @property
+    def flops_per_unit_cycle(self) -> float | None:
+        """Of the 16-bit peak, what one unit does a clock; None where units or clock are not known."""
+        if self.units is None or self.boost_ghz is None:
+            return None
+        return self.float16_flops_per_s / (self.units * self.boost_ghz * GIGA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

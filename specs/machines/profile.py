@@ -136,6 +136,10 @@ class NodeConstants:
     nic_latency_s: Constant | None = None
 
 
+USUAL_KERNELS = 22
+"""Kernels of a layer with grouped attention and experts, as engines launch them one after another."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConstants:
     """How a serving engine uses a machine made of parts: shares of peaks and fixed times that its own kernels have.
@@ -150,7 +154,8 @@ class EngineConstants:
     version: str
     """Which versions, or which dates, the constants belong to."""
     layer_s: Constant
-    """What a layer of a decoding step takes besides its bytes: kernels one after another, however they are launched."""
+    """What a layer of a decoding step takes besides its bytes: kernels one after another, however they are launched. It is that of a layer
+    of `USUAL_KERNELS` kernels, with grouped attention and experts; others take it by their number of kernels."""
     pass_layer_s: Constant
     """What a layer of a pass of many tokens takes on top of that."""
     kv_efficiency: Constant
