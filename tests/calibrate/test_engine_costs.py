@@ -1,0 +1,118 @@
+"""What work costs under an engine on a machine made of parts: which way every figure moves, and what it cannot go beyond."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeplan.calibrate.costs.engine_costs import EngineCosts
+from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.specs.machines.catalogue import gpu_parts
+from moeplan.specs.machines.compose import compose, compose_text, parse_parts
+from moeplan.specs.machines.engines import load_engine
+from moeplan.specs.machines.profile import Profile
+from moeplan.specs.models import weight_format
+from moeplan.specs.models.load import load_model
+from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.synthesis.prior import prior_recording
+
+CARDS = sorted(name for name, part in gpu_parts().items() if part.name == name and part.memory_bytes >= 1 << 34)
+QWEN = "qwen3-30b-a3b"
+
+
+def costs(profile: Profile, model: str = QWEN, fmt: str = "Q4_K_M") -> EngineCosts:
+    found = load_costs(profile, load_model(model), dense_format=weight_format(fmt))
+    assert isinstance(found, EngineCosts)
+    return found
+
+
+def built(month: str | None, engine: str = "llama.cpp", card: str = "rtx-3090") -> float:
+    engine_constants = compose(parse_parts(card), load_engine(engine), built=month).engine
+    assert engine_constants is not None
+    return engine_constants.layer_s.value
+
+
+def test_builds_that_launch_one_by_one_take_longer_a_layer() -> None:
+    assert built("2023") == built("2024-04") > 1.5 * built("2024-05")
+    assert built(None) == built("2026-01")
+    assert built("2025-03", "ik_llama.cpp") > built("2025-10", "ik_llama.cpp")
+    assert built(None, "transformers") > 3 * built("2023")
+
+
+def test_a_graph_goes_by_the_cards_clock_and_launching_one_by_one_does_not() -> None:
+    slow, fast = (gpu_parts()[name].boost_ghz for name in ("a100", "rtx-4090"))
+    assert slow is not None and fast is not None
+    assert built(None, card="a100") / built(None, card="rtx-4090") == pytest.approx(fast / slow)
+    assert built("2023", card="a100") == built("2023", card="rtx-4090")
+
+
+def test_layers_of_more_kernels_take_longer() -> None:
+    machine = compose_text("rtx-4090")
+    free = dataclasses.replace(machine.device.memory_bytes_per_s, value=1e18)  # nothing but kernels is left
+    at_once = dataclasses.replace(machine, device=dataclasses.replace(machine.device, memory_bytes_per_s=free))
+    grouped, other = (costs(at_once, name).dense_layer(1, 1, 1).seconds for name in (QWEN, "deepseek-v2-lite"))
+    assert other > 1.2 * grouped
+    lite = costs(at_once, "deepseek-v2-lite")
+    assert lite.dense_layer(1, 1, 1).launch_s > lite.dense_layer(0, 1, 1).launch_s  # the first has no experts
+
+
+def test_products_of_8_bit_blocks_are_alike_a_unit_and_others_follow_the_peak() -> None:
+    pair = ("rtx-3090", "rtx-a6000")
+    units, peak = (
+        [costs(compose_text(card, engine)).grouped_item(2048, weight_format("Q4_K_M")).seconds for card in pair]
+        for engine in ("llama.cpp", "vllm")
+    )
+    assert units[0] / units[1] == pytest.approx(1.0, abs=0.2)  # 82 and 84 units of one generation
+    assert peak[0] / peak[1] > 1.8
+
+
+@given(st.sampled_from(CARDS), st.sampled_from(["llama.cpp", "generic"]), st.integers(1, 20_000))
+def test_no_card_decodes_faster_than_its_memory_is_read(card: str, engine: str, context: int) -> None:
+    profile, fmt = compose_text(card, engine), weight_format("Q4_K_M")
+    model = load_model(QWEN)
+    trace = prior_recording(model, prompt_tokens=0, reply_tokens=2, context_before=context)
+    rehearsal = Rehearsal(model=model, profile=profile, trace=trace, dense_format=fmt, memory_bytes=1 << 50)
+    speed = rehearsal.predict(load_preset("resident").with_options(experts__bits="Q4_K_M")).metrics.decode_tokens_per_s
+    active = sum(model.dense_layer_bytes(layer, fmt) for layer in range(model.num_layers))
+    active += model.num_moe_layers * model.top_k * model.expert_bytes(fmt)
+    assert speed is not None
+    share = speed * active / profile.device.memory_bytes_per_s.value
+    assert 0.02 < share < 0.9
+
+
+@given(st.sampled_from(CARDS), st.integers(1, 4096), st.integers(1, 4096))
+def test_more_tokens_never_take_less(card: str, one: int, other: int) -> None:
+    found, fmt = costs(compose_text(card)), weight_format("Q4_K_M")
+    few, many = sorted((one, other))
+    assert found.grouped_item(few, fmt).seconds <= found.grouped_item(many, fmt).seconds
+    assert found.dense_layer(0, few, few).seconds <= found.dense_layer(0, many, many).seconds + 1e-12
+    assert found.dense_layer(0, 1, few).seconds <= found.dense_layer(0, 1, many).seconds
+
+
+def test_cores_alone_are_no_second_set_of_shares() -> None:
+    alone = compose_text("ryzen-9-7950x + ddr5-6000x2:64GiB")
+    beside = compose_text("rtx-3060 + ryzen-9-7950x + ddr5-6000x2:64GiB", backend="cuda")
+    assert beside.host.cpu is not None and alone.host.cpu is not None
+    fmt, model = weight_format("Q4_K_M"), load_model(QWEN)
+    rate = model.expert_flops_per_token / (alone.host.cpu.flops_per_s.value)
+    assert costs(alone).grouped_item(512, fmt).seconds == pytest.approx(512 * rate, rel=0.1)
+    wide, narrow = (costs(compose_text(f"{name} + ddr5-6000x2:64GiB")) for name in ("ryzen-9-9950x", "ryzen-9-7950x"))
+    assert wide.grouped_item(512, fmt).seconds < 0.8 * narrow.grouped_item(512, fmt).seconds
+
+
+def test_four_channels_lie_between_desktops_and_servers() -> None:
+    def share(text: str) -> float:
+        machine = compose_text(f"rtx-3060 + {text}")
+        assert machine.host.cpu is not None
+        channels = int(text.split("x")[-1].split(":")[0])
+        return machine.host.cpu.memory_bytes_per_s.value / channels
+
+    two, four, eight = (
+        share(f"{cpu} + ddr4-3200x{channels}:64GiB")
+        for cpu, channels in (("ryzen-9-5950x", 2), ("threadripper-3970x", 4), ("epyc-7543", 8))
+    )
+    assert two > four > eight

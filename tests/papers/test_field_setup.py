@@ -1,0 +1,69 @@
+"""What reports state is read as it is meant: builds, backends, threads, disks, caches, prompts that are not stated."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moeplan.papers.field.rows import BUNDLED, Report
+from moeplan.papers.field.setup import CACHE_STEPS, DECODE_STEPS, set_up
+
+ROW = json.loads((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0])
+HOST = {"cpu": "AMD Ryzen 9 5950X", "sockets": 1, "cores": 16, "memory": "DDR4-3200", "channels": 2, "memory_gib": 64}
+
+
+def report(**changes: Any) -> Report:
+    return Report(id="x", row=ROW | changes, folder=BUNDLED)
+
+
+def test_the_month_of_a_build_counts_as_date_or_version() -> None:
+    def layer(**changes: Any) -> float:
+        engine = set_up(report(**changes)).profile.engine
+        assert engine is not None
+        return engine.layer_s.value
+
+    old = {"name": "llama.cpp", "version": "2023", "backend": "cuda"}
+    assert layer(engine=old) == layer(date="2024-01") > layer() == layer(date="2025-11")
+    assert layer(engine=old | {"version": "b6918"}) == layer()
+
+
+def test_a_backend_that_no_card_of_its_maker_runs_is_the_cards_own() -> None:
+    card = [{"name": "AMD Radeon RX 7900 XT", "memory_gib": 20, "count": 1, "pcie": None}]
+    found = set_up(report(gpus=card))
+    assert found.profile.engine is not None and found.profile.engine.backend == "rocm"
+    assert any("engine.backend" in line for line in found.assumed)
+    vulkan = set_up(report(gpus=card, engine={"name": "llama.cpp", "version": None, "backend": "vulkan"}))
+    assert vulkan.profile.engine is not None and vulkan.profile.engine.backend == "vulkan"
+
+
+def test_threads_are_read_where_they_are_stated() -> None:
+    def flops(note: str) -> float:
+        found = set_up(report(placement={"kind": "cpu-moe"}, host=HOST, note=note)).profile
+        assert found.host.cpu is not None
+        return found.host.cpu.flops_per_s.value
+
+    assert flops("8 threads") == pytest.approx(flops("all of them") / 2)
+
+
+def test_caches_run_until_their_hits_settle() -> None:
+    cache = {"kind": "expert-cache", "cache_fraction": 0.25}
+    assert set_up(report(placement=cache)).trace.num_tokens == CACHE_STEPS > DECODE_STEPS
+    assert set_up(report(placement=cache, workload=ROW["workload"] | {"generated_tokens": 40})).trace.num_tokens == 40
+    assert set_up(report()).trace.num_tokens == DECODE_STEPS
+
+
+def test_a_disk_below_cores_is_read_from() -> None:
+    cores = {"gpus": [], "host": HOST, "engine": {"name": "colibri", "version": None, "backend": "cpu"}}
+    disk = {"kind": "expert-cache", "tier": "disk", "cold": "read from disk, computed on the cores"}
+    away = set_up(report(placement=disk, disk={"read_bytes_per_s": 2.5e9}, **cores))
+    assert away.schedule.copy.host_experts is not None and away.schedule.kernel.miss == "fetch"
+    assert set_up(report(placement={"kind": "cpu"}, **cores)).schedule.name == "resident"
+
+
+def test_an_unstated_prompt_fills_the_passes_that_are_asked_for() -> None:
+    found = set_up(
+        report(metric="prefill_tokens_per_s", workload=ROW["workload"] | {"prompt_tokens": None, "ubatch": 2048})
+    )
+    assert found.trace.num_tokens == 2048
