@@ -13,19 +13,40 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.errors import InputError
+from ..base.errors import InputError, UnknownName
 from ..base.terminal import print_calibration, print_json, print_validation
 from ..base.text_files import check_outputs, write_atomic
 from ..base.units import parse_bytes
 from .options.bounds import PASSES, WEEK_S, between
 from .options.conditions import ConditionedCommand
-from .options.declarations import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, model_file, open_trace
+from .options.declarations import (
+    MAX_PLAN_BYTES,
+    EngineOption,
+    JsonFlag,
+    PromptOption,
+    QuantOption,
+    ReplyOption,
+    TraceOption,
+    UbatchOption,
+    bundled_trace_path,
+    model_file,
+    open_trace,
+)
 from .options.settings import print_settings, split_settings
+from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 
 _DEVICES = ("cpu", "cuda")
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+TogetherOption = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        help="with --from vllm-bench: the batch of a latency file.",
+        callback=between(1, 1024, "requests"),
+    ),
+]
 
 
 def calibrate(
@@ -33,7 +54,12 @@ def calibrate(
     device: DeviceOption = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about a minute.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", help="Measure this model's shapes instead of the standard ones.")
+        str | None,
+        typer.Option(
+            "--model",
+            help="Measure this model's shapes instead of the standard ones; with --from llama-bench or vllm-bench: the model of the "
+            "lines that count, where the file does not say it well enough.",
+        ),
     ] = None,
     bits: Annotated[
         str | None, typer.Option("--bits", help="Weight formats of experts; default 32,16,4 on a CPU, 16,4 on a GPU.")
@@ -51,12 +77,18 @@ def calibrate(
     ] = None,
     tables: Annotated[
         tuple[str, Path] | None,
-        typer.Option("--from", help="Take links from another tool's output instead: nvbandwidth or nccl-tests, and a file.",
-                     metavar="TOOL FILE"),
+        typer.Option("--from", help="Take another tool's output instead, and a file: links of nvbandwidth or nccl-tests; speeds of "
+                     "llama-bench or vllm-bench, which move what is believed of a machine.", metavar="TOOL FILE"),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option("--hardware", help="with --from: the machine whose links are replaced.")
+        str | None, typer.Option("--hardware", help="with --from: the machine whose constants are replaced or moved.")
     ] = None,
+    quant: QuantOption = None,
+    engine: EngineOption = None,
+    prompt_tokens: PromptOption = None,
+    reply_tokens: ReplyOption = None,
+    concurrency: TogetherOption = None,
+    ubatch: UbatchOption = None,
     as_json: JsonFlag = False,
 ) -> None:  # fmt: skip
     """Measure this machine, or take over what another tool measured, and write its profile."""
@@ -70,6 +102,17 @@ def calibrate(
             "--hardware": hardware,
         },
     )
+    if tables is not None and tables[0] in SPEED_TOOLS:
+        named = Named(
+            tool=tables[0], path=tables[1], hardware=hardware, model=model, quant=quant, engine=engine, prompt_tokens=prompt_tokens,
+            reply_tokens=reply_tokens, concurrency=concurrency, ubatch=ubatch,
+        )  # fmt: skip
+        learned = learn_speeds(named, output)
+        if as_json:
+            print_json(learned)
+        else:
+            print_learned(learned)
+        return
     if tables is not None:
         document = _imported(tables[0], tables[1], hardware, output, samples)
     else:
@@ -151,20 +194,51 @@ def validate(
             help="Change a constant of --profile, e.g. machine.host.per_layer_s=50us, in its own units. Repeatable.",
         ),
     ] = None,
+    tables: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--from",
+            help="Set speeds that were measured elsewhere beside their predictions, and run nothing: llama-bench or "
+            "vllm-bench, and a file.",
+            metavar="TOOL FILE",
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="with --from: the machine that the speeds were measured on.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="with --from: the model, where the file does not say it well enough.")
+    ] = None,
+    quant: QuantOption = None,
+    engine: EngineOption = None,
+    prompt_tokens: PromptOption = None,
+    reply_tokens: ReplyOption = None,
+    concurrency: TogetherOption = None,
+    ubatch: UbatchOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML page.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a plan, or a grid of schedules, for real and say how wrong the predictions were."""
+    """Run a plan, or a grid of schedules, for real and say how wrong the predictions were; or take speeds that another tool measured."""
     from ..base.progress import reporter
     from ..specs.machines.profile_file import load_hardware
 
     check_outputs(
         {"--output": output, "--report": report},
-        {"the plan": plan_path, "--grid": grid_path, "--profile": profile, "--trace": trace},
+        {"the plan": plan_path, "--grid": grid_path, "--profile": profile, "--trace": trace, "--hardware": hardware}
+        | {"--from": None if tables is None else tables[1], "--model": None if model is None else model_file(model)},
     )
+    if tables is not None:
+        if plan_path is not None:
+            raise InputError("the plan", str(plan_path), "nothing runs where --from names speeds", "leave it out")
+        named = Named(
+            tool=tables[0], path=tables[1], hardware=hardware, model=model, quant=quant, engine=engine, prompt_tokens=prompt_tokens,
+            reply_tokens=reply_tokens, concurrency=concurrency, ubatch=ubatch,
+        )  # fmt: skip
+        _compare(named, output, as_json)
+        return
     if (plan_path is None) == (grid_path is None):
         raise InputError(
             "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
@@ -198,6 +272,19 @@ def validate(
     else:
         print_validation(document)
         print_settings(document)
+
+
+def _compare(named: Named, output: Path | None, as_json: bool) -> None:
+    """Set another tool's speeds beside their predictions: print them, and write them where asked."""
+    if named.tool not in SPEED_TOOLS:
+        raise UnknownName("--from", named.tool, SPEED_TOOLS)
+    document = compare_speeds(named)
+    if output is not None:
+        write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print_json(document)
+    else:
+        print_compared(document)
 
 
 def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:
@@ -248,8 +335,6 @@ def _validate_plan(
 
 def _device(name: str) -> str:
     """Return the device's name; raises InputError for another one, or CUDA where there is none."""
-    from ..base.errors import UnknownName
-
     if name not in _DEVICES:
         raise UnknownName("--device", name, _DEVICES)
     if name == "cuda":

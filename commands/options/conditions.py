@@ -53,6 +53,31 @@ IMPORTING = Condition(
     rule="only --from starts from a known machine",
     remedy="leave it out",
 )
+SPEEDS = Condition(
+    holds=lambda given: _tool(given) in ("llama-bench", "vllm-bench"),
+    rule="counts for speeds of --from llama-bench or vllm-bench only",
+    remedy="leave it out",
+)
+MEASURING_OR_SPEEDS = Condition(
+    holds=lambda given: given["tables"] is None or SPEEDS.holds(given),
+    rule="says nothing of links between devices",
+    remedy="leave it out",
+)
+NO_SPEEDS = Condition(
+    holds=lambda given: not SPEEDS.holds(given),
+    rule="speeds of another tool leave no samples",
+    remedy="leave it out",
+)
+BATCHES = Condition(
+    holds=lambda given: _tool(given) == "vllm-bench",
+    rule="counts for --from vllm-bench only: other files say it",
+    remedy="leave it out",
+)
+RUNNING = Condition(
+    holds=lambda given: given["tables"] is None,
+    rule="nothing runs where --from names speeds that were measured",
+    remedy="leave it out",
+)
 ONE_PLAN = Condition(
     holds=lambda given: given["grid_path"] is None,
     rule="counts for a plan; a grid's file says it for itself",
@@ -63,6 +88,12 @@ NO_STEPS = Condition(
     rule="--steps says already how long the runs are",
     remedy="give one of the two",
 )
+
+
+def _tool(given: Mapping[str, Any]) -> str | None:
+    """Return the tool that --from names, None without one."""
+    return None if given["tables"] is None else str(given["tables"][0])
+
 
 CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     "plan": {
@@ -84,18 +115,24 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     "calibrate": {
         "device": (MEASURING,),
         "quick": (MEASURING,),
-        "model": (MEASURING,),
+        "model": (MEASURING_OR_SPEEDS,),
         "bits": (MEASURING,),
         "seconds": (MEASURING,),
+        "samples": (NO_SPEEDS,),
         "hardware": (IMPORTING,),
+        **dict.fromkeys(("quant", "engine"), (SPEEDS,)),
+        **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
     "validate": {
-        "trace": (ONE_PLAN,),
-        "baselines": (ONE_PLAN,),
-        "steps": (ONE_PLAN,),
-        "seconds": (ONE_PLAN, NO_STEPS),
-        "memory": (ONE_PLAN,),
-        "repeats": (ONE_PLAN,),
+        "trace": (RUNNING, ONE_PLAN),
+        "baselines": (RUNNING, ONE_PLAN),
+        "steps": (RUNNING, ONE_PLAN),
+        "seconds": (RUNNING, ONE_PLAN, NO_STEPS),
+        "memory": (RUNNING, ONE_PLAN),
+        "repeats": (RUNNING, ONE_PLAN),
+        **dict.fromkeys(("grid_path", "profile", "device", "settings", "report"), (RUNNING,)),
+        **dict.fromkeys(("hardware", "model", "quant", "engine"), (SPEEDS,)),
+        **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
 }
 """Conditions by command and parameter."""

@@ -93,17 +93,27 @@ def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
         backend = _backend(report, parts, assumed)
         profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=_built(report))
         profile = _with_host_memory(report, profile, assumed)
-        batch = _count(report, "batch", 1, _MOST_BATCH)
-        trace, prompt = _recording(report, model, batch, assumed)
-        schedule = _schedule(report, model, profile, trace, expert_format, assumed)
+        return set_up_on(
+            report, model, profile, (expert_format, dense_format), assumed, host_bytes_per_s=host_bytes_per_s(parts)
+        )
     except InputError as error:
         raise NotExpressible(str(error)) from None
+
+
+def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple[WeightFormat, WeightFormat], assumed: list[str], *,
+              host_bytes_per_s: float | None = None) -> Setup:  # fmt: skip
+    """Return what predicting `report` needs on a machine that is known; `formats` are those of experts and of everything else.
+
+    Raises NotExpressible with the reason, InputError for an unknown name.
+    """
+    batch = _count(report, "batch", 1, _MOST_BATCH)
+    trace, prompt = _recording(report, model, batch, assumed)
+    schedule = _schedule(report, model, profile, trace, formats[0], assumed)
     kv_type = str(report.part("workload").get("kv_type") or "f16")
     return Setup(
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
-        trace=trace, dense_format=dense_format, kv_bytes_per_value=kv_bytes_per_value(kv_type),
-        batch=batch, prompt_tokens=prompt, assumed=assumed,
-        host_bytes_per_s=host_bytes_per_s(parts),
+        trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_per_value(kv_type),
+        batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s,
     )  # fmt: skip
 
 

@@ -304,6 +304,11 @@ def _check_constant(name: str, constant: Constant) -> None:
         raise InputError(f"{name}.value", constant.value, rule, "correct the profile")
 
 
+def constant_range(name: str) -> tuple[float, float]:
+    """Return the least and the most value that the constant called `name` may have."""
+    return _range(name)[:2]
+
+
 def _range(name: str) -> tuple[float, float, str]:
     """Return (least, most, in words) for the constant called `name`."""
     if name.startswith("contention."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from bench_writers import as_json, entry, serve
 
 from moeplan.cli import main
 from moeplan.commands.app import app
@@ -44,8 +46,14 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "report": {"offload": ("p.json", "--trace", "bundled"), "ep": ("ep.json", "--trace", "loads.safetensors")},
     "emit": {"offload": ("p.json", "--target", "accelerate"), "ep": ("ep.json", "--target", "vllm")},
-    "calibrate": {"measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json")},
-    "validate": {"plan": ("p.json",), "grid": ("--grid", "g.yaml")},
+    "calibrate": {
+        "measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json"),
+        "speeds": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090", "-o", "c.json"),
+        "batches": ("--from", "vllm-bench", "v.json", "--hardware", "rtx-4090", "-o", "c.json"),
+    },
+    "validate": {
+        "plan": ("p.json",), "grid": ("--grid", "g.yaml"), "compare": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090"),
+    },
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl")},
     "model list": {"": ()},
     "model show": {"": ("tiny-moe",)},
@@ -144,6 +152,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "r.jsonl").write_text((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
     (here / "g.yaml").write_text(GRID)
     (here / "n.json").write_text("{}")
+    (here / "l.json").write_text(as_json([entry(gen=32)]))
+    (here / "v.json").write_text(json.dumps(serve()))
     assert call("plan", *TINY, "--bits", "16", "-o", "p.json").status == 0
     assert call("plan", *CALLS["plan"]["ep, counts"], "-o", "ep.json").status == 0
     yield here
@@ -184,10 +194,25 @@ def test_nonsense_is_one_line_and_exit_2(name: str, mode: str, option: Any, fold
 # What the modes of a command take of the table's options; no other mode takes any of them.
 COUNTS = {
     "offload": {"objective", "exhaustive", "window", "concurrency", "prefill_chunk"},
-    "measuring": {"device", "quick", "model", "bits", "seconds"},
-    "importing": {"hardware"},
-    "plan": {"trace", "baselines", "steps", "seconds", "memory", "repeats"},
-    "grid": set(),
+    "measuring": {"device", "quick", "model", "bits", "seconds", "samples"},
+    "importing": {"hardware", "samples"},
+    "speeds": {"hardware", "model", "quant", "engine"},
+    "batches": {"hardware", "model", "quant", "engine", "prompt_tokens", "reply_tokens", "concurrency", "ubatch"},
+    "compare": {"hardware", "model", "quant", "engine"},
+    "plan": {
+        "trace",
+        "baselines",
+        "steps",
+        "seconds",
+        "memory",
+        "repeats",
+        "grid_path",
+        "profile",
+        "device",
+        "settings",
+        "report",
+    },
+    "grid": {"grid_path", "profile", "device", "settings", "report"},
     "ep": {
         "nodes",
         "ranks_per_node",

@@ -1,0 +1,162 @@
+"""A machine's constants after a few measured speeds: least squares that starts from what was believed, and what is believed afterwards.
+
+Modelled: each constant's logarithm is normal around its value with its stated uncertainty; constants of one kind of work (decoding,
+prompts, experts on the cores, the link) err together in part. A measured speed is predicted times an error of its own: repetitions
+and what the cost model leaves out. The most likely constants are found by Gauss-Newton steps, their uncertainties are those of what is
+left; where residuals are larger than stated errors allow, everything is widened by as much. Ignored: order and age of measurements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..base.errors import InputError
+from ..specs.machines.profile import Constant, Profile
+from .adjust import FACTOR_OF_INTERVAL, Movable, factors_of, movable, moved, with_constants
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+FORM_DEVIATION = 0.10
+"""By how much (logarithm) speeds of one machine lie around predictions whose constants fit it: other models, contexts, formats."""
+TOGETHER = 0.8
+"""Correlation of constants of one kind of work, before anything is measured."""
+_ROUNDS = 6
+_STEP = 0.05
+_CLOSE, _STILL = 1e-5, 1e-3
+_LEAST_SURE = 10.0
+"""Beyond that share of its value, nothing is known of a constant."""
+_SEEN = 0.01
+"""A constant that moves a speed by less than this share of its own move is not measured by it."""
+_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("cores", ("host.cpu.", "engine.cpu")),
+    ("link", ("host_to_device.", "device_to_host.", "engine.fetch", "disk.")),
+    ("decoding", ("device.memory", "engine.kv", "engine.layer_s", "host.", "device.launch")),
+)
+"""Kinds of work by how the names of their constants begin, the first that fits; all others are of prompts."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A speed, and how sure it is."""
+
+    tokens_per_s: float
+    relative_deviation: float
+    predict: Callable[[Profile], float]
+    """Tokens a second on a profile."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What measured speeds make of a machine."""
+
+    profile: Profile
+    before: tuple[float, ...]
+    """Predictions before and after, in the order of what was measured."""
+    after: tuple[float, ...]
+    chi_square: float
+    degrees_of_freedom: int
+    widened: float
+    """By how much uncertainties were widened because speeds contradict each other or the model; 1 where they do not."""
+
+
+def updated(base: Profile, measured: Sequence[Measured], citation: str) -> Update:
+    """Return what `measured` makes of `base`; raises InputError for a machine without constants that could move."""
+    choice = movable(base)
+    if not choice:
+        raise InputError(
+            "--hardware", base.name, "none of its constants is uncertain", "describe the machine by its parts"
+        )
+    prior = covariance(choice)
+    before = _logs(base, measured)
+    wanted = np.array([math.log(one.tokens_per_s) for one in measured])
+    noise = np.array([math.hypot(FORM_DEVIATION, one.relative_deviation) for one in measured]) ** 2
+    found, slopes = np.zeros(len(choice)), np.zeros((len(measured), len(choice)))
+    for _ in range(_ROUNDS):
+        here = moved(base, factors_of(choice, found))
+        at = _logs(here, measured)
+        slopes = _slopes(base, choice, found, at, measured)
+        seen = slopes @ prior @ slopes.T + np.diag(noise)
+        step = prior @ slopes.T @ np.linalg.solve(seen, wanted - at + slopes @ found) - found
+        found = _inside(choice, found + step)
+        if np.abs(step).max() < _STILL:
+            break
+    after = _logs(moved(base, factors_of(choice, found)), measured)
+    seen = slopes @ prior @ slopes.T + np.diag(noise)
+    left = prior - prior @ slopes.T @ np.linalg.solve(seen, slopes @ prior)
+    # At the most likely constants, residuals and moves together have as many degrees of freedom as there are speeds.
+    chi = float((((wanted - after) ** 2) / noise).sum() + found @ np.linalg.solve(prior, found))
+    widened = max(1.0, math.sqrt(chi / len(measured)))
+    # What no speed depends on is in no contradiction.
+    wider = np.where(np.abs(slopes).max(axis=0) > _SEEN, widened, 1.0)
+    deviations = np.sqrt(np.clip(np.diag(left), 0.0, None)) * wider
+    profile = _with_beliefs(base, choice, found, deviations, slopes, citation)
+    return Update(
+        profile=profile, before=tuple(map(float, np.exp(before))), after=tuple(map(float, np.exp(after))), chi_square=chi,
+        degrees_of_freedom=len(measured), widened=widened,
+    )  # fmt: skip
+
+
+def covariance(choice: Sequence[Movable]) -> Array:
+    """Return how the logarithms of slowness vary, and vary together, before anything is measured."""
+    kinds = [_kind(each.name) for each in choice]
+    deviations = np.array([each.deviation for each in choice])
+    together = np.array([[TOGETHER if one == other else 0.0 for other in kinds] for one in kinds])
+    np.fill_diagonal(together, 1.0)
+    return together * np.outer(deviations, deviations)
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, starts in _KINDS if name.startswith(starts)), "prompts")
+
+
+def _logs(profile: Profile, measured: Sequence[Measured]) -> Array:
+    return np.array([math.log(one.predict(profile)) for one in measured])
+
+
+def _slopes(base: Profile, choice: Sequence[Movable], found: Array, at: Array, measured: Sequence[Measured]) -> Array:
+    """Return how the logarithm of each speed changes with each logarithm of slowness."""
+    slopes = np.zeros((len(measured), len(choice)))
+    for column, each in enumerate(choice):
+        there = found.copy()
+        step = _STEP if found[column] + _STEP <= each.most else -_STEP
+        there[column] += step
+        slopes[:, column] = (_logs(moved(base, factors_of(choice, there)), measured) - at) / step
+    return slopes
+
+
+def _inside(choice: Sequence[Movable], found: Array) -> Array:
+    return np.clip(found, [each.least for each in choice], [each.most for each in choice])
+
+
+def _with_beliefs(
+    base: Profile, choice: Sequence[Movable], found: Array, deviations: Array, slopes: Array, citation: str
+) -> Profile:
+    """Return `base` with the constants as they are believed to be; of those that no speed depends on, the source stays."""
+    known, factors = dict(base.constants()), factors_of(choice, found)
+    changed: dict[str, Constant] = {}
+    for column, each in enumerate(choice):
+        # Other speeds will lie as far from the form as these may.
+        left = max(float(deviations[column]), min(each.deviation, FORM_DEVIATION))
+        if abs(found[column]) < _CLOSE and abs(left / each.deviation - 1) < _CLOSE:
+            continue
+        seen = bool(np.abs(slopes[:, column]).max() > _SEEN)
+        wide = min(_LEAST_SURE, math.expm1(FACTOR_OF_INTERVAL * left))
+        for name in each.constants:
+            was = known[name]
+            how = citation if seen else f"moved with others of its kind, {citation}"
+            changed[name] = Constant(
+                value=was.value * factors[name], source="measured" if seen else was.source, relative_uncertainty=wide,
+                citation=f"{how}; was {was.value:.4g} ± {was.relative_uncertainty:.0%} ({was.source}): {_plain(was.citation)}",
+            )  # fmt: skip
+    return with_constants(base, changed)
+
+
+def _plain(citation: str) -> str:
+    """Return where a constant first came from: of one that was updated before, not the whole chain."""
+    return citation.rpartition("): ")[2] if "; was " in citation else citation
