@@ -1,7 +1,7 @@
 """A person's own measured speeds: what they make of a machine's constants, and each beside its prediction.
 
 Modelled: the file as a benchmark tool wrote it, on a machine named as everywhere; documents for `calibrate --from` and `validate --from`.
-Ignored: how lines become predictions (`papers.field.own`), and speeds constants (`calibrate.update`).
+Ignored: how lines become predictions (`papers.field.own`), and speeds constants (`calibrate.fitting.update`).
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ....base.errors import InputError, MoeplanError
-from ....calibrate.adjust import moved
+from ....calibrate.fitting.adjust import moved
+from ....calibrate.fitting.update import Measured, Update, updated
 from ....calibrate.imports.bench_line import BenchLine
-from ....calibrate.update import Measured, Update, updated
 from ....specs.machines.compose import host_bytes_per_s, is_parts, parse_parts
 from ....specs.machines.load import load_machine
 from ....specs.machines.parts import Parts

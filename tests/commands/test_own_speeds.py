@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_writers import FORMATS, as_csv, as_json, entry, latency, serve
 from typer.testing import CliRunner
 
+from bench_writers import FORMATS, as_csv, as_json, entry, latency, serve
 from moeplan.base.errors import MoeplanError
 from moeplan.calibrate.imports.llama_bench import read_llama_bench
 from moeplan.commands.app import app

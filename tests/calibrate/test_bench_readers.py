@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from bench_writers import FORMATS, as_csv, as_json, as_jsonl, as_markdown, entry, latency, latency_records, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench_writers import FORMATS, as_csv, as_json, as_jsonl, as_markdown, entry, latency, latency_records, serve
 from long_runs import examples
 from moeplan.base.errors import InputError
 from moeplan.calibrate.imports.bench_line import BenchLine

@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..base.errors import InputError
-from ..specs.machines.profile import Constant, Profile
+from ...base.errors import InputError
+from ...specs.machines.profile import Constant, Profile
 from .adjust import FACTOR_OF_INTERVAL, Movable, factors_of, movable, moved, with_constants
 
 Array: TypeAlias = npt.NDArray[np.float64]
