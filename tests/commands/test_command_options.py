@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from bench_writers import as_json, entry, serve
 
+from bench_writers import as_json, entry, serve
 from moeplan.cli import main
 from moeplan.commands.app import app
 from moeplan.commands.options.conditions import CONDITIONS, ConditionedCommand
