@@ -5,6 +5,7 @@
     │   ├── UnknownName          a name that is not in a registry; the nearest valid one is named
     │   └── MissingCalibration   a profile has no measurement for what was asked
     ├── DoesNotFit               exit 3: an honest "no schedule fits in this memory"
+    ├── OutOfReach               exit 3: an honest "no schedule keeps these limits"
     └── Internal                 exit 70: two engines disagree or an invariant broke; please report
 
 Every message is one line of bounded length without control characters, whatever names, paths and libraries put into it
@@ -83,6 +84,15 @@ class DoesNotFit(MoeplanError):
         readable = f" ({size / _GIB:.2f} GiB)" if size >= _GIB else f" ({size / _MIB:.2f} MiB)" if size >= _MIB else ""
         missing = f"; {size} bytes{where} are missing{readable}" if size else ""
         super().__init__(f"does not fit: {one_line(what, _RULE_CHARS)}{missing}")
+
+
+class OutOfReach(MoeplanError):
+    """No schedule keeps the limits given; the message says which comes nearest."""
+
+    exit_status = 3
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"out of reach: {one_line(what, _RULE_CHARS)}")
 
 
 class Internal(MoeplanError):

@@ -29,6 +29,9 @@ SPEEDS = (
 # What plans rank schedules by, in words.
 RANKED = {
     "window_s": "the time of the whole window, prompts and answers: the least is best",
+    "request_s": "the time of a whole request, prompt and reply: the least is best",
+    "ttft_s": "the time to the first token of a request, then by the time of the window: the least is best",
+    "decode_tokens_per_s": "generated tokens per second, then by the time of the window: the most is best",
     "step_s.p99": "the 99th percentile of its steps (those that decode, where any do), then by the time of the window",
     "ledger.device_bytes": "the device memory with which the window reaches the floor: the least is best",
 }

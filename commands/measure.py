@@ -23,16 +23,16 @@ from .options.declarations import (
     MAX_PLAN_BYTES,
     EngineOption,
     JsonFlag,
+    OptionalTraceOption,
     PromptOption,
     QuantOption,
     ReplyOption,
-    TraceOption,
     UbatchOption,
     bundled_trace_path,
     model_file,
-    open_trace,
 )
 from .options.settings import print_settings, split_settings
+from .options.subject import planned_recording, prior_lengths
 from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 
 _DEVICES = ("cpu", "cuda")
@@ -159,7 +159,7 @@ def validate(
         str | None, typer.Option("--profile", help="Profile of this machine; default: it is measured in the same run.")
     ] = None,
     device: DeviceOption = "cpu",
-    trace: TraceOption = "bundled",
+    trace: OptionalTraceOption = None,
     baselines: Annotated[
         int,
         typer.Option("--baselines", help="Rivals of a plan to run beside it.", callback=between(0, 1000, "schedules")),
@@ -301,7 +301,7 @@ def _validate_plan(
     path: Path,
     profile: Any,
     device: str,
-    trace: str,
+    trace: str | None,
     baselines: int,
     steps: int | None,
     repeats: int,
@@ -312,7 +312,6 @@ def _validate_plan(
     from ..executor.validation.validate_plan import validate_plan
     from ..sim.offload.simulate import check_match
     from ..specs.provenance import model_of
-    from ..traces.content import check_recording
 
     document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
     if document.get("kind") != "offload":
@@ -323,8 +322,8 @@ def _validate_plan(
             "make one with moeplan plan --mode offload",
         )
     model = model_of(document)
-    recording = open_trace(trace)
-    check_recording(document, recording, trace)
+    named = "bundled" if trace is None and prior_lengths(document) is None else trace
+    recording = planned_recording(document, model, named)
     check_match(model, recording)
     found = validate_plan(
         document, model, recording, profile=profile, device=device, num_baselines=baselines, steps=steps,

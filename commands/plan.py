@@ -16,39 +16,41 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json, print_parallel_plan, print_plan
 from ..base.text_files import check_outputs, write_atomic
-from ..base.units import parse_bytes
+from ..base.units import parse_bytes, parse_quantity
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options.bounds import (
-    CONTEXT_TOKENS,
-    MOVES,
-    PASSES,
-    RANKS,
-    REQUESTS_TOGETHER,
-    SLOTS,
-    TOKENS_PER_RANK,
-    TOKENS_PER_S,
-    between,
-)
+from .options.bounds import MOVES, PASSES, RANKS, SLOTS, TOKENS_PER_RANK, TOKENS_PER_S, WEEK_S, between
 from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
+    ConcurrencyOption,
+    ContextOption,
+    EngineOption,
     HardwareOption,
     JsonFlag,
+    KvOption,
     MemoryOption,
     ModelOption,
-    TraceOption,
+    OptionalTraceOption,
+    PromptOption,
+    QuantOption,
+    ReplyOption,
+    ReserveOption,
+    UbatchOption,
     bundled_trace_path,
     model_file,
 )
 from .options.settings import Settings, print_settings, split_settings
-from .options.subject import open_simulation, usual_dense_bits
+from .options.subject import Subject, open_subject, usual_dense_bits
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
     "bits": "bits", "objective": "objective", "floor_tokens_per_s": "floor", "concurrency": "concurrency",
-    "prefill_chunk_tokens": "prefill_chunk", "exhaustive": "exhaustive", "num_nodes": "nodes", "ranks_per_node": "ranks_per_node",
+    "prefill_chunk_tokens": "ubatch", "ttft_s": "ttft", "tpot_s": "tpot", "exhaustive": "exhaustive",
+    "num_nodes": "nodes", "ranks_per_node": "ranks_per_node",
     "num_redundant": "redundant", "prefill": "phase", "context_tokens": "context", "tokens_per_rank": "tokens_per_rank",
     "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
 }  # fmt: skip
+# Context of a request where an expert-parallel plan is told none.
+_EP_CONTEXT = 4096
 
 FloorOption = Annotated[
     float | None,
@@ -64,21 +66,11 @@ WindowOption = Annotated[
         "--window", help="offload: forward passes to search on.", callback=between(1, PASSES, "forward passes")
     ),
 ]
-ConcurrencyOption = Annotated[
-    int,
-    typer.Option(
-        "--concurrency",
-        help="offload: requests decoded together.",
-        callback=between(1, REQUESTS_TOGETHER, "requests"),
-    ),
+TtftOption = Annotated[
+    str | None, typer.Option("--ttft", help="offload: most that the first token of a request may take, e.g. 2s.")
 ]
-PrefillChunkOption = Annotated[
-    int | None,
-    typer.Option(
-        "--prefill-chunk",
-        help="offload: prompt tokens per forward pass; default: a whole prompt.",
-        callback=between(1, PASSES, "tokens"),
-    ),
+TpotOption = Annotated[
+    str | None, typer.Option("--tpot", help="offload: most that each further token may take, e.g. 50ms.")
 ]
 NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]
 RanksOption = Annotated[
@@ -92,10 +84,6 @@ RedundantOption = Annotated[
         help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
         callback=between(0, SLOTS, "slots"),
     ),
-]
-ContextOption = Annotated[
-    int,
-    typer.Option("--context", help="ep: context tokens per request.", callback=between(1, CONTEXT_TOKENS, "tokens")),
 ]
 TokensPerRankOption = Annotated[
     int | None,
@@ -127,7 +115,7 @@ def plan(
     ctx: typer.Context,
     model: ModelOption,
     hardware: HardwareOption,
-    trace: TraceOption,
+    trace: OptionalTraceOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
     mode: Annotated[str, typer.Option("--mode", help="offload (one device) or ep (expert parallel).")] = "offload",
     memory: MemoryOption = None,
@@ -138,25 +126,34 @@ def plan(
         ),
     ] = "native",
     objective: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--objective",
-            help="offload: tokens_per_s (the whole window, prompts and answers, in the least time), p99_step_s or least_memory.",
+            help="offload: request_s (prompt and reply of a request; default without a recording), ttft_s, decode_tokens_per_s, "
+            "tokens_per_s (the whole window, prompts and answers; default for a recording), p99_step_s or least_memory.",
         ),
-    ] = "tokens_per_s",
+    ] = None,
     floor: FloorOption = None,
+    ttft: TtftOption = None,
+    tpot: TpotOption = None,
+    engine: EngineOption = None,
+    quant: QuantOption = None,
+    prompt_tokens: PromptOption = None,
+    reply_tokens: ReplyOption = None,
+    context: ContextOption = None,
+    concurrency: ConcurrencyOption = None,
+    ubatch: UbatchOption = None,
+    kv_type: KvOption = "f16",
+    reserve: ReserveOption = None,
     exhaustive: Annotated[
         bool,
         typer.Option("--exhaustive", help="offload: let no candidate be outrun early; takes several times as long."),
     ] = False,
     window: WindowOption = 2000,
-    concurrency: ConcurrencyOption = 1,
-    prefill_chunk: PrefillChunkOption = None,
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
     redundant: RedundantOption = 0,
     phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
-    context: ContextOption = 4096,
     tokens_per_rank: TokensPerRankOption = None,
     search_moves: SearchMovesOption = None,
     evaluate_on: Annotated[
@@ -197,27 +194,29 @@ def plan(
             plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()), changes=changes, said=said
         )
         options = {
-            "num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "context_tokens": context,
+            "num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "context_tokens": context or _EP_CONTEXT,
             "tokens_per_rank": tokens_per_rank, "dense_bits": dense_bits,
             "memory_bytes": None if memory is None else parse_bytes(memory, "--memory"),
         }  # fmt: skip
+        if trace is None:
+            raise InputError(
+                "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
+            )
         document = _plan_parallel(model, hardware, trace, formats, phase, search_moves, options, asked)
     elif mode == "offload":
-        from ..base.progress import reporter
-        from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
-
-        simulation = open_simulation(model, hardware, trace, memory, window, dense_bits, changes)
-        asked_for = PlanRequest(
-            bits=formats, objective=objective, floor_tokens_per_s=floor, concurrency=concurrency,
-            prefill_chunk_tokens=prefill_chunk, exhaustive=exhaustive,
+        subject = open_subject(
+            model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
+            reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
+            window=window if trace is not None or was_given(ctx, "window") else None, dense_bits=dense_bits, reserve=reserve,
+            changes=changes,
         )  # fmt: skip
-        found = make_plan(simulation, changes.changed_request(asked_for, said), progress=reporter("plan"))
-        document = plan_to_dict(found) | {"set_by_user": changes.made}
-        _write(output, document)
-        if timeline is not None:
-            write_perfetto(timeline, simulation, found.best)
-        if report is not None:
-            write_offload_report(report, document, simulation, found.best)
+        goal = {
+            "objective": objective or ("request_s" if trace is None else "tokens_per_s"), "floor_tokens_per_s": floor,
+            "ttft_s": _time(ttft, "--ttft"), "tpot_s": _time(tpot, "--tpot"), "exhaustive": exhaustive,
+        }  # fmt: skip
+        document = _plan_offload(
+            subject, formats, goal, changes, said, _Outputs(plan=output, report=report, timeline=timeline)
+        )
     else:
         raise UnknownName("--mode", mode, ("offload", "ep"))
     if as_json:
@@ -226,8 +225,47 @@ def plan(
         print_parallel_plan(document, str(output))
     else:
         print_plan(document, str(output))
+        typer.echo("\n".join(document["notes"]))
     if not as_json:
         print_settings(document)
+
+
+def _time(text: str | None, option: str) -> float | None:
+    """Return a time that is asked for in seconds; raises InputError for nought."""
+    if text is None:
+        return None
+    seconds = parse_quantity(text, "s", option)
+    if not 0 < seconds <= WEEK_S:
+        raise InputError(option, text, f"not a time above zero, up to {WEEK_S:g} s", "write for instance 50ms")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outputs:
+    """Files that a plan for one device writes."""
+
+    plan: Path
+    report: Path | None
+    timeline: Path | None
+
+
+def _plan_offload(subject: Subject, formats: tuple[str, ...], goal: dict[str, Any], changes: Settings, said: dict[str, str],
+                  outputs: _Outputs) -> dict[str, Any]:  # fmt: skip
+    """Return the document of a plan for one device, written with what was asked for besides."""
+    from ..base.progress import reporter
+    from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
+
+    simulation = subject.simulation
+    asked = PlanRequest(bits=formats, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch, **goal)
+    request = changes.changed_request(asked, said)
+    found = make_plan(simulation, request, progress=reporter("plan"))
+    document = plan_to_dict(found) | {"asked": subject.asked, "notes": list(subject.notes), "set_by_user": changes.made}
+    _write(outputs.plan, document)
+    if outputs.timeline is not None:
+        write_perfetto(outputs.timeline, simulation, found.best)
+    if outputs.report is not None:
+        write_offload_report(outputs.report, document, simulation, found.best)
+    return document
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:

@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options.declarations import MAX_PLAN_BYTES, JsonFlag, TraceOption, bundled_trace_path, open_trace, plan_section
+from .options.declarations import MAX_PLAN_BYTES, JsonFlag, OptionalTraceOption, bundled_trace_path
+from .options.subject import planned_simulation
 
 
 def report(
     plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
-    trace: TraceOption,
+    trace: OptionalTraceOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
     as_json: JsonFlag = False,
@@ -38,29 +40,19 @@ def report(
         typer.echo(str(output))
 
 
-def _offload(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
+def _offload(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
     from ..planner.offload.plan import planned_schedule
     from ..reports.offload.plan_document import check_plan_document
-    from ..sim.offload.simulate import Simulation
-    from ..specs.models import weight_format
-    from ..specs.provenance import machine_of, model_of
-    from ..traces.content import check_recording
 
     check_plan_document(document)
-    provenance = plan_section(document, "provenance")
-    recording = open_trace(trace)
-    check_recording(document, recording, trace)
-    simulation = Simulation(
-        model=model_of(document), profile=machine_of(document), trace=recording, window_steps=provenance.get("window_steps"),
-        memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
-    )  # fmt: skip
+    simulation = planned_simulation(document, trace)
     best = simulation.predict(planned_schedule(document), rows=True)
     write_offload_report(output, document, simulation, best)
     if timeline is not None:
         write_perfetto(timeline, simulation, best)
 
 
-def _parallel(document: dict[str, Any], trace: str, output: Path, timeline: Path | None) -> None:
+def _parallel(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
     from ..planner.parallel.replay import replay_ep_plan
     from ..reports.parallel.plan_document import check_parallel_document
     from ..specs.provenance import machine_of, model_of
@@ -68,6 +60,8 @@ def _parallel(document: dict[str, Any], trace: str, output: Path, timeline: Path
     from ..traces.format import load_recording
 
     check_parallel_document(document)
+    if trace is None:
+        raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
     profile = machine_of(document)
     recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
     check_recording(document, recording, trace)

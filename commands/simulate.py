@@ -30,6 +30,7 @@ from .options.declarations import (
     PromptOption,
     QuantOption,
     ReplyOption,
+    ReserveOption,
     SetOption,
     UbatchOption,
     WindowOption,
@@ -65,6 +66,7 @@ def simulate(
     ubatch: UbatchOption = None,
     kv_type: KvOption = "f16",
     memory: MemoryOption = None,
+    reserve: ReserveOption = None,
     window: WindowOption = None,
     simulator: Annotated[
         str, typer.Option("--simulator", help="What computes it: compiled, simpy, or both (compared).")
@@ -87,7 +89,7 @@ def simulate(
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-        window=window, dense_bits=dense_bits, changes=changes,
+        window=window, dense_bits=dense_bits, reserve=reserve, changes=changes,
     )  # fmt: skip
     simulation = subject.simulation
     chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))

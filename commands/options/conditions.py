@@ -102,12 +102,14 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "exhaustive": (OFFLOAD,),
         "window": (OFFLOAD,),
         "concurrency": (OFFLOAD,),
-        "prefill_chunk": (OFFLOAD,),
+        **dict.fromkeys(
+            ("ttft", "tpot", "engine", "quant", "prompt_tokens", "reply_tokens", "ubatch", "kv_type", "reserve"),
+            (OFFLOAD,),
+        ),
         "nodes": (EXPERT_PARALLEL,),
         "ranks_per_node": (EXPERT_PARALLEL,),
         "redundant": (EXPERT_PARALLEL,),
         "phase": (EXPERT_PARALLEL,),
-        "context": (EXPERT_PARALLEL,),
         "tokens_per_rank": (EXPERT_PARALLEL,),
         "search_moves": (EXPERT_PARALLEL,),
         "evaluate_on": (EXPERT_PARALLEL,),
@@ -149,7 +151,8 @@ class ConditionedCommand(typer.core.TyperCommand):
             for condition in CONDITIONS.get(str(self.name), {}).get(parameter.name, ()):
                 if not condition.holds(ctx.params):
                     value = ctx.params[parameter.name]
-                    raise InputError(max(parameter.opts, key=len), value, condition.rule, condition.remedy)
+                    name = next((one for one in parameter.opts if one.startswith("--")), parameter.opts[0])
+                    raise InputError(name, value, condition.rule, condition.remedy)
         return super().invoke(ctx)
 
 

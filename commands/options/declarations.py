@@ -137,7 +137,7 @@ ContextOption = Annotated[
     int | None,
     typer.Option(
         "--context",
-        help="Tokens of context that memory is kept for; default: the longest request.",
+        help="Tokens of context that memory is kept for; default: the longest request (expert parallel: 4096 a request).",
         callback=between(1, TOKENS, "tokens"),
     ),
 ]
@@ -145,8 +145,15 @@ UbatchOption = Annotated[
     int | None,
     typer.Option(
         "--ubatch",
+        "--prefill-chunk",
         help="Prompt tokens per forward pass; default: 512 under an engine, else all.",
         callback=between(1, TOKENS, "tokens"),
+    ),
+]
+ReserveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reserve", help="Device memory that something else uses (a display, another model), e.g. 1GiB; default: none."
     ),
 ]
 KvOption = Annotated[str, typer.Option("--kv-type", help="How keys and values are kept: f16, q8_0, q4_0 or fp8.")]

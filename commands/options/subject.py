@@ -37,6 +37,8 @@ class Subject:
     """Keys of the answer's document."""
     notes: tuple[str, ...]
     """The same in words."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What the command line said, for a plan's document: what makes the plan, and its routing, again."""
     request_options: dict[str, str] = field(default_factory=dict)
     """Fields of the workload that an option of their own has set."""
 
@@ -48,9 +50,7 @@ class Subject:
                 schedule.workload, concurrency=self.concurrency, prefill_chunk_tokens=self.ubatch
             ),
         )
-        if self.upload_tokens is not None and schedule.kernel.miss != "fetch":
-            schedule = schedule.with_options(kernel__upload_tokens=self.upload_tokens)
-        return schedule
+        return schedule.with_upload(self.upload_tokens)
 
     def start(self, name: str | None) -> OffloadSchedule:
         """Return the schedule to start from: the preset asked for, else everything on the device where it fits, else what the
@@ -70,14 +70,15 @@ class Subject:
 def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | None = None, quant: str | None = None,
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, context: int | None = None,
                  concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16", memory: str | None = None,
-                 window: int | None = None, dense_bits: str | None = None, changes: Settings) -> Subject:  # fmt: skip
+                 window: int | None = None, dense_bits: str | None = None, reserve: str | None = None,
+                 changes: Settings) -> Subject:  # fmt: skip
     """Return what a command line asks about; raises InputError for options that contradict each other."""
     from ...sim.offload.simulate import Simulation
     from ...specs.machines.engines import load_engine
     from ...specs.machines.load import engine_note, load_machine
     from ...specs.memory import kv_bytes_per_value
     from ...specs.models.load import load_model
-    from ...traces.synthesis.prior import prior_name, prior_recording
+    from ...traces.synthesis.prior import prior_name, prior_recording, spread_recordings
     from .declarations import open_trace
 
     spec = changes.changed_model(load_model(model))
@@ -85,6 +86,11 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     spec, dense = _formats(spec, quant, dense_bits)
     serving = None if profile.engine is None else load_engine(profile.engine.name)
     together = concurrency or 1
+    said = changes.request.get("concurrency", "")
+    made_for = (
+        int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
+    )
+    lengths, spread = None, ()
     notes = [f"engine: {engine_note(profile)}"] if serving is not None else []
     if trace is None:
         prompt = DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens
@@ -93,8 +99,11 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
             raise InputError(
                 "--reply-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens"
             )
-        recording = prior_recording(spec, prompt_tokens=prompt, reply_tokens=reply, requests=together)
-        routing = f"no recording: routing as {prior_name(spec)}'s, in this model's shape; {together} of {prompt} + {reply} tokens"
+        lengths = {"prompt_tokens": prompt, "reply_tokens": reply, "requests": max(1, made_for)}
+        recording = prior_recording(spec, **lengths)
+        spread = spread_recordings(spec, **lengths)
+        count = lengths["requests"]
+        routing = f"no recording: routing as {prior_name(spec)}'s, in this model's shape; {count} of {prompt} + {reply} tokens"
         notes.append(routing)
     else:
         for option, value in (("--prompt-tokens", prompt_tokens), ("--reply-tokens", reply_tokens)):
@@ -102,9 +111,11 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
                 raise InputError(option, value, "the recording has requests of its own", "leave out --trace or this")
         recording = open_trace(trace)
         routing = f"recording: {recording.source or trace}"
+    uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     simulation = Simulation(
-        model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, profile), dense_format=dense,
-        kv_bytes_per_value=kv_bytes_per_value(kv_type), context_tokens=context,
+        model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
+        dense_format=dense, kv_bytes_per_value=kv_bytes_per_value(kv_type), context_tokens=context, upload_tokens=uploads,
+        likewise=spread,
     )  # fmt: skip
     chunk = ubatch if ubatch is not None else DEFAULT_UBATCH if serving is not None else None
     asked = {"concurrency": "--concurrency"} if concurrency is not None else {}
@@ -117,8 +128,12 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     }  # fmt: skip
     return Subject(
         simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
-        upload_tokens=None if serving is None else serving.upload_from(spec.num_experts, spec.top_k),
-        described=described, notes=tuple(notes), request_options=asked,
+        upload_tokens=uploads, described=described, notes=tuple(notes), request_options=asked,
+        asked={
+            "model": model, "hardware": hardware, "engine": engine, "quant": quant, "prompt_tokens": prompt_tokens,
+            "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch, "kv_type": kv_type,
+            "dense_bits": dense_bits, "prior": lengths, "routing": routing,
+        },
     )  # fmt: skip
 
 
@@ -143,17 +158,71 @@ def open_simulation(
     ).simulation  # fmt: skip
 
 
-def _budget(memory: str | None, profile: Profile) -> int | None:
+def planned_simulation(document: dict[str, Any], trace: str | None, window: int | None = None) -> Simulation:
+    """Return the simulation that an offload plan was made on: its model and machine, its recording or the routing made up for it.
+
+    trace: the recording as the command line names it; None where the plan has none. Raises InputError for another recording.
+    """
+    from ...sim.offload.simulate import Simulation
+    from ...specs.models import weight_format
+    from ...specs.provenance import machine_of, model_of
+    from ...traces.synthesis.prior import spread_recordings
+    from .declarations import plan_section
+
+    provenance, model = plan_section(document, "provenance"), model_of(document)
+    lengths = prior_lengths(document)
+    recording = planned_recording(document, model, trace)
+    return Simulation(
+        model=model, profile=machine_of(document), trace=recording, window_steps=provenance.get("window_steps"),
+        memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
+        kv_bytes_per_value=provenance.get("kv_bytes_per_value", 2), context_tokens=provenance.get("context_tokens"),
+        upload_tokens=provenance.get("upload_tokens"),
+        likewise=() if lengths is None else spread_recordings(model, **lengths),
+    )  # fmt: skip
+
+
+def planned_recording(document: dict[str, Any], model: ModelSpec, trace: str | None) -> Any:
+    """Return the recording of a plan: the one at `trace`, or the one made up for the plan's requests; raises InputError for another."""
+    from ...traces.content import check_recording
+    from ...traces.synthesis.prior import prior_recording
+    from .declarations import open_trace
+
+    lengths = prior_lengths(document)
+    if trace is None and lengths is None:
+        raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
+    recording = open_trace(trace) if trace is not None else prior_recording(model, **(lengths or {}))
+    check_recording(document, recording, trace or "(none: routing is made up)")
+    return recording
+
+
+def prior_lengths(document: dict[str, Any]) -> dict[str, int] | None:
+    """Return the requests that a plan's routing was made up for; None where it was recorded. Raises InputError for a damaged plan."""
+    asked = document.get("asked")
+    lengths = asked.get("prior") if isinstance(asked, dict) else None
+    if lengths is None:
+        return None
+    names = {"prompt_tokens", "reply_tokens", "requests"}
+    if not isinstance(lengths, dict) or set(lengths) != names or not all(type(one) is int for one in lengths.values()):
+        raise InputError("plan: asked.prior", lengths, f"not counts of {', '.join(sorted(names))}", "plan again")
+    return lengths
+
+
+def _budget(memory: str | None, reserve: str | None, profile: Profile) -> int | None:
     """Return the device budget that was asked for; raises InputError for more than the device has."""
     from ...base.units import GIB, parse_bytes
 
-    if memory is None:
+    kept = 0 if reserve is None else parse_bytes(reserve, "--reserve")
+    if memory is None and not kept:
         return None
-    budget, most = parse_bytes(memory, "--memory"), profile.memory_bytes
+    budget, most = profile.memory_bytes if memory is None else parse_bytes(memory, "--memory"), profile.memory_bytes
     if budget > most:
         raise InputError("--memory", memory, f"{profile.name} has {most} bytes ({most / GIB:.2f} GiB)",
                          "give at most that, or another machine")  # fmt: skip
-    return budget
+    if kept >= budget:
+        raise InputError(
+            "--reserve", reserve, f"the device budget is {budget} bytes ({budget / GIB:.2f} GiB)", "reserve less"
+        )
+    return budget - kept
 
 
 def usual_dense_bits(spec: ModelSpec) -> str:

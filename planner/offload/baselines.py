@@ -57,7 +57,9 @@ class CheckedRuns:
         """Start checking every preset with the bits and batching of `base`."""
         for name in PRESETS:
             try:
-                self.submit(preset_schedule(name, base, has_guesses=self.simulation.trace.predicted is not None))
+                guesses = self.simulation.trace.predicted is not None
+                schedule = preset_schedule(name, base, has_guesses=guesses)
+                self.submit(schedule.with_upload(self.simulation.upload_tokens))
             except InputError as reason:  # it cannot have, say, a disk below the host
                 self._refused[name] = str(reason)
 

@@ -24,14 +24,13 @@ from ...specs.schedules.presets import FAMILIES, NEEDS
 from ...traces.content import recording_sha256
 from .baselines import CheckedRuns
 from .bounds import Bounds
-from .scoring import FrontPoint, Progress, Scored, SearchResult, front_point, is_better, score
+from .objective import RANKED_BY, Limits, out_of_reach
+from .scoring import FrontPoint, Progress, Scored, SearchResult, front_point, is_better, merit, score
 from .search import search
 from .space import Candidate
 from .verdict import need_nothing, references_of, run_ns, verdict, with_memory
 
 PLAN_SCHEMA_VERSION = 1
-RANKED_BY = {"tokens_per_s": "window_s", "p99_step_s": "step_s.p99", "least_memory": "ledger.device_bytes"}
-"""Objectives, with the figure of a schedule that is to be least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +44,24 @@ class PlanRequest:
     prefill_chunk_tokens: int | None = None
     exhaustive: bool = False
     """Let no candidate be outrun: every one is simulated until it cannot win."""
+    ttft_s: float | None = None
+    """Most that the first token of a request may take."""
+    tpot_s: float | None = None
+    """Most that each further token may take."""
+
+    @property
+    def limits(self) -> Limits:
+        """What every schedule must keep."""
+        return Limits(ttft_s=self.ttft_s, tpot_s=self.tpot_s)
 
     def __post_init__(self) -> None:
+        for name in ("ttft_s", "tpot_s"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < math.inf:
+                raise InputError(name, limit, "not a time above zero", "give seconds")
+            if limit is not None and self.objective == "least_memory":
+                rule = "least memory has a floor, no limits"
+                raise InputError(name, limit, rule, "give floor_tokens_per_s, or choose another objective")
         floor = self.floor_tokens_per_s
         if floor is not None and not 0 < floor < math.inf:
             raise InputError("floor_tokens_per_s", floor, "not a speed above zero", "give tokens per second")
@@ -94,13 +109,16 @@ def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progres
     compared = simulation
     if request.objective == "least_memory":  # what the answer has to beat, it has to beat with the answer's memory
         results = _search_each(simulation, bases, request, progress)
-        _, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
+        _, result = min(results, key=lambda pair: _merit(pair[1], request))
         compared = with_memory(simulation, result.front[-1].device_bytes)
     with CheckedRuns(compared) as checked:
         if len(bases) == 1:
             checked.submit_presets(bases[0])
         results = results or _search_each(simulation, bases, request, progress)
-        base, result = min(results, key=lambda pair: _merit(pair[1], request.objective))
+        base, result = min(results, key=lambda pair: _merit(pair[1], request))
+        if request.limits.excess(result.best.figures):
+            nearest = result.best.candidate.words()
+            raise out_of_reach(request.limits, nearest or "the plainest schedule", result.best.figures)
         if len(bases) > 1:
             checked.submit_presets(base)
         winner = result.best.candidate.schedule.with_options(name="best")
@@ -145,6 +163,7 @@ def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progres
             references,
             same_as=same_as.schedule.name if same_as is not None else None,
             floor_tokens_per_s=request.floor_tokens_per_s,
+            objective=request.objective,
         ),
         provenance=_provenance(simulation),
         made_of=made_of(simulation.model, simulation.profile),
@@ -164,6 +183,7 @@ def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: 
                 floor_tokens_per_s=request.floor_tokens_per_s,
                 low_bits=_smaller(simulation, base, bases),
                 exhaustive=request.exhaustive,
+                limits=request.limits,
                 progress=progress,
             )
             results.append((base, found))
@@ -189,12 +209,10 @@ def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
     )
 
 
-def _merit(result: SearchResult, objective: str) -> float:
-    if objective == "p99_step_s":
-        return result.best.p99_ns
-    if objective == "least_memory":
-        return float(result.front[-1].device_bytes)
-    return float(result.best.total_ns)
+def _merit(result: SearchResult, request: PlanRequest) -> tuple[float, ...]:
+    if request.objective == "least_memory":
+        return (float(result.front[-1].device_bytes),)
+    return merit(result.best, request.objective, request.limits)
 
 
 def _better_rival(simulation: Simulation, base: OffloadSchedule, request: PlanRequest, result: SearchResult,
@@ -219,7 +237,7 @@ def _better_rival(simulation: Simulation, base: OffloadSchedule, request: PlanRe
             # With no more memory than the search's best; a faster one reaches the floor all the more.
             better = scored.total_ns < best.total_ns
         else:
-            better = is_better(scored, best, request.objective)
+            better = is_better(scored, best, request.objective, request.limits)
         if better:
             found, best = (rival, scored), scored
             result.lower_bound_ns = min(result.lower_bound_ns, bound.whole_ns)
@@ -238,6 +256,9 @@ def _provenance(simulation: Simulation) -> dict[str, Any]:
         "memory_bytes": simulation.budget_bytes,
         "window_steps": simulation.window_steps,
         "dense_bits": simulation.dense_format.name if simulation.dense_format is not None else "16",
+        "kv_bytes_per_value": simulation.kv_bytes_per_value,
+        "context_tokens": simulation.context_tokens,
+        "upload_tokens": simulation.upload_tokens,
         "trace": {
             "model": simulation.trace.model,
             "source": simulation.trace.source,

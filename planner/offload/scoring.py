@@ -17,6 +17,7 @@ from ...sim.offload.workload import Workload
 from ...sim.policies.state import PEAK_TRANSIENT
 from ...specs.schedules.offload import OffloadSchedule
 from .bounds import Bound
+from .objective import NO_LIMITS, Limits, value_of
 from .space import Candidate
 
 Progress = Callable[[int, int, str], None]
@@ -81,11 +82,14 @@ def score(
                   transient=int(outcome.counts[PEAK_TRANSIENT]), figures=figures_of(outcome.step_end, workload))  # fmt: skip
 
 
-def is_better(one: Scored, other: Scored, objective: str) -> bool:
+def is_better(one: Scored, other: Scored, objective: str, limits: Limits = NO_LIMITS) -> bool:
     """Return whether `one` is strictly better; equals keep the earlier, that is the one with less memory."""
-    if objective == "p99_step_s":
-        return (one.p99_ns, one.total_ns) < (other.p99_ns, other.total_ns)
-    return one.total_ns < other.total_ns
+    return merit(one, objective, limits) < merit(other, objective, limits)
+
+
+def merit(one: Scored, objective: str, limits: Limits = NO_LIMITS) -> tuple[float, float, int]:
+    """Return what candidates are ordered by, the least first: limits exceeded, the objective, the time of the window."""
+    return limits.excess(one.figures), value_of(objective, one.figures, one.p99_ns), one.total_ns
 
 
 def front_point(simulation: Simulation, level: int, best: Scored) -> FrontPoint:

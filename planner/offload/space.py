@@ -102,7 +102,7 @@ def candidates(
             if refused is not None:
                 refused.append(reason)
         else:
-            yield Candidate(schedule=held, level=level, cached_slots=cached)
+            yield Candidate(schedule=held.with_upload(simulation.upload_tokens), level=level, cached_slots=cached)
 
 
 def _special(simulation: Simulation, low_bits: str | None) -> Iterator[dict[str, object]]:

@@ -14,6 +14,7 @@ from ...base.errors import DoesNotFit
 from ...base.units import GIB
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.schedules.presets import NEEDS
+from .objective import OF_REQUESTS, figures_of_metrics, value_of
 
 # How much more device memory the verdict asks about: half as much again, and twice as much.
 MORE_MEMORY = (1.5, 2.0)
@@ -65,17 +66,23 @@ def references_of(simulation: Simulation, best: Prediction) -> dict[str, Predict
 
 def with_memory(simulation: Simulation, memory_bytes: int) -> Simulation:
     """Return the same simulation with another device budget."""
-    return Simulation(model=simulation.model, profile=simulation.profile, trace=simulation.trace, window_steps=simulation.window_steps,
-                     memory_bytes=memory_bytes, dense_format=simulation.dense_format)  # fmt: skip
+    return simulation.over(simulation.trace, memory_bytes=memory_bytes)
 
 
 def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str, Prediction], *, same_as: str | None = None,
-            floor_tokens_per_s: float | None = None) -> str:  # fmt: skip
+            floor_tokens_per_s: float | None = None, objective: str = "tokens_per_s") -> str:  # fmt: skip
     """Return in one line what limits the best schedule, what would help, and what it is beside the best there is today.
 
-    same_as: the published schedule that the best one is. floor_tokens_per_s: the speed for which memory was sought.
+    same_as: the published schedule that the best one is. floor_tokens_per_s: the speed for which memory was sought. objective: what
+    the best was chosen by, and what speeds are compared by.
     """
-    gains = {name: run_ns(best) / run_ns(one) - 1 for name, one in references.items()}
+
+    def taken(one: Prediction) -> float:
+        if objective not in OF_REQUESTS:
+            return float(run_ns(one))
+        return value_of(objective, figures_of_metrics(one.metrics))
+
+    gains = {name: taken(best) / taken(one) - 1 for name, one in references.items()}
     policy = gains.get("belady", 0.0)
     memory = gains.get(f"memory x{MORE_MEMORY[0]:g}", 0.0)
     binds = f"{best.metrics.bound} binds"
@@ -96,12 +103,12 @@ def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str
     if floor_tokens_per_s is not None:
         size = best.ledger.device_bytes / GIB
         said.insert(0, f"{floor_tokens_per_s:g} tokens/s need {size:.3f} GiB of device memory")
-    fastest = min(need_nothing(rivals), key=run_ns, default=None)
+    fastest = min(need_nothing(rivals), key=taken, default=None)
     if same_as is not None:
         said.append(f"it is {same_as}, the best of the published schedules, which no other schedule searched beats")
     elif fastest is not None:
         said.append(
-            f"{run_ns(fastest) / run_ns(best):.2f} times as fast as {fastest.schedule.name}, the fastest published schedule that "
+            f"{taken(fastest) / taken(best):.2f} times as fast as {fastest.schedule.name}, the fastest published schedule that "
             "needs no other model and nothing trained, at the same memory and bits"
         )
     return "; ".join(said)

@@ -296,30 +296,47 @@ def _provenance(document: Document, command: Sequence[str] | str | None) -> Sect
 
 def plan_command(document: Document) -> str:
     """Return the command that makes a plan document again, with `TRACE` for the recording's file."""
-    origin, request = document["provenance"], document["request"]
+    origin, request, asked = document["provenance"], document["request"], document.get("asked") or {}
     words = [
         "moeplan",
         "plan",
         "--model",
-        origin["model"],
+        asked.get("model", origin["model"]),
         "--hardware",
-        origin["hardware"],
-        "--trace",
-        "TRACE",
-        "--memory",
-        str(origin["memory_bytes"]),
+        asked.get("hardware", origin["hardware"]),
     ]
+    if asked.get("prior"):
+        words += [
+            "--prompt-tokens",
+            str(asked["prior"]["prompt_tokens"]),
+            "--reply-tokens",
+            str(asked["prior"]["reply_tokens"]),
+        ]
+    else:
+        words += ["--trace", "TRACE"]
+    for name in ("engine", "quant", "context"):
+        if asked.get(name) is not None:
+            words += [f"--{name}", str(asked[name])]
+    if asked.get("kv_type", "f16") != "f16":
+        words += ["--kv-type", asked["kv_type"]]
+    words += ["--memory", f"{origin['memory_bytes']}B"]
     words += ["--bits", ",".join(request["bits"])]
-    if request["objective"] != "tokens_per_s":
+    if request["objective"] != ("request_s" if asked.get("prior") else "tokens_per_s"):
         words += ["--objective", request["objective"]]
     if request["floor_tokens_per_s"] is not None:
         words += ["--floor", f"{request['floor_tokens_per_s']:g}"]
+    for name in ("ttft", "tpot"):
+        if request.get(f"{name}_s") is not None:
+            words += [f"--{name}", f"{request[f'{name}_s']:g}s"]
     if request["concurrency"] != 1:
         words += ["--concurrency", str(request["concurrency"])]
     if request["prefill_chunk_tokens"] is not None:
-        words += ["--prefill-chunk", str(request["prefill_chunk_tokens"])]
-    words += set_words(document, ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens"))
-    if "dense_bits" in origin:  # named even where it is the default, which depends on the model
+        words += ["--ubatch", str(request["prefill_chunk_tokens"])]
+    own = ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens", "ttft_s", "tpot_s")
+    words += set_words(document, own)
+    if (
+        "dense_bits" in origin and asked.get("quant") is None
+    ):  # named even where it is the default, which depends on the model
         words += ["--dense-bits", origin["dense_bits"]]
     if origin["window_steps"] is not None:
         words += ["--window", str(origin["window_steps"])]

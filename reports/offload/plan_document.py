@@ -45,6 +45,8 @@ class _Request:
     floor_tokens_per_s: float | None
     concurrency: int
     prefill_chunk_tokens: int | None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ Modelled: every figure is derived from whole nanoseconds and whole counts, so tw
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +90,17 @@ class Metrics:
     """What binds: the largest of copy, compute, launch, cpu and host in `time_share`."""
     relative_uncertainty: float
     """Of the mean step: how much slower than predicted it may be."""
+
+    def reaching(self, others: Iterable[Metrics]) -> Metrics:
+        """Return these metrics with every interval reaching over those of the same run where other things are so."""
+        found = list(others)
+        wider: dict[str, Interval] = {}
+        for name in (each.name for each in dataclasses.fields(self) if each.name.endswith("_interval")):
+            ends = [end for one in (self, *found) for end in getattr(one, name) or ()]
+            if getattr(self, name) is not None:
+                wider[name] = (min(ends), max(ends))
+        step = wider["step_s_interval"][1] / self.step_s["mean"] - 1
+        return dataclasses.replace(self, **wider, relative_uncertainty=step) if found else self
 
 
 def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources: CostSources, facts: RunFacts, *,

@@ -70,19 +70,34 @@ class Simulation:
     """Bytes of one cached key or value."""
     context_tokens: int | None = None
     """Context that memory is kept for; None: the longest request's."""
+    upload_tokens: int | None = None
+    """Passes of at least so many tokens fetch what the cores would compute, because the machine's engine does so; None: none do."""
+    likewise: tuple[RoutingTrace, ...] = ()
+    """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
     _workloads: dict[Any, Workload] = field(default_factory=dict)
     _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
     _facts: dict[Any, RunFacts] = field(default_factory=dict)
+    _likewise: dict[int, Simulation] = field(default_factory=dict)
     _context: int = 0
     _costs: CostModel | None = None
 
     def __post_init__(self) -> None:
-        check_match(self.model, self.trace)
+        for trace in (self.trace, *self.likewise):
+            check_match(self.model, trace)
         longest = int(self.trace.position.max()) + 1
         if self.context_tokens is not None and self.context_tokens < longest:
             rule = f"shorter than the longest request, {longest} tokens"
             raise InputError("context_tokens", self.context_tokens, rule, f"give at least {longest}")
         self._context = self.context_tokens or longest
+
+    def over(self, trace: RoutingTrace, **changes: Any) -> Simulation:
+        """Return a simulation of everything else over one recording alone, with fields changed by name."""
+        kept: dict[str, Any] = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self) if not each.name.startswith("_")
+        }  # fmt: skip
+        if trace is not self.trace:
+            kept["likewise"] = ()
+        return Simulation(**(kept | {"trace": trace} | changes))
 
     @property
     def costs(self) -> CostModel:
@@ -373,8 +388,7 @@ class Simulation:
             schedule = base.with_options(cache__pooled_experts=1, copy__overlap=overlap, copy__host_experts=None)
             self.run(schedule, max_steps=1)
         run_facts(self.given(schedule), num_steps=1)
-        short = Simulation(model=self.model, profile=self.profile, trace=self.trace, window_steps=1, memory_bytes=self.memory_bytes,
-                          dense_format=self.dense_format, kv_bytes_per_value=self.kv_bytes_per_value)  # fmt: skip
+        short = self.over(self.trace, window_steps=1, likewise=())
         short.run(base.with_options(cache__pooled_experts=1), engine="both")
 
     def predict(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False,
@@ -384,8 +398,8 @@ class Simulation:
         workload = self.workload(resolved)
         outcome = self.run(resolved, engine=engine, rows=rows, checked_steps=checked_steps)
         given = self.given(resolved)
-        facts = self._facts_of(given)
-        metrics = figures(given, self.model, self.costs, facts, outcome, *self.tables(resolved))
+        metrics = self._metrics(resolved, outcome)
+        metrics = metrics.reaching(self._metrics_over(number, resolved) for number in range(len(self.likewise)))
         cached = min(int(given.capacities.sum()), self.num_experts)
         ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
         if ledger.device_bytes > self.budget_bytes:
@@ -396,6 +410,17 @@ class Simulation:
             engine=outcome.engine,
             outcome=outcome, popularity_source=workload.popularity_source,
         )  # fmt: skip
+
+    def _metrics_over(self, number: int, resolved: OffloadSchedule) -> Metrics:
+        """Return the metrics of a resolved schedule over the recording of that number in `likewise`."""
+        if number not in self._likewise:
+            self._likewise[number] = self.over(self.likewise[number])
+        return self._likewise[number]._metrics(resolved, self._likewise[number].run(resolved))  # noqa: SLF001
+
+    def _metrics(self, resolved: OffloadSchedule, outcome: Outcome) -> Metrics:
+        """Return the figures of a resolved schedule's outcome, with their intervals."""
+        given = self.given(resolved)
+        return figures(given, self.model, self.costs, self._facts_of(given), outcome, *self.tables(resolved))
 
     def assumptions(self, schedule: OffloadSchedule, workload: Workload) -> tuple[str, ...]:
         """Return, in words, what a reader must know before trusting the prediction."""

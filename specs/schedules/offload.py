@@ -177,6 +177,12 @@ class OffloadSchedule:
         """Return a copy in which dotted keys (with `__` for the dot: `cache__policy="lru"`) are replaced."""
         return apply_settings(self, {key.replace("__", "."): value for key, value in changes.items()})
 
+    def with_upload(self, tokens: int | None) -> OffloadSchedule:
+        """Return a copy in which passes of at least `tokens` tokens fetch what the cores would compute, if anything."""
+        if tokens is None or self.kernel.miss == "fetch":
+            return self
+        return self.with_options(kernel__upload_tokens=tokens)
+
     @property
     def timing_dependent(self) -> bool:
         """Whether decisions depend on observed time, so that a real run may count differently."""

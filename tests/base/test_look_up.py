@@ -141,7 +141,7 @@ def test_help_says_what_everything_is(command, parameter):
     known = {
         "--from": READERS, "--target": list_targets(), "--mode": ("offload", "ep"), "--phase": ("prefill", "decode"),
         "--device": ("cpu", "cuda"), "--simulator": ("compiled", "simpy", "both"), "--kind": ("offload", "parallel"), "--to": CONVERTERS,
-        "--objective": ("tokens_per_s", "p99_step_s", "least_memory"),
+        "--objective": ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory"),
     }  # fmt: skip
     if command == "calibrate" and "--from" in parameter.opts:
         known["--from"] = ("nvbandwidth", "nccl-tests")

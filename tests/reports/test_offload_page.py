@@ -256,7 +256,7 @@ def test_provenance_names_everything_needed_to_repeat_it(page: Page) -> None:
 def test_the_command_has_every_option_that_differs() -> None:
     document = plan_document()
     assert plan_command(document) == (
-        "moeplan plan --model 'tiny <b>model</b>' --hardware rtx-4090 --trace TRACE --memory 6442450944 "
+        "moeplan plan --model 'tiny <b>model</b>' --hardware rtx-4090 --trace TRACE --memory 6442450944B "
         "--bits 4,3 --window 50 -o plan.json"
     )
     document["request"] |= {
@@ -267,8 +267,8 @@ def test_the_command_has_every_option_that_differs() -> None:
     }
     document["provenance"] |= {"window_steps": None, "dense_bits": "8", "model": "m"}
     assert plan_command(document) == (
-        "moeplan plan --model m --hardware rtx-4090 --trace TRACE --memory 6442450944 --bits 4,3 "
-        "--objective least_memory --floor 12.5 --concurrency 3 --prefill-chunk 64 --dense-bits 8 -o plan.json"
+        "moeplan plan --model m --hardware rtx-4090 --trace TRACE --memory 6442450944B --bits 4,3 "
+        "--objective least_memory --floor 12.5 --concurrency 3 --ubatch 64 --dense-bits 8 -o plan.json"
     )
     given = Page(plan_report(document, command=["moeplan", "plan", "--trace", "my file"]))
     assert "moeplan plan --trace 'my file'" in given.sections["provenance"]

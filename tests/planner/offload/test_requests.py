@@ -1,0 +1,149 @@
+"""Plans without a recording: requests of given lengths, limits, objectives of a request, and the spread of what routing may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moeplan.cli import main
+from moeplan.commands.options.settings import split_settings
+from moeplan.commands.options.subject import open_subject, planned_simulation
+from moeplan.planner.offload import space
+from moeplan.planner.offload.objective import RANKED_BY
+from moeplan.planner.offload.plan import planned_schedule
+from moeplan.sim.offload.simulate import Simulation
+from moeplan.specs.models.load import load_model
+from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.recording import RoutingTrace
+from moeplan.traces.synthesis.prior import prior_recording, spread_recordings
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Call the command line and return its status and what it wrote."""
+    before, sys.argv = sys.argv, ["moeplan", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = before
+    done = capsys.readouterr()
+    return int(stop.value.code or 0), done.out, done.err
+
+
+REQUEST = (
+    "--model",
+    "tiny-moe",
+    "--hardware",
+    "rtx-3060",
+    "--memory",
+    "530MiB",
+    "--prompt-tokens",
+    "30",
+    "--reply-tokens",
+    "12",
+)
+RECORDED = Path(__file__).resolve().parents[4] / "shared" / "data" / "traces" / "gpt-oss-20b_decode.npz"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder of a search that looks at one amount of memory and few guesses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(space, "LEVEL_SHARES", (1.0,))
+    monkeypatch.setattr(space, "_REACHES", ((1, 1.0),))
+    return tmp_path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    status, out, err = run(capsys, "plan", *REQUEST, "--json", *more)
+    assert status == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_plan_needs_no_recording_and_is_read_again(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    plan = planned(capsys, "--context", "4096", "--kv-type", "q8_0", "--report", "p.html")
+    best, model = plan["best"], load_model("tiny-moe")
+    assert plan["ranked_by"] == "request_s" and plan["asked"]["prior"]["requests"] == 1
+    kept = {item["name"]: item["bytes"] for item in best["ledger"]["items"]}
+    assert kept["kv cache"] == model.kv_bytes(4096, 34 / 32)
+    assert all(best["request_s"] <= one["request_s"] for one in plan["baselines"])
+    again = planned_simulation(plan, None).predict(planned_schedule(plan))
+    assert again.metrics.request_s == best["request_s"]
+    assert list(again.metrics.request_s_interval or ()) == best["request_s_interval"]
+    status, _, err = run(capsys, "report", "plan.json", "-o", "again.html")
+    assert status == 0, err
+    assert "--prompt-tokens 30 --reply-tokens 12" in (folder / "again.html").read_text(encoding="utf-8")
+
+
+def test_objectives_of_a_request_choose_by_their_own_figure(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    found = {
+        objective: planned(capsys, "--objective", objective)["best"]
+        for objective in ("request_s", "ttft_s", "decode_tokens_per_s")
+    }
+    for objective, best in found.items():
+        others = [one[RANKED_BY[objective]] for one in found.values()]
+        assert best[RANKED_BY[objective]] == (max if objective == "decode_tokens_per_s" else min)(others)
+
+
+def test_limits_are_kept_or_the_nearest_is_named(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    free = planned(capsys)["best"]
+    limit = free["ttft_s"] * 1.5
+    assert planned(capsys, "--objective", "decode_tokens_per_s", "--ttft", f"{limit}s")["best"]["ttft_s"] <= limit
+    status, _, err = run(capsys, "plan", *REQUEST, "--ttft", "1us", "-o", "none.json")
+    said = err.splitlines()[-1]
+    assert (
+        status == 3 and said.startswith("moeplan: out of reach: no schedule keeps --ttft") and "comes nearest" in said
+    )
+    assert not (folder / "none.json").exists()
+
+
+def cached(trace: RoutingTrace, likewise: tuple[RoutingTrace, ...]) -> Simulation:
+    """Return gpt-oss-20b on a small card whose cache holds a quarter of the experts, over one recording and others like it."""
+    subject = open_subject(model="gpt-oss-20b", hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", trace=None, prompt_tokens=1,
+                           reply_tokens=1, changes=split_settings(None))  # fmt: skip
+    return subject.simulation.over(trace, likewise=likewise)
+
+
+LRU = load_preset("mixtral-offloading").with_options(predictor__kind="none", predictor__width=None, predictor__staging=0,
+                                                     cache__experts_per_layer=8)  # fmt: skip
+
+
+def test_the_spread_of_the_prior_is_in_the_interval() -> None:
+    model, lengths = load_model("gpt-oss-20b"), {"prompt_tokens": 20, "reply_tokens": 60}
+    prior, spread = prior_recording(model, **lengths), spread_recordings(model, **lengths)
+    narrow, wide = (cached(prior, others).predict(LRU).metrics for others in ((), spread))
+    assert narrow.request_s == wide.request_s
+    for name in ("request_s_interval", "decode_tokens_per_s_interval", "step_s_interval", "window_s_interval"):
+        (least, most), (low, high) = getattr(narrow, name), getattr(wide, name)
+        assert low <= least and most <= high and (low, high) != (least, most), name
+    for trace in spread:
+        low, high = wide.decode_tokens_per_s_interval or (0, 0)
+        assert low <= (cached(trace, ()).predict(LRU).metrics.decode_tokens_per_s or 0) <= high
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="the recordings at hand are not part of the project")
+def test_recorded_routing_of_the_family_lies_between_the_ends_of_its_prior() -> None:
+    """Hit rates of real answers, most of which a prior alone would miss on one side or the other."""
+    with np.load(RECORDED) as file:
+        experts, answer = file["experts"], file["seq"]
+    model = load_model("gpt-oss-20b")
+    ends = [
+        cached(trace, ()).predict(LRU).metrics.hit_rate
+        for trace in spread_recordings(model, prompt_tokens=0, reply_tokens=250)
+    ]
+    prior = prior_recording(model, prompt_tokens=0, reply_tokens=250)
+    long = [one for one in np.unique(answer) if np.count_nonzero(answer == one) >= 250][::4]
+    rates = []
+    for one in long:
+        trace = cached(prior, ()).trace
+        rows = np.ascontiguousarray(experts[answer == one][:250])
+        rates.append(cached(dataclasses.replace(trace, experts=rows), ()).predict(LRU).metrics.hit_rate)
+    held = np.mean([min(ends) <= rate <= max(ends) for rate in rates])
+    assert len(rates) >= 6 and held >= 0.8
