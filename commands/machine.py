@@ -44,8 +44,9 @@ def machine(
     as_json: JsonFlag = False,
 ) -> None:
     """Put a machine together from parts, or detect this one; print it, or write it as a profile."""
-    from ..specs.machines.compose import DEFAULT_ENGINE, compose, describe_parts, parse_parts
+    from ..specs.machines.compose import DEFAULT_ENGINE, compose
     from ..specs.machines.engines import load_engine
+    from ..specs.machines.notation import describe_parts, parse_parts
 
     check_outputs({"--output": output}, {})
     named = [gpu, cpu, ram, None if pcie is None else f"pcie-{pcie}", None if disk is None else f"disk:{disk}"]

@@ -1,21 +1,23 @@
 """The bundled parts and serving engines, read once and by name.
 
-Modelled: three files, one line a part or engine, each with its source; other names for the same part. Ignored: how parts
-become a machine (`compose`).
+Modelled: one line a part, each with its source; other names for the same part. Ignored: how parts become a machine (`compose`),
+how names are read (`names`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from ...base.errors import UnknownName
+from ...base.errors import InputError
 from ...base.units import GIB, GIGA, TERA
 from ..catalog import PARTS_FOLDER
-from .parts import CpuPart, GpuPart, nearest_part, plain_name
+from .names import Names
+from .parts import CpuPart, GpuPart, counted
 
 _DERIVED_FROM = ("architecture", "units", "boost_ghz", "memory_bus_bits", "memory_gbit_per_s")
 """What a card's bandwidth and peak follow from; the tests hold the stated figures against them."""
@@ -29,10 +31,10 @@ def architectures() -> Mapping[str, Mapping[str, Any]]:
 
 @cache
 def gpu_parts() -> Mapping[str, GpuPart]:
-    """Return the bundled GPUs by name and by their other names."""
+    """Return the bundled GPUs by name."""
     parts: dict[str, GpuPart] = {}
     for name, row in _rows("gpus").items():
-        part = GpuPart(
+        parts[name] = GpuPart(
             name=name,
             memory_bytes=int(row.get("usable_gib", row["memory_gib"]) * GIB),
             bandwidth_bytes_per_s=row["bandwidth_gb_per_s"] * GIGA,
@@ -43,38 +45,105 @@ def gpu_parts() -> Mapping[str, GpuPart]:
             unified_memory=row.get("unified_memory", False),
             source=row["source"],
             uncertainty=row.get("uncertainty", 0.05),
-            **{key: row.get(key) for key in _DERIVED_FROM},
+            memory_options_bytes=tuple(int(gib * GIB) for gib in row.get("memory_options_gib", ())),
+            **{key: row.get(key) for key in (*_DERIVED_FROM, "host")},
         )
-        parts |= dict.fromkeys((name, *row.get("aliases", ())), part)
     return MappingProxyType(parts)
 
 
 @cache
 def cpu_parts() -> Mapping[str, CpuPart]:
     """Return the bundled processors by name."""
-    parts: dict[str, CpuPart] = {}
-    for name, row in _rows("cpus").items():
-        part = CpuPart(name=name, **{key: value for key, value in row.items() if key != "aliases"})
-        parts |= dict.fromkeys((name, *row.get("aliases", ())), part)
-    return MappingProxyType(parts)
+    return MappingProxyType(
+        {
+            name: CpuPart(name=name, **{key: value for key, value in row.items() if key != "aliases"})
+            for name, row in _rows("cpus").items()
+        }
+    )
+
+
+def known_gpu(text: str) -> GpuPart | None:
+    """Return the bundled GPU that `text` names, with the memory it names; None for any other text."""
+    found = _gpu_names().find(text)
+    if found is None:
+        return None
+    part, gigabytes = found
+    sold = _rows("gpus")[part.name]["memory_gib"]
+    if gigabytes is None or gigabytes == sold:
+        return part
+    if gigabytes * GIB not in part.memory_options_bytes:
+        return None
+    return replace(part, name=f"{part.name}-{gigabytes}gb", memory_bytes=gigabytes * GIB)
+
+
+def known_cpu(text: str) -> CpuPart | None:
+    """Return the bundled processor that `text` names, None for any other text."""
+    found = _cpu_names().find(counted(text)[1])
+    return found[0] if found is not None and found[1] is None else None
+
+
+def sharing_cpus(text: str, known: CpuPart | None) -> list[str]:
+    """Return the processors that `text` may stand for: the one it names, or those that share it as a short name."""
+    return [known.name] if known is not None else _cpu_names().sharing(text)
 
 
 def find_gpu(text: str) -> GpuPart:
-    """Return the bundled GPU that `text` names; raises UnknownName with the nearest one."""
-    part = gpu_parts().get(plain_name(text)) or nearest_part(text, gpu_parts())
+    """Return the bundled GPU that `text` names; raises InputError with the nearest ones."""
+    part = known_gpu(text)
     if part is None:
-        raise UnknownName("gpu", text, gpu_parts())
+        raise unknown_gpu(text)
     return part
 
 
 def find_cpu(text: str) -> CpuPart:
-    """Return the bundled processor that `text` names; raises UnknownName with the nearest one."""
-    part = cpu_parts().get(plain_name(text)) or nearest_part(text, cpu_parts())
+    """Return the bundled processor that `text` names; raises InputError with the nearest ones."""
+    part = known_cpu(text)
     if part is None:
-        raise UnknownName("cpu", text, cpu_parts())
+        raise unknown_part(text, "cpu")
     return part
 
 
+def is_sized_gpu(text: str) -> bool:
+    """Return whether `text` names a bundled GPU together with a memory size, sold or not."""
+    found = _gpu_names().find(text)
+    return found is not None and found[1] is not None
+
+
+def unknown_gpu(text: str) -> InputError:
+    """Return the error for a GPU that is not bundled, or not with that much memory."""
+    found = _gpu_names().find(text)
+    if found is None or found[1] is None:
+        return unknown_part(text, "gpu")
+    part = found[0]
+    options = part.memory_options_bytes or (int(_rows("gpus")[part.name]["memory_gib"] * GIB),)
+    sizes = ", ".join(f"{size // GIB}" for size in options)
+    return InputError(
+        "gpu", text, f"{part.name} is not sold with {found[1]} GB but with {sizes}", "correct the size, or leave it out"
+    )
+
+
+def unknown_part(text: str, kind: str | None = None) -> InputError:
+    """Return the error for a part that is not bundled; kind: "gpu" or "cpu" where it is clear which was meant."""
+    if kind is None:
+        lowered = text.lower()
+        marks = ("ryzen", "epyc", "xeon", "core", "threadripper", "cpu", "graviton", "altra")
+        processor = any(mark in lowered for mark in marks) or _cpu_names().sharing(text)
+        kind = "cpu" if processor or _cpu_names().likeness(text) > _gpu_names().likeness(text) else "gpu"
+    names: Names[Any] = _cpu_names() if kind == "cpu" else _gpu_names()
+    return names.unknown(kind, text)
+
+
+@cache
+def _gpu_names() -> Names[GpuPart]:
+    return Names(gpu_parts(), {name: row.get("aliases", ()) for name, row in _rows("gpus").items()})
+
+
+@cache
+def _cpu_names() -> Names[CpuPart]:
+    return Names(cpu_parts(), {name: row.get("aliases", ()) for name, row in _rows("cpus").items()})
+
+
+@cache
 def _rows(file: str) -> Mapping[str, Any]:
     """Return one bundled table."""
     rows: dict[str, Any] = json.loads((PARTS_FOLDER / f"{file}.json").read_text(encoding="utf-8"))

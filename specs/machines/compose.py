@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from ...base.errors import InputError
 from ...base.units import GIB, GIGA, US_PER_S
-from .catalogue import cpu_parts, find_cpu, find_gpu, gpu_parts
+from .catalogue import cpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
-from .parts import CpuPart, GpuPart, MemoryPart, Parts, counted, custom_gpu, parse_memory, parse_rate, pcie_bytes_per_s
+from .notation import describe_parts, link_of, parse_parts
+from .parts import CpuPart, MemoryPart, Parts, pcie_bytes_per_s
 from .profile import (
     USUAL_KERNELS,
     Constant,
@@ -30,11 +29,10 @@ from .profile import (
     Profile,
 )
 
-T = TypeVar("T")
-
 DEFAULT_ENGINE = "llama.cpp"
 FLOPS_PER_CYCLE = {
-    "sse4": 8, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "avx512-vnni-wide": 168, "amx": 112, "neon": 24,
+    "sse4": 8, "avx2-half": 12, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "avx512-vnni-wide": 168, "amx": 112,
+    "neon": 24,
 }  # fmt: skip
 """Multiplications and additions of 8-bit integers or floats that one core retires a cycle on its vector or matrix unit,
 as engines' kernels for quantised weights use it: those for 8-bit dot products (VNNI) do several times what others do. The vendors'
@@ -58,78 +56,6 @@ _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_by
 _ASSUMED_CPU = "ryzen-7-7700x"
 
 
-def is_parts(text: str) -> bool:
-    """Return whether `text` describes a machine by its parts rather than by a bundled name or a file."""
-    if os.path.exists(text) or text.endswith(".json"):
-        return False
-    return "+" in text or custom_gpu(text) is not None or text in gpu_parts() or text in cpu_parts()
-
-
-def parse_parts(text: str) -> Parts:
-    """Return the parts of "rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB".
-
-    Raises UnknownName (with the nearest name) or InputError for a part that is unknown, twice there or impossible beside another.
-    """
-    gpu: GpuPart | None = None
-    cpu: CpuPart | None = None
-    memory: MemoryPart | None = None
-    pcie: str | None = None
-    disk: float | None = None
-    num_gpus, sockets = 0, 1
-    for piece in (part.strip() for part in text.split("+")):
-        if not piece:
-            raise InputError(
-                "hardware", text, "a part is empty", "write for instance rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
-            )
-        count, name = counted(piece)
-        lowered = name.lower()
-        if (found := parse_memory(name)) is not None:
-            memory = _once(memory, found, "memory", text)
-        elif lowered.startswith("pcie"):
-            pcie_bytes_per_s(name)
-            pcie = _once(pcie, lowered.removeprefix("pcie").strip(" -:"), "pcie", text)
-        elif lowered.startswith("disk:"):
-            disk = _once(disk, parse_rate(name[5:], "disk"), "disk", text)
-        elif (card := custom_gpu(name)) is not None:
-            gpu, num_gpus = _once(gpu, card, "gpu", text), count
-        elif lowered in cpu_parts():
-            cpu, sockets = _once(cpu, cpu_parts()[lowered], "cpu", text), count
-        elif lowered in gpu_parts():
-            gpu, num_gpus = _once(gpu, gpu_parts()[lowered], "gpu", text), count
-        elif any(word in lowered for word in ("ryzen", "epyc", "xeon", "core", "threadripper", "cpu")):
-            cpu, sockets = _once(cpu, find_cpu(name), "cpu", text), count
-        else:
-            gpu, num_gpus = _once(gpu, find_gpu(name), "gpu", text), count
-    parts = Parts(gpu=gpu, num_gpus=num_gpus, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=disk)
-    check_parts(parts)
-    return parts
-
-
-def check_parts(parts: Parts) -> None:
-    """Return nothing; raises InputError where two parts do not go together."""
-    gpu, cpu, memory = parts.gpu, parts.cpu, parts.memory
-    if gpu is None and cpu is None:
-        raise InputError("hardware", "parts", "neither a GPU nor a processor", "name at least one of them")
-    if parts.num_gpus > 1:
-        raise InputError("hardware", f"{parts.num_gpus} x {gpu.name if gpu else ''}", "several cards in one box are not modelled yet",
-                         "name one card")  # fmt: skip
-    if cpu is not None and memory is not None:
-        if memory.kind not in (cpu.memory, cpu.also):
-            raise InputError("memory", memory.kind, f"{cpu.name} takes {cpu.memory}", "choose memory of that kind")
-        if memory.channels > cpu.channels * parts.sockets:
-            most = cpu.channels * parts.sockets
-            raise InputError(
-                "memory", f"x{memory.channels}", f"{cpu.name} has {most} channels", f"write at most x{most}"
-            )
-    if gpu is not None and parts.pcie is not None:
-        if gpu.pcie is None:
-            raise InputError("pcie", parts.pcie, f"{gpu.name} shares the host's memory", "leave it out")
-        if parts.pcie[0] > gpu.pcie[0]:
-            raise InputError(
-                "pcie", parts.pcie, f"{gpu.name} is a card of PCIe {gpu.pcie}", "name the slower of slot and card"
-            )
-
-
 def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str | None = None,
             table: Mapping[str, Any] | None = None, built: str | None = None) -> Profile:  # fmt: skip
     """Return the profile of `parts` run by `engine`, a build of month `built`; raises InputError where it has no backend for them."""
@@ -139,11 +65,13 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
     cpu, memory = _host_parts(parts, assumed)
     host_rate = _host_memory_rate(parts, memory, found)
     cores = parts.threads or cpu.cores * parts.sockets
-    flops = cores * cpu.all_core_ghz * GIGA * FLOPS_PER_CYCLE[cpu.vector]
+    large = cpu.large_cores(cores) if parts.sockets == 1 else float(cores)
+    flops = large * cpu.all_core_ghz * GIGA * FLOPS_PER_CYCLE[cpu.vector]
+    worth = "" if large == cores else f", worth {large:.4g} large ones,"
     on_cores = _scaled(
         flops,
         found["cpu_share"],
-        f"{cores} cores × {cpu.all_core_ghz} GHz × {FLOPS_PER_CYCLE[cpu.vector]} ({cpu.vector}), {cpu.source}",
+        f"{cores} cores{worth} × {cpu.all_core_ghz} GHz × {FLOPS_PER_CYCLE[cpu.vector]} ({cpu.vector}), {cpu.source}",
     )
     capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
     if parts.gpu is not None and parts.unified_memory:
@@ -185,29 +113,14 @@ def compose_text(text: str, engine: str | None = None, backend: str | None = Non
     return compose(parse_parts(text), load_engine(engine or DEFAULT_ENGINE), backend)
 
 
-def describe_parts(parts: Parts) -> str:
-    """Return the parts as they are written on the command line."""
-    pieces = []
-    if parts.gpu is not None:
-        pieces.append(parts.gpu.name)
-    if parts.cpu is not None:
-        pieces.append(f"{parts.sockets} x {parts.cpu.name}" if parts.sockets > 1 else parts.cpu.name)
-    if parts.memory is not None:
-        size = f":{parts.memory.capacity_bytes // GIB}GiB" if parts.memory.capacity_bytes else ""
-        pieces.append(f"{parts.memory.kind}-{parts.memory.mt_per_s}x{parts.memory.channels}{size}")
-    if parts.pcie is not None:
-        pieces.append(f"pcie-{parts.pcie}")
-    if parts.disk_bytes_per_s is not None:
-        pieces.append(f"disk:{parts.disk_bytes_per_s / GIGA:g}GB/s")
-    return " + ".join(pieces)
-
-
 # --- pieces ------------------------------------------------------------------------------------------------------------
 
 
 def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
     """Return processor and memory, those not stated assumed and noted."""
     cpu = parts.cpu
+    if cpu is None and parts.gpu is not None and parts.gpu.host is not None:
+        cpu = cpu_parts()[parts.gpu.host]
     if cpu is None:
         cpu = cpu_parts()[_ASSUMED_CPU]
         if not parts.unified_memory:
@@ -237,6 +150,11 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
             between = math.sqrt(share.value * found["server_memory_share"].value)
             share = dataclasses.replace(share, value=between)
     rate = memory.bytes_per_s
+    if parts.cpu is not None and parts.cpu.memory_gb_per_s is not None:
+        # Few chiplets cannot ask for all that the channels give: what they get, they read as a desktop's do.
+        most = parts.cpu.memory_gb_per_s * GIGA * parts.sockets
+        if most * found["desktop_memory_share"].value < rate * share.value:
+            return _scaled(most, found["desktop_memory_share"], f"{parts.cpu.memory_gb_per_s} GB/s of {parts.cpu.name}")
     if parts.gpu is not None and parts.unified_memory:
         rate = parts.gpu.bandwidth_bytes_per_s
     return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")
@@ -281,7 +199,7 @@ def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
     """Return the way between host and card. fetches: the engine fetches in every step, and is as uncertain as such engines are."""
     gpu = parts.gpu
     assert gpu is not None  # noqa: S101
-    lanes = parts.pcie or gpu.pcie
+    lanes = link_of(parts)
     rate = gpu.bandwidth_bytes_per_s / 2 if lanes is None else pcie_bytes_per_s(lanes)
     where = "shared memory, read and written" if lanes is None else f"PCIe {lanes} after line coding"
     share = found["upload_share"]
@@ -383,9 +301,3 @@ def _scaled(peak: float, share: Constant, citation: str) -> Constant:
 def _description(parts: Parts, engine: Engine, backend: str, assumed: list[str]) -> str:
     text = f"{describe_parts(parts)}, run by {engine.name} ({backend})"
     return text + (f"; assumed because not stated: {', '.join(assumed)}" if assumed else "")
-
-
-def _once(before: T | None, now: T, what: str, text: str) -> T:
-    if before is not None:
-        raise InputError("hardware", text, f"{what} is named twice", "name each part once")
-    return now

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ...base.errors import InputError, UnknownName
 from .catalogue import gpu_parts
-from .compose import compose_text, is_parts
+from .compose import compose_text
+from .notation import is_parts
 from .profile import Profile
 from .profile_file import list_hardware, load_hardware
 

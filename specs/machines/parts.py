@@ -12,25 +12,25 @@ power limits, ranks and timings of memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ...base.errors import InputError
 from ...base.units import GIGA, KILO, MEGA, TERA, parse_bytes
 
 BYTES_PER_TRANSFER = 8
 """A channel of DDR memory is 64 bits wide."""
-T = TypeVar("T")
 
-VECTOR_UNITS = ("sse4", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-wide", "amx", "neon")
+VECTOR_UNITS = ("sse4", "avx2-half", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-wide", "amx", "neon")
 _PCIE_BYTES_PER_S = {"3.0": 0.985 * GIGA, "4.0": 1.969 * GIGA, "5.0": 3.938 * GIGA, "6.0": 7.563 * GIGA}
 """Of one lane in one direction, after line coding (PCI Express Base Specification)."""
 _RATE = re.compile(r"([0-9.]+)\s*([A-Za-z]+)/s\Z")
 _FLOPS = re.compile(r"([0-9.]+)\s*(T|P|G)(?:FLOPS|FLOP/S|OPS)?\Z", re.IGNORECASE)
-_MEMORY = re.compile(r"((?:lp)?ddr[345]x?)-([0-9]{3,5})x([0-9]{1,2})(?::(.+))?\Z", re.IGNORECASE)
+_MEMORY = re.compile(r"((?:lp)?ddr[345]x?)-([0-9]{3,5})\s?x\s?([0-9]{1,2})(?::\s?(.+))?\Z", re.IGNORECASE)
+_BUILT_MT_PER_S = {"ddr3": (800, 2933), "ddr4": (1600, 5400), "ddr5": (3200, 10_400), "lpddr4": (1600, 4267), "lpddr4x": (1600, 4267),
+                   "lpddr5": (3200, 6400), "lpddr5x": (4800, 10_700)}  # fmt: skip
+"""Slowest and fastest modules of each kind (JEDEC standards; the fastest sold with profiles beyond them)."""
 _PCIE = re.compile(r"(?:pcie[- ]?)?([3456])(?:\.0)?\s?x\s?([0-9]{1,2})\Z", re.IGNORECASE)
-_COUNTED = re.compile(r"([0-9]{1,2})\s*x\s+(.+)\Z")
+_COUNTED = re.compile(r"([0-9]{1,2})\s*[x×]\s+(.+)\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,10 @@ class GpuPart:
     memory_bus_bits: int | None = None
     memory_gbit_per_s: float | None = None
     """Of one pin."""
+    memory_options_bytes: tuple[int, ...] = ()
+    """Sizes it is sold with, where one name stands for several; `memory_bytes` is the largest."""
+    host: str | None = None
+    """The processor on the same chip."""
 
     @property
     def flops_per_unit_cycle(self) -> float | None:
@@ -76,12 +80,30 @@ class CpuPart:
     vector: str
     """One of VECTOR_UNITS: the widest that engines use."""
     memory: str
-    """ddr4, ddr5 or lpddr5x."""
+    """ddr3, ddr4, ddr5 or lpddr5x."""
     channels: int
     max_mt_per_s: int
     also: str | None = None
     """A second kind of memory that some boards pair it with."""
+    also_mt_per_s: int | None = None
+    efficient_cores: int = 0
+    """Small ones among `cores`."""
+    efficient_share: float = 1.0
+    """What a small core does of a large one's vector work: its clock and the width of its units."""
+    base_ghz: float | None = None
+    boost_ghz: float | None = None
+    memory_gb_per_s: float | None = None
+    """What the maker states where the processor cannot use all of its channels' bandwidth."""
+    pcie: str | None = None
+    """Generation of its own lanes."""
+    sockets: int = 1
+    """Most of them on one board."""
     source: str = ""
+
+    def large_cores(self, used: int) -> float:
+        """Return what `used` of its cores are worth in large ones; the large ones are used first."""
+        large = self.cores - self.efficient_cores
+        return min(used, large) + max(0, used - large) * self.efficient_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +159,14 @@ def parse_memory(text: str) -> MemoryPart | None:
     if match is None:
         return None
     kind, speed, channels, size = match[1].lower(), int(match[2]), int(match[3]), match[4]
-    if not 400 <= speed <= 20_000 or not 1 <= channels <= 32:
+    if kind not in _BUILT_MT_PER_S or not 1 <= channels <= 32:
         raise InputError(
-            "memory", text, "transfers or channels outside of what is built", "write for instance ddr5-6000x2:64GiB"
+            "memory", text, "no such kind, or channels outside of what is built", "write for instance ddr5-6000x2:64GiB"
         )
+    slowest, fastest = _BUILT_MT_PER_S[kind]
+    if not slowest <= speed <= fastest:
+        raise InputError("memory", text, f"{kind} is built for {slowest} to {fastest} million transfers a second",
+                         "write for instance ddr5-6000x2:64GiB")  # fmt: skip
     return MemoryPart(
         kind=kind,
         mt_per_s=speed,
@@ -197,36 +223,3 @@ def counted(text: str) -> tuple[int, str]:
     """Return (2, "epyc-9355") of "2 x epyc-9355"; a part without a count is there once."""
     match = _COUNTED.match(text.strip())
     return (int(match[1]), match[2].strip()) if match else (1, text.strip())
-
-
-def plain_name(text: str) -> str:
-    """Return a name as the catalogue spells it: lower case, words joined by dashes, makers and decorations left out."""
-    words = re.sub(r"\(r\)|\(tm\)|®|™", "", text.lower())
-    words = re.sub(r"\([^)]*\)", " ", words)
-    words = re.sub(r"[^a-z0-9.]+", " ", words)
-    skip = {
-        "nvidia",
-        "geforce",
-        "amd",
-        "intel",
-        "quadro",
-        "graphics",
-        "gpu",
-        "cpu",
-        "processor",
-        "generation",
-        "with",
-        "edition",
-    }
-    return "-".join(word for word in words.split() if word not in skip)
-
-
-def nearest_part(text: str, catalogue: Mapping[str, T]) -> T | None:
-    """Return the part that a free text ("NVIDIA GeForce RTX 4090") names: the longest catalogue name whose words it holds."""
-    words = plain_name(text).split("-")
-    for size in range(len(words), 0, -1):
-        for begin in range(len(words) - size + 1):
-            found = catalogue.get("-".join(words[begin : begin + size]))
-            if found is not None:
-                return found
-    return None

@@ -1,0 +1,110 @@
+"""Names of parts: what people, shops and operating systems write is found, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeplan.base.errors import InputError
+from moeplan.base.units import GIB
+from moeplan.specs.machines.catalogue import cpu_parts, find_cpu, find_gpu, gpu_parts, known_cpu, known_gpu
+from moeplan.specs.machines.notation import describe_parts, parse_parts
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA GeForce RTX 4090 48GB", "rtx-4090-48gb"), ("4090", "rtx-4090"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"), ("A100 PCIe 40GB", "a100-pcie-40gb"), ("NVIDIA H100 80GB HBM3", "h100-sxm5-80gb"),
+        ("NVIDIA RTX PRO 6000 Blackwell", "rtx-pro-6000"), ("AMD Radeon 8060S (Strix Halo, unified memory)", "strix-halo"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"), ("RTX PRO 6000 Blackwell Workstation", "rtx-pro-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000-max-q"), ("AI Max+ 395", "strix-halo"),
+        ("Apple M4 Pro (unified memory)", "apple-m4-pro"), ("NVIDIA GeForce RTX 3090 Ti", "rtx-3090-ti"), ("H100-80GB", "h100-sxm5-80gb"),
+        ("3090 Ti", "rtx-3090-ti"), ("3090ti", "rtx-3090-ti"), ("NVIDIA GeForce RTX 4070 Laptop GPU", "rtx-4070-mobile"),
+        ("RTX 4060 Ti 16GB", "rtx-4060-ti-16gb"), ("RTX 4060 Ti 8GB", "rtx-4060-ti"), ("RTX 3060 12GB", "rtx-3060"),
+        ("7900xtx", "rx-7900-xtx"),
+        ("AMD Radeon AI PRO R9700", "radeon-ai-pro-r9700"), ("Radeon RX 7900 XTX", "rx-7900-xtx"),
+        ("Intel(R) Arc(TM) A770 Graphics", "arc-a770"),
+        ("Quadro RTX 6000", "quadro-rtx-6000"), ("RTX 6000 Ada", "rtx-6000-ada"), ("M2 Ultra 192GB", "apple-m2-ultra"),
+        ("M2 Ultra 64GB", "apple-m2-ultra-64gb"), ("M4 Max 36GB", "apple-m4-max-32-core"),
+        ("M2 Ultra (60-core GPU)", "apple-m2-ultra-60-core"),
+        ("MacBook Pro M4 Max 64GB", "apple-m4-max-64gb"), ("DGX Spark", "gb10"),
+        ("NVIDIA GeForce RTX 4090 D", "rtx-4090-d"), ("M40 24GB", "tesla-m40-24gb"),
+        ],
+)  # fmt: skip
+def test_cards_are_found_as_people_write_them(text: str, name: str) -> None:
+    assert find_gpu(text).name == name
+
+
+PROCESSORS = {
+    "2x AMD EPYC 9355 (16 threads used)": "epyc-9355", "Intel(R) Xeon(R) Gold 6454S": "xeon-gold-6454s", "Epyc 9654": "epyc-9654",
+    "AMD Ryzen 9 7950X 16-Core Processor": "ryzen-9-7950x", "2x Xeon 8480+": "xeon-platinum-8480", "i9-13900K": "core-i9-13900k",
+    "13th Gen Intel(R) Core(TM) i9-13900K": "core-i9-13900k", "5950x": "ryzen-9-5950x", "9800x3d": "ryzen-7-9800x3d",
+    "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz": "xeon-e5-2680-v4", "E5-2690v4": "xeon-e5-2690-v4", "Xeon w9-3495X": "xeon-w9-3495x",
+    "AMD Ryzen Threadripper PRO 5975WX 32-Cores": "threadripper-pro-5975wx", "AMD EPYC 7763 64-Core Processor": "epyc-7763",
+    "AMD RYZEN AI MAX+ 395 w/ Radeon 8060S": "ryzen-ai-max-395-cpu", "Intel(R) Core(TM) Ultra 9 285K": "core-ultra-9-285k",
+    "AMD Ryzen 7 5700G with Radeon Graphics": "ryzen-7-5700g", "Xeon 6980P": "xeon-6980p",
+        "Ampere Altra Max M128-30": "ampere-altra-max-m128",
+    "NVIDIA Grace GB10 (20 Arm cores)": "gb10-cpu", "Apple M4 Pro (unified memory)": "apple-m4-pro-cpu", "Graviton4": "graviton4",
+}  # fmt: skip
+
+
+def test_processors_are_found_as_people_write_them() -> None:
+    for text, name in PROCESSORS.items():
+        assert find_cpu(text).name == name, text
+
+
+@given(
+    st.sampled_from(sorted(gpu_parts())),
+    st.sampled_from(["laptop", "super", "max-q", "d", "sxm", "7gb", "x2", "titan"]),
+)
+def test_a_word_more_is_never_ignored(name: str, word: str) -> None:
+    found = known_gpu(f"{name} {word}")
+    assert found is None or found.name != name or word in name, found
+
+
+@given(st.sampled_from(sorted(cpu_parts())), st.sampled_from(["plain", "spaces", "upper", "together"]))
+def test_spelling_does_not_matter(name: str, how: str) -> None:
+    spelt = {"plain": name, "spaces": name.replace("-", " "), "upper": name.upper(), "together": name.replace("-", "")}[
+        how
+    ]
+    assert known_cpu(spelt) is cpu_parts()[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [("7900X", "core-i9-7900x or ryzen-9-7900x"), ("7600", "rx-7600 or core-i5-7600 or ryzen-5-7600")],
+)
+def test_a_number_that_several_parts_have_names_them(text: str, shared: str) -> None:
+    with pytest.raises(InputError, match=shared):
+        parse_parts(text)
+
+
+def test_unified_memory_is_written_behind_the_name() -> None:
+    parts = parse_parts("M2 Ultra 64GB")
+    assert (
+        parts.gpu is not None and parts.gpu.memory_bytes == 64 * GIB and describe_parts(parts) == "apple-m2-ultra-64gb"
+    )
+    assert parse_parts(describe_parts(parts)) == parts
+    for text, words in (
+        ("M2 Ultra 100GB", "64, 128, 192"),
+        ("m4-max + ddr5-5600x2:64GiB", "of its own|has its own"),
+        ("m4-max + xeon-6980p", "of its own"),
+    ):
+        with pytest.raises(InputError, match=words):
+            parse_parts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("7950z", "ryzen-9-7950x"),
+        ("RTX 6000", "quadro-rtx-6000, rtx-6000-ada, rtx-pro-6000"),
+        ("rtx 4091", "rtx-4090"),
+        ("Xeon E5-2681 v4", "xeon-e5-2680-v4"),
+    ],
+)
+def test_an_unknown_name_names_the_nearest(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_parts(text)
