@@ -223,7 +223,7 @@ def test_figures_of_processors_agree() -> None:
             re.fullmatch(r"ryzen-[579]-[789][0-9]{3}(x|f|g|x3d)?|threadripper-.*|epyc-.*", name)
             and cpu.memory == "ddr5"
         ):
-            assert cpu.vector == "avx512-vnni", name
+            assert cpu.vector.startswith("avx512-vnni"), name
 
 
 def test_small_cores_and_limits_count() -> None:
@@ -243,7 +243,9 @@ def test_small_cores_and_limits_count() -> None:
         assert cpu is not None
         return cpu.memory_bytes_per_s.value
 
-    assert host_rate("4090 + epyc-7282 + ddr4-3200x8:256GiB") < 0.5 * host_rate("4090 + epyc-7302 + ddr4-3200x8:256GiB")
+    share = rates("llama.cpp", "cuda")["desktop_memory_share"].value
+    capped, whole = (host_rate(f"4090 + {cpu} + ddr4-3200x8:256GiB") for cpu in ("epyc-7282", "epyc-7302"))
+    assert capped == pytest.approx(85.3e9 * share) and capped < whole
 
 
 def test_a_part_of_ones_own() -> None:
