@@ -26,7 +26,7 @@ PUBLISHED: dict[str, tuple[float, float | None, str]] = {
     "deepseek-v2-lite": (15.7, 2.4, "arXiv 2405.04434"),
     "deepseek-v3": (671, 37, "arXiv 2412.19437"),
     "deepseek-v4-flash": (284, 13, "deepseek-ai/DeepSeek-V4-Flash, model card"),
-    "gemma-4-26b-a4b": (26, 4, "google/gemma-4-26B-A4B-it, its name; with the vision tower"),
+    "gemma-4-26b-a4b": (25.2, 3.8, "google/gemma-4-26B-A4B-it, model card"),
     "glm-4.5-air": (106, 12, "arXiv 2508.06471"),
     "glm-4.7": (355, 32, "zai-org/GLM-4.7, as GLM-4.5 (arXiv 2508.06471); with the draft layer"),
     "glm-4.7-flash": (30, 3, "zai-org/GLM-4.7-Flash, model card (30B-A3B)"),

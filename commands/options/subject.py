@@ -84,6 +84,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     spec = changes.changed_model(load_model(model))
     profile = changes.changed_machine(load_machine(hardware, engine))
     spec, dense = _formats(spec, quant, dense_bits)
+    profile, weights_from = _as_uncertain(profile, spec, quant, dense)
     serving = None if profile.engine is None else load_engine(profile.engine.name)
     together = concurrency or 1
     said = changes.request.get("concurrency", "")
@@ -91,7 +92,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
         int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
     )
     lengths, spread = None, ()
-    notes = [f"engine: {engine_note(profile)}"] if serving is not None else []
+    notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
     if trace is None:
         prompt = DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens
         reply = DEFAULT_REPLY if reply_tokens is None else reply_tokens
@@ -261,3 +262,24 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     except UnknownName:
         raise UnknownName("--quant", quant, mix_names()) from None
     return dataclasses.replace(spec, native_bits=experts.name), dense
+
+
+def _as_uncertain(
+    profile: Profile, spec: ModelSpec, quant: str | None, dense: WeightFormat
+) -> tuple[Profile, list[str]]:
+    """Return the machine, as uncertain as a mix without a recipe makes every reading of weights; and a line on where bytes are from."""
+    from ...base.units import GIGA
+    from ...specs.models import weight_format
+    from ...specs.models.mixes.names import mix
+
+    found = None if quant is None else mix(quant)
+    if found is None:
+        return profile, []
+    experts = weight_format(spec.native_bits)
+    total = spec.dense_bytes(dense) + spec.num_routed_experts * spec.expert_bytes(experts)
+    size = f"{total / GIGA:.1f} GB in all, experts {float(experts.bits_per_weight):.4g} bits a weight"
+    if found.dynamic is None:
+        return profile, [f"{found.name}, matrix by matrix as its quantiser stores this model: {size}"]
+    spread = found.dynamic.spread
+    note = f"{found.name} has no published recipe: {size}, as files of that name average; this model's may differ by {spread:.0%}"
+    return profile.with_rates_uncertain_by(spread), [f"{note} (--model FILE.gguf reads it)"]

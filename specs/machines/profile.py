@@ -220,6 +220,27 @@ class Profile:
         """Device memory."""
         return int(self.device.memory_bytes.value)
 
+    def with_rates_uncertain_by(self, spread: float) -> Profile:
+        """Return the profile with every rate at which weights are read less certain by `spread`: bytes that nobody knows exactly."""
+
+        def wider(part: Any, *names: str) -> Any:
+            if part is None:
+                return None
+            changes = {
+                name: dataclasses.replace(
+                    constant,
+                    relative_uncertainty=min(math.hypot(constant.relative_uncertainty, spread), _MOST_UNCERTAIN),
+                )
+                for name, constant in ((name, getattr(part, name)) for name in names)
+            }
+            return dataclasses.replace(part, **changes)
+
+        host = dataclasses.replace(self.host, cpu=wider(self.host.cpu, "memory_bytes_per_s"))
+        return dataclasses.replace(
+            self, device=wider(self.device, "memory_bytes_per_s"), host=host, disk=wider(self.disk, "read_bytes_per_s"),
+            host_to_device=wider(self.host_to_device, "pinned_bytes_per_s", "pageable_bytes_per_s"),
+        )  # fmt: skip
+
     def constants(self) -> Iterator[tuple[str, Constant]]:
         """Yield (dotted name, constant) for every constant of the profile, in declaration order."""
         yield from _constants("", self)

@@ -10,6 +10,7 @@ import pytest
 
 from moeplan.base.errors import UnknownName
 from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.commands.options import subject
 from moeplan.papers.field import setup
 from moeplan.papers.field.rows import read_reports
 from moeplan.specs.machines.load import load_machine
@@ -130,3 +131,21 @@ def test_files_have_their_published_sizes(name: str, quant: str, gigabytes: floa
     experts, dense = quantised_as(quant, None, model)
     weights = model.dense_bytes(dense) + model.num_routed_experts * model.expert_bytes(experts)
     assert weights / (gigabytes * 1e9) == pytest.approx(1, abs=0.0015)  # the rest is tokens' names and rounding
+
+
+def test_a_mix_without_a_recipe_says_so_and_widens_the_answer() -> None:
+    profile, model = (
+        load_machine("rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB", "llama.cpp"),
+        load_model("qwen3-30b-a3b"),
+    )
+
+    def asked(quant: str) -> tuple[list[str], float]:
+        spec, dense = subject._formats(model, quant, None)
+        found, said = subject._as_uncertain(profile, spec, quant, dense)
+        return said, found.device.memory_bytes_per_s.relative_uncertainty
+
+    plain, usual = asked("Q4_K_M")
+    assert "18.6 GB in all" in plain[0] and usual == profile.device.memory_bytes_per_s.relative_uncertainty
+    open_name, wider = asked("UD-Q4_K_XL")
+    assert "no published recipe" in open_name[0] and "may differ by 8%" in open_name[0] and wider > usual
+    assert asked("int4-g128")[0] == []
