@@ -17,7 +17,7 @@ from moeplan.specs.catalog import MODELS_FOLDER
 from moeplan.specs.models import ModelSpec, weight_format
 from moeplan.specs.models.load import load_model
 
-from .safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
+from ..support.safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
 
 QUANTISERS: dict[str, dict[str, Any]] = {
     "BF16": {}, "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}},
