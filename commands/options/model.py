@@ -84,12 +84,12 @@ def model_show(
 
 
 def _the_rest(spec: ModelSpec, document: dict[str, Any]) -> str:
-    """Return what everything but experts takes: as its file stores it, else at 16 bits."""
+    """Return what everything but experts takes: as its file stores it, and at 16 bits."""
     native = weight_format(spec.native_dense_bits)
-    if native.head_bits is not None:
-        return f"{numbers.size(spec.dense_bytes(native))} as stored: {native.description}"
-    as_well = "" if spec.native_dense_bits == "16" else f"; attention is stored as {spec.native_dense_bits}"
-    return f"{numbers.size(document['dense_bytes'])} at 16 bits{as_well}"
+    sixteen = f"{numbers.size(document['dense_bytes'])} at 16 bits"
+    if spec.native_dense_bits == "16":
+        return sixteen
+    return f"{numbers.size(spec.dense_bytes(native))} as stored ({native.description}); {sixteen}"
 
 
 def _summary(spec: ModelSpec) -> dict[str, Any]:

@@ -5,10 +5,12 @@ Modelled: which file is meant and who reads it. Ignored: which keys a family of 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
+from ...base.errors import InputError
 from ...base.json_files import parse_json, read_json, read_text
 from ...base.units import MIB
 from ..catalog import MODELS_FOLDER
@@ -16,6 +18,7 @@ from ..catalog.bundled import resolve
 from .config import is_gguf, read_config, read_gguf, safetensors
 from .model import ModelSpec
 
+_QUANTISERS = ("quantization_config", "quantization", "expert_dtype")
 _MAX_INDEX_BYTES = 64 * MIB
 """Largest index of a checkpoint's files: a line for each tensor, a hundred thousand of them in the largest models."""
 
@@ -41,16 +44,34 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     data = parse_json(read_text(path, "model"), "model", os.fspath(path), allow_nan=True)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     where = f"model {path.name}" if path.parent == MODELS_FOLDER else f"model {path}"
-    spec = read_config(data, name, where, _quantiser_beside(path, data))
-    return spec if folder is None else _with_files(spec, folder)
-
-
-def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """Return the model with the bytes of the checkpoint in `folder`; as its configuration says, where no weights are there."""
+    beside = _quantiser_beside(path, data)
+    if folder is None:
+        return read_config(data, name, where, beside)
     index_path = folder / safetensors.INDEX
     index = read_json(index_path, "model", _MAX_INDEX_BYTES) if index_path.is_file() else None
     files = safetensors.files_of(folder, index)
-    return safetensors.as_stored(spec, safetensors.tensors_of(files, index), folder) if files else spec
+    if not files:  # as the configuration says
+        return read_config(data, name, where, beside)
+    return safetensors.as_stored(
+        _whatever_the_quantiser(data, name, where, beside), safetensors.tensors_of(files, index), folder
+    )
+
+
+def _whatever_the_quantiser(data: dict[str, Any], name: str, where: str, beside: dict[str, Any] | None) -> ModelSpec:
+    """Return the model of a configuration; one whose quantiser is not known, or not said, as if nothing were quantised: files say it."""
+    try:
+        return read_config(data, name, where, beside)
+    except InputError as error:
+        if "quantization" not in error.field:
+            raise
+    plain = _without_quantiser(data)
+    return dataclasses.replace(read_config(plain, "checkpoint", where), name=name)
+
+
+def _without_quantiser(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what it says of its quantiser, in nested tables either."""
+    tables = {key: _without_quantiser(value) for key, value in data.items() if isinstance(value, dict)}
+    return {key: value for key, value in (data | tables).items() if key not in _QUANTISERS}
 
 
 def _quantiser_beside(path: Path, data: dict[str, Any]) -> dict[str, Any] | None:

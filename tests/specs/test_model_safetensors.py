@@ -81,6 +81,20 @@ def test_experts_of_a_layer_together(tmp_path: Path) -> None:
     assert any("as its safetensors files store it" in one for one in found.remarks)
 
 
+@pytest.mark.parametrize("said", [{"quantization_config": {"quant_method": "brand-new", "bits": 4}}, {}])
+def test_a_quantiser_that_nobody_knows_is_read_from_the_files(
+    said: dict[str, Any], small: ModelSpec, tmp_path: Path
+) -> None:
+    tensors = qwen3_moe(small, "awq", "BF16")
+    folder = write(tmp_path / "some-AWQ", SMALL | said, tensors)
+    found = load_model(folder)
+    assert abs(total(found) - stored(tensors)) <= small.num_routed_experts + 8 and found.name == "some-AWQ"
+    fmt = weight_format(found.native_bits)
+    assert fmt.quantised and fmt.bits == 4 and fmt.bits_per_weight == pytest.approx(4.15625)
+    with pytest.raises(InputError, match="quantization"):
+        load_model(folder / "config.json")
+
+
 def test_draft_layers_and_towers_are_told_apart(small: ModelSpec, tmp_path: Path) -> None:
     tensors = qwen3_moe(small, "BF16", "BF16")
     more: Tensors = {

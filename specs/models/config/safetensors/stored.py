@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from .....base.errors import InputError
-from ... import BITS_PER_BYTE, ModelSpec, format_with_bits, weight_format
+from ... import BITS_PER_BYTE, ModelSpec, WeightFormat, format_with_bits, stated_format, weight_format
 from .header import Tensor
 
 _EXPERTS = re.compile(
@@ -36,6 +36,8 @@ _EMBEDDING = re.compile(
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|head)\.(?:weight\w*|scales|biases|qweight|qzeros)|^output\.weight")
 _PLAIN = {"F16", "BF16", "F32", "F64"}
+_PLAIN_BITS = 15
+"""What takes less is quantised, whatever the configuration says."""
 _DIFFER = 0.03
 """Share of the layers' weights that a configuration need not explain: small tensors that engines keep for themselves."""
 _REMEDY = "give a folder whose files and config.json belong together"
@@ -87,8 +89,8 @@ def as_stored(spec: ModelSpec, tensors: Mapping[str, Tensor], folder: Path) -> M
     of_dense = Fraction(BITS_PER_BYTE * (dense.num_bytes - vectors), matrices)
     outer = _outer(spec, embedding, head)
     try:
-        stored = format_with_bits(spec.native_bits, of_experts)
-        rest = format_with_bits(spec.native_dense_bits, of_dense, *outer)
+        stored = _called(spec.native_bits, of_experts)
+        rest = _called(spec.native_dense_bits, of_dense, *outer)
     except InputError:
         raise refused(f"its tensors come to {float(of_experts):.4g} and {float(of_dense):.4g} bits a weight") from None
     how = f"experts {float(of_experts):.5g} bits a weight ({experts.names}), the rest of the layers {float(of_dense):.5g} ({dense.names})"
@@ -99,6 +101,13 @@ def as_stored(spec: ModelSpec, tensors: Mapping[str, Tensor], folder: Path) -> M
     return dataclasses.replace(
         spec, native_bits=stored.name, native_dense_bits=rest.name, remarks=(*spec.remarks, *remarks)
     )  # fmt: skip
+
+
+def _called(name: str, bits: Fraction, *outer: Fraction) -> WeightFormat:
+    """Return the format that the configuration names, with the bits of the files; theirs alone where it says nothing of a quantiser."""
+    base = weight_format(name)
+    unsaid = not base.quantised and bits < _PLAIN_BITS
+    return stated_format(bits, *outer) if unsaid else format_with_bits(name, bits, *outer)
 
 
 def _sorted_out(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, _Kind]:
