@@ -47,6 +47,22 @@ def kv_bytes_per_value(name: str) -> float:
     return float(found)
 
 
+def kv_bytes_of(kinds: str, model: ModelSpec) -> float:
+    """Return the mean bytes of a cached value of `model` kept as `kinds`: one type, or that of keys and that of values (q8_0/q4_0).
+
+    Raises UnknownName for other types. Latents, and vectors that are key and value in one, are kept as keys.
+    """
+    keys, slash, values = kinds.partition("/")
+    of_keys, attention = kv_bytes_per_value(keys), model.attention
+    if not slash:
+        return of_keys
+    of_values = kv_bytes_per_value(values)
+    if attention.kind == "mla" or attention.key_is_value:
+        return of_keys
+    wide = attention.head_dim + attention.v_head_dim
+    return (attention.head_dim * of_keys + attention.v_head_dim * of_values) / wide
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerItem:
     """One thing that takes memory."""

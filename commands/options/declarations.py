@@ -156,7 +156,13 @@ ReserveOption = Annotated[
         "--reserve", help="Device memory that something else uses (a display, another model), e.g. 1GiB; default: none."
     ),
 ]
-KvOption = Annotated[str, typer.Option("--kv-type", help="How keys and values are kept: f16, q8_0, q4_0 or fp8.")]
+KvOption = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        help="How keys and values are kept: f16, q8_0, q5_1, q4_0, fp8 …; q8_0/q4_0: keys and values apart.",
+    ),
+]
 OptionalDenseBitsOption = Annotated[
     str | None,
     typer.Option(

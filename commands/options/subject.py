@@ -76,7 +76,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     from ...sim.offload.simulate import Simulation
     from ...specs.machines.engines import load_engine
     from ...specs.machines.load import engine_note, load_machine
-    from ...specs.memory import kv_bytes_per_value
+    from ...specs.memory import kv_bytes_of
     from ...specs.models.load import load_model
     from ...traces.synthesis.prior import prior_name, prior_recording, spread_recordings
     from .declarations import open_trace
@@ -115,7 +115,7 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     simulation = Simulation(
         model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
-        dense_format=dense, kv_bytes_per_value=kv_bytes_per_value(kv_type), context_tokens=context, upload_tokens=uploads,
+        dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
         likewise=spread,
     )  # fmt: skip
     chunk = ubatch if ubatch is not None else DEFAULT_UBATCH if serving is not None else None

@@ -21,7 +21,7 @@ from ...specs.machines.compose import compose, host_bytes_per_s
 from ...specs.machines.engines import Engine, engines, load_engine
 from ...specs.machines.parts import GpuPart, MemoryPart, Parts
 from ...specs.machines.profile import Profile
-from ...specs.memory import kv_bytes_per_value
+from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
 from ...specs.models.load import load_model
 from ...specs.models.mixes.names import mix
@@ -112,7 +112,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     kv_type = str(report.part("workload").get("kv_type") or "f16")
     return Setup(
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
-        trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_per_value(kv_type),
+        trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
         batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s,
     )  # fmt: skip
 

@@ -246,7 +246,7 @@ def _stated_format(name: str) -> WeightFormat | None:
     base = None if found[1] is None else _known_format(found[1])
     if base is not None:
         return dataclasses.replace(
-            base, name=name, bits_per_weight=per_weight, description=f"{found[1]} as stored here: {what}",
+            base, name=name, bits_per_weight=per_weight, description=f"{base.description.split(':')[0]}; as stored {what}",
             embedding_bits=embedding, head_bits=head,
         )  # fmt: skip
     if found[1] is not None:

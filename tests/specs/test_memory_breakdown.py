@@ -15,6 +15,7 @@ from moeplan.specs.memory import (
     cache_budget_bytes,
     cache_budget_experts,
     device_ledger,
+    kv_bytes_of,
     require_fits,
 )
 from moeplan.specs.models import ModelSpec, quantised_as, weight_format
@@ -215,3 +216,24 @@ def test_copied_matrices_need_a_buffer() -> None:
     assert all_three - one == pytest.approx(layer * 2 / 3, abs=2)
     with pytest.raises(InputError, match="layout"):
         of_ggml(OSS, "MXFP4_MOE", layout="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "kinds", "mib"),
+    [
+        ("deepseek-v3", 16384, "f16", 1098.0), ("qwen3-30b-a3b", 4096, "f16", 384.0), ("gpt-oss-20b", 4096, "f16", 96.0 + 18.0),
+        ("deepseek-v3", 16384, "q8_0", 1098 * 34 / 64), ("qwen3-30b-a3b", 4096, "q8_0/q4_0", 384 * (34 + 18) / 128),
+        ("deepseek-v3", 16384, "fp8_ds_mla", 61 * 16384 * 656 / 2**20), ("deepseek-v3", 16384, "q8_0/q4_0", 1098 * 34 / 64),
+    ],
+)  # fmt: skip
+def test_caches_are_those_that_engines_print(name: str, context: int, kinds: str, mib: float) -> None:
+    """llama.cpp's own lines for its caches (latents, grouped heads, 768 cells of windows), and vLLM's 656 bytes for a latent."""
+    model = load_model(name)
+    needs = of_ggml(model, "Q8_0", context_tokens=context, kv_bytes_per_value=kv_bytes_of(kinds, model))
+    assert device_ledger(needs, offloaded=False).num_bytes("kv cache") / 2**20 == pytest.approx(mib, rel=1e-6)
+
+
+@pytest.mark.parametrize("kinds", ["q9_0", "f16/", "/f16", "f16/f16/f16", ""])
+def test_other_cache_types_are_refused(kinds: str) -> None:
+    with pytest.raises(InputError, match="--kv-type"):
+        kv_bytes_of(kinds, QWEN)
