@@ -36,8 +36,48 @@ def write_offload_report(
     from ..reports.offload.page import write_plan_report
 
     lru, belady = hit_curves(simulation, best.schedule)
+    more_sections = (*more_sections, *served_sections(document))
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=simulation.profile,
                       command=document["provenance"].get("command"), more_sections=more_sections)  # fmt: skip
+
+
+def served_sections(document: dict[str, Any]) -> list[Any]:
+    """Return the section of a plan made for an engine: what to run, what it is beside, what else was tried; none for other plans."""
+    from ..planner.emit.targets import render
+    from ..reports import numbers
+    from ..reports.page import Column, Section, bullet_list, code_block, paragraph, table
+    from ..specs.provenance import model_of
+
+    part = document.get("for")
+    if part is None:
+        return []
+    emission = render(document, emit_name(part["engine"]), model_of(document))
+    first, *others = (text for name, text in emission.files.items() if name.endswith(".sh"))
+    columns = (
+        Column(title="Setting", is_name=True), Column(title="A request", is_number=True), Column(title="First token", is_number=True),
+        Column(title="Generated tokens/s", is_number=True), Column(title="On the card", is_number=True),
+    )  # fmt: skip
+    rows = [
+        (
+            one["name"], *(numbers.seconds(one[key]) if one[key] is not None else "–" for key in ("request_s", "ttft_s")),
+            numbers.significant(one["decode_tokens_per_s"]) if one["decode_tokens_per_s"] is not None else "–",
+            numbers.size(one["device_bytes"]),
+        )
+        for one in part["tried"]
+    ]  # fmt: skip
+    chosen = frozenset(at for at, row in enumerate(rows) if row[0] == part["setting"]["name"])
+    parts = (
+        code_block(first), bullet_list(emission.predicted), "<h3>What would settle it</h3>", bullet_list(emission.measure),
+        *(code_block(text) for text in others), "<h3>Every setting that was simulated</h3>",
+        paragraph("As predicted, the fastest window first; --fit and --cpu-moe stand among the schedules above."),
+        table(columns, rows, marked=chosen),
+    )  # fmt: skip
+    return [Section(id="run", title=f"What to run with {part['engine']}", parts=parts)]
+
+
+def emit_name(engine: str) -> str:
+    """Return the name by which plans are written for an engine."""
+    return {"llama.cpp": "llamacpp", "tensorrt-llm": "trtllm"}.get(engine, engine)
 
 
 def write_parallel_artefacts(

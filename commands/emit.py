@@ -6,42 +6,79 @@ Modelled: its options and what it prints. Ignored: the files themselves (`planne
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..planner.emit.names import ENGINES
+from .artefacts import emit_name
 from .options.declarations import MAX_PLAN_BYTES, JsonFlag
+
+if TYPE_CHECKING:
+    from ..planner.emit.choices import Emission
 
 # From a list of names: asking the engines' modules would import numpy before any help is shown.
 TARGETS = ", ".join(ENGINES)
 
 
-# Engines whose name elsewhere is not the target's.
-_OTHER_NAMES = {"llama.cpp": "llamacpp", "tensorrt-llm": "trtllm"}
-
-
 def emit(
     plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
-    target: Annotated[str, typer.Option("--target", help=f"Engine to write the configuration for: {TARGETS}.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for", "--target", help=f"Engine to write for: {TARGETS}; default: the one that the plan was made for."
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write into; it is made where it is absent.")
     ] = Path("emitted"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a plan as an engine's own configuration, with notes on what that engine cannot express."""
+    """Write a plan as an engine's own configuration, with its command line and notes on what that engine cannot express."""
     from ..base.json_files import read_json
     from ..planner.emit.targets import emit as write
+    from ..planner.emit.targets import render
     from ..specs.provenance import model_of
 
-    target = _OTHER_NAMES.get(target, target)
     document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
-    paths = [str(path) for path in write(document, target, model_of(document), output, keep={"the plan": plan_path})]
+    if target is None:
+        part = document.get("for")
+        if not isinstance(part, dict):
+            raise InputError(
+                "--for", "(absent)", "the plan was made for no particular engine", f"name one of: {TARGETS}"
+            )
+        target = str(part.get("engine"))
+    target, model = emit_name(target), model_of(document)
+    paths = [str(path) for path in write(document, target, model, output, keep={"the plan": plan_path})]
+    emission = render(document, target, model)
+    commands = {name: text for name, text in emission.files.items() if name.endswith(".sh")}
     if as_json:
-        print_json({"target": target, "paths": paths})
-    else:
-        typer.echo("\n".join(paths))
+        found = {"target": target, "paths": paths}
+        more = {"commands": {name: _one_line(text) for name, text in commands.items()}, "predicted": list(emission.predicted),
+                "measure": list(emission.measure)}  # fmt: skip
+        print_json(found | more if commands else found)
+        return
+    typer.echo("\n".join(paths))
+    for line in _said(emission, commands):
+        typer.echo(line)
+
+
+def _said(emission: Emission, commands: dict[str, str]) -> list[str]:
+    """Return the ready command line with what is predicted for it and what would settle the choice; nothing without one."""
+    if not commands:
+        return []
+    first, *others = commands.items()
+    return [
+        "", "Run:", f"  {_one_line(first[1])}", "Predicted:", *(f"  {line}" for line in emission.predicted), "What would settle it:",
+        *(f"  {line}" for line in emission.measure), *(f"  {name}: {_one_line(text)}" for name, text in others),
+    ]  # fmt: skip
+
+
+def _one_line(text: str) -> str:
+    """Return a command of several lines as one."""
+    return " ".join(line.removesuffix("\\").strip() for line in text.splitlines())
 
 
 def register(app: typer.Typer) -> None:

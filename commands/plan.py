@@ -24,6 +24,7 @@ from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
     EngineOption,
+    ForOption,
     HardwareOption,
     JsonFlag,
     KvOption,
@@ -136,6 +137,7 @@ def plan(
     floor: FloorOption = None,
     ttft: TtftOption = None,
     tpot: TpotOption = None,
+    target: ForOption = None,
     engine: EngineOption = None,
     quant: QuantOption = None,
     prompt_tokens: PromptOption = None,
@@ -204,8 +206,9 @@ def plan(
             )
         document = _plan_parallel(model, hardware, trace, formats, phase, search_moves, options, asked)
     elif mode == "offload":
+        goal_engine = _target(target, engine)
         subject = open_subject(
-            model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
+            model=model, hardware=hardware, trace=trace, engine=goal_engine or engine, quant=quant, prompt_tokens=prompt_tokens,
             reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
             window=window if trace is not None or was_given(ctx, "window") else None, dense_bits=dense_bits, reserve=reserve,
             changes=changes,
@@ -215,7 +218,12 @@ def plan(
             "ttft_s": _time(ttft, "--ttft"), "tpot_s": _time(tpot, "--tpot"), "exhaustive": exhaustive,
         }  # fmt: skip
         document = _plan_offload(
-            subject, formats, goal, changes, said, _Outputs(plan=output, report=report, timeline=timeline)
+            subject,
+            formats,
+            goal,
+            changes,
+            said,
+            _Outputs(plan=output, report=report, timeline=timeline, engine=goal_engine),
         )
     else:
         raise UnknownName("--mode", mode, ("offload", "ep"))
@@ -226,6 +234,8 @@ def plan(
     else:
         print_plan(document, str(output))
         typer.echo("\n".join(document["notes"]))
+        if "for" in document:
+            typer.echo(f"command lines for {document['for']['engine']}: moeplan emit {output}")
     if not as_json:
         print_settings(document)
 
@@ -247,6 +257,21 @@ class _Outputs:
     plan: Path
     report: Path | None
     timeline: Path | None
+    engine: str | None
+    """What the plan is for; None: whatever can run it."""
+
+
+def _target(target: str | None, engine: str | None) -> str | None:
+    """Return the engine that a plan is for; raises UnknownName, or InputError where --engine says another."""
+    from ..planner.served.plan import check_engine
+
+    if target is None:
+        return None
+    name = "llama.cpp" if target == "llamacpp" else target
+    check_engine(name)
+    if engine not in (None, name):
+        raise InputError("--engine", engine, f"--for {target} plans for {name}", "leave out one of the two")
+    return name
 
 
 def _plan_offload(subject: Subject, formats: tuple[str, ...], goal: dict[str, Any], changes: Settings, said: dict[str, str],
@@ -258,8 +283,20 @@ def _plan_offload(subject: Subject, formats: tuple[str, ...], goal: dict[str, An
     simulation = subject.simulation
     asked = PlanRequest(bits=formats, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch, **goal)
     request = changes.changed_request(asked, said)
-    found = make_plan(simulation, request, progress=reporter("plan"))
-    document = plan_to_dict(found) | {"asked": subject.asked, "notes": list(subject.notes), "set_by_user": changes.made}
+    more: dict[str, Any] = {}
+    if outputs.engine is None:
+        found = make_plan(simulation, request, progress=reporter("plan"))
+    else:
+        from ..planner.served.plan import make_served_plan, served_to_dict
+        from ..specs.machines.engines import load_engine
+
+        fixed = "prefill_chunk_tokens" in said or "prefill_chunk_tokens" in changes.request
+        ubatch = request.prefill_chunk_tokens if fixed else None
+        served = make_served_plan(simulation, request, outputs.engine, ubatch=ubatch, progress=reporter("plan"))
+        found, more = served.plan, {"for": served_to_dict(served, outputs.engine, load_engine(outputs.engine).checked)}
+    document = (
+        plan_to_dict(found) | more | {"asked": subject.asked, "notes": list(subject.notes), "set_by_user": changes.made}
+    )
     _write(outputs.plan, document)
     if outputs.timeline is not None:
         write_perfetto(outputs.timeline, simulation, found.best)

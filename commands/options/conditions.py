@@ -43,6 +43,11 @@ LEAST_MEMORY = Condition(
     rule="only --objective least_memory has a floor",
     remedy="leave it out, or add --objective least_memory",
 )
+NO_TARGET = Condition(
+    holds=lambda given: given["target"] is None,
+    rule="every setting of an engine is run to the end anyway",
+    remedy="leave it out",
+)
 MEASURING = Condition(
     holds=lambda given: given["tables"] is None,
     rule="nothing is measured where --from names another tool's output",
@@ -99,11 +104,22 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     "plan": {
         "objective": (OFFLOAD,),
         "floor": (OFFLOAD, LEAST_MEMORY),
-        "exhaustive": (OFFLOAD,),
+        "exhaustive": (OFFLOAD, NO_TARGET),
         "window": (OFFLOAD,),
         "concurrency": (OFFLOAD,),
         **dict.fromkeys(
-            ("ttft", "tpot", "engine", "quant", "prompt_tokens", "reply_tokens", "ubatch", "kv_type", "reserve"),
+            (
+                "ttft",
+                "tpot",
+                "target",
+                "engine",
+                "quant",
+                "prompt_tokens",
+                "reply_tokens",
+                "ubatch",
+                "kv_type",
+                "reserve",
+            ),
             (OFFLOAD,),
         ),
         "nodes": (EXPERT_PARALLEL,),

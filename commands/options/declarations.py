@@ -112,6 +112,14 @@ EngineOption = Annotated[
         autocompletion=complete_engine,
     ),
 ]
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="Engine that the plan is for (llama.cpp): only what it can be told is searched, beside what it does of itself; implies "
+        "--engine.",
+    ),
+]
 QuantOption = Annotated[
     str | None,
     typer.Option(

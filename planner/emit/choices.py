@@ -35,6 +35,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from
 from ..placement.placement import Placement as Placement
 from ..placement.placement import contiguous as contiguous
 from ..placement.placement import round_robin as round_robin
+from .served import ServedChoice, read_served
 
 EXPERT_PARALLEL, OFFLOAD = "expert-parallel", "offload"
 KINDS = (EXPERT_PARALLEL, OFFLOAD)
@@ -60,6 +61,10 @@ class Emission:
     """The schedule that the files make the engine run; None where no schedule says what it does."""
     unlike: str = ""
     """Why no schedule says what the engine does."""
+    predicted: tuple[str, ...] = ()
+    """What is predicted for the files, where their engine's module says it; else it is looked up by `runs`."""
+    measure: tuple[str, ...] = ()
+    """Measurements that would settle the choice, and what each is predicted to show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +94,8 @@ class OffloadChoice:
     """The whole device budget."""
     device_bytes: Mapping[str, int]
     """Items of the device's ledger by name."""
+    served: ServedChoice | None = None
+    """What the plan says of the engine it was made for."""
 
 
 # --- reading a document --------------------------------------------------------------------------------------------------
@@ -184,6 +191,7 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
         expert_bytes=model.expert_bytes(weight_format(bits)),
         native_format=bits == model.native_bits,
         memory_bytes=_count(provenance.get("memory_bytes"), "plan: provenance.memory_bytes", 1),
+        served=read_served(document),
         device_bytes={str(item.get("name")): _count(item.get("bytes"), f"plan: ledger {item.get('name')}", 0)
                       for item in items if item.get("place") == "device"},
     )  # fmt: skip

@@ -7,7 +7,7 @@ NOTES file beside the configuration says how to use it and what was left out. Ig
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,11 @@ def notes_text(emission: Emission, model: ModelSpec, plan_document: Mapping[str,
     """Return the NOTES file: how to use the files, what the engine does with them, what was predicted, what it cannot express."""
     parts = [f"Configuration of {emission.engine} for {model.name}, written by moeplan {__version__} from a plan."]
     table = target.table
-    sections = {
+    sections: dict[str, Sequence[str]] = {
         "Use:": emission.usage,
         f"What {emission.engine} does with these files for {model.name}:": emission.facts,
-        "Predicted:": prediction_lines(emission, plan_document),
+        "Predicted:": emission.predicted or prediction_lines(emission, plan_document),
+        "What would settle it:": emission.measure,
         "Checked:": (f"{table.checked}: {table.how}", f"read from {table.source}"),
         "What the plan says and these files cannot:": emission.notes or ("nothing: the files say all the plan says",),
     }

@@ -20,7 +20,7 @@ from ...base.units import NS_PER_S
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
-from ...specs.schedules.presets import FAMILIES, NEEDS
+from ...specs.schedules.presets import ENGINE_FAMILY, FAMILIES, NEEDS
 from ...traces.content import recording_sha256
 from .baselines import CheckedRuns
 from .bounds import Bounds
@@ -165,7 +165,7 @@ def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progres
             floor_tokens_per_s=request.floor_tokens_per_s,
             objective=request.objective,
         ),
-        provenance=_provenance(simulation),
+        provenance=provenance_of(simulation),
         made_of=made_of(simulation.model, simulation.profile),
     )
 
@@ -248,7 +248,8 @@ def _better_rival(simulation: Simulation, base: OffloadSchedule, request: PlanRe
     return found[0]
 
 
-def _provenance(simulation: Simulation) -> dict[str, Any]:
+def provenance_of(simulation: Simulation) -> dict[str, Any]:
+    """Return what a plan document says of where it comes from."""
     return {
         "produced_by": f"moeplan {__version__}",
         "model": simulation.model.name,
@@ -286,7 +287,7 @@ def prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
 
 def _rival_to_dict(rival: Prediction) -> dict[str, Any]:
     name = rival.schedule.name
-    return prediction_to_dict(rival) | {"family": FAMILIES[name], "needs": NEEDS.get(name)}
+    return prediction_to_dict(rival) | {"family": FAMILIES.get(name, ENGINE_FAMILY), "needs": NEEDS.get(name)}
 
 
 def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:

@@ -314,9 +314,10 @@ def plan_command(document: Document) -> str:
         ]
     else:
         words += ["--trace", "TRACE"]
+    served = document.get("for")
     for name in ("engine", "quant", "context"):
         if asked.get(name) is not None:
-            words += [f"--{name}", str(asked[name])]
+            words += [f"--{name}" if served is None or name != "engine" else "--for", str(asked[name])]
     if asked.get("kv_type", "f16") != "f16":
         words += ["--kv-type", asked["kv_type"]]
     words += ["--memory", f"{origin['memory_bytes']}B"]
@@ -330,7 +331,7 @@ def plan_command(document: Document) -> str:
             words += [f"--{name}", f"{request[f'{name}_s']:g}s"]
     if request["concurrency"] != 1:
         words += ["--concurrency", str(request["concurrency"])]
-    if request["prefill_chunk_tokens"] is not None:
+    if request["prefill_chunk_tokens"] is not None and (served is None or asked.get("ubatch") is not None):
         words += ["--ubatch", str(request["prefill_chunk_tokens"])]
     own = ("bits", "objective", "floor_tokens_per_s", "concurrency", "prefill_chunk_tokens", "ttft_s", "tpot_s")
     words += set_words(document, own)

@@ -24,6 +24,8 @@ FAMILIES: Mapping[str, str] = {
     "hobbit": "mixed precision", "edge-moe": "mixed precision",
 }  # fmt: skip
 """What a preset mainly does, for grouping in tables and reports."""
+ENGINE_FAMILY = "the engine's own settings"
+"""The heading of what an engine does when it is told nothing, or little."""
 
 
 def _preset(name: str, **changes: Any) -> OffloadSchedule:

@@ -1,0 +1,115 @@
+"""What a plan made for one engine says besides its schedule: the setting, the engine's own default, the requests, both predictions.
+
+Modelled: the parts `for`, `asked`, `best` and `baselines` of a plan document, checked. Ignored: any engine's flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...base.errors import InputError
+
+Figures = Mapping[str, Any]
+_AGAIN = "plan again with --for"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSetting:
+    """How the engine is started."""
+
+    name: str
+    host_layers: int
+    ubatch: int
+    op_offload: bool
+    fitted: bool
+    part_of_layer: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedChoice:
+    """A plan for one engine."""
+
+    engine: str
+    chosen: ServedSetting
+    default: ServedSetting | None
+    """What the engine does of itself."""
+    default_figures: Figures | None
+    figures: Figures
+    """Of the chosen setting."""
+    difference: Mapping[str, Any] | None
+    context_tokens: int
+    concurrency: int
+    prompt_tokens: int | None
+    """None where the plan was made from a recording."""
+    reply_tokens: int | None
+    kv_type: str
+    ubatch_asked: bool
+    model_file: str | None
+    """The file that was planned, where a file was."""
+
+
+def read_served(document: Mapping[str, Any]) -> ServedChoice | None:
+    """Return what a plan says of its engine, None for a plan of no particular one; raises InputError for a damaged one."""
+    part = document.get("for")
+    if part is None:
+        return None
+    asked = document.get("asked")
+    if not isinstance(part, Mapping) or not isinstance(asked, Mapping):
+        raise InputError("plan: for", part, "not a table beside `asked`", _AGAIN)
+    default = part.get("default")
+    other = None if default is None else _setting(default, "default")
+    prior = asked.get("prior")
+    lengths: Mapping[str, Any] = prior if isinstance(prior, Mapping) else {}
+    difference = part.get("difference")
+    if difference is not None and not (isinstance(difference, Mapping) and isinstance(difference.get("ratio"), float)):
+        raise InputError("plan: for.difference", difference, "not a table with a ratio", _AGAIN)
+    longest = sum(_count(lengths.get(name, 0), f"asked.prior.{name}") for name in ("prompt_tokens", "reply_tokens"))
+    context = asked.get("context")
+    model = str(asked.get("model"))
+    return ServedChoice(
+        engine=str(part.get("engine")), chosen=_setting(part.get("setting"), "setting"), default=other,
+        default_figures=None if other is None else _named(document, other.name), figures=_figures(document.get("best"), "best"),
+        difference=difference, context_tokens=_count(context, "asked.context") if context is not None else longest,
+        concurrency=_count(asked.get("concurrency"), "asked.concurrency"), prompt_tokens=lengths.get("prompt_tokens"),
+        reply_tokens=lengths.get("reply_tokens"), kv_type=str(asked.get("kv_type")), ubatch_asked=asked.get("ubatch") is not None,
+        model_file=model if model.endswith(".gguf") else None,
+    )  # fmt: skip
+
+
+def _setting(value: object, name: str) -> ServedSetting:
+    if not isinstance(value, Mapping):
+        raise InputError(f"plan: for.{name}", value, "not a table", _AGAIN)
+    flags = {key: value.get(key) for key in ("op_offload", "fitted")}
+    for key, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"plan: for.{name}.{key}", flag, "not true or false", _AGAIN)
+    part = value.get("part_of_layer")
+    if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part < 1:
+        raise InputError(f"plan: for.{name}.part_of_layer", part, "not a share", _AGAIN)
+    return ServedSetting(
+        name=str(value.get("name")), host_layers=_count(value.get("host_layers"), f"for.{name}.host_layers"),
+        ubatch=_count(value.get("ubatch"), f"for.{name}.ubatch"), op_offload=bool(flags["op_offload"]),
+        fitted=bool(flags["fitted"]), part_of_layer=float(part),
+    )  # fmt: skip
+
+
+def _named(document: Mapping[str, Any], name: str) -> Figures | None:
+    listed = document.get("baselines")
+    for one in listed if isinstance(listed, list) else []:
+        if isinstance(one, Mapping) and one.get("name") == name:
+            return _figures(one, name)
+    return None
+
+
+def _figures(value: object, name: str) -> Figures:
+    if not isinstance(value, Mapping):
+        raise InputError(f"plan: {name}", value, "not a table", _AGAIN)
+    return value
+
+
+def _count(value: object, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"plan: {field}", value, "not a count", _AGAIN)
+    return value

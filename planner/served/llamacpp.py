@@ -1,0 +1,178 @@
+"""llama.cpp as a search space: layers whose experts stay in host memory, the micro-batch, and where large passes compute them.
+
+Modelled: `--n-cpu-moe N` (`--cpu-moe`: all, N = 0: none) with everything else on the card, `-ub`, `--no-op-offload`; and the engine's own
+choices where it is told nothing: `--fit`, on by default, as `common/fit.cpp` has it. That leaves 1024 MiB of the card free; where not all
+fits so, all dense weights go to the card, then experts of whole layers from the front, then, of one more layer, one or two of its
+three matrices. Ignored: that last part of a layer (its gain at most is granted when schedules are compared), fewer layers on the
+card (`-ngl N`) where not even the dense weights fit, several cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ...base.errors import DoesNotFit
+from ...base.units import MIB
+from ...sim.offload.simulate import Simulation
+from ...specs.schedules.offload import OffloadSchedule
+from ...specs.schedules.presets import load_preset
+
+NAME = "llama.cpp"
+FIT_MARGIN_BYTES = 1024 * MIB
+DEFAULT_UBATCH, UBATCHES = 512, (512, 1024, 2048, 4096)
+DEFAULT_BATCH = 2048
+# Numbers of layers on the host that are looked at, besides the fewest: spread evenly up to all.
+_LEVELS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One way to start the engine."""
+
+    schedule: OffloadSchedule
+    """Resolved."""
+    host_layers: int
+    """MoE layers, the first ones (under `--fit` the last ones), whose experts stay in host memory."""
+    ubatch: int
+    op_offload: bool
+    """Passes from the engine's threshold on compute experts of host memory on the card."""
+    fitted: bool = False
+    """The engine chose it."""
+    part_of_layer: float = 0.0
+    """Share of one more layer's experts that `--fit` puts on the card."""
+
+    @property
+    def words(self) -> str:
+        """What the engine is told, in its own flags."""
+        if self.fitted:
+            return "--fit (the default)"
+        told = f"--n-cpu-moe {self.host_layers}" if self.host_layers else "-ngl 999"
+        return f"{told} -ub {self.ubatch}" + ("" if self.op_offload else " --no-op-offload")
+
+
+def settings(simulation: Simulation, concurrency: int, ubatch: int | None, refused: list[DoesNotFit]) -> list[Setting]:
+    """Return every setting that is looked at and fits, the fewest layers on the host first.
+
+    ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit.
+    """
+    longest = int(simulation.trace.position.max()) + 1
+    tried = (
+        (ubatch,)
+        if ubatch is not None
+        else tuple(one for one in UBATCHES if one == DEFAULT_UBATCH or one // 2 < longest)
+    )
+    found = []
+    for each in tried:
+        for host_layers in _levels(simulation, concurrency, each, refused):
+            for op_offload in (True, False) if host_layers and simulation.upload_tokens is not None else (True,):
+                one = setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
+                try:
+                    _check_fits(simulation, one)
+                except DoesNotFit as reason:
+                    refused.append(reason)
+                else:
+                    found.append(one)
+    return found
+
+
+def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: int, *, op_offload: bool = True,
+            front: bool = False) -> Setting:  # fmt: skip
+    """Return the setting with so many layers' experts in host memory; front: those on the card are the first layers'."""
+    layers, each = simulation.trace.num_layers, simulation.trace.num_experts
+    batching = {"workload__concurrency": concurrency, "workload__prefill_chunk_tokens": ubatch}
+    if host_layers == 0:
+        schedule = load_preset("resident").with_options(cache__experts_per_layer=each, **batching)
+    elif host_layers >= layers:
+        schedule = load_preset("cpu-moe").with_options(**batching)
+    else:
+        schedule = load_preset("n-cpu-moe").with_options(
+            cache__pooled_experts=(layers - host_layers) * each,
+            cache__placement="front" if front else "back",
+            **batching,
+        )
+    bits = simulation.expert_format(schedule).name
+    schedule = schedule.with_options(experts__bits=bits).with_upload(simulation.upload_tokens if op_offload else None)
+    return Setting(schedule=schedule, host_layers=min(host_layers, layers), ubatch=ubatch, op_offload=op_offload)
+
+
+def defaults(simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]) -> list[Setting]:
+    """Return what people start the engine with: nothing set (`--fit`), `--cpu-moe`, everything on the card where it fits.
+
+    left_out: is given, by name, why one of them cannot run or is not modelled.
+    """
+    each = ubatch if ubatch is not None else DEFAULT_UBATCH
+    found = []
+    try:
+        found.append(_fitted(simulation, concurrency, each))
+    except DoesNotFit as reason:
+        left_out["--fit (the default)"] = str(reason)
+    layers = simulation.trace.num_layers
+    for name, host_layers in (("--cpu-moe", layers), ("-ngl 999", 0)):
+        one = setting(simulation, host_layers, concurrency, each)
+        try:
+            _check_fits(simulation, one)
+        except DoesNotFit as reason:
+            left_out[f"{name} -ub {each}"] = str(reason)
+        else:
+            found.append(one)
+    return found
+
+
+def device_bytes(simulation: Simulation, one: Setting) -> int:
+    """Return what a setting takes of the card."""
+    cached = (simulation.trace.num_layers - one.host_layers) * simulation.trace.num_experts
+    return simulation.ledger(one.schedule, cached_experts=cached).device_bytes
+
+
+def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
+    """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card."""
+    layers, target = simulation.trace.num_layers, simulation.budget_bytes - FIT_MARGIN_BYTES
+    chosen = None
+    for host_layers in range(layers + 1):
+        one = setting(simulation, host_layers, concurrency, ubatch, front=True)
+        needed = device_bytes(simulation, one)
+        if needed <= target:
+            chosen = one
+            break
+    if chosen is None:
+        free = f"{FIT_MARGIN_BYTES // MIB} MiB left free"
+        raise DoesNotFit(
+            f"everything but experts, with {free}: layers would leave the card, which is not modelled", needed - target
+        )
+    _check_fits(simulation, chosen)
+    layer_bytes = simulation.expert_bytes(chosen.schedule) * simulation.trace.num_experts
+    matrices = 3 if simulation.model.gated else 2
+    left = target - device_bytes(simulation, chosen)
+    part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
+    return Setting(
+        schedule=chosen.schedule.with_options(name="--fit (the default)"), host_layers=chosen.host_layers, ubatch=ubatch,
+        op_offload=True, fitted=True, part_of_layer=part,
+    )  # fmt: skip
+
+
+def _levels(simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]) -> Sequence[int]:
+    """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
+    layers = simulation.trace.num_layers
+    for fewest in range(layers + 1):
+        one = setting(simulation, fewest, concurrency, ubatch)
+        needed = device_bytes(simulation, one)
+        if needed <= simulation.budget_bytes:
+            return sorted({fewest, layers, *_spread(fewest, layers)})
+    refused.append(DoesNotFit(f"{NAME} with a micro-batch of {ubatch} tokens and all experts in host memory",
+                              needed - simulation.budget_bytes))  # fmt: skip
+    return ()
+
+
+def _spread(first: int, last: int) -> Iterator[int]:
+    for step in range(1, _LEVELS):
+        yield first + round((last - first) * step / _LEVELS)
+
+
+def _check_fits(simulation: Simulation, one: Setting) -> None:
+    """Return nothing; raises DoesNotFit where the card or the host cannot hold a setting."""
+    needed = device_bytes(simulation, one)
+    if needed > simulation.budget_bytes:
+        raise DoesNotFit(f"{one.words} needs {needed} bytes of device memory", needed - simulation.budget_bytes)
+    cached = (simulation.trace.num_layers - one.host_layers) * simulation.trace.num_experts
+    simulation.within_host(one.schedule, cached_experts=cached)

@@ -1,0 +1,237 @@
+"""A plan for one serving engine: every setting it has room for, beside what it does when it is told nothing.
+
+Modelled: all settings of the engine's space are simulated to the end, the best and the engine's defaults by both simulators; nothing is
+recommended that is predicted slower than a default, and where the difference is within what the prediction itself is uncertain
+by, the plan says so. Ignored: which flags that means (`emit`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ...base.errors import DoesNotFit, InputError, Internal, UnknownName
+from ...base.units import NS_PER_S
+from ...sim.offload.metrics import counted_tokens, figures_of
+from ...sim.offload.simulate import Prediction, Simulation
+from ...specs.provenance import made_of
+from ..offload.baselines import CheckedRuns
+from ..offload.bounds import Bounds
+from ..offload.objective import check_objective, out_of_reach, value_of
+from ..offload.plan import OffloadPlan, PlanRequest, base_schedule, provenance_of
+from ..offload.scoring import FrontPoint, Progress
+from ..offload.space import Candidate
+from ..offload.verdict import run_ns
+from . import llamacpp
+from .difference import Difference, difference
+from .llamacpp import Setting
+
+ENGINES = {llamacpp.NAME: llamacpp}
+"""Engines whose settings are a space of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A setting that was simulated."""
+
+    setting: Setting
+    figures: dict[str, float | None]
+    p99_ns: float
+    total_ns: int
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedPlan:
+    """A finished plan for an engine."""
+
+    plan: OffloadPlan
+    chosen: Setting
+    default: Setting | None
+    """What the engine does when it is told nothing; None where that is not modelled."""
+    beside: Difference | None
+    """The chosen setting beside that; None where it is that."""
+    tried: tuple[Tried, ...]
+
+
+def check_engine(name: str) -> None:
+    """Return nothing; raises UnknownName for an engine without a space of its own."""
+    if name not in ENGINES:
+        raise UnknownName("--for", name, ENGINES)
+
+
+def make_served_plan(simulation: Simulation, request: PlanRequest, engine: str, *, ubatch: int | None = None,
+                     progress: Progress | None = None) -> ServedPlan:  # fmt: skip
+    """Return the plan for `engine`; ubatch: the micro-batch asked for, None where the search may choose.
+
+    Raises DoesNotFit where no setting fits, OutOfReach where none keeps the limits, InputError for what the engine cannot be told.
+    """
+    space = ENGINES[engine]
+    if len(request.bits) > 1 or request.bits[0] != "native":
+        raise InputError(
+            "--bits", ",".join(request.bits), f"a file for {engine} says how experts are stored", "use --quant"
+        )
+    if request.objective == "least_memory" and request.floor_tokens_per_s is None:
+        raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
+    refused: list[DoesNotFit] = []
+    every = space.settings(simulation, request.concurrency, ubatch, refused)
+    if not every:
+        raise min(refused, key=lambda reason: reason.missing_bytes)
+    check_objective(request.objective, request.limits, simulation.workload(every[0].schedule))
+    left_out: dict[str, str] = {}
+    defaults = space.defaults(simulation, request.concurrency, ubatch, left_out)
+    tried = []
+    for number, one in enumerate(every):
+        tried.append(_try(simulation, one))
+        if progress is not None and number % 16 == 0:
+            progress(number, len(every), one.words)
+    best = min(tried, key=lambda one: _merit(one, request, simulation))
+    excess = _merit(best, request, simulation)[0]
+    if excess and request.limits:
+        raise out_of_reach(request.limits, best.setting.words, best.figures)
+    if excess:
+        most = max(_speed(one, simulation) for one in tried)
+        raise DoesNotFit(
+            f"no setting reaches {request.floor_tokens_per_s:g} tokens/s; the fastest reaches {most:.4g}", 0
+        )
+    default = next(iter(defaults), None)
+    granted = 0.0 if default is None else _granted(simulation, default, request.objective)
+    if default is not None:
+        unset = _try(simulation, default)
+        if _merit(unset, request, simulation, granted) <= _merit(best, request, simulation):
+            best = unset
+    return _finished(simulation, request, best, defaults, tried, left_out, granted)
+
+
+def _finished(simulation: Simulation, request: PlanRequest, best: Tried, defaults: list[Setting], tried: list[Tried],
+              left_out: dict[str, str], granted: float) -> ServedPlan:  # fmt: skip
+    """Return the plan of the setting that was chosen, run again by both simulators beside the engine's defaults."""
+    winner = best.setting.schedule.with_options(name="best")
+    simulation.warm(base_schedule(request, winner.experts.bits))  # compile before forking, so that the workers need not
+    with CheckedRuns(simulation) as checked:
+        for one in defaults:
+            checked.submit(one.schedule.with_options(name=one.words))
+        checked.submit(winner)
+        predictions, misfits = checked.collect()
+    *rivals, confirmed = predictions
+    if confirmed.schedule.name != winner.name or run_ns(confirmed) != best.total_ns:
+        raise Internal(f"the winner's re-run differs from its score: {best.setting.words}")
+    shown = simulation.predict(winner, rows=True)
+    shown = dataclasses.replace(shown, engine=confirmed.engine)
+    base = base_schedule(request, winner.experts.bits).with_options(
+        workload__prefill_chunk_tokens=best.setting.ubatch, workload__concurrency=request.concurrency
+    )
+    cached = (simulation.trace.num_layers - best.setting.host_layers) * simulation.trace.num_experts
+    bound = Bounds(simulation, base).of(Candidate(schedule=best.setting.schedule, level=cached, cached_slots=cached))
+    steps = shown.metrics.num_steps
+    bound_s, mean_s = bound.whole_ns / NS_PER_S / steps, best.total_ns / NS_PER_S / steps
+    default = next(iter(defaults), None)
+    beside = None
+    if default is not None and best.setting != default:
+        beside = difference(simulation, best.setting.schedule, default.schedule, request.objective, granted=granted)
+    plan = OffloadPlan(
+        request=dataclasses.replace(request, prefill_chunk_tokens=best.setting.ubatch), best=shown, baselines=tuple(rivals),
+        left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=len(tried),
+        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_outrun=0, lower_bound_step_s=bound_s,
+        optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"), verdict=_verdict(shown, best, default, beside),
+        provenance=provenance_of(simulation), made_of=made_of(simulation.model, simulation.profile),
+    )  # fmt: skip
+    return ServedPlan(plan=plan, chosen=best.setting, default=default, beside=beside, tried=tuple(tried))
+
+
+def served_to_dict(found: ServedPlan, engine: str, version: str) -> dict[str, Any]:
+    """Return what a plan document says of its engine: the setting chosen, what the engine does of itself, how they compare."""
+    rows = sorted(found.tried, key=lambda one: one.figures["window_s"] or 0.0)
+    return {
+        "engine": engine,
+        "version": version,
+        "setting": _setting_to_dict(found.chosen),
+        "default": None if found.default is None else _setting_to_dict(found.default),
+        "difference": None
+        if found.beside is None
+        else dataclasses.asdict(found.beside) | {"promised": found.beside.promised},
+        "tried": [_setting_to_dict(one.setting) | {"device_bytes": one.device_bytes} | one.figures for one in rows],
+    }
+
+
+def _setting_to_dict(one: Setting) -> dict[str, Any]:
+    return {
+        "name": one.words, "host_layers": one.host_layers, "ubatch": one.ubatch, "op_offload": one.op_offload, "fitted": one.fitted,
+        "part_of_layer": one.part_of_layer,
+    }  # fmt: skip
+
+
+def _try(simulation: Simulation, one: Setting) -> Tried:
+    schedule = one.schedule
+    outcome, workload = simulation.run(schedule), simulation.workload(schedule)
+    figures = figures_of(outcome.step_end, workload)
+    return Tried(setting=one, figures=figures, p99_ns=_p99(outcome.step_end, workload), total_ns=int(outcome.step_end[-1]),
+                 device_bytes=llamacpp.device_bytes(simulation, one))  # fmt: skip
+
+
+def _p99(step_end: Any, workload: Any) -> float:
+    import numpy as np
+
+    steps = np.diff(np.concatenate(([0], step_end)))
+    return float(np.percentile(steps[workload.step_phase == workload.step_phase.max()], 99))
+
+
+def _speed(one: Tried, simulation: Simulation) -> float:
+    """Return the tokens per second of the window that a floor is about."""
+    return counted_tokens(simulation.workload(one.setting.schedule)) * NS_PER_S / one.total_ns
+
+
+def _merit(
+    one: Tried, request: PlanRequest, simulation: Simulation, granted: float = 0.0
+) -> tuple[float, float, float, int]:
+    """Return what settings are ordered by, the least first; granted: the fraction of its time that a setting is forgiven."""
+    if request.objective == "least_memory":
+        short = max(0.0, (request.floor_tokens_per_s or 0.0) / _speed(one, simulation) - 1)
+        return short, float(one.device_bytes), float(one.total_ns), 0
+    value = value_of(request.objective, one.figures, one.p99_ns) * (1 - granted)
+    return request.limits.excess(one.figures), value, one.total_ns * (1 - granted), one.device_bytes
+
+
+def _granted(simulation: Simulation, default: Setting, objective: str) -> float:
+    """Return the fraction of its time that the part of a layer, which is not simulated, may save a default at most."""
+    if not default.part_of_layer or objective == "least_memory":
+        return 0.0
+    more = llamacpp.setting(
+        simulation, default.host_layers - 1, default.schedule.workload.concurrency, default.ubatch, front=True
+    )
+    one, other = (_try(simulation, each) for each in (default, more))
+    before, after = (value_of(objective, each.figures, each.p99_ns) for each in (one, other))
+    return max(0.0, default.part_of_layer * (1 - after / before))
+
+
+def _front(tried: list[Tried], request: PlanRequest, simulation: Simulation) -> list[FrontPoint]:
+    """Return the best setting with at most as much memory, for every amount that one takes."""
+    found: list[FrontPoint] = []
+    best: Tried | None = None
+    each = simulation.trace.num_experts
+    for one in sorted(tried, key=lambda one: one.device_bytes):
+        if best is None or _merit(one, request, simulation) < _merit(best, request, simulation):
+            best = one
+            level = max(1, (simulation.trace.num_layers - one.setting.host_layers) * each)
+            found.append(
+                FrontPoint(
+                    level=level, device_bytes=one.device_bytes, figures=one.figures, schedule=one.setting.schedule
+                )
+            )
+    return found
+
+
+def _verdict(best: Prediction, chosen: Tried, default: Setting | None, beside: Difference | None) -> str:
+    """Return in one line what binds and what the chosen setting is beside what the engine does of itself."""
+    said = f"{best.metrics.bound} binds"
+    if default is None:
+        return f"{said}; what the engine does when it is told nothing is not modelled here"
+    if beside is None:
+        return f"{said}; nothing to set: no setting is predicted faster than what the engine does when it is told nothing, {default.words}"
+    if not beside.promised:
+        told = chosen.setting.words
+        return f"{said}; no difference that this prediction can promise: {told} is predicted {beside.words} as {default.words}"
+    cause = next(iter(beside.shares), None)
+    unsure = "" if cause is None else f"; most of that range is {cause}"
+    return f"{said}; {chosen.setting.words} is predicted {beside.words} as {default.words}, shared errors cancelled{unsure}"
