@@ -75,7 +75,8 @@ ALLOWED = {("trace synth", "seed", "-7")}
 VALUES: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
     "objective": "p99_step_s", "floor": "3", "exhaustive": None, "window": "2000", "concurrency": "2", "ubatch": "4",
-    "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0", "reserve": "100MiB",
+    "target": "llama.cpp", "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0",
+    "reserve": "100MiB",
     "ttft": "2s", "tpot": "50ms",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
     "search_moves": "70", "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
@@ -203,6 +204,7 @@ COUNTS = {
         "concurrency",
         "ttft",
         "tpot",
+        "target",
         "engine",
         "quant",
         "prompt_tokens",
@@ -267,6 +269,7 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
 ) -> None:
     import moeplan.planner.offload.plan
     import moeplan.planner.parallel.plan
+    import moeplan.planner.served.plan
 
     def offload(simulation: Any, request: Any, **more: Any) -> None:
         trace = simulation.trace
@@ -275,11 +278,17 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
             simulation.memory_bytes, simulation.dense_format, simulation.kv_bytes_per_value, simulation.context_tokens, request,
         )  # fmt: skip
 
+    def served(simulation: Any, request: Any, engine: str, **more: Any) -> None:
+        offload(simulation, (request, engine))
+
     def parallel(model: Any, profile: Any, recording: Any, request: Any, *, others: Any, **more: Any) -> None:
         counted = getattr(recording, "experts", getattr(recording, "counts", None))
         raise Reached(model, profile, counted.tobytes(), request, tuple(others))
 
     monkeypatch.setattr(moeplan.planner.offload.plan, "make_plan", offload)
+    monkeypatch.setattr(
+        moeplan.planner.served.plan, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more)
+    )
     monkeypatch.setattr(moeplan.planner.parallel.plan, "make_ep_plan", parallel)
 
     def asked(arguments: list[str]) -> tuple[Any, ...] | Done:
