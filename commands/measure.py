@@ -36,6 +36,7 @@ from .options.subject import planned_recording, prior_lengths
 from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 
 _DEVICES = ("cpu", "cuda")
+_KERNELS = "aiconfigurator"
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -50,6 +51,9 @@ TogetherOption = Annotated[
 
 
 def calibrate(
+    file: Annotated[
+        Path | None, typer.Argument(help="with --from: what the tool wrote (aiconfigurator needs none).", metavar="[FILE]")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="profile.json to write.")] = Path("profile.json"),
     device: DeviceOption = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about a minute.")] = False,
@@ -75,13 +79,17 @@ def calibrate(
             callback=between(1.0, WEEK_S, "seconds"),
         ),
     ] = None,
-    tables: Annotated[
-        tuple[str, Path] | None,
-        typer.Option("--from", help="Take another tool's output instead, and a file: links of nvbandwidth or nccl-tests; speeds of "
-                     "llama-bench or vllm-bench, which move what is believed of a machine.", metavar="TOOL FILE"),
+    tool: Annotated[
+        str | None,
+        typer.Option("--from", help="Take over what was measured elsewhere, from FILE: links of nvbandwidth or nccl-tests; speeds of "
+                     "llama-bench or vllm-bench, which move what is believed of a machine. Or aiconfigurator: kernels of a datacentre "
+                     "card, from the tables of the installed wheel aiconfigurator-core.", metavar="TOOL"),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option("--hardware", help="with --from: the machine whose constants are replaced or moved.")
+        str | None, typer.Option("--hardware", help="with --from and a FILE: the machine whose constants are replaced or moved.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="with --from aiconfigurator: which of its systems, e.g. h200_sxm.")
     ] = None,
     quant: QuantOption = None,
     engine: EngineOption = None,
@@ -98,13 +106,17 @@ def calibrate(
         {"--output": output, "--samples": samples or output.parent / f"{output.stem}.samples.json"},
         {
             "--model": None if model is None else model_file(model),
-            "--from": None if tables is None else tables[1],
+            "FILE": file,
             "--hardware": hardware,
         },
     )
-    if tables is not None and tables[0] in SPEED_TOOLS:
+    if tool == _KERNELS:
+        from ..calibrate.imports.aiconfigurator.profile import import_kernels
+
+        document = import_kernels(system, output, engine=engine, progress=reporter("fit"))
+    elif tool in SPEED_TOOLS:
         named = Named(
-            tool=tables[0], path=tables[1], hardware=hardware, model=model, quant=quant, engine=engine, prompt_tokens=prompt_tokens,
+            tool=tool, path=_file(tool, file), hardware=hardware, model=model, quant=quant, engine=engine, prompt_tokens=prompt_tokens,
             reply_tokens=reply_tokens, concurrency=concurrency, ubatch=ubatch,
         )  # fmt: skip
         learned = learn_speeds(named, output)
@@ -113,8 +125,8 @@ def calibrate(
         else:
             print_learned(learned)
         return
-    if tables is not None:
-        document = _imported(tables[0], tables[1], hardware, output, samples)
+    elif tool is not None:
+        document = _imported(tool, file, hardware, output, samples)
     else:
         check_torch()
         from ..executor.calibration.calibrate import calibrate_device
@@ -138,12 +150,22 @@ def calibrate(
         print_calibration(document)
 
 
-def _imported(tool: str, path: Path, hardware: str | None, output: Path, samples: Path | None) -> dict[str, Any]:
+def _file(tool: str, path: Path | None) -> Path:
+    """Return the file that a tool wrote; raises InputError without one."""
+    if path is None:
+        raise InputError("--from", tool, "names no file", f"write --from {tool} FILE")
+    return path
+
+
+def _imported(tool: str, path: Path | None, hardware: str | None, output: Path, samples: Path | None) -> dict[str, Any]:
     """Return the document of a profile whose links another tool measured."""
     from ..base.json_files import read_text
-    from ..calibrate.imports.profile import import_profile
+    from ..calibrate.imports.profile import TOOLS, import_profile
     from ..specs.machines.profile_file import load_hardware
 
+    if tool not in TOOLS:
+        raise UnknownName("--from", tool, (*TOOLS, *SPEED_TOOLS, _KERNELS))
+    path = _file(tool, path)
     if hardware is None:
         raise InputError("--hardware", "(absent)", "the tool measures links only", "name the machine that has them")
     text = read_text(path, "--from")

@@ -191,6 +191,20 @@ class CostModel:
 
         return self.remembered(("experts", most_tokens, fmt.name, grouped), make)
 
+    def whole_experts_s(
+        self, rows: Array, active: Array | None, fmt: WeightFormat, *, rate: float = 1.0, slices: int = 1
+    ) -> Array | None:
+        """Return seconds of the experts of each unit in one grouped launch, `[...]` for rows `[..., slots]`; None where they just add up.
+
+        active: the chance that a slot has rows, where rows are expectations; None where they are counts. rate: speed of compute
+        relative to the device's. slices: each expert is cut over so many devices.
+        """
+        return None
+
+    def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
+        """Return what a grouped launch of `slots` experts takes however few rows they have."""
+        return self.grouped_base().seconds
+
     @property
     def mode(self) -> str | None:
         """What the costs of everything but experts depend on besides sizes; None: nothing."""

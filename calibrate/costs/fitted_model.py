@@ -26,6 +26,7 @@ from ...specs.models.pass_shape import PassShape, dense_arguments, head_argument
 from .cost_model import CostModel, Estimate, Times, merge_sources, times_of
 from .engine_costs import EngineCosts
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
+from .gpu.costs import KernelCosts
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from .steadiness import COMPUTE_LAPS, COPY_LAPS
 from .surface import Array, Form, Surface, surface_of
@@ -413,11 +414,19 @@ class FittedCostModel(CostModel):
         return f"{', '.join(names)} bits only" if names else "no format"
 
 
-def load_costs(profile: Profile, model: ModelSpec, *, allow_datasheet: bool = False, **options: Any) -> CostModel:
-    """Return the cost model of a profile: fitted tables where it holds a calibration, the roofline of its constants otherwise."""
-    if profile.curves:
+def load_costs(
+    profile: Profile, model: ModelSpec, *, allow_datasheet: bool = False, tables: bool = True, **options: Any
+) -> CostModel:
+    """Return the cost model of a profile: fitted tables where it holds a calibration, measured kernels where it names an engine's, the
+    roofline of its constants otherwise.
+
+    tables: False takes the roofline of a calibrated machine's constants (its tables are those of one device at work alone).
+    """
+    if profile.curves and tables:
         return FittedCostModel(profile, model, allow_datasheet=allow_datasheet, **options)
-    if profile.engine is not None:
+    if profile.kernels is not None and not profile.curves:
+        return KernelCosts(profile, model, **options)
+    if profile.engine is not None and not profile.curves:
         return EngineCosts(profile, model, **options)
     return CostModel(profile, model, **options)
 

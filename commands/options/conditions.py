@@ -7,6 +7,7 @@ and what it calls say so).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +50,28 @@ NO_TARGET = Condition(
     remedy="leave it out",
 )
 MEASURING = Condition(
-    holds=lambda given: given["tables"] is None,
-    rule="nothing is measured where --from names another tool's output",
+    holds=lambda given: _tool(given) is None,
+    rule="nothing is measured where --from names another tool's figures",
     remedy="leave it out",
 )
 IMPORTING = Condition(
-    holds=lambda given: given["tables"] is not None,
-    rule="only --from starts from a known machine",
+    holds=lambda given: _tool(given) is not None,
+    rule="only --from reads what was measured elsewhere",
+    remedy="leave it out, or add --from and the tool's name",
+)
+FROM_A_FILE = Condition(
+    holds=lambda given: _tool(given) != "aiconfigurator",
+    rule="aiconfigurator's tables are the installed wheel's, and --system names the machine",
+    remedy="leave it out",
+)
+KERNELS = Condition(
+    holds=lambda given: _tool(given) == "aiconfigurator",
+    rule="only aiconfigurator's tables are of several systems",
+    remedy="leave it out, or use --from aiconfigurator",
+)
+SPEEDS_OR_KERNELS = Condition(
+    holds=lambda given: _tool(given) in ("llama-bench", "vllm-bench", "aiconfigurator"),
+    rule="counts for --from llama-bench, vllm-bench or aiconfigurator only",
     remedy="leave it out",
 )
 SPEEDS = Condition(
@@ -64,7 +80,7 @@ SPEEDS = Condition(
     remedy="leave it out",
 )
 MEASURING_OR_SPEEDS = Condition(
-    holds=lambda given: given["tables"] is None or SPEEDS.holds(given),
+    holds=lambda given: _tool(given) is None or SPEEDS.holds(given),
     rule="says nothing of links between devices",
     remedy="leave it out",
 )
@@ -79,7 +95,7 @@ BATCHES = Condition(
     remedy="leave it out",
 )
 RUNNING = Condition(
-    holds=lambda given: given["tables"] is None,
+    holds=lambda given: _tool(given) is None,
     rule="nothing runs where --from names speeds that were measured",
     remedy="leave it out",
 )
@@ -96,8 +112,9 @@ NO_STEPS = Condition(
 
 
 def _tool(given: Mapping[str, Any]) -> str | None:
-    """Return the tool that --from names, None without one."""
-    return None if given["tables"] is None else str(given["tables"][0])
+    """Return the tool that --from names, alone or with its file; None without one."""
+    named = given["tool"] if "tool" in given else given["tables"]
+    return named if named is None or isinstance(named, str) else str(named[0])
 
 
 CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
@@ -136,9 +153,12 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "model": (MEASURING_OR_SPEEDS,),
         "bits": (MEASURING,),
         "seconds": (MEASURING,),
-        "samples": (NO_SPEEDS,),
-        "hardware": (IMPORTING,),
-        **dict.fromkeys(("quant", "engine"), (SPEEDS,)),
+        "file": (IMPORTING, FROM_A_FILE),
+        "samples": (NO_SPEEDS, FROM_A_FILE),
+        "hardware": (IMPORTING, FROM_A_FILE),
+        "system": (KERNELS,),
+        "quant": (SPEEDS,),
+        "engine": (SPEEDS_OR_KERNELS,),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
     "validate": {
@@ -167,6 +187,7 @@ class ConditionedCommand(typer.core.TyperCommand):
             for condition in CONDITIONS.get(str(self.name), {}).get(parameter.name, ()):
                 if not condition.holds(ctx.params):
                     value = ctx.params[parameter.name]
+                    value = os.fspath(value) if isinstance(value, os.PathLike) else value
                     name = next((one for one in parameter.opts if one.startswith("--")), parameter.opts[0])
                     raise InputError(name, value, condition.rule, condition.remedy)
         return super().invoke(ctx)

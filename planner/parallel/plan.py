@@ -19,6 +19,7 @@ from ...base.errors import DoesNotFit, Internal
 from ...base.units import GIB, NS_PER_S
 from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.simulate import EpPrediction
+from ...specs.machines.bundled_kernels import with_kernels
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, weight_format
 from ...specs.provenance import made_of
@@ -90,6 +91,7 @@ def make_ep_plan(
     ranks do not belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
     """
     check_ep_match(model, recording, request)
+    profile = with_kernels(profile)
     evidence = evidence_of(model, recording, request)
     search, base = _first_that_fits(model, profile, evidence, request, progress)
     ranked = search.best(base, request.num_redundant, CHOOSE)

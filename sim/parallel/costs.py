@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,11 +21,13 @@ from ...base.errors import InputError, MissingCalibration
 from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
 from ...calibrate.costs.cost_model import CostModel, Estimate, merge_sources
+from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
+from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
 from ...specs.machines.profile import Constant, Profile
 from ...specs.models import WeightFormat
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array
-from .expert_stage import parts_of, piece, sm_share, tabulate_experts
+from .expert_stage import StageRows, parts_of, piece, sm_share, tabulate_experts
 from .program import (
     GATHER,
     INTER,
@@ -58,6 +61,8 @@ class Tier:
     relative_uncertainty: float
     table: ExchangeTable | None = None
     """All-to-alls between just so many ranks, measured."""
+    kernels: Mapping[str, tuple[ExchangeKernel, ...]] = field(default_factory=dict)
+    """Measured kernels by operation (`EXCHANGES`): of several, the quickest for a size is taken."""
 
     def port_ns(
         self,
@@ -66,13 +71,18 @@ class Tier:
         *,
         total_bytes: FloatArray | Array | None = None,
         beside_compute: bool = False,
+        operation: str = "",
     ) -> Array:
         """Return whole nanoseconds for `num_bytes: [..., ranks]`; nothing to move takes none.
 
+        operation: which exchange it is, where each has kernels of its own.
         total_bytes: [..., ranks] or [..., 1], what all ranks of a rank's node send meanwhile; None takes all of them for one node's.
         beside_compute: all ranks compute meanwhile. Both count on a measured machine only.
         """
-        if self.table is None:
+        measured = self.kernels.get(operation, ())
+        if measured:
+            seconds = np.min([exchange_s(kernel, num_bytes, speed=speed) for kernel in measured], axis=0)
+        elif self.table is None:
             seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
         else:
             total = np.sum(num_bytes, axis=-1, keepdims=True) if total_bytes is None else total_bytes
@@ -121,12 +131,31 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
         intra = dataclasses.replace(
             intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
         )
+    intra = _with_kernels(intra, profile, INSIDE, ranks_per_node)
     if num_nodes == 1:
         return EpConstants(inter=None, intra=intra)
     if node.nic_bytes_per_s is None or node.nic_latency_s is None:
         raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
                                  "use one node or choose another profile")  # fmt: skip
-    return EpConstants(inter=_tier(node.nic_bytes_per_s, node.nic_latency_s), intra=intra)
+    inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
+    return EpConstants(inter=inter, intra=intra)
+
+
+def _with_kernels(tier: Tier, profile: Profile, place: str, ranks: int) -> Tier:
+    """Return a tier with the profile's measured exchanges between `ranks` ranks of a node, or nodes; its linear constants are then those of
+    a dispatch, which placements are searched by.
+    """
+    if profile.kernels is None or tier.table is not None or ranks < 2:
+        return tier
+    found = kernels_of(profile.kernels, place, ranks)
+    if not found:
+        return tier
+    dispatch = found.get("normal-dispatch", next(iter(found.values())))[0]
+    wrong = max(kernel.relative_uncertainty for group in found.values() for kernel in group[:1])
+    return dataclasses.replace(
+        tier, kernels=found, source=profile.kernels.source, relative_uncertainty=wrong, latency_s=dispatch.start_s,
+        bytes_per_s=dispatch.bytes_per_s, half_size_bytes=0.0,
+    )  # fmt: skip
 
 
 def _tier(rate: Constant, latency: Constant) -> Tier:
@@ -155,7 +184,7 @@ class EpCosting:
     prefill: bool
     context_tokens: int
     _dense: dict[tuple[int, int], tuple[Estimate, float]] = field(default_factory=dict)
-    _items: dict[tuple[str, int], tuple[float, bool]] = field(default_factory=dict)
+    _items: dict[tuple[str, int, bool], tuple[float, bool]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -179,8 +208,7 @@ class EpCosting:
         whole = shared = 0.0
         for layer in self.layer_groups[moe_layer]:
             each, inside = self._dense_layer(layer, tokens)
-            fixed = self.costs.profile.host.kernels_per_dense_layer.value * self.costs.profile.device.launch_s.value
-            fixed = min(fixed, each.seconds)
+            fixed = min(each.launch_s, each.seconds)
             whole += fixed + (each.seconds - fixed) / share
             shared += inside / share
             self.estimates["dense"] = each
@@ -229,18 +257,40 @@ class EpCosting:
 
     # --- experts --------------------------------------------------------------------------------------------------
 
-    def item_s(self, rows: Array, fmt: WeightFormat, *, rate: float, slices: int = 1) -> FloatArray:
+    def whole_s(self, stage: StageRows, fmt: WeightFormat, *, rate: float, slices: int = 1) -> FloatArray | None:
+        """Return seconds [layers, parts, units] of stages' experts where a grouped launch was measured as a whole, nothing where no unit
+        has rows; None where its experts add up. rate, slices: as in `item_s`.
+        """
+        counted = stage.slowest is None
+        seconds = self.costs.whole_experts_s(
+            np.asarray(stage.rows, np.float64), None if counted else stage.active, fmt, rate=rate, slices=slices
+        )
+        if seconds is None:
+            return None
+        if "expert" not in self.estimates:
+            self.estimates["expert"] = self.costs.grouped_item(1, fmt)
+        idle = np.prod(1 - stage.active, axis=-1)
+        if not counted:  # the slowest unit runs wherever any does
+            idle = np.broadcast_to(np.prod(idle, axis=-1, keepdims=True), idle.shape)
+        start_s = self.costs.experts_start_s(fmt, stage.rows.shape[-1])
+        return np.asarray(seconds - start_s * idle if not counted else seconds * (1 - idle))
+
+    def item_s(
+        self, rows: Array, fmt: WeightFormat, *, rate: float, slices: int = 1, alone: bool = False
+    ) -> FloatArray:
         """Return seconds of each expert with `rows` rows, in an array of the same shape, where 0 rows take none.
 
-        rate: speed of compute relative to the cost model's. slices: each expert is cut over so many ranks.
+        rate: speed of compute relative to the cost model's. slices: each expert is cut over so many ranks. alone: in launches of
+        its own, what these take included.
         """
         distinct, where = np.unique(rows, return_inverse=True)
         seconds = np.zeros(len(distinct))
         for at, count in enumerate(distinct.tolist()):
             if count:
-                key = (fmt.name, int(count))
+                key = (fmt.name, int(count), alone)
                 if key not in self._items:
-                    item = self.costs.grouped_item(int(count), fmt)
+                    one = self.costs.expert_kernel if alone else self.costs.grouped_item
+                    item = one(int(count), fmt)
                     self.estimates["expert"] = item
                     self._items[key] = (item.seconds, item.bound == "compute")
                 each, bound_by_compute = self._items[key]
@@ -307,6 +357,7 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
     layer, micro, group = program.ex_layer[mine], program.ex_micro[mine], program.ex_group[mine]
     back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
     part, pieces = parts_of(schedule, load, micro, group)
+    mode = "low-latency" if schedule.exchange.kind == "all-choices" else "normal"
     if len(mine):
         counted = load.expected or load
         forth, receive = counted.sent[layer, part], counted.received[layer, part]
@@ -324,10 +375,13 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         for tier in (INTER, INTRA):
             if (port[:, tier] > 0).any():
                 total = _of_node(forth[:, tier] * each[:, 0], load.topology.ranks_per_node)
-                ns = constants.tier(tier).port_ns(
-                    port[:, tier], speed, total_bytes=total, beside_compute=beside_compute
-                )
-                ex_ns[mine, tier] = piece(ns, group, pieces)
+                for kind, where in (("dispatch", ~back[:, 0, 0]), ("combine", back[:, 0, 0])):
+                    if where.any():
+                        ns = constants.tier(tier).port_ns(
+                            port[where, tier], speed, total_bytes=total[where], beside_compute=beside_compute,
+                            operation=f"{mode}-{kind}",
+                        )  # fmt: skip
+                        ex_ns[mine[where], tier] = piece(ns, group[where], pieces)
     seats = load.topology.ranks_per_node
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
@@ -338,7 +392,10 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
         total = _of_node(num_bytes, seats)
-        ex_ns[exchange, INTRA] = constants.intra.port_ns(num_bytes, total_bytes=total, beside_compute=beside_compute)
+        ex_ns[exchange, INTRA] = constants.intra.port_ns(
+            num_bytes, total_bytes=total, beside_compute=beside_compute,
+            operation="all-gather" if program.ex_group[exchange] == GATHER else "all-reduce",
+        )  # fmt: skip
 
 
 def _of_node(values: FloatArray | Array, seats: int) -> FloatArray | Array:

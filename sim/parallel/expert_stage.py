@@ -55,15 +55,17 @@ def stage_rows(load: StepLoad, num_units: int, num_replicas: int = 1) -> StageRo
     )
 
 
-def slot_s(costing: EpCosting, stage: StageRows, fmt: WeightFormat, *, rate: float, slices: int = 1) -> FloatArray:
-    """Return seconds of every slot, on average where rows are expected; rate and slices as in `EpCosting.item_s`."""
+def slot_s(
+    costing: EpCosting, stage: StageRows, fmt: WeightFormat, *, rate: float, slices: int = 1, alone: bool = False
+) -> FloatArray:
+    """Return seconds of every slot, on average where rows are expected; rate, slices and alone as in `EpCosting.item_s`."""
     if stage.slowest is None:
-        return costing.item_s(np.asarray(stage.rows, np.int64), fmt, rate=rate, slices=slices)
+        return costing.item_s(np.asarray(stage.rows, np.int64), fmt, rate=rate, slices=slices, alone=alone)
     runs = stage.active > 0
     rows = np.maximum(1.0, np.divide(stage.rows, stage.active, out=np.ones_like(stage.active), where=runs))
     whole = np.floor(rows).astype(np.int64)
     part = rows - whole
-    least, more = (costing.item_s(whole + extra, fmt, rate=rate, slices=slices) for extra in (0, 1))
+    least, more = (costing.item_s(whole + extra, fmt, rate=rate, slices=slices, alone=alone) for extra in (0, 1))
     return np.asarray(stage.active * (least + part * (more - least)))
 
 
@@ -82,6 +84,9 @@ def kernels_s(
     that each run all of it.
     """
     fmt, constants = weight_format(schedule.kernel.bits), costing.constants
+    whole = costing.whole_s(stage, fmt, rate=constants.grouped_rate * share, slices=slices)
+    if whole is not None:
+        return _measured_kernels_s(costing, stage, schedule, whole, share, slices, nodes)
     launch = costing.costs.grouped_base().seconds
     runs = np.tile(stage.active, (1, 1, nodes, 1))
     idle = np.prod(1 - runs, axis=-1)
@@ -105,6 +110,37 @@ def kernels_s(
     # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
     better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
     return np.asarray(np.where(better, dense, grouped))
+
+
+def _measured_kernels_s(
+    costing: EpCosting,
+    stage: StageRows,
+    schedule: ExpertParallelSchedule,
+    whole: FloatArray,
+    share: float,
+    slices: int,
+    nodes: int,
+) -> FloatArray:
+    """Return the same where a stage's experts are one measured operation, of which `whole` are the seconds, or products one by one."""
+    fmt = weight_format(schedule.kernel.bits)
+    grouped = _ends_late(stage, np.tile(whole, (1, 1, nodes)), costing.costs.experts_start_s(fmt, stage.rows.shape[-1]))
+    if schedule.kernel.choice == "grouped":
+        return grouped
+    rate = costing.constants.dense_rate * share
+    alone = slot_s(costing, stage, fmt, rate=rate, slices=slices, alone=True).sum(-1)
+    dense = _ends_late(stage, np.tile(alone, (1, 1, nodes)), 0.0)
+    if schedule.kernel.choice == "dense":
+        return dense
+    better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
+    return np.asarray(np.where(better, dense, grouped))
+
+
+def _ends_late(stage: StageRows, seconds: FloatArray, start_s: float) -> FloatArray:
+    """Return `seconds: [layers, parts, units]` with the work of each stage's slowest unit as long as the slowest is expected to take."""
+    if stage.slowest is None:
+        return seconds
+    late = start_s + (seconds - start_s) * stage.slowest[..., None]
+    return np.asarray(np.where(longest(seconds) & (seconds > start_s), late, seconds))
 
 
 def longest(seconds: FloatArray) -> npt.NDArray[np.bool_]:

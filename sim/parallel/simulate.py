@@ -14,7 +14,7 @@ import numpy as np
 
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
-from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.fitted_model import load_costs
 from ...specs.machines.profile import Profile
 from ...specs.memory import activation_bytes
 from ...specs.models import ModelSpec, WeightFormat, weight_format
@@ -117,7 +117,8 @@ class ParallelSimulation:
         """The durations that tables are made from."""
         if self._costing is None:
             constants = self.constants or constants_of(self.profile, self.num_nodes, self.ranks_per_node)
-            costs = CostModel(self.profile, self.model, dense_format=self.dense_format or weight_format("16"))
+            dense = self.dense_format or weight_format("16")
+            costs = load_costs(self.profile, self.model, tables=False, dense_format=dense)
             self._costing = EpCosting(costs, constants, self.prefill, self.context_tokens)
         return self._costing
 

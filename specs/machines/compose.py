@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...base.units import GIB, GIGA, US_PER_S
+from .bundled_kernels import bundled_kernels
 from .catalogue import cpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
@@ -98,6 +99,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         description=_description(parts, engine, backend, assumed),
         device=device, host_to_device=link, device_to_host=link, host=host, contention={},
         disk=_disk(parts), engine=_engine_constants(parts, engine, backend, found, built),
+        kernels=bundled_kernels(parts.gpu.name, engine.name) if parts.gpu is not None and backend == "cuda" else None,
     )  # fmt: skip
 
 

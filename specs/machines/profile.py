@@ -18,6 +18,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from ...base.units import format_bytes
+from .gpu_kernels import GpuKernels, check_kernels
 
 SCHEMA_VERSION = 1
 SET_BY_USER = "set by the user"
@@ -207,6 +208,8 @@ class Profile:
     node: NodeConstants | None = None
     engine: EngineConstants | None = None
     """The serving engine that the constants are of, for a machine made of parts."""
+    kernels: GpuKernels | None = None
+    """What the kernels of an engine take on this device, where they were measured; predictions then go by them."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Tables of a calibration, by the cost they replace."""
     samples: str | None = None
@@ -248,7 +251,10 @@ class Profile:
 
 def profile_to_json(profile: Profile) -> str:
     """Return `profile` as JSON text; the same profile always gives the same bytes."""
-    return json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = dataclasses.asdict(profile)
+    if profile.kernels is None:
+        del data["kernels"]  # most machines have none
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # What a constant's last name says about the range of its value: (ending, least, most, in words). Limits are wide: they
@@ -306,6 +312,8 @@ def _check_profile(profile: Profile) -> None:
         _check_constant(name, constant)
     for name, curve in profile.curves.items():
         _check_curve(f"curves.{name}", curve)
+    if profile.kernels is not None:
+        check_kernels(profile.kernels, SOURCES)
 
 
 def _check_constant(name: str, constant: Constant) -> None:

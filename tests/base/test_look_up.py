@@ -144,7 +144,7 @@ def test_help_says_what_everything_is(command, parameter):
         "--objective": ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory"),
     }  # fmt: skip
     if command == "calibrate" and "--from" in parameter.opts:
-        known["--from"] = ("nvbandwidth", "nccl-tests")
+        known["--from"] = ("nvbandwidth", "nccl-tests", "llama-bench", "vllm-bench", "aiconfigurator")
     for option in parameter.opts:
         for value in known.get(option, ()):
             assert re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", parameter.help), (option, value)

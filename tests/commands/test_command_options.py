@@ -51,6 +51,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json"),
         "speeds": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090", "-o", "c.json"),
         "batches": ("--from", "vllm-bench", "v.json", "--hardware", "rtx-4090", "-o", "c.json"),
+        "kernels": ("--from", "aiconfigurator", "--system", "h200_sxm", "-o", "c.json"),
     },
     "validate": {
         "plan": ("p.json",), "grid": ("--grid", "g.yaml"), "compare": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090"),
@@ -217,6 +218,7 @@ COUNTS = {
     "importing": {"hardware", "samples"},
     "speeds": {"hardware", "model", "quant", "engine"},
     "batches": {"hardware", "model", "quant", "engine", "prompt_tokens", "reply_tokens", "concurrency", "ubatch"},
+    "kernels": {"system", "engine"},
     "compare": {"hardware", "model", "quant", "engine"},
     "plan": {
         "trace",

@@ -1,0 +1,325 @@
+"""What work costs under an engine whose kernels were measured on this kind of GPU: `CostModel` with their forms.
+
+    a layer without its experts   its products one by one + its attention (latent attention: the whole layer) + two norms
+    the experts of a GPU          one operation; where they are asked for one by one, their shares of a full one
+
+Formats that nobody measured take the bytes of their own and the kernel of what they are multiplied in, with a wider interval; a layer
+without a fitting kernel takes the roofline of the machine's constants. Ignored: windows (a layer's context is what it sees), how
+kernels change where a layer is divided over GPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ....specs.machines.gpu_kernels import ExpertKernel, GpuKernels, ProductKernel
+from ....specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, AttentionSpec, WeightFormat
+from ..cost_model import _RESIDUAL_PASSES, Array, CostModel, Estimate, _check_count, _term
+from ..engine_costs import EngineCosts
+from .attention import decode_s, latent_decode_s, latent_layer_s, prompt_s
+from .experts import ExpertShape, expected_load, experts_s, item_s, load_of_rows
+from .layer import Matrix, layer_matrices
+from .products import product_s, product_work_s
+
+_NORMS = 2
+_SIXTEEN = 2.0
+"""Bytes of an activation outside 8-bit products."""
+_UNMEASURED = 0.3
+"""What is added to the uncertainty where a format or a layer takes the kernel of another."""
+_BLOCK_WEIGHTS = 128 * 128
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCosts(CostModel):
+    """Durations of everything a run does, under the kernels that the profile names."""
+
+    _seen: dict[Hashable, Estimate] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    """Layers that were asked for before: most layers of a model are alike."""
+
+    @property
+    def kernels(self) -> GpuKernels:
+        """The profile's kernels."""
+        found = self.profile.kernels
+        assert found is not None  # noqa: S101
+        return found
+
+    # --- layers ---------------------------------------------------------------------------------------------------------
+
+    def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
+        """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`."""
+        _check_count("tokens", tokens)
+        _check_count("context_tokens", context_tokens)
+        requests = max(1, min(num_requests, tokens))
+        key = (self.model.kind_of(layer), tokens, context_tokens, requests)
+        if key not in self._seen:
+            parts = self.layer_parts(layer, tokens, context_tokens, requests)
+            self._seen[key] = _sum(list(parts.values()))
+        return self._seen[key]
+
+    def layer_parts(self, layer: int, tokens: int, context_tokens: int, requests: int) -> dict[str, Estimate]:
+        """Return what a layer is made of: products by role, its mixing of tokens, its norms."""
+        if tokens == 0:
+            return {"norms": _term(0.0, "launch", self.profile.device.launch_s)}
+        found: dict[str, Estimate] = {}
+        matrices = layer_matrices(self.model, layer)
+        attention = self.model.attention_of(layer)
+        whole = self._latent_layer(matrices, layer, tokens, context_tokens, requests)
+        if whole is not None:
+            found["mixer"] = whole
+            matrices = tuple(matrix for matrix in matrices if matrix.role != "mixer")
+        else:
+            found["mixing"] = self._mixing(layer, attention, tokens, context_tokens, requests)
+        for matrix in matrices:
+            seconds = self._product(matrix, tokens)
+            found[matrix.role] = found[matrix.role] + seconds if matrix.role in found else seconds
+        device = self.profile.device
+        moved = tokens * _RESIDUAL_PASSES * self.model.hidden_size * _SIXTEEN
+        reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
+        norms = _term(_NORMS * device.launch_s.value, "launch", device.launch_s)
+        found["norms"] = norms + _term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
+        return found
+
+    def head(self, tokens: int) -> Estimate:
+        """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
+        _check_count("tokens", tokens)
+        if tokens == 0:
+            return _term(0.0, "launch", self.profile.device.launch_s)
+        stored = self.dense_format.head_bytes(self.model.head_parameters) / self.model.head_parameters
+        kernel, missing = self._product_kernel("bf16")
+        if kernel is None:
+            return CostModel.head(self, tokens)
+        return self._of_product(kernel, tokens, self.model.vocab_size, self.model.hidden_size, stored, missing)
+
+    # --- experts --------------------------------------------------------------------------------------------------------
+
+    def grouped_base(self) -> Estimate:
+        """Return what the operation of a layer's experts takes besides them, with all of them on this device."""
+        kernel = self._any_expert_kernel()
+        if kernel is None:
+            return CostModel.grouped_base(self)
+        return self._estimate(
+            kernel.start_s + kernel.expert_s * self.model.num_experts, kernel, "launch", all_launch=True
+        )
+
+    def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return what one expert with `tokens` tokens adds to an operation of many."""
+        _check_count("tokens", tokens)
+        kernel, missing = self._expert_kernel(fmt)
+        if kernel is None:
+            return CostModel.grouped_item(self, tokens, fmt)
+        seconds, by_compute = item_s(kernel, self._shape(fmt), np.array([float(tokens)]), self.kernels.num_units)
+        return self._estimate(float(seconds[0]), kernel, "compute" if by_compute[0] else "memory", more=missing)
+
+    def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one routed expert in launches of its own: its two products."""
+        if not tokens:
+            return self.grouped_item(tokens, fmt)
+        number, stored = number_of(fmt), self._stored(fmt)
+        kernel, missing = self._product_kernel(number)
+        if kernel is None:
+            return CostModel.expert_kernel(self, tokens, fmt)
+        found = [
+            self._of_product(kernel, tokens, float(width), float(depth), stored, missing)
+            for width, depth in self._shape(fmt).products()
+        ]
+        return _sum(found)
+
+    def whole_experts_s(
+        self, rows: Array, active: Array | None, fmt: WeightFormat, *, rate: float = 1.0, slices: int = 1
+    ) -> Array | None:
+        """Return seconds of the experts of each unit in one operation, `[...]` for rows `[..., slots]`."""
+        kernel, _ = self._expert_kernel(fmt)
+        if kernel is None:
+            return None
+        if rate != 1.0:
+            kernel = replace(kernel, flops_per_s=kernel.flops_per_s * rate, tile_s=kernel.tile_s / rate)
+        shape = self._shape(fmt)
+        if slices > 1:
+            shape = replace(shape, intermediate=shape.intermediate / slices)
+        load = load_of_rows(rows) if active is None else expected_load(np.asarray(rows, float), active)
+        return experts_s(kernel, shape, load, self.kernels.num_units)
+
+    def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
+        """Return what an operation of `slots` experts takes however few rows they have."""
+        kernel, _ = self._expert_kernel(fmt)
+        return 0.0 if kernel is None else kernel.start_s + kernel.expert_s * slots
+
+    # --- what an engine's host does ---------------------------------------------------------------------------------------
+
+    def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        """Return the time of one expert on the host's cores."""
+        return self._beside.cpu_expert(tokens, fmt)
+
+    def host_per_fetching_layer(self) -> Estimate:
+        """Return the host's time for a layer whose misses are fetched."""
+        return self._beside.host_per_fetching_layer()
+
+    @property
+    def _beside(self) -> CostModel:
+        """The costs of what is not a kernel of the GPU: the engine's where the machine is made of parts."""
+        kind = EngineCosts if self.profile.engine is not None else CostModel
+        return kind(
+            self.profile, self.model, dense_format=self.dense_format, kv_bytes_per_value=self.kv_bytes_per_value
+        )
+
+    # --- kernels ----------------------------------------------------------------------------------------------------------
+
+    def _mixing(
+        self, layer: int, attention: AttentionSpec | None, tokens: int, context: int, requests: int
+    ) -> Estimate:
+        """Return the time of a layer's mixing of tokens, without its projections."""
+        values, flops = self.mixer_work(layer, tokens, context, requests)
+        if values == 0 and flops == 0:
+            return _term(0.0, "launch", self.profile.device.launch_s)
+        kernels, units, cache = (
+            self.kernels,
+            self.kernels.num_units,
+            "fp8" if self.kv_bytes_per_value < _SIXTEEN else "bf16",
+        )
+        num_bytes, each = values * self.kv_bytes_per_value, tokens / requests
+        window = self.model.window_of(layer)
+        seen = context / requests if window is None else min(context / requests, window)
+        if attention is not None and attention.kind == "mla":
+            heads = attention.num_heads
+            if tokens <= requests and cache in kernels.latent_decode:
+                decode = kernels.latent_decode[cache]
+                outer = requests * heads * (2 * attention.kv_lora_rank + attention.qk_rope_head_dim) * _SIXTEEN
+                seconds = latent_decode_s(decode, num_bytes, flops / heads, heads, outer, seen)
+                return self._estimate(float(seconds), decode, "memory")
+            if tokens > requests and cache in kernels.latent_prompt:
+                prompt = kernels.latent_prompt[cache]
+                outer = tokens * heads * (attention.head_dim + attention.v_head_dim) * _SIXTEEN
+                seconds = prompt_s(prompt, flops, outer, requests, heads, each, units, full_waves=True)
+                return self._estimate(float(seconds), prompt, "compute")
+        elif attention is not None:
+            heads, kv_heads = attention.num_heads, attention.num_kv_heads
+            if tokens <= requests and cache in kernels.decode_attention:
+                found = kernels.decode_attention[cache]
+                return self._estimate(
+                    float(decode_s(found, num_bytes, requests, kv_heads, seen, units)), found, "memory"
+                )
+            if tokens > requests and cache in kernels.prompt_attention:
+                prompt = kernels.prompt_attention[cache]
+                outer = heads * (attention.head_dim + attention.v_head_dim) + attention.kv_values_per_token
+                moved = tokens * outer * _SIXTEEN + num_bytes
+                return self._estimate(
+                    float(prompt_s(prompt, flops, moved, requests, heads, each, units)), prompt, "compute"
+                )
+        device = self.profile.device
+        work = self._roofline(flops, num_bytes, _wide(self.dense_format))
+        plain = work + _term(device.launch_s.value, "launch", device.launch_s)
+        return replace(plain, relative_uncertainty=plain.relative_uncertainty + _UNMEASURED)
+
+    def _latent_layer(
+        self, matrices: tuple[Matrix, ...], layer: int, tokens: int, context: int, requests: int
+    ) -> Estimate | None:
+        """Return the time of a whole layer of latent attention; None where it is none, or was not measured as a whole."""
+        attention = self.model.attention_of(layer)
+        if attention is None or attention.kind != "mla" or attention.selected is not None:
+            return None
+        phase = "decode" if tokens <= requests else "prefill"
+        number = number_of(self.dense_format)
+        kernel = self.kernels.latent_layer.get(f"{phase}/{number}")
+        if kernel is None:
+            return None
+        values, flops = self.mixer_work(layer, tokens, context, requests)
+        parameters = sum(matrix.parameters for matrix in matrices if matrix.role == "mixer")
+        outer = 2 * self.model.hidden_size + 2 * attention.num_heads * (attention.head_dim + attention.v_head_dim)
+        num_bytes = (
+            parameters * self._stored(self.dense_format) + values * self.kv_bytes_per_value + tokens * outer * _SIXTEEN
+        )
+        flops += FLOPS_PER_WEIGHT * parameters * tokens
+        seconds = float(latent_layer_s(kernel, num_bytes, flops))
+        bound = "compute" if flops / kernel.flops_per_s > num_bytes / kernel.bytes_per_s else "memory"
+        return self._estimate(seconds, kernel, bound)
+
+    def _product(self, matrix: Matrix, tokens: int) -> Estimate:
+        """Return the time of one product; the router's is one of 16 bits."""
+        number = "bf16" if matrix.role == "router" else number_of(self.dense_format)
+        stored = _SIXTEEN if matrix.role == "router" else self._stored(self.dense_format)
+        kernel, missing = self._product_kernel(number)
+        if kernel is None:
+            device = self.profile.device
+            flops = FLOPS_PER_WEIGHT * matrix.parameters * tokens
+            work = self._roofline(flops, matrix.parameters * stored, _wide(self.dense_format))
+            return work + _term(device.launch_s.value, "launch", device.launch_s)
+        return self._of_product(kernel, tokens, matrix.width, matrix.depth, stored, missing)
+
+    def _of_product(
+        self, kernel: ProductKernel, tokens: int, width: float, depth: float, stored: float, missing: float
+    ) -> Estimate:
+        units = self.kernels.num_units
+        seconds = float(product_s(kernel, tokens, width, depth, stored, units))
+        one, two, three = (np.array([float(size)]) for size in (tokens, width, depth))
+        memory, compute = product_work_s(kernel, one, two, three, stored, units)
+        return self._estimate(seconds, kernel, "compute" if compute[0] > memory[0] else "memory", more=missing)
+
+    def _product_kernel(self, number: str) -> tuple[ProductKernel | None, float]:
+        """Return (the kernel of a number format or of what it is multiplied in, what that adds to the uncertainty)."""
+        found = self.kernels.products.get(number)
+        return (found, 0.0) if found is not None else (self.kernels.products.get("bf16"), _UNMEASURED)
+
+    def _expert_kernel(self, fmt: WeightFormat) -> tuple[ExpertKernel | None, float]:
+        found = self.kernels.experts.get(number_of(fmt))
+        return (found, 0.0) if found is not None else (self.kernels.experts.get("bf16"), _UNMEASURED)
+
+    def _any_expert_kernel(self) -> ExpertKernel | None:
+        return self._expert_kernel(self.dense_format)[0]
+
+    def _shape(self, fmt: WeightFormat) -> ExpertShape:
+        """Return a routed expert stored as `fmt`."""
+        model = self.model
+        number = number_of(fmt)
+        eight = number in ("fp8", "fp8-block") and number in self.kernels.experts
+        return ExpertShape(
+            hidden=model.expert_hidden, intermediate=model.expert_intermediate_size, gated=model.gated,
+            weight_bytes=model.expert_bytes(fmt) / model.expert_matrix_parameters, activation_bytes=1.0 if eight else _SIXTEEN,
+        )  # fmt: skip
+
+    @staticmethod
+    def _stored(fmt: WeightFormat) -> float:
+        """Return the bytes of a weight, scales included."""
+        return float(fmt.bits_per_weight) / BITS_PER_BYTE
+
+    def _estimate(
+        self, seconds: float, kernel: object, bound: str, *, more: float = 0.0, all_launch: bool = False
+    ) -> Estimate:
+        start = (
+            seconds
+            if all_launch
+            else min(seconds, getattr(kernel, "start_s", 0.0) if not isinstance(kernel, ExpertKernel) else 0.0)
+        )
+        return Estimate(
+            seconds=seconds, source=self.kernels.source, bound="launch" if start > seconds - start else bound,
+            relative_uncertainty=getattr(kernel, "relative_uncertainty") + more, launch_s=start,  # noqa: B009
+        )  # fmt: skip
+
+
+def number_of(fmt: WeightFormat) -> str:
+    """Return which of the measured formats weights of `fmt` are multiplied as (`NUMBERS`); bf16 for those that have none."""
+    like = fmt.like or fmt.name
+    if like == "mxfp4" or fmt.name == "nvfp4":
+        return "mxfp4"
+    if fmt.quantised and fmt.bits == 4:
+        return "int4"
+    if like == "8":
+        whole = fmt.group is None or fmt.group > _BLOCK_WEIGHTS
+        return "fp8" if whole else "fp8-block"
+    return "bf16"
+
+
+def _wide(fmt: WeightFormat) -> WeightFormat:
+    from ....specs.models import weight_format
+
+    return weight_format("32" if fmt.bits == 32 else "16")
+
+
+def _sum(parts: list[Estimate]) -> Estimate:
+    total = parts[0]
+    for each in parts[1:]:
+        total = total + each
+    return dataclasses.replace(total)

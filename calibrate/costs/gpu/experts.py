@@ -1,0 +1,163 @@
+"""Seconds of the routed experts that sit on one GPU, from the rows of each of them.
+
+    t = start + expert · E + (activations + 2 · tokens · hidden) / activation rate
+        + Σ over both products of min over tile heights m of (memory^1.3 + compute_m^1.3)^(1/1.3)
+    memory    = active experts · N · K · bytes / rate
+    compute_m = max(1, Σ_e ⌈rows_e / m⌉ · ⌈N / 128⌉ / units) · (2 · m · 128 · K / (flops / units) + tile)
+
+N and K are the width and depth of each product: (2 · intermediate, hidden) and (hidden, intermediate). Modelled: that only
+experts with rows are read, tiles that are not full, tiles in waves over the units. Ignored: which tile height an engine's tuner
+really took; the best is assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ....specs.machines.gpu_kernels import ExpertKernel
+from ....specs.models import FLOPS_PER_WEIGHT
+
+Array = npt.NDArray[np.float64]
+
+TILE_HEIGHTS = (16, 32, 64, 128, 256)
+TILE_WIDTH = 128
+_SHARPNESS = 1.3
+# Accumulators leave the second product in 32 bits; the activation function reads two and writes one 32-bit value.
+_SUM_BYTES, _INNER_BYTES = 4, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertShape:
+    """One routed expert, or a slice of it; arrays where operations of different experts are asked for at once."""
+
+    hidden: float | Array
+    intermediate: float | Array
+    gated: bool
+    weight_bytes: float
+    """Of one weight, scales included."""
+    activation_bytes: float
+    """Of one value that is multiplied: 1 for 8-bit products, else 2."""
+
+    def products(self) -> tuple[tuple[float | Array, float | Array], tuple[float | Array, float | Array]]:
+        """Return ((N, K) of the first product, (N, K) of the second)."""
+        into = (2 if self.gated else 1) * self.intermediate
+        return (into, self.hidden), (self.hidden, self.intermediate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """What the experts of a GPU work on; arrays of one shape, one entry for each operation."""
+
+    active: Array
+    """Experts with rows."""
+    rows: Array
+    """Rows of all of them."""
+    tiles: tuple[Array, ...]
+    """Σ_e ⌈rows_e / m⌉ for each of `TILE_HEIGHTS`."""
+    tokens: Array
+    """Tokens that enter."""
+    all_rows: Array
+    """Choices of all tokens that enter, also of experts on other GPUs."""
+    num_experts: float | Array
+    """Experts of the GPU, with rows or without."""
+
+
+def load_of_rows(
+    rows: npt.ArrayLike, *, tokens: npt.ArrayLike | None = None, all_rows: npt.ArrayLike | None = None
+) -> ExpertLoad:
+    """Return the load of whole rows `[..., experts]` of each expert.
+
+    tokens, all_rows: `[...]`; None: each row came by itself, from another GPU, and no other choice is seen.
+    """
+    counts = np.asarray(rows, np.float64)
+    total = counts.sum(axis=-1)
+    return ExpertLoad(
+        active=(counts > 0).sum(axis=-1).astype(np.float64), rows=total,
+        tiles=tuple(np.ceil(counts / height).sum(axis=-1) for height in TILE_HEIGHTS),
+        tokens=total if tokens is None else np.broadcast_to(np.asarray(tokens, np.float64), total.shape),
+        all_rows=total if all_rows is None else np.broadcast_to(np.asarray(all_rows, np.float64), total.shape),
+        num_experts=float(counts.shape[-1]),
+    )  # fmt: skip
+
+
+def expected_load(rows: Array, active: Array) -> ExpertLoad:
+    """Return the load where only expectations are known: mean rows and the chance of any, `[..., experts]`.
+
+    Rows of an active expert scatter around their mean: then half a tile is empty on average, and never less than one runs.
+    """
+    mean = np.maximum(1.0, np.divide(rows, active, out=np.ones_like(active), where=active > 0))
+    tiles = tuple(
+        (active * (1 + np.maximum(0.0, (mean - 1) / height - (height - 1) / (2 * height)))).sum(axis=-1)
+        for height in TILE_HEIGHTS
+    )
+    total = rows.sum(axis=-1)
+    return ExpertLoad(active=active.sum(axis=-1), rows=total, tiles=tiles, tokens=total, all_rows=total,
+                      num_experts=float(rows.shape[-1]))  # fmt: skip
+
+
+def experts_s(kernel: ExpertKernel, shape: ExpertShape, load: ExpertLoad, num_units: float) -> Array:
+    """Return seconds of each operation of `load`, the start included also where nothing runs."""
+    rows = load.all_rows if kernel.all_rows else load.rows
+    total = (
+        kernel.start_s
+        + kernel.expert_s * load.num_experts
+        + (rows * row_bytes(shape) + 2 * load.tokens * shape.hidden) / kernel.activation_bytes_per_s
+    )
+    for width, depth in shape.products():
+        total = total + _product_s(kernel, load, width, depth, shape.weight_bytes, num_units)
+    return np.asarray(total)
+
+
+def row_bytes(shape: ExpertShape) -> float | Array:
+    """Return the bytes of activations that one row moves."""
+    outer = shape.hidden * (2 * shape.activation_bytes + _SUM_BYTES)
+    return outer + shape.intermediate * (_INNER_BYTES + 2 * shape.activation_bytes)
+
+
+def item_s(
+    kernel: ExpertKernel, shape: ExpertShape, rows: Array, num_units: float
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return (seconds that one expert with so many rows adds to an operation of many, whether compute takes the longer part).
+
+    Where there are many experts, waves are full, and the form is a sum over experts.
+    """
+    rows = np.asarray(rows, np.float64)
+    moved = (rows * row_bytes(shape) + 2 * rows * shape.hidden) / kernel.activation_bytes_per_s
+    seconds, memory_s, compute_s = moved, np.zeros_like(rows), np.zeros_like(rows)
+    for width, depth in shape.products():
+        memory = np.full_like(rows, width * depth * shape.weight_bytes / kernel.bytes_per_s)
+        compute = np.min([
+            np.ceil(rows / height) * np.ceil(width / TILE_WIDTH) / num_units * _tile_s(kernel, height, depth, num_units)
+            for height in TILE_HEIGHTS
+        ], axis=0)  # fmt: skip
+        seconds = seconds + np.where(rows > 0, _smooth(memory, compute), 0.0)
+        memory_s, compute_s = memory_s + memory, compute_s + compute
+    return seconds, np.asarray(compute_s > memory_s)
+
+
+def _product_s(
+    kernel: ExpertKernel,
+    load: ExpertLoad,
+    width: float | Array,
+    depth: float | Array,
+    weight_bytes: float,
+    num_units: float,
+) -> Array:
+    memory = load.active * (width * depth * weight_bytes / kernel.bytes_per_s)
+    found: Array | None = None
+    for height, tiles in zip(TILE_HEIGHTS, load.tiles, strict=True):
+        waves = np.maximum(1.0, tiles * (np.ceil(width / TILE_WIDTH) / num_units))
+        compute = np.where(load.active > 0, waves * _tile_s(kernel, height, depth, num_units), 0.0)
+        found = compute if found is None else np.minimum(found, compute)
+    return _smooth(memory, np.zeros_like(memory) if found is None else found)
+
+
+def _tile_s(kernel: ExpertKernel, height: int, depth: float | Array, num_units: float) -> float | Array:
+    return FLOPS_PER_WEIGHT * height * TILE_WIDTH * depth / (kernel.flops_per_s / num_units) + kernel.tile_s
+
+
+def _smooth(one: Array, other: Array) -> Array:
+    return np.asarray((one**_SHARPNESS + other**_SHARPNESS) ** (1 / _SHARPNESS))

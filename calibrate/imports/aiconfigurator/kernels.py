@@ -1,0 +1,67 @@
+"""All kernels of an engine fitted to its tables, with their errors on shapes left out.
+
+Modelled: of alternatives (which rows activations touch, waves or none) the simplest within a twentieth of the best. Ignored: exchanges of
+DeepEP, whose tables belong to those that judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ....specs.machines.gpu_kernels import GpuKernels
+from .fits import Errors, fit
+from .problems import Named, engine_problems
+from .tables import Tables
+
+UNITS = {"h100_sxm": 132, "h200_sxm": 132, "b200_sxm": 148, "a100_sxm": 108}
+"""Streaming multiprocessors, from NVIDIA's data sheets."""
+_MUCH_BETTER = 0.95
+_DIGITS = 4
+
+
+def fit_engine(tables: Tables, engine: str, peak_bytes_per_s: float,
+               progress: Callable[[int, int, str], None] | None = None) -> tuple[GpuKernels, dict[str, Errors]]:  # fmt: skip
+    """Return the kernels of an engine and, by dotted name, their errors.
+
+    peak_bytes_per_s: of the device's memory. progress: told of each kernel that is fitted.
+    """
+    units = UNITS[tables.system]
+    groups: dict[str, dict[str, Any]] = {}
+    errors: dict[str, Errors] = {}
+    problems = list(engine_problems(tables, engine, units, peak_bytes_per_s))
+    for done, named in enumerate(problems):
+        kernel, found = best(named)
+        if progress is not None:
+            progress(done + 1, len(problems), f"{named.part} {named.key}")
+        groups.setdefault(named.part, {})[named.key] = kernel
+        errors[f"{named.part}.{named.key}"] = found
+    version = tables.versions.get(engine, "unknown")
+    kernels = GpuKernels(
+        engine=engine, version=version, source="published", num_units=units,
+        citation=f"AIConfigurator's measured tables (aiconfigurator-core {tables.version}, {tables.system}, {engine} {version}), "
+        "forms fitted to them", **groups,
+    )  # fmt: skip
+    return kernels, errors
+
+
+def best(named: Named) -> tuple[Any, Errors]:
+    """Return the kernel of the best alternative, its constants rounded, with nine in ten of its errors as uncertainty."""
+    chosen: tuple[Any, Errors] | None = None
+    for problem in named.problems:
+        kernel, errors = fit(problem)
+        if chosen is None or errors.median < chosen[1].median * _MUCH_BETTER:
+            chosen = kernel, errors
+    assert chosen is not None  # noqa: S101
+    kernel, errors = chosen
+    values = {
+        each.name: _rounded(getattr(kernel, each.name))
+        for each in dataclasses.fields(kernel)
+        if isinstance(getattr(kernel, each.name), float)
+    }
+    return dataclasses.replace(kernel, **values | {"relative_uncertainty": round(errors.nine_in_ten, 3)}), errors
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

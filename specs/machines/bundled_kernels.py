@@ -1,0 +1,84 @@
+"""The bundled kernels of datacentre cards, by machine and engine.
+
+Modelled: one file a card, with each engine's kernels and the exchanges that all of them share. Ignored: how the constants came
+about (`python -m benchmarks.fit_kernels`, `moeplan calibrate --from aiconfigurator`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from ...base.errors import InputError
+from ..catalog import KERNELS_FOLDER
+from .gpu_kernels import (
+    DecodeAttention,
+    ExchangeKernel,
+    ExpertKernel,
+    GpuKernels,
+    LatentDecode,
+    LatentLayer,
+    ProductKernel,
+    PromptAttention,
+)
+from .profile import Profile
+
+USUAL_ENGINE = "tensorrt-llm"
+"""Whose kernels are taken where no engine is named: its tables cover most formats and operations."""
+_KINDS: Mapping[str, Any] = MappingProxyType(
+    {
+        "experts": ExpertKernel, "products": ProductKernel, "decode_attention": DecodeAttention, "prompt_attention": PromptAttention,
+        "latent_decode": LatentDecode, "latent_prompt": PromptAttention, "latent_layer": LatentLayer, "exchanges": ExchangeKernel,
+    }
+)  # fmt: skip
+
+
+def kernel_machines() -> dict[str, tuple[str, ...]]:
+    """Return the bundled machines whose kernels are known, with the engines that they are known of."""
+    return {path.stem: tuple(_entry(path.stem)["engines"]) for path in sorted(KERNELS_FOLDER.glob("*.json"))}
+
+
+@cache
+def bundled_kernels(machine: str, engine: str) -> GpuKernels | None:
+    """Return the kernels of `engine` on a bundled machine or on a part that is the same card; None where they are not known."""
+    entry = next(
+        (_entry(name) for name in kernel_machines() if machine == name or machine in _entry(name)["parts"]), None
+    )
+    if entry is None or engine not in entry["engines"]:
+        return None
+    mine = entry["engines"][engine]
+    groups = {
+        part: {key: kind(**values) for key, values in mine.get(part, {}).items()} for part, kind in _KINDS.items()
+    }
+    groups["exchanges"] |= {key: ExchangeKernel(**values) for key, values in entry["exchanges"].items()}
+    return GpuKernels(
+        engine=engine, version=mine["version"], source=entry["source"],
+        citation=f"{mine['citation']}; {entry['exchanges_citation']}", num_units=entry["num_units"], **groups,
+    )  # fmt: skip
+
+
+def with_kernels(profile: Profile, engine: str | None = None) -> Profile:
+    """Return a bundled machine with the kernels of `engine` (the usual one where None); a machine without known kernels as it is.
+
+    Raises InputError where the machine's kernels are known, but not this engine's.
+    """
+    if profile.kernels is not None or profile.curves:
+        return profile
+    known = kernel_machines().get(profile.name)
+    if known is None:
+        return profile
+    if engine is not None and engine not in known:
+        raise InputError(
+            "--engine", engine, f"its kernels on {profile.name} are not known", f"choose {', '.join(known)}"
+        )
+    return dataclasses.replace(profile, kernels=bundled_kernels(profile.name, engine or USUAL_ENGINE))
+
+
+@cache
+def _entry(machine: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = json.loads((KERNELS_FOLDER / f"{machine}.json").read_text(encoding="utf-8"))
+    return found
