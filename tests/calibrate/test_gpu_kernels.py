@@ -28,7 +28,7 @@ from moeplan.calibrate.costs.gpu.experts import (
 from moeplan.calibrate.costs.gpu.layer import layer_matrices
 from moeplan.calibrate.costs.gpu.products import product_s
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DISPATCH, OP_EXPERT
-from moeplan.sim.parallel.simulate import EpRehearsal
+from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import count_step, expect_step
 from moeplan.specs.machines.bundled_kernels import bundled_kernels, kernel_machines, with_kernels
 from moeplan.specs.machines.compose import compose_text
@@ -227,7 +227,7 @@ def routed(tokens: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_an_expert_parallel_step_takes_whole_operations_and_measured_exchanges(kind):
     model = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2))
     profile = with_kernels(load_hardware("h200-sxm"))
-    case = EpRehearsal(model, profile, 1, 8, prefill=False)
+    case = ParallelSimulation(model, profile, 1, 8, prefill=False)
     schedule = ExpertParallelSchedule().with_options(exchange__kind=kind)
     load = count_step(*routed(512), case.topology(64), schedule)
     program, tables = case.program(schedule), case.tables(schedule, load)
@@ -249,14 +249,14 @@ def test_kernels_of_other_numbers_of_ranks_are_the_nearest_and_reductions_take_t
     no_deepep = kernels_of(bundled_kernels("a100-80gb-sxm", "vllm"), "node", 8)
     assert no_deepep["normal-dispatch"] == no_deepep["all-to-all"]
     model = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2))
-    case = EpRehearsal(model, with_kernels(load_hardware("h100-sxm"), "sglang"), 1, 8)
+    case = ParallelSimulation(model, with_kernels(load_hardware("h100-sxm"), "sglang"), 1, 8)
     schedule = load_ep_preset("parallel-folding")
     case.predict(schedule, [count_step(*routed(64), case.topology(64), schedule)], engine="both", check_memory=False)
 
 
 def test_expected_and_counted_steps_take_about_as_long():
     model = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2))
-    case = EpRehearsal(model, with_kernels(load_hardware("h200-sxm")), 1, 8, prefill=False)
+    case = ParallelSimulation(model, with_kernels(load_hardware("h200-sxm")), 1, 8, prefill=False)
     schedule = ExpertParallelSchedule()
     counted = np.mean(
         [
