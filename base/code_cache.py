@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
+import pickle  # noqa: TID251 (numba pickles what it keeps; a digest is checked first)
 from typing import Any
 
 from numba.core.caching import IndexDataCacheFile
