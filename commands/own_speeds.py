@@ -187,5 +187,7 @@ def _warnings(own: Own, widened: float) -> list[str]:
     found = list(own.warnings)
     if widened > 1:
         times = f"everything is taken as {widened:.1f} times as uncertain"
-        found.append(f"these speeds contradict each other, or what was believed, by more than their errors: {times}")
+        found.append(
+            f"these speeds contradict each other, or what any such machine does, by more than their errors: {times}"
+        )
     return found

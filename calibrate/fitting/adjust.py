@@ -77,11 +77,11 @@ def movable(profile: Profile) -> list[Movable]:
 
 
 def moved(profile: Profile, factors: Mapping[str, float]) -> Profile:
-    """Return `profile` with constants times `factors`, by dotted name."""
+    """Return `profile` with constants times `factors`, by dotted name, as far as their ranges go."""
     return with_constants(
         profile,
         {
-            name: dataclasses.replace(constant, value=constant.value * factors[name])
+            name: dataclasses.replace(constant, value=_in_range(name, constant.value * factors[name]))
             for name, constant in profile.constants()
             if name in factors
         },
@@ -106,6 +106,11 @@ def factors_of(choice: Iterable[Movable], slowness: Iterable[float]) -> dict[str
 def is_rate(name: str) -> bool:
     """Return whether a larger constant of that name makes things faster."""
     return any(part.endswith(_RATES) for part in name.split("."))
+
+
+def _in_range(name: str, value: float) -> float:
+    least, most = constant_range(name)
+    return min(max(value, least), most)
 
 
 def _overridden() -> set[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from moeplan.base import plain_json, plain_yaml
 from moeplan.base.errors import InputError, UnknownName, visible
+from moeplan.commands.own_speeds import Named, open_speeds
 from moeplan.executor.validation.grid import read_grid
 from moeplan.specs.catalog import HARDWARE_FOLDER
 from moeplan.specs.machines.profile_file import load_hardware
@@ -57,7 +58,17 @@ def test_endless_and_sparse_files_are_refused_at_once(
     refusal(error)
 
 
-@pytest.mark.parametrize("open_file", [load_model, load_hardware, load_trace, read_grid])
+def open_llama_bench(path: object) -> None:
+    open_speeds(Named(tool="llama-bench", path=path, hardware="rtx-4090"))
+
+
+def open_vllm_bench(path: object) -> None:
+    open_speeds(Named(tool="vllm-bench", path=path, hardware="h100"))
+
+
+@pytest.mark.parametrize(
+    "open_file", [load_model, load_hardware, load_trace, read_grid, open_llama_bench, open_vllm_bench]
+)
 def test_devices_folders_and_long_names_are_refused(open_file, tmp_path: Path, little_memory: None) -> None:
     for path in (
         "/dev/zero",

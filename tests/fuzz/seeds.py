@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench_writers import FORMATS, entry, latency_records, serve
 from damaged_recordings import CASES, RNG_SEED
 from emit_plans import SMALL, ep_plan, offload_plan
 from moeplan.specs.catalog import HARDWARE_FOLDER, MODELS_FOLDER
@@ -200,6 +201,34 @@ def _own(root: Path) -> list[Seed]:
         "{out}/p.json",
     )
     add("grid", "g.yaml", _GRID, "validate", "--grid", "{in}/g.yaml")
+    lines = [entry(gen=8, speed=150.0), entry(prompt=64, speed=3000.0, n_cpu_moe=4), entry(prompt=16, gen=8, depth=64)]
+    for form, write in FORMATS.items():
+        add(
+            f"llama-bench {form}", "l.txt", write(lines), "calibrate", "--from", "llama-bench", "{in}/l.txt", "--hardware", "rtx-4090",
+            "-o", "{out}/p.json",
+        )  # fmt: skip
+    add(
+        "vllm serve",
+        "v.json",
+        json.dumps(serve()),
+        "validate",
+        "--from",
+        "vllm-bench",
+        "{in}/v.json",
+        "--hardware",
+        "h100",
+    )
+    add(
+        "vllm latency",
+        "v.json",
+        latency_records([1.0, 1.1]),
+        "validate",
+        "--from",
+        "vllm-bench",
+        "{in}/v.json",
+        "--hardware",
+        "h100",
+    )
     offload, parallel = recordings / "offload.json", recordings / "ep.json"
     _plan(offload, "plan", *with_small(), *run)
     _plan(parallel, "plan", *with_small(hardware="h100-sxm"), "--mode", "ep", "--ranks-per-node", "4", "--redundant", "4", "--search-moves", "50", "--tokens-per-rank", "8")  # fmt: skip
