@@ -79,7 +79,7 @@ def test_nothing_slower_than_a_row_that_needs_nothing_special_is_the_best(monkey
         return [one for one in found if one.schedule.kernel.miss == "fetch" and one.schedule.cache.policy == "lfu"][:2]
 
     for place in ("search", "least_memory"):
-        monkeypatch.setattr(f"moeplan.planner.{place}.candidates", poor)
+        monkeypatch.setattr(f"moeplan.planner.offload.{place}.candidates", poor)
     monkeypatch.setattr(module, "references_of", lambda *_: {})
     floor = 300.0 if objective == "least_memory" else None
     plan = make_plan(simulation(), PlanRequest(bits=("32",), objective=objective, floor_tokens_per_s=floor))
