@@ -33,7 +33,7 @@ RANKED = {
     "ttft_s": "the time to the first token of a request, then by the time of the window: the least is best",
     "decode_tokens_per_s": "generated tokens per second, then by the time of the window: the most is best",
     "step_s.p99": "the 99th percentile of its steps (those that decode, where any do), then by the time of the window",
-    "ledger.device_bytes": "the device memory with which the window reaches the floor: the least is best",
+    "memory_breakdown.device_bytes": "the device memory with which the window reaches the floor: the least is best",
 }
 _LEAST_ROOM = 24
 
@@ -55,9 +55,9 @@ def print_prediction(document: dict[str, Any]) -> None:
     print(f"  hits      {document['hit_rate']:.4f} of {document['hits'] + document['misses']} look-ups")
     print(f"  copied    {document['bytes_copied'] / GIGA:.2f} GB")
     print("  time      " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
-    ledger = document["ledger"]
+    memory = document["memory_breakdown"]
     print(
-        f"  memory    {ledger['device_bytes'] / GIB:.2f} GiB on the device, {ledger['host_bytes'] / GIB:.2f} GiB on the host"
+        f"  memory    {memory['device_bytes'] / GIB:.2f} GiB on the device, {memory['host_bytes'] / GIB:.2f} GiB on the host"
     )
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
@@ -113,9 +113,9 @@ def _shown(cell: object) -> str:
 def print_plan(document: dict[str, Any], output: str) -> None:
     """Print an offload plan: the best, what it beats, how far the bound is, the verdict."""
     best = document["best"]
-    count = {name: document[f"num_{name}"] for name in ("candidates", "evaluated", "abandoned", "outrun", "pruned")}
+    count = {name: document[f"num_{name}"] for name in ("candidates", "evaluated", "abandoned", "raced_out", "pruned")}
     print(f"best of {count['candidates']} candidates ({count['evaluated']} simulated to the end, {count['abandoned']} until beaten, "
-          f"{count['outrun']} outrun, {count['pruned']} pruned by their bound):")  # fmt: skip
+          f"{count['raced_out']} eliminated by racing, {count['pruned']} pruned by their bound):")  # fmt: skip
     print(f"ranked by {RANKED[document['ranked_by']]}")
     print_prediction(best)
     print(f"  schedule  {_options(best['schedule'])}")
@@ -165,7 +165,7 @@ def _options(schedule: dict[str, Any]) -> str:
 
 
 def print_parallel_plan(document: dict[str, Any], output: str) -> None:
-    """Print an expert-parallel plan: the best, its rivals, what each ingredient adds, moving, ageing, the verdict."""
+    """Print an expert-parallel plan: the best, its rivals, what each ingredient adds, moving, staleness, the verdict."""
     best, provenance = document["best"], document["provenance"]
     print(f"best of {document['num_candidates']} candidates for steps of {provenance['step_tokens']} tokens:")
     error = best["relative_uncertainty"]
@@ -192,8 +192,8 @@ def print_parallel_plan(document: dict[str, Any], output: str) -> None:
     pays = move["steps_to_pay_back"]
     print(f"  moving    {move['num_experts']} experts, {move['num_bytes'] / GIB:.1f} GiB: {move['stall_s']:.3f} s at a standstill, "
           f"{'never paid back' if pays is None else f'paid back after {pays} steps'}")  # fmt: skip
-    for row in document["ageing"]:
-        print(f"  ageing    on {row['recording']}: {row['plan_step_s'] * MS_PER_S:.3f} ms a step, {row['change_fraction']:+.1%} "
+    for row in document["staleness"]:
+        print(f"  staleness on {row['recording']}: {row['plan_step_s'] * MS_PER_S:.3f} ms a step, {row['change_fraction']:+.1%} "
               f"against plain, EPLB planned there {row['replanned_eplb_step_s'] * MS_PER_S:.3f} ms; "
               f"{'plan anew' if row['replan'] else 'the plan still holds'}")  # fmt: skip
     print(f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.3f} ms a step: "

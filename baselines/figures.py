@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..planner.parallel.case import Recording
     from ..specs.models import ModelSpec
 
-_NO_FIGURES = ("name", "schedule", "ledger", "assumptions", "engine")
+_NO_FIGURES = ("name", "schedule", "memory_breakdown", "assumptions", "engine")
 _FILLED_IN = (
     ("experts", "bits"),
     ("cache", "experts_per_layer"),
@@ -65,11 +65,12 @@ def _simulate(*, schedule: str | None = None, set: list[str] | None = None, **op
     chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
     said = prediction_to_dict(subject.simulation.predict(chosen))
-    ledger, resolved = said["ledger"], said["schedule"]
-    memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in ledger["items"]}
+    memory_breakdown, resolved = said["memory_breakdown"], said["schedule"]
+    memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in memory_breakdown["items"]}
     return {key: value for key, value in said.items() if key not in _NO_FIGURES} | {
         "schedule": {"name": resolved["name"]} | {f"{part}.{key}": resolved[part][key] for part, key in _FILLED_IN},
-        "memory": {"device_bytes": ledger["device_bytes"], "host_bytes": ledger["host_bytes"]} | memory,
+        "memory": {"device_bytes": memory_breakdown["device_bytes"], "host_bytes": memory_breakdown["host_bytes"]}
+        | memory,
     }
 
 

@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..planner.emit.names import ENGINES
 from .artefacts import emit_name
-from .options.declarations import MAX_PLAN_BYTES, JsonFlag
+from .options.declarations import JsonFlag
 
 if TYPE_CHECKING:
     from ..planner.emit.choices import Emission
@@ -37,12 +37,12 @@ def emit(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plan as an engine's own configuration, with its command line and notes on what that engine cannot express."""
-    from ..base.json_files import read_json
     from ..planner.emit.targets import emit as write
     from ..planner.emit.targets import render
+    from ..specs.plans.document import read_plan
     from ..specs.provenance import model_of
 
-    document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
+    document = read_plan(plan_path)
     if target is None:
         part = document.get("for")
         if not isinstance(part, dict):

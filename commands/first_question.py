@@ -52,7 +52,8 @@ class Answer:
                 "decode_tokens_per_s_interval": _both(one.metrics.decode_tokens_per_s_interval),
                 "prefill_tokens_per_s": one.metrics.prefill_tokens_per_s,
                 "prefill_tokens_per_s_interval": _both(one.metrics.prefill_tokens_per_s_interval), "ttft_s": one.metrics.ttft_s,
-                "bound": one.metrics.bound, "device_bytes": one.ledger.device_bytes, "host_bytes": one.ledger.host_bytes,
+                "bound": one.metrics.bound, "device_bytes": one.memory_breakdown.device_bytes,
+                "host_bytes": one.memory_breakdown.host_bytes,
             }
             for told, one in self.rows
         ]  # fmt: skip
@@ -70,12 +71,12 @@ class Answer:
             f"  all on the card: needs {numbers.size(self.resident_bytes)}, does not fit by {numbers.size(self.missing_bytes)}.",
         ]  # fmt: skip
         for told, one in self.rows:
-            metrics = one.metrics
+            metrics, memory = one.metrics, one.memory_breakdown
             found.append(
                 f"  {told}: {_rate(metrics.decode_tokens_per_s, metrics.decode_tokens_per_s_interval)} generated tokens/s, "
                 f"{_rate(metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval)} prompt tokens/s, first token after "
-                f"{numbers.seconds(metrics.ttft_s or 0.0)}; {numbers.size(one.ledger.device_bytes)} on the card, "
-                f"{numbers.size(one.ledger.host_bytes)} in the host."
+                f"{numbers.seconds(metrics.ttft_s or 0.0)}; {numbers.size(memory.device_bytes)} on the card, "
+                f"{numbers.size(memory.host_bytes)} in the host."
             )
         last = self.rows[-1][1].metrics
         found.append(
@@ -99,12 +100,12 @@ class Answer:
         missing = f"does not fit: {numbers.size(self.missing_bytes)} are missing"
         rows = [("all on the card", missing, "", numbers.size(self.resident_bytes), "", "memory")]
         for told, one in self.rows:
-            metrics = one.metrics
+            metrics, memory = one.metrics, one.memory_breakdown
             rows.append(
                 (
                     told, _rate(metrics.decode_tokens_per_s, metrics.decode_tokens_per_s_interval),
-                    _rate(metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval), numbers.size(one.ledger.device_bytes),
-                    numbers.size(one.ledger.host_bytes), _BINDS.get(metrics.bound, metrics.bound),
+                    _rate(metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval), numbers.size(memory.device_bytes),
+                    numbers.size(memory.host_bytes), _BINDS.get(metrics.bound, metrics.bound),
                 )
             )  # fmt: skip
         lines = self.lines()
@@ -152,7 +153,7 @@ def _resident(subject: Subject) -> tuple[int, int]:
     """Return the bytes that everything on the card needs, and how many of them it lacks."""
     simulation = subject.simulation
     schedule = _preset(subject, "resident")
-    needed = simulation.ledger(schedule, cached_experts=simulation.num_experts).device_bytes
+    needed = simulation.memory_breakdown(schedule, cached_experts=simulation.num_experts).device_bytes
     try:
         simulation.slots_that_fit(schedule, least=simulation.num_experts)
     except DoesNotFit as error:

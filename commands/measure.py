@@ -20,7 +20,6 @@ from ..base.units import parse_bytes
 from .options.bounds import PASSES, WEEK_S, between
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
-    MAX_PLAN_BYTES,
     EngineOption,
     JsonFlag,
     OptionalTraceOption,
@@ -330,12 +329,12 @@ def _validate_plan(
     limits: dict[str, Any],
     progress: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    from ..base.json_files import read_json
     from ..executor.validation.validate_plan import validate_plan
     from ..sim.offload.simulate import check_match
+    from ..specs.plans.document import read_plan
     from ..specs.provenance import model_of
 
-    document = read_json(path, "plan", max_bytes=MAX_PLAN_BYTES)
+    document = read_plan(path)
     if document.get("kind") != "offload":
         raise InputError(
             "plan.kind",

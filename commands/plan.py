@@ -149,7 +149,9 @@ def plan(
     reserve: ReserveOption = None,
     exhaustive: Annotated[
         bool,
-        typer.Option("--exhaustive", help="offload: let no candidate be outrun early; takes several times as long."),
+        typer.Option(
+            "--exhaustive", help="offload: let no candidate be eliminated by racing early; takes several times as long."
+        ),
     ] = False,
     window: WindowOption = 2000,
     nodes: NodesOption = 1,

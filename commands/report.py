@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options.declarations import MAX_PLAN_BYTES, JsonFlag, OptionalTraceOption, bundled_trace_path
+from .options.declarations import JsonFlag, OptionalTraceOption, bundled_trace_path
 from .options.subject import planned_simulation
 
 
@@ -26,10 +26,10 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
-    from ..base.json_files import read_json
+    from ..specs.plans.document import read_plan
 
     check_outputs({"--output": output, "--timeline": timeline}, {"the plan": plan_path, "--trace": trace})
-    document = read_json(plan_path, "plan", max_bytes=MAX_PLAN_BYTES)
+    document = read_plan(plan_path)
     if document.get("kind") == "expert-parallel":
         _parallel(document, trace, output, timeline)
     else:
@@ -42,9 +42,9 @@ def report(
 
 def _offload(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
     from ..planner.offload.plan import planned_schedule
-    from ..reports.offload.plan_document import check_plan_document
+    from ..specs.plans.document import OFFLOAD, check_plan
 
-    check_plan_document(document)
+    check_plan(document, OFFLOAD)
     simulation = planned_simulation(document, trace)
     best = simulation.predict(planned_schedule(document), rows=True)
     write_offload_report(output, document, simulation, best)

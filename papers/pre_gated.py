@@ -132,7 +132,7 @@ def run_mode(name: str, mode: str, block_host_s: float, *, profile: Profile, bit
     seconds = decoding.metrics.window_s
     total = seconds + encoding.metrics.window_s
     return Mode(tokens_per_s=_TOKENS_OUT / total, block_s=seconds / _TOKENS_OUT / model.num_moe_layers,
-                peak_bytes=decoding.ledger.device_bytes)  # fmt: skip
+                peak_bytes=decoding.memory_breakdown.device_bytes)  # fmt: skip
 
 
 def _predict(model: ModelSpec, schedule: OffloadSchedule, profile: Profile, prompt: int, decode: int) -> Prediction:

@@ -1,4 +1,4 @@
-"""The memory ledger: every byte a plan needs on the device and on the host, item by item, and what is left for a cache.
+"""The memory breakdown: every byte a plan needs on the device and on the host, item by item, and what is left for a cache.
 
 Modelled: weights outside routed experts, KV cache (with sliding windows, states and cross-attention), activations of the largest
 forward pass, staging buffers, cached experts, replicas, what the runtime itself takes, and the host's store of all experts.
@@ -64,7 +64,7 @@ def kv_bytes_of(kinds: str, model: ModelSpec) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerItem:
+class MemoryItem:
     """One thing that takes memory."""
 
     name: str
@@ -76,10 +76,10 @@ class LedgerItem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryLedger:
+class MemoryBreakdown:
     """What a plan needs, item by item."""
 
-    items: tuple[LedgerItem, ...]
+    items: tuple[MemoryItem, ...]
 
     @property
     def device_bytes(self) -> int:
@@ -92,11 +92,11 @@ class MemoryLedger:
         return sum(item.num_bytes for item in self.items if item.place == HOST)
 
     def num_bytes(self, name: str) -> int:
-        """Return the bytes of the item called `name`, 0 where the ledger has none."""
+        """Return the bytes of the item called `name`, 0 where the memory breakdown has none."""
         return sum(item.num_bytes for item in self.items if item.name == name)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the ledger as plain values for files and reports."""
+        """Return the memory breakdown as plain values for files and reports."""
         rows = [{"name": i.name, "place": i.place, "bytes": i.num_bytes, "note": i.note} for i in self.items]
         return {"device_bytes": self.device_bytes, "host_bytes": self.host_bytes, "items": rows}
 
@@ -144,10 +144,10 @@ class MemoryNeeds:
             raise InputError("pass_tokens", self.pass_tokens, "below 1", "give at least 1")
 
 
-def device_ledger(
+def break_down_memory(
     needs: MemoryNeeds, *, cached_experts: int = 0, replicas: int = 0, offloaded: bool = True
-) -> MemoryLedger:
-    """Return the ledger of a plan that caches `cached_experts` experts on the device.
+) -> MemoryBreakdown:
+    """Return the memory breakdown of a plan that caches `cached_experts` experts on the device.
 
     replicas: extra copies of experts (expert parallelism). offloaded: the host keeps experts in page-locked memory (all of them,
     or `host_experts`), as it must unless all of them are resident. Raises InputError for counts below zero.
@@ -167,8 +167,8 @@ def device_ledger(
         there = needs.host_expert_bytes if needs.host_expert_bytes is not None else each
         which = f"{model.num_routed_experts} on disk, of them " if needs.below_host and not of_all else of_all
         note = f"{which}{count} experts of {there} bytes{stay}, page-locked"
-        items.append(LedgerItem(name="expert store", place=HOST, num_bytes=count * there, note=note))
-    return MemoryLedger(items=tuple(items))
+        items.append(MemoryItem(name="expert store", place=HOST, num_bytes=count * there, note=note))
+    return MemoryBreakdown(items=tuple(items))
 
 
 def cache_budget_bytes(budget_bytes: int, needs: MemoryNeeds, *, least_experts: int = 1) -> int:
@@ -191,17 +191,17 @@ def cache_budget_experts(budget_bytes: int, needs: MemoryNeeds, *, least_experts
     return min(left // needs.model.expert_bytes(needs.expert_format), needs.model.num_routed_experts)
 
 
-def require_fits(ledger: MemoryLedger, *, device_bytes: int, host_bytes: int | None = None) -> None:
-    """Return nothing; raises DoesNotFit where the ledger exceeds the device's or (if given) the host's memory."""
+def require_fits(memory_breakdown: MemoryBreakdown, *, device_bytes: int, host_bytes: int | None = None) -> None:
+    """Return nothing; raises DoesNotFit where the memory breakdown exceeds the device's or (if given) the host's memory."""
     for place, needed, have in (
-        (DEVICE, ledger.device_bytes, device_bytes),
-        (HOST, ledger.host_bytes, host_bytes),
+        (DEVICE, memory_breakdown.device_bytes, device_bytes),
+        (HOST, memory_breakdown.host_bytes, host_bytes),
     ):
         if have is not None and needed > have:
             raise DoesNotFit(f"the plan needs {needed} bytes of {place} memory, of {have}", needed - have)
 
 
-def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
+def _fixed_items(needs: MemoryNeeds) -> Sequence[MemoryItem]:
     """Return the items that do not depend on the cache."""
     model, dense = needs.model, needs.dense_format
     embeddings = model.embedding_bytes(dense)
@@ -228,11 +228,11 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[LedgerItem]:
     if on_host:
         also = " and tables of layers" if tables else ""
         note = f"the engine keeps it{also} in host memory, {outer}"
-        items.append(LedgerItem(name="token embedding", place=HOST, num_bytes=on_host, note=note))
+        items.append(MemoryItem(name="token embedding", place=HOST, num_bytes=on_host, note=note))
     return items
 
 
-def _caches(needs: MemoryNeeds) -> Sequence[LedgerItem]:
+def _caches(needs: MemoryNeeds) -> Sequence[MemoryItem]:
     """Return the caches of all requests: keys and values, and states where the engine keeps them in another precision."""
     model, requests, context = needs.model, needs.concurrency, needs.context_tokens
     note = f"{requests} requests of {context} tokens, {{}} bytes each"
@@ -256,7 +256,7 @@ def _pass_tokens(needs: MemoryNeeds) -> int:
     return needs.pass_tokens if needs.pass_tokens is not None else needs.concurrency
 
 
-def _buffers(needs: MemoryNeeds) -> LedgerItem:
+def _buffers(needs: MemoryNeeds) -> MemoryItem:
     """Return what a forward pass works in."""
     model, tokens = needs.model, _pass_tokens(needs)
     if needs.layout == PLAIN:
@@ -292,9 +292,9 @@ def _activation_values(model: ModelSpec) -> int:
     return _HIDDEN_COPIES * model.hidden_size + max(expert, into * model.dense_intermediate_size, projections)
 
 
-def _item(name: str, num_bytes: int, note: str) -> LedgerItem:
-    return LedgerItem(name=name, place=DEVICE, num_bytes=num_bytes, note=note)
+def _item(name: str, num_bytes: int, note: str) -> MemoryItem:
+    return MemoryItem(name=name, place=DEVICE, num_bytes=num_bytes, note=note)
 
 
-def _experts(name: str, count: int, each: int, fmt: WeightFormat) -> LedgerItem:
+def _experts(name: str, count: int, each: int, fmt: WeightFormat) -> MemoryItem:
     return _item(name, count * each, f"{count} experts of {each} bytes, {fmt.description}")

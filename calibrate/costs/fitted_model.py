@@ -144,7 +144,7 @@ class FittedCostModel(CostModel):
         if self.run is None:
             return alone
         # A visit's first expert waits until the cores are awake, and the stream until it knows of the last one.
-        waits = (self._handover("start") + self._handover("wake")) * self.run.errands_per_core_expert
+        waits = (self._handover("start") + self._handover("wake")) * self.run.cpu_tasks_per_core_expert
         return dataclasses.replace(alone, seconds=alone.seconds + waits)
 
     # --- copies -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class RunKind:
     """Tokens that an expert gets when it is used."""
     ahead_fraction: float = 0.0
     """Share of the experts used that had been guessed: copied for this visit, but before it."""
-    errands_per_core_expert: float = 0.0
+    cpu_tasks_per_core_expert: float = 0.0
     """Visits that send experts to the host's cores, over all experts that run there."""
 
     @property
@@ -65,7 +65,7 @@ def usual_run(bits: str, experts_per_visit: float, typical_tokens: float) -> Run
         overlapped=True,
         fresh_fraction=0.5,
         fetches_per_transfer=0.5,
-        errands_per_core_expert=0.5,
+        cpu_tasks_per_core_expert=0.5,
         experts_per_visit=experts_per_visit,
         typical_tokens=typical_tokens,
     )

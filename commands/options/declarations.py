@@ -13,11 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from ...base.errors import InputError
-from ...base.units import MIB
 from .bounds import CONTEXT_TOKENS as TOKENS
 from .bounds import PASSES, REQUESTS_TOGETHER, between
-
-MAX_PLAN_BYTES = 256 * MIB
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -47,7 +47,7 @@ class CoreExpert:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Errand:
+class CpuTask:
     """What one visit sends to the cores."""
 
     step: int
@@ -69,7 +69,7 @@ class HostCores:
     def __init__(self, device: Device, weights: Sequence[ExpertWeights], gate: Gate, *, staging_bytes: int) -> None:
         self._device, self._weights, self._gate = device, weights, gate
         self._scratch = Scratch()
-        self._errand: Errand | None = None
+        self._cpu_task: CpuTask | None = None
         self._staged: tuple[torch.Tensor, torch.Tensor] | None = None
         if device.asynchronous:
             what = "rows on their way to the host's cores"
@@ -85,25 +85,25 @@ class HostCores:
 
     # --- called by the program ---------------------------------------------------------------------------------------
 
-    def submit(self, errand: Errand) -> None:
+    def submit(self, cpu_task: CpuTask) -> None:
         """Start on a visit's experts; those of the visit before are done."""
         with self._gate.change:
-            if self._errand is not None:
+            if self._cpu_task is not None:
                 raise Internal("the cores were given a visit before the last one was done")
-            self._errand = errand
+            self._cpu_task = cpu_task
             self._gate.moved_at_s = time.monotonic()
             self._gate.change.notify_all()
 
-    def wait_for(self, errand: Errand) -> None:
+    def wait_for(self, cpu_task: CpuTask) -> None:
         """Block until the answers are in the worker's stream, and put them before what comes next in this one."""
-        while not errand.answered.wait(_LOOK_S):
+        while not cpu_task.answered.wait(_LOOK_S):
             self._gate.check()
             if self._gate.stopping:
                 raise ExecutionFailed("it was stopped while the host's cores were waited for", "run it again")
-        if errand.end is None:
+        if cpu_task.end is None:
             self._gate.check()
             raise Internal("the cores answered without answers")
-        self._device.follow(errand.end)
+        self._device.follow(cpu_task.end)
 
     def close(self) -> None:
         """Stop the thread after the expert it is computing, and give its memory back."""
@@ -125,8 +125,8 @@ class HostCores:
     def _work(self) -> None:
         try:
             with self._device.enter(CORES), torch.inference_mode():
-                while (errand := self._next()) is not None:
-                    self._run(errand)
+                while (cpu_task := self._next()) is not None:
+                    self._run(cpu_task)
         except BaseException as error:  # noqa: BLE001 - whatever happens here must be raised in the program's thread
             failure = ExecutionFailed(
                 f"an expert on the host's cores failed ({error})", "fetch misses instead (kernel.miss=fetch)"
@@ -135,36 +135,36 @@ class HostCores:
             self._gate.fail(failure)
         finally:
             with self._gate.change:
-                if self._errand is not None:
-                    self._errand.answered.set()
+                if self._cpu_task is not None:
+                    self._cpu_task.answered.set()
 
-    def _next(self) -> Errand | None:
+    def _next(self) -> CpuTask | None:
         with self._gate.change:
             while not self._gate.stopping:
-                if self._errand is not None:
-                    return self._errand
+                if self._cpu_task is not None:
+                    return self._cpu_task
                 self._gate.change.wait()
         return None
 
-    def _run(self, errand: Errand) -> None:
-        visit, device = errand.visit, self._device
-        spans = [(visit.offsets[one.expert], visit.offsets[one.expert + 1]) for one in errand.experts]
+    def _run(self, cpu_task: CpuTask) -> None:
+        visit, device = cpu_task.visit, self._device
+        spans = [(visit.offsets[one.expert], visit.offsets[one.expert + 1]) for one in cpu_task.experts]
         began = time.perf_counter_ns()
         sent = self._fetch_rows(visit, spans)
-        for at, (one, (low, high)) in enumerate(zip(errand.experts, spans, strict=True)):
+        for at, (one, (low, high)) in enumerate(zip(cpu_task.experts, spans, strict=True)):
             if self._gate.stopping:
                 return
             self._compute(visit, one, sent, sum(b - a for a, b in spans[:at]), low, high)
             if at == len(spans) - 1:
-                errand.end = device.mark()
+                cpu_task.end = device.mark()
             now = time.perf_counter_ns()
-            self.rows.on_cores(errand.step, errand.layer, one.expert, began, now, high - low)
+            self.rows.on_cores(cpu_task.step, cpu_task.layer, one.expert, began, now, high - low)
             began = now
             self._gate.moved_at_s = time.monotonic()
         self.preempted = preemptions()
         with self._gate.change:
-            self._errand = None
-        errand.answered.set()
+            self._cpu_task = None
+        cpu_task.answered.set()
 
     def _fetch_rows(self, visit: Visit, spans: Sequence[tuple[int, int]]) -> torch.Tensor | None:
         """Bring the rows of several experts to the host, one expert's behind the other's; None where they are there."""

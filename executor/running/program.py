@@ -48,7 +48,7 @@ from ...sim.timeline import (
 )
 from ...specs.models.pass_shape import PassShape
 from .copy_engine import BackEngine, CopyEngine, Gate
-from .host_cores import CoreExpert, Errand, HostCores
+from .host_cores import CoreExpert, CpuTask, HostCores
 from .host_tier import HostTier
 from .rows import Rows
 from .stream_copies import StreamCopies
@@ -106,7 +106,7 @@ class Program:
         self._expert_bytes = expert_bytes
         """By weight format, like the runners."""
         self._copies, self._backs, self._cores, self._tier = copies, backs, cores, tier
-        self._errand: Errand | None = None
+        self._cpu_task: CpuTask | None = None
         """What the cores are busy with: this visit's answers are not complete before."""
         self._known: dict[int, Transfer] = {}
         self._transients: dict[int, Transfer] = {}
@@ -173,8 +173,8 @@ class Program:
 
     def _await_cores(self) -> None:
         """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
-        if self._errand is not None and self._cores is not None:
-            self._cores.wait_for(self._errand)
+        if self._cpu_task is not None and self._cores is not None:
+            self._cores.wait_for(self._cpu_task)
 
     def _await_places(self) -> None:
         """Wait for guesses whose places the last visit gave to others: places are finite, so the pass runs no further ahead."""
@@ -186,9 +186,9 @@ class Program:
 
     def _answered(self, visit: Visit) -> torch.Tensor:
         """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
-        if self._errand is not None:
+        if self._cpu_task is not None:
             self._experts[0].finish(visit)
-            self._errand = None
+            self._cpu_task = None
         return visit.x
 
     def _sample(self, number: int, chosen: torch.Tensor, end: Mark) -> None:
@@ -212,18 +212,18 @@ class Program:
         base = layer * config.num_experts
         if config.cancel:
             self._cancel_wrong_guesses(number, layer)
-        seats = state.slot_of.copy()
+        places = state.slot_of.copy()
         decide_visit(config, self._steps, state, out, number, layer)
         self._count_ready()
         # The last visit's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
         promoted = out.promoted[: out.size[SIZE_PROMOTED]].tolist()
-        errand = self._send_to_cores(number, layer, visit)
+        cpu_task = self._send_to_cores(number, layer, visit)
         transfers = self._transfers()
         if self._tier is not None:
             self._tier.assign(number, out, transfers)
         demanded = {transfer: self._known[transfer] for transfer in promoted}
-        launches = self._launches(base, seats, transfers)
+        launches = self._launches(base, places, transfers)
         for transfer in demanded:
             self._known.pop(transfer, None)  # nobody else will wait for it
         # On one stream what was demanded stands before whatever comes now.
@@ -233,18 +233,18 @@ class Program:
         ):  # without a cache a block that was fetched ahead is waited for as a whole
             launches[0].needs.extend(self._clearing)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
-        backs = self._write_backs(number, seats, transfers)
+        backs = self._write_backs(number, places, transfers)
         self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
-        if errand is not None and self._cores is not None:
-            self._cores.submit(errand)
-            self._errand = errand
+        if cpu_task is not None and self._cores is not None:
+            self._cores.submit(cpu_task)
+            self._cpu_task = cpu_task
         if promoted and isinstance(self._copies, CopyEngine):
             self._copies.promote(promoted)
         later = self._submit_all(number, layer, transfers, backs, len(launches))
         for place, launch in enumerate(launches):
             for copy in later[place]:
                 self._put(copy)
-            self._launch(number, layer, launch, visit, last=place == len(launches) - 1 and errand is None)
+            self._launch(number, layer, launch, visit, last=place == len(launches) - 1 and cpu_task is None)
         for copy in later[-1]:
             self._put(copy)
 
@@ -340,7 +340,7 @@ class Program:
                 else:
                     self.late_hits += 1
 
-    def _send_to_cores(self, number: int, layer: int, visit: Visit) -> Errand | None:
+    def _send_to_cores(self, number: int, layer: int, visit: Visit) -> CpuTask | None:
         """Return what this visit computes on the host's cores, None where that is nothing."""
         out, count = self._out, int(self._out.size[SIZE_CPU])
         if not count:
@@ -351,7 +351,7 @@ class Program:
             CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
             for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
         ]
-        return Errand(step=number, layer=layer, visit=visit, experts=experts)
+        return CpuTask(step=number, layer=layer, visit=visit, experts=experts)
 
     def _transfers(self) -> list[Transfer]:
         out = self._out
@@ -389,7 +389,7 @@ class Program:
             found.append(transfer)
         return found
 
-    def _launches(self, base: int, seats: Array, transfers: list[Transfer]) -> list[Launch]:
+    def _launches(self, base: int, places: Array, transfers: list[Transfer]) -> list[Launch]:
         """Return the visit's kernels: which experts, where they lie, which transfers each must wait for."""
         out = self._out
         items, first = int(out.size[SIZE_ITEMS]), int(out.size[FIRST_TRANSFER])
@@ -401,7 +401,7 @@ class Program:
             launch = launches[kernel]
             transfer = fetched.get(key) or self._transients.get(key)
             if transfer is None:
-                seat: int | Transfer = int(seats[key])
+                seat: int | Transfer = int(places[key])
             else:
                 seat = transfer if transfer.transient else transfer.slot
             launch.experts.append(expert)
@@ -419,7 +419,7 @@ class Program:
         found = (self._transients.pop(base + expert, None) for expert in range(self._config.num_experts))
         return [transfer for transfer in found if transfer is not None]
 
-    def _write_backs(self, number: int, seats: Array, transfers: list[Transfer]) -> list[WriteBack]:
+    def _write_backs(self, number: int, places: Array, transfers: list[Transfer]) -> list[WriteBack]:
         """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""
         out = self._out
         count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
@@ -430,7 +430,7 @@ class Program:
                 id=first + at,
                 key=key,
                 step=number,
-                slot=slots.get(key, int(seats[key])),
+                slot=slots.get(key, int(places[key])),
                 wait_kernel=kernel,
                 format=fmt,
                 num_bytes=self._expert_bytes[fmt],

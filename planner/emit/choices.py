@@ -12,7 +12,7 @@ A plan document is plan.json, read back. Keys that are read here; others are ign
      "provenance": {"model": "…", "trace": {"layer_ids": […]}}}
 
     {"kind": "offload", "schema_version": 1,
-     "best": {"schedule": {…}, "ledger": {"items": [{"name", "place", "bytes"}, …]}},
+     "best": {"schedule": {…}, "memory_breakdown": {"items": [{"name", "place", "bytes"}, …]}},
      "provenance": {"model": "…", "memory_bytes": …, "trace": {"num_layers": …, "num_experts": …}}}
 
 Modelled: one choice per plan, checked against the model it is emitted for. Ignored: predictions, baselines, verdicts.
@@ -37,9 +37,6 @@ from ..placement.placement import contiguous as contiguous
 from ..placement.placement import round_robin as round_robin
 from .served import ServedChoice, read_served
 
-EXPERT_PARALLEL, OFFLOAD = "expert-parallel", "offload"
-KINDS = (EXPERT_PARALLEL, OFFLOAD)
-READABLE_SCHEMA = 1
 _PLACEMENT_KEYS = ("physical_to_logical", "num_ranks", "num_nodes", "num_logical", "layer_ids")
 
 
@@ -93,23 +90,12 @@ class OffloadChoice:
     memory_bytes: int
     """The whole device budget."""
     device_bytes: Mapping[str, int]
-    """Items of the device's ledger by name."""
+    """Items of the device's memory breakdown by name."""
     served: ServedChoice | None = None
     """What the plan says of the engine it was made for."""
 
 
 # --- reading a document --------------------------------------------------------------------------------------------------
-
-
-def plan_kind(document: Mapping[str, Any]) -> str:
-    """Return the kind of a plan document; raises UnknownName or InputError for one that this version cannot read."""
-    kind = document.get("kind")
-    if kind not in KINDS:
-        raise UnknownName("plan: kind", kind, KINDS)
-    version = document.get("schema_version", READABLE_SCHEMA)
-    if version != READABLE_SCHEMA or isinstance(version, bool):
-        raise InputError("plan: schema_version", version, f"this version reads {READABLE_SCHEMA}", "plan again")
-    return str(kind)
 
 
 def read_ep_choice(document: Mapping[str, Any], model: ModelSpec) -> EpChoice:
@@ -181,9 +167,9 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
             raise InputError("plan: best.schedule.cache", cache.policy, "a cache without a size", "plan again")
     if cached > total:
         raise InputError("plan: best.schedule.cache", cached, f"{model.name} has {total} experts", "plan again")
-    items = _table(best, "ledger").get("items")
+    items = _table(best, "memory_breakdown").get("items")
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        raise InputError("plan: best.ledger.items", items, "not a list of items", "plan again")
+        raise InputError("plan: best.memory_breakdown.items", items, "not a list of items", "plan again")
     return OffloadChoice(
         name=schedule.name,
         schedule=schedule,
@@ -192,7 +178,7 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
         native_format=bits == model.native_bits,
         memory_bytes=_count(provenance.get("memory_bytes"), "plan: provenance.memory_bytes", 1),
         served=read_served(document),
-        device_bytes={str(item.get("name")): _count(item.get("bytes"), f"plan: ledger {item.get('name')}", 0)
+        device_bytes={str(item.get("name")): _count(item.get("bytes"), f"plan: memory breakdown {item.get('name')}", 0)
                       for item in items if item.get("place") == "device"},
     )  # fmt: skip
 

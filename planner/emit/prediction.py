@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...base.units import MS_PER_S
-from .choices import EXPERT_PARALLEL, NEUTRAL, Emission
+from ...specs.plans.document import EXPERT_PARALLEL
+from .choices import NEUTRAL, Emission
 
 
 def prediction_lines(emission: Emission, document: Mapping[str, Any]) -> list[str]:

@@ -16,12 +16,10 @@ from ... import __version__
 from ...base.errors import InputError, Internal, UnknownName
 from ...base.text_files import check_outputs, output_folder, write_atomic
 from ...specs.models import ModelSpec
+from ...specs.plans.document import EXPERT_PARALLEL, OFFLOAD, plan_kind
 from .choices import (
-    EXPERT_PARALLEL,
-    OFFLOAD,
     Emission,
     Placement,
-    plan_kind,
     read_ep_choice,
     read_offload_choice,
 )

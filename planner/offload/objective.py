@@ -21,7 +21,7 @@ from ...sim.offload.workload import Workload
 OBJECTIVES = ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory")
 OF_REQUESTS = ("request_s", "ttft_s", "decode_tokens_per_s")
 RANKED_BY: Mapping[str, str] = {
-    "tokens_per_s": "window_s", "p99_step_s": "step_s.p99", "least_memory": "ledger.device_bytes", "request_s": "request_s",
+    "tokens_per_s": "window_s", "p99_step_s": "step_s.p99", "least_memory": "memory_breakdown.device_bytes", "request_s": "request_s",
     "ttft_s": "ttft_s", "decode_tokens_per_s": "decode_tokens_per_s",
 }  # fmt: skip
 """Objectives, with the figure of a schedule that decides (of `decode_tokens_per_s` the most is best, of others the least)."""

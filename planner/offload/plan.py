@@ -18,6 +18,7 @@ from ... import __version__
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
 from ...sim.offload.simulate import Prediction, Simulation
+from ...specs.plans.document import OFFLOAD, SCHEMA_VERSION
 from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
 from ...specs.schedules.presets import ENGINE_FAMILY, FAMILIES, NEEDS
@@ -30,8 +31,6 @@ from .search import search
 from .space import Candidate
 from .verdict import need_nothing, references_of, run_ns, verdict, with_memory
 
-PLAN_SCHEMA_VERSION = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
@@ -43,7 +42,7 @@ class PlanRequest:
     concurrency: int = 1
     prefill_chunk_tokens: int | None = None
     exhaustive: bool = False
-    """Let no candidate be outrun: every one is simulated until it cannot win."""
+    """Let no candidate be eliminated by racing: every one is simulated until it cannot win."""
     ttft_s: float | None = None
     """Most that the first token of a request may take."""
     tpot_s: float | None = None
@@ -86,7 +85,7 @@ class OffloadPlan:
     num_evaluated: int
     num_abandoned: int
     num_pruned: int
-    num_outrun: int
+    num_raced_out: int
     lower_bound_step_s: float
     optimality_gap: float
     """How much slower the best is than the lower bound, as a fraction of the bound."""
@@ -150,11 +149,11 @@ def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progres
         left_out=left_out,
         front=tuple(result.front),
         references=references,
-        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_outrun for _, r in results),
+        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_raced_out for _, r in results),
         num_evaluated=sum(r.num_evaluated for _, r in results),
         num_abandoned=sum(r.num_abandoned for _, r in results),
         num_pruned=sum(r.num_pruned for _, r in results),
-        num_outrun=sum(r.num_outrun for _, r in results),
+        num_raced_out=sum(r.num_raced_out for _, r in results),
         lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
         verdict=verdict(
@@ -279,7 +278,7 @@ def prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
         "name": prediction.schedule.name,
         "schedule": prediction.schedule.to_dict(),
         **metrics,
-        "ledger": prediction.ledger.to_dict(),
+        "memory_breakdown": prediction.memory_breakdown.to_dict(),
         "assumptions": list(prediction.assumptions),
         "engine": prediction.engine,
     }
@@ -293,8 +292,8 @@ def _rival_to_dict(rival: Prediction) -> dict[str, Any]:
 def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
     """Return a plan as plain values, as written to plan.json."""
     return {
-        "schema_version": PLAN_SCHEMA_VERSION,
-        "kind": "offload",
+        "schema_version": SCHEMA_VERSION,
+        "kind": OFFLOAD,
         "provenance": plan.provenance,
         **plan.made_of,
         "request": asdict(plan.request),
@@ -317,7 +316,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "num_evaluated": plan.num_evaluated,
         "num_abandoned": plan.num_abandoned,
         "num_pruned": plan.num_pruned,
-        "num_outrun": plan.num_outrun,
+        "num_raced_out": plan.num_raced_out,
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,

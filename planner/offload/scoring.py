@@ -57,7 +57,7 @@ class SearchResult:
     """Simulated to the end of the window."""
     num_abandoned: int = 0
     """Simulated until they could no longer be the best."""
-    num_outrun: int = 0
+    num_raced_out: int = 0
     """Too far behind after a part of the window."""
     num_pruned: int = 0
     """Never simulated: their bound was no better than the best."""
@@ -95,12 +95,12 @@ def merit(one: Scored, objective: str, limits: Limits = NO_LIMITS) -> tuple[floa
 def front_point(simulation: Simulation, level: int, best: Scored) -> FrontPoint:
     """Return what a schedule of a level needs and reaches."""
     candidate = best.candidate
-    ledger = simulation.ledger(
+    memory_breakdown = simulation.memory_breakdown(
         candidate.schedule, cached_experts=candidate.cached_slots, transient_experts=best.transient
     )
     return FrontPoint(
         level=level,
-        device_bytes=ledger.device_bytes,
+        device_bytes=memory_breakdown.device_bytes,
         figures=best.figures,
         schedule=candidate.schedule,
     )

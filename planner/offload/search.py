@@ -4,8 +4,8 @@ Modelled: levels of memory are searched upwards; a candidate is pruned when its 
 the same or less memory already reached, so pruning never loses the best. What is left races: after 60 and after 400 forward
 passes, candidates that lag behind the leader by more than a margin are out. Where prompts come first and all answers after them, the
 passes are counted from the end of the prompts, and what is compared is the window's time if answers go on as they began. That may
-lose a schedule that starts badly and ends well, so margins are wide, the plan says how many were outrun, and `exhaustive` runs every
-one of them on. Ignored: randomness; the search is the same every time.
+lose a schedule that starts badly and ends well, so margins are wide, the plan says how many were eliminated by racing, and
+`exhaustive` runs every one of them on. Ignored: randomness; the search is the same every time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
            ) -> SearchResult:  # fmt: skip
     """Return the best schedule on the simulation's window that keeps the bits and batching of `base`.
 
-    low_bits: a second weight format that experts may have. exhaustive: let no candidate be outrun.
+    low_bits: a second weight format that experts may have. exhaustive: let no candidate be eliminated by racing.
     objective: one of `OBJECTIVES`; least_memory is the least device memory that reaches `floor_tokens_per_s`. limits: where nothing
     keeps them, the best is what comes nearest. Raises DoesNotFit when no schedule fits the budget, InputError for an unknown objective
     or a missing floor.
@@ -64,7 +64,7 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
                 bounded = [one for one in bounded if one[1].whole_ns < incumbent.total_ns]
             scored, pruned, abandoned = [], len(found) - len(bounded), 0
             entries = _in_order(simulation, bounded, pool, race=race)
-            outrun = len(bounded) - len(entries)
+            raced_out = len(bounded) - len(entries)
             done += len(found) - len(entries)
             for begin in range(0, len(entries), 4 * workers):
                 batch = entries[begin : begin + 4 * workers]
@@ -94,7 +94,7 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
             result.num_evaluated += len(scored)
             result.num_pruned += pruned
             result.num_abandoned += abandoned
-            result.num_outrun += outrun
+            result.num_raced_out += raced_out
             result.best = incumbent
             result.front.append(front_point(simulation, level, incumbent))
     if result is None and refused:

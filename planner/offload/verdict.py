@@ -101,7 +101,7 @@ def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str
             ", ".join(helping) or "no more memory and no knowledge of the future would make it noticeably faster"
         )
     if floor_tokens_per_s is not None:
-        size = best.ledger.device_bytes / GIB
+        size = best.memory_breakdown.device_bytes / GIB
         said.insert(0, f"{floor_tokens_per_s:g} tokens/s need {size:.3f} GiB of device memory")
     fastest = min(need_nothing(rivals), key=taken, default=None)
     if same_as is not None:

@@ -90,14 +90,14 @@ class TokenEvidence:
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the counts of every step of a part, replayed once for each division of the work."""
         pipeline = schedule.pipeline
-        division = (
+        parallelism = (
             schedule.parallel.experts,
             schedule.exchange.kind,
             pipeline.micro_batches,
             pipeline.split,
             schedule.num_groups,
         )
-        key = (part, id(candidate.placement), id(candidate.router), *division)
+        key = (part, id(candidate.placement), id(candidate.router), *parallelism)
         if key not in self._loads:
             topology = topology_of(candidate.placement)
             steps = self.parts[part]
@@ -190,14 +190,14 @@ class CountEvidence:
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the expected counts of one step; a part makes no difference."""
         pipeline = schedule.pipeline
-        division = (
+        parallelism = (
             schedule.parallel.experts,
             schedule.exchange.kind,
             pipeline.micro_batches,
             pipeline.split,
             schedule.num_groups,
         )
-        key = (id(candidate.placement), id(candidate.router), *division)
+        key = (id(candidate.placement), id(candidate.router), *parallelism)
         if key not in self._loads:
             placement = candidate.placement
             ranks = placement.num_ranks

@@ -40,13 +40,15 @@ def migration(before: Placement, after: Placement, *, expert_bytes: int, constan
               after_s: float) -> Migration:  # fmt: skip
     """Return the cost of coming from one placement to another whose steps take `before_s` and `after_s`."""
     inter, intra = np.zeros(after.num_ranks, np.int64), np.zeros(after.num_ranks, np.int64)
-    seats = after.ranks_per_node
+    ranks_per_node = after.ranks_per_node
     for layer in range(after.num_layers):
         had = [set(part.tolist()) for part in before.physical_to_logical[layer].reshape(before.num_ranks, -1)]
-        near = [set().union(*had[first : first + seats]) for first in range(0, before.num_ranks, seats)]
+        near = [
+            set().union(*had[first : first + ranks_per_node]) for first in range(0, before.num_ranks, ranks_per_node)
+        ]
         for rank, part in enumerate(after.physical_to_logical[layer].reshape(after.num_ranks, -1)):
             for expert in set(part.tolist()) - had[rank]:
-                if expert in near[rank // seats]:
+                if expert in near[rank // ranks_per_node]:
                     intra[rank] += 1
                 else:
                     inter[rank] += 1

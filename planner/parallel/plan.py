@@ -22,6 +22,7 @@ from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.bundled_kernels import with_kernels
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, weight_format
+from ...specs.plans.document import EXPERT_PARALLEL, SCHEMA_VERSION
 from ...specs.provenance import made_of
 from ...specs.schedules.parallel import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
 from ...traces.content import recording_sha256
@@ -35,7 +36,6 @@ from .maps import placement_to_dict, plan_maps
 from .migration import Migration, migration
 from .search import EpProgress, EpSearch, describe
 
-EP_PLAN_SCHEMA_VERSION = 1
 # Presets that stand for themselves: they change the model or cannot be run without loss.
 _REFERENCES = ("comet", "scmoe")
 # A change below this is not worth an operator's trouble: the noise of step times in serving.
@@ -58,7 +58,7 @@ class EpPlan:
     ablation: tuple[dict[str, Any], ...]
     """Steps from plain expert parallelism to the best, and the best without each ingredient."""
     migration: Migration
-    ageing: tuple[dict[str, Any], ...]
+    staleness: tuple[dict[str, Any], ...]
     overfit_fraction: float
     """The best's step on unseen requests over its step on those it was planned on, less one; 0 from counts."""
     num_candidates: int
@@ -111,7 +111,7 @@ def make_ep_plan(
     return EpPlan(
         request=request, best=best, placement=candidate.placement, dispatch=getattr(candidate.router, "table", None),
         baselines=tuple(rivals), references=tuple(references), left_out=left_out, ablation=tuple(_ablation(search, base, chosen)),
-        migration=moved, ageing=tuple(_ageing(search, chosen, base, request, model, others or {})),
+        migration=moved, staleness=tuple(_staleness(search, chosen, base, request, model, others or {})),
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base, chosen),
@@ -177,7 +177,7 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
     bare = {"placement__policy": chosen.placement.policy if chosen.placement.policy != "metro" else "eplb",
             "placement__num_redundant": 0}  # fmt: skip
     ingredients: dict[str, dict[str, Any]] = {
-        "division": {f"parallel__{key}": value for key, value in asdict(chosen.parallel).items()},
+        "parallelism": {f"parallel__{key}": value for key, value in asdict(chosen.parallel).items()},
         "exchange": {"exchange__kind": chosen.exchange.kind, "exchange__tiers": chosen.exchange.tiers},
         "placement": bare,
         "replication": {
@@ -199,7 +199,7 @@ def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertPara
         before = step_s
     whole = search.predict(chosen, REPORT).step_s
     defaults: dict[str, dict[str, Any]] = {
-        "division": {"parallel__attention": "data", "parallel__experts": "expert"},
+        "parallelism": {"parallel__attention": "data", "parallel__experts": "expert"},
         "placement": {"placement__policy": "contiguous", "placement__num_redundant": 0},
         "replication": bare,
         "exchange": {"exchange__kind": "per-rank", "exchange__tiers": "together"},
@@ -230,7 +230,7 @@ def _with_copies(
     return changed.with_options(pipeline__num_groups=min(changed.num_groups, slots))
 
 
-def _ageing(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: EpRequest, model: ModelSpec,
+def _staleness(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: EpRequest, model: ModelSpec,
             others: Mapping[str, Recording]) -> list[dict[str, Any]]:  # fmt: skip
     """Return, for every other recording, the plan as it is there beside plain expert parallelism and a fresh EPLB."""
     found = []
@@ -379,13 +379,13 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
     best = plan.best.to_dict() | {"schedule": plan.best.schedule.to_dict(), "description": describe(plan.best.schedule),
                                   "engine": "twin, checked by simpy"}  # fmt: skip
     return {
-        "schema_version": EP_PLAN_SCHEMA_VERSION, "kind": "expert-parallel", "provenance": plan.provenance, **plan.made_of,
+        "schema_version": SCHEMA_VERSION, "kind": EXPERT_PARALLEL, "provenance": plan.provenance, **plan.made_of,
         "request": {key: value for key, value in asdict(plan.request).items() if key != "workers"}, "best": best,
         "placement": placement_to_dict(plan.placement),
         "baselines": [_rival(each) for each in plan.baselines],
         "references": [_rival(each) for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
-        "ageing": list(plan.ageing), "links": plan.links, "rank_rows": plan.rank_rows,
+        "staleness": list(plan.staleness), "links": plan.links, "rank_rows": plan.rank_rows,
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
         "lower_bound_step_s": plan.lower_bound_step_s, "optimality_gap": plan.optimality_gap, "verdict": plan.verdict,

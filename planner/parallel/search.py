@@ -30,7 +30,7 @@ _SM_FRACTIONS = (16 / 132, 24 / 132)
 
 
 # Divisions with attention shared inside nodes, in a few words.
-_DIVISIONS = {
+_PARALLELISMS = {
     "expert": "attention sliced in nodes", "sharded": "attention and experts sliced in nodes",
     "node": "attention sliced and experts spread in each node", "tensor": "all sliced in each node",
 }  # fmt: skip
@@ -153,7 +153,7 @@ def describe(schedule: ExpertParallelSchedule) -> str:
     if schedule.parallel.experts not in ("tensor", "node"):
         words.append(schedule.exchange.kind)
     if schedule.parallel.attention == "tensor":
-        words.append(_DIVISIONS[schedule.parallel.experts])
+        words.append(_PARALLELISMS[schedule.parallel.experts])
     if pipeline.micro_batches > 1:
         words.append(f"{pipeline.micro_batches} batches in alternation")
     if schedule.num_groups > 1:

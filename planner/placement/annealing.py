@@ -92,32 +92,32 @@ def mean_seconds(ports: Counts, prices: Prices, work_weight: float) -> float:
 @jit
 def fill_state(state: State, buckets: Buckets, experts: Counts, rules: Rules) -> None:
     """Count `visits`, `rows` and `ports` of `state` from scratch for `experts: [tokens, top_k]` under `state.target`."""
-    visits, ports, rows, seats = state.visits, state.ports, state.rows, rules.ranks_per_node
+    visits, ports, rows, ranks_per_node = state.visits, state.ports, state.rows, rules.ranks_per_node
     num_ranks = state.target.shape[1]
     visits[:] = 0
     ports[:] = 0
     rows[:] = 0
     for token in range(experts.shape[0]):
         source, step = buckets.source[token], buckets.step[token]
-        home, seat = source // seats, source % seats
+        home, seat = source // ranks_per_node, source % ranks_per_node
         for choice in range(experts.shape[1]):
             expert = experts[token, choice]
             rank = state.target[expert, source]
             visits[token, rank] += 1
-            visits[token, num_ranks + rank // seats] += 1
+            visits[token, num_ranks + rank // ranks_per_node] += 1
             rows[step, expert, rank] += 1
             if rules.kind != TWO_STAGES and rank != source and (rules.kind == EVERY_CHOICE or visits[token, rank] == 1):
-                tier = 2 if rank // seats == home else 0
+                tier = 2 if rank // ranks_per_node == home else 0
                 ports[step, tier, source] += 1
                 ports[step, tier + 1, rank] += 1
         if rules.kind != TWO_STAGES:
             continue
-        for node in range(num_ranks // seats):
-            gateway = node * seats + seat
+        for node in range(num_ranks // ranks_per_node):
+            gateway = node * ranks_per_node + seat
             if visits[token, num_ranks + node] > 0 and node != home:
                 ports[step, 0, source] += 1
                 ports[step, 1, gateway] += 1
-            for rank in range(node * seats, (node + 1) * seats):
+            for rank in range(node * ranks_per_node, (node + 1) * ranks_per_node):
                 if visits[token, rank] > 0 and rank != gateway:
                     ports[step, 2, gateway] += 1
                     ports[step, 3, rank] += 1
@@ -130,11 +130,11 @@ def fill_state(state: State, buckets: Buckets, experts: Counts, rules: Rules) ->
 @jit
 def repoint(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, rules: Rules) -> None:
     """Send the tokens of (expert, source rank) to rank `after` instead of `before`, keeping every count exact."""
-    visits, ports, rows, seats = state.visits, state.ports, state.rows, rules.ranks_per_node
+    visits, ports, rows, ranks_per_node = state.visits, state.ports, state.rows, rules.ranks_per_node
     num_steps, num_ranks = ports.shape[0], ports.shape[2]
-    home, seat = source // seats, source % seats
-    node_before, node_after = before // seats, after // seats
-    gate_before, gate_after = node_before * seats + seat, node_after * seats + seat
+    home, seat = source // ranks_per_node, source % ranks_per_node
+    node_before, node_after = before // ranks_per_node, after // ranks_per_node
+    gate_before, gate_after = node_before * ranks_per_node + seat, node_after * ranks_per_node + seat
     column_before, column_after = num_ranks + node_before, num_ranks + node_after
     bucket = (expert * num_ranks + source) * num_steps
     for step in range(num_steps):
@@ -188,12 +188,14 @@ def repoint(state: State, buckets: Buckets, expert: int, source: int, before: in
 
 
 @jit
-def _revisit(state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, seats: int) -> None:
+def _revisit(
+    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
+) -> None:
     """Move visits and rows of (expert, source rank) from `before` to `after`, not ports (to take a move back)."""
     visits, rows = state.visits, state.rows
     num_steps, num_ranks = state.ports.shape[0], state.ports.shape[2]
-    column_before = num_ranks + before // seats
-    column_after = num_ranks + after // seats
+    column_before = num_ranks + before // ranks_per_node
+    column_after = num_ranks + after // ranks_per_node
     bucket = (expert * num_ranks + source) * num_steps
     for step in range(num_steps):
         many = buckets.start[bucket + step + 1] - buckets.start[bucket + step]
@@ -320,7 +322,7 @@ def anneal(
     """
     num_slots = len(state.slots)
     num_logical, num_ranks = state.target.shape
-    slots_per_rank, seats = num_slots // num_ranks, rules.ranks_per_node
+    slots_per_rank, ranks_per_node = num_slots // num_ranks, rules.ranks_per_node
     saved = np.empty_like(state.ports)
     room = 2 * num_ranks
     changes = Changes(
@@ -343,7 +345,7 @@ def anneal(
             count = _propose_swap(state, slot_a, slot_b, slots_per_rank, changes)
         elif kind < SWAP_SHARE + OVERWRITE_SHARE:
             expert = hash_below(num_logical, seed, move, 2, 0)
-            count = _propose_overwrite(state, slot_a, expert, slots_per_rank, seats, seed, move, changes)
+            count = _propose_overwrite(state, slot_a, expert, slots_per_rank, ranks_per_node, seed, move, changes)
         else:
             expert = state.slots[slot_a]
             source = hash_below(num_ranks, seed, move, 2, 0)
@@ -362,7 +364,7 @@ def anneal(
         if seconds > current and hash_fraction(seed, move, 3, 0) >= math.exp((current - seconds) / temperature):
             for row in range(count):
                 back_from, back_to = changes.after[row], changes.before[row]
-                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, seats)
+                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, ranks_per_node)
             state.ports[:] = saved
             continue
         accepted += 1

@@ -219,8 +219,8 @@ def _exchanges_s(ports: npt.NDArray[np.integer], inter: int, intra: int, prices:
     out = latency_s + inter * prices.inter_out_s if inter > 0 else 0.0
     back = latency_s + inter * prices.inter_back_s if inter > 0 else 0.0
     if len(node.out_s) > 0:
-        inside_out = inside_seconds(ports, node.seats, node.out_s, node.out_token_s)
-        inside_back = inside_seconds(ports, node.seats, node.back_s, node.back_token_s)
+        inside_out = inside_seconds(ports, node.ranks_per_node, node.out_s, node.out_token_s)
+        inside_back = inside_seconds(ports, node.ranks_per_node, node.back_s, node.back_token_s)
     else:
         inside_out = prices.intra_latency_s + intra * prices.intra_out_s if intra > 0 else 0.0
         inside_back = prices.intra_latency_s + intra * prices.intra_back_s if intra > 0 else 0.0

@@ -129,14 +129,14 @@ def nearest_table(placement: Placement, seed: int = SGLANG_SEED) -> npt.NDArray[
     in an order shuffled by one generator that runs through layers and experts (formats: SGLang `expert_location.py`).
     """
     generator = random.Random(seed)
-    ranks, seats, width = placement.num_ranks, placement.ranks_per_node, placement.slots_per_rank
+    ranks, ranks_per_node, width = placement.num_ranks, placement.ranks_per_node, placement.slots_per_rank
     table = np.empty((placement.num_layers, placement.num_logical, ranks), dtype=np.int32)
     for layer in range(placement.num_layers):
         for expert, copies in enumerate(placement.logical_to_physical(layer)):
             left_over = []
             for rank in range(ranks):
                 near = [slot for slot in copies if slot // width == rank]
-                near = near or [slot for slot in copies if slot // (width * seats) == rank // seats]
+                near = near or [slot for slot in copies if slot // (width * ranks_per_node) == rank // ranks_per_node]
                 if near or len(copies) == 1:
                     table[layer, expert, rank] = (near or copies)[0]
                 else:

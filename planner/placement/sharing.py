@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 class NodeTables(NamedTuple):
     """What ranks share as compiled code takes it; `NodeSharing` says what it means."""
 
-    seats: int
+    ranks_per_node: int
     """Ranks of a node; 0 where ranks share nothing."""
     shared_port: bool
     half_duplex_port: bool
@@ -88,9 +88,9 @@ def node_tables(sharing: NodeSharing | None) -> NodeTables:
 def node_port_tokens(ports: npt.NDArray[np.integer], node: NodeTables) -> int:
     """Return the tokens through the busiest port between nodes, of `ports: [5, num_ranks]`."""
     most = 0
-    for first in range(0, ports.shape[1], node.seats):
+    for first in range(0, ports.shape[1], node.ranks_per_node):
         sent, received = 0, 0
-        for rank in range(first, first + node.seats):
+        for rank in range(first, first + node.ranks_per_node):
             if node.shared_port:
                 sent += ports[0, rank]
                 received += ports[1, rank]
@@ -101,12 +101,14 @@ def node_port_tokens(ports: npt.NDArray[np.integer], node: NodeTables) -> int:
 
 
 @jit
-def inside_seconds(ports: npt.NDArray[np.integer], seats: int, seconds: FloatArray, token_s: FloatArray) -> float:
+def inside_seconds(
+    ports: npt.NDArray[np.integer], ranks_per_node: int, seconds: FloatArray, token_s: FloatArray
+) -> float:
     """Return the seconds of one exchange inside nodes, the slowest node's; a node that moves nothing takes none."""
     longest = 0.0
-    for first in range(0, ports.shape[1], seats):
+    for first in range(0, ports.shape[1], ranks_per_node):
         port, total = 0, 0
-        for rank in range(first, first + seats):
+        for rank in range(first, first + ranks_per_node):
             port = max(port, ports[2, rank], ports[3, rank])
             total += ports[2, rank]
         if port > 0:

@@ -122,7 +122,7 @@ def defaults(simulation: Simulation, concurrency: int, ubatch: int | None, left_
 def device_bytes(simulation: Simulation, one: Setting) -> int:
     """Return what a setting takes of the card."""
     cached = (simulation.trace.num_layers - one.host_layers) * simulation.trace.num_experts
-    return simulation.ledger(one.schedule, cached_experts=cached).device_bytes
+    return simulation.memory_breakdown(one.schedule, cached_experts=cached).device_bytes
 
 
 def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:

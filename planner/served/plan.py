@@ -133,7 +133,7 @@ def _finished(simulation: Simulation, request: PlanRequest, best: Tried, default
     plan = OffloadPlan(
         request=dataclasses.replace(request, prefill_chunk_tokens=best.setting.ubatch), best=shown, baselines=tuple(rivals),
         left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=len(tried),
-        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_outrun=0, lower_bound_step_s=bound_s,
+        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_raced_out=0, lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"), verdict=_verdict(shown, best, default, beside),
         provenance=provenance_of(simulation), made_of=made_of(simulation.model, simulation.profile),
     )  # fmt: skip

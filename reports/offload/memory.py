@@ -117,7 +117,7 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     for kind, name, symbol, colour, size in _MARKS:
         mine = [entry for entry in entries if entry.kind == kind and (kind != REFERENCE or is_roomier(entry))]
         if mine:
-            x = [entry.result["ledger"]["device_bytes"] / scale for entry in mine]
+            x = [entry.result["memory_breakdown"]["device_bytes"] / scale for entry in mine]
             y = [speed_of(entry.result) for entry in mine]
             hover = [
                 f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} {unit_of_speed}"

@@ -15,6 +15,7 @@ import pandas as pd
 from ...base.text_files import write_atomic
 from ...sim.timeline import Timeline
 from ...specs.machines.profile import Profile
+from ...specs.plans.document import OFFLOAD, check_plan
 from .. import numbers
 from ..page import Column, Plot, Section, bullet_list, code_block, figures_row, paragraph, render, table
 from ..sources import machine_parts, set_by_user, set_words
@@ -22,7 +23,6 @@ from ..timelines.lanes import excerpt, lanes_plot, waiting_fraction
 from .describe import one_phrase, option_rows
 from .hit_curves import HitCurve
 from .memory import front_plot, hit_rate_plot
-from .plan_document import check_plan_document
 from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words
 from .speeds import share_plot, speed_plot
 
@@ -47,7 +47,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     more_sections: shown before the assumptions (for instance predicted against measured). Raises InputError for a document that
     is not an offload plan.
     """
-    check_plan_document(document)
+    check_plan(document, OFFLOAD)
     every = entries(document)
     frame = timeline.frame() if isinstance(timeline, Timeline) else timeline
     curves = [curve for curve in (lru_curve, belady_curve) if curve is not None]
@@ -61,7 +61,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     sections += [
         Section(id="front", title="What memory buys", parts=(front_plot(document, every),)),
         Section(id="schedule", title="The chosen schedule", parts=(_options(every),)),
-        Section(id="ledger", title="Where the memory goes", parts=(_ledger(document),)),
+        Section(id="memory_breakdown", title="Where the memory goes", parts=(_memory_breakdown(document),)),
         *more_sections,
         _assumptions(document, every, profile),
         _provenance(document, command),
@@ -101,7 +101,7 @@ def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
         ("Hit rate", numbers.percent(best["hit_rate"])),
         ("Copied a token", numbers.size(per_token)),
         ("What binds", _BOUNDS.get(best["bound"], best["bound"])),
-        ("Device memory used", numbers.size(best["ledger"]["device_bytes"])),
+        ("Device memory used", numbers.size(best["memory_breakdown"]["device_bytes"])),
         ("Above the lower bound", numbers.percent(gap) if gap is not None and gap != float("inf") else "unknown"),
         ("Schedules considered", f"{document['num_candidates']:,}"),
     ]
@@ -136,12 +136,12 @@ def _sentence(text: str) -> str:
 
 def _speed(document: Document, every: Sequence[Entry]) -> Section:
     misfits = document["baselines_that_do_not_fit"]
-    outrun = document.get("num_outrun", 0)
+    raced_out = document.get("num_raced_out", 0)
     search = (
         f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated to the end, "
         f"{document['num_abandoned']:,} until they could no longer win, {document['num_pruned']:,} ruled out beforehand by a "
         f"bound on their time"
-        + (f", {outrun:,} given up after a part of the window, too far behind" if outrun else "")
+        + (f", {raced_out:,} given up after a part of the window, too far behind" if raced_out else "")
         + f". No schedule of the space can have a mean step below {numbers.seconds(document['lower_bound_step_s'])}."
     )
     parts: list[str | Plot] = [speed_plot(every), paragraph(search), _comparison(every)]
@@ -191,7 +191,7 @@ def _comparison_row(entry: Entry) -> tuple[str, ...]:
         _share(one["prefetches_used"], ahead),
         _share(one["ready_hits"], one["guessed_hits"]),
         numbers.size(one["bytes_copied"] / max(one["num_tokens"], 1)),
-        numbers.size(one["ledger"]["device_bytes"]),
+        numbers.size(one["memory_breakdown"]["device_bytes"]),
     )
 
 
@@ -215,13 +215,13 @@ def _options(every: Sequence[Entry]) -> str:
     return table([Column(title="Decision"), Column(title="Choice")], option_rows(every[0].schedule))
 
 
-def _ledger(document: Document) -> str:
+def _memory_breakdown(document: Document) -> str:
     """Return what takes device and host memory, item by item, each place with its sum."""
     budget = document["provenance"]["memory_bytes"]
     rows: list[tuple[str, str, str, str]] = []
     sums = []
     for place in ("device", "host"):
-        items = [item for item in document["best"]["ledger"]["items"] if item["place"] == place]
+        items = [item for item in document["best"]["memory_breakdown"]["items"] if item["place"] == place]
         total = sum(item["bytes"] for item in items)
         rows += [
             (item["name"], numbers.size(item["bytes"]), _share(item["bytes"], total), item["note"]) for item in items

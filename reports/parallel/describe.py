@@ -19,7 +19,7 @@ _POLICIES = {
     "metro": "spread so that ranks read equally many active experts (METRO)",
     "search": "searched for the least predicted layer time on recorded tokens",
 }
-_DIVISIONS = {
+_PARALLELISMS = {
     "tensor": "every rank of a node holds a slice of each",
     "node": "each node holds all, spread over its ranks, which hold all its tokens",
     "sharded": "spread over nodes, each sliced over the ranks of its node",
@@ -90,8 +90,8 @@ def _compute_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
         else "the ranks of a node share each layer"
     )
     rows.append(("Attention", attention))
-    if schedule.parallel.experts in _DIVISIONS:
-        rows.append(("Experts", _DIVISIONS[schedule.parallel.experts]))
+    if schedule.parallel.experts in _PARALLELISMS:
+        rows.append(("Experts", _PARALLELISMS[schedule.parallel.experts]))
     if schedule.pipeline.shared_overlap and schedule.parallel.experts not in ("tensor", "node"):
         rows.append(("Shared experts", "run while tokens are dispatched"))
     return rows

@@ -20,7 +20,7 @@ from .describe import parallel_rows
 from .placement import balance_plot, expert_plot, layer_names, load_plot, rank_table_rows
 from .plan_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
 from .ranks import ranks_plot
-from .rivals import INGREDIENTS, ablation_plot, ageing_plot, schedules, steps_plot
+from .rivals import INGREDIENTS, ablation_plot, schedules, staleness_plot, steps_plot
 from .traffic import reduction_bytes, traffic_plot, traffic_table_rows
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
@@ -48,8 +48,8 @@ def parallel_report(document: Document, *, before: EpTimeline | None = None, aft
         sections.append(_timeline(document, before, after))
     sections += [_moving(document), _assumptions(document, profile), _provenance(document, command)]
     origin, request = document["provenance"], document["request"]
-    nodes, seats = request["num_nodes"], request["ranks_per_node"]
-    ranks = f"{nodes} × {seats} ranks" if nodes > 1 else f"{seats} ranks of one node"
+    nodes, ranks_per_node = request["num_nodes"], request["ranks_per_node"]
+    ranks = f"{nodes} × {ranks_per_node} ranks" if nodes > 1 else f"{ranks_per_node} ranks of one node"
     title = f"{origin['model']} on {ranks} of {origin['hardware']}, {'prefill' if request['prefill'] else 'decode'}"
     return render(title=title, lead=_lead(document), sections=sections,
                   footer=f"Made by {origin['produced_by']}. This file is complete: it opens without a network.")  # fmt: skip
@@ -195,7 +195,7 @@ def _ingredients(document: Document) -> Section:
 
 
 def _load(document: Document) -> Section:
-    parts: list[str | Plot] = [*_division_note(document), load_plot(document), balance_plot(document)]
+    parts: list[str | Plot] = [*_parallelism_note(document), load_plot(document), balance_plot(document)]
     parts.append(table(_CHANGES, rank_table_rows(document)))
     return Section(id="load", title="What every rank has to do", parts=tuple(parts))
 
@@ -212,7 +212,7 @@ def _experts(document: Document) -> Section:
     return Section(id="experts", title="Where experts sit", parts=(paragraph(text), expert_plot(document)))
 
 
-def _division_note(document: Document) -> list[str]:
+def _parallelism_note(document: Document) -> list[str]:
     """Return a warning where a plan's ranks do not simply compute the experts in their slots."""
     if schedule_of(document, "after").parallel.experts == "expert":
         return []
@@ -270,14 +270,14 @@ def _moving(document: Document) -> Section:
         )
     else:
         parts.append(paragraph("Counts have no requests to hold back: the plan is reported on what it was made from."))
-    if document["ageing"]:
-        parts += ["<h3>On other recordings</h3>", ageing_plot(document), _ageing_table(document)]
+    if document["staleness"]:
+        parts += ["<h3>On other recordings</h3>", staleness_plot(document), _staleness_table(document)]
     else:
         parts.append(paragraph("No other recording was given to evaluate the plan on.", "note"))
     return Section(id="moving", title="Moving there, and how it ages", parts=tuple(parts))
 
 
-def _ageing_table(document: Document) -> str:
+def _staleness_table(document: Document) -> str:
     headings = ("Plan against plain", "Plan, fullest over mean", "EPLB made there, fullest over mean")
     columns = [
         Column(title="Recording", is_name=True),
@@ -287,7 +287,7 @@ def _ageing_table(document: Document) -> str:
     rows = [
         (one["recording"], numbers.percent(one["change_fraction"], signed=True), f"{one['plan_max_over_mean_load']:.3f}",
          f"{one['replanned_eplb_max_over_mean_load']:.3f}", "yes" if one["replan"] else "no")
-        for one in document["ageing"]
+        for one in document["staleness"]
     ]  # fmt: skip
     return table(columns, rows)
 

@@ -20,7 +20,7 @@ from .plan_document import PLAIN, Document, plain_of
 # Short enough to stand beside a bar.
 INGREDIENTS = {
     "none": "plain",
-    "division": "division",
+    "parallelism": "parallelism",
     "exchange": "exchange kind",
     "placement": "placement",
     "replication": "copies",
@@ -111,13 +111,13 @@ def ablation_plot(document: Document) -> Plot:
     )
 
 
-def ageing_plot(document: Document) -> Plot:
+def staleness_plot(document: Document) -> Plot:
     """Return, for every other recording, the step of plain expert parallelism, of the plan as it is, and re-planned."""
     headings: list[str] = []
     titles: list[str] = []
     values: list[float] = []
     colours: list[str] = []
-    for one in document["ageing"]:
+    for one in document["staleness"]:
         for title, key, colour in _AGEING:
             headings.append(f"on {one['recording']}")
             titles.append(title)
@@ -132,7 +132,7 @@ def ageing_plot(document: Document) -> Plot:
     bars = lying_bars(values, rows.bars, hover, marker={"color": colours})
     figure = lying_figure(titles, rows, texts, "step", axis("one step, ms", range=[0, max(values) * 1.02]), [bars])
     return Plot(
-        id="plot-ageing",
+        id="plot-staleness",
         figure=figure,
         height_px=rows.height_px(70),
         title="The plan on other recordings than it was made from",

@@ -79,7 +79,7 @@ def least_tables(
 ) -> tuple[CostTables, CostSources]:
     """Return tables of which no duration exceeds that of a run of `schedule`, whatever it decides.
 
-    Experts are all fresh, all guessed or all resident, whichever is quickest; transfers share every wait, errands too; where experts
+    Experts are all fresh, all guessed or all resident, whichever is quickest; transfers share every wait, CPU tasks too; where experts
     may run on the cores, how many a visit uses on the device is not known, and the factors are the least that were measured.
     """
     fmt, tokens = stored_format(schedule, model), typical_tokens(workload)
@@ -89,7 +89,7 @@ def least_tables(
     kinds = [
         RunKind(
             bits=fmt.name, cached=schedule.cache.policy != "none", overlapped=schedule.copy.overlap, fresh_fraction=fresh,
-            ahead_fraction=ahead, fetches_per_transfer=0.0, errands_per_core_expert=0.0, typical_tokens=tokens,
+            ahead_fraction=ahead, fetches_per_transfer=0.0, cpu_tasks_per_core_expert=0.0, typical_tokens=tokens,
             experts_per_visit=together if schedule.kernel.miss == "fetch" else None,
         )
         for fresh, ahead in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
@@ -111,7 +111,7 @@ def kind_of(given: RunInput, facts: RunFacts, model: ModelSpec) -> RunKind:
         overlapped=given.schedule.copy.overlap,
         fresh_fraction=facts.fresh_fraction,
         ahead_fraction=facts.ahead_fraction,
-        errands_per_core_expert=facts.errands_per_core_expert,
+        cpu_tasks_per_core_expert=facts.cpu_tasks_per_core_expert,
         fetches_per_transfer=facts.fetches_per_transfer,
         experts_per_visit=facts.experts_per_visit,
         typical_tokens=facts.typical_tokens,

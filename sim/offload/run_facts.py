@@ -34,7 +34,7 @@ from .simulators import fresh_state
 if TYPE_CHECKING:
     from ..policies.steps import Steps
 
-(USED, FRESH, AHEAD, FETCHES, TRANSFERS, LAUNCHES, ON_CORES, ERRANDS, VISITS, DECODED, EXPERTS, TOKENS, NUM_FACTS) = (
+(USED, FRESH, AHEAD, FETCHES, TRANSFERS, LAUNCHES, ON_CORES, CPU_TASKS, VISITS, DECODED, EXPERTS, TOKENS, NUM_FACTS) = (
     range(13)
 )
 
@@ -51,7 +51,7 @@ class RunFacts:
     """Visits that demand at least one expert, over all transfers."""
     experts_per_visit: float
     """Experts that a visit uses on the device; over decoding where there is any."""
-    errands_per_core_expert: float
+    cpu_tasks_per_core_expert: float
     """Visits that send experts to the host's cores, over all experts that run there."""
     typical_tokens: float
     """Tokens that an expert gets when it is used; over decoding where there is any."""
@@ -81,7 +81,7 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
         ahead_fraction=found[AHEAD] / max(1, found[USED]),
         fetches_per_transfer=found[FETCHES] / max(1, found[TRANSFERS]),
         experts_per_visit=found[DECODED] / max(1, found[VISITS]),
-        errands_per_core_expert=found[ERRANDS] / max(1, found[ON_CORES]),
+        cpu_tasks_per_core_expert=found[CPU_TASKS] / max(1, found[ON_CORES]),
         typical_tokens=found[TOKENS] / max(1, found[EXPERTS]),
         launches=found[LAUNCHES],
     )
@@ -110,7 +110,7 @@ def _count(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision
                     break
             count[LAUNCHES] += out.size[SIZE_KERNELS]
             count[ON_CORES] += cores
-            count[ERRANDS] += cores > 0
+            count[CPU_TASKS] += cores > 0
             if counted[step]:
                 visit = step * layers + layer
                 count[VISITS] += 1

@@ -16,7 +16,7 @@ from ...base.units import format_bytes
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
 from ...specs.machines.profile import Profile
-from ...specs.memory import PLAIN, MemoryLedger, MemoryNeeds, device_ledger
+from ...specs.memory import PLAIN, MemoryBreakdown, MemoryNeeds, break_down_memory
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.format import RoutingTrace
@@ -45,7 +45,7 @@ class Prediction:
     schedule: OffloadSchedule
     """Resolved: the cache's capacity is filled in."""
     metrics: Metrics
-    ledger: MemoryLedger
+    memory_breakdown: MemoryBreakdown
     assumptions: tuple[str, ...]
     engine: str
     outcome: Outcome
@@ -176,7 +176,9 @@ class Simulation:
         return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
                 schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
 
-    def ledger(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryLedger:
+    def memory_breakdown(
+        self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0
+    ) -> MemoryBreakdown:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
         layout, tokens = self._layout, int(self.workload(schedule).step_tokens.max())
@@ -200,7 +202,7 @@ class Simulation:
             layout=layout,
             uploads=uploads,
         )
-        return device_ledger(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
+        return break_down_memory(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
 
     @property
     def _layout(self) -> str:
@@ -247,11 +249,11 @@ class Simulation:
 
         Raises DoesNotFit when those are fewer than the `least` that the schedule works with.
         """
-        needed = self.ledger(schedule, cached_experts=least).device_bytes
+        needed = self.memory_breakdown(schedule, cached_experts=least).device_bytes
         if needed > self.budget_bytes:
             what = f"{schedule.name} needs {format_bytes(needed)} of device memory with the fewest experts it can keep there, {least}"
             raise DoesNotFit(what, needed - self.budget_bytes)
-        room = self.budget_bytes - self.ledger(schedule, cached_experts=0).device_bytes
+        room = self.budget_bytes - self.memory_breakdown(schedule, cached_experts=0).device_bytes
         return max(least, min(self.num_experts, room // self.expert_bytes(schedule)))
 
     def host_room(self, schedule: OffloadSchedule) -> int:
@@ -401,12 +403,14 @@ class Simulation:
         metrics = self._metrics(resolved, outcome)
         metrics = metrics.reaching(self._metrics_over(number, resolved) for number in range(len(self.likewise)))
         cached = min(int(given.capacities.sum()), self.num_experts)
-        ledger = self.ledger(resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts)
-        if ledger.device_bytes > self.budget_bytes:
-            raise DoesNotFit(f"{resolved.name} needs {format_bytes(ledger.device_bytes)} of device memory",
-                             ledger.device_bytes - self.budget_bytes)  # fmt: skip
+        memory_breakdown = self.memory_breakdown(
+            resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts
+        )
+        if memory_breakdown.device_bytes > self.budget_bytes:
+            raise DoesNotFit(f"{resolved.name} needs {format_bytes(memory_breakdown.device_bytes)} of device memory",
+                             memory_breakdown.device_bytes - self.budget_bytes)  # fmt: skip
         return Prediction(
-            schedule=resolved, metrics=metrics, ledger=ledger, assumptions=self.assumptions(resolved, workload),
+            schedule=resolved, metrics=metrics, memory_breakdown=memory_breakdown, assumptions=self.assumptions(resolved, workload),
             engine=outcome.engine,
             outcome=outcome, popularity_source=workload.popularity_source,
         )  # fmt: skip

@@ -321,9 +321,9 @@ def _attention_ranks(schedule: ExpertParallelSchedule, load: StepLoad) -> tuple[
     """Return (ranks that share a dense part, tokens [micro, ranks] each of them works on)."""
     if schedule.parallel.attention == "data":
         return 1, load.rank_tokens
-    seats = load.topology.ranks_per_node
-    per_node = load.rank_tokens.reshape(load.num_micro, -1, seats).sum(axis=2)
-    return seats, np.repeat(per_node, seats, axis=1)
+    ranks_per_node = load.topology.ranks_per_node
+    per_node = load.rank_tokens.reshape(load.num_micro, -1, ranks_per_node).sum(axis=2)
+    return ranks_per_node, np.repeat(per_node, ranks_per_node, axis=1)
 
 
 def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
@@ -382,32 +382,34 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
                             operation=f"{mode}-{kind}",
                         )  # fmt: skip
                         ex_ns[mine[where], tier] = piece(ns, group[where], pieces)
-    seats = load.topology.ranks_per_node
+    ranks_per_node = load.topology.ranks_per_node
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
-        tokens = load.rank_tokens[program.ex_micro[exchange]].reshape(-1, seats).sum(axis=1).repeat(seats)
+        tokens = (
+            load.rank_tokens[program.ex_micro[exchange]].reshape(-1, ranks_per_node).sum(axis=1).repeat(ranks_per_node)
+        )
         # To gather is half of it: nothing is added up on the way.
         rounds = 1 if program.ex_group[exchange] == GATHER else 2
-        num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (seats - 1) // seats
+        num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (ranks_per_node - 1) // ranks_per_node
         ex_tokens[exchange, INTRA] = tokens
         ex_bytes[exchange, INTRA] = num_bytes
-        total = _of_node(num_bytes, seats)
+        total = _of_node(num_bytes, ranks_per_node)
         ex_ns[exchange, INTRA] = constants.intra.port_ns(
             num_bytes, total_bytes=total, beside_compute=beside_compute,
             operation="all-gather" if program.ex_group[exchange] == GATHER else "all-reduce",
         )  # fmt: skip
 
 
-def _of_node(values: FloatArray | Array, seats: int) -> FloatArray | Array:
+def _of_node(values: FloatArray | Array, ranks_per_node: int) -> FloatArray | Array:
     """Return [..., ranks]: for every rank the sum over the ranks of its node, of `values: [..., ranks]`."""
-    of_node = values.reshape(*values.shape[:-1], -1, seats).sum(axis=-1)
-    return np.repeat(of_node, seats, axis=-1)
+    of_node = values.reshape(*values.shape[:-1], -1, ranks_per_node).sum(axis=-1)
+    return np.repeat(of_node, ranks_per_node, axis=-1)
 
 
 def _inter_port(
-    constants: EpConstants, seats: int, sent: FloatArray | Array, received: FloatArray | Array
+    constants: EpConstants, ranks_per_node: int, sent: FloatArray | Array, received: FloatArray | Array
 ) -> FloatArray | Array:
     """Return tokens [n, ranks] through each rank's port between nodes, of what the ranks send and receive."""
     if constants.shared_nic:
-        sent, received = _of_node(sent, seats), _of_node(received, seats)
+        sent, received = _of_node(sent, ranks_per_node), _of_node(received, ranks_per_node)
     return sent + received if constants.half_duplex_nic else np.maximum(sent, received)

@@ -158,19 +158,21 @@ def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, progr
     """Fill expert operations, part by part."""
     topology, mine = load.topology, np.flatnonzero(program.op_kind == OP_EXPERT)
     layer, micro, group = program.op_layer[mine], program.op_micro[mine], program.op_group[mine]
-    seats, nodes, division = topology.ranks_per_node, topology.num_nodes, schedule.parallel.experts
-    if division in ("node", "tensor"):
+    ranks_per_node, nodes, parallelism = topology.ranks_per_node, topology.num_nodes, schedule.parallel.experts
+    if parallelism in ("node", "tensor"):
         # Every node is a replica of its own. "node": the experts of so many consecutive ranks sit on one rank of each node;
         # "tensor": its ranks hold a slice of each expert and see all the node's tokens.
         plain = schedule.with_options(kernel__choice="grouped")
-        stage = stage_rows(load, seats if division == "node" else 1, nodes)
-        seconds = kernels_s(costing, stage, plain, 1.0, slices=1 if division == "node" else seats, nodes=nodes)
-        each = 1 if division == "node" else seats
+        stage = stage_rows(load, ranks_per_node if parallelism == "node" else 1, nodes)
+        seconds = kernels_s(
+            costing, stage, plain, 1.0, slices=1 if parallelism == "node" else ranks_per_node, nodes=nodes
+        )
+        each = 1 if parallelism == "node" else ranks_per_node
         work[mine] = np.repeat(np.ceil(seconds * NS_PER_S).astype(np.int64), each, axis=-1)[layer, micro]
         op_tokens[mine] = np.repeat(np.tile(stage.unit_rows, nodes), each, axis=-1)[layer, micro]
         return
     # A node that shards its experts is as one rank, as many times faster as it has ranks.
-    slices = seats if division == "sharded" else 1
+    slices = ranks_per_node if parallelism == "sharded" else 1
     stage = stage_rows(load, topology.num_ranks // slices)
     seconds = kernels_s(costing, stage, schedule, sm_share(schedule), slices=slices)
     ns = np.repeat(np.ceil(seconds * NS_PER_S).astype(np.int64), slices, axis=-1)

@@ -163,7 +163,7 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
     if slots.ndim != 3 or source_rank.shape != slots.shape[:1]:
         raise InputError("slots", f"shapes {slots.shape} and {source_rank.shape}", "must be [tokens, layers, top_k] and [tokens]",
                          "pass one rank per token")  # fmt: skip
-    micro, groups, by_slot, by_token = _division(schedule)
+    micro, groups, by_slot, by_token = _parallelism(schedule)
     source = np.ascontiguousarray(source_rank, np.int64)
     chunk = token_chunks(source, topology.num_ranks, micro * by_token)
     group_of_slot = slot_groups(topology, by_slot)
@@ -190,14 +190,14 @@ def expect_step(
     inclusion: [layers, ranks or 1, slots], the chance that a token of a source rank takes a slot; chances are taken as
     independent. rank_tokens: int64 [ranks]. Raises InputError for chances outside 0..1 or shapes that do not fit.
     """
-    ranks, seats, nodes = topology.num_ranks, topology.ranks_per_node, topology.num_nodes
+    ranks, ranks_per_node, nodes = topology.num_ranks, topology.ranks_per_node, topology.num_nodes
     if inclusion.ndim != 3 or inclusion.shape[1] not in (1, ranks) or inclusion.shape[2] != topology.num_slots:
         raise InputError(
             "inclusion", inclusion.shape, "must be [layers, ranks or 1, slots]", "use the placement's own slots"
         )
     if not np.isfinite(inclusion).all() or inclusion.min() < 0 or inclusion.max() > 1 + 1e-9:
         raise InputError("inclusion", float(inclusion.max()), "chances lie between 0 and 1", "give tokens per expert")
-    micro, groups, by_slot, by_token = _division(schedule)
+    micro, groups, by_slot, by_token = _parallelism(schedule)
     layers = inclusion.shape[0]
     rows = np.zeros((layers, groups, topology.num_slots))
     active = np.zeros_like(rows)
@@ -214,12 +214,19 @@ def expect_step(
         by_target = per_source.reshape(layers, ranks, nodes if sharded else ranks, -1)
         hits = by_target.sum(axis=3) if schedule.exchange.kind == "all-choices" else 1 - np.prod(1 - by_target, axis=3)
         if sharded:
-            hits = np.repeat(hits, seats, axis=2)
+            hits = np.repeat(hits, ranks_per_node, axis=2)
         missed = hits
         if schedule.exchange.kind == "hierarchical":
-            missed = np.prod(1 - hits.reshape(layers, ranks, nodes, seats), axis=3)
+            missed = np.prod(1 - hits.reshape(layers, ranks, nodes, ranks_per_node), axis=3)
         _expected_ports(
-            hits * share[None, :, None], seats, nodes, schedule.exchange.kind, missed, share, out[:, :, group], links
+            hits * share[None, :, None],
+            ranks_per_node,
+            nodes,
+            schedule.exchange.kind,
+            missed,
+            share,
+            out[:, :, group],
+            links,
         )
     if schedule.parallel.experts in _NOT_SENT:
         out[:], links[:] = 0.0, 0.0
@@ -241,17 +248,17 @@ def expect_step(
                     received=counted[1], links=np.rint(links * micro).astype(np.int64), exact=False, expected=expected)  # fmt: skip
 
 
-def _by_unit(active: FloatArray, topology: Topology, division: str) -> FloatArray:
+def _by_unit(active: FloatArray, topology: Topology, parallelism: str) -> FloatArray:
     """Return [layers, parts, units, slots]: `active: [layers, parts, slots]` by what runs on its own and ends with the slowest."""
-    shape, seats, nodes = active.shape[:2], topology.ranks_per_node, topology.num_nodes
-    if division == "tensor":
+    shape, ranks_per_node, nodes = active.shape[:2], topology.ranks_per_node, topology.num_nodes
+    if parallelism == "tensor":
         return np.repeat(active[:, :, None], nodes, axis=2)
-    if division == "node":
-        return np.tile(active.reshape(*shape, seats, -1), (1, 1, nodes, 1))
-    return active.reshape(*shape, nodes if division == "sharded" else topology.num_ranks, -1)
+    if parallelism == "node":
+        return np.tile(active.reshape(*shape, ranks_per_node, -1), (1, 1, nodes, 1))
+    return active.reshape(*shape, nodes if parallelism == "sharded" else topology.num_ranks, -1)
 
 
-def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,
+def _expected_ports(tokens: FloatArray, ranks_per_node: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,
                     out: FloatArray, links: FloatArray) -> None:  # fmt: skip
     """Add the expected tokens through every port to `out: [2 (sent, received), layers, tiers, ranks]`, and over every link to
     `links: [from rank, to rank]`.
@@ -260,7 +267,7 @@ def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, misse
     a node is not needed at all (hierarchical only).
     """
     ranks = tokens.shape[1]
-    node = np.arange(ranks) // seats
+    node = np.arange(ranks) // ranks_per_node
     near = node[:, None] == node[None, :]
     other = ~np.eye(ranks, dtype=bool)
     if kind != "hierarchical":
@@ -272,19 +279,19 @@ def _expected_ports(tokens: FloatArray, seats: int, nodes: int, kind: str, misse
     crossing = (1 - missed) * share[None, :, None]
     for target in range(nodes):
         away = node != target
-        landing = np.where(away, target * seats + np.arange(ranks) % seats, np.arange(ranks))
+        landing = np.where(away, target * ranks_per_node + np.arange(ranks) % ranks_per_node, np.arange(ranks))
         lands = np.eye(ranks)[landing]  # [source, landing rank]: tokens of several nodes land on one rank
         out[0][:, INTER] += crossing[:, :, target] * away
         out[1][:, INTER] += (crossing[:, :, target] * away) @ lands
         links += (crossing[:, :, target] * away).sum(axis=0)[:, None] * lands
-        for rank in range(target * seats, (target + 1) * seats):
+        for rank in range(target * ranks_per_node, (target + 1) * ranks_per_node):
             forwarded = tokens[:, :, rank] * (landing != rank)
             out[0][:, INTRA] += forwarded @ lands
             out[1][:, INTRA, rank] += forwarded.sum(axis=1)
             links[:, rank] += forwarded.sum(axis=0) @ lands
 
 
-def _division(schedule: ExpertParallelSchedule) -> tuple[int, int, int, int]:
+def _parallelism(schedule: ExpertParallelSchedule) -> tuple[int, int, int, int]:
     """Return (batches, groups counted apart, of them by slot, of them by token)."""
     groups = schedule.num_groups
     by_slot = groups if schedule.pipeline.split == "expert" else 1
@@ -298,12 +305,12 @@ def _check_ids(field: str, ids: npt.NDArray[np.integer], limit: int) -> None:
 
 
 @jit
-def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, seats: int, kind: int,
+def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, ranks_per_node: int, kind: int,
            by_slot: int, sharded: bool, rows: Array, sent: Array, received: Array, links: Array) -> None:  # fmt: skip
     """Add up rows and tokens of ports and links; see `count_step`. kind: 0 every choice, 1 per rank, 2 per node and rank."""
     num_tokens, num_layers, top_k = slots.shape
     ranks = sent.shape[3]
-    nodes = ranks // seats
+    nodes = ranks // ranks_per_node
     at_rank = np.full((by_slot, ranks), -1, np.int64)
     at_node = np.full((by_slot, nodes), -1, np.int64)
     for layer in range(num_layers):
@@ -316,7 +323,7 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                 group = group_of_slot[slot]
                 part = chunk[token] * by_slot + group
                 rank = slot // slots_per_rank
-                node = rank // seats
+                node = rank // ranks_per_node
                 rows[layer, part, slot] += 1
                 if sharded:
                     # All ranks of the node hold a slice: each of them gets the token.
@@ -324,8 +331,8 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                         if at_node[group, node] == token:
                             continue
                         at_node[group, node] = token
-                    tier = 1 if node == home // seats else 0
-                    for member in range(node * seats, (node + 1) * seats):
+                    tier = 1 if node == home // ranks_per_node else 0
+                    for member in range(node * ranks_per_node, (node + 1) * ranks_per_node):
                         if member != home:
                             sent[layer, part, tier, home] += 1
                             received[layer, part, tier, member] += 1
@@ -337,14 +344,14 @@ def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slot
                     at_rank[group, rank] = token
                 if kind != 2:
                     if rank != home:
-                        tier = 1 if node == home // seats else 0
+                        tier = 1 if node == home // ranks_per_node else 0
                         sent[layer, part, tier, home] += 1
                         received[layer, part, tier, rank] += 1
                         links[home, rank] += 1
                     continue
                 landing = home
-                if node != home // seats:
-                    landing = node * seats + home % seats
+                if node != home // ranks_per_node:
+                    landing = node * ranks_per_node + home % ranks_per_node
                     if at_node[group, node] != token:
                         at_node[group, node] = token
                         sent[layer, part, 0, home] += 1

@@ -15,8 +15,8 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 
-ATTENTION_DIVISIONS = ("data", "tensor")
-EXPERT_DIVISIONS = ("expert", "tensor", "node", "sharded")
+ATTENTION_PARALLELISMS = ("data", "tensor")
+EXPERT_PARALLELISMS = ("expert", "tensor", "node", "sharded")
 PLACEMENTS = ("contiguous", "round-robin", "eplb", "eplb-hierarchical", "grace", "occult", "metro", "search")
 REPLICA_CHOICES = ("nearest", "even", "capped", "weighted", "activated", "planned")
 EXCHANGES = ("all-choices", "per-rank", "hierarchical")
@@ -253,8 +253,8 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     """Return nothing; raises InputError for the first option whose value breaks a rule."""
     parallel, pipeline, exchange = schedule.parallel, schedule.pipeline, schedule.exchange
     for key, value, valid in (
-        ("parallel.attention", parallel.attention, ATTENTION_DIVISIONS),
-        ("parallel.experts", parallel.experts, EXPERT_DIVISIONS),
+        ("parallel.attention", parallel.attention, ATTENTION_PARALLELISMS),
+        ("parallel.experts", parallel.experts, EXPERT_PARALLELISMS),
         ("placement.policy", schedule.placement.policy, PLACEMENTS),
         ("replica.choice", schedule.replica.choice, REPLICA_CHOICES),
         ("exchange.kind", exchange.kind, EXCHANGES),

@@ -129,7 +129,7 @@ def test_experts_on_the_cores_wait_for_threads_to_wake(costs: FittedCostModel) -
     ]  # fmt: skip
     found = costs_with([*runs_of("32"), *cores])
     alone = found.cpu_expert(1, fmt).seconds
-    inside = found.for_run(dataclasses.replace(kind(fresh=0.5), errands_per_core_expert=0.5)).cpu_expert(1, fmt)
+    inside = found.for_run(dataclasses.replace(kind(fresh=0.5), cpu_tasks_per_core_expert=0.5)).cpu_expert(1, fmt)
     assert inside.seconds - alone == pytest.approx((HOST_S["start"] + HOST_S["wake"]) / 2)
     assert found.for_run(kind(fresh=0.5)).cpu_expert(1, fmt).seconds == alone
 

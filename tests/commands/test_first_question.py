@@ -26,9 +26,9 @@ def test_what_does_not_fit_is_short_by_what_memory_says(answer: Answer) -> None:
 def test_one_layer_more_would_not_fit(answer: Answer) -> None:
     model = load_model(first_question.MODEL)
     layer = model.num_experts * model.expert_bytes(quantised_as(first_question.QUANT, None, model)[0])
-    held = answer.rows[-1][1].ledger.device_bytes
+    held = answer.rows[-1][1].memory_breakdown.device_bytes
     assert held <= 24 * GIB < held + layer
-    assert answer.rows[-1][1].ledger.num_bytes("expert store") == answer.cpu_layers * layer
+    assert answer.rows[-1][1].memory_breakdown.num_bytes("expert store") == answer.cpu_layers * layer
 
 
 def test_the_more_on_the_card_the_faster_and_main_memory_binds(answer: Answer) -> None:

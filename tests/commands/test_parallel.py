@@ -53,9 +53,9 @@ def test_plan_prints_rivals_ablation_moving_and_a_verdict(moeplan, tmp_path):
         assert f"baseline  {one['name']} " in out
     lines = out.splitlines()
     shown = [line.split()[1] for line in lines if line.startswith("  ablation")]
-    assert shown == ["plain", "division", "exchange", "placement", "replication", "routing", "pipeline", "kernels"]
+    assert shown == ["plain", "parallelism", "exchange", "placement", "replication", "routing", "pipeline", "kernels"]
     assert [line for line in lines if line.startswith("  verdict")] == [f"  verdict   {document['verdict']}"]
-    for start in ("  moving", "  ageing    on loads.safetensors", "  bound", "  left out  grace", "  assumed"):
+    for start in ("  moving", "  staleness on loads.safetensors", "  bound", "  left out  grace", "  assumed"):
         assert any(line.startswith(start) for line in lines), start
 
 

@@ -62,7 +62,7 @@ def test_context_is_in_memory_and_in_time(capsys: pytest.CaptureFixture[str]) ->
     short, long = simulated(capsys, *BASE), simulated(capsys, *BASE, "--context", "32768")
     quarter = simulated(capsys, *BASE, "--context", "32768", "--kv-type", "q4_0")
     kv = [
-        next(item["bytes"] for item in each["ledger"]["items"] if item["name"] == "kv cache")
+        next(item["bytes"] for item in each["memory_breakdown"]["items"] if item["name"] == "kv cache")
         for each in (short, long, quarter)
     ]
     assert kv[0] < kv[2] < kv[1] and kv[1] / kv[2] == pytest.approx(32 / 9, rel=0.01)

@@ -11,9 +11,9 @@ import pytest
 
 from moeplan.base.errors import InputError
 from moeplan.reports.offload.page import plan_command, plan_report, write_plan_report
-from moeplan.reports.offload.plan_document import check_plan_document
 from moeplan.reports.page import Section
 from moeplan.reports.sources import constants, source_summary
+from moeplan.specs.plans.document import OFFLOAD, check_plan
 from report_documents import hit_curves, made_up_timeline, plan_document, profile
 from report_pages import Page
 
@@ -56,7 +56,7 @@ def test_every_section_is_there_in_order(page: Page) -> None:
         "hits",
         "front",
         "schedule",
-        "ledger",
+        "memory_breakdown",
         "assumptions",
         "provenance",
     ]
@@ -151,7 +151,7 @@ def test_what_schedules_need_is_said_and_marked() -> None:
     document = plan_document()
     apart = document["baselines"].pop() | {"family": "cache", "needs": "a trained predictor"}
     document["baselines_that_need_more"] = [apart]
-    document["num_outrun"] = 7
+    document["num_raced_out"] = 7
     found = Page(plan_report(document))
     assert [row[0] for row in found.rows["speed"]][3:7] == [
         "Published schedules",
@@ -216,8 +216,8 @@ def test_the_front_is_a_step_with_the_budget(page: Page) -> None:
     assert figure["layout"]["annotations"][0]["text"] == "budget 6.00 GiB"
 
 
-def test_the_ledger_adds_up(page: Page) -> None:
-    assert page.rows["ledger"] == [
+def test_the_memory_breakdown_adds_up(page: Page) -> None:
+    assert page.rows["memory_breakdown"] == [
         ["Item", "Size", "Share", "How it comes about"],
         ["dense weights", "3.00 GiB", "60.0 %", "all layers but routed experts"],
         ["resident experts", "2.00 GiB", "40.0 %", "8 experts"],
@@ -323,9 +323,9 @@ def test_the_file_is_written_whole(tmp_path, text: str) -> None:
         (("schema_version",), 2, r"plan: schema_version = 2: this report reads 1; make the plan again"),
         (("best", "window_s"), None, r"plan: best\.window_s = None: input should be a valid number"),
         (
-            ("baselines", 1, "ledger"),
+            ("baselines", 1, "memory_breakdown"),
             {"items": []},
-            r"plan: baselines\.1\.ledger\.device_bytes = '\(absent\)': a field is absent",
+            r"plan: baselines\.1\.memory_breakdown\.device_bytes = '\(absent\)': a field is absent",
         ),
         (("provenance", "trace"), "x", r"plan: provenance\.trace = 'x': "),
         (("front",), {}, r"plan: front = \{\}: input should be a valid array"),
@@ -344,13 +344,13 @@ def test_a_damaged_plan_is_one_clear_complaint(where, value, message: str) -> No
 
 
 def test_a_good_plan_passes_and_further_keys_are_left_alone() -> None:
-    assert check_plan_document(plan_document(notes="mine")) is None
+    assert check_plan(plan_document(notes="mine"), OFFLOAD) is None
 
 
 def test_small_machines_are_shown_in_small_units() -> None:
     document = plan_document()
     document["provenance"]["memory_bytes"] = 600 * 2**20
-    for part in (*document["front"], document["best"]["ledger"]):
+    for part in (*document["front"], document["best"]["memory_breakdown"]):
         part["device_bytes"] //= 10
     layout = Page(plan_report(document)).plots["plot-front"]["layout"]
     assert layout["xaxis"]["title"]["text"] == "device memory, MiB"

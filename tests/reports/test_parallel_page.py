@@ -30,7 +30,7 @@ from moeplan.reports.parallel.plan_document import (
     same_node,
 )  # fmt: skip
 from moeplan.reports.parallel.ranks import layers_excerpt, ordinary_layers, ranks_plot, telling_ranks
-from moeplan.reports.parallel.rivals import ablation_plot, ageing_plot, steps_plot
+from moeplan.reports.parallel.rivals import ablation_plot, staleness_plot, steps_plot
 from moeplan.reports.parallel.traffic import reduction_bytes, traffic_of, traffic_plot, traffic_table_rows
 from moeplan.reports.timelines.perfetto import timeline_events, timeline_to_perfetto
 from moeplan.sim.parallel.program import EP_OPS
@@ -96,7 +96,7 @@ def page(text) -> Page:
 def test_every_section_is_there_in_order_and_nothing_is_fetched(text, page) -> None:
     assert list(page.sections) == SECTIONS
     assert list(page.plots) == [
-        "plot-steps", "plot-ablation", "plot-load", "plot-balance", "plot-experts", "plot-traffic", "plot-ranks", "plot-ageing",
+        "plot-steps", "plot-ablation", "plot-load", "plot-balance", "plot-experts", "plot-traffic", "plot-ranks", "plot-staleness",
     ]  # fmt: skip
     assert {value for _, _, value in page.fetching} == {f"#{name}" for name in SECTIONS if name}
     own = text.replace(plotly.offline.get_plotlyjs(), "")
@@ -138,15 +138,15 @@ def test_the_comparison_holds_every_schedule_with_the_numbers_of_the_document(da
     assert sorted(total) == pytest.approx(sorted(one["step_s"] * MS_PER_S for one in every.values()))
 
 
-def test_ingredients_and_ageing_are_those_of_the_document(data, page) -> None:
+def test_ingredients_and_staleness_are_those_of_the_document(data, page) -> None:
     added = [row["step_s"] * MS_PER_S for row in data["ablation"] if row["kind"] == "added"]
     assert ablation_plot(data).figure["data"][0]["x"] == added
     removed = [row for row in data["ablation"] if row["kind"] == "removed"]
     assert [row[1:] for row in page.rows["ingredients"][1:]] == [
         [numbers.seconds(row["step_s"]), numbers.percent(row["change_fraction"], signed=True)] for row in removed
     ]
-    one = data["ageing"][0]
-    assert ageing_plot(data).figure["data"][0]["x"] == [
+    one = data["staleness"][0]
+    assert staleness_plot(data).figure["data"][0]["x"] == [
         one[key] * MS_PER_S for key in ("plain_step_s", "plan_step_s", "replanned_eplb_step_s")
     ]
     assert page.rows["moving"][-1][:2] == ["flat <b>", numbers.percent(one["change_fraction"], signed=True)]
@@ -234,7 +234,7 @@ def test_what_is_not_exchanged_is_what_reductions_sent() -> None:
     assert [row[0] for row in traffic_table_rows(document())][-1] == "Busiest link inside a node"
 
 
-DIVISIONS: dict[str, dict[str, object]] = {
+PARALLELISMS: dict[str, dict[str, object]] = {
     "flat": {},
     "every choice": {"exchange__kind": "all-choices"},
     "hierarchical": {"exchange__kind": "hierarchical", "placement__policy": "eplb", "placement__num_redundant": 4},
@@ -244,10 +244,10 @@ DIVISIONS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIVISIONS)
-def test_links_of_every_division_add_up_to_the_bytes_of_its_prediction(name) -> None:
+@pytest.mark.parametrize("name", PARALLELISMS)
+def test_links_of_every_parallelism_add_up_to_the_bytes_of_its_prediction(name) -> None:
     search = plan().search
-    schedule = load_ep_preset("ep").with_options(kernel__bits="16", **DIVISIONS[name])
+    schedule = load_ep_preset("ep").with_options(kernel__bits="16", **PARALLELISMS[name])
     predicted = search.predict(schedule, REPORT)
     tokens = link_tokens(search.evidence, search.placements.candidate(schedule), schedule)
     exchange = schedule.exchange
@@ -439,7 +439,7 @@ def test_plan_and_report_write_the_same_page_and_timeline(tmp_path, monkeypatch,
     for kind in ("html", "json"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     data = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
-    assert [one["recording"] for one in data["ageing"]] == ["others.safetensors"]
+    assert [one["recording"] for one in data["staleness"]] == ["others.safetensors"]
     assert headline(data) in (tmp_path / "a.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert moeplan(monkeypatch, "report", "p.json", "--trace", "others.safetensors", "-o", "c.html") == 2

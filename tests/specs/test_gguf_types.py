@@ -17,7 +17,7 @@ from moeplan.commands.options import subject
 from moeplan.papers.field import setup
 from moeplan.papers.field.rows import read_reports
 from moeplan.specs.machines.load import load_machine
-from moeplan.specs.memory import MemoryNeeds, device_ledger
+from moeplan.specs.memory import MemoryNeeds, break_down_memory
 from moeplan.specs.models import quantised_as, stated_format, weight_format
 from moeplan.specs.models.gguf_types import block_bits
 from moeplan.specs.models.load import load_model
@@ -75,10 +75,12 @@ def test_rows_that_are_no_whole_blocks_take_other_types() -> None:
 def test_outer_matrices_are_counted_in_their_own_types(quant: str) -> None:
     model = load_model("qwen3-30b-a3b")
     experts, dense = quantised_as(quant, None, model)
-    ledger = device_ledger(MemoryNeeds(model=model, expert_format=experts, dense_format=dense), offloaded=False)
+    memory_breakdown = break_down_memory(
+        MemoryNeeds(model=model, expert_format=experts, dense_format=dense), offloaded=False
+    )
     values = model.vocab_size * model.hidden_size
     assert dense.embedding_bits is not None and dense.head_bits is not None
-    assert ledger.num_bytes("embeddings") == values * (dense.embedding_bits + dense.head_bits) / 8
+    assert memory_breakdown.num_bytes("embeddings") == values * (dense.embedding_bits + dense.head_bits) / 8
     profile = load_machine("rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB", "llama.cpp")
     wide = load_costs(profile, model, dense_format=weight_format("16")).head(1).seconds
     own = load_costs(profile, model, dense_format=dense).head(1).seconds
@@ -104,8 +106,10 @@ def test_weights_are_as_large_as_published_files(capsys: pytest.CaptureFixture[s
             (by_size, setup.formats_of(report, model, [])[:2]),
         ):
             needs = MemoryNeeds(model=model, expert_format=experts, dense_format=dense)
-            ledger = device_ledger(needs, cached_experts=model.num_routed_experts, offloaded=False)
-            weights = sum(ledger.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights"))
+            memory_breakdown = break_down_memory(needs, cached_experts=model.num_routed_experts, offloaded=False)
+            weights = sum(
+                memory_breakdown.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights")
+            )
             errors.append(abs(weights / stated - 1))
     with capsys.disabled():
         sys.stdout.write(

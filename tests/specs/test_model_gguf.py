@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gguf_files import ARCHITECTURES, NUMBERS, Tensors, header, keys_of, num_bytes, tensors_of, text, write
 from moeplan.base.errors import InputError
 from moeplan.commands.app import app
-from moeplan.specs.memory import MemoryNeeds, device_ledger
+from moeplan.specs.memory import MemoryNeeds, break_down_memory
 from moeplan.specs.models import ModelSpec, quantised_as, weight_format
 from moeplan.specs.models.load import load_model
 from moeplan.specs.models.mixes.names import mix
@@ -34,10 +34,10 @@ def weights(model: ModelSpec) -> int:
         "expert_format": weight_format(model.native_bits),
         "dense_format": weight_format(model.native_dense_bits),
     }
-    ledger = device_ledger(
+    memory_breakdown = break_down_memory(
         MemoryNeeds(model=model, **formats), cached_experts=model.num_routed_experts, offloaded=False
     )  # type: ignore[arg-type]
-    return sum(ledger.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights"))
+    return sum(memory_breakdown.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights"))
 
 
 def stored(tensors: Tensors, model: ModelSpec) -> int:

@@ -42,8 +42,8 @@ def ep_plan(schedule: ExpertParallelSchedule = SCHEDULE, **placement: Any) -> di
 
 def offload_plan(model: ModelSpec = SMALL, **options: Any) -> dict[str, Any]:
     """Return an offload plan of `model` whose schedule has `options`, on a budget of a million bytes."""
-    ledger = {"runtime": 100_000, "dense weights": 200_000, "resident experts": 300_000, "kv cache": 50_000}
-    items = [{"name": name, "place": "device", "bytes": size, "note": ""} for name, size in ledger.items()]
+    memory_breakdown = {"runtime": 100_000, "dense weights": 200_000, "resident experts": 300_000, "kv cache": 50_000}
+    items = [{"name": name, "place": "device", "bytes": size, "note": ""} for name, size in memory_breakdown.items()]
     items.append({"name": "expert store", "place": "host", "bytes": 900_000, "note": ""})
     return {
         "kind": "offload",
@@ -55,7 +55,7 @@ def offload_plan(model: ModelSpec = SMALL, **options: Any) -> dict[str, Any]:
         },
         "best": {
             "schedule": OffloadSchedule(name="best").with_options(**options).to_dict(),
-            "ledger": {"items": items},
+            "memory_breakdown": {"items": items},
         },
     }
 

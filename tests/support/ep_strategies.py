@@ -27,12 +27,12 @@ def ep_schedules(draw: st.DrawFn) -> ExpertParallelSchedule:
     settings["pipeline.split"] = split = draw(st.sampled_from(["none", "expert", "token", "tile"]))
     if split != "none":
         settings["pipeline.num_groups"] = draw(st.integers(1, 4))
-    divisions = ["expert"]
+    parallelisms = ["expert"]
     if kind != "hierarchical" and not shortcut:
-        divisions.append("sharded")
+        parallelisms.append("sharded")
     if split == "none" and not shortcut:
-        divisions += ["tensor", *(["node"] if settings["parallel.attention"] == "tensor" else [])]
-    settings["parallel.experts"] = draw(st.sampled_from(divisions))
+        parallelisms += ["tensor", *(["node"] if settings["parallel.attention"] == "tensor" else [])]
+    settings["parallel.experts"] = draw(st.sampled_from(parallelisms))
     return apply_ep_settings(ExpertParallelSchedule(name="drawn"), settings)
 
 

@@ -52,7 +52,7 @@ def result(
         "bytes_copied": 60 * 3 * 2**20,
         "bound": "copy",
         "time_share": {"dense": 0.2, "expert": 0.15, "head": 0.05, "launch": 0.05, "copy": 0.5, "host": 0.05},
-        "ledger": {
+        "memory_breakdown": {
             "device_bytes": 5 * GIB,
             "host_bytes": 9 * GIB,
             "items": [

@@ -21,7 +21,7 @@ from ..table import EngineTable, check_keys, row
 from ..target import OffloadTarget, Target
 
 CONFIG_FILE = "archer_config.json"
-# What the ledger calls the parameters that this engine keeps in its pool of device memory.
+# What the memory breakdown calls the parameters that this engine keeps in its pool of device memory.
 _PARAMETERS = ("embeddings", "dense weights", "staging", "resident experts")
 _STEPS = 200
 # Classes that the engine's own list knows (it looks for the names in the class of the model).

@@ -65,7 +65,7 @@ def test_exactly_the_bytes_that_a_host_lacks_are_enough(name: str) -> None:
     else:
         pytest.fail("it was said to fit")
     assert found.schedule.copy.host_experts is None
-    assert found.ledger.host_bytes > 0
+    assert found.memory_breakdown.host_bytes > 0
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -75,7 +75,7 @@ def test_exactly_the_bytes_that_a_device_lacks_are_enough(name: str) -> None:
             simulation(memory_bytes=budget).predict(preset(name))
         except DoesNotFit as lacking:
             found = simulation(memory_bytes=budget + lacking.missing_bytes).predict(preset(name))
-            assert found.ledger.device_bytes <= budget + lacking.missing_bytes
+            assert found.memory_breakdown.device_bytes <= budget + lacking.missing_bytes
             with pytest.raises(DoesNotFit):
                 simulation(memory_bytes=budget + lacking.missing_bytes - 1).predict(preset(name))
 
@@ -85,7 +85,7 @@ def test_what_stays_on_the_device_needs_no_place_in_the_host() -> None:
     for name in ("n-cpu-moe", "kt-uniform", "kt-frequency", "kt-front-loading", "fiddler"):
         found = this.predict(preset(name).with_options(cache__pooled_experts=32))
         assert found.schedule.copy.host_experts is None
-        store = next(item for item in found.ledger.items if item.name == "expert store")
+        store = next(item for item in found.memory_breakdown.items if item.name == "expert store")
         assert store.num_bytes == (NUM_EXPERTS - 32) * this.expert_bytes(BASE)
         assert "the others stay on the device" in store.note
     for name in ("cpu-moe", "on-demand", "mixtral-offloading", "naive"):  # everything may be asked for again
@@ -119,7 +119,9 @@ def test_a_search_keeps_what_the_host_can_hold() -> None:
     assert {one.schedule.cache.policy for one in kept} == {"static"}
     assert {"fetch", "cpu", "cheaper", "balanced"} <= {one.schedule.kernel.miss for one in kept}
     for one in kept:
-        assert this.ledger(one.schedule, cached_experts=one.cached_slots).host_bytes <= 71 * this.expert_bytes(BASE)
+        assert this.memory_breakdown(
+            one.schedule, cached_experts=one.cached_slots
+        ).host_bytes <= 71 * this.expert_bytes(BASE)
 
 
 def test_exactly_the_bytes_that_a_search_lacks_are_enough() -> None:

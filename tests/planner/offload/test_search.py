@@ -65,11 +65,11 @@ def test_a_plan_beats_every_baseline_and_adds_up():
     fastest = min(need_nothing(plan.baselines), key=run_ns)
     assert f"{run_ns(fastest) / run_ns(plan.best):.2f} times as fast as {fastest.schedule.name}" in plan.verdict
     assert all(b["engine"].startswith("twin, checked by simpy") for b in document["baselines"])
-    parts = ("num_evaluated", "num_abandoned", "num_pruned", "num_outrun")
+    parts = ("num_evaluated", "num_abandoned", "num_pruned", "num_raced_out")
     assert document["num_candidates"] == sum(document[part] for part in parts)
     assert {b["family"] for b in document["baselines"]} <= set(FAMILIES.values())
     assert document["optimality_gap"] >= 0
-    assert document["best"]["ledger"]["device_bytes"] <= 440 * MIB
+    assert document["best"]["memory_breakdown"]["device_bytes"] <= 440 * MIB
     speeds = [1 / point["window_s"] for point in document["front"]]
     assert speeds == sorted(speeds)
     assert {name: document["front"][-1][name] for name in plan.front[-1].figures if name != "step_s"} == {
@@ -104,9 +104,9 @@ def test_the_race_finds_what_running_all_to_the_end_finds():
     this = simulation()
     base = base_schedule(PlanRequest(bits=("32",)), "32")
     raced, whole = search(this, base), search(this, base, exhaustive=True)
-    assert whole.num_outrun == 0
+    assert whole.num_raced_out == 0
     assert raced.best.total_ns <= 1.005 * whole.best.total_ns
-    count = [one.num_evaluated + one.num_abandoned + one.num_pruned + one.num_outrun for one in (raced, whole)]
+    count = [one.num_evaluated + one.num_abandoned + one.num_pruned + one.num_raced_out for one in (raced, whole)]
     assert count[0] == count[1]
 
 

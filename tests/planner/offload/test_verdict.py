@@ -90,8 +90,11 @@ def test_nothing_slower_than_a_row_that_needs_nothing_special_is_the_best(monkey
         assert run_ns(plan.best) == min(map(run_ns, fair))
     assert "it is " in plan.verdict
     assert plan.best.schedule.name == "best"
-    assert plan.best.ledger.device_bytes == plan.front[-1].device_bytes
-    assert all(one.ledger.device_bytes <= plan.best.ledger.device_bytes for one in fair) or objective != "least_memory"
+    assert plan.best.memory_breakdown.device_bytes == plan.front[-1].device_bytes
+    assert (
+        all(one.memory_breakdown.device_bytes <= plan.best.memory_breakdown.device_bytes for one in fair)
+        or objective != "least_memory"
+    )
     assert plan.optimality_gap >= 0
     document = plan_to_dict(plan)
     assert {one["name"] for one in document["baselines_that_need_more"]} <= set(NEEDS)

@@ -109,7 +109,7 @@ def test_one_schedule_is_simulated_by_both_engines():
 def test_ablation_leads_from_plain_to_best(plan):
     added = [row for row in plan.ablation if row["kind"] == "added"]
     assert [row["ingredient"] for row in added] == [
-        "none", "division", "exchange", "placement", "replication", "routing", "pipeline", "kernels",
+        "none", "parallelism", "exchange", "placement", "replication", "routing", "pipeline", "kernels",
     ]  # fmt: skip
     plain = next(each for each in plan.baselines if each.schedule.name == "ep")
     assert added[0]["step_s"] == plain.step_s
@@ -118,8 +118,8 @@ def test_ablation_leads_from_plain_to_best(plan):
     assert product == pytest.approx(plan.best.step_s / plain.step_s)
 
 
-def test_ageing_compares_the_stale_plan_with_a_fresh_one(plan):
-    flat, same = plan.ageing
+def test_staleness_compares_the_stale_plan_with_a_fresh_one(plan):
+    flat, same = plan.staleness
     assert (flat["recording"], same["recording"]) == ("flat", "counts")
     # Without skew there is little to balance: copies of the wrong experts do not help.
     assert flat["plan_max_over_mean_load"] >= flat["replanned_eplb_max_over_mean_load"] - 0.02

@@ -99,16 +99,18 @@ def test_sizes_that_cannot_add_up_are_refused() -> None:
 
 
 @given(affinities(least=4), st.integers(1, 2), st.integers(1, 2), st.sampled_from(RATIOS))
-def test_grace_groups_respect_ranks_and_sizes(affinity: np.ndarray, nodes: int, seats: int, ratio: float) -> None:
-    parts = node_groups(affinity, nodes, seats)
-    assert is_partition(parts, len(affinity)) and min(len(part) for part in parts) >= seats
-    groups = rank_groups(affinity, parts, seats, ratio)
+def test_grace_groups_respect_ranks_and_sizes(
+    affinity: np.ndarray, nodes: int, ranks_per_node: int, ratio: float
+) -> None:
+    parts = node_groups(affinity, nodes, ranks_per_node)
+    assert is_partition(parts, len(affinity)) and min(len(part) for part in parts) >= ranks_per_node
+    groups = rank_groups(affinity, parts, ranks_per_node, ratio)
     assert is_partition(groups, len(affinity))
     for place, group in enumerate(groups):
-        even = len(parts[place // seats]) // seats
+        even = len(parts[place // ranks_per_node]) // ranks_per_node
         slack = max(1, round(even * ratio))
         assert max(1, even - slack) <= len(group) <= even + slack
-        assert set(group) <= set(parts[place // seats])
+        assert set(group) <= set(parts[place // ranks_per_node])
 
 
 def test_knee_is_where_affinity_stops_paying() -> None:

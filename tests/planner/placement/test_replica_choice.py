@@ -44,13 +44,13 @@ def test_every_router_chooses_a_slot_of_the_expert(data: st.DataObject) -> None:
 
 @given(topologies(max_layers=2))
 def test_static_table_follows_the_rule(placement: Placement) -> None:
-    table, width, seats = nearest_table(placement), placement.slots_per_rank, placement.ranks_per_node
+    table, width, ranks_per_node = nearest_table(placement), placement.slots_per_rank, placement.ranks_per_node
     for layer in range(placement.num_layers):
         for expert, copies in enumerate(placement.logical_to_physical(layer)):
             far = []
             for rank, slot in enumerate(table[layer, expert].tolist()):
                 on_rank = [c for c in copies if c // width == rank]
-                on_node = [c for c in copies if c // width // seats == rank // seats]
+                on_node = [c for c in copies if c // width // ranks_per_node == rank // ranks_per_node]
                 if on_rank or on_node:
                     assert slot == (on_rank or on_node)[0]
                 else:

@@ -152,7 +152,7 @@ def test_limits_and_least_memory_choose_among_settings(planned: Any, capsys: pyt
     lengths = ("--prompt-tokens", "600", "--reply-tokens", "8")
     free = planned(*lengths)["best"]
     small = planned(*lengths, "--objective", "least_memory", "--floor", "2")["best"]
-    assert small["ledger"]["device_bytes"] < free["ledger"]["device_bytes"]
+    assert small["memory_breakdown"]["device_bytes"] < free["memory_breakdown"]["device_bytes"]
     status, _, err = call(capsys, "plan", *CASE, *lengths, "--for", "llama.cpp", "--tpot", "1us", "-o", "none.json")
     assert status == 3 and "comes nearest" in err.splitlines()[-1] and not Path("none.json").exists()
 

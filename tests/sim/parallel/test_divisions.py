@@ -130,6 +130,6 @@ def test_both_engines_agree_and_memory_is_counted(name: str) -> None:
         ("parm", {"pipeline__shortcut": True}, "all ranks of a node at once"),
     ],
 )
-def test_divisions_that_make_no_sense_are_refused(preset: str, changes: dict, message: str) -> None:
+def test_parallelisms_that_make_no_sense_are_refused(preset: str, changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_ep_preset(preset).with_options(**changes)

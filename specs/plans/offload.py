@@ -1,26 +1,18 @@
-"""What a report needs of a plan document, checked before anything is drawn, so that a damaged plan.json is one clear complaint.
+"""What plan.json holds of a plan for one device: the keys that pages, emitted files and validations read.
 
-Modelled: presence and type of the keys that the page reads. Ignored: keys it does not read, and whether the figures make sense.
+Modelled: presence and type of keys. Ignored: keys nobody reads, and whether figures make sense.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-
-from ...base.errors import InputError
-from .speed import Document
-
-# The version of plan documents that this report reads.
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trace:
+class Recording:
+    """The recording a plan was made from."""
+
     source: str
     num_tokens: int
     num_layers: int
@@ -29,17 +21,21 @@ class _Trace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Provenance:
+class Provenance:
+    """What a plan was made of and with."""
+
     produced_by: str
     model: str
     hardware: str
     memory_bytes: int
     window_steps: int | None
-    trace: _Trace
+    trace: Recording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
+class Request:
+    """What was asked for."""
+
     bits: list[str]
     objective: str
     floor_tokens_per_s: float | None
@@ -50,13 +46,17 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
+class StepTimes:
+    """Percentiles of the time of a forward pass, in seconds."""
+
     p50: float
     p99: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Share:
+class TimeShare:
+    """Shares of the window, adding up to one."""
+
     dense: float
     expert: float
     head: float
@@ -67,7 +67,9 @@ class _Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
+class MemoryItem:
+    """One item of the memory breakdown, in bytes."""
+
     name: str
     place: str
     bytes: int
@@ -75,13 +77,17 @@ class _Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ledger:
+class MemoryBreakdown:
+    """What lies where."""
+
     device_bytes: int
-    items: list[_Item]
+    items: list[MemoryItem]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
+class Result:
+    """A schedule and what was predicted for it."""
+
     name: str
     schedule: dict[str, Any]
     prefill_tokens_per_s: float | None
@@ -94,7 +100,7 @@ class _Result:
     request_s_interval: tuple[float, float] | None
     window_s: float
     window_s_interval: tuple[float, float]
-    step_s: _Step
+    step_s: StepTimes
     makespan_ns: int
     num_steps: int
     num_tokens: int
@@ -105,8 +111,8 @@ class _Result:
     ready_hits: int
     bytes_copied: int
     bound: str
-    time_share: _Share
-    ledger: _Ledger
+    time_share: TimeShare
+    memory_breakdown: MemoryBreakdown
     assumptions: list[str]
     engine: str
     needs: str | None = None
@@ -114,7 +120,9 @@ class _Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FrontPoint:
+class FrontPoint:
+    """The best schedule of one amount of memory."""
+
     level: int
     device_bytes: int
     prefill_tokens_per_s: float | None
@@ -123,16 +131,18 @@ class _FrontPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class OffloadPlan:
+    """plan.json of a plan for one device: the keys that others read."""
+
     schema_version: int
     kind: str
-    provenance: _Provenance
-    request: _Request
-    best: _Result
-    baselines: list[_Result]
+    provenance: Provenance
+    request: Request
+    best: Result
+    baselines: list[Result]
     baselines_that_do_not_fit: dict[str, str]
-    references: dict[str, _Result]
-    front: list[_FrontPoint]
+    references: dict[str, Result]
+    front: list[FrontPoint]
     num_candidates: int
     num_evaluated: int
     num_abandoned: int
@@ -140,26 +150,4 @@ class _Plan:
     lower_bound_step_s: float
     optimality_gap: float | None
     verdict: str
-    baselines_that_need_more: list[_Result] = field(default_factory=list)
-
-
-def check_plan_document(document: Document) -> None:
-    """Return nothing; raises InputError naming the first key of an offload plan that is absent or of the wrong type."""
-    for key, wanted in (("kind", "offload"), ("schema_version", SCHEMA_VERSION)):
-        if document.get(key) != wanted:
-            raise InputError(f"plan: {key}", document.get(key), f"this report reads {wanted!r}", "make the plan again")
-    try:
-        _adapter().validate_json(json.dumps(document))  # as JSON: lists stand for tuples
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        missing = first["type"] in ("missing", "missing_keyword_only_argument")
-        value = "(absent)" if missing else first.get("input")
-        rule = "a field is absent" if missing else first["msg"].lower()
-        raise InputError(f"plan: {field}", value, rule, "give a plan.json as moeplan plan writes it") from None
-
-
-@cache
-def _adapter() -> TypeAdapter[_Plan]:
-    """Return the validator: only what is declared above is looked at, further keys are left alone."""
-    return TypeAdapter(with_config(ConfigDict(extra="ignore", strict=True))(_Plan))
+    baselines_that_need_more: list[Result] = field(default_factory=list)
