@@ -19,7 +19,7 @@ from moeplan.papers.field.rows import read_reports
 from moeplan.specs.machines.load import load_machine
 from moeplan.specs.memory import MemoryNeeds, break_down_memory
 from moeplan.specs.models import quantised_as, stated_format, weight_format
-from moeplan.specs.models.gguf_types import block_bits
+from moeplan.specs.models.gguf_types import block_bits, tensor_type
 from moeplan.specs.models.load import load_model
 from moeplan.specs.models.mixes.names import mix, mix_names
 
@@ -39,6 +39,22 @@ from moeplan.specs.models.mixes.names import mix, mix_names
 def test_blocks_are_exact(name: str, bits: str) -> None:
     found = block_bits(name)
     assert found is not None and found[1] == Fraction(bits)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "num_bytes"),
+    [
+        (39, "MXFP4", 8 * 17), (40, "NVFP4", 4 * 36), (41, "Q1_0", 2 * 18), (42, "Q2_0", 4 * 18), (133, "Q6_0", 8 * 26), (137, "IQ2_K", 76),
+        (144, "IQ4_KS", 136 + 4), (145, "IQ2_KS", 70 + 2), (146, "IQ4_KSS", 128 + 4), (151, "Q8_KV", 256 + 8), (157, "IQ2_KL", 86 + 2),
+        (212, "Q4_K", 144), (219, "IQ1_S_R4", 8 * 6 + 2), (229, "IQ1_M_R4", 8 * 7 + 2), (337, "IQ2_K", 76), (344, "IQ4_KS", 136 + 4),
+        (352, "IQ5_KS", 168 + 4), (353, "MXFP4", 8 * 17), (399, "Q8_K_R8", 258),
+    ],
+)  # fmt: skip
+def test_types_of_files_by_their_numbers(number: int, name: str, num_bytes: int) -> None:
+    """A row of 256 weights takes what ggml's and ik_llama.cpp's tables of types say."""
+    found = tensor_type(number)
+    assert found is not None and found.name == name and found.num_bytes((256, 1)) == num_bytes
+    assert found.num_bytes((255, 1)) is None
 
 
 def test_a_mix_lies_between_its_types() -> None:
@@ -94,7 +110,7 @@ def test_stated_formats_come_back_by_their_names() -> None:
 
 
 def test_weights_are_as_large_as_published_files(capsys: pytest.CaptureFixture[str]) -> None:
-    by_name, by_size = [], []
+    by_name, by_size, table = [], [], {}
     for report in read_reports():
         stated = report.number("quant", "file_bytes")
         if stated is None:
@@ -111,7 +127,10 @@ def test_weights_are_as_large_as_published_files(capsys: pytest.CaptureFixture[s
                 memory_breakdown.num_bytes(name) for name in ("resident experts", "embeddings", "dense weights")
             )
             errors.append(abs(weights / stated - 1))
+        key = f"{model.name} {quant['experts']}, {quant['dense']}"
+        table[key] = f"{key:<40} {stated / 1e9:8.2f} GB, counted by name {by_name[-1]:7.2%} off"
     with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(table.values()))
         sys.stdout.write(
             f"\nweights against {len(by_name)} stated files: median {median(by_name):.2%} by name, {median(by_size):.2%} by size\n"
         )
