@@ -127,10 +127,10 @@ def _first(cards: list[tuple[str, int | None]], unseen: list[str]) -> GpuPart | 
 
 def _from_nvidia_smi(text: str, unseen: list[str]) -> tuple[GpuPart | None, int, str | None]:
     rows = [[cell.strip() for cell in line.split(",")] for line in text.strip().splitlines()]
-    cards = [(row[0], int(row[1]) * MIB if len(row) > 1 and row[1].isdigit() else None) for row in rows]
+    cards = [(row[0], int(row[1]) * MIB if len(row) > 1 and row[1].isdecimal() else None) for row in rows]
     gpu = _first(cards, unseen)
     generation, lanes = (rows[0] + [""] * 4)[2:4]
-    seen = gpu is not None and gpu.pcie is not None and generation.isdigit() and lanes.isdigit()
+    seen = gpu is not None and gpu.pcie is not None and generation.isdecimal() and lanes.isdecimal()
     return gpu, len(rows), f"{generation}.0x{lanes}" if seen else None
 
 
@@ -214,7 +214,7 @@ def _memory_bytes(proc: Path) -> int | None:
     if found is not None:
         return int(found[1]) * KIB
     whole = (_run("sysctl", "-n", "hw.memsize") or "").strip()
-    return int(whole) if whole.isdigit() else None
+    return int(whole) if whole.isdecimal() else None
 
 
 def _shared_memory(gpu: GpuPart, proc: Path) -> GpuPart:
@@ -248,11 +248,11 @@ def _memory(proc: Path, cpu: CpuPart | None, sockets: int, unseen: list[str]) ->
             channels=channels,
             capacity_bytes=capacity,
         )
-    unseen.append(
-        "the memory's kind, speed and channels (dmidecode needs rights): what the processor is sold for is taken"
-    )
+    what = "the memory's kind, speed and channels (dmidecode needs rights)"
     if cpu is None:
+        unseen.append(f"{what}: write for instance ddr5-5600x2:64GiB")
         return None
+    unseen.append(f"{what}: what the processor is sold for is taken")
     return MemoryPart(
         kind=cpu.memory, mt_per_s=cpu.max_mt_per_s, channels=cpu.channels * sockets,
         capacity_bytes=capacity if capacity is None else max(GIB, capacity),

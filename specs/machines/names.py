@@ -85,7 +85,7 @@ class Names(Generic[T]):
             sizes = [word for word in form if _SIZE.fullmatch(word)]
             found = self._parts.get("".join(word for word in form if word not in sizes))
             if found is not None and len(sizes) == 1:
-                return found, int(sizes[0].removesuffix("gb"))
+                return found, int(sizes[0].rstrip("gib"))
         return None
 
     def sharing(self, text: str) -> list[str]:

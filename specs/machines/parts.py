@@ -24,7 +24,8 @@ VECTOR_UNITS = ("sse4", "avx2-half", "avx2", "avx2-vnni", "avx512", "avx512-vnni
 _PCIE_BYTES_PER_S = {"3.0": 0.985 * GIGA, "4.0": 1.969 * GIGA, "5.0": 3.938 * GIGA, "6.0": 7.563 * GIGA}
 """Of one lane in one direction, after line coding (PCI Express Base Specification)."""
 _RATE = re.compile(r"([0-9.]+)\s*([A-Za-z]+)/s\Z")
-_FLOPS = re.compile(r"([0-9.]+)\s*(T|P|G)(?:FLOPS|FLOP/S|OPS)?\Z", re.IGNORECASE)
+_MOST_FLOPS_PER_S = 1e21
+_FLOPS = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*(T|P|G)(?:FLOPS|FLOP/S|OPS)?\Z", re.IGNORECASE)
 _MEMORY = re.compile(r"((?:lp)?ddr[345]x?)-([0-9]{3,5})\s?x\s?([0-9]{1,2})(?::\s?(.+))?\Z", re.IGNORECASE)
 _BUILT_MT_PER_S = {"ddr3": (800, 2933), "ddr4": (1600, 5400), "ddr5": (3200, 10_400), "lpddr4": (1600, 4267), "lpddr4x": (1600, 4267),
                    "lpddr5": (3200, 6400), "lpddr5x": (4800, 10_700)}  # fmt: skip
@@ -189,9 +190,10 @@ def parse_rate(text: str, field: str) -> float:
 def parse_flops(text: str, field: str) -> float:
     """Return operations per second of "71TFLOPS"."""
     match = _FLOPS.match(text.strip())
-    if match is None or float(match[1]) <= 0:
+    rate = 0.0 if match is None else float(match[1]) * {"G": GIGA, "T": TERA, "P": KILO * TERA}[match[2].upper()]
+    if not 0 < rate < _MOST_FLOPS_PER_S:
         raise InputError(field, text, "not a rate of operations", "write for instance 71TFLOPS")
-    return float(match[1]) * {"G": GIGA, "T": TERA, "P": KILO * TERA}[match[2].upper()]
+    return rate
 
 
 def custom_gpu(text: str) -> GpuPart | None:

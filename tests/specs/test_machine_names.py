@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moeplan.base.errors import InputError
@@ -108,3 +108,26 @@ def test_unified_memory_is_written_behind_the_name() -> None:
 def test_an_unknown_name_names_the_nearest(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse_parts(text)
+
+
+FRAGMENTS = (
+    "rtx-4090", "4090", " + ", "+", "x:memory=", "24GiB", "0GiB", "9e99GiB", "bandwidth=", "936GB/s", "1.2.3GB/s", "fp16=", "71TFLOPS",
+    "1.2.3TFLOPS", ".TFLOPS", "9" * 400 + "TFLOPS", "fp8=", "pcie=", "4.0x16", "pcie-", "x16", "9.0x1", "disk:", "7GB/s", "ddr5-6000x2",
+    ":64GiB", ":", "ddr5-", "x0", "x99", "2 x ", "99 x ", "0 x ", " × ", "ryzen-9-7950x", "m4-max", "64gb", "GiB", "9999gb", "(", "\n",
+    "\x00", "é", "\uff18", "²", ",", "=", "backend=", "foo", "inf", "AI Max+ 395", "8480+",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=9))
+@example(["64gb", "²", "8480+", "GiB"])
+@example(["x:memory=", "24GiB", ",", "bandwidth=", "936GB/s", ",", "fp16=", "1.2.3TFLOPS"])
+@example(["x:memory=", "24GiB", ",", "bandwidth=", "936GB/s", ",", "fp16=", "9" * 400 + "TFLOPS"])
+def test_whatever_is_written_is_a_machine_or_one_line(pieces: list[str]) -> None:
+    try:
+        parts = parse_parts("".join(pieces))
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+    else:
+        assert (
+            parse_parts(describe_parts(parts)) == parts or parts.gpu is None or parts.gpu.source == "given by the user"
+        )
