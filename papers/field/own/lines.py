@@ -17,8 +17,9 @@ from ....base.errors import InputError, MoeplanError
 from ....calibrate.fitting.adjust import moved
 from ....calibrate.fitting.update import Measured, Update, updated
 from ....calibrate.imports.bench_line import BenchLine
-from ....specs.machines.compose import host_bytes_per_s, is_parts, parse_parts
+from ....specs.machines.compose import host_bytes_per_s
 from ....specs.machines.load import load_machine
+from ....specs.machines.notation import is_parts, parse_parts
 from ....specs.machines.parts import Parts
 from ....specs.machines.profile import Profile
 from ....specs.memory import kv_bytes_per_value

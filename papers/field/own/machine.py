@@ -12,8 +12,8 @@ from typing import Any
 from ....base.errors import InputError
 from ....calibrate.imports.bench_line import BenchLine
 from ....specs.machines.catalogue import find_cpu, find_gpu
-from ....specs.machines.compose import is_parts, parse_parts
 from ....specs.machines.load import load_machine
+from ....specs.machines.notation import is_parts, parse_parts
 from ....specs.machines.parts import Parts
 from ....specs.machines.profile import Profile
 from ..setup import UNLIMITED_BYTES
