@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import tracemalloc
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from moeplan.base.errors import InputError
 from moeplan.specs.catalog import MODELS_FOLDER
 from moeplan.specs.models import ModelSpec, weight_format
-from moeplan.specs.models.load import load_model
+from moeplan.specs.models.config.safetensors.header import Tensor
+from moeplan.specs.models.config.safetensors.stored import as_stored, is_expert
+from moeplan.specs.models.load import list_models, load_model
 
 from ..support.safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
 
@@ -178,3 +181,36 @@ def test_damage_anywhere_is_one_line(at: int, value: int, cut: int, tmp_path_fac
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_what_files_hold_is_what_is_counted(name: str, tmp_path: Path) -> None:
+    """Tables, states, encoders, experts' biases: of every bundled model at 16 bits, all bytes are found again."""
+    model = dataclasses.replace(load_model(name), native_bits="16", native_dense_bits="16")
+    matrices = (
+        sum(model.dense_matrix_parameters(layer) for layer in range(model.num_layers)) + model.encoder_matrix_parameters
+    )
+    sizes = {
+        "model.layers.0.mlp.experts.gate_up_proj": model.num_routed_experts * model.expert_parameters,
+        "model.layers.0.self_attn.q_proj.weight": matrices + model.vector_parameters + model.table_parameters,
+        "model.embed_tokens.weight": model.vocab_size * model.hidden_size,
+    }
+    if not model.tied_embeddings:
+        sizes["lm_head.weight"] = model.vocab_size * model.hidden_size
+    tensors = {key: Tensor(kind="BF16", shape=(size,), num_bytes=2 * size) for key, size in sizes.items()}
+    found = as_stored(model, tensors, tmp_path)
+    assert (found.native_bits, found.native_dense_bits) == ("16", "16") and total(found) == 2 * sum(sizes.values())
+    assert total(found) == 2 * model.total_parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [
+        ("model.layers.3.mlp.experts.7.up_proj.weight", True), ("model.layers.3.block_sparse_moe.input_linear.weight", True),
+        ("backbone.layers.3.mixer.experts.0.down_proj.weight_scale", True), ("model.layers.3.mlp.switch_mlp.gate_proj.scales", True),
+        ("model.layers.3.mlp.shared_experts.up_proj.weight", False), ("model.layers.3.mlp.experts.post_expert_norm.weight", False),
+        ("model.layers.3.self_attention.experts.input_linear.weight", False), ("model.layers.3.mlp.gate.weight", False),
+    ],
+)  # fmt: skip
+def test_experts_are_known_by_their_names(name: str, expert: bool) -> None:
+    assert is_expert(name) == expert

@@ -78,7 +78,9 @@ def _tensor(key: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
     called = f"tensor {key[:60]!r}"
     if not isinstance(entry, dict):
         raise ValueError(f"{called} is no table")
-    kind, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    kind: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    place: Any = entry.get("data_offsets")
     bits = _BITS.get(kind) if isinstance(kind, str) else None
     if bits is None:
         raise ValueError(f"{called} has type {str(kind)[:20]!r}, which is not known")
@@ -88,7 +90,7 @@ def _tensor(key: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
         raise ValueError(f"{called} lies at {str(place)[:60]}")
     found = Tensor(kind=kind, shape=tuple(shape), num_bytes=place[1] - place[0])
     if found.numbers > _MAX_NUMBERS or found.numbers * bits != 8 * found.num_bytes:
-        raise ValueError(f"{called} of {kind} and shape {list(shape)} takes {found.num_bytes} bytes, which it cannot")
+        raise ValueError(f"{called} of {kind} and shape {shape} takes {found.num_bytes} bytes, which it cannot")
     return found, (place[0], place[1])
 
 

@@ -24,6 +24,8 @@ from .header import Tensor
 _EXPERTS = re.compile(
     r"(?:^|\.)(?:experts|switch_mlp)\.|\.block_sparse_moe\.(?:input|output)_linear\.|\.mlp\.(?:in|out)put_linear\."
 )
+_NOT_EXPERTS = re.compile(r"\.(?:self_attention|self_attn|attention|attn)\.|norm\.weight$")
+"""Experts of attention, and norms that stand among a layer's experts."""
 _ONE_EXPERT = re.compile(r"\.experts\.(?:expert_)?(\d+)\.")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d+)\.")
 _DRAFT = re.compile(r"(?:^|\.)(?:mtp|nextn|draft_\w+|eagle)(?:\.|_)")
@@ -78,6 +80,7 @@ def as_stored(spec: ModelSpec, tensors: Mapping[str, Tensor], folder: Path) -> M
     _check_experts(spec, tensors, experts, refused)
     _check_layers(spec, tensors, refused)
     wanted = sum(spec.dense_parameters(layer) for layer in range(spec.num_layers)) + spec.encoder_matrix_parameters
+    wanted += spec.table_parameters
     if dense.whole and abs(dense.numbers / wanted - 1) > _DIFFER:
         raise refused(f"its layers hold {dense.numbers} weights beside experts, and config.json describes {wanted}")
     biases = weight_format(spec.native_bits).vector_bytes(spec.num_routed_experts * spec.expert_vector_parameters)
@@ -86,8 +89,12 @@ def as_stored(spec: ModelSpec, tensors: Mapping[str, Tensor], folder: Path) -> M
     )
     matrices = spec.encoder_matrix_parameters + sum(spec.dense_matrix_parameters(n) for n in range(spec.num_layers))
     vectors = weight_format(spec.native_dense_bits).vector_bytes(spec.vector_parameters)
-    of_dense = Fraction(BITS_PER_BYTE * (dense.num_bytes - vectors), matrices)
     outer = _outer(spec, embedding, head)
+    # Tables of layers are counted in the bits of the token embedding.
+    tables = weight_format(spec.native_dense_bits).vector_bytes(spec.table_parameters)
+    if outer:
+        tables = round(outer[0] * spec.table_parameters / BITS_PER_BYTE)
+    of_dense = Fraction(BITS_PER_BYTE * (dense.num_bytes - vectors - tables), matrices)
     try:
         stored = _called(spec.native_bits, of_experts)
         rest = _called(spec.native_dense_bits, of_dense, *outer)
@@ -121,7 +128,7 @@ def _sorted_out(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, _Ki
             layer is not None and int(layer[1]) >= max(spec.num_layers, spec.num_encoder_layers)
         ):
             kind = "drafts"
-        elif _EXPERTS.search(name):
+        elif is_expert(name):
             kind = "experts"
         elif layer is None and _EMBEDDING.search(name):
             kind = "embedding"
@@ -133,6 +140,11 @@ def _sorted_out(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, _Ki
     return kinds
 
 
+def is_expert(name: str) -> bool:
+    """Return whether a tensor is of a routed expert."""
+    return _EXPERTS.search(name) is not None and _NOT_EXPERTS.search(name) is None
+
+
 def _check_experts(
     spec: ModelSpec, tensors: Mapping[str, Tensor], experts: _Kind, refused: Callable[[str], InputError]
 ) -> None:
@@ -141,9 +153,9 @@ def _check_experts(
         wanted = spec.num_routed_experts * spec.expert_parameters
         raise refused(f"its tensors hold {experts.numbers} weights of experts, and config.json describes {wanted}")
     named = {
-        (layer[1], one[1], name.startswith("encoder."))
+        (layer[1], one[1], name.startswith("encoder.") or ".encoder." in name)
         for name in tensors
-        if (one := _ONE_EXPERT.search(name)) is not None and (layer := _LAYER.search(name)) is not None
+        if is_expert(name) and (one := _ONE_EXPERT.search(name)) is not None and (layer := _LAYER.search(name)) is not None
         and int(layer[1]) < max(spec.num_layers, spec.num_encoder_layers) and not _TOWER.match(name) and not _DRAFT.search(name)
     }  # fmt: skip
     if named and len(named) != spec.num_routed_experts:
