@@ -1,7 +1,93 @@
-"""moeplan: rehearse Mixture-of-Experts inference before you run it."""
+"""moeplan: rehearse Mixture-of-Experts inference before you run it.
+
+    result = moeplan.simulate("gpt-oss-120b", "rtx-4090 + ryzen-9-7950x + ddr5-5600x2:96GiB", quant="MXFP4_MOE")
+    result.metrics.decode_tokens_per_s
+
+Names are found when they are asked for: importing this package loads nothing else. Ignored: everything that is not for others to
+call; it may change between versions.
+"""
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
 
-__all__ = ["__version__"]
+from .base.version import __version__
+
+__all__ = [
+    "DoesNotFit",
+    "InputError",
+    "LoadProfile",
+    "ModelSpec",
+    "MoeplanError",
+    "OffloadPlan",
+    "OffloadRequest",
+    "OffloadSchedule",
+    "ParallelPlan",
+    "ParallelRequest",
+    "Profile",
+    "RoutingTrace",
+    "SimulationResult",
+    "Validation",
+    "__version__",
+    "emit",
+    "load_machine",
+    "load_model",
+    "load_trace",
+    "plan",
+    "simulate",
+    "validate",
+]
+
+# Name → module below this package. What comes later (sweep, fit, diagnose, reproduce) is a line here, in `__all__` and below.
+_HOMES = {
+    "DoesNotFit": "base.errors",
+    "InputError": "base.errors",
+    "LoadProfile": "traces.recording",
+    "ModelSpec": "specs.models",
+    "MoeplanError": "base.errors",
+    "OffloadPlan": "planner.offload.plan",
+    "OffloadRequest": "planner.offload.plan",
+    "OffloadSchedule": "specs.schedules.offload",
+    "ParallelPlan": "planner.parallel.plan",
+    "ParallelRequest": "planner.parallel.case",
+    "Profile": "specs.machines.profile",
+    "RoutingTrace": "traces.recording",
+    "SimulationResult": "api.simulate",
+    "Validation": "executor.validation.validate",
+    "emit": "api.emit",
+    "load_machine": "api.load",
+    "load_model": "api.load",
+    "load_trace": "api.load",
+    "plan": "api.plan",
+    "simulate": "api.simulate",
+    "validate": "api.validate",
+}
+
+if TYPE_CHECKING:
+    from .api.emit import emit
+    from .api.load import load_machine, load_model, load_trace
+    from .api.plan import plan
+    from .api.simulate import SimulationResult, simulate
+    from .api.validate import validate
+    from .base.errors import DoesNotFit, InputError, MoeplanError
+    from .executor.validation.validate import Validation
+    from .planner.offload.plan import OffloadPlan, OffloadRequest
+    from .planner.parallel.case import ParallelRequest
+    from .planner.parallel.plan import ParallelPlan
+    from .specs.machines.profile import Profile
+    from .specs.models import ModelSpec
+    from .specs.schedules.offload import OffloadSchedule
+    from .traces.recording import LoadProfile, RoutingTrace
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        found = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

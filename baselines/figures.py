@@ -7,14 +7,10 @@ its class and exit status. Ignored: texts that explain, and plans for one device
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import MoeplanError, UnknownName
-from ..commands.options.declarations import bundled_trace_path, open_trace
-from ..commands.options.settings import split_settings
-from ..commands.options.subject import open_subject, usual_dense_bits
 from .document import Figure, Pinned, Scenario, rounded
 
 if TYPE_CHECKING:
@@ -22,6 +18,8 @@ if TYPE_CHECKING:
     from ..specs.models import ModelSpec
 
 _NO_FIGURES = ("name", "schedule", "memory_breakdown", "assumptions", "engine")
+_BESIDE = ("simulator", "set_by_user")
+"""What an answer says besides its figures."""
 _FILLED_IN = (
     ("experts", "bits"),
     ("cache", "experts_per_layer"),
@@ -55,16 +53,14 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
         yield name, rounded(value)
 
 
-def _simulate(*, schedule: str | None = None, set: list[str] | None = None, **options: Any) -> dict[str, Any]:
+def _simulate(
+    *, model: str, hardware: str, schedule: str | None = None, set: list[str] | None = None, **options: Any
+) -> dict[str, Any]:
     """Return the figures of `moeplan simulate`."""
-    from ..planner.offload.plan import prediction_to_dict
-    from ..specs.schedules.offload import apply_settings, parse_setting
+    from ..api.simulate import simulate
 
-    changes = split_settings(set)
-    subject = open_subject(**options, changes=changes)
-    chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
-    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
-    said = prediction_to_dict(subject.simulation.predict(chosen))
+    result = simulate(model, hardware, schedule=schedule, settings=set, **options)
+    said = {key: value for key, value in result.to_dict().items() if key not in (*result.subject.described, *_BESIDE)}
     memory_breakdown, resolved = said["memory_breakdown"], said["schedule"]
     memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in memory_breakdown["items"]}
     return {key: value for key, value in said.items() if key not in _NO_FIGURES} | {
@@ -81,6 +77,7 @@ def _plan(
     routing: dict[str, Any] | None = None,
     phase: str = "decode",
     bits: str = "native",
+    context_tokens: int = 2048,
     **options: Any,
 ) -> dict[str, Any]:
     """Return the figures of `moeplan plan --mode ep`.
@@ -88,19 +85,13 @@ def _plan(
     routing: requests, prompt_tokens, reply_tokens of a recording made up in the way of the model's family, counts: true where only
     the load of each expert is kept; None takes the bundled recording.
     """
-    from ..planner.parallel.case import EpRequest
-    from ..planner.parallel.plan import ep_plan_to_dict, make_ep_plan
-    from ..specs.machines.load import load_machine
-    from ..specs.models.load import load_model
+    from ..api.load import load_model
+    from ..api.plan import plan
+    from ..planner.parallel.case import ParallelRequest
 
-    spec = load_model(model)
-    native = bits == "native"
-    request = EpRequest(
-        prefill=phase == "prefill", bits=spec.native_bits if native else bits,
-        dense_bits=usual_dense_bits(spec) if native else None, **options,
-    )  # fmt: skip
-    recording = open_trace(str(bundled_trace_path())) if routing is None else _made_up(spec, **routing)
-    said = ep_plan_to_dict(make_ep_plan(spec, load_machine(hardware), recording, request))
+    request = ParallelRequest(prefill=phase == "prefill", bits=bits, context_tokens=context_tokens, **options)
+    recording = "bundled" if routing is None else _made_up(load_model(model), **routing)
+    said = plan(model, hardware, trace=recording, request=request).to_dict()
     kept = (
         "num_candidates",
         "lower_bound_step_s",

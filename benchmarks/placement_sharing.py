@@ -28,7 +28,7 @@ from moeplan.base.units import MS_PER_S
 from moeplan.calibrate.costs.all_to_all_table import OF_COMPUTE, OF_EXCHANGE, measured_ranks
 from moeplan.calibrate.fitting.all_to_all_fit import fit_exchanges
 from moeplan.calibrate.samples import SampleSet, sample_from_dict
-from moeplan.planner.parallel.case import EpRequest, evidence_of, plain_schedule, prepare_ep
+from moeplan.planner.parallel.case import ParallelRequest, evidence_of, plain_schedule, prepare_ep
 from moeplan.planner.parallel.evidence import CHOOSE, PLAN, REPORT, TokenEvidence
 from moeplan.planner.parallel.objective import layer_costs
 from moeplan.planner.parallel.search import EpSearch
@@ -77,7 +77,7 @@ def host_of(card: Profile, ranks: int) -> Profile:
 
 
 def search_of(
-    model: ModelSpec, profile: Profile, evidence: TokenEvidence, request: EpRequest, *, shared: bool
+    model: ModelSpec, profile: Profile, evidence: TokenEvidence, request: ParallelRequest, *, shared: bool
 ) -> EpSearch:
     """Return a search of placements that minimises the layer with what ranks share, or by the busiest port alone."""
     plain = plain_schedule("16")
@@ -108,7 +108,7 @@ def cells_of(
     model: ModelSpec, card: Profile, trace: RoutingTrace, ranks: int, redundant: int, split: int, moves: int
 ) -> list[dict[str, Any]]:
     """Return the simulated steps of every placement for one machine, number of copies and split of the requests."""
-    request = EpRequest(
+    request = ParallelRequest(
         num_nodes=1, ranks_per_node=ranks, num_redundant=redundant, prefill=True, context_tokens=512,
         tokens_per_rank=TOKENS_PER_RANK, search_moves=moves, seed=split,
     )  # fmt: skip

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..base import plain_json
 from ..base.errors import InputError
 from ..base.text_files import read_text
+from ..base.version import __version__
 from .all_to_all_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from ..base.version import __version__
 from . import demo, emit, engine, machine, measure, plan, report, reproduce, simulate, trace
 from .options import hardware, model, schedule
 

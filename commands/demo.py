@@ -20,8 +20,7 @@ from ..base.terminal import print_json, print_plan, print_validation
 from ..base.text_files import check_outputs, output_folder, write_atomic
 from .artefacts import write_offload_report, write_perfetto
 from .first_question import first_answer
-from .options.declarations import JsonFlag, open_trace
-from .options.subject import open_simulation
+from .options.declarations import JsonFlag
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000
@@ -40,8 +39,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Answer a question without measuring; then measure this CPU, plan the bundled recording, run it, and report how far off it was."""
+    from ..api.plan import plan
     from ..base.progress import reporter
-    from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
 
     output_folder(folder, "--output")
     paths = {
@@ -61,12 +60,13 @@ def demo(
         sys.stdout.flush()  # it is read while the rest runs
     if runs:
         _calibrate(paths["profile"])
-        simulation = open_simulation(DEMO_MODEL, str(paths["profile"]), "bundled", DEMO_CPU_MEMORY, DEMO_WINDOW, "32")
+        machine, memory, dense_bits = str(paths["profile"]), DEMO_CPU_MEMORY, "32"
     else:
         sys.stderr.write("demo: torch is not installed, so nothing is run; pip install 'moeplan[run]'\n")
-        simulation = open_simulation(DEMO_MODEL, DEMO_HARDWARE, "bundled", DEMO_MEMORY, DEMO_WINDOW, "16")
-    found = make_plan(simulation, PlanRequest(bits=("native",)), progress=reporter("demo: plan"))
-    document = plan_to_dict(found)
+        machine, memory, dense_bits = DEMO_HARDWARE, DEMO_MEMORY, "16"
+    found = plan(DEMO_MODEL, machine, trace="bundled", memory=memory, window=DEMO_WINDOW, dense_bits=dense_bits,
+                 progress=reporter("demo: plan"))  # fmt: skip
+    document, simulation = found.to_dict(), found.simulation
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_perfetto(paths["timeline"], simulation, found.best)
     measured, section = _run(document, simulation) if runs else (None, None)
@@ -104,12 +104,13 @@ def _calibrate(path: Path) -> None:
 
 def _run(document: dict[str, Any], simulation: Any) -> tuple[dict[str, Any], Any]:
     """Return the figures of running the plan and its rivals, and the report's section about them."""
+    from ..api.load import as_routing
     from ..base.progress import reporter
     from ..executor.validation.validate_plan import validate_plan
     from ..reports.validation.page import predicted_measured_section
 
     found = validate_plan(
-        document, simulation.model, open_trace("bundled"), profile=simulation.profile, num_baselines=_RIVALS,
+        document, simulation.model, as_routing("bundled"), profile=simulation.profile, num_baselines=_RIVALS,
         steps=_RUN_STEPS, repeats=_REPEATS, check_drift=False, progress=reporter("demo: run"),
     )  # fmt: skip
     measured = found.to_dict() | found.best_to_dict()

@@ -37,7 +37,7 @@ def emit(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plan as an engine's own configuration, with its command line and notes on what that engine cannot express."""
-    from ..planner.emit.targets import emit as write
+    from ..api.emit import emit as write
     from ..planner.emit.targets import render
     from ..specs.plans.document import read_plan
     from ..specs.provenance import model_of
@@ -51,7 +51,7 @@ def emit(
             )
         target = str(part.get("engine"))
     target, model = emit_name(target), model_of(document)
-    paths = [str(path) for path in write(document, target, model, output, keep={"the plan": plan_path})]
+    paths = [str(path) for path in write(plan_path, target, output=output)]
     emission = render(document, target, model)
     commands = {name: text for name, text in emission.files.items() if name.endswith(".sh")}
     if as_json:

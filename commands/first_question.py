@@ -14,9 +14,9 @@ from ..base.errors import DoesNotFit
 from ..reports import numbers
 
 if TYPE_CHECKING:
+    from ..api.subject import Subject
     from ..reports.page import Section
     from ..sim.offload.simulate import Prediction
-    from .options.subject import Subject
 
 MODEL, QUANT, ENGINE = "gpt-oss-120b", "MXFP4_MOE", "llama.cpp"
 HARDWARE = "rtx-4090 + ryzen-9-7950x + ddr5-5600x2:96GiB"
@@ -124,12 +124,10 @@ class Answer:
 
 def first_answer() -> Answer:
     """Return the answer, predicted in a second or two: no recording, nothing measured."""
-    from .options.settings import split_settings
-    from .options.subject import open_subject
+    from ..api.subject import open_subject
 
     subject = open_subject(
         model=MODEL, hardware=HARDWARE, trace=None, engine=ENGINE, quant=QUANT, prompt_tokens=PROMPT_TOKENS, reply_tokens=REPLY_TOKENS,
-        changes=split_settings(None),
     )  # fmt: skip
     simulation = subject.simulation
     layers, each = simulation.model.num_moe_layers, simulation.model.num_experts

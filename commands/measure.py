@@ -6,7 +6,6 @@ need torch and are imported only when a command runs.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ import typer
 from ..base.errors import InputError, UnknownName
 from ..base.terminal import print_calibration, print_json, print_validation
 from ..base.text_files import check_outputs, write_atomic
-from ..base.units import parse_bytes
 from .options.bounds import PASSES, WEEK_S, between
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
@@ -27,14 +25,11 @@ from .options.declarations import (
     QuantOption,
     ReplyOption,
     UbatchOption,
-    bundled_trace_path,
     model_file,
 )
-from .options.settings import print_settings, split_settings
-from .options.subject import planned_recording, prior_lengths
+from .options.settings import print_settings
 from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 
-_DEVICES = ("cpu", "cuda")
 _KERNELS = "aiconfigurator"
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
 
@@ -127,12 +122,15 @@ def calibrate(
     elif tool is not None:
         document = _imported(tool, file, hardware, output, samples)
     else:
+        from ..api.validate import check_device, check_torch
+
         check_torch()
+        check_device(device)
         from ..executor.calibration.calibrate import calibrate_device
         from ..specs.models.load import load_model
 
         found = calibrate_device(
-            _device(device),
+            device,
             quick=quick,
             models=None if model is None else [load_model(model)],
             bits=_formats(bits or _CALIBRATED_BITS[device]),
@@ -244,7 +242,6 @@ def validate(
 ) -> None:
     """Run a plan, or a grid of schedules, for real and say how wrong the predictions were; or take speeds that another tool measured."""
     from ..base.progress import reporter
-    from ..specs.machines.profile_file import load_hardware
 
     check_outputs(
         {"--output": output, "--report": report},
@@ -260,26 +257,15 @@ def validate(
         )  # fmt: skip
         _compare(named, output, as_json)
         return
-    if (plan_path is None) == (grid_path is None):
-        raise InputError(
-            "validate", "nothing" if plan_path is None else "both", "a plan or a grid is needed", "name one"
-        )
-    limits = {"seconds": seconds, "memory_bytes": None if memory is None else parse_bytes(memory, "--memory")}
-    changes = split_settings(settings)
-    for prefix in ("model", "request", "schedule"):
-        changes.refuse(prefix, "what is run is the plan's or the grid's own")
-    if profile is None:
-        changes.refuse("machine", "without --profile the machine is measured")
-    known = None if profile is None else changes.changed_machine(load_hardware(profile))
-    check_torch()
-    _device(device)
-    if grid_path is not None:
-        found = _validate_grid(grid_path, known, device, reporter("validate"))
-        document = found.to_dict()
-    elif plan_path is not None:
-        found, document = _validate_plan(
-            plan_path, known, device, trace, baselines, steps, repeats, limits, reporter("validate")
-        )
+    from ..api.settings import open_settings
+    from ..api.validate import validate as run
+
+    changes = open_settings(settings)
+    found = run(
+        plan_path, grid=grid_path, profile=profile, device=device, trace=trace, baselines=baselines, steps=steps, seconds=seconds,
+        memory=memory, repeats=repeats, settings=changes, progress=reporter("validate"),
+    )  # fmt: skip
+    document = found.to_dict() if plan_path is None else found.to_dict() | found.best_to_dict()
     document["set_by_user"] = changes.made
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -306,69 +292,6 @@ def _compare(named: Named, output: Path | None, as_json: bool) -> None:
         print_json(document)
     else:
         print_compared(document)
-
-
-def _validate_grid(path: Path, profile: Any, device: str, progress: Any) -> Any:
-    from ..executor.validation.grid import read_grid, trace_path
-    from ..executor.validation.validate import validate_grid
-    from ..traces.format import load_trace
-
-    grid = read_grid(path)
-    recording = load_trace(trace_path(grid.trace, bundled_trace_path()))
-    return validate_grid(grid, recording, profile=profile, device=device, progress=progress)
-
-
-def _validate_plan(
-    path: Path,
-    profile: Any,
-    device: str,
-    trace: str | None,
-    baselines: int,
-    steps: int | None,
-    repeats: int,
-    limits: dict[str, Any],
-    progress: Any,
-) -> tuple[Any, dict[str, Any]]:
-    from ..executor.validation.validate_plan import validate_plan
-    from ..sim.offload.simulate import check_match
-    from ..specs.plans.document import read_plan
-    from ..specs.provenance import model_of
-
-    document = read_plan(path)
-    if document.get("kind") != "offload":
-        raise InputError(
-            "plan.kind",
-            document.get("kind"),
-            "only plans for one device can be run",
-            "make one with moeplan plan --mode offload",
-        )
-    model = model_of(document)
-    named = "bundled" if trace is None and prior_lengths(document) is None else trace
-    recording = planned_recording(document, model, named)
-    check_match(model, recording)
-    found = validate_plan(
-        document, model, recording, profile=profile, device=device, num_baselines=baselines, steps=steps,
-        repeats=repeats, progress=progress, **limits,
-    )  # fmt: skip
-    return found, found.to_dict() | found.best_to_dict()
-
-
-def _device(name: str) -> str:
-    """Return the device's name; raises InputError for another one, or CUDA where there is none."""
-    if name not in _DEVICES:
-        raise UnknownName("--device", name, _DEVICES)
-    if name == "cuda":
-        from ..devices.device import cuda_is_present
-
-        if not cuda_is_present():
-            raise InputError("--device", name, "torch finds no CUDA device", "use --device cpu, or another machine")
-    return name
-
-
-def check_torch() -> None:
-    """Return nothing; raises InputError where torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("torch", "(absent)", "running schedules needs it", "pip install 'moeplan[run]'")
 
 
 def _formats(text: str) -> tuple[str, ...]:

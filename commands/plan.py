@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.errors import InputError
+from ..base.errors import InputError, UnknownName
 from ..base.terminal import print_json, print_parallel_plan, print_plan
 from ..base.text_files import check_outputs, write_atomic
-from ..base.units import parse_bytes, parse_quantity
+from ..base.units import parse_quantity
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options.bounds import MOVES, PASSES, RANKS, SLOTS, TOKENS_PER_RANK, TOKENS_PER_S, WEEK_S, between
 from .options.conditions import ConditionedCommand, was_given
@@ -36,11 +35,12 @@ from .options.declarations import (
     ReplyOption,
     ReserveOption,
     UbatchOption,
-    bundled_trace_path,
     model_file,
 )
-from .options.settings import Settings, print_settings, split_settings
-from .options.subject import Subject, open_subject, usual_dense_bits
+from .options.settings import print_settings
+
+if TYPE_CHECKING:
+    from ..planner.parallel.case import ParallelRequest
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -180,53 +180,55 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
-    from ..base.errors import UnknownName
+    from ..api.plan import plan as search
+    from ..api.settings import open_settings
+    from ..base.progress import reporter
 
     check_outputs(
         {"--output": output, "--report": report, "--timeline": timeline},
         {"--model": model_file(model), "--hardware": hardware, "--trace": trace}
         | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
     )
-    changes = split_settings(settings)
-    changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
-    said = {field: f"--{name.replace('_', '-')}" for field, name in _REQUEST_OPTIONS.items() if was_given(ctx, name)}
+    changes = open_settings(settings)
+    changes.refuse_repeated(
+        {field: f"--{name.replace('_', '-')}" for field, name in _REQUEST_OPTIONS.items() if was_given(ctx, name)}
+    )
     formats = tuple(part.strip() for part in bits.split(",") if part.strip())
     if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
+    given: dict[str, Any] = {"trace": trace, "memory": memory, "dense_bits": dense_bits, "settings": changes,
+                             "progress": reporter("plan")}  # fmt: skip
     if mode == "ep":
-        asked = _Asked(
-            plan=output, report=report, timeline=timeline, others=tuple(evaluate_on or ()), changes=changes, said=said
-        )
-        options = {
-            "num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "context_tokens": context or _EP_CONTEXT,
-            "tokens_per_rank": tokens_per_rank, "dense_bits": dense_bits,
-            "memory_bytes": None if memory is None else parse_bytes(memory, "--memory"),
-        }  # fmt: skip
-        if trace is None:
-            raise InputError(
-                "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
-            )
-        document = _plan_parallel(model, hardware, trace, formats, phase, search_moves, options, asked)
+        layout = {"num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "tokens_per_rank": tokens_per_rank,
+                  "context_tokens": context or _EP_CONTEXT}  # fmt: skip
+        many = _parallel_request(formats, phase, search_moves, layout)
+        _check_moves(search_moves, trace)
+        planned = search(model, hardware, request=many, evaluate_on={name: name for name in evaluate_on or ()}, **given)
+        document = planned.to_dict()
+        _write(output, document)
+        if report is not None or timeline is not None:
+            from ..planner.parallel.replay import replay_of
+
+            write_parallel_artefacts(report, timeline, document, replay_of(planned), planned.search.simulation.profile)
     elif mode == "offload":
-        goal_engine = _target(target, engine)
-        subject = open_subject(
-            model=model, hardware=hardware, trace=trace, engine=goal_engine or engine, quant=quant, prompt_tokens=prompt_tokens,
-            reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-            window=window if trace is not None or was_given(ctx, "window") else None, dense_bits=dense_bits, reserve=reserve,
-            changes=changes,
+        from ..planner.offload.plan import OffloadRequest
+
+        request = OffloadRequest(
+            bits=formats, objective=objective or ("request_s" if trace is None else "tokens_per_s"), floor_tokens_per_s=floor,
+            ttft_s=_time(ttft, "--ttft"), tpot_s=_time(tpot, "--tpot"), exhaustive=exhaustive, concurrency=concurrency or 1,
+            prefill_chunk_tokens=ubatch,
         )  # fmt: skip
-        goal = {
-            "objective": objective or ("request_s" if trace is None else "tokens_per_s"), "floor_tokens_per_s": floor,
-            "ttft_s": _time(ttft, "--ttft"), "tpot_s": _time(tpot, "--tpot"), "exhaustive": exhaustive,
-        }  # fmt: skip
-        document = _plan_offload(
-            subject,
-            formats,
-            goal,
-            changes,
-            said,
-            _Outputs(plan=output, report=report, timeline=timeline, engine=goal_engine),
-        )
+        found = search(
+            model, hardware, request=request, target="llama.cpp" if target == "llamacpp" else target,
+            engine=engine, quant=quant, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens,
+            context=context, kv_type=kv_type, reserve=reserve, window=window if was_given(ctx, "window") else None, **given,
+        )  # fmt: skip
+        document = found.to_dict()
+        _write(output, document)
+        if timeline is not None:
+            write_perfetto(timeline, found.simulation, found.best)
+        if report is not None:
+            write_offload_report(report, document, found.simulation, found.best)
     else:
         raise UnknownName("--mode", mode, ("offload", "ep"))
     if as_json:
@@ -252,99 +254,16 @@ def _time(text: str | None, option: str) -> float | None:
     return seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outputs:
-    """Files that a plan for one device writes."""
-
-    plan: Path
-    report: Path | None
-    timeline: Path | None
-    engine: str | None
-    """What the plan is for; None: whatever can run it."""
-
-
-def _target(target: str | None, engine: str | None) -> str | None:
-    """Return the engine that a plan is for; raises UnknownName, or InputError where --engine says another."""
-    from ..planner.served.plan import check_engine
-
-    if target is None:
-        return None
-    name = "llama.cpp" if target == "llamacpp" else target
-    check_engine(name)
-    if engine not in (None, name):
-        raise InputError("--engine", engine, f"--for {target} plans for {name}", "leave out one of the two")
-    return name
-
-
-def _plan_offload(subject: Subject, formats: tuple[str, ...], goal: dict[str, Any], changes: Settings, said: dict[str, str],
-                  outputs: _Outputs) -> dict[str, Any]:  # fmt: skip
-    """Return the document of a plan for one device, written with what was asked for besides."""
-    from ..base.progress import reporter
-    from ..planner.offload.plan import PlanRequest, make_plan, plan_to_dict
-
-    simulation = subject.simulation
-    asked = PlanRequest(bits=formats, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch, **goal)
-    request = changes.changed_request(asked, said)
-    more: dict[str, Any] = {}
-    if outputs.engine is None:
-        found = make_plan(simulation, request, progress=reporter("plan"))
-    else:
-        from ..planner.served.plan import make_served_plan, served_to_dict
-        from ..specs.machines.engines import load_engine
-
-        fixed = "prefill_chunk_tokens" in said or "prefill_chunk_tokens" in changes.request
-        ubatch = request.prefill_chunk_tokens if fixed else None
-        served = make_served_plan(simulation, request, outputs.engine, ubatch=ubatch, progress=reporter("plan"))
-        found, more = served.plan, {"for": served_to_dict(served, outputs.engine, load_engine(outputs.engine).checked)}
-    document = (
-        plan_to_dict(found) | more | {"asked": subject.asked, "notes": list(subject.notes), "set_by_user": changes.made}
-    )
-    _write(outputs.plan, document)
-    if outputs.timeline is not None:
-        write_perfetto(outputs.timeline, simulation, found.best)
-    if outputs.report is not None:
-        write_offload_report(outputs.report, document, simulation, found.best)
-    return document
-
-
 def _write(output: Path, document: dict[str, Any]) -> None:
     """Write plan.json: first of all outputs, so that nothing that goes wrong with the others loses the search."""
     write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What an expert-parallel plan reads and writes besides its recording, and what the command line sets."""
-
-    plan: Path
-    report: Path | None
-    timeline: Path | None
-    others: tuple[str, ...]
-    changes: Settings
-    said: dict[str, str]
-    """Fields of the request that have been given by an option of their own: field → option."""
-
-
-def _plan_parallel(
-    model: str,
-    hardware: str,
-    trace: str,
-    formats: tuple[str, ...],
-    phase: str,
-    search_moves: int | None,
-    options: dict[str, Any],
-    asked: _Asked,
-) -> dict[str, Any]:
-    """Return the document of an expert-parallel plan; a recording of loads will do."""
-    from ..base.errors import UnknownName
-    from ..base.progress import reporter
-    from ..planner.parallel.case import EpRequest
-    from ..planner.parallel.plan import ep_plan_to_dict, make_ep_plan
-    from ..planner.parallel.replay import replay_of
-    from ..specs.machines.load import load_machine
-    from ..specs.models.load import load_model
-    from ..traces.format import load_recording
-    from ..traces.recording import LoadProfile
+def _parallel_request(
+    formats: tuple[str, ...], phase: str, search_moves: int | None, layout: dict[str, Any]
+) -> ParallelRequest:
+    """Return what an expert-parallel plan is asked; raises for a phase or formats that there are not."""
+    from ..planner.parallel.case import ParallelRequest
 
     if phase not in ("prefill", "decode"):
         raise UnknownName("--phase", phase, ("prefill", "decode"))
@@ -352,34 +271,18 @@ def _plan_parallel(
         raise InputError(
             "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
         )
-    spec = asked.changes.changed_model(load_model(model))
-    profile = asked.changes.changed_machine(load_machine(hardware))
-    recording, *others = (
-        load_recording(bundled_trace_path() if path == "bundled" else path) for path in (trace, *asked.others)
-    )
-    if search_moves is not None and isinstance(recording, LoadProfile):
+    moves = {} if search_moves is None else {"search_moves": search_moves}
+    return ParallelRequest(prefill=phase == "prefill", bits=formats[0], workers=os.cpu_count() or 1, **layout, **moves)
+
+
+def _check_moves(search_moves: int | None, trace: str | None) -> None:
+    """Return nothing; raises InputError for a number of moves beside a recording that no placement is searched from."""
+    from ..api.load import load_trace
+    from ..traces.recording import LoadProfile
+
+    if search_moves is not None and trace is not None and isinstance(load_trace(trace), LoadProfile):
         raise InputError("--search-moves", search_moves, "no placement is searched from counts alone",
                          "leave it out, or record single tokens")  # fmt: skip
-    if search_moves is not None:
-        options["search_moves"] = search_moves
-    if options["dense_bits"] == "native":
-        options["dense_bits"] = spec.native_dense_bits
-    elif options["dense_bits"] is None and formats[0] == "native":
-        options["dense_bits"] = usual_dense_bits(spec)
-    asked_for = EpRequest(
-        prefill=phase == "prefill", bits=spec.native_bits if formats[0] == "native" else formats[0],
-        workers=os.cpu_count() or 1, **options,
-    )  # fmt: skip
-    request = asked.changes.changed_request(asked_for, asked.said)
-    found = make_ep_plan(
-        spec, profile, recording, request, progress=reporter("plan"),
-        others=dict(zip(asked.others, others, strict=True)),
-    )  # fmt: skip
-    document = ep_plan_to_dict(found) | {"set_by_user": asked.changes.made}
-    _write(asked.plan, document)
-    if asked.report is not None or asked.timeline is not None:
-        write_parallel_artefacts(asked.report, asked.timeline, document, replay_of(found), profile)
-    return document
 
 
 def register(app: typer.Typer) -> None:

@@ -14,8 +14,7 @@ from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options.declarations import JsonFlag, OptionalTraceOption, bundled_trace_path
-from .options.subject import planned_simulation
+from .options.declarations import JsonFlag, OptionalTraceOption
 
 
 def report(
@@ -41,6 +40,7 @@ def report(
 
 
 def _offload(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
+    from ..api.subject import planned_simulation
     from ..planner.offload.plan import planned_schedule
     from ..specs.plans.document import OFFLOAD, check_plan
 
@@ -53,17 +53,17 @@ def _offload(document: dict[str, Any], trace: str | None, output: Path, timeline
 
 
 def _parallel(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
+    from ..api.load import load_trace
     from ..planner.parallel.replay import replay_ep_plan
     from ..reports.parallel.plan_document import check_parallel_document
     from ..specs.provenance import machine_of, model_of
     from ..traces.content import check_recording
-    from ..traces.format import load_recording
 
     check_parallel_document(document)
     if trace is None:
         raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
     profile = machine_of(document)
-    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    recording = load_trace(trace)
     check_recording(document, recording, trace)
     replay = replay_ep_plan(document, model_of(document), profile, recording)
     write_parallel_artefacts(output, timeline, document, replay, profile)

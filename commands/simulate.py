@@ -6,13 +6,12 @@ prediction itself (`sim/`).
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..base.errors import InputError, UnknownName
+from ..base.errors import InputError
 from ..base.terminal import print_json, print_prediction
 from ..base.text_files import check_outputs
 from .artefacts import write_perfetto
@@ -37,10 +36,8 @@ from .options.declarations import (
     complete_schedule,
     model_file,
 )
-from .options.settings import print_settings, split_settings
-from .options.subject import open_subject
+from .options.settings import print_settings
 
-_SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
 _OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
 
 
@@ -76,37 +73,25 @@ def simulate(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict one schedule on one machine, for a recording or for requests of given lengths."""
-    from ..planner.offload.plan import prediction_to_dict
-    from ..specs.schedules.offload import apply_settings, parse_setting
+    from ..api.simulate import simulate as predict
 
     inputs: dict[str, Any] = {"--model": model_file(model), "--hardware": hardware}
     check_outputs({"--timeline": timeline}, inputs if trace is None else inputs | {"--trace": trace})
     if engine in _OLD_NAMES:
         raise InputError("--engine", engine, "names serving engines now", f"write --simulator {_OLD_NAMES[engine]}")
-    if simulator not in _SIMULATORS:
-        raise UnknownName("--simulator", simulator, _SIMULATORS)
-    changes = split_settings(settings)
-    subject = open_subject(
-        model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
+    found = predict(
+        model, hardware, trace=trace, schedule=schedule, settings=settings, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-        window=window, dense_bits=dense_bits, reserve=reserve, changes=changes,
+        reserve=reserve, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
     )  # fmt: skip
-    simulation = subject.simulation
-    chosen = apply_settings(subject.start(schedule), dict(parse_setting(text) for text in changes.schedule))
-    chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
-    prediction = simulation.predict(chosen, engine=_SIMULATORS[simulator], rows=timeline is not None)
     if timeline is not None:
-        write_perfetto(timeline, simulation, prediction)
-    document = (
-        prediction_to_dict(prediction)
-        | {"simulator": prediction.engine, "set_by_user": changes.made}
-        | subject.described
-    )
+        write_perfetto(timeline, found.subject.simulation, found.prediction)
+    document = found.to_dict()
     if as_json:
         print_json(document)
     else:
         print_prediction(document)
-        for line in subject.notes:
+        for line in found.subject.notes:
             typer.echo(line)
         print_settings(document)
 

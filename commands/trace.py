@@ -13,7 +13,7 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
-from .options.declarations import JsonFlag, bundled_trace_path
+from .options.declarations import JsonFlag
 from .trace_synth import trace_synth
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ def trace_stats_command(
 
     As text, lists by layer are left out; --json has everything.
     """
-    from ..traces.format import load_recording
+    from ..api.load import load_trace
     from ..traces.recording import RoutingTrace
     from ..traces.stats import TraceStats, load_stats, trace_stats
 
-    recording = load_recording(bundled_trace_path() if trace == "bundled" else trace)
+    recording = load_trace(trace)
     stats = trace_stats(recording) if isinstance(recording, RoutingTrace) else load_stats(recording)
     document = stats.as_json()
     if as_json:
@@ -149,11 +149,11 @@ def trace_convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
 ) -> None:
     """Write a recording as Parquet or npz."""
+    from ..api.load import load_trace
     from ..traces.convert import convert
-    from ..traces.format import load_recording
 
     check_outputs({"--output": output}, {"what is read": trace})
-    convert(load_recording(bundled_trace_path() if trace == "bundled" else trace), kind, output)
+    convert(load_trace(trace), kind, output)
     typer.echo(str(output))
 
 

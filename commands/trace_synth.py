@@ -15,7 +15,7 @@ from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from .options.bounds import between
-from .options.declarations import JsonFlag, model_file, open_trace
+from .options.declarations import JsonFlag, model_file
 
 if TYPE_CHECKING:
     from ..traces.recording import RoutingTrace
@@ -61,6 +61,7 @@ def trace_synth(
     as_json: JsonFlag = False,
 ) -> None:
     """Make up a recording: like another one, from a published locality, or from dials."""
+    from ..api.load import as_routing
     from ..base.progress import reporter
     from ..traces.format import load_trace
     from ..traces.synthesis.closeness import ALLOWED_LRU_DIFFERENCE, closeness
@@ -70,7 +71,7 @@ def trace_synth(
     check_outputs({"--output": output}, {"--like": like, "--model": None if model is None else model_file(model)})
     if like is not None and preset is not None:
         raise InputError("--like", like, "cannot be combined with --preset", "give one of the two")
-    original: RoutingTrace | None = None if like is None else open_trace(like)
+    original: RoutingTrace | None = None if like is None else as_routing(like)
     if tokens is None and requests is None:
         if original is None:
             raise InputError("--tokens", None, "no length is given", "give --tokens or --requests")

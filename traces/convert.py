@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy_format
 
-from .. import __version__
 from ..base.errors import InputError, UnknownName
 from ..base.text_files import written_aside
+from ..base.version import __version__
 from .domains import KEY as DOMAINS
 from .domains import decode_domains
 from .readers.files.npz import METADATA

@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .. import __version__
 from ..base.errors import InputError
+from ..base.version import __version__
 from .files.container import TensorAppender, read_tensors, write_tensors
 from .recording import DECODE, PREFILL, LoadProfile, RoutingTrace
 from .validate import release_pages, row_chunks, validate_load, validate_trace

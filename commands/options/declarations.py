@@ -7,12 +7,10 @@ does with them.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ...base.errors import InputError
 from .bounds import CONTEXT_TOKENS as TOKENS
 from .bounds import PASSES, REQUESTS_TOGETHER, between
 
@@ -181,23 +179,3 @@ OptionalDenseBitsOption = Annotated[
 def model_file(name_or_path: str) -> str:
     """Return the file that a --model stands for: a folder's is its config.json."""
     return os.path.join(name_or_path, "config.json") if os.path.isdir(name_or_path) else name_or_path
-
-
-def bundled_trace_path() -> Path:
-    """Return the path of the recording that the package carries."""
-    return Path(__file__).resolve().parents[2] / "traces" / "bundled" / "tiny-moe.safetensors"
-
-
-def open_trace(path: str) -> Any:
-    """Return the recording at `path`; 'bundled' names the one that the package carries."""
-    from ...traces.format import load_trace
-
-    return load_trace(bundled_trace_path() if path == "bundled" else path)
-
-
-def plan_section(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the table called `name` of a plan document; raises InputError where it is missing."""
-    part = document.get(name)
-    if not isinstance(part, dict):
-        raise InputError(f"plan.{name}", part, "missing from the plan", "give a plan.json written by moeplan plan")
-    return part

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from ... import __version__
 from ...base.errors import InputError
 from ...base.text_files import check_outputs, write_atomic
+from ...base.version import __version__
 from ...calibrate.fitting.fit import Fit, fit_profile
 from ...calibrate.microbenchmarks.collectives import FULL_EXCHANGES, QUICK_EXCHANGES
 from ...calibrate.microbenchmarks.harness import Progress

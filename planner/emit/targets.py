@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...base.errors import InputError, Internal, UnknownName
 from ...base.text_files import check_outputs, output_folder, write_atomic
+from ...base.version import __version__
 from ...specs.models import ModelSpec
 from ...specs.plans.document import EXPERT_PARALLEL, OFFLOAD, plan_kind
 from .choices import (

@@ -11,12 +11,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ... import __version__
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
+from ...base.version import __version__
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.plans.document import OFFLOAD, SCHEMA_VERSION
 from ...specs.provenance import made_of
@@ -33,10 +33,11 @@ from .verdict import need_nothing, references_of, run_ns, verdict, with_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What a plan is asked for."""
+class OffloadRequest:
+    """What is asked of a plan for one device."""
 
-    bits: tuple[str, ...]
+    bits: tuple[str, ...] = ("native",)
+    """Weight formats that experts may have; native: the checkpoint's."""
     objective: str = "tokens_per_s"
     floor_tokens_per_s: float | None = None
     concurrency: int = 1
@@ -73,7 +74,7 @@ class PlanRequest:
 class OffloadPlan:
     """A finished plan."""
 
-    request: PlanRequest
+    request: OffloadRequest
     best: Prediction
     baselines: tuple[Prediction, ...]
     left_out: dict[str, str]
@@ -93,9 +94,23 @@ class OffloadPlan:
     provenance: dict[str, Any]
     made_of: dict[str, Any]
     """Model and machine, whole, as the plan document holds them."""
+    simulation: Simulation = field(repr=False)
+    """What the search ran on."""
+    served: dict[str, Any] | None = None
+    """The engine that the plan is for, and how its own settings compare; None: whatever can run it."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What was asked for: what makes the plan, and routing that was made up for it, again."""
+    notes: tuple[str, ...] = ()
+    """What was taken where nothing was said."""
+    set_by_user: tuple[dict[str, Any], ...] = ()
+    """What settings have changed, each with what stood there before."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, as plan.json holds it."""
+        return plan_to_dict(self)
 
 
-def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progress | None = None) -> OffloadPlan:
+def make_plan(simulation: Simulation, request: OffloadRequest, *, progress: Progress | None = None) -> OffloadPlan:
     """Return the plan for `request` on the simulation's window.
 
     Raises DoesNotFit when no weight format leaves room for any schedule.
@@ -166,10 +181,11 @@ def make_plan(simulation: Simulation, request: PlanRequest, *, progress: Progres
         ),
         provenance=provenance_of(simulation),
         made_of=made_of(simulation.model, simulation.profile),
+        simulation=simulation,
     )
 
 
-def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: PlanRequest, progress: Progress | None,
+def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: OffloadRequest, progress: Progress | None,
                  ) -> list[tuple[OffloadSchedule, SearchResult]]:  # fmt: skip
     """Return one search per weight format that leaves room for any schedule; raises DoesNotFit when none does."""
     results, misfits = [], []
@@ -199,7 +215,7 @@ def _smaller(simulation: Simulation, base: OffloadSchedule, bases: list[OffloadS
     return max(smaller, key=simulation.expert_bytes).experts.bits if smaller else None
 
 
-def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
+def base_schedule(request: OffloadRequest, bits: str) -> OffloadSchedule:
     """Return what the search may not change: bits and batching."""
     return OffloadSchedule(name="search").with_options(
         experts__bits=bits,
@@ -208,13 +224,13 @@ def base_schedule(request: PlanRequest, bits: str) -> OffloadSchedule:
     )
 
 
-def _merit(result: SearchResult, request: PlanRequest) -> tuple[float, ...]:
+def _merit(result: SearchResult, request: OffloadRequest) -> tuple[float, ...]:
     if request.objective == "least_memory":
         return (float(result.front[-1].device_bytes),)
     return merit(result.best, request.objective, request.limits)
 
 
-def _better_rival(simulation: Simulation, base: OffloadSchedule, request: PlanRequest, result: SearchResult,
+def _better_rival(simulation: Simulation, base: OffloadSchedule, request: OffloadRequest, result: SearchResult,
                   rivals: Sequence[Prediction]) -> Prediction | None:  # fmt: skip
     """Return the published schedule that needs nothing special and is better than the search's best, which it then replaces in
     `result`; None where there is none.
@@ -320,6 +336,10 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,
+        **({} if plan.served is None else {"for": plan.served}),
+        "asked": plan.asked,
+        "notes": list(plan.notes),
+        "set_by_user": list(plan.set_by_user),
     }
 
 

@@ -6,6 +6,7 @@ which schedules are scored (`ep_search`, `ep_plan`).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,22 +40,24 @@ _MOST_MOVES = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpRequest:
-    """What a plan or a simulation is asked for."""
+class ParallelRequest:
+    """What is asked of a plan for many devices."""
 
     num_nodes: int = 1
     ranks_per_node: int = 8
     num_redundant: int = 0
     """Slots of a layer beyond one per expert, over all ranks."""
-    prefill: bool = True
-    context_tokens: int = 2048
+    prefill: bool = False
+    """Whether steps are of prompts; else of decoding."""
+    context_tokens: int = 4096
     """Context of every request."""
     tokens_per_rank: int | None = None
     """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
-    bits: str | None = None
-    """Weight format of experts; None takes 16, or 8 where only that fits."""
+    bits: str | None = "native"
+    """Weight format of experts; native: the checkpoint's; None takes 16, or 8 where only that fits."""
     dense_bits: str | None = None
-    """Weight format of everything but routed experts; None takes the experts' where that has 8 bits or more, else 16."""
+    """Weight format of everything but routed experts; native: the checkpoint's; None takes the checkpoint's, 16 at most, beside
+    native experts, else the experts' where that has 8 bits or more, else 16."""
     memory_bytes: int | None = None
     """Memory of each device; None takes the profile's."""
     num_groups: int | None = None
@@ -71,6 +74,17 @@ class EpRequest:
         each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
         return each * self.num_nodes * self.ranks_per_node
 
+    def of_model(self, model: ModelSpec) -> ParallelRequest:
+        """Return the request with formats that are the checkpoint's by name."""
+        dense = self.dense_bits
+        if dense == "native":
+            dense = model.native_dense_bits
+        elif dense is None and self.bits == "native":
+            dense = model.usual_dense_bits
+        return dataclasses.replace(
+            self, bits=model.native_bits if self.bits == "native" else self.bits, dense_bits=dense
+        )
+
     def dense_format(self, expert_bits: str) -> WeightFormat:
         """Return the weight format of everything but routed experts, whose own is `expert_bits`."""
         if self.dense_bits is not None:
@@ -79,7 +93,7 @@ class EpRequest:
         return fmt if fmt.bits >= _LEAST_DENSE_BITS else weight_format("16")
 
 
-def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -> None:
+def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequest) -> None:
     """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
     check_layers(model, recording.layer_ids)
     pairs = [
@@ -106,7 +120,7 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: EpRequest) -
         raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
 
 
-def evidence_of(model: ModelSpec, recording: Recording, request: EpRequest) -> TokenEvidence | CountEvidence:
+def evidence_of(model: ModelSpec, recording: Recording, request: ParallelRequest) -> TokenEvidence | CountEvidence:
     """Return what a recording tells of routing, in steps as the request wants them; raises InputError."""
     if isinstance(recording, LoadProfile):
         return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
@@ -127,7 +141,7 @@ def prepare_ep(
     model: ModelSpec,
     profile: Profile,
     evidence: TokenEvidence | CountEvidence,
-    request: EpRequest,
+    request: ParallelRequest,
     schedule: ExpertParallelSchedule,
     progress: EpProgress | None = None,
 ) -> EpSearch:

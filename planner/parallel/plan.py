@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import __version__
 from ...base.errors import DoesNotFit, Internal
 from ...base.units import GIB, NS_PER_S
+from ...base.version import __version__
 from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.bundled_kernels import with_kernels
@@ -29,7 +29,7 @@ from ...traces.content import recording_sha256
 from ...traces.recording import RoutingTrace
 from ..placement.placement import Placement
 from .candidates import Placements
-from .case import EpRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
+from .case import ParallelRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
 from .links import link_tokens
 from .maps import placement_to_dict, plan_maps
@@ -43,10 +43,10 @@ _WORTH_FRACTION = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpPlan:
+class ParallelPlan:
     """A finished plan."""
 
-    request: EpRequest
+    request: ParallelRequest
     best: EpPrediction
     placement: Placement
     dispatch: np.ndarray[Any, np.dtype[np.int32]] | None
@@ -74,22 +74,29 @@ class EpPlan:
     rank_rows: dict[str, list[list[int]]]
     """Rows of each rank in each layer in the first reported step, before and after."""
     search: EpSearch = field(repr=False)
+    set_by_user: tuple[dict[str, Any], ...] = ()
+    """What settings have changed, each with what stood there before."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, as plan.json holds it."""
+        return ep_plan_to_dict(self)
 
 
 def make_ep_plan(
     model: ModelSpec,
     profile: Profile,
     recording: Recording,
-    request: EpRequest,
+    request: ParallelRequest,
     *,
     others: Mapping[str, Recording] | None = None,
     progress: EpProgress | None = None,
-) -> EpPlan:
+) -> ParallelPlan:
     """Return the plan for a recording on `request.num_nodes` servers of `profile`.
 
     others: further recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model and
     ranks do not belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
     """
+    request = request.of_model(model)
     check_ep_match(model, recording, request)
     profile = with_kernels(profile)
     evidence = evidence_of(model, recording, request)
@@ -108,7 +115,7 @@ def make_ep_plan(
     )  # fmt: skip
     bound = _lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
-    return EpPlan(
+    return ParallelPlan(
         request=request, best=best, placement=candidate.placement, dispatch=getattr(candidate.router, "table", None),
         baselines=tuple(rivals), references=tuple(references), left_out=left_out, ablation=tuple(_ablation(search, base, chosen)),
         migration=moved, staleness=tuple(_staleness(search, chosen, base, request, model, others or {})),
@@ -125,7 +132,7 @@ def _first_that_fits(
     model: ModelSpec,
     profile: Profile,
     evidence: TokenEvidence | CountEvidence,
-    request: EpRequest,
+    request: ParallelRequest,
     progress: EpProgress | None,
 ) -> tuple[EpSearch, ExpertParallelSchedule]:
     """Return the search and the plain schedule it starts from, in the first weight format that fits."""
@@ -143,7 +150,7 @@ def _first_that_fits(
 
 
 def _baselines(search: EpSearch, base: ExpertParallelSchedule,
-               request: EpRequest) -> tuple[list[EpPrediction], list[EpPrediction], dict[str, str]]:  # fmt: skip
+               request: ParallelRequest) -> tuple[list[EpPrediction], list[EpPrediction], dict[str, str]]:  # fmt: skip
     """Return every preset's prediction on the reporting part, the references', and who is left out and why."""
     rivals: list[EpPrediction] = []
     references: list[EpPrediction] = []
@@ -230,7 +237,7 @@ def _with_copies(
     return changed.with_options(pipeline__num_groups=min(changed.num_groups, slots))
 
 
-def _staleness(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: EpRequest, model: ModelSpec,
+def _staleness(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: ParallelRequest, model: ModelSpec,
             others: Mapping[str, Recording]) -> list[dict[str, Any]]:  # fmt: skip
     """Return, for every other recording, the plan as it is there beside plain expert parallelism and a fresh EPLB."""
     found = []
@@ -374,7 +381,7 @@ def _rival(prediction: EpPrediction) -> dict[str, Any]:
     }
 
 
-def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
+def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
     """Return a plan as plain values, as written to plan.json."""
     best = plan.best.to_dict() | {"schedule": plan.best.schedule.to_dict(), "description": describe(plan.best.schedule),
                                   "engine": "twin, checked by simpy"}  # fmt: skip
@@ -389,5 +396,5 @@ def ep_plan_to_dict(plan: EpPlan) -> dict[str, Any]:
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
         "lower_bound_step_s": plan.lower_bound_step_s, "optimality_gap": plan.optimality_gap, "verdict": plan.verdict,
-        "assumptions": list(plan.assumptions),
+        "assumptions": list(plan.assumptions), "set_by_user": list(plan.set_by_user),
     }  # fmt: skip

@@ -19,10 +19,10 @@ from ...specs.models import ModelSpec
 from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from_dict
 from ..placement.comparison import Candidate
 from ..placement.replica_choice import CappedChoice, ReplicaChoice, StaticChoice, WeightedChoice
-from .case import EpRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
+from .case import ParallelRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
 from .evidence import REPORT
 from .maps import placement_from_dict, table_of_copies
-from .plan import EpPlan
+from .plan import ParallelPlan
 from .search import EpSearch
 
 # Replays are deterministic; only the file's decimals lie between.
@@ -39,7 +39,7 @@ class EpReplay:
     """The plan's best."""
 
 
-def replay_of(plan: EpPlan) -> EpReplay:
+def replay_of(plan: ParallelPlan) -> EpReplay:
     """Return the replay of a plan just made."""
     before = plan.search.predict(plain_schedule(plan.best.schedule.kernel.bits), REPORT, rows=True)
     return EpReplay(before=before, after=plan.best)
@@ -51,7 +51,7 @@ def replay_ep_plan(document: Mapping[str, Any], model: ModelSpec, profile: Profi
     Raises InputError where the recording is not of this model, or is another than the plan was made from.
     """
     given = document["request"]
-    request = EpRequest(**{each.name: given[each.name] for each in fields(EpRequest) if each.name in given})
+    request = ParallelRequest(**{each.name: given[each.name] for each in fields(ParallelRequest) if each.name in given})
     check_ep_match(model, recording, request)
     schedule = ep_schedule_from_dict(document["best"]["schedule"])
     base = plain_schedule(schedule.kernel.bits)

@@ -19,7 +19,7 @@ from ...specs.provenance import made_of
 from ..offload.baselines import CheckedRuns
 from ..offload.bounds import Bounds
 from ..offload.objective import check_objective, out_of_reach, value_of
-from ..offload.plan import OffloadPlan, PlanRequest, base_schedule, provenance_of
+from ..offload.plan import OffloadPlan, OffloadRequest, base_schedule, provenance_of
 from ..offload.scoring import FrontPoint, Progress
 from ..offload.space import Candidate
 from ..offload.verdict import run_ns
@@ -61,7 +61,7 @@ def check_engine(name: str) -> None:
         raise UnknownName("--for", name, ENGINES)
 
 
-def make_served_plan(simulation: Simulation, request: PlanRequest, engine: str, *, ubatch: int | None = None,
+def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: str, *, ubatch: int | None = None,
                      progress: Progress | None = None) -> ServedPlan:  # fmt: skip
     """Return the plan for `engine`; ubatch: the micro-batch asked for, None where the search may choose.
 
@@ -104,7 +104,7 @@ def make_served_plan(simulation: Simulation, request: PlanRequest, engine: str, 
     return _finished(simulation, request, best, defaults, tried, left_out, granted)
 
 
-def _finished(simulation: Simulation, request: PlanRequest, best: Tried, defaults: list[Setting], tried: list[Tried],
+def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defaults: list[Setting], tried: list[Tried],
               left_out: dict[str, str], granted: float) -> ServedPlan:  # fmt: skip
     """Return the plan of the setting that was chosen, run again by both simulators beside the engine's defaults."""
     winner = best.setting.schedule.with_options(name="best")
@@ -136,6 +136,7 @@ def _finished(simulation: Simulation, request: PlanRequest, best: Tried, default
         num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_raced_out=0, lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"), verdict=_verdict(shown, best, default, beside),
         provenance=provenance_of(simulation), made_of=made_of(simulation.model, simulation.profile),
+        simulation=simulation,
     )  # fmt: skip
     return ServedPlan(plan=plan, chosen=best.setting, default=default, beside=beside, tried=tuple(tried))
 
@@ -183,7 +184,7 @@ def _speed(one: Tried, simulation: Simulation) -> float:
 
 
 def _merit(
-    one: Tried, request: PlanRequest, simulation: Simulation, granted: float = 0.0
+    one: Tried, request: OffloadRequest, simulation: Simulation, granted: float = 0.0
 ) -> tuple[float, float, float, int]:
     """Return what settings are ordered by, the least first; granted: the fraction of its time that a setting is forgiven."""
     if request.objective == "least_memory":
@@ -205,7 +206,7 @@ def _granted(simulation: Simulation, default: Setting, objective: str) -> float:
     return max(0.0, default.part_of_layer * (1 - after / before))
 
 
-def _front(tried: list[Tried], request: PlanRequest, simulation: Simulation) -> list[FrontPoint]:
+def _front(tried: list[Tried], request: OffloadRequest, simulation: Simulation) -> list[FrontPoint]:
     """Return the best setting with at most as much memory, for every amount that one takes."""
     found: list[FrontPoint] = []
     best: Tried | None = None

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from ...base.errors import InputError
 from .mixers import AttentionSpec, LayerVariant, RecurrentSpec
-from .weights import FLOPS_PER_WEIGHT, WeightFormat
+from .weights import FLOPS_PER_WEIGHT, WeightFormat, weight_format
 
 _USUAL = LayerVariant(layers=())
 
@@ -92,6 +92,15 @@ class ModelSpec:
         _check_model(self)
 
     # --- experts -------------------------------------------------------------------------------------------------
+
+    @property
+    def usual_dense_bits(self) -> str:
+        """The weight format of everything but routed experts where nobody says: the checkpoint's, 16 bits at most.
+
+        Engines serve checkpoints of 32 bits in 16; a GGUF file is run as it is.
+        """
+        stored = weight_format(self.native_dense_bits)
+        return self.native_dense_bits if stored.head_bits is not None or stored.bits_per_weight <= 16 else "16"
 
     @property
     def num_moe_layers(self) -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from moeplan.api.load import bundled_trace_path
 from moeplan.cli import main
-from moeplan.commands.options.declarations import bundled_trace_path
 
 PLAN = ["plan", "--model", "tiny-moe", "--hardware", "t4", "--trace", "bundled", "-o", "p.json"]
 SIMULATE = ["simulate", "--model", "tiny-moe", "--hardware", "t4", "--trace", "bundled", "--window", "40"]

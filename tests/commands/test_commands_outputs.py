@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import typer
 
+from moeplan.api.load import bundled_trace_path
 from moeplan.cli import main
 from moeplan.commands.app import app
-from moeplan.commands.options.declarations import bundled_trace_path
 
 # What makes an option an output, and the commands' other arguments. A command with an option of such a name and no line here
 # fails the test below.

@@ -15,9 +15,9 @@ import torch
 
 from benchmark_outputs import nvbandwidth
 from calibration_samples import lawful_samples, runs_of
+from moeplan.api.load import as_routing, bundled_trace_path
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.cli import main
-from moeplan.commands.options.declarations import bundled_trace_path, open_trace
 from moeplan.devices.device import cpu_name
 from moeplan.specs.machines.profile import profile_to_json
 from moeplan.specs.machines.profile_file import load_hardware
@@ -133,7 +133,7 @@ def test_a_machine_that_is_not_as_its_profile_says_is_found_out(moeplan: Run, tm
 
 def plan_document(schedule: dict[str, Any], model: str = "tiny-moe", **provenance: object) -> dict[str, Any]:
     facts = {"hardware": "here", "memory_bytes": 50_000_000, "window_steps": 4, "dense_bits": "32"}
-    facts["trace"] = {"sha256": recording_sha256(open_trace("bundled"))}
+    facts["trace"] = {"sha256": recording_sha256(as_routing("bundled"))}
     best = {"name": "best", "schedule": schedule, "window_s": 1.0}
     return {"schema_version": 1, "kind": "offload", "provenance": facts | provenance, "best": best, "baselines": [],
             **made_of(load_model(model), load_hardware("t4"))}  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_plan_of_which_not_even_an_excerpt_fits_is_one_line(moeplan: Run, here
 
 
 def test_a_plan_is_not_validated_with_another_recording(moeplan: Run, here: Path, tmp_path: Path) -> None:
-    bundled = open_trace("bundled")
+    bundled = as_routing("bundled")
     other = dataclasses.replace(
         bundled, experts=bundled.experts[:, ::-1], predicted=None, predicted_prob=None, weights=None
     )

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration_samples import lawful_samples
+from moeplan.api.settings import machine_keys, split_settings
 from moeplan.base.errors import InputError
 from moeplan.base.units import parse_quantity, unit_of
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.cli import main
-from moeplan.commands.options.settings import machine_keys, split_settings
 from moeplan.specs.machines.profile import Constant
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model

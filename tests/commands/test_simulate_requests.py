@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
+from moeplan.api.subject import open_subject
 from moeplan.cli import main
-from moeplan.commands.options.settings import split_settings
-from moeplan.commands.options.subject import open_subject
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import list_models, load_model
 
@@ -121,9 +120,7 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
     """Where nobody says, attention stored in 8 bits counts 8; a checkpoint of 32 bits is served in 16."""
     spec = load_model(name)
     expected = "16" if spec.native_dense_bits == "32" else spec.native_dense_bits
-    found = open_subject(
-        model=name, hardware="h100", trace=None, prompt_tokens=1, reply_tokens=0, changes=split_settings(None)
-    )
+    found = open_subject(model=name, hardware="h100", prompt_tokens=1, reply_tokens=0)
     assert found.simulation.dense_format == weight_format(expected)
     wide = open_subject(
         model=name,
@@ -132,6 +129,5 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
         prompt_tokens=1,
         reply_tokens=0,
         dense_bits="32",
-        changes=split_settings(None),
     )
     assert wide.simulation.dense_format == weight_format("32")

@@ -24,6 +24,7 @@ MAY_BE_HEAVY = (
     "traces/readers/files/torch_file.py",
 )
 ROOMS = (
+    "api",
     "base",
     "devices",
     "sim",

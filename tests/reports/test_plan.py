@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from moeplan.planner.offload.plan import PlanRequest, make_plan, plan_to_dict
+from moeplan.planner.offload.plan import OffloadRequest, make_plan, plan_to_dict
 from moeplan.reports.offload.hit_curves import hit_curves
 from moeplan.reports.offload.page import plan_report
 from moeplan.reports.timelines.occupancy import cache_occupancy
@@ -28,7 +28,7 @@ def test_a_plan_becomes_a_page_and_a_timeline() -> None:
     profile = load_hardware("t4")
     budget = int(profile.device.runtime_bytes.value) + 40 * 2**20
     simulation = Simulation(model=model, profile=profile, trace=trace, memory_bytes=budget)
-    plan = make_plan(simulation, PlanRequest(bits=("16",)))
+    plan = make_plan(simulation, OffloadRequest(bits=("16",)))
     document = json.loads(json.dumps(plan_to_dict(plan)))
     lru, belady = hit_curves(simulation, plan.best.schedule)
     rows = plan.best.outcome.timeline

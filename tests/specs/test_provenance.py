@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moeplan.api.load import bundled_trace_path
 from moeplan.base.errors import InputError
 from moeplan.cli import main
-from moeplan.commands.options.declarations import bundled_trace_path
 from moeplan.specs.catalog import MODELS_FOLDER
 from moeplan.specs.machines.profile import Profile, profile_to_json
 from moeplan.specs.machines.profile_file import list_hardware, load_hardware

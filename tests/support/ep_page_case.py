@@ -8,10 +8,10 @@ from functools import cache
 
 import numpy as np
 
-from moeplan.planner.parallel.case import EpRequest, plain_schedule
+from moeplan.planner.parallel.case import ParallelRequest, plain_schedule
 from moeplan.planner.parallel.evidence import REPORT
 from moeplan.planner.parallel.links import link_tokens
-from moeplan.planner.parallel.plan import EpPlan, ep_plan_to_dict, make_ep_plan
+from moeplan.planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.traces.recording import LoadProfile
@@ -19,8 +19,15 @@ from strategies import make_trace
 
 MODEL = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
 HARDWARE = load_hardware("h800-sxm")
-REQUEST = EpRequest(
-    num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=500
+REQUEST = ParallelRequest(
+    num_nodes=2,
+    ranks_per_node=2,
+    num_redundant=4,
+    prefill=True,
+    context_tokens=40,
+    tokens_per_rank=128,
+    search_moves=500,
+    bits=None,
 )
 
 
@@ -41,7 +48,7 @@ def counts() -> LoadProfile:
 
 
 @cache
-def plan() -> EpPlan:
+def plan() -> ParallelPlan:
     """Return a plan from tokens, evaluated on counts too, whose best is made to use all that a page can show.
 
     It copies experts, crosses nodes once and pipelines three groups of experts, whatever is fastest in so small a case.
@@ -66,11 +73,11 @@ def plan() -> EpPlan:
 
 
 @cache
-def plan_of_counts() -> EpPlan:
+def plan_of_counts() -> ParallelPlan:
     """Return a plan from counts alone."""
     return make_ep_plan(MODEL, HARDWARE, counts(), REQUEST)
 
 
-def document(made: EpPlan | None = None) -> dict:
+def document(made: ParallelPlan | None = None) -> dict:
     """Return a plan document as it is read back from plan.json, a copy of its own."""
     return json.loads(json.dumps(ep_plan_to_dict(made or plan()), allow_nan=False))

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from ... import __version__
 from ...base.errors import InputError
 from ...base.units import MIB
+from ...base.version import __version__
 from ..domains import KEY as DOMAINS
 from ..domains import encode_domains
 from ..format import TraceWriter

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moeplan.base.errors import Internal
 from moeplan.planner.offload.bounds import Bound, Bounds, fewest_loads
-from moeplan.planner.offload.plan import PlanRequest, base_schedule
+from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.run_input import RunInput
@@ -66,7 +66,7 @@ def drawn(seed: int, *, memory_bytes: int = 2 * GIB) -> Drawn:
        st.sampled_from([None, 2]))  # fmt: skip
 def test_no_candidate_of_a_drawn_space_beats_its_bound(seed, level, low_bits, concurrency, chunk):
     this = drawn(seed)
-    base = base_schedule(PlanRequest(bits=("32",), concurrency=concurrency, prefill_chunk_tokens=chunk), "32")
+    base = base_schedule(OffloadRequest(bits=("32",), concurrency=concurrency, prefill_chunk_tokens=chunk), "32")
     bounds = Bounds(this, base)
     for candidate in candidates(this, base, level, low_bits):
         bounds.of(candidate).check(candidate, this.run(candidate.schedule).step_end)
@@ -92,7 +92,7 @@ def test_no_schedule_of_any_kind_beats_its_bound(case):
 @given(st.integers(0, 10_000))
 def test_no_schedule_of_the_space_beats_the_bound_of_a_plan(seed):
     this = drawn(seed, memory_bytes=570 * 2**20)
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    base = base_schedule(OffloadRequest(bits=("32",)), "32")
     found = search(this, base, low_bits="4", exhaustive=True)
     levels = sorted({point.level for point in found.front})
     times = [
@@ -107,7 +107,7 @@ def test_no_schedule_of_the_space_beats_the_bound_of_a_plan(seed):
 def test_a_known_pipe_is_bounded_exactly():
     """A layer's misses on one link: dense part, routing, copies one after the other; only the last kernel lies behind them."""
     this = drawn(1)
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    base = base_schedule(OffloadRequest(bits=("32",)), "32")
     schedule = base.with_options(cache__policy="none", kernel__grouping="per-expert")
     tables, _ = this.tables(schedule)
     dense, host = tables.dense_ns.sum(1)[tables.step_class] + tables.head_ns[tables.step_class], tables.host_ns
@@ -123,7 +123,7 @@ def test_a_known_pipe_is_bounded_exactly():
 
 def test_cores_that_cost_nothing_leave_nothing_to_the_link():
     this = drawn(2)
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    base = base_schedule(OffloadRequest(bits=("32",)), "32")
     fetched = base.with_options(cache__policy="static", cache__pooled_experts=4)
     shared = fetched.with_options(kernel__miss="cheaper")
     tables, sources = this.tables(shared)

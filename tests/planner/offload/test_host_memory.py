@@ -10,7 +10,7 @@ import pytest
 
 from moeplan.base.errors import DoesNotFit
 from moeplan.cli import main
-from moeplan.planner.offload.plan import PlanRequest, base_schedule
+from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates
 from moeplan.sim.offload.simulate import HOST_SHARE, Simulation
@@ -21,7 +21,7 @@ from moeplan.specs.schedules.presets import PRESETS, load_preset
 from strategies import make_trace
 
 MIB = 2**20
-BASE = base_schedule(PlanRequest(bits=("32",)), "32")
+BASE = base_schedule(OffloadRequest(bits=("32",)), "32")
 NUM_EXPERTS = 6 * 16
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moeplan.base.errors import DoesNotFit
 from moeplan.base.units import NS_PER_S
 from moeplan.planner.offload import least_memory as module
-from moeplan.planner.offload.plan import PlanRequest, base_schedule
+from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.metrics import counted_tokens
@@ -25,7 +25,7 @@ from strategies import make_trace
 
 LONG = os.environ.get("MOEPLAN_LONG") == "1"
 MIB = 2**20
-BASE = base_schedule(PlanRequest(bits=("32",)), "32")
+BASE = base_schedule(OffloadRequest(bits=("32",)), "32")
 drawn = settings(max_examples=20 if LONG else 2, suppress_health_check=list(HealthCheck), derandomize=not LONG)
 
 

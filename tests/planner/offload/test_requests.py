@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeplan.api.subject import open_subject, planned_simulation
 from moeplan.cli import main
-from moeplan.commands.options.settings import split_settings
-from moeplan.commands.options.subject import open_subject, planned_simulation
 from moeplan.planner.offload import space
 from moeplan.planner.offload.objective import RANKED_BY
 from moeplan.planner.offload.plan import planned_schedule
@@ -107,7 +106,7 @@ def test_limits_are_kept_or_the_nearest_is_named(capsys: pytest.CaptureFixture[s
 def cached(trace: RoutingTrace, likewise: tuple[RoutingTrace, ...]) -> Simulation:
     """Return gpt-oss-20b on a small card whose cache holds a quarter of the experts, over one recording and others like it."""
     subject = open_subject(model="gpt-oss-20b", hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", trace=None, prompt_tokens=1,
-                           reply_tokens=1, changes=split_settings(None))  # fmt: skip
+                           reply_tokens=1)  # fmt: skip
     return subject.simulation.over(trace, likewise=likewise)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from moeplan.base.errors import DoesNotFit, InputError
 from moeplan.planner.offload.plan import (
-    PlanRequest,
+    OffloadRequest,
     base_schedule,
     make_plan,
     plan_to_dict,
@@ -43,7 +43,7 @@ def simulation(memory_bytes: int = 440 * MIB, steps: int = 30) -> Simulation:
 
 def test_search_loses_nothing_by_pruning():
     this = simulation(steps=8)
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    base = base_schedule(OffloadRequest(bits=("32",)), "32")
     found = search(this, base)
     every = [(c, this.run(c.schedule)) for level in levels(this, base) for c in candidates(this, base, level)]
     fitting = [(c, o) for c, o in every if o.counts[PEAK_TRANSIENT] <= c.level]
@@ -55,7 +55,7 @@ def test_search_loses_nothing_by_pruning():
 
 def test_a_plan_beats_every_baseline_and_adds_up():
     this = simulation()
-    plan = make_plan(this, PlanRequest(bits=("32",)))
+    plan = make_plan(this, OffloadRequest(bits=("32",)))
     document = plan_to_dict(plan)
     fair, apart = document["baselines"], document["baselines_that_need_more"]
     assert {b["name"] for b in (*fair, *apart)} | set(document["baselines_that_do_not_fit"]) == set(PRESETS)
@@ -76,7 +76,7 @@ def test_a_plan_beats_every_baseline_and_adds_up():
         name: document["best"][name] for name in plan.front[-1].figures if name != "step_s"
     }
     assert planned_schedule(json.loads(plan_to_json(plan))) == plan.best.schedule
-    assert plan_to_json(plan) == plan_to_json(make_plan(this, PlanRequest(bits=("32",))))
+    assert plan_to_json(plan) == plan_to_json(make_plan(this, OffloadRequest(bits=("32",))))
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -102,7 +102,7 @@ def test_any_schedule_may_turn_out_best_and_has_its_references(name: str) -> Non
 
 def test_the_race_finds_what_running_all_to_the_end_finds():
     this = simulation()
-    base = base_schedule(PlanRequest(bits=("32",)), "32")
+    base = base_schedule(OffloadRequest(bits=("32",)), "32")
     raced, whole = search(this, base), search(this, base, exhaustive=True)
     assert whole.num_raced_out == 0
     assert raced.best.total_ns <= 1.005 * whole.best.total_ns
@@ -112,13 +112,13 @@ def test_the_race_finds_what_running_all_to_the_end_finds():
 
 def test_a_budget_too_small_says_how_much_is_missing():
     with pytest.raises(DoesNotFit) as caught:
-        make_plan(simulation(300 * MIB), PlanRequest(bits=("32",)))
+        make_plan(simulation(300 * MIB), OffloadRequest(bits=("32",)))
     assert caught.value.missing_bytes > 0
     assert f"{caught.value.missing_bytes} bytes are missing" in str(caught.value)
 
 
 def test_objectives_are_checked():
-    this, base = simulation(), base_schedule(PlanRequest(bits=("32",)), "32")
+    this, base = simulation(), base_schedule(OffloadRequest(bits=("32",)), "32")
     with pytest.raises(InputError, match="tokens_per_s"):
         search(this, base, objective="speed")
     with pytest.raises(InputError, match="floor"):

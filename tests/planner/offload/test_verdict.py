@@ -11,7 +11,7 @@ import pytest
 
 from moeplan.base.terminal import print_plan
 from moeplan.planner.offload import plan as module
-from moeplan.planner.offload.plan import PlanRequest, make_plan, plan_to_dict
+from moeplan.planner.offload.plan import OffloadRequest, make_plan, plan_to_dict
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.planner.offload.verdict import need_nothing, run_ns, verdict
 from moeplan.sim.offload.simulate import Prediction, Simulation
@@ -82,7 +82,7 @@ def test_nothing_slower_than_a_row_that_needs_nothing_special_is_the_best(monkey
         monkeypatch.setattr(f"moeplan.planner.offload.{place}.candidates", poor)
     monkeypatch.setattr(module, "references_of", lambda *_: {})
     floor = 300.0 if objective == "least_memory" else None
-    plan = make_plan(simulation(), PlanRequest(bits=("32",), objective=objective, floor_tokens_per_s=floor))
+    plan = make_plan(simulation(), OffloadRequest(bits=("32",), objective=objective, floor_tokens_per_s=floor))
     fair = need_nothing(plan.baselines)
     if objective == "p99_step_s":
         assert plan.best.metrics.step_s["p99"] <= min(one.metrics.step_s["p99"] for one in fair)

@@ -9,7 +9,7 @@ import pytest
 
 from moeplan.base.units import NS_PER_S
 from moeplan.planner.parallel.candidates import STARTS
-from moeplan.planner.parallel.case import EpRequest, evidence_of, plain_schedule, prepare_ep
+from moeplan.planner.parallel.case import ParallelRequest, evidence_of, plain_schedule, prepare_ep
 from moeplan.planner.parallel.evidence import CHOOSE, PLAN, REPORT
 from moeplan.planner.parallel.objective import kernel_ns
 from moeplan.planner.parallel.search import EpSearch
@@ -23,8 +23,14 @@ from moeplan.specs.schedules.parallel import ExpertParallelSchedule, load_ep_pre
 from strategies import make_trace
 
 MODEL = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
-REQUEST = EpRequest(
-    num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=4000
+REQUEST = ParallelRequest(
+    num_nodes=2,
+    ranks_per_node=2,
+    num_redundant=4,
+    context_tokens=40,
+    tokens_per_rank=128,
+    search_moves=4000,
+    bits=None,
 )
 
 

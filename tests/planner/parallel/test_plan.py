@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moeplan.base.errors import DoesNotFit, InputError
-from moeplan.planner.parallel.case import EpRequest
+from moeplan.planner.parallel.case import ParallelRequest
 from moeplan.planner.parallel.links import link_tokens
 from moeplan.planner.parallel.migration import migration
 from moeplan.planner.parallel.plan import ep_plan_to_dict, make_ep_plan
@@ -26,8 +26,15 @@ from strategies import make_trace
 
 MODEL = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
 HARDWARE = load_hardware("h800-sxm")
-REQUEST = EpRequest(
-    num_nodes=2, ranks_per_node=2, num_redundant=4, context_tokens=40, tokens_per_rank=128, search_moves=2000
+REQUEST = ParallelRequest(
+    num_nodes=2,
+    ranks_per_node=2,
+    num_redundant=4,
+    prefill=True,
+    context_tokens=40,
+    tokens_per_rank=128,
+    search_moves=2000,
+    bits=None,
 )
 LOADS = Path(__file__).resolve().parents[4] / "shared" / "data" / "loads"
 
@@ -198,7 +205,7 @@ def test_deepseek_r1_is_planned():
         load_model("deepseek-v3"),
         HARDWARE,
         profile,
-        EpRequest(num_nodes=4, ranks_per_node=8, num_redundant=32, prefill=False),
+        ParallelRequest(num_nodes=4, ranks_per_node=8, num_redundant=32, context_tokens=2048, bits=None),
     )
     steps = {each.schedule.name: each for each in found.baselines}
     assert found.best.step_s < steps["eplb"].step_s < steps["ep"].step_s

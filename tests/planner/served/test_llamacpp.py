@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
+from moeplan.api.subject import open_subject
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.cli import main
-from moeplan.commands.options.settings import split_settings
-from moeplan.commands.options.subject import open_subject
 from moeplan.planner.emit.engines.llamacpp_commands import BENCH, SERVER, check_served
 from moeplan.planner.emit.targets import render
 from moeplan.planner.offload import baselines
@@ -33,7 +32,6 @@ CASE = ("--model", "qwen3-30b-a3b", "--quant", "Q4_K_M", "--hardware", MACHINE)
 def simulation(prompt: int = 600, reply: int = 8, memory: str | None = None, hardware: str = MACHINE) -> Simulation:
     return open_subject(
         model="qwen3-30b-a3b", quant="Q4_K_M", hardware=hardware, trace=None, prompt_tokens=prompt, reply_tokens=reply, memory=memory,
-        changes=split_settings(None),
     ).simulation  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from moeplan.executor.running.prediction import run_input
 from moeplan.executor.validation.validate import costs_of, dense_format
 from moeplan.planner.offload import search as searching
 from moeplan.planner.offload.baselines import preset_schedule
-from moeplan.planner.offload.plan import OffloadPlan, PlanRequest, base_schedule, make_plan, plan_to_dict
+from moeplan.planner.offload.plan import OffloadPlan, OffloadRequest, base_schedule, make_plan, plan_to_dict
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.forecast import forecast
 from moeplan.sim.offload.run_facts import run_facts
@@ -76,7 +76,7 @@ def planned() -> Iterator[tuple[Simulation, OffloadPlan]]:
     patch = pytest.MonkeyPatch()
     patch.setattr(searching, "candidates", few)
     bound = simulation()
-    yield bound, make_plan(bound, PlanRequest(bits=("32",)))
+    yield bound, make_plan(bound, OffloadRequest(bits=("32",)))
     patch.undo()
 
 
@@ -113,7 +113,7 @@ def test_runs_of_one_schedule_cost_what_their_own_decisions_make_of_them() -> No
     # The same options and the same tables' key, but more hits: were one mix of hits and misses taken for all, costs were equal.
     bound = simulation()
     small, large = (
-        bound.resolve(preset_schedule("mixtral-offloading", base_schedule(PlanRequest(bits=("32",)), "32"), has_guesses=True)
+        bound.resolve(preset_schedule("mixtral-offloading", base_schedule(OffloadRequest(bits=("32",)), "32"), has_guesses=True)
                       .with_options(cache__experts_per_layer=slots)) for slots in (1, 7)
     )  # fmt: skip
     facts = [run_facts(bound.given(one)) for one in (small, large)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from long_runs import examples
 from moeplan.planner.parallel.candidates import NEEDS_TOKENS
-from moeplan.planner.parallel.case import EpRequest, plain_schedule
+from moeplan.planner.parallel.case import ParallelRequest, plain_schedule
 from moeplan.planner.parallel.simulate import simulate_ep
 from moeplan.sim.parallel.active_experts import active_chance, most_over_mean, number_active
 from moeplan.specs.machines.profile_file import load_hardware
@@ -32,7 +32,7 @@ UNIFORM = loads(np.full((26, 64), 100, np.int64))
 
 
 def predict(recording: LoadProfile, tokens: int, name: str = "ep", nodes: int = 1, bits: str = "16", **more: object):  # type: ignore[no-untyped-def]
-    request = EpRequest(
+    request = ParallelRequest(
         num_nodes=nodes, ranks_per_node=4 // nodes, prefill=False, context_tokens=512, tokens_per_rank=tokens, **more
     )  # type: ignore[arg-type]
     schedule = plain_schedule(bits) if name == "ep" else load_ep_preset(name)

@@ -1,24 +1,29 @@
-"""What a prediction is of, as a command line names it: model and weights, machine and engine, recording or lengths of requests.
+"""What a prediction is of: model and weights, machine and engine, recording or lengths of requests.
 
-Modelled: one way for every command from its options to a simulation, with what was taken where nothing was said. Ignored: which
-schedule is predicted.
+Modelled: one way for every command and function from its options to a simulation, with what was taken where nothing was said; the
+same for a plan that was made. Ignored: which schedule is predicted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import InputError
-from .settings import Settings
+from ..base.errors import InputError
+from ..specs.models import ModelSpec
+from ..traces.recording import LoadProfile, RoutingTrace
+from .load import Recording, as_machine, as_model, as_routing
+from .settings import SettingsLike, open_settings
 
 if TYPE_CHECKING:
-    from ...sim.offload.simulate import Simulation
-    from ...specs.machines.engines import Engine
-    from ...specs.machines.profile import Profile
-    from ...specs.models import ModelSpec, WeightFormat
-    from ...specs.schedules.offload import OffloadSchedule
+    from ..sim.offload.simulate import Simulation
+    from ..specs.machines.engines import Engine
+    from ..specs.machines.profile import Profile
+    from ..specs.models import WeightFormat
+    from ..specs.schedules.offload import OffloadSchedule
 
 DEFAULT_PROMPT, DEFAULT_REPLY, DEFAULT_UBATCH = 512, 128, 512
 
@@ -38,7 +43,7 @@ class Subject:
     notes: tuple[str, ...]
     """The same in words."""
     asked: dict[str, Any] = field(default_factory=dict)
-    """What the command line said, for a plan's document: what makes the plan, and its routing, again."""
+    """What was asked for, for a plan's document: what makes the plan, and its routing, again."""
     request_options: dict[str, str] = field(default_factory=dict)
     """Fields of the workload that an option of their own has set."""
 
@@ -56,7 +61,7 @@ class Subject:
         """Return the schedule to start from: the preset asked for, else everything on the device where it fits, else what the
         engine does of itself.
         """
-        from ...specs.schedules.presets import load_preset
+        from ..specs.schedules.presets import load_preset
 
         if name is not None or self.engine is None:
             return self.at_once(load_preset(name or "mixtral-offloading"))
@@ -67,22 +72,25 @@ class Subject:
         return self.at_once(load_preset(preferred))
 
 
-def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | None = None, quant: str | None = None,
+def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | Profile,
+                 trace: str | os.PathLike[str] | Recording | None = None, engine: str | None = None, quant: str | None = None,
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, context: int | None = None,
-                 concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16", memory: str | None = None,
-                 window: int | None = None, dense_bits: str | None = None, reserve: str | None = None,
-                 changes: Settings) -> Subject:  # fmt: skip
-    """Return what a command line asks about; raises InputError for options that contradict each other."""
-    from ...sim.offload.simulate import Simulation
-    from ...specs.machines.engines import load_engine
-    from ...specs.machines.load import engine_note, load_machine
-    from ...specs.memory import kv_bytes_of
-    from ...specs.models.load import load_model
-    from ...traces.synthesis.prior import prior_name, prior_recording, spread_recordings
-    from .declarations import open_trace
+                 concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16", memory: int | str | None = None,
+                 window: int | None = None, dense_bits: str | None = None, reserve: int | str | None = None,
+                 settings: SettingsLike = None) -> Subject:  # fmt: skip
+    """Return what is asked about; raises InputError for options that contradict each other.
 
-    spec = changes.changed_model(load_model(model))
-    profile = changes.changed_machine(load_machine(hardware, engine))
+    Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
+    """
+    from ..sim.offload.simulate import Simulation
+    from ..specs.machines.engines import load_engine
+    from ..specs.machines.load import engine_note
+    from ..specs.memory import kv_bytes_of
+    from ..traces.synthesis.prior import prior_name, prior_recording, spread_recordings
+
+    changes = open_settings(settings)
+    spec = changes.changed_model(as_model(model))
+    profile = changes.changed_machine(as_machine(hardware, engine))
     spec, dense = _formats(spec, quant, dense_bits)
     profile, weights_from = _as_uncertain(profile, spec, quant, dense)
     serving = None if profile.engine is None else load_engine(profile.engine.name)
@@ -91,7 +99,8 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
     made_for = (
         int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
     )
-    lengths, spread = None, ()
+    lengths: dict[str, int] | None = None
+    spread: tuple[RoutingTrace, ...] = ()
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
     if trace is None:
         prompt = DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens
@@ -110,8 +119,9 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
         for option, value in (("--prompt-tokens", prompt_tokens), ("--reply-tokens", reply_tokens)):
             if value is not None:
                 raise InputError(option, value, "the recording has requests of its own", "leave out --trace or this")
-        recording = open_trace(trace)
-        routing = f"recording: {recording.source or trace}"
+        recording = as_routing(trace)
+        name = recording.source or ("given" if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace))
+        routing = f"recording: {name}"
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     simulation = Simulation(
         model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
@@ -131,46 +141,48 @@ def open_subject(*, model: str, hardware: str, trace: str | None, engine: str | 
         simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
         upload_tokens=uploads, described=described, notes=tuple(notes), request_options=asked,
         asked={
-            "model": model, "hardware": hardware, "engine": engine, "quant": quant, "prompt_tokens": prompt_tokens,
-            "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch, "kv_type": kv_type,
-            "dense_bits": dense_bits, "prior": lengths, "routing": routing,
+            "model": spec.name if isinstance(model, ModelSpec) else os.fspath(model),
+            "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": quant,
+            "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch,
+            "kv_type": kv_type, "dense_bits": dense_bits, "prior": lengths, "routing": routing,
         },
     )  # fmt: skip
 
 
 def open_simulation(
-    model: str,
-    hardware: str,
-    trace: str,
-    memory: str | None,
-    window: int | None,
-    dense_bits: str | None,
-    settings: Settings | None = None,
+    model: str | os.PathLike[str] | ModelSpec,
+    hardware: str | Profile,
+    trace: str | os.PathLike[str] | Recording,
+    *,
+    memory: int | str | None = None,
+    window: int | None = None,
+    dense_bits: str | None = None,
+    settings: SettingsLike = None,
 ) -> Simulation:
-    """Return the simulation of a model on a machine over a recording, all named as on the command line.
+    """Return the simulation of a model on a machine over a recording, all given or named as on the command line.
 
     settings: what is changed of model and machine.
     """
-    from .settings import split_settings
-
     return open_subject(
-        model=model, hardware=hardware, trace=trace, memory=memory, window=window, dense_bits=dense_bits,
-        changes=split_settings(None) if settings is None else settings,
+        model=model, hardware=hardware, trace=trace, memory=memory, window=window, dense_bits=dense_bits, settings=settings,
     ).simulation  # fmt: skip
 
 
-def planned_simulation(document: dict[str, Any], trace: str | None, window: int | None = None) -> Simulation:
+def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str] | Recording | None) -> Simulation:
     """Return the simulation that an offload plan was made on: its model and machine, its recording or the routing made up for it.
 
     trace: the recording as the command line names it; None where the plan has none. Raises InputError for another recording.
     """
-    from ...sim.offload.simulate import Simulation
-    from ...specs.models import weight_format
-    from ...specs.provenance import machine_of, model_of
-    from ...traces.synthesis.prior import spread_recordings
-    from .declarations import plan_section
+    from ..sim.offload.simulate import Simulation
+    from ..specs.models import weight_format
+    from ..specs.provenance import machine_of, model_of
+    from ..traces.synthesis.prior import spread_recordings
 
-    provenance, model = plan_section(document, "provenance"), model_of(document)
+    provenance, model = document.get("provenance"), model_of(document)
+    if not isinstance(provenance, dict):
+        raise InputError(
+            "plan.provenance", provenance, "missing from the plan", "give a plan.json written by moeplan plan"
+        )
     lengths = prior_lengths(document)
     recording = planned_recording(document, model, trace)
     return Simulation(
@@ -182,21 +194,28 @@ def planned_simulation(document: dict[str, Any], trace: str | None, window: int 
     )  # fmt: skip
 
 
-def planned_recording(document: dict[str, Any], model: ModelSpec, trace: str | None) -> Any:
-    """Return the recording of a plan: the one at `trace`, or the one made up for the plan's requests; raises InputError for another."""
-    from ...traces.content import check_recording
-    from ...traces.synthesis.prior import prior_recording
-    from .declarations import open_trace
+def planned_recording(
+    document: Mapping[str, Any], model: ModelSpec, trace: str | os.PathLike[str] | Recording | None
+) -> RoutingTrace:
+    """Return the recording of a plan: the one given, or the one made up for the plan's requests; raises InputError for another."""
+    from ..traces.content import check_recording
+    from ..traces.synthesis.prior import prior_recording
 
     lengths = prior_lengths(document)
     if trace is None and lengths is None:
         raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
-    recording = open_trace(trace) if trace is not None else prior_recording(model, **(lengths or {}))
-    check_recording(document, recording, trace or "(none: routing is made up)")
+    recording = as_routing(trace) if trace is not None else prior_recording(model, **(lengths or {}))
+    name = "(none: routing is made up)" if trace is None else trace_name(trace)
+    check_recording(document, recording, name)
     return recording
 
 
-def prior_lengths(document: dict[str, Any]) -> dict[str, int] | None:
+def trace_name(trace: str | os.PathLike[str] | Recording) -> str:
+    """Return what a recording is called in a message: its path, or where it comes from."""
+    return trace.source if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace)
+
+
+def prior_lengths(document: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the requests that a plan's routing was made up for; None where it was recorded. Raises InputError for a damaged plan."""
     asked = document.get("asked")
     lengths = asked.get("prior") if isinstance(asked, dict) else None
@@ -208,14 +227,15 @@ def prior_lengths(document: dict[str, Any]) -> dict[str, int] | None:
     return lengths
 
 
-def _budget(memory: str | None, reserve: str | None, profile: Profile) -> int | None:
+def _budget(memory: int | str | None, reserve: int | str | None, profile: Profile) -> int | None:
     """Return the device budget that was asked for; raises InputError for more than the device has."""
-    from ...base.units import GIB, parse_bytes
+    from ..base.units import GIB
 
-    kept = 0 if reserve is None else parse_bytes(reserve, "--reserve")
-    if memory is None and not kept:
+    kept = bytes_of(reserve, "--reserve") or 0
+    asked, most = bytes_of(memory, "--memory"), profile.memory_bytes
+    if asked is None and not kept:
         return None
-    budget, most = profile.memory_bytes if memory is None else parse_bytes(memory, "--memory"), profile.memory_bytes
+    budget = most if asked is None else asked
     if budget > most:
         raise InputError("--memory", memory, f"{profile.name} has {most} bytes ({most / GIB:.2f} GiB)",
                          "give at most that, or another machine")  # fmt: skip
@@ -226,15 +246,15 @@ def _budget(memory: str | None, reserve: str | None, profile: Profile) -> int | 
     return budget - kept
 
 
-def usual_dense_bits(spec: ModelSpec) -> str:
-    """Return the weight format of everything but routed experts where nobody says: the checkpoint's, 16 bits at most.
+def bytes_of(size: int | str | None, field: str) -> int | None:
+    """Return a size in bytes, given as a number of them or as a text such as "6GiB"; raises InputError for another one."""
+    from ..base.units import parse_bytes
 
-    Engines serve checkpoints of 32 bits in 16; a GGUF file is run as it is.
-    """
-    from ...specs.models import weight_format
-
-    stored = weight_format(spec.native_dense_bits)
-    return spec.native_dense_bits if stored.head_bits is not None or stored.bits_per_weight <= 16 else "16"
+    if isinstance(size, str):
+        return parse_bytes(size, field)
+    if size is not None and (isinstance(size, bool) or size < 0):
+        raise InputError(field, size, "not a size", "give bytes, or a text such as 6GiB")
+    return size
 
 
 def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tuple[ModelSpec, WeightFormat]:
@@ -242,14 +262,14 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
 
     A model that was read from a GGUF file says how everything is stored; the formats of checkpoints say so of experts.
     """
-    from ...base.errors import UnknownName
-    from ...specs.models import quantised_as, weight_format
-    from ...specs.models.mixes.names import mix_names
+    from ..base.errors import UnknownName
+    from ..specs.models import quantised_as, weight_format
+    from ..specs.models.mixes.names import mix_names
 
     of_file = weight_format(spec.native_dense_bits).head_bits is not None
     if quant is None:
         return spec, weight_format(
-            spec.native_dense_bits if dense_bits == "native" else dense_bits or usual_dense_bits(spec)
+            spec.native_dense_bits if dense_bits == "native" else dense_bits or spec.usual_dense_bits
         )
     if dense_bits is not None:
         raise InputError("--dense-bits", dense_bits, "--quant says how everything is stored", "give one of the two")
@@ -268,9 +288,9 @@ def _as_uncertain(
     profile: Profile, spec: ModelSpec, quant: str | None, dense: WeightFormat
 ) -> tuple[Profile, list[str]]:
     """Return the machine, as uncertain as a mix without a recipe makes every reading of weights; and a line on where bytes are from."""
-    from ...base.units import GIGA
-    from ...specs.models import weight_format
-    from ...specs.models.mixes.names import mix
+    from ..base.units import GIGA
+    from ..specs.models import weight_format
+    from ..specs.models.mixes.names import mix
 
     found = None if quant is None else mix(quant)
     if found is None:

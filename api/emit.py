@@ -1,0 +1,43 @@
+"""Write a plan as an engine's own configuration: the function behind `moeplan emit`.
+
+Modelled: plans just made, documents and files of plans. Ignored: the engines' files (`planner/emit/`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..planner.emit.targets import emit as write_for
+from ..planner.offload.plan import OffloadPlan
+from ..planner.parallel.plan import ParallelPlan
+from ..specs.plans.document import read_plan
+from ..specs.provenance import model_of
+from .plan import plan_document
+
+PlanLike: TypeAlias = OffloadPlan | ParallelPlan | Mapping[str, Any] | str | os.PathLike[str]
+"""A plan just made, its document, or the path of a plan.json."""
+
+
+def as_document(given: PlanLike) -> dict[str, Any]:
+    """Return the document of a plan, as its file holds it; raises InputError for a file that cannot be read."""
+    if isinstance(given, (str, os.PathLike)):
+        return read_plan(given)
+    document = dict(given) if isinstance(given, Mapping) else plan_document(given)
+    plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))  # tuples become lists, as in the file
+    return plain
+
+
+def emit(plan: PlanLike, target: str, *, output: str | os.PathLike[str] = "emitted") -> list[Path]:
+    """Return the files written for an engine: its configuration, then NOTES.txt, which says what the engine cannot express.
+
+    target: an engine by name (`docs/engines.md`); another one raises UnknownName, which lists them. output: a folder, made where it
+    is absent. Nothing is written unless all of it passed the engine's own rules. Raises InputError for a plan of a kind that the
+    engine does not take, one that was changed by hand, and a file that cannot be written.
+    """
+    document = as_document(plan)
+    keep = {"the plan": Path(plan)} if isinstance(plan, (str, os.PathLike)) else None
+    return write_for(document, target, model_of(document), Path(output), keep=keep)

@@ -1,0 +1,83 @@
+"""The nouns of a question by name or as they are: a recording, a model, a machine.
+
+Modelled: names, files and parts as on the command line; a noun that was loaded before is taken as it is. Ignored: what is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from ..base.errors import InputError
+from ..specs.machines import load as machines
+from ..specs.machines.profile import Profile
+from ..specs.models import ModelSpec
+from ..specs.models import load as models
+from ..traces.format import load_recording
+from ..traces.recording import LoadProfile, RoutingTrace
+
+Recording: TypeAlias = RoutingTrace | LoadProfile
+"""Routing of single tokens, or expert loads alone."""
+_BUNDLED = "bundled"
+
+
+def bundled_trace_path() -> Path:
+    """Return the path of the recording that the package carries."""
+    return Path(__file__).resolve().parents[1] / "traces" / "bundled" / "tiny-moe.safetensors"
+
+
+def load_trace(path: str | os.PathLike[str]) -> Recording:
+    """Return the recording in a .safetensors file, arrays over the mapped file; "bundled" names the one in the package.
+
+    Files of other tools become such files with `moeplan trace import`. `RoutingTrace.experts` is [num_tokens, num_layers, top_k];
+    sources that only counted give a `LoadProfile`, whose `counts` are [num_layers, num_experts]. Raises InputError for a file that is
+    missing, damaged or breaks a rule.
+    """
+    return load_recording(bundled_trace_path() if path == _BUNDLED else path)
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
+    """Return a model: bundled by name (`moeplan model list`), or from a `config.json`, a checkpoint's folder or a .gguf file.
+
+    Sizes are counts of weights; `expert_bytes` and `kv_bytes` are bytes. Raises UnknownName (with the nearest name) or InputError for a
+    file that is not such a configuration.
+    """
+    return models.load_model(name_or_path)
+
+
+def load_machine(text: str, *, engine: str | None = None) -> Profile:
+    """Return a machine: bundled by name (`moeplan hardware list`), from a profile.json, or of parts joined by "+".
+
+    engine: the serving engine that runs a machine made of parts (`moeplan engine list`); None: llama.cpp. Every constant carries
+    its unit in its name, its source and its relative uncertainty. Raises UnknownName or InputError.
+    """
+    return machines.load_machine(text, engine)
+
+
+def as_model(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
+    """Return a model as it is, or loaded by name."""
+    return model if isinstance(model, ModelSpec) else load_model(model)
+
+
+def as_machine(hardware: str | Profile, engine: str | None = None) -> Profile:
+    """Return a machine as it is, or loaded by name; raises InputError for an engine beside a machine that has been loaded."""
+    if not isinstance(hardware, Profile):
+        return load_machine(hardware, engine=engine)
+    if engine is not None:
+        raise InputError("--engine", engine, f"{hardware.name} was loaded with its engine", "give it to load_machine")
+    return hardware
+
+
+def as_recording(trace: str | os.PathLike[str] | Recording) -> Recording:
+    """Return a recording as it is, or loaded from its file."""
+    return trace if isinstance(trace, (RoutingTrace, LoadProfile)) else load_trace(trace)
+
+
+def as_routing(trace: str | os.PathLike[str] | Recording) -> RoutingTrace:
+    """Return a recording of single tokens; raises InputError for one that holds loads only."""
+    recording = as_recording(trace)
+    if not isinstance(recording, RoutingTrace):
+        name = recording.source if isinstance(trace, LoadProfile) else os.fspath(trace)
+        raise InputError("path", name, "holds expert loads only, no routing", "give a recording with token routing")
+    return recording

@@ -1,0 +1,195 @@
+"""Search for the best schedule: the function behind `moeplan plan`, for one device and for many.
+
+Modelled: which search a request asks for, and formats named as in the checkpoint. Ignored: the searches (`planner/`), pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, overload
+
+from ..base.errors import InputError
+from ..base.text_files import write_atomic
+from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
+from ..planner.parallel.case import ParallelRequest
+from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
+from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
+from ..specs.machines.engines import load_engine
+from ..specs.machines.profile import Profile
+from ..specs.models import ModelSpec
+from .load import Recording, as_machine, as_model, as_recording
+from .settings import Settings, SettingsLike, open_settings
+from .subject import Subject, bytes_of, open_subject
+
+Plan: TypeAlias = OffloadPlan | ParallelPlan
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Told (done, total, note) as the search goes on."""
+WINDOW = 2000
+"""Forward passes that an offload plan is searched on."""
+
+
+@overload
+def plan(
+    model: str | os.PathLike[str] | ModelSpec,
+    hardware: str | Profile,
+    *,
+    trace: str | os.PathLike[str] | Recording | None = ...,
+    request: OffloadRequest | None = ...,
+    memory: int | str | None = ...,
+    dense_bits: str | None = ...,
+    target: str | None = ...,
+    engine: str | None = ...,
+    quant: str | None = ...,
+    prompt_tokens: int | None = ...,
+    reply_tokens: int | None = ...,
+    context: int | None = ...,
+    kv_type: str = ...,
+    reserve: int | str | None = ...,
+    window: int | None = ...,
+    settings: SettingsLike = ...,
+    progress: Progress | None = ...,
+) -> OffloadPlan: ...
+
+
+@overload
+def plan(
+    model: str | os.PathLike[str] | ModelSpec,
+    hardware: str | Profile,
+    *,
+    trace: str | os.PathLike[str] | Recording,
+    request: ParallelRequest,
+    memory: int | str | None = ...,
+    dense_bits: str | None = ...,
+    evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = ...,
+    settings: SettingsLike = ...,
+    progress: Progress | None = ...,
+) -> ParallelPlan: ...
+
+
+def plan(
+    model: str | os.PathLike[str] | ModelSpec,
+    hardware: str | Profile,
+    *,
+    trace: str | os.PathLike[str] | Recording | None = None,
+    request: OffloadRequest | ParallelRequest | None = None,
+    memory: int | str | None = None,
+    dense_bits: str | None = None,
+    target: str | None = None,
+    engine: str | None = None,
+    quant: str | None = None,
+    prompt_tokens: int | None = None,
+    reply_tokens: int | None = None,
+    context: int | None = None,
+    kv_type: str = "f16",
+    reserve: int | str | None = None,
+    window: int | None = None,
+    evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = None,
+    settings: SettingsLike = None,
+    progress: Progress | None = None,
+) -> OffloadPlan | ParallelPlan:
+    """Return the best schedule within a memory budget, what it beats, and what would help.
+
+    request: an `OffloadRequest` plans for one device, a `ParallelRequest` for many; None: one device, the whole time of a request
+    without a recording, tokens per second of the window with one. trace: a recording; None, for one device: routing of the model's
+    family for requests of `prompt_tokens` + `reply_tokens` tokens. memory: the budget of each device, bytes or a text such as "6GiB";
+    None: all it has. dense_bits: weight format of everything but routed experts; None: the checkpoint's, 16 bits at most. settings:
+    changes of machine, model and request. For one device: target, the engine whose own settings are searched (as `--for`); engine,
+    quant, context, kv_type and reserve as `simulate` takes them; window, forward passes to search on (2000 of a recording). For many:
+    evaluate_on, further recordings by name.
+
+    Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
+    """
+    changes = open_settings(settings)
+    changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
+    one_device: dict[str, Any] = {
+        "engine": engine, "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context,
+        "reserve": reserve, "window": window,
+    }  # fmt: skip
+    if isinstance(request, ParallelRequest):
+        for name, value in (one_device | {"for": target, "kv_type": None if kv_type == "f16" else kv_type}).items():
+            if value is not None:
+                raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
+        if trace is None:
+            raise InputError(
+                "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
+            )
+        return _parallel(model, hardware, trace, request, (memory, dense_bits), evaluate_on or {}, changes, progress)
+    if evaluate_on is not None:
+        raise InputError("--evaluate-on", sorted(evaluate_on), "counts for expert parallel only", "leave it out")
+    request = request or OffloadRequest(objective="request_s" if trace is None else "tokens_per_s")
+    if trace is not None and window is None:
+        one_device["window"] = WINDOW
+    one_device["engine"] = _engine_of(target, engine)
+    subject = open_subject(
+        model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
+        concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
+    )  # fmt: skip
+    return _offload(subject, request, target, changes, progress)
+
+
+def _engine_of(target: str | None, engine: str | None) -> str | None:
+    """Return the engine that a plan is predicted under; raises UnknownName, or InputError where it is not the one it is for."""
+    if target is None:
+        return engine
+    check_engine(target)
+    if engine not in (None, target):
+        raise InputError("--engine", engine, f"--for {target} plans for {target}", "leave out one of the two")
+    return target
+
+
+def _offload(
+    subject: Subject, request: OffloadRequest, target: str | None, changes: Settings, progress: Progress | None
+) -> OffloadPlan:
+    fixed = request.prefill_chunk_tokens is not None or "prefill_chunk_tokens" in changes.request
+    request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
+    request = changes.changed_request(request)
+    served = None
+    if target is None:
+        found = make_plan(subject.simulation, request, progress=progress)
+    else:
+        ubatch = request.prefill_chunk_tokens if fixed else None
+        answer = make_served_plan(subject.simulation, request, target, ubatch=ubatch, progress=progress)
+        found, served = answer.plan, served_to_dict(answer, target, load_engine(target).checked)
+    return dataclasses.replace(
+        found, served=served, asked=subject.asked, notes=subject.notes, set_by_user=tuple(changes.made)
+    )
+
+
+def _parallel(
+    model: str | os.PathLike[str] | ModelSpec,
+    hardware: str | Profile,
+    trace: str | os.PathLike[str] | Recording,
+    request: ParallelRequest,
+    limits: tuple[int | str | None, str | None],
+    evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
+    changes: Settings,
+    progress: Progress | None,
+) -> ParallelPlan:
+    spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
+    memory, dense_bits = limits
+    given = {
+        "memory_bytes": bytes_of(memory, "--memory"),
+        "dense_bits": dense_bits,
+    }
+    for name, value in given.items():
+        if value is not None and getattr(request, name) is not None:
+            raise InputError(name, value, "the request says it already", "give one of the two")
+    request = dataclasses.replace(request, **{name: value for name, value in given.items() if value is not None})
+    found = make_ep_plan(
+        spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
+        others={name: as_recording(one) for name, one in evaluate_on.items()},
+    )  # fmt: skip
+    return dataclasses.replace(found, set_by_user=tuple(changes.made))
+
+
+def plan_document(found: Plan) -> dict[str, Any]:
+    """Return a plan as plain values, as plan.json holds it."""
+    return plan_to_dict(found) if isinstance(found, OffloadPlan) else ep_plan_to_dict(found)
+
+
+def save_plan(found: Plan, path: str | os.PathLike[str]) -> None:
+    """Write plan.json whole or not at all; raises InputError where it cannot be written."""
+    write_atomic(path, json.dumps(plan_document(found), indent=1, allow_nan=False) + "\n")
