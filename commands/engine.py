@@ -32,6 +32,7 @@ def engine_show(
 ) -> None:
     """Show what an engine can and cannot do, and its constants on each backend."""
     from ..specs.machines.engines import load_engine, parameter_names, rates
+    from ..specs.memory import LAYOUT_WORDS
 
     found = load_engine(engine)
     constants: list[dict[str, Any]] = [
@@ -48,6 +49,7 @@ def engine_show(
     per = " × experts / chosen" if found.upload_tokens is None and found.upload_tokens_per_share is not None else ""
     typer.echo(f"experts in host memory are copied to the card from {starts}{per} tokens of a pass on" if starts else
                "experts in host memory are never copied for a pass")  # fmt: skip
+    typer.echo(f"memory: {LAYOUT_WORDS[found.memory_layout]}")
     if found.offload:
         typer.echo(f"can be told: {', '.join(found.offload)}")
     for line in found.cannot:

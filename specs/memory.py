@@ -30,6 +30,14 @@ LAYOUTS = (PLAIN, GGML, GGML_LAYERS)
 """Where engines put things. `ggml` (llama.cpp and what is built on it): the token embedding stays in host memory, caches have room for
 whole blocks and for a micro-batch beside a window, states are kept at 32 bits, and buffers for a micro-batch with all its logits,
 and for the largest matrix that is copied to the device, are made up front; `ggml-layers`: for a layer's together (ik_llama.cpp)."""
+LAYOUT_WORDS: Mapping[str, str] = MappingProxyType({
+    PLAIN: "token embedding, caches and buffers lie on the device; experts are staged one by one",
+    GGML: "the token embedding stays in host memory, states at 32 bits; buffers hold a micro-batch and its logits, or the largest "
+          "matrix on its way to the card",
+    GGML_LAYERS: "the token embedding stays in host memory, states at 32 bits; buffers hold a micro-batch and its logits, or a layer's "
+                 "experts on their way to the card",
+})  # fmt: skip
+"""The same in words, for people."""
 _CELLS = 256
 """Caches of ggml engines have a whole number of so many tokens."""
 _GGML_BYTES = 4

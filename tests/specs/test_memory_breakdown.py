@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.base.errors import DoesNotFit, InputError
+from moeplan.specs.machines.engines import engines, load_engine
 from moeplan.specs.memory import (
+    LAYOUT_WORDS,
+    LAYOUTS,
     MemoryNeeds,
     activation_bytes,
     break_down_memory,
@@ -246,3 +249,9 @@ def test_caches_are_those_that_engines_print(name: str, context: int, kinds: str
 def test_other_cache_types_are_refused(kinds: str) -> None:
     with pytest.raises(InputError, match="--kv-type"):
         kv_bytes_of(kinds, QWEN)
+
+
+def test_every_engine_says_where_things_lie() -> None:
+    assert set(LAYOUT_WORDS) == set(LAYOUTS)
+    assert {one.memory_layout for one in engines().values()} <= set(LAYOUTS)
+    assert load_engine("llama.cpp").memory_layout == "ggml" and load_engine("vllm").memory_layout == "plain"
