@@ -21,7 +21,7 @@ if not jit.compiled():
 POLICY = Path("sim/policies/prefetching.py")
 # A caller that is itself never edited, as the twin is when someone edits a policy.
 CALLER = """
-from ..jit import jit
+from ..base.jit import jit
 from .policies.prefetching import hash32
 
 @jit
@@ -42,7 +42,7 @@ def tree(tmp_path: Path) -> Path:
     """Return a copy of the sources that the policies need, with a caller beside the twin."""
     package = tmp_path / "moeplan"
     for path in modules():
-        if path.parent == Path() or path.parts[:2] == ("sim", "policies") or path.name == "__init__.py":
+        if path.parent == Path() or path.parts[0] == "base" or path.parts[:2] == ("specs", "schedules") or path.parts[:2] == ("sim", "policies") or path.name == "__init__.py":
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, package / path)
     (package / "sim" / "caller.py").write_text(CALLER, encoding="utf-8")
@@ -131,7 +131,7 @@ def test_what_is_imported_is_followed_to_the_end() -> None:
 
 def test_digest_changes_with_what_is_imported_and_nothing_else(tree: Path) -> None:
     def digest() -> str:
-        code = "from moeplan import jit; print(jit.source_digest(jit._PACKAGE / 'sim' / 'caller.py'))"
+        code = "from moeplan.base import jit; print(jit.source_digest(jit._PACKAGE / 'sim' / 'caller.py'))"
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moeplan.calibrate.costs.engine_costs import EngineCosts
 from moeplan.calibrate.costs.fitted_model import load_costs
-from moeplan.sim.offload.simulate import Rehearsal
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text, parse_parts
 from moeplan.specs.machines.engines import load_engine
@@ -75,8 +75,8 @@ def test_no_card_decodes_faster_than_its_memory_is_read(card: str, engine: str, 
     profile, fmt = compose_text(card, engine), weight_format("Q4_K_M")
     model = load_model(QWEN)
     trace = prior_recording(model, prompt_tokens=0, reply_tokens=2, context_before=context)
-    rehearsal = Rehearsal(model=model, profile=profile, trace=trace, dense_format=fmt, memory_bytes=1 << 50)
-    speed = rehearsal.predict(load_preset("resident").with_options(experts__bits="Q4_K_M")).metrics.decode_tokens_per_s
+    simulation = Simulation(model=model, profile=profile, trace=trace, dense_format=fmt, memory_bytes=1 << 50)
+    speed = simulation.predict(load_preset("resident").with_options(experts__bits="Q4_K_M")).metrics.decode_tokens_per_s
     active = sum(model.dense_layer_bytes(layer, fmt) for layer in range(model.num_layers))
     active += model.num_moe_layers * model.top_k * model.expert_bytes(fmt)
     assert speed is not None

@@ -5,5 +5,5 @@ products      products with dense weights
 attention     grouped and latent attention, decoding and over prompts
 exchanges     exchanges between GPUs
 layer         the matrices of a decoder layer, one by one
-costs         `KernelCosts`: durations of everything a run does, under an engine whose kernels were measured
+costs         `KernelCosts`: durations of everything a run does, under an engine whose kernels were measured.
 """

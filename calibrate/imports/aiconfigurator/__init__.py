@@ -6,5 +6,5 @@ loads       tables of experts as loads of the expert form
 problems    every operation of the tables as a problem to fit
 fits        the forms of `calibrate.costs.gpu` fitted, with errors on shapes that were left out
 kernels     all kernels of an engine fitted
-profile     `moeplan calibrate --from aiconfigurator`
+profile     `moeplan calibrate --from aiconfigurator`.
 """

@@ -58,7 +58,7 @@ _COLLECTIVES = {
     "reduce_scatter": "reduce-scatter",
 }
 _DTYPE_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
-_US, _TB, _TF = 1e-6, 1e12, 1e12
+_US, _TB, _TF, _PF = 1e-6, 1e12, 1e12, 1e15
 _OVER_PEAK = 1.05
 """Data sheets round."""
 
@@ -120,7 +120,7 @@ def expert_problem(rows: pd.DataFrame, number: str, kernel: str, num_units: int,
                    each: bool) -> Problem[ExpertKernel]:  # fmt: skip
     """Return the problem of one kernel; each: experts cost something of their own, with rows or without."""
     shape, load = expert_work(rows, number)
-    start = [20 * _US, 3 * _TB, 3 * _TB, 1000 * _TF, 1 * _US, *([0.1 * _US] if each else [])]
+    start = [20 * _US, 3 * _TB, 3 * _TB, _PF, 1 * _US, *([0.1 * _US] if each else [])]
 
     def make(values: Any) -> ExpertKernel:
         return ExpertKernel(
@@ -177,7 +177,7 @@ def product_problem(rows: pd.DataFrame, number: str, num_units: int, *, waves: b
         )  # fmt: skip
 
     return Problem(
-        seconds=_seconds(rows), shapes=columns(n, k), start=[5 * _US, 3 * _TB, 1000 * _TF, *([1 * _TF] if quantises else [])],
+        seconds=_seconds(rows), shapes=columns(n, k), start=[5 * _US, 3 * _TB, _PF, *([1 * _TF] if quantises else [])],
         make=make, predict=lambda kernel, at: product_s(kernel, m[at], n[at], k[at], WEIGHT_BYTES[number], num_units),
     )  # fmt: skip
 
