@@ -42,7 +42,8 @@ def tree(tmp_path: Path) -> Path:
     """Return a copy of the sources that the policies need, with a caller beside the twin."""
     package = tmp_path / "moeplan"
     for path in modules():
-        if path.parent == Path() or path.parts[0] == "base" or path.parts[:2] == ("specs", "schedules") or path.parts[:2] == ("sim", "policies") or path.name == "__init__.py":
+        needed = path.parts[0] == "base" or path.parts[:2] in (("specs", "schedules"), ("sim", "policies"))
+        if needed or path.parent == Path() or path.name == "__init__.py":
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, package / path)
     (package / "sim" / "caller.py").write_text(CALLER, encoding="utf-8")
@@ -245,7 +246,7 @@ def test_damaged_machine_code_is_rebuilt_with_one_line(tree: Path) -> None:
 def test_a_full_disk_means_compiling_again_and_one_line(tree: Path) -> None:
     (tree / "moeplan" / "sim" / "full.py").write_text(
         "import errno, io, tempfile\n"
-        "from .. import code_cache\n"
+        "from ..base import code_cache\n"
         "def full(self, path, value):\n"
         "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "code_cache._CheckedFiles._write = full\n",
