@@ -132,7 +132,7 @@ def test_sums_of_32_bits_are_at_half_rate_on_geforce_and_nowhere_else() -> None:
             continue
         consumer = re.fullmatch(r"rtx-[2-5]0[5-9]0.*", name) is not None
         assert (architectures()[row["architecture"]]["float16_per_unit_cycle"] == 512) == (
-            consumer or name in {"l20", "l40", "gb10"}
+            consumer or name in {"l20", "l40"}
         ), name
 
 
