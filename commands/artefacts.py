@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _TIMELINE_STEPS = 64
+# Rows of the table of an engine's settings.
+_SETTINGS = 16
 
 
 def write_perfetto(path: Path, simulation: Any, prediction: Any) -> None:
@@ -36,9 +38,9 @@ def write_offload_report(
     from ..reports.offload.page import write_plan_report
 
     lru, belady = hit_curves(simulation, best.schedule)
-    more_sections = (*more_sections, *served_sections(document))
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=simulation.profile,
-                      command=document["provenance"].get("command"), more_sections=more_sections)  # fmt: skip
+                      command=document["provenance"].get("command"), more_sections=more_sections,
+                      first_sections=served_sections(document))  # fmt: skip
 
 
 def served_sections(document: dict[str, Any]) -> list[Any]:
@@ -63,13 +65,13 @@ def served_sections(document: dict[str, Any]) -> list[Any]:
             numbers.significant(one["decode_tokens_per_s"]) if one["decode_tokens_per_s"] is not None else "–",
             numbers.size(one["device_bytes"]),
         )
-        for one in part["tried"]
+        for one in part["tried"][:_SETTINGS]
     ]  # fmt: skip
     chosen = frozenset(at for at, row in enumerate(rows) if row[0] == part["setting"]["name"])
     parts = (
         code_block(first), bullet_list(emission.predicted), "<h3>What would settle it</h3>", bullet_list(emission.measure),
-        *(code_block(text) for text in others), "<h3>Every setting that was simulated</h3>",
-        paragraph("As predicted, the fastest window first; --fit and --cpu-moe stand among the schedules above."),
+        *(code_block(text) for text in others), f"<h3>The {len(rows)} fastest of {len(part['tried'])} settings that were simulated</h3>",
+        paragraph("As predicted, the fastest window first; what the engine does of itself stands among the schedules below."),
         table(columns, rows, marked=chosen),
     )  # fmt: skip
     return [Section(id="run", title=f"What to run with {part['engine']}", parts=parts)]

@@ -20,7 +20,9 @@ class ServedSetting:
     """How the engine is started."""
 
     name: str
-    host_layers: int
+    told_layers: int
+    """Layers, from the first, whose experts are kept in host memory; 0: none."""
+    card: bool
     ubatch: int
     op_offload: bool
     fitted: bool
@@ -81,7 +83,7 @@ def read_served(document: Mapping[str, Any]) -> ServedChoice | None:
 def _setting(value: object, name: str) -> ServedSetting:
     if not isinstance(value, Mapping):
         raise InputError(f"plan: for.{name}", value, "not a table", _AGAIN)
-    flags = {key: value.get(key) for key in ("op_offload", "fitted")}
+    flags = {key: value.get(key) for key in ("op_offload", "fitted", "card")}
     for key, flag in flags.items():
         if not isinstance(flag, bool):
             raise InputError(f"plan: for.{name}.{key}", flag, "not true or false", _AGAIN)
@@ -89,7 +91,8 @@ def _setting(value: object, name: str) -> ServedSetting:
     if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part < 1:
         raise InputError(f"plan: for.{name}.part_of_layer", part, "not a share", _AGAIN)
     return ServedSetting(
-        name=str(value.get("name")), host_layers=_count(value.get("host_layers"), f"for.{name}.host_layers"),
+        name=str(value.get("name")), told_layers=_count(value.get("told_layers"), f"for.{name}.told_layers"),
+        card=bool(flags["card"]),
         ubatch=_count(value.get("ubatch"), f"for.{name}.ubatch"), op_offload=bool(flags["op_offload"]),
         fitted=bool(flags["fitted"]), part_of_layer=float(part),
     )  # fmt: skip

@@ -89,7 +89,7 @@ def check_objective(objective: str, limits: Limits, workload: Workload) -> None:
     has = {
         "request_s": len(workload.requests) > 0, "ttft_s": len(workload.prompts) > 0, "decode_tokens_per_s": decodes,
     }  # fmt: skip
-    asked = [(objective, "objective", objective)]
+    asked: list[tuple[str, str, object]] = [(objective, "objective", objective)]
     asked += [("ttft_s", "--ttft", limits.ttft_s)] if limits.ttft_s is not None else []
     asked += [("decode_tokens_per_s", "--tpot", limits.tpot_s)] if limits.tpot_s is not None else []
     for name, field, value in asked:

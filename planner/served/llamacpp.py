@@ -9,6 +9,7 @@ card (`-ngl N`) where not even the dense weights fit, several cards.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,14 +42,26 @@ class Setting:
     """The engine chose it."""
     part_of_layer: float = 0.0
     """Share of one more layer's experts that `--fit` puts on the card."""
+    told_layers: int = 0
+    """`host_layers` as `--n-cpu-moe` counts them: with layers without experts among the first ones."""
+    card: bool = True
+    """There is a card; else the cores compute everything and nothing is placed."""
+    all_on_host: bool = False
 
     @property
     def words(self) -> str:
         """What the engine is told, in its own flags."""
         if self.fitted:
             return "--fit (the default)"
-        told = f"--n-cpu-moe {self.host_layers}" if self.host_layers else "-ngl 999"
-        return f"{told} -ub {self.ubatch}" + ("" if self.op_offload else " --no-op-offload")
+        placed = (
+            "--cpu-moe "
+            if self.all_on_host
+            else f"--n-cpu-moe {self.told_layers} "
+            if self.host_layers
+            else "-ngl 999 "
+        )
+        told = placed if self.card else ""
+        return f"{told}-ub {self.ubatch}" + ("" if self.op_offload else " --no-op-offload")
 
 
 def settings(simulation: Simulation, concurrency: int, ubatch: int | None, refused: list[DoesNotFit]) -> list[Setting]:
@@ -93,7 +106,11 @@ def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: 
         )
     bits = simulation.expert_format(schedule).name
     schedule = schedule.with_options(experts__bits=bits).with_upload(simulation.upload_tokens if op_offload else None)
-    return Setting(schedule=schedule, host_layers=min(host_layers, layers), ubatch=ubatch, op_offload=op_offload)
+    count = min(host_layers, layers)
+    return Setting(
+        schedule=schedule, host_layers=count, ubatch=ubatch, op_offload=op_offload, card=_has_card(simulation),
+        told_layers=simulation.model.moe_layers[count - 1] + 1 if count else 0, all_on_host=count == layers,
+    )  # fmt: skip
 
 
 def defaults(simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]) -> list[Setting]:
@@ -107,13 +124,12 @@ def defaults(simulation: Simulation, concurrency: int, ubatch: int | None, left_
         found.append(_fitted(simulation, concurrency, each))
     except DoesNotFit as reason:
         left_out["--fit (the default)"] = str(reason)
-    layers = simulation.trace.num_layers
-    for name, host_layers in (("--cpu-moe", layers), ("-ngl 999", 0)):
+    for host_layers in (simulation.trace.num_layers, 0) if _has_card(simulation) else ():
         one = setting(simulation, host_layers, concurrency, each)
         try:
             _check_fits(simulation, one)
         except DoesNotFit as reason:
-            left_out[f"{name} -ub {each}"] = str(reason)
+            left_out[one.words] = str(reason)
         else:
             found.append(one)
     return found
@@ -127,9 +143,9 @@ def device_bytes(simulation: Simulation, one: Setting) -> int:
 
 def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
     """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card."""
-    layers, target = simulation.trace.num_layers, simulation.budget_bytes - FIT_MARGIN_BYTES
+    target = simulation.budget_bytes - FIT_MARGIN_BYTES
     chosen = None
-    for host_layers in range(layers + 1):
+    for host_layers in _numbers(simulation):
         one = setting(simulation, host_layers, concurrency, ubatch, front=True)
         needed = device_bytes(simulation, one)
         if needed <= target:
@@ -145,20 +161,27 @@ def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
     matrices = 3 if simulation.model.gated else 2
     left = target - device_bytes(simulation, chosen)
     part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
-    return Setting(
-        schedule=chosen.schedule.with_options(name="--fit (the default)"), host_layers=chosen.host_layers, ubatch=ubatch,
-        op_offload=True, fitted=True, part_of_layer=part,
-    )  # fmt: skip
+    schedule = chosen.schedule.with_options(name="--fit (the default)")
+    return dataclasses.replace(chosen, schedule=schedule, fitted=True, part_of_layer=part)
+
+
+def _has_card(simulation: Simulation) -> bool:
+    return simulation.profile.device.kind != "cpu"
+
+
+def _numbers(simulation: Simulation) -> range:
+    """Return how many layers' experts may lie apart from the rest: none where there is one memory."""
+    return range(simulation.trace.num_layers + 1) if _has_card(simulation) else range(1)
 
 
 def _levels(simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]) -> Sequence[int]:
     """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
-    layers = simulation.trace.num_layers
-    for fewest in range(layers + 1):
+    numbers = _numbers(simulation)
+    for fewest in numbers:
         one = setting(simulation, fewest, concurrency, ubatch)
         needed = device_bytes(simulation, one)
         if needed <= simulation.budget_bytes:
-            return sorted({fewest, layers, *_spread(fewest, layers)})
+            return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
     refused.append(DoesNotFit(f"{NAME} with a micro-batch of {ubatch} tokens and all experts in host memory",
                               needed - simulation.budget_bytes))  # fmt: skip
     return ()

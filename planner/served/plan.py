@@ -27,6 +27,8 @@ from . import llamacpp
 from .difference import Difference, difference
 from .llamacpp import Setting
 
+# A gain below this fraction is none: what the engine does of itself is then the answer.
+_SAME = 0.002
 ENGINES = {llamacpp.NAME: llamacpp}
 """Engines whose settings are a space of their own."""
 
@@ -99,7 +101,8 @@ def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: st
     granted = 0.0 if default is None else _granted(simulation, default, request.objective)
     if default is not None:
         unset = _try(simulation, default)
-        if _merit(unset, request, simulation, granted) <= _merit(best, request, simulation):
+        nearly = _merit(unset, request, simulation, max(granted, _SAME))
+        if nearly <= _merit(best, request, simulation):
             best = unset
     return _finished(simulation, request, best, defaults, tried, left_out, granted)
 
@@ -159,7 +162,7 @@ def served_to_dict(found: ServedPlan, engine: str, version: str) -> dict[str, An
 def _setting_to_dict(one: Setting) -> dict[str, Any]:
     return {
         "name": one.words, "host_layers": one.host_layers, "ubatch": one.ubatch, "op_offload": one.op_offload, "fitted": one.fitted,
-        "part_of_layer": one.part_of_layer,
+        "part_of_layer": one.part_of_layer, "told_layers": one.told_layers, "card": one.card,
     }  # fmt: skip
 
 

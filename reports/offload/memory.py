@@ -16,7 +16,7 @@ from .. import numbers
 from ..page import INK, Plot
 from ..style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, layout, note_beside, points, upright_line
 from .hit_curves import HitCurve
-from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier, speed_of, speed_words
+from .speed import CHOSEN, PUBLISHED, REFERENCE, Document, Entry, is_roomier, speed_of, speed_words, told_by
 
 _HEIGHT_PX = 400
 _CURVE_COLOURS = (BLUE, ORANGE, GREEN, VERMILION)
@@ -95,8 +95,9 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
     """Return the best speed at each amount of device memory, with the budget and the plan's schedules."""
     budget_bytes = document["provenance"]["memory_bytes"]
     unit, scale = ("GiB", GIB) if budget_bytes >= GIB else ("MiB", MIB)
-    budget, unit_of_speed = budget_bytes / scale, speed_words(document["best"])
-    front = [(point["device_bytes"] / scale, speed_of(point), point["level"]) for point in document["front"]]
+    told = told_by(document)
+    budget, unit_of_speed = budget_bytes / scale, speed_words(document["best"], told)
+    front = [(point["device_bytes"] / scale, speed_of(point, told), point["level"]) for point in document["front"]]
     hover = [
         f"<b>best found</b><br>{numbers.size(x * scale)}, {level} expert slots<br>{numbers.significant(y)} {unit_of_speed}"
         for x, y, level in front
@@ -118,7 +119,7 @@ def front_plot(document: Document, entries: Sequence[Entry]) -> Plot:
         mine = [entry for entry in entries if entry.kind == kind and (kind != REFERENCE or is_roomier(entry))]
         if mine:
             x = [entry.result["memory_breakdown"]["device_bytes"] / scale for entry in mine]
-            y = [speed_of(entry.result) for entry in mine]
+            y = [speed_of(entry.result, told) for entry in mine]
             hover = [
                 f"<b>{escape(entry.title)}</b><br>{numbers.size(at * scale)}<br>{numbers.significant(speed)} {unit_of_speed}"
                 for entry, at, speed in zip(mine, x, y, strict=True)

@@ -23,7 +23,7 @@ from ..timelines.lanes import excerpt, lanes_plot, waiting_fraction
 from .describe import one_phrase, option_rows
 from .hit_curves import HitCurve
 from .memory import front_plot, hit_rate_plot
-from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words
+from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words, told_by
 from .speeds import share_plot, speed_plot
 
 _BOUNDS = {
@@ -38,21 +38,25 @@ _BOUNDS = {
 
 def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None = None, lru_curve: HitCurve | None = None,
                 belady_curve: HitCurve | None = None, profile: Profile | None = None, command: Sequence[str] | str | None = None,
-                more_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+                more_sections: Sequence[Section] = (), first_sections: Sequence[Section] = ()) -> str:  # fmt: skip
     """Return the HTML of a plan's report.
 
     document: a plan as `plan_to_dict` gives it or plan.json holds it. timeline: rows of the chosen schedule. lru_curve,
     belady_curve: hit rate by cache size (`hit_curves`). profile: the machine, for the table of constants. command: what
     makes this plan again, as arguments or as typed; reconstructed from the document where None, with `TRACE` for the file.
-    more_sections: shown before the assumptions (for instance predicted against measured). Raises InputError for a document that
-    is not an offload plan.
+    more_sections: shown before the assumptions (for instance predicted against measured); first_sections: before all others.
+    Raises InputError for a document that is not an offload plan.
     """
     check_plan(document, OFFLOAD)
     every = entries(document)
     frame = timeline.frame() if isinstance(timeline, Timeline) else timeline
     curves = [curve for curve in (lru_curve, belady_curve) if curve is not None]
     trace = document["provenance"]["trace"]
-    sections = [_speed(document, every), Section(id="time", title="Where the time goes", parts=(share_plot(every),))]
+    sections = [
+        *first_sections,
+        _speed(document, every),
+        Section(id="time", title="Where the time goes", parts=(share_plot(every),)),
+    ]
     if frame is not None and len(frame):
         sections.append(_lanes(frame))
     if curves:
@@ -78,10 +82,11 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
 
 def write_plan_report(path: str | os.PathLike[str], document: Document, *, timeline: Timeline | pd.DataFrame | None = None,
                       lru_curve: HitCurve | None = None, belady_curve: HitCurve | None = None, profile: Profile | None = None,
-                      command: Sequence[str] | str | None = None, more_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+                      command: Sequence[str] | str | None = None, more_sections: Sequence[Section] = (),
+                      first_sections: Sequence[Section] = ()) -> str:  # fmt: skip
     """Write the report of a plan and return its path; raises InputError where it cannot be written."""
     text = plan_report(document, timeline=timeline, lru_curve=lru_curve, belady_curve=belady_curve, profile=profile,
-                       command=command, more_sections=more_sections)  # fmt: skip
+                       command=command, more_sections=more_sections, first_sections=first_sections)  # fmt: skip
     write_atomic(path, text)
     return os.fspath(path)
 
@@ -91,7 +96,8 @@ def write_plan_report(path: str | os.PathLike[str], document: Document, *, timel
 
 def _lead(document: Document, every: Sequence[Entry]) -> list[str]:
     best = document["best"]
-    answer = f"{numbers.significant(speed_of(best))} {speed_words(best)} predicted, {interval_text(best)} likely"
+    told = told_by(document)
+    answer = f"{numbers.significant(speed_of(best, told))} {speed_words(best, told)} predicted, {interval_text(best, told)} likely"
     per_token = best["bytes_copied"] / max(best["num_tokens"], 1)
     gap = document["optimality_gap"]
     key = [
@@ -144,7 +150,8 @@ def _speed(document: Document, every: Sequence[Entry]) -> Section:
         + (f", {raced_out:,} given up after a part of the window, too far behind" if raced_out else "")
         + f". No schedule of the space can have a mean step below {numbers.seconds(document['lower_bound_step_s'])}."
     )
-    parts: list[str | Plot] = [speed_plot(every), paragraph(search), _comparison(every)]
+    told = told_by(document)
+    parts: list[str | Plot] = [speed_plot(every, told), paragraph(search), _comparison(every, told)]
     if misfits:
         rows = [(name, _sentence(reason)) for name, reason in misfits.items()]
         parts += [
@@ -154,9 +161,9 @@ def _speed(document: Document, every: Sequence[Entry]) -> Section:
     return Section(id="speed", title="How fast every schedule is", parts=tuple(parts))
 
 
-def _comparison(every: Sequence[Entry]) -> str:
+def _comparison(every: Sequence[Entry], told: str | None) -> str:
     """Return the figures of every schedule, one row each."""
-    speed = _sentence(speed_words(every[0].result))[:-1]
+    speed = _sentence(speed_words(every[0].result, told))[:-1]
     headings = (speed, "Interval", "Whole window", "Step p50", "Step p99", "Hits", "Fetched ahead", "of it used", "in time",
                 "Copied a token", "Device memory")  # fmt: skip
     columns = [Column(title="Schedule", is_name=True), *(Column(title=text, is_number=True) for text in headings)]
@@ -166,7 +173,7 @@ def _comparison(every: Sequence[Entry]) -> str:
         "Hits: experts found on the device, fetched ahead or kept, when their layer was decided. Used: share of what was fetched "
         "ahead that was needed. In time: share of those hits whose bytes had arrived by then."
     )
-    rows = [_comparison_row(entry) for entry in every]
+    rows = [_comparison_row(entry, told) for entry in every]
     found = table(columns, rows, marked=marked, headings=[entry.heading for entry in every]) + paragraph(legend, "note")
     needing = [(entry.label, _sentence(entry.needs)) for entry in every if entry.needs]
     if needing:
@@ -176,13 +183,13 @@ def _comparison(every: Sequence[Entry]) -> str:
     return found
 
 
-def _comparison_row(entry: Entry) -> tuple[str, ...]:
+def _comparison_row(entry: Entry, told: str | None) -> tuple[str, ...]:
     one = entry.result
     ahead = one["prefetches"]
     return (
         entry.label,
-        numbers.significant(speed_of(one)),
-        interval_text(one),
+        numbers.significant(speed_of(one, told)),
+        interval_text(one, told),
         numbers.seconds(one["window_s"]),
         numbers.seconds(one["step_s"]["p50"]),
         numbers.seconds(one["step_s"]["p99"]),

@@ -20,6 +20,9 @@ Document = Mapping[str, Any]
 _ROOMIER = "memory x"
 CHOSEN, PUBLISHED, REFERENCE = "chosen", "published", "reference"
 
+# Times by which plans of requests are told, in words.
+_TIMES = {"request_s": "seconds a request", "ttft_s": "seconds to the first token"}
+
 # A plan whose schedules name no family has one heading for all.
 _OTHER, _UNSORTED = "other", "Published schedules"
 _NEEDING = "Need another model or trained parts"
@@ -105,28 +108,38 @@ def _reference_title(name: str) -> str:
     return f"{name.removeprefix(_ROOMIER)} × memory" if name.startswith(_ROOMIER) else name
 
 
-def speed_key(result: Document) -> str:
-    """Return which speed a schedule is told by: decoding where anything is decoded, else prompts."""
+def told_by(document: Document) -> str | None:
+    """Return the time by which a plan's schedules are told where it was asked for one (of a request, of its first token), else None."""
+    ranked = document.get("ranked_by")
+    return ranked if isinstance(ranked, str) and ranked in _TIMES and document["best"].get(ranked) is not None else None
+
+
+def speed_key(result: Document, told: str | None = None) -> str:
+    """Return which figure a schedule is told by: `told`, or decoding where anything is decoded, else prompts."""
+    if told is not None:
+        return told
     return "decode_tokens_per_s" if result["decode_tokens_per_s"] is not None else "prefill_tokens_per_s"
 
 
-def speed_words(result: Document) -> str:
+def speed_words(result: Document, told: str | None = None) -> str:
     """Return the unit of `speed_of` in words."""
+    if told is not None:
+        return _TIMES[told]
     return "decoded tokens/s" if speed_key(result) == "decode_tokens_per_s" else "prompt tokens/s"
 
 
-def speed_of(result: Document) -> float:
-    """Return the speed a schedule is told by, in tokens per second."""
-    return float(result[speed_key(result)])
+def speed_of(result: Document, told: str | None = None) -> float:
+    """Return the figure a schedule is told by, in tokens per second, or seconds where it is `told` by a time."""
+    return float(result[speed_key(result, told)])
 
 
-def interval_of(result: Document) -> tuple[float, float]:
-    """Return the interval of that speed."""
-    low, high = result[f"{speed_key(result)}_interval"]
+def interval_of(result: Document, told: str | None = None) -> tuple[float, float]:
+    """Return the interval of that figure."""
+    low, high = result[f"{speed_key(result, told)}_interval"]
     return float(low), float(high)
 
 
-def interval_text(result: Document) -> str:
-    """Return the interval of that speed in words."""
-    low, high = interval_of(result)
+def interval_text(result: Document, told: str | None = None) -> str:
+    """Return the interval of that figure in words."""
+    low, high = interval_of(result, told)
     return f"{numbers.significant(low)} to {numbers.significant(high)}"

@@ -26,19 +26,22 @@ SHARE_TITLES = {
 }
 
 
-def speed_plot(entries: Sequence[Entry]) -> Plot:
-    """Return the speed of every schedule with its interval: of decoding, or of prompts where nothing is decoded."""
-    unit = speed_words(entries[0].result)
+def speed_plot(entries: Sequence[Entry], told: str | None = None) -> Plot:
+    """Return the speed of every schedule with its interval: of decoding, or of prompts where nothing is decoded.
+
+    told: the time by which they are told instead; less is better.
+    """
+    unit = speed_words(entries[0].result, told)
     rows = rows_under([entry.heading for entry in entries])
-    speeds = [speed_of(entry.result) for entry in entries]
+    speeds = [speed_of(entry.result, told) for entry in entries]
     texts = [numbers.significant(speed) for speed in speeds]
     hover = [
-        f"<b>{escape(entry.title)}</b><br>{text} {unit}<br>interval {interval_text(entry.result)}"
+        f"<b>{escape(entry.title)}</b><br>{text} {unit}<br>interval {interval_text(entry.result, told)}"
         for entry, text in zip(entries, texts, strict=True)
     ]
     below, above = [], []
     for speed, entry in zip(speeds, entries, strict=True):
-        low, high = interval_of(entry.result)
+        low, high = interval_of(entry.result, told)
         below.append(speed - low)
         above.append(high - speed)
     errors = {
@@ -63,8 +66,9 @@ def speed_plot(entries: Sequence[Entry]) -> Plot:
         id="plot-speed",
         figure=lying_figure([entry.label for entry in entries], rows, texts, unit, x_axis, [bars]),
         height_px=rows.height_px(80),
-        title=f"Predicted speed of every schedule, {unit}",
-        caption="Bars: predicted speed. Lines: the interval that the uncertainty of the machine's constants leaves; all "
+        title=f"Predicted {'speed' if told is None else 'time'} of every schedule, {unit}",
+        caption=f"Bars: predicted {'speed' if told is None else 'time, the shortest is best'}. "
+        "Lines: the interval that the uncertainty of the machine's constants leaves; all "
         "schedules use the same constants, so much of the error is common to them and their order is surer than the intervals "
         "suggest. Published schedules have the same memory and bits, each with the largest cache that fits. Out of reach: the "
         "chosen schedule with more memory, and with a cache that knows the future: it misses least often, but starts empty and moves "

@@ -62,18 +62,19 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
         raise InputError(
             "--kv-type", served.kv_type, f"llama.cpp has {', '.join(KV_TYPES)}", "plan again with one of these"
         )
-    server = {**_server(served), **_placed(served.chosen, model, bench=False)}
-    bench = {**_bench(served), **_placed(served.chosen, model, bench=True)}
+    if served.chosen.told_layers > model.num_layers:
+        raise InputError("plan: for.setting.told_layers", served.chosen.told_layers, f"{model.name} has {model.num_layers} layers",
+                         "plan again with --for")  # fmt: skip
+    server = {**_server(served), **_placed(served.chosen, served, bench=False)}
+    bench = {**_bench(served), **_placed(served.chosen, served, bench=True)}
     files = {SERVER_FILE: command("llama-server", server), BENCH_FILE: command("llama-bench", bench)}
     default = served.default
     if default is not None and not served.chosen.fitted:
-        files[DEFAULT_BENCH_FILE] = command(
-            "llama-bench", {**_bench(served), **_placed(default, model, bench=True, served=served)}
-        )
+        files[DEFAULT_BENCH_FILE] = command("llama-bench", {**_bench(served), **_placed(default, served, bench=True)})
     usage = [f"sh {SERVER_FILE} starts the server; {MODEL_FILE} stands for your file" if served.model_file is None else
              f"sh {SERVER_FILE} starts the server"]  # fmt: skip
     facts = ["options that are not there keep llama.cpp's defaults (flash attention and memory mapping are automatic)"]
-    if not served.chosen.fitted:
+    if not served.chosen.fitted and served.chosen.card:
         facts.append(
             "where --n-gpu-layers or --n-cpu-moe is given, automatic fitting (--fit) stays out of the way; some builds warn of it"
         )
@@ -118,20 +119,15 @@ def one_line(text: str) -> str:
     return " ".join(line.removesuffix("\\").strip() for line in text.splitlines())
 
 
-def _placed(
-    one: ServedSetting, model: ModelSpec, *, bench: bool, served: ServedChoice | None = None
-) -> dict[str, FlagValue]:
+def _placed(one: ServedSetting, served: ServedChoice, *, bench: bool) -> dict[str, FlagValue]:
     """Return the flags that place experts and cut prompts."""
     found: dict[str, FlagValue] = {}
-    if one.fitted:
-        if bench and served is not None:  # the server fits of itself
-            found |= {"--fit-target": _MARGIN_MIB, "--fit-ctx": context_of(served)}
-        elif bench:
-            found["--fit-target"] = _MARGIN_MIB
-    else:
+    if one.fitted and bench:  # the server fits of itself
+        found |= {"--fit-target": _MARGIN_MIB, "--fit-ctx": context_of(served)}
+    elif not one.fitted and one.card:
         found["--n-gpu-layers"] = _ALL_LAYERS
-        if one.host_layers:
-            found["--n-cpu-moe"] = model.moe_layers[one.host_layers - 1] + 1
+        if one.told_layers:
+            found["--n-cpu-moe"] = one.told_layers
     if one.ubatch != _UBATCH:
         found["--ubatch-size"] = one.ubatch
     if one.ubatch > _BATCH:

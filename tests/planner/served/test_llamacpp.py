@@ -92,7 +92,7 @@ def test_a_plan_is_never_slower_than_doing_nothing_and_says_when_it_promises_not
     plan = planned("--prompt-tokens", lengths[0], "--reply-tokens", lengths[1])
     fit = next(one for one in plan["baselines"] if one["name"].startswith("--fit"))
     assert plan["best"]["request_s"] <= fit["request_s"]
-    assert any(one["name"].startswith("--n-cpu-moe 48") for one in plan["baselines"])
+    assert any(one["name"].startswith("--cpu-moe") for one in plan["baselines"])
     assert set(plan["baselines_that_do_not_fit"]) == {"-ngl 999 -ub 512"}
     assert all(plan["best"]["request_s"] <= one["request_s"] for one in plan["for"]["tried"])
     found = plan["for"]["difference"]
@@ -175,6 +175,24 @@ def test_contradictions_are_one_line(
     monkeypatch.chdir(tmp_path)
     status, _, err = call(capsys, "plan", *CASE, "--prompt-tokens", "64", "--reply-tokens", "4", *more)
     assert status == (3 if said == "does not fit" else 2) and said in err.splitlines()[-1]
+
+
+def test_layers_are_counted_as_the_engine_counts_them(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first layers of some models have no experts, and count all the same."""
+    plan = planned("--model", "deepseek-v2-lite", "--memory", "6GiB",
+                   "--prompt-tokens", "64", "--reply-tokens", "4")  # fmt: skip
+    chosen = plan["for"]["setting"]
+    assert chosen["host_layers"] and chosen["told_layers"] == chosen["host_layers"] + 1
+    assert f"--n-cpu-moe {chosen['told_layers']} " in chosen["name"]
+    _, out, _ = call(capsys, "emit", "plan.json", "-o", "out", "--json")
+    assert f"--n-cpu-moe {chosen['told_layers']} " in json.loads(out)["commands"]["llama-server.sh"] + " "
+
+
+def test_cores_alone_place_nothing(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned("--hardware", "ryzen-9-7950x + ddr5-6000x2:64GiB", "--prompt-tokens", "64", "--reply-tokens", "4")
+    assert {one["host_layers"] for one in plan["for"]["tried"]} == {0}
+    _, out, _ = call(capsys, "emit", "plan.json", "-o", "out", "--json")
+    assert not any(flag in out for flag in ("--n-gpu-layers", "--n-cpu-moe"))
 
 
 def test_a_host_too_small_is_said_with_what_it_lacks() -> None:
