@@ -93,7 +93,8 @@ def learn_speeds(named: Named, output: Path) -> dict[str, Any]:
     write_atomic(output, profile_to_json(profile))
     return {
         "profile": os.fspath(output), "device": {"name": own.profile.name}, "tool": named.tool, "file": named.path.name, "sha256": digest,
-        "num_samples": len(rows), "num_measurements": len(rows), "fit": {}, "changed": _changed(own.profile, profile), "lines": rows,
+        "num_samples": len(rows), "num_measurements": len(rows), "fit": {}, "changed": _changed(own.profile, profile),
+        "kernels": dict(update.kernels), "lines": rows,
         "median_error_before": _median_error(rows, "before"), "median_error_after": _median_error(rows, "after"),
         "chi_square": update.chi_square, "degrees_of_freedom": update.degrees_of_freedom, "widened": update.widened,
         "warnings": _warnings(own, update.widened),
@@ -137,6 +138,8 @@ def print_learned(document: dict[str, Any]) -> None:
     for name, change in document["changed"].items():
         typer.echo(f"  {name:36} {numbers.constant(name, change['after'])} ± {change['after_uncertainty']:.0%}, was "
                    f"{numbers.constant(name, change['before'])} ± {change['before_uncertainty']:.0%}")  # fmt: skip
+    for name, factor in document["kernels"].items():
+        typer.echo(f"  {name:36} {factor:.2f} times as long as measured elsewhere")
     for warning in document["warnings"]:
         typer.echo(f"  note      {warning}")
     typer.echo(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...specs.machines.gpu_kernels import GpuKernels
 from ...specs.machines.profile import Constant, Profile, constant_range
 
 FACTOR_OF_INTERVAL = 1.645
@@ -34,6 +35,10 @@ _CORES_ALONE: tuple[tuple[str, ...], ...] = (
     ("host.cpu.flops_per_s", "device.peak_flops_per_s.float16", "device.peak_flops_per_s.float32"),
 )
 _RATES = ("_per_s", "_efficiency", "_share")
+_KERNELS = "kernels."
+"""Before the name of a family of measured kernels (`kernels.experts`): its factor is of their time."""
+FARTHEST = 5.0
+"""No constant moves by more of its deviations than that: what would need more has another cause."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +74,73 @@ def movable(profile: Profile) -> list[Movable]:
         ends = [_room(name, known[name]) for name in there]
         found.append(
             Movable(
-                name=there[0], constants=there, deviation=math.log1p(wide) / FACTOR_OF_INTERVAL,
-                least=max(end[0] for end in ends), most=min(end[1] for end in ends),
+                name=there[0], constants=there, deviation=(deviation := math.log1p(wide) / FACTOR_OF_INTERVAL),
+                least=max(-FARTHEST * deviation, *(end[0] for end in ends)), most=min(FARTHEST * deviation, *(end[1] for end in ends)),
             )
         )  # fmt: skip
+    return found + _movable_kernels(profile.kernels)
+
+
+def _movable_kernels(kernels: GpuKernels | None) -> list[Movable]:
+    """Return a factor of time for each family of measured kernels."""
+    found = []
+    for family, wide in ({} if kernels is None else _families(kernels)).items():
+        deviation = math.log1p(wide) / FACTOR_OF_INTERVAL
+        if deviation > 0:
+            found.append(
+                Movable(name=f"{_KERNELS}{family}", constants=(f"{_KERNELS}{family}",), deviation=deviation,
+                        least=-FARTHEST * deviation, most=FARTHEST * deviation)
+            )  # fmt: skip
     return found
 
 
+def _families(kernels: GpuKernels) -> dict[str, float]:
+    """Return the uncertainty of each family of kernels that one GPU runs, the largest of its kernels'."""
+    found: dict[str, float] = {}
+    for name, kernel in kernels.kernels():
+        family = name.partition(".")[0]
+        if family != "exchanges":
+            found[family] = max(found.get(family, 0.0), kernel.relative_uncertainty)
+    return found
+
+
+def with_kernels(profile: Profile, factors: Mapping[str, float], uncertainties: Mapping[str, float] | None = None,
+                 citation: str | None = None) -> Profile:  # fmt: skip
+    """Return `profile` with the times of families of kernels (`kernels.experts`) multiplied, and with what is then believed of them."""
+    kernels, changed = profile.kernels, {}
+    if kernels is None:
+        return profile
+    for name in {*factors, *(uncertainties or ())}:
+        if not name.startswith(_KERNELS):
+            continue
+        family, factor = name.removeprefix(_KERNELS), factors.get(name, 1.0)
+        changed[family] = {
+            key: _slower(kernel, factor, (uncertainties or {}).get(name))
+            for key, kernel in getattr(kernels, family).items()
+        }
+    if not changed:
+        return profile
+    told = {} if citation is None else {"citation": f"{kernels.citation}; moved by {citation}"}
+    more: dict[str, Any] = {**changed, **told}
+    return dataclasses.replace(profile, kernels=dataclasses.replace(kernels, **more))
+
+
+def _slower(kernel: Any, factor: float, uncertainty: float | None) -> Any:
+    """Return a kernel that takes `factor` times as long."""
+    values: dict[str, Any] = {}
+    for each in dataclasses.fields(kernel):
+        value = getattr(kernel, each.name)
+        if isinstance(value, float) and each.name.endswith("_s"):
+            values[each.name] = value / factor if each.name.endswith("_per_s") else value * factor
+    if uncertainty is not None:
+        values["relative_uncertainty"] = uncertainty
+    return dataclasses.replace(kernel, **values)
+
+
 def moved(profile: Profile, factors: Mapping[str, float]) -> Profile:
-    """Return `profile` with constants times `factors`, by dotted name, as far as their ranges go."""
+    """Return `profile` with constants times `factors`, by dotted name, as far as their ranges go; of kernels, their times."""
     return with_constants(
-        profile,
+        with_kernels(profile, factors),
         {
             name: dataclasses.replace(constant, value=_in_range(name, constant.value * factors[name]))
             for name, constant in profile.constants()

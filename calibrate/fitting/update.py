@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from ...base.errors import InputError
 from ...specs.machines.profile import Constant, Profile
-from .adjust import FACTOR_OF_INTERVAL, Movable, factors_of, movable, moved, with_constants
+from .adjust import FACTOR_OF_INTERVAL, Movable, factors_of, movable, moved, with_constants, with_kernels
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 TOGETHER = 0.8
 """Correlation of constants of one kind of work, before anything is measured."""
 _ROUNDS = 5
-_LEAST_NOISE = 0.01
+_LEAST_NOISE = 0.03
 _STEP = 0.05
 _CLOSE, _STILL = 1e-5, 1e-3
 _LEAST_SURE = 10.0
@@ -37,7 +37,19 @@ _KINDS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("cores", ("host.cpu.memory", "host.cpu.launch", "engine.cpu"), 0.2),
     ("prompts on cores", ("host.cpu.flops", "host_to_device.", "device_to_host."), 0.4),
     ("fetching", ("engine.fetch", "disk."), 0.45),
-    ("decoding", ("device.memory", "engine.kv", "engine.layer_s", "host.", "device.launch"), 0.2),
+    (
+        "decoding",
+        (
+            "device.memory",
+            "engine.kv",
+            "engine.layer_s",
+            "host.",
+            "device.launch",
+            "kernels.decode",
+            "kernels.latent_decode",
+        ),
+        0.2,
+    ),
     ("prompts", ("",), 0.2),
 )
 """Kinds of work by how the names of their constants begin, the first that fits; and of the variance that a prediction is stated with the
@@ -65,6 +77,8 @@ class Update:
     after: tuple[float, ...]
     chi_square: float
     degrees_of_freedom: int
+    kernels: Mapping[str, float]
+    """By how many times the kernels of a family take longer, where the machine has measured ones."""
     widened: float
     """By how much uncertainties were widened because speeds contradict each other or the model; 1 where they do not."""
 
@@ -104,6 +118,7 @@ def updated(base: Profile, measured: Sequence[Measured], citation: str) -> Updat
     return Update(
         profile=profile, before=tuple(map(float, np.exp(before))), after=tuple(map(float, np.exp(at))), chi_square=chi,
         degrees_of_freedom=len(measured), widened=widened,
+        kernels={name: factor for name, factor in factors_of(choice, found).items() if name.startswith("kernels.")},
     )  # fmt: skip
 
 
@@ -154,12 +169,16 @@ def _with_beliefs(
     """Return `base` with the constants as they are believed to be; of those that no speed depends on, the source stays."""
     known, factors = dict(base.constants()), factors_of(choice, found)
     changed: dict[str, Constant] = {}
+    of_kernels: dict[str, float] = {}
     for column, each in enumerate(choice):
         left = float(deviations[column])
         if abs(found[column]) < _CLOSE and abs(left / each.deviation - 1) < _CLOSE:
             continue
         seen = bool(np.abs(slopes[:, column]).max() > _SEEN)
         wide = min(_LEAST_SURE, math.expm1(FACTOR_OF_INTERVAL * left))
+        if each.name not in known:  # a family of kernels
+            of_kernels[each.name] = wide
+            continue
         for name in each.constants:
             was = known[name]
             how = citation if seen else f"moved with others of its kind, {citation}"
@@ -167,7 +186,8 @@ def _with_beliefs(
                 value=was.value * factors[name], source="measured" if seen else was.source, relative_uncertainty=wide,
                 citation=f"{how}; was {was.value:.4g} ± {was.relative_uncertainty:.0%} ({was.source}): {_plain(was.citation)}",
             )  # fmt: skip
-    return with_constants(base, changed)
+    slower = {name: factors[name] for name in of_kernels}
+    return with_constants(with_kernels(base, slower, of_kernels, citation if of_kernels else None), changed)
 
 
 def _plain(citation: str) -> str:

@@ -205,7 +205,14 @@ def test_vllm_results_move_a_card(tmp_path: Path) -> None:
     assert status == 0, error
     assert [row["model"] for row in document["lines"]] == ["qwen3-30b-a3b"] * 2
     assert document["median_error_after"] < document["median_error_before"]
-    assert dict(load_hardware(out).constants())["engine.layer_s"].source == "measured"
+    assert document["kernels"]["kernels.experts"] > 1
+    kernels = load_hardware(out).kernels
+    assert kernels is not None
+    assert document["sha256"] in kernels.citation
+    _, again, _ = command("validate", "--from", "vllm-bench", file, "--hardware", out)
+    assert [row["predicted"] for row in again["rows"]] == pytest.approx(
+        [row["after"] for row in document["lines"]], rel=1e-3
+    )
     status, _, error = command(
         "calibrate", "--from", "vllm-bench", file, "--hardware", card, "-o", out, "--model", "gpt-oss-20b"
     )
