@@ -46,7 +46,10 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
         return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
     bounds = Bounds(simulation, base)
     refused: list[DoesNotFit] = []
-    every = {level: list(candidates(simulation, base, level, low_bits, refused)) for level in levels(simulation, base)}
+    every = {
+        level: list(candidates(simulation, base, level, low_bits, refused, exhaustive=exhaustive))
+        for level in levels(simulation, base)
+    }
     total = sum(len(found) for found in every.values())
     done = 0
     lowest: list[int] = []

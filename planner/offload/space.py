@@ -23,6 +23,11 @@ different sources report for Mixtral (schedule presets cite them), and stated in
 LEVEL_SHARES = (0.4, 0.55, 0.7, 0.85, 1.0)
 """Levels searched, as shares of the slots that fit: far below what one has, nobody buys."""
 
+MOST_SCANNED = 2048
+"""Experts up to which a pool shared by all layers is tried with policies that look through all of it for each victim: in larger ones
+a run takes ten times as long, and the same policies with places by layer stand for them."""
+_SCANNING = ("lfu", "least-stale", "affinity", "activation")
+
 # (layers ahead, guesses per token as a share of top-k) worth trying: looking far and wide at once moves more than a link can.
 _REACHES = ((1, 0.5), (1, 1.0), (1, 1.5), (1, 2.0), (2, 0.5), (2, 1.0), (3, 0.5), (3, 1.0))
 
@@ -87,15 +92,22 @@ def candidates(
     level: int,
     low_bits: str | None = None,
     refused: list[DoesNotFit] | None = None,
+    *,
+    exhaustive: bool = True,
 ) -> Iterator[Candidate]:
     """Yield every schedule of `level` slots that keeps the bits (and `low_bits`, a second format) and batching of `base`.
 
-    refused: is given the reasons why the host cannot hold what others must keep there.
+    refused: is given the reasons why the host cannot hold what others must keep there. exhaustive: pools are searched whatever
+    their size (`MOST_SCANNED`).
     """
     for schedule, cached in (
         *_plain(simulation, base, level),
         *(one for settings in _special(simulation, low_bits) for one in _sized(simulation, base, level, settings)),
     ):
+        cache = schedule.cache
+        scanned = cache.pooled_experts is not None and cache.policy in _SCANNING
+        if scanned and not exhaustive and simulation.num_experts > MOST_SCANNED:
+            continue
         try:
             held = simulation.within_host(schedule, cached_experts=cached)
         except DoesNotFit as reason:

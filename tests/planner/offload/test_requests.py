@@ -15,7 +15,7 @@ from moeplan.api.subject import open_subject, planned_simulation
 from moeplan.cli import main
 from moeplan.planner.offload import space
 from moeplan.planner.offload.objective import RANKED_BY
-from moeplan.planner.offload.plan import planned_schedule
+from moeplan.planner.offload.plan import OffloadRequest, base_schedule, planned_schedule
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import load_preset
@@ -146,3 +146,17 @@ def test_recorded_routing_of_the_family_lies_between_the_ends_of_its_prior() -> 
         rates.append(cached(dataclasses.replace(trace, experts=rows), ()).predict(LRU).metrics.hit_rate)
     held = np.mean([min(ends) <= rate <= max(ends) for rate in rates])
     assert len(rates) >= 6 and held >= 0.8
+
+
+def test_large_pools_are_scanned_only_where_everything_is_asked_for() -> None:
+    """Looking through thousands of experts for each victim would be most of a search's time."""
+    subject = open_subject(model="qwen3-30b-a3b", hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", trace=None, prompt_tokens=4,
+                           reply_tokens=2)  # fmt: skip
+    this = subject.simulation
+    base = base_schedule(OffloadRequest(objective="request_s"), this.model.native_bits)
+    few, every = (
+        {one.schedule for one in space.candidates(this, base, 400, exhaustive=asked)} for asked in (False, True)
+    )
+    assert this.num_experts > space.MOST_SCANNED and few < every
+    assert {one.cache.policy for one in every - few} == {"lfu", "least-stale", "affinity", "activation"}
+    assert {one.cache.policy for one in few} >= {"lfu", "affinity", "activation", "lru", "static", "none"}
