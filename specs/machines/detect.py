@@ -70,15 +70,17 @@ def _run(*command: str) -> str | None:
 
 def _possible(parts: Parts, unseen: list[str]) -> Parts:
     """Return the parts without those that cannot stand beside the others: something was misread."""
-    for left_out in ("pcie", "memory", "cpu"):
+    for _ in range(3):
         try:
             check_parts(parts)
-            return parts
         except InputError as error:
-            if left_out == "cpu" and parts.gpu is None:
-                break
-            unseen.append(f"{left_out}: what was read is not possible ({error}); state it")
-            parts = replace(parts, **{left_out: None})
+            unseen.append(f"{error.field}: what was read is not possible ({error}); state it")
+            if error.field == "pcie":
+                parts = replace(parts, pcie=None)
+            elif error.field == "memory":
+                parts = replace(parts, memory=None)
+            elif parts.gpu is not None:
+                parts = replace(parts, cpu=None, sockets=1)
     return parts
 
 

@@ -168,6 +168,9 @@ def test_what_cannot_be_is_left_out_and_said(computer) -> None:  # type: ignore[
                     dmidecode=DIMM.format(kind="DDR5", speed=6000, width=64) * 2)  # fmt: skip
     assert seen.parts.pcie is None and seen.parts.memory is None and seen.parts.gpu.name == "rtx-3090"
     assert len([line for line in seen.unseen if "not possible" in line]) == 2
+    fine = computer(cpuinfo("AMD Ryzen 9 5950X 16-Core Processor", 1, 16), nvidia_smi="NVIDIA GeForce RTX 3090, 24576, 4, 16\n",
+                    dmidecode=DIMM.format(kind="DDR5", speed=6000, width=64) * 2)  # fmt: skip
+    assert fine.parts.pcie == "4.0x16" and fine.parts.memory is None
 
 
 @given(
