@@ -295,7 +295,9 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     )
     candidate = search.placements.candidate(plain)
     device, constants = simulation.profile.device, costing.constants
-    peak = max(constant.value for constant in device.peak_flops_per_s.values()) * device.compute_efficiency.value
+    peak = max(constant.value for constant in device.peak_flops_per_s.values())
+    if simulation.profile.kernels is None:  # measured kernels may come nearer to the data sheet than its usual share
+        peak *= device.compute_efficiency.value
     peak *= max(1.0, constants.grouped_rate, constants.dense_rate)
     read_s = float(
         costing.item_s(np.array([1]), weight_format(chosen.kernel.bits), rate=max(1.0, constants.grouped_rate))[0]
@@ -346,6 +348,11 @@ def _assumptions(
     dense = search.simulation.costing.costs.dense_format.name
     found = [*evidence.notes, f"experts are stored in {base.kernel.bits} bits, all other weights in {dense}"]
     found.append("costs: " + search.simulation.sources() + "; kernels are issued ahead, so the host costs nothing")
+    kernels = search.simulation.profile.kernels
+    if kernels is not None:
+        found.append(
+            f"kernels and exchanges as measured on this card: those of {kernels.engine} {kernels.version}, of NCCL and DeepEP"
+        )
     found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
     if chosen.parallel != base.parallel:
         found.append(

@@ -143,8 +143,9 @@ def test_help_says_what_everything_is(command, parameter):
         "--device": ("cpu", "cuda"), "--simulator": ("compiled", "simpy", "both"), "--kind": ("offload", "parallel"), "--to": CONVERTERS,
         "--objective": ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory"),
     }  # fmt: skip
-    if command == "calibrate" and "--from" in parameter.opts:
-        known["--from"] = ("nvbandwidth", "nccl-tests", "llama-bench", "vllm-bench", "aiconfigurator")
+    if command in ("calibrate", "validate") and "--from" in parameter.opts:
+        speeds = ("llama-bench", "vllm-bench")
+        known["--from"] = speeds if command == "validate" else (*speeds, "nvbandwidth", "nccl-tests", "aiconfigurator")
     for option in parameter.opts:
         for value in known.get(option, ()):
             assert re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", parameter.help), (option, value)

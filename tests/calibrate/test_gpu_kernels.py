@@ -218,6 +218,23 @@ def test_costs_of_measured_kernels_grow_with_work_and_hold_their_floors():
     assert 0 < decode.relative_uncertainty < 0.6
 
 
+@pytest.mark.parametrize("machine", sorted(kernel_machines()))
+def test_no_expert_is_faster_than_the_data_sheet(machine):
+    """Tile slopes are no rates: at sizes that nobody measured they would promise more than the card has."""
+    model = dataclasses.replace(load_model("mixtral-8x7b"), expert_intermediate_size=65536)
+    for engine in kernel_machines()[machine]:
+        profile = with_kernels(load_hardware(machine), engine)
+        costs = load_costs(profile, model)
+        for bits in ("16", "8"):
+            peak = profile.device.peak_flops_per_s[
+                "float8" if bits == "8" and "float8" in profile.device.peak_flops_per_s else "float16"
+            ]
+            rows = 200_000
+            least = model.expert_flops_per_token * rows / peak.value
+            assert costs.grouped_item(rows, weight_format(bits)).seconds >= least
+            assert costs.whole_experts_s(np.array([[rows, rows]]), None, weight_format(bits))[0] >= 2 * least
+
+
 def routed(tokens: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return np.argsort(rng.random((tokens, 2, 64)), axis=2)[:, :, :6], np.arange(tokens) % 8

@@ -1,6 +1,6 @@
 """What work costs under an engine whose kernels were measured on this kind of GPU: `CostModel` with their forms.
 
-    a layer without its experts   its products one by one + its attention (latent attention: the whole layer) + two norms
+    a layer without its experts   its products one by one + its attention (latent attention: the whole layer) + its small kernels
     the experts of a GPU          one operation; where they are asked for one by one, their shares of a full one
 
 Formats that nobody measured take the bytes of their own and the kernel of what they are multiplied in, with a wider interval; a layer
@@ -25,7 +25,13 @@ from .experts import ExpertShape, expected_load, experts_s, item_s, load_of_rows
 from .layer import Matrix, layer_matrices
 from .products import product_s, product_work_s
 
-_NORMS = 2
+_SMALL_KERNEL_S = 3e-6
+_SMALL_UNCERTAINTY = 0.5
+"""What a kernel that hardly computes takes inside a captured graph: AIConfigurator's systems/*.yaml (commit 095f58a5) have 3 µs,
+`mem_empirical_constant_latency`."""
+_NORMS, _ROTATION_AND_CACHE = 2, 2
+"""Such kernels of a layer: two norms with their additions; where attention was not measured with its projections, rotation and the
+writing of keys and values too."""
 _SIXTEEN = 2.0
 """Bytes of an activation outside 8-bit products."""
 _UNMEASURED = 0.3
@@ -61,9 +67,9 @@ class KernelCosts(CostModel):
         return self._seen[key]
 
     def layer_parts(self, layer: int, tokens: int, context_tokens: int, requests: int) -> dict[str, Estimate]:
-        """Return what a layer is made of: products by role, its mixing of tokens, its norms."""
+        """Return what a layer is made of: products by role, its mixing of tokens, its small kernels."""
         if tokens == 0:
-            return {"norms": _term(0.0, "launch", self.profile.device.launch_s)}
+            return {"small": _term(0.0, "launch", self.profile.device.launch_s)}
         found: dict[str, Estimate] = {}
         matrices = layer_matrices(self.model, layer)
         attention = self.model.attention_of(layer)
@@ -74,13 +80,15 @@ class KernelCosts(CostModel):
         else:
             found["mixing"] = self._mixing(layer, attention, tokens, context_tokens, requests)
         for matrix in matrices:
-            seconds = self._product(matrix, tokens)
-            found[matrix.role] = found[matrix.role] + seconds if matrix.role in found else seconds
+            product = self._product(matrix, tokens)
+            found[matrix.role] = found[matrix.role] + product if matrix.role in found else product
         device = self.profile.device
         moved = tokens * _RESIDUAL_PASSES * self.model.hidden_size * _SIXTEEN
         reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
-        norms = _term(_NORMS * device.launch_s.value, "launch", device.launch_s)
-        found["norms"] = norms + _term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
+        seconds = (_NORMS + (0 if whole is not None else _ROTATION_AND_CACHE)) * _SMALL_KERNEL_S
+        small = Estimate(seconds=seconds, source=self.kernels.source, bound="launch", relative_uncertainty=_SMALL_UNCERTAINTY,
+                         launch_s=seconds)  # fmt: skip
+        found["small"] = small + _term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
         return found
 
     def head(self, tokens: int) -> Estimate:
@@ -112,7 +120,9 @@ class KernelCosts(CostModel):
         if kernel is None:
             return CostModel.grouped_item(self, tokens, fmt)
         seconds, by_compute = item_s(kernel, self._shape(fmt), np.array([float(tokens)]), self.kernels.num_units)
-        return self._estimate(float(seconds[0]), kernel, "compute" if by_compute[0] else "memory", more=missing)
+        least_s = self.model.expert_flops_per_token * tokens / self._peak(fmt)
+        bound = "compute" if by_compute[0] or least_s > seconds[0] else "memory"
+        return self._estimate(max(float(seconds[0]), least_s), kernel, bound, more=missing)
 
     def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one routed expert in launches of its own: its two products."""
@@ -141,7 +151,8 @@ class KernelCosts(CostModel):
         if slices > 1:
             shape = replace(shape, intermediate=shape.intermediate / slices)
         load = load_of_rows(rows) if active is None else expected_load(np.asarray(rows, float), active)
-        return experts_s(kernel, shape, load, self.kernels.num_units)
+        least_s = load.rows * (self.model.expert_flops_per_token / slices) / self._peak(fmt)
+        return np.maximum(experts_s(kernel, shape, load, self.kernels.num_units), least_s)
 
     def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
         """Return what an operation of `slots` experts takes however few rows they have."""
@@ -279,6 +290,12 @@ class KernelCosts(CostModel):
             hidden=model.expert_hidden, intermediate=model.expert_intermediate_size, gated=model.gated,
             weight_bytes=model.expert_bytes(fmt) / model.expert_matrix_parameters, activation_bytes=1.0 if eight else _SIXTEEN,
         )  # fmt: skip
+
+    def _peak(self, fmt: WeightFormat) -> float:
+        """Return the data sheet's operations a second for experts stored as `fmt`: slopes of tiles may promise more beyond measured sizes."""
+        peaks = self.profile.device.peak_flops_per_s
+        eight = self._shape(fmt).activation_bytes < _SIXTEEN and "float8" in peaks
+        return peaks["float8" if eight else "float16"].value
 
     @staticmethod
     def _stored(fmt: WeightFormat) -> float:
