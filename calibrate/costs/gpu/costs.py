@@ -292,7 +292,7 @@ class KernelCosts(CostModel):
         )  # fmt: skip
 
     def _peak(self, fmt: WeightFormat) -> float:
-        """Return the data sheet's operations a second for experts stored as `fmt`: slopes of tiles may promise more beyond measured sizes."""
+        """Return the data sheet's operations a second for experts stored as `fmt`; slopes of tiles may promise more."""
         peaks = self.profile.device.peak_flops_per_s
         eight = self._shape(fmt).activation_bytes < _SIXTEEN and "float8" in peaks
         return peaks["float8" if eight else "float16"].value
