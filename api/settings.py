@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from ..base.errors import InputError, UnknownName
 from ..base.units import parse_quantity, unit_of
+from ..specs.machines.bundled_kernels import as_measured
 from ..specs.machines.profile import DTYPES, LANES, SET_BY_USER, Constant, Profile
 from ..specs.models import WEIGHT_FORMATS, ModelSpec
 
@@ -56,7 +57,7 @@ class Settings:
         changed = profile
         for part, keys in _by_part(self.machine).items():
             changed = _with_constants(changed, part, {key: self._constant(profile, key) for key in keys})
-        return changed
+        return as_measured(changed)
 
     def changed_model(self, model: ModelSpec) -> ModelSpec:
         """Return the model with its fields as set; raises InputError for a key or value that it cannot have."""

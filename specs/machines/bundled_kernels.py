@@ -25,7 +25,7 @@ from .gpu_kernels import (
     ProductKernel,
     PromptAttention,
 )
-from .profile import Profile
+from .profile import SET_BY_USER, Constant, Profile
 
 USUAL_ENGINE = "tensorrt-llm"
 """Whose kernels are taken where no engine is named: its tables cover most formats and operations."""
@@ -61,6 +61,32 @@ def bundled_kernels(machine: str, engine: str) -> GpuKernels | None:
     )  # fmt: skip
 
 
+_NOT_OF_THE_CARD = ("memory_bytes", "runtime_bytes")
+
+
+def as_measured(profile: Profile) -> Profile:
+    """Return a machine without its kernels where someone has set what they were measured on: the card's rates, or links between cards.
+
+    What a card of another speed would take is a question to the roofline; measured kernels would not answer it.
+    """
+    parts = {"device": profile.device, "node": profile.node}
+    changed = any(
+        isinstance(value, Constant) and value.source == SET_BY_USER
+        for part in parts.values() if part is not None
+        for name, value in _constants_of(part) if name not in _NOT_OF_THE_CARD
+    )  # fmt: skip
+    return dataclasses.replace(profile, kernels=None) if changed else profile
+
+
+def _constants_of(part: Any) -> list[tuple[str, Any]]:
+    """Return the named values of a part, those of its tables too."""
+    found: list[tuple[str, Any]] = []
+    for each in dataclasses.fields(part):
+        value = getattr(part, each.name)
+        found += [(each.name, one) for one in value.values()] if isinstance(value, Mapping) else [(each.name, value)]
+    return found
+
+
 def with_kernels(profile: Profile, engine: str | None = None) -> Profile:
     """Return a bundled machine with the kernels of `engine` (the usual one where None); a machine without known kernels as it is.
 
@@ -75,7 +101,7 @@ def with_kernels(profile: Profile, engine: str | None = None) -> Profile:
         raise InputError(
             "--engine", engine, f"its kernels on {profile.name} are not known", f"choose {', '.join(known)}"
         )
-    return dataclasses.replace(profile, kernels=bundled_kernels(profile.name, engine or USUAL_ENGINE))
+    return as_measured(dataclasses.replace(profile, kernels=bundled_kernels(profile.name, engine or USUAL_ENGINE)))
 
 
 @cache

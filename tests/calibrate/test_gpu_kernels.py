@@ -30,7 +30,7 @@ from moeplan.calibrate.costs.gpu.products import product_s
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DISPATCH, OP_EXPERT
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import count_step, expect_step
-from moeplan.specs.machines.bundled_kernels import bundled_kernels, kernel_machines, with_kernels
+from moeplan.specs.machines.bundled_kernels import as_measured, bundled_kernels, kernel_machines, with_kernels
 from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.machines.gpu_kernels import (
     DecodeAttention,
@@ -39,7 +39,7 @@ from moeplan.specs.machines.gpu_kernels import (
     ProductKernel,
     PromptAttention,
 )
-from moeplan.specs.machines.profile import profile_to_json
+from moeplan.specs.machines.profile import SET_BY_USER, profile_to_json
 from moeplan.specs.machines.profile_file import load_hardware, profile_from_json
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import list_models, load_model
@@ -186,6 +186,23 @@ def test_who_gets_measured_kernels():
     assert type(load_costs(compose_text("h100-sxm5-80gb", "llama.cpp"), model)) is EngineCosts
     with pytest.raises(InputError, match="not known; choose tensorrt-llm"):
         with_kernels(bare, "llama.cpp")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "kept"),
+    [
+        ("device", "memory_bytes_per_s", False), ("device", "launch_s", False), ("node", "nic_bytes_per_s", False),
+        ("device", "memory_bytes", True),
+    ],
+)  # fmt: skip
+def test_a_card_that_someone_makes_faster_is_a_roofline_again(part, name, kept):
+    """A set constant must count: kernels measured on the card as it is would ignore it."""
+    bare = load_hardware("h200-sxm")
+    for profile in (bare, with_kernels(bare)):
+        whole = getattr(profile, part)
+        set_one = dataclasses.replace(getattr(whole, name), source=SET_BY_USER)
+        changed = dataclasses.replace(profile, **{part: dataclasses.replace(whole, **{name: set_one})})
+        assert (with_kernels(as_measured(changed)).kernels is not None) is kept
 
 
 def test_broken_kernels_are_refused_by_name():
