@@ -7,6 +7,7 @@ ENGINES = (
     "accelerate",
     "kt-kernel",
     "llamacpp",
+    "lmdeploy",
     "mixtral-offloading",
     "moe-infinity",
     "sglang",

@@ -21,10 +21,10 @@ PLANS = {"expert-parallel": ep_plan(), "offload": offload_plan(cache__experts_pe
 
 
 def test_targets_by_kind() -> None:
-    assert list_targets("expert-parallel") == ["sglang", "trtllm", "vllm", "vllm-ascend", "vllm-hygon"]
+    assert list_targets("expert-parallel") == ["lmdeploy", "sglang", "trtllm", "vllm", "vllm-ascend", "vllm-hygon"]
     offload = ["accelerate", "kt-kernel", "llamacpp", "mixtral-offloading", "moe-infinity", "sglang", "vllm"]
     assert list_targets("offload") == offload
-    assert list_targets() == sorted({*offload, "trtllm", "vllm-ascend", "vllm-hygon"})
+    assert list_targets() == sorted({*offload, "lmdeploy", "trtllm", "vllm-ascend", "vllm-hygon"})
 
 
 def test_unknown_target(tmp_path: Path) -> None:
