@@ -22,7 +22,7 @@ CASES = json.loads((Path(__file__).parent / "model_families.json").read_text(enc
 PAGE = benchmark_module("models_page")
 # Of Inkling 2, the dynamic convolutions and clips of its attention are counted roughly: at most this share of a small model.
 ROUGH = {"inkling2_text": 0.0005, "inkling2": 0.0005}
-REFUSED_CLASSES = {"ernie4_5_vl_moe": "model_type", "unlimited_ocr": "layer_types"}
+REFUSED_CLASSES = {"ernie4_5_vl_moe": "model_type"}
 
 
 def kind(case: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""DeepSeek V2, V3, V3.2, V4 and those that took over their layers (Kimi-K2, A.X-K1 …): latent attention, indexes, compression.
+"""DeepSeek V2, V3, V3.2, V4 and those that took over their layers (Kimi-K2, A.X-K1, Unlimited-OCR …): latent attention, indexes,
+compression.
 
 V4: each layer sees a window, and beyond it entries that stand for 4 tokens (chosen by an index) or for 128 (all read); residual
 streams are mixed by small matrices. Sizes as transformers' DeepseekV4 has them. Ignored: draft layers, hash tables of V4's first routers.
@@ -112,6 +113,26 @@ def _ax_k2(keys: Keys, draft: Draft) -> None:
     draft.vary(draft.fields["moe_layers"], vector_parameters=2 * hidden * rank)
 
 
+_REFERENCE = "reference_sliding_attention"
+
+
+def _unlimited_ocr_prepare(keys: Keys) -> None:
+    """Layers whose window slides over what was generated only: the whole prompt stays in reach, so they count as full attention."""
+    layers = keys.number_of_layers("num_hidden_layers")
+    words = keys.per_layer("layer_types", num_layers=layers, what=str) or [_REFERENCE] * layers
+    if unknown := set(words) - {_REFERENCE, "full_attention"}:
+        raise keys.refusal("layer_types", sorted(unknown), "kinds of layers that are not known", "choose another model")
+    keys.put("layer_types", ["full_attention"] * layers)
+    keys.known("sliding_window")
+
+
+def _unlimited_ocr(keys: Keys, draft: Draft) -> None:
+    window = keys.size("sliding_window")
+    draft.remarks.append(
+        f"keys and values of all tokens are counted; the model drops those of replies beyond the last {window} tokens"
+    )
+
+
 _V2 = {"num_experts_per_tok": 6, "first_k_dense_replace": 0}
 _V3 = {"first_k_dense_replace": 3}
 FAMILIES = {
@@ -130,6 +151,8 @@ FAMILIES = {
         harmless=("dspark_block_size", "dspark_target_layer_ids", "dspark_markov_rank", "n_mtp_layers"),
         prepare=_v4_prepare, finish=_v4,
     ),
+    "unlimited_ocr": Family(defaults={"first_k_dense_replace": 1, "sliding_window": 128}, prepare=_unlimited_ocr_prepare,
+                            finish=_unlimited_ocr),
     "axk1": Family(finish=_ax_k1),
     "axk2": Family(finish=_ax_k2),
 }  # fmt: skip
