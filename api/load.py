@@ -78,6 +78,6 @@ def as_routing(trace: str | os.PathLike[str] | Recording) -> RoutingTrace:
     """Return a recording of single tokens; raises InputError for one that holds loads only."""
     recording = as_recording(trace)
     if not isinstance(recording, RoutingTrace):
-        name = recording.source if isinstance(trace, LoadProfile) else os.fspath(trace)
+        name = recording.source if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace)
         raise InputError("path", name, "holds expert loads only, no routing", "give a recording with token routing")
     return recording

@@ -170,14 +170,17 @@ def _parallel(
 ) -> ParallelPlan:
     spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
     memory, dense_bits = limits
-    given = {
-        "memory_bytes": bytes_of(memory, "--memory"),
-        "dense_bits": dense_bits,
-    }
-    for name, value in given.items():
-        if value is not None and getattr(request, name) is not None:
+    memory_bytes = bytes_of(memory, "--memory")
+    for name, value, said in (
+        ("--memory", memory_bytes, request.memory_bytes), ("--dense-bits", dense_bits, request.dense_bits),
+    ):  # fmt: skip
+        if value is not None and said is not None:
             raise InputError(name, value, "the request says it already", "give one of the two")
-    request = dataclasses.replace(request, **{name: value for name, value in given.items() if value is not None})
+    request = dataclasses.replace(
+        request,
+        memory_bytes=request.memory_bytes if memory_bytes is None else memory_bytes,
+        dense_bits=request.dense_bits if dense_bits is None else dense_bits,
+    )
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
         others={name: as_recording(one) for name, one in evaluate_on.items()},

@@ -60,6 +60,10 @@ def validate(
         known = None
     else:
         known = changes.changed_machine(profile if isinstance(profile, Profile) else load_hardware(profile))
+    memory_bytes = bytes_of(memory, "--memory")
+    for option, value in (("--trace", trace), ("--steps", steps), ("--memory", memory)):
+        if plan is None and value is not None:
+            raise InputError(option, value, "counts for a plan; a grid's file says it for itself", "leave it out")
     check_torch()
     check_device(device)
     from ..executor.running.execute import silent
@@ -87,7 +91,7 @@ def validate(
     check_match(model, recording)
     return validate_plan(
         document, model, recording, profile=known, device=device, num_baselines=baselines, steps=steps, repeats=repeats,
-        seconds=seconds, memory_bytes=bytes_of(memory, "--memory"), progress=report,
+        seconds=seconds, memory_bytes=memory_bytes, progress=report,
     )  # fmt: skip
 
 

@@ -271,7 +271,7 @@ def _parallel_request(
         raise InputError(
             "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
         )
-    moves = {} if search_moves is None else {"search_moves": search_moves}
+    moves: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
     return ParallelRequest(prefill=phase == "prefill", bits=formats[0], workers=os.cpu_count() or 1, **layout, **moves)
 
 
