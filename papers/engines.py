@@ -1,20 +1,19 @@
 """Seconds a token of offloading engines on one RTX A5000, as MoE-Infinity's README lists them: predicted, with nothing fitted.
 
-Modelled: what each engine does with expert weights, in the words of its own documentation and code. MoE-Infinity keeps three
-quarters of the card for experts (`device_memory_ratio` of its README), one cache over all layers that keeps what like requests
-used, and fetches pinned and on demand (its published code has `prefetch` off by default). Accelerate fills
-the card with whole layers in the model's order and moves every other layer in at each pass, from ordinary memory, on the
-kernels' stream. vLLM does the same from pinned memory. DeepSpeed (ZeRO-Inference) streams every layer from pinned memory, the
-next one while a layer computes. Mixtral-offloading keeps an LRU of four 2-bit experts a layer; its software's cost is what its own
-paper's table says (`mixtral_offloading`). Whether "a layer" means all of its experts or only the chosen ones is decided by the
-model's code: that of Switch, NLLB-MoE and Mixtral in transformers calls every expert, that of DeepSeek-V2 skips those
-without tokens; vLLM keeps a layer's experts as one tensor.
+Modelled: the machine as its parts under each engine (`specs.machines`: how it launches kernels, from what memory it copies), and what each
+does with expert weights, in the words of its own documentation and code. MoE-Infinity keeps three quarters of the card for experts
+(`device_memory_ratio` of its README), one cache over all layers that keeps what like requests used, and fetches pinned and on
+demand (its published code has `prefetch` off by default). Accelerate fills the card with whole layers in the model's order and
+moves every other layer in at each pass, from ordinary memory, on the kernels' stream. vLLM does the same from pinned memory.
+DeepSpeed (ZeRO-Inference) streams the modules that the model's code calls from ordinary memory (`pin_memory` is off unless asked for), the
+next one while one computes. Mixtral-offloading keeps an LRU of four 2-bit experts a layer; its software's cost is what its own
+paper's table says (`mixtral_offloading`). Which experts a model's code calls is in `model_code`; vLLM and Accelerate move a layer's
+experts together.
 
 Assumed, because the README does not say: batch 1, generation alone (prompts and encoders not counted), weights as the
 bundled configuration's checkpoint stores them, Switch-128 is Switch-Large-128 (as an earlier README says), routing as synthetic
-recordings have it. Every cell is checked; misses are explained cell by cell. Ignored: time in Python beyond the profile's,
-which is the largest omission for models with many small experts; Ollama, which computes on cores that the profile has no costs
-for.
+recordings have it, a host with enough memory. Every cell is checked; misses are explained cell by cell. Ignored: what hooks of single
+modules take in Python; Ollama, whose layers on the cores are not stated.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from types import MappingProxyType
 
 from ..calibrate.costs.cost_model import CostModel
 from ..sim.offload.simulate import Simulation
+from ..specs.machines.compose import compose_text
 from ..specs.machines.profile import Profile
-from ..specs.machines.profile_file import load_hardware
 from ..specs.memory import MemoryNeeds, cache_budget_bytes, cache_budget_experts
 from ..specs.models import ModelSpec, WeightFormat, weight_format
 from ..specs.models.load import load_model
@@ -39,6 +38,7 @@ from ..traces.synthesis.presets import preset
 from ..traces.synthesis.synthesise import synth_trace
 from .cells import CHECKED, Cell, Reproduction
 from .mixtral_offloading import LRU, fitted, tokens_per_s
+from .model_code import CALLS_EVERY_EXPERT
 
 CITATION = "MoE-Infinity README (github.com/EfficientMoE/MoE-Infinity): RTX A5000 24 GB, seconds per token, FLAN + BIG-Bench + MMLU"
 TABLE, MACHINE = "time per token", "a5000"
@@ -57,45 +57,37 @@ PUBLISHED: Mapping[str, tuple[float | None, float | None, float | None, float | 
         "Mixtral-offloading": (None, None, 1.752, None),
     }
 )
-_CALLS_EVERY_EXPERT = ("switch_transformers", "nllb_moe", "mixtral")
+_PARTS = "rtx-a5000 + epyc-7543 + ddr4-3200x8:512GiB"
+_ENGINES: Mapping[str, str] = MappingProxyType(
+    {"MoE-Infinity": "moe-infinity", "Accelerate": "transformers", "DeepSpeed": "deepspeed", "vLLM": "vllm"}
+)
 _CACHE_OF_DEVICE = 0.75  # MoE-Infinity's `device_memory_ratio` in its examples
 _TOKENS = 256
 _UNKNOWN = "batch, prompt, output length and weight format behind the published figure are not known"
 _PYTHON = (
-    "the published time is mostly not transfer: it is what this engine's Python spends on a layer, which the profile, a plain "
-    "engine's, does not have"
+    "the published time is mostly not transfer: it is what this engine's Python spends on a layer, of which the constants, those of "
+    "its public reports on other models, have a part"
 )
+_FLOAT32 = "32-bit experts are assumed as in the checkpoint; in 16 bits half the time"
 NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("MoE-Infinity", "Switch-128"): f"{_PYTHON}; the encoder's fetches, spread over few generated tokens, may be in it too",
         ("MoE-Infinity", "NLLB-MoE"): f"transfers of 12 experts a token with hardly any reuse, where its requests reuse more; {_UNKNOWN}",
-        ("MoE-Infinity", "DeepSeek-V2-Lite"): _PYTHON,
+        ("MoE-Infinity", "DeepSeek-V2-Lite"): f"{_PYTHON}; its newer README has 0.1 s",
         ("Accelerate", "Switch-128"): (
-            "in whole layers the published time would need half as many bytes: newer model code calls chosen experts only, which "
-            "gives far less than published; a mix of both, or a decoder partly on the card, lies between"
+            f"{_FLOAT32}; or newer model code, which calls chosen experts only, or a decoder partly on the card"
         ),
-        ("Accelerate", "NLLB-MoE"): (
-            "32-bit experts are assumed as in the checkpoint; in 16 bits half the time, near to the published"
-        ),
-        ("Accelerate", "Mixtral-8x7B"): "11.5 GB/s from ordinary memory would give the published time; 13 are assumed",
+        ("Accelerate", "NLLB-MoE"): f"{_FLOAT32}, nearer to the published",
+        ("Accelerate", "Mixtral-8x7B"): "11.5 GB/s from ordinary memory would give the published time; 9.6 were measured elsewhere",
         ("Accelerate", "DeepSeek-V2-Lite"): (
             "a hook at each of 1,664 expert modules costs Python time that is not modelled, and less of the model may have been "
             "placed on the card"
         ),
-        ("DeepSpeed", "Switch-128"): (
-            "gathering a module costs Python time: 1,536 experts a token at about 3 ms each are the published time"
-        ),
-        ("DeepSpeed", "NLLB-MoE"): (
-            "gathering a module costs Python time; pinned memory for 206 GB may also not have been had: from ordinary memory the "
-            "prediction doubles and comes near the published time"
-        ),
-        ("DeepSpeed", "Mixtral-8x7B"): (
-            "the published time is too short for all weights through PCIe 4 x16 (93 GB need 3.6 s): modules of experts without "
-            "tokens, or layers that stayed on the card, were not moved"
-        ),
+        ("DeepSpeed", "Switch-128"): "gathering each of 1,536 expert modules a token costs Python time that is not modelled",
+        ("DeepSpeed", "NLLB-MoE"): f"206 GB from ordinary memory at 9.6 GB/s, measured elsewhere; {_UNKNOWN}",
         ("DeepSpeed", "DeepSeek-V2-Lite"): (
-            "156 chosen experts and all dense layers a token are small transfers; gathering each costs Python time, at about 3 ms "
-            "as for Switch-128 the rest of the published time"
+            "156 chosen experts and all dense layers a token are small transfers; gathering each costs Python time that is not "
+            "modelled"
         ),
         ("vLLM", "Mixtral-8x7B"): (
             "how many GB were offloaded is not known; fewer than assumed here, where room is left for a layer on its way"
@@ -125,10 +117,11 @@ def routing(model: ModelSpec) -> RoutingTrace:
     return synth_trace(dials, num_requests=4, seed=0, model=model.name)
 
 
-def seconds_per_token(engine: str, model: ModelSpec, profile: Profile) -> float:
+def seconds_per_token(engine: str, model: ModelSpec) -> float:
     """Return the predicted time of one generated token of `model` under `engine`."""
     if engine == "Mixtral-offloading":
-        return 1 / tokens_per_s(LRU, profile.name, "2", fitted())
+        return 1 / tokens_per_s(LRU, MACHINE, "2", fitted())
+    profile = machine(engine)
     if engine == "MoE-Infinity":
         left = cache_budget_bytes(profile.memory_bytes, _needs(model, profile))
         cached = min(int(profile.memory_bytes * _CACHE_OF_DEVICE), left)
@@ -136,11 +129,17 @@ def seconds_per_token(engine: str, model: ModelSpec, profile: Profile) -> float:
             model, profile, load_preset("moe-infinity").with_options(predictor__kind="none", cache__bytes=cached)
         )
     if engine == "DeepSpeed":
-        moved = load_preset("prefetch-all" if _calls_every_expert(model) else "on-demand")
+        moved = load_preset("prefetch-all" if model.family in CALLS_EVERY_EXPERT else "on-demand")
         return _run(model, profile, moved, unlimited=True) + _dense_copies_s(
             model, profile, model.num_layers, pinned=True
         )
-    return _whole_layers(model, profile, pinned=engine == "vLLM", every=engine == "vLLM" or _calls_every_expert(model))
+    return _whole_layers(model, profile, pinned=engine == "vLLM", every=True)
+
+
+@functools.cache
+def machine(engine: str) -> Profile:
+    """Return the A5000 under one of the table's engines."""
+    return compose_text(_PARTS, _ENGINES[engine])
 
 
 def resident_layers(model: ModelSpec, profile: Profile) -> int:
@@ -188,23 +187,18 @@ def _dense_copies_s(model: ModelSpec, profile: Profile, layers: int, *, pinned: 
     )
 
 
-def _calls_every_expert(model: ModelSpec) -> bool:
-    return model.family in _CALLS_EVERY_EXPERT
-
-
 def _format(model: ModelSpec) -> WeightFormat:
     return weight_format(model.native_bits)
 
 
 def reproduce_engines() -> Reproduction:
     """Return the README's table beside the simulator's; nothing is fitted to it."""
-    profile = load_hardware(MACHINE)
     cells = []
     for engine, row in PUBLISHED.items():
         for (column, name), published in zip(MODELS.items(), row, strict=True):
             if published is None:
                 continue
-            simulated = seconds_per_token(engine, load_model(name), profile)
+            simulated = seconds_per_token(engine, load_model(name))
             cells.append(Cell(table=TABLE, row=engine, column=column, unit="s/token", published=published,
                               simulated=simulated, role=CHECKED, note=NOTES.get((engine, column), "")))  # fmt: skip
     return Reproduction(

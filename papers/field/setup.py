@@ -29,6 +29,7 @@ from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
 from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording
+from ..model_code import CALLS_EVERY_EXPERT
 from .rows import Report
 
 DECODE_STEPS = 8
@@ -88,11 +89,7 @@ def set_up(report: Report, table: Mapping[str, Any] | None = None) -> Setup:
     try:
         model = model_of(report)
         expert_format, dense_format, model = formats_of(report, model, assumed)
-        engine = _engine(report, assumed)
-        parts = _parts(report, assumed)
-        backend = _backend(report, parts, assumed)
-        profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=_built(report))
-        profile = _with_host_memory(report, profile, assumed)
+        profile, parts = _machine(report, table, assumed)
         return set_up_on(
             report, model, profile, (expert_format, dense_format), assumed, host_bytes_per_s=host_bytes_per_s(parts)
         )
@@ -109,12 +106,22 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     batch = _count(report, "batch", 1, _MOST_BATCH)
     trace, prompt = _recording(report, model, batch, assumed)
     schedule = _schedule(report, model, profile, trace, formats[0], assumed)
+    if report.part("placement").get("whole_layers") is True:
+        profile = _streaming(profile, model, formats[1])
     kv_type = str(report.part("workload").get("kv_type") or "f16")
     return Setup(
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
         batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s,
     )  # fmt: skip
+
+
+def remade(setup: Setup, table: Mapping[str, Any]) -> Setup:
+    """Return the same under other constants of engines."""
+    profile = _machine(setup.report, table, [])[0]
+    if setup.report.part("placement").get("whole_layers") is True:
+        profile = _streaming(profile, setup.model, setup.dense_format)
+    return dataclasses.replace(setup, profile=profile)
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -190,6 +197,15 @@ def _open(name: str) -> bool:
 
 
 # --- machine and engine --------------------------------------------------------------------------------------------------
+
+
+def _machine(report: Report, table: Mapping[str, Any] | None, assumed: list[str]) -> tuple[Profile, Parts]:
+    """Return the machine under its engine, and the parts that it is made of."""
+    engine = _engine(report, assumed)
+    parts = _parts(report, assumed)
+    backend = _backend(report, parts, assumed)
+    profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=_built(report))
+    return _with_host_memory(report, profile, assumed), parts
 
 
 def _engine(report: Report, assumed: list[str]) -> Engine:
@@ -286,6 +302,18 @@ def _with_host_memory(report: Report, profile: Profile, assumed: list[str]) -> P
     return dataclasses.replace(profile, host=dataclasses.replace(profile.host, memory_bytes=room), device=device)
 
 
+def _streaming(profile: Profile, model: ModelSpec, fmt: WeightFormat) -> Profile:
+    """Return the machine where whole layers are fetched: what surrounds the experts moves too, in every layer's time."""
+    if profile.engine is None or profile.device.kind == "cpu":
+        return profile
+    each = sum(model.dense_layer_bytes(layer, fmt) for layer in range(model.num_layers)) / model.num_layers
+    layer = profile.engine.layer_s
+    moved = layer.value + each / profile.host_to_device.pinned_bytes_per_s.value
+    return dataclasses.replace(
+        profile, engine=dataclasses.replace(profile.engine, layer_s=dataclasses.replace(layer, value=moved))
+    )
+
+
 def _memory(report: Report, assumed: list[str]) -> MemoryPart | None:
     host = report.part("host")
     kind, channels, gib = host.get("memory"), report.number("host", "channels"), report.number("host", "memory_gib")
@@ -354,7 +382,7 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
         schedule = _cache(report, model, profile, fmt, assumed)
     elif kind == "fetch":
         schedule = load_preset("on-demand").with_options(kernel__grouping="grouped")
-        if placement.get("whole_layers") is True:
+        if placement.get("whole_layers") is True and model.family in CALLS_EVERY_EXPERT:
             schedule = load_preset("naive").with_options(kernel__grouping="grouped", copy__overlap=True)
     else:
         raise NotExpressible(f"placement {kind[:40]} is not known")

@@ -52,6 +52,9 @@ _CORES_KV_SHARE = 0.8
 _LINK_LATENCY_S = 10 / US_PER_S
 _LINK_HALF_BYTES = 0
 """Engines queue copies, so that one's set-up hides behind another's bytes."""
+_STAGED_BYTES_PER_S, _STAGED_UNCERTAINTY = 9.6 * GIGA, 0.4
+"""Of copies from ordinary memory, which the driver moves through a buffer of its own, page-locked, on one core."""
+_STAGED_SOURCE = "copies of 0.8 MB from a mapped file to an RTX 5090: github.com/kekzl/imp/pull/1409"
 _DISK_LATENCY_S = 100 / US_PER_S
 _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
 _ASSUMED_CPU = "ryzen-7-7700x"
@@ -89,8 +92,8 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         cpu=CpuConstants(flops_per_s=on_cores, memory_bytes_per_s=host_rate, launch_s=nothing),
     )  # fmt: skip
     if parts.gpu is not None:
-        device = _gpu(parts, found)
-        link = _link(parts, found, fetches=engine.upload_tokens == 1)
+        device = _gpu(parts, found, _reach(parts.gpu, engine, backend, found))
+        link = _link(parts, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
     else:
         device = _cores(capacity, on_cores, host_rate, found)
         link = _memory_copy(host_rate)
@@ -162,7 +165,7 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
     return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")
 
 
-def _gpu(parts: Parts, found: EngineRates) -> DeviceConstants:
+def _gpu(parts: Parts, found: EngineRates, reach: Constant) -> DeviceConstants:
     gpu = parts.gpu
     assert gpu is not None  # noqa: S101
     usable = 1.0
@@ -177,11 +180,24 @@ def _gpu(parts: Parts, found: EngineRates) -> DeviceConstants:
     return DeviceConstants(
         kind="gpu", memory_bytes=_sheet(gpu.memory_bytes * usable, gpu.source),
         runtime_bytes=_guess(float(_RUNTIME_BYTES), "driver, context and compute buffers"),
-        memory_bytes_per_s=_sheet(gpu.bandwidth_bytes_per_s, gpu.source), memory_efficiency=found["memory_efficiency"],
+        memory_bytes_per_s=_sheet(gpu.bandwidth_bytes_per_s, gpu.source), memory_efficiency=reach,
         peak_flops_per_s=peaks, compute_efficiency=found["dense_efficiency"],
         launch_s=Constant(value=0.0, source="assumed", citation="part of the engine's time a layer", relative_uncertainty=0.0),
         dequantise_efficiency={}, unified_memory=gpu.unified_memory,
     )  # fmt: skip
+
+
+def _reach(gpu: GpuPart, engine: Engine, backend: str, found: EngineRates) -> Constant:
+    """Return the share of the memory's bandwidth that matrix–vector kernels reach.
+
+    Kernels that expand blocks of 8 bits or less take what a unit draws in a clock: wide memory behind few or slow units (HBM) is used
+    less well. Kernels for Metal show none of it.
+    """
+    share = found["memory_efficiency"]
+    if engine.products != "units" or backend == "metal" or gpu.units is None or gpu.boost_ghz is None:
+        return share
+    drawn = gpu.units * gpu.boost_ghz * GIGA * found["unit_bytes_per_cycle"].value
+    return dataclasses.replace(share, value=1 / (1 / share.value + gpu.bandwidth_bytes_per_s / drawn))
 
 
 def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -> DeviceConstants:
@@ -197,8 +213,11 @@ def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -
     )  # fmt: skip
 
 
-def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
-    """Return the way between host and card. fetches: the engine fetches in every step, and is as uncertain as such engines are."""
+def _link(parts: Parts, found: EngineRates, *, fetches: bool, pageable: bool) -> LinkDirection:
+    """Return the way between host and card.
+
+    fetches: the engine fetches in every step, and is as uncertain as such engines are. pageable: it has no page-locked memory.
+    """
     gpu = parts.gpu
     assert gpu is not None  # noqa: S101
     lanes = link_of(parts)
@@ -209,8 +228,12 @@ def _link(parts: Parts, found: EngineRates, *, fetches: bool) -> LinkDirection:
         wide = max(share.relative_uncertainty, found["fetch_layer_s"].relative_uncertainty)
         share = dataclasses.replace(share, relative_uncertainty=wide)
     moving = _scaled(rate, share, where)
+    staged = moving
+    if lanes is not None and moving.value > _STAGED_BYTES_PER_S:
+        staged = Constant(value=_STAGED_BYTES_PER_S, source="published", citation=_STAGED_SOURCE,
+                          relative_uncertainty=max(share.relative_uncertainty, _STAGED_UNCERTAINTY))  # fmt: skip
     return LinkDirection(
-        pinned_bytes_per_s=moving, pageable_bytes_per_s=_scaled(rate / 2, share, where),
+        pinned_bytes_per_s=staged if pageable else moving, pageable_bytes_per_s=staged,
         latency_s=_guess(_LINK_LATENCY_S, "a copy asked for"), half_size_bytes=_guess(float(_LINK_HALF_BYTES), "set-up of a copy"),
     )  # fmt: skip
 
@@ -256,6 +279,8 @@ def _engine_constants(
     kernel = found[f"{launches}_kernel_s"]
     # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.
     pace = _USUAL_CLOCK_GHZ / (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) if launches == "graph" else 1.0
+    if launches == "graph":
+        pace *= engine.kernels_left(built, backend)
     layer = dataclasses.replace(kernel, value=kernel.value * USUAL_KERNELS * pace)
     share = 1.0
     if engine.products == "units":

@@ -21,6 +21,9 @@ from .profile import Constant
 
 BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu")
 GENERIC = "generic"
+FUSED = 0.85
+"""Kernels' time of builds that merge some of them, over what constants are of, which are of both sorts: two steps of 4 to 8 % of a token's
+time each (pull requests 16130 and 16991 of llama.cpp)."""
 LAUNCHES = ("graph", "eager", "python")
 PRODUCTS = ("peak", "units")
 
@@ -40,6 +43,12 @@ class Engine:
     """How kernels of a decoding step are launched: as one graph, one by one (eager), or one by one from Python."""
     eager_before: str | None = None
     """Builds before that month (2025-10) launched one by one."""
+    fused_since: str | None = None
+    """From that month on builds merge kernels of a layer (router's choice, gates, rotation with cache writes) on CUDA and ROCm."""
+    copies: str = "pinned"
+    """From what memory experts are copied: page-locked (pinned), or ordinary (pageable), which the driver stages."""
+    pageable_before: str | None = None
+    """Builds before that month copied experts from ordinary memory."""
     products: str = "peak"
     """What limits large products: the card's 16-bit peak, or (units) what each multiprocessor does with 8-bit blocks and their scales,
     which is much the same from generation to generation."""
@@ -58,6 +67,17 @@ class Engine:
         """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
         early = built is not None and self.eager_before is not None and built < self.eager_before
         return LAUNCHES[max(LAUNCHES.index(self.launches), int(early))]
+
+    def kernels_left(self, built: str | None, backend: str) -> float:
+        """Return how many kernels a layer of a build has, over those of the versions that constants are of, where its month says so."""
+        if built is None or self.fused_since is None or backend not in ("cuda", "rocm"):
+            return 1.0
+        return FUSED if built >= self.fused_since else 1 / FUSED
+
+    def copies_pageable(self, built: str | None) -> bool:
+        """Return whether a build of month `built` copies experts from ordinary memory."""
+        early = built is not None and self.pageable_before is not None and built < self.pageable_before
+        return early or self.copies == "pageable"
 
     def upload_from(self, num_experts: int, top_k: int) -> int | None:
         """Return from how many tokens of a pass on experts in host memory are copied to the device; None: never."""
