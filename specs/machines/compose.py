@@ -17,7 +17,7 @@ from .bundled_kernels import bundled_kernels
 from .catalogue import cpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
-from .parts import CpuPart, MemoryPart, Parts, pcie_bytes_per_s
+from .parts import CpuPart, GpuPart, MemoryPart, Parts, pcie_bytes_per_s
 from .profile import (
     USUAL_KERNELS,
     Constant,
