@@ -38,7 +38,9 @@ def built(month: str | None, engine: str = "llama.cpp", card: str = "rtx-3090") 
 
 def test_builds_that_launch_one_by_one_take_longer_a_layer() -> None:
     assert built("2023") == built("2024-04") > 1.5 * built("2024-05")
-    assert built(None) == built("2026-01")
+    assert (
+        built("2024-05") == built("2025-10") > built(None) > built("2025-11") == built("2026-01")
+    )  # kernels are merged
     assert built("2025-03", "ik_llama.cpp") > built("2025-10", "ik_llama.cpp")
     assert built(None, "transformers") > 3 * built("2023")
 
@@ -58,6 +60,24 @@ def test_layers_of_more_kernels_take_longer() -> None:
     assert other > 1.2 * grouped
     lite = costs(at_once, "deepseek-v2-lite")
     assert lite.dense_layer(1, 1, 1).launch_s > lite.dense_layer(0, 1, 1).launch_s  # the first has no experts
+
+
+def test_memory_behind_few_units_is_used_less_well_by_kernels_that_expand_blocks() -> None:
+    cards = ("rtx-4090", "rtx-3090", "a100-sxm4-80gb", "mi50")  # bytes a unit and clock grow
+    reached = [compose_text(card, "llama.cpp").device.memory_efficiency.value for card in cards]
+    assert reached[0] > reached[1] > max(reached[2:]) and min(reached) > 0.4
+    others = {compose_text(card, "vllm").device.memory_efficiency.value for card in cards}
+    assert len(others) == 1
+
+
+def test_ordinary_memory_is_copied_at_what_a_driver_stages() -> None:
+    early, late = (
+        compose(parse_parts("rtx-5090"), load_engine("imp"), built=month) for month in ("2026-08", "2026-09")
+    )
+    assert early.host_to_device.pinned_bytes_per_s.value == early.host_to_device.pageable_bytes_per_s.value < 10e9
+    assert late.host_to_device.pinned_bytes_per_s.value > 4 * late.host_to_device.pageable_bytes_per_s.value
+    slow = compose_text("rtx-5090 + pcie-3.0x4", "deepspeed").host_to_device
+    assert slow.pinned_bytes_per_s.value < 4e9  # the slot is slower still
 
 
 def test_products_of_8_bit_blocks_are_alike_a_unit_and_others_follow_the_peak() -> None:

@@ -25,7 +25,7 @@ def test_the_month_of_a_build_counts_as_date_or_version() -> None:
         return engine.layer_s.value
 
     old = {"name": "llama.cpp", "version": "2023", "backend": "cuda"}
-    assert layer(engine=old) == layer(date="2024-01") > layer() == layer(date="2025-11")
+    assert layer(engine=old) == layer(date="2024-01") > layer(date="2025-01") > layer() > layer(date="2025-11")
     assert layer(engine=old | {"version": "b6918"}) == layer()
 
 
@@ -60,6 +60,20 @@ def test_a_disk_below_cores_is_read_from() -> None:
     away = set_up(report(placement=disk, disk={"read_bytes_per_s": 2.5e9}, **cores))
     assert away.schedule.copy.host_experts is not None and away.schedule.kernel.miss == "fetch"
     assert set_up(report(placement={"kind": "cpu"}, **cores)).schedule.name == "resident"
+
+
+def test_whole_layers_move_with_what_surrounds_experts_and_only_experts_that_are_called() -> None:
+    fetch = {"kind": "fetch", "whole_layers": True}
+    deepspeed = {"name": "deepspeed", "version": None, "backend": "cuda"}
+    qwen, mixtral = (
+        set_up(report(placement=fetch, engine=deepspeed, model=name)) for name in ("qwen3-30b-a3b", "mixtral-8x7b")
+    )
+    assert (
+        qwen.schedule.predictor.kind != mixtral.schedule.predictor.kind or qwen.schedule.name != mixtral.schedule.name
+    )
+    still = set_up(report(placement={"kind": "fetch"}, engine=deepspeed))
+    assert qwen.profile.engine is not None and still.profile.engine is not None
+    assert qwen.profile.engine.layer_s.value > 1.5 * still.profile.engine.layer_s.value
 
 
 def test_an_unstated_prompt_fills_the_passes_that_are_asked_for() -> None:
