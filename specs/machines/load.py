@@ -43,4 +43,5 @@ def engine_note(profile: Profile) -> str:
     """Return which engine a prediction is of, for the answer."""
     if profile.engine is None:
         return f"as {profile.name}'s constants have it"
-    return f"{profile.engine.name} ({profile.engine.backend}), {profile.engine.version}"
+    measured = "" if profile.kernels is None else f"; kernels as measured, of {profile.kernels.version}"
+    return f"{profile.engine.name} ({profile.engine.backend}), {profile.engine.version}{measured}"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmark_modules import benchmark_module
 from moeplan.base.errors import InputError, MoeplanError, UnknownName
 from moeplan.calibrate.costs.gpu.exchanges import exchange_s
 from moeplan.calibrate.costs.gpu.experts import experts_s
@@ -182,6 +183,27 @@ def test_without_the_wheel_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(tables_module, "installed_folder", lambda: None)
     with pytest.raises(InputError, match=r"moeplan\[aic\]"):
         import_kernels("h200_sxm", tmp_path / "mine.json")
+
+
+def test_the_benchmark_says_why_it_skips(monkeypatch, capsys):
+    module = benchmark_module("kernel_tables")
+    monkeypatch.setattr(module, "installed_folder", lambda: None)
+    assert module.main([]) == 0
+    assert "skipped: the wheel aiconfigurator-core is not installed" in capsys.readouterr().out
+
+
+def test_the_benchmark_prints_errors_of_what_the_tables_hold(wheel, monkeypatch, capsys):
+    module = benchmark_module("kernel_tables")
+    monkeypatch.setattr(module, "installed_folder", lambda: wheel)
+    monkeypatch.setattr(module, "open_tables", lambda system: open_tables(system, wheel, "0"))
+    monkeypatch.setattr(module, "layer_rows", lambda tables: iter(()))
+    module._problems.cache_clear()  # noqa: SLF001
+    assert module.main(["--system", "h200_sxm", "--engine", "tensorrt-llm", "--json"]) == 0
+    module._problems.cache_clear()  # noqa: SLF001
+    rows = {f"{row['part']}.{row['key']}": row for row in json.loads(capsys.readouterr().out)["kernels"]}
+    assert set(rows) == {"experts.bf16", "products.bf16", "exchanges.all-to-all/node-8"}
+    for row in rows.values():  # the tables are the bundled constants' own
+        assert row["median"] < 0.02 and row["bundled_median"] < 1e-6 and row["held"] == 1.0
 
 
 def test_routing_is_the_collectors():
