@@ -197,9 +197,9 @@ def test_the_benchmark_prints_errors_of_what_the_tables_hold(wheel, monkeypatch,
     monkeypatch.setattr(module, "installed_folder", lambda: wheel)
     monkeypatch.setattr(module, "open_tables", lambda system: open_tables(system, wheel, "0"))
     monkeypatch.setattr(module, "layer_rows", lambda tables: iter(()))
-    module._problems.cache_clear()  # noqa: SLF001
+    module._problems.cache_clear()
     assert module.main(["--system", "h200_sxm", "--engine", "tensorrt-llm", "--json"]) == 0
-    module._problems.cache_clear()  # noqa: SLF001
+    module._problems.cache_clear()
     rows = {f"{row['part']}.{row['key']}": row for row in json.loads(capsys.readouterr().out)["kernels"]}
     assert set(rows) == {"experts.bf16", "products.bf16", "exchanges.all-to-all/node-8"}
     for row in rows.values():  # the tables are the bundled constants' own
