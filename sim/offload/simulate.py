@@ -174,7 +174,7 @@ class Simulation:
 
     def _tables_key(self, schedule: OffloadSchedule) -> tuple[Any, ...]:
         return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
-                schedule.host, schedule.workload, schedule.cache.reset)  # fmt: skip
+                schedule.host, schedule.workload, schedule.cache.reset, schedule.cache.policy == "static")  # fmt: skip
 
     def memory_breakdown(
         self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0

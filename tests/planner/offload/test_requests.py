@@ -160,3 +160,16 @@ def test_large_pools_are_scanned_only_where_everything_is_asked_for() -> None:
     assert this.num_experts > space.MOST_SCANNED and few < every
     assert {one.cache.policy for one in every - few} == {"lfu", "least-stale", "affinity", "activation"}
     assert {one.cache.policy for one in few} >= {"lfu", "affinity", "activation", "lru", "static", "none"}
+
+
+def test_what_ran_before_changes_nothing() -> None:
+    """Engines that decide layer by layer what to fetch pay for it; a fixed cache's tables are not those of a changing one."""
+    hardware = "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB"
+    fixed = load_preset("fiddler").with_options(cache__pooled_experts=300)
+    changing = fixed.with_options(cache__policy="lru", cache__pooled_experts=300)
+    alone, after = (
+        open_subject(model="gpt-oss-20b", hardware=hardware, trace=None, prompt_tokens=4, reply_tokens=4).simulation
+        for _ in range(2)
+    )
+    after.run(after.resolve(changing))
+    assert list(after.run(after.resolve(fixed)).step_end) == list(alone.run(alone.resolve(fixed)).step_end)
