@@ -168,7 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_table_names_options_that_exist_and_commands_that_look_into_it() -> None:
     for name, conditions in CONDITIONS.items():
         assert isinstance(COMMANDS[name], ConditionedCommand)
-        assert set(conditions) <= {option.name for option in options(name)}, name
+        assert set(conditions) <= {parameter.name for parameter in COMMANDS[name].params}, name
     for name, command in COMMANDS.items():
         assert not isinstance(command, ConditionedCommand) or name in CONDITIONS
         assert name in CALLS, f"say in CALLS how {name} is called"
