@@ -63,6 +63,7 @@ def plan(
     request: ParallelRequest,
     memory: int | str | None = ...,
     dense_bits: str | None = ...,
+    engine: str | None = ...,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = ...,
     settings: SettingsLike = ...,
     progress: Progress | None = ...,
@@ -96,8 +97,9 @@ def plan(
     without a recording, tokens per second of the window with one. trace: a recording; None, for one device: routing of the model's
     family for requests of `prompt_tokens` + `reply_tokens` tokens. memory: the budget of each device, bytes or a text such as "6GiB";
     None: all it has. dense_bits: weight format of everything but routed experts; None: the checkpoint's, 16 bits at most. settings:
-    changes of machine, model and request. For one device: target, the engine whose own settings are searched (as `--for`); engine,
-    quant, context, kv_type and reserve as `simulate` takes them; window, forward passes to search on (2000 of a recording). For many:
+    changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
+    with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
+    `simulate` takes them; window, forward passes to search on (2000 of a recording). For many:
     evaluate_on, further recordings by name.
 
     Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
@@ -105,8 +107,8 @@ def plan(
     changes = open_settings(settings)
     changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
     one_device: dict[str, Any] = {
-        "engine": engine, "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context,
-        "reserve": reserve, "window": window,
+        "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "reserve": reserve,
+        "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
         for name, value in (one_device | {"for": target, "kv_type": None if kv_type == "f16" else kv_type}).items():
@@ -116,7 +118,8 @@ def plan(
             raise InputError(
                 "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
             )
-        return _parallel(model, hardware, trace, request, (memory, dense_bits), evaluate_on or {}, changes, progress)
+        asked = (memory, dense_bits, engine)
+        return _parallel(model, hardware, trace, request, asked, evaluate_on or {}, changes, progress)
     if evaluate_on is not None:
         raise InputError("--evaluate-on", sorted(evaluate_on), "counts for expert parallel only", "leave it out")
     request = request or OffloadRequest(objective="request_s" if trace is None else "tokens_per_s")
@@ -163,13 +166,13 @@ def _parallel(
     hardware: str | Profile,
     trace: str | os.PathLike[str] | Recording,
     request: ParallelRequest,
-    limits: tuple[int | str | None, str | None],
+    asked: tuple[int | str | None, str | None, str | None],
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
     changes: Settings,
     progress: Progress | None,
 ) -> ParallelPlan:
     spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
-    memory, dense_bits = limits
+    memory, dense_bits, engine = asked
     memory_bytes = bytes_of(memory, "--memory")
     for name, value, said in (
         ("--memory", memory_bytes, request.memory_bytes), ("--dense-bits", dense_bits, request.dense_bits),
@@ -183,7 +186,7 @@ def _parallel(
     )
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
-        others={name: as_recording(one) for name, one in evaluate_on.items()},
+        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine,
     )  # fmt: skip
     return dataclasses.replace(found, set_by_user=tuple(changes.made))
 

@@ -22,7 +22,6 @@ from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
-    EngineOption,
     ForOption,
     HardwareOption,
     JsonFlag,
@@ -30,6 +29,7 @@ from .options.declarations import (
     MemoryOption,
     ModelOption,
     OptionalTraceOption,
+    PlanEngineOption,
     PromptOption,
     QuantOption,
     ReplyOption,
@@ -138,7 +138,7 @@ def plan(
     ttft: TtftOption = None,
     tpot: TpotOption = None,
     target: ForOption = None,
-    engine: EngineOption = None,
+    engine: PlanEngineOption = None,
     quant: QuantOption = None,
     prompt_tokens: PromptOption = None,
     reply_tokens: ReplyOption = None,
@@ -203,7 +203,14 @@ def plan(
                   "context_tokens": context or _EP_CONTEXT}  # fmt: skip
         many = _parallel_request(formats, phase, search_moves, layout)
         _check_moves(search_moves, trace)
-        planned = search(model, hardware, request=many, evaluate_on={name: name for name in evaluate_on or ()}, **given)
+        planned = search(
+            model,
+            hardware,
+            request=many,
+            evaluate_on={name: name for name in evaluate_on or ()},
+            engine=engine,
+            **given,
+        )
         document = planned.to_dict()
         _write(output, document)
         if report is not None or timeline is not None:

@@ -129,7 +129,6 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
                 "ttft",
                 "tpot",
                 "target",
-                "engine",
                 "quant",
                 "prompt_tokens",
                 "reply_tokens",

@@ -107,6 +107,15 @@ EngineOption = Annotated[
         autocompletion=complete_engine,
     ),
 ]
+PlanEngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Serving engine that runs a machine made of parts (moeplan engine list); default: llama.cpp. ep: whose kernels, measured "
+        "on this card, count; default: tensorrt-llm.",
+        autocompletion=complete_engine,
+    ),
+]
 ForOption = Annotated[
     str | None,
     typer.Option(

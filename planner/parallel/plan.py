@@ -19,7 +19,7 @@ from ...base.units import GIB, NS_PER_S
 from ...base.version import __version__
 from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.simulate import EpPrediction
-from ...specs.machines.bundled_kernels import with_kernels
+from ...specs.machines.bundled_kernels import kernel_machines, with_kernels
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, weight_format
 from ...specs.plans.document import EXPERT_PARALLEL, SCHEMA_VERSION
@@ -90,15 +90,17 @@ def make_ep_plan(
     *,
     others: Mapping[str, Recording] | None = None,
     progress: EpProgress | None = None,
+    engine: str | None = None,
 ) -> ParallelPlan:
     """Return the plan for a recording on `request.num_nodes` servers of `profile`.
 
-    others: further recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model and
-    ranks do not belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
+    engine: whose measured kernels the plan is predicted with, on machines that have some; None: the usual one's. others: further
+    recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model, ranks and engine do not
+    belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
     """
     request = request.of_model(model)
     check_ep_match(model, recording, request)
-    profile = with_kernels(profile)
+    profile = with_kernels(profile, engine)
     evidence = evidence_of(model, recording, request)
     search, base = _first_that_fits(model, profile, evidence, request, progress)
     ranked = search.best(base, request.num_redundant, CHOOSE)
@@ -352,6 +354,10 @@ def _assumptions(
     if kernels is not None:
         found.append(
             f"kernels and exchanges as measured on this card: those of {kernels.engine} {kernels.version}, of NCCL and DeepEP"
+        )
+    elif search.simulation.profile.name in kernel_machines():
+        found.append(
+            "the card's rates are not those its kernels were measured at: a roofline takes their place, faster than kernels are"
         )
     found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
     if chosen.parallel != base.parallel:

@@ -90,18 +90,22 @@ def _constants_of(part: Any) -> list[tuple[str, Any]]:
 def with_kernels(profile: Profile, engine: str | None = None) -> Profile:
     """Return a bundled machine with the kernels of `engine` (the usual one where None); a machine without known kernels as it is.
 
-    Raises InputError where the machine's kernels are known, but not this engine's.
+    Raises InputError where an engine is named whose kernels on this machine are not known, or not those that the machine has.
     """
-    if profile.kernels is not None or profile.curves:
+    own = profile.kernels
+    if own is not None and engine not in (None, own.engine):
+        raise InputError("--engine", engine, f"{profile.name} has the kernels of {own.engine}", "leave it out")
+    known = () if profile.curves else kernel_machines().get(profile.name, ())
+    if own is None and engine is not None and engine not in known:
+        remedy = f"choose {', '.join(known)}" if known else f"leave it out, or choose {', '.join(kernel_machines())}"
+        raise InputError("--engine", engine, f"its kernels on {profile.name} are not known", remedy)
+    if own is not None or not known:
         return profile
-    known = kernel_machines().get(profile.name)
-    if known is None:
-        return profile
-    if engine is not None and engine not in known:
-        raise InputError(
-            "--engine", engine, f"its kernels on {profile.name} are not known", f"choose {', '.join(known)}"
-        )
-    return as_measured(dataclasses.replace(profile, kernels=bundled_kernels(profile.name, engine or USUAL_ENGINE)))
+    measured = as_measured(dataclasses.replace(profile, kernels=bundled_kernels(profile.name, engine or USUAL_ENGINE)))
+    if measured.kernels is None and engine is not None:
+        rule = "its kernels were measured on the card as it is, and the card's rates or links are set otherwise"
+        raise InputError("--engine", engine, rule, "leave it out")
+    return measured
 
 
 @cache

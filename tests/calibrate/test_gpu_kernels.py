@@ -205,6 +205,17 @@ def test_a_card_that_someone_makes_faster_is_a_roofline_again(part, name, kept):
         assert (with_kernels(as_measured(changed)).kernels is not None) is kept
 
 
+def test_an_engine_whose_kernels_cannot_count_is_refused():
+    with pytest.raises(InputError, match="not known; leave it out, or choose a100"):
+        with_kernels(load_hardware("h800-sxm"), "vllm")
+    with pytest.raises(InputError, match="has the kernels of vllm"):
+        with_kernels(with_kernels(load_hardware("h200-sxm"), "vllm"), "sglang")
+    bare = load_hardware("h200-sxm")
+    faster = dataclasses.replace(bare.device, launch_s=dataclasses.replace(bare.device.launch_s, source=SET_BY_USER))
+    with pytest.raises(InputError, match="set otherwise"):
+        with_kernels(dataclasses.replace(bare, device=faster), "vllm")
+
+
 def test_broken_kernels_are_refused_by_name():
     profile = with_kernels(load_hardware("h200-sxm"))
     kernel = profile.kernels.experts["bf16"]

@@ -235,6 +235,7 @@ COUNTS = {
     },
     "grid": {"grid_path", "profile", "device", "settings", "report"},
     "ep": {
+        "engine",
         "nodes",
         "ranks_per_node",
         "redundant",
