@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -270,9 +271,7 @@ class Reached(BaseException):
 def test_every_option_of_plan_reaches_the_search_or_is_refused(
     mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import moeplan.planner.offload.plan
-    import moeplan.planner.parallel.plan
-    import moeplan.planner.served.plan
+    asks = importlib.import_module("moeplan.api.plan")
 
     def offload(simulation: Any, request: Any, **more: Any) -> None:
         trace = simulation.trace
@@ -284,15 +283,15 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
     def served(simulation: Any, request: Any, engine: str, **more: Any) -> None:
         offload(simulation, (request, engine))
 
-    def parallel(model: Any, profile: Any, recording: Any, request: Any, *, others: Any, **more: Any) -> None:
+    def parallel(
+        model: Any, profile: Any, recording: Any, request: Any, *, others: Any, engine: Any, **more: Any
+    ) -> None:
         counted = getattr(recording, "experts", getattr(recording, "counts", None))
-        raise Reached(model, profile, counted.tobytes(), request, tuple(others))
+        raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine)
 
-    monkeypatch.setattr(moeplan.planner.offload.plan, "make_plan", offload)
-    monkeypatch.setattr(
-        moeplan.planner.served.plan, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more)
-    )
-    monkeypatch.setattr(moeplan.planner.parallel.plan, "make_ep_plan", parallel)
+    monkeypatch.setattr(asks, "make_plan", offload)
+    monkeypatch.setattr(asks, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more))
+    monkeypatch.setattr(asks, "make_ep_plan", parallel)
 
     def asked(arguments: list[str]) -> tuple[Any, ...] | Done:
         try:
