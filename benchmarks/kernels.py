@@ -5,7 +5,7 @@
 Every case is checked element by element against float64 before it is timed. Kernels are timed as replays of CUDA graphs, so that
 what is measured is the device, not Python; the times are the harness's, all of them kept. Shipped launch configurations are
 measured first, for all cases; then, while time is left, configurations are searched case by case and what is found is kept: in
-FOLDER/tuned, and where later runs on this machine look for it. Each case is a part of `gpu_results`: what is done is not repeated.
+FOLDER/tuned, and where later runs on this machine look for it. Each case is a part of `gpu.results`: what is done is not repeated.
 
 --dry runs tiny sizes in Triton's interpreter on the CPU and writes the same JSON; its times mean nothing. Targets: 85 % of cuBLAS's
 rate at 4096 rows and more, 80 % of the copy bandwidth where weights' bytes bind, 70 % of it for 4-bit weights at 1 to 16 rows.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan.base.errors import InputError, MoeplanError
 
-from .gpu_results import Part, Results, target
+from .gpu.results import Part, Results, target
 
 if TYPE_CHECKING:
     from moeplan.calibrate.microbenchmarks.harness import Harness

@@ -59,7 +59,7 @@ def difference(
     """
     first, second = (_values(simulation, each, objective) for each in (one, other))
     ratio = second[""] * (1 - granted) / first[""]
-    shares = {}
+    shares: dict[str, float] = {}
     for name in first:
         if name and name in second:
             moved = abs(math.log(second[name] / first[name] / (second[""] / first[""])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,7 @@ class Metrics:
     def reaching(self, others: Iterable[Metrics]) -> Metrics:
         """Return these metrics with every interval reaching over those of the same run where other things are so."""
         found = list(others)
-        wider: dict[str, Interval] = {}
+        wider: dict[str, Any] = {}
         for name in (each.name for each in dataclasses.fields(self) if each.name.endswith("_interval")):
             ends = [end for one in (self, *found) for end in getattr(one, name) or ()]
             if getattr(self, name) is not None:

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 def results(folder: Path, **changes: Any) -> Any:
     given = {"stage": "copies", "dry": False, "device": DEVICE, "deadline_s": time.monotonic() + 60}
-    return benchmark_module("gpu_results").Results(folder / "copies.json", **(given | changes))
+    return benchmark_module("gpu.results").Results(folder / "copies.json", **(given | changes))
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_parts_that_others_need_come_first_or_not_at_all(folder: Path) -> None:
 
 def test_a_lost_device_ends_the_stage_and_keeps_what_was_found(folder: Path) -> None:
     work = Work()
-    module = benchmark_module("gpu_results")
+    module = benchmark_module("gpu.results")
 
     def dead() -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
@@ -184,7 +184,7 @@ def test_a_stage_that_is_ended_has_told_what_it_had_to_do(folder: Path) -> None:
 
 
 def test_a_stage_that_was_ended_still_writes_its_figures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = benchmark_module("gpu")
+    gpu = benchmark_module("gpu.__main__")
     budgets: list[float] = []
 
     def child(stage: int, out: Path, environment: Any, *, dry: bool, budget_s: float, patience_s: float) -> int:
@@ -198,7 +198,7 @@ def test_a_stage_that_was_ended_still_writes_its_figures(folder: Path, monkeypat
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:
-    target = benchmark_module("gpu_results").target
+    target = benchmark_module("gpu.results").target
     assert [target("x", 0.95, got, at_most=False, dry=False)["met"] for got in (0.95, 0.94, None)] == [
         True,
         False,
@@ -209,7 +209,7 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
 
 
 def test_a_profile_is_of_the_parts_it_is_asked_for(folder: Path) -> None:
-    profile = benchmark_module("gpu_profile")
+    profile = benchmark_module("gpu.profile")
     with pytest.raises(InputError, match="has not measured 'calibrate: x' yet"):
         profile.load_profile(folder, ["calibrate: x"])
     first = results(folder)
@@ -226,7 +226,7 @@ def test_a_profile_is_of_the_parts_it_is_asked_for(folder: Path) -> None:
 
 
 def test_a_run_says_first_what_it_stands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = benchmark_module("gpu_machine")
+    machine = benchmark_module("gpu.machine")
     decisions, host, disk = machine.lines()
     assert decisions.startswith("decisions: compiled (numba ") and host.startswith("host: ") and tmp_path.exists()
     assert "disk: " in disk
@@ -240,7 +240,7 @@ def test_a_run_says_first_what_it_stands_on(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_stage_1_searches_nothing_once_kernels_are_part_of_a_profile(folder: Path) -> None:
-    gpu = benchmark_module("gpu")
+    gpu = benchmark_module("gpu.__main__")
     assert gpu.calibrated(folder) is False
     first = results(folder)
     first.run([("copies: 16 bits", lambda: {"fraction_of_plain": 1.0})])
@@ -252,7 +252,7 @@ def test_stage_1_searches_nothing_once_kernels_are_part_of_a_profile(folder: Pat
 def test_launch_configurations_come_along_and_a_change_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opening = benchmark_module("gpu_opening")
+    opening = benchmark_module("gpu.opening")
     monkeypatch.setenv("MOEPLAN_CACHE_DIR", str(tmp_path / "cache"))
     kept, used = folder / "tuned" / "a_GPU.json", tmp_path / "cache" / "tuned" / "a_GPU.json"
     opening.bring_configurations(folder)
@@ -271,7 +271,7 @@ def test_launch_configurations_come_along_and_a_change_is_said(
 
 
 def test_layers_are_taken_away_where_the_host_is_small() -> None:
-    fit = benchmark_module("gpu_models").layers_that_fit
+    fit = benchmark_module("gpu.models").layers_that_fit
     gib = 1 << 30
     assert fit(32, 8, gib // 16, 128 * gib) == 32
     assert fit(32, 8, gib // 2, 20 * gib) == 2  # 11 GiB of 12, less one, hold two layers of four
@@ -285,7 +285,7 @@ def test_a_machine_without_a_second_gpu_says_that_there_is_no_all_to_all(
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    found = benchmark_module("gpu_copies")._all_to_all({"name": "a GPU"}, dry=False)
+    found = benchmark_module("gpu.copies")._all_to_all({"name": "a GPU"}, dry=False)
     assert found == {"ranks": [], "notes": [said], "num_measurements": 0, "samples": None}
 
 
@@ -298,7 +298,11 @@ def apart(tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_stage_imports_without_what_a_gpu_machine_lacks(apart: dict[str, str]) -> None:
-    stages = [*sorted(path.stem for path in (ROOT / "benchmarks").glob("gpu*.py")), "kernels", "kernel_cases"]
+    stages = [
+        *sorted(f"gpu.{path.stem}" for path in (ROOT / "benchmarks" / "gpu").glob("*.py")),
+        "kernels",
+        "kernel_cases",
+    ]
     assert len(stages) > 6
     code = "".join(f"import benchmarks.{name}\n" for name in stages)
     code += "import moeplan.sim.offload.simulate, moeplan.devices.runners.triton, moeplan.devices.runners.plain\n"

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 
 def test_the_grids_are_json_and_new_to_the_calibration() -> None:
-    validation, profile = benchmark_module("gpu_validation"), benchmark_module("gpu_profile")
+    validation, profile = benchmark_module("gpu.validation"), benchmark_module("gpu.profile")
     from moeplan.executor.validation.grid import read_grid
 
     shapes = profile.shapes(dry=False)
@@ -41,7 +41,7 @@ def test_the_grids_are_json_and_new_to_the_calibration() -> None:
 
 
 def test_every_preset_is_run_somewhere_and_everything_that_is_run_can_be() -> None:
-    validation = benchmark_module("gpu_validation")
+    validation = benchmark_module("gpu.validation")
     from moeplan.executor.running.supported import check_runnable
     from moeplan.specs.schedules.presets import PRESETS
 
@@ -58,7 +58,7 @@ def test_every_preset_is_run_somewhere_and_everything_that_is_run_can_be() -> No
 
 
 def test_enough_for_the_targets_comes_first_then_every_group_then_the_rest() -> None:
-    validation = benchmark_module("gpu_validation")
+    validation = benchmark_module("gpu.validation")
     order = validation.portions(dry=False)
     names = [one.name for one in order]
     assert len(set(names)) == len(names)
@@ -85,7 +85,7 @@ def test_enough_for_the_targets_comes_first_then_every_group_then_the_rest() -> 
 
 
 def test_figures_are_those_of_all_parts_together() -> None:
-    validation = benchmark_module("gpu_validation")
+    validation = benchmark_module("gpu.validation")
 
     def compared(name: str, predicted: float, measured: float) -> dict[str, Any]:
         return {
@@ -114,14 +114,14 @@ def test_figures_are_those_of_all_parts_together() -> None:
 
 
 def test_a_summary_tells_targets_groups_failures_and_what_was_left_out(tmp_path: Path) -> None:
-    gpu, validation = benchmark_module("gpu"), benchmark_module("gpu_validation")
+    gpu, validation = benchmark_module("gpu.__main__"), benchmark_module("gpu.validation")
     one = {
         "name": "a", "group": "g", "predicted_s": 1.1, "relative_uncertainty": 0.2, "measured_s": 1.0, "measured_again_s": 1.0,
         "measured_half_s": 1.0, "tokens_per_step": 1.0, "count_differences": ["hits"], "hit_rate_predicted": 0.5, "hit_rate_measured": 0.5,
     }  # fmt: skip
     names = ["targets: a", "targets: b", "cores: c", "disk: d"]
     device = {"kind": "cuda", "name": "a GPU", "torch": "2.0"}
-    file = benchmark_module("gpu_results").Results(
+    file = benchmark_module("gpu.results").Results(
         tmp_path / "validation.json", stage="validation", dry=False, device=device, deadline_s=time.monotonic() + 60
     )
 
@@ -157,7 +157,7 @@ def test_how_long_a_part_takes_is_its_runs_and_making_its_experts() -> None:
     from moeplan.specs.machines.profile_file import load_hardware
     from moeplan.traces.format import load_trace
 
-    validation, expected = benchmark_module("gpu_validation"), benchmark_module("gpu_expected")
+    validation, expected = benchmark_module("gpu.validation"), benchmark_module("gpu.expected")
     trace = load_trace(validation.BUNDLED)
     case = validation.read_plan(validation.TARGETS, dry=False).cases[0]
     runs = [(run_input(case.schedule, trace, window_steps=4), case.shape.model(trace))]

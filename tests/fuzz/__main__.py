@@ -28,6 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support" / "plans"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support" / "traces"))
 
 from commands import run
 from mutations import mutated

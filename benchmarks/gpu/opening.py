@@ -2,7 +2,7 @@
 
 Modelled: kernels are launched as they were when the profile was measured. Stage 1 leaves what it found in OUT/tuned as well as in the
 user's cache, so that another machine of the same kind, with an empty cache, takes it from there; where the two differ from what
-stage 2 was measured with, the stage says so. Ignored: what a stage does (`gpu_copies`, `gpu_validation`, `gpu_speedups`).
+stage 2 was measured with, the stage says so. Ignored: what a stage does (`copies`, `validation`, `speedups`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moeplan.base.text_files import write_atomic
 from moeplan.devices.device import metadata_of, open_device
 from moeplan.kernels.tuning import cache_folder, device_slug
 
-from .gpu_results import Results
+from .results import Results
 
 CONFIGURATIONS = "launch_configurations"
 _CHANGED = "launch configurations are others than when the profile was measured: measure again in an empty folder"

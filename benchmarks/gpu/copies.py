@@ -1,12 +1,12 @@
 """Stage 2: the machine's samples and profile, and what the executor's copies reach of what a plain pinned copy reaches.
 
-    calibrate, cores, disk    what the profile is made of (`gpu_profile`); what the targets of stage 3 need comes first
+    calibrate, cores, disk    what the profile is made of (`profile`); what the targets of stage 3 need comes first
     copies: FORMAT            whole experts through the executor's copy engine, beside torch's own pinned copy of the same bytes
     overlap: N tokens         forward passes in which every expert of the next layer is copied while this layer computes
     all-to-all                between the machine's GPUs, into the profile too; where there is one, a note says that there is none
 
 Modelled: an overlapped step is held against the larger of its computing alone (the same passes with all experts on the device) and
-its copying alone (the same bytes as a plain pinned copy). Ignored: what a schedule makes of it (`gpu_validation`, `gpu_speedups`).
+its copying alone (the same bytes as a plain pinned copy). Ignored: what a schedule makes of it (`validation`, `speedups`).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from moeplan.executor.running.transfers import Transfer
 from moeplan.sim.policies.state import DEMAND
 from moeplan.specs.schedules.presets import load_preset
 
-from .gpu_models import layers_that_fit, mixtral, mixtral_trace
-from .gpu_opening import open_results
-from .gpu_profile import about_s, profile_parts, write_profile
-from .gpu_results import Part, target
+from .models import layers_that_fit, mixtral, mixtral_trace
+from .opening import open_results
+from .profile import about_s, profile_parts, write_profile
+from .results import Part, target
 
 COPY_TARGET, OVERLAP_TARGET = 0.95, 1.08
 # Of the stage's budget, the parts of the profile may take this share, which is that of five shapes.

@@ -37,8 +37,8 @@ from moeplan.executor.calibration.host_overheads import measure_host
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models import ModelSpec
 
-from .gpu_models import mixtral, switch_large
-from .gpu_results import Part
+from .models import mixtral, switch_large
+from .results import Part
 
 PROFILE, SAMPLES = "profile.json", "profile.samples.json"
 DISK = "disk"

@@ -35,11 +35,11 @@ from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.recording import RoutingTrace
 
-from .gpu_expected import expected_s
-from .gpu_models import layers_that_fit, mixtral, mixtral_trace, switch_large, switch_trace
-from .gpu_opening import open_results
-from .gpu_profile import load_profile, needed
-from .gpu_results import Part
+from .expected import expected_s
+from .models import layers_that_fit, mixtral, mixtral_trace, switch_large, switch_trace
+from .opening import open_results
+from .profile import load_profile, needed
+from .results import Part
 
 _MIXTRAL_LAYERS, _SWITCH_BLOCKS = 32, 12
 _CACHED = 4

@@ -12,7 +12,7 @@ from moeplan.planner.placement.objective import LayerCosts
 from moeplan.planner.placement.placement import Placement
 from moeplan.planner.placement.splits import StepTokens, source_ranks
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 COSTS = LayerCosts(
     token_bytes_dispatch=4096.0,

@@ -2,7 +2,7 @@
 
 Modelled: a part that is finished is never repeated; one that failed or was cut short is tried again by the next run, after all
 others, so that a part that hangs cannot stand in the way of the rest for ever. Results of another device, another version of torch
-or another kind of run (dry) are refused, not mixed. Ignored: what is measured (`gpu_copies`, `gpu_validation`, `gpu_speedups`,
+or another kind of run (dry) are refused, not mixed. Ignored: what is measured (`copies`, `validation`, `speedups`,
 `kernels`).
 """
 

@@ -36,13 +36,13 @@ from moeplan.specs.machines.profile import Profile
 from moeplan.traces.format import load_trace
 from moeplan.traces.recording import RoutingTrace
 
-from .gpu_expected import expected_s
-from .gpu_opening import open_results
-from .gpu_profile import load_profile, needed
-from .gpu_results import target
+from .expected import expected_s
+from .opening import open_results
+from .profile import load_profile, needed
+from .results import target
 
-ROOT = Path(__file__).resolve().parents[1]
-GRIDS = Path(__file__).parent / "grids"
+ROOT = Path(__file__).resolve().parents[2]
+GRIDS = Path(__file__).parents[1] / "grids"
 BUNDLED = ROOT / "traces" / "bundled" / "tiny-moe.safetensors"
 MEDIAN_TARGET, P90_TARGET, REGRET_TARGET, TAU_TARGET, LEAST_CONFIGURATIONS = 0.03, 0.08, 0.01, 0.9, 24
 _DRY = {

@@ -26,7 +26,7 @@ from typing import Any
 
 from moeplan.base.errors import MoeplanError
 
-from .gpu_machine import lines
+from .machine import lines
 
 STAGES = {1: "kernels", 2: "copies", 3: "validation", 4: "speedups"}
 # With the two below it is under eight minutes.
@@ -121,18 +121,18 @@ def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
     # Imported here, one of them: each brings torch or triton, and its own idea of the environment.
     deadline_s = time.monotonic() + budget_s
     if STAGES[stage] == "kernels":
-        from .gpu_opening import bring_configurations
-        from .kernels import run as run_kernels
+        from ..kernels import run as run_kernels
+        from .opening import bring_configurations
 
         if not dry:
             bring_configurations(out)
         return 0 if run_kernels(out, dry=dry, deadline_s=deadline_s, search=not calibrated(out)) else 1
     if STAGES[stage] == "copies":
-        from .gpu_copies import run
+        from .copies import run
     elif STAGES[stage] == "validation":
-        from .gpu_validation import run
+        from .validation import run
     else:
-        from .gpu_speedups import run
+        from .speedups import run
     return 0 if run(out, dry=dry, deadline_s=deadline_s) else 1
 
 

@@ -2,7 +2,7 @@
 
 Modelled: the warm-up and every repetition at its predicted length, and making the experts: each of their bytes is written three times
 at the rate of a copy through memory that is not page-locked, and once to disk where the schedule reads it from there.
-Ignored: compiling kernels and computing figures; `gpu_results` corrects by what the parts before took beyond this.
+Ignored: compiling kernels and computing figures; `results` corrects by what the parts before took beyond this.
 """
 
 from __future__ import annotations
