@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from moeplan.api import subject
 from moeplan.base.errors import UnknownName
 from moeplan.calibrate.costs.fitted_model import load_costs
-from moeplan.commands.options import subject
 from moeplan.papers.field import setup
 from moeplan.papers.field.rows import read_reports
 from moeplan.specs.machines.load import load_machine
