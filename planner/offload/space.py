@@ -23,6 +23,8 @@ different sources report for Mixtral (schedule presets cite them), and stated in
 LEVEL_SHARES = (0.4, 0.55, 0.7, 0.85, 1.0)
 """Levels searched, as shares of the slots that fit: far below what one has, nobody buys."""
 
+FEWER_LEVEL_SHARES = (0.5, 0.75, 1.0)
+"""The same for models of more than `MOST_SCANNED` experts, whose runs take longer and whose levels lie closer."""
 MOST_SCANNED = 2048
 """Experts up to which a pool shared by all layers is tried with policies that look through all of it for each victim: in larger ones
 a run takes ten times as long, and the same policies with places by layer stand for them."""
@@ -62,7 +64,8 @@ def levels(simulation: Simulation, base: OffloadSchedule) -> list[int]:
     """Return the numbers of slots to search, rising; the last is the most that fits. Raises DoesNotFit when none do."""
     most = simulation.slots_that_fit(base)
     least = min(simulation.trace.num_layers, most)
-    return sorted({level for share in LEVEL_SHARES if (level := max(least, round(most * share))) >= 1})
+    shares = LEVEL_SHARES if simulation.num_experts <= MOST_SCANNED else FEWER_LEVEL_SHARES
+    return sorted({level for share in shares if (level := max(least, round(most * share))) >= 1})
 
 
 def predictors(simulation: Simulation) -> Iterator[dict[str, object]]:
