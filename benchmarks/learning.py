@@ -187,14 +187,14 @@ def _left_out_tables(path: str | None, rigs: Mapping[str, Any]) -> dict[str, Map
     """Return constants that were fitted without each machine, to first order from the bundled ones."""
     from benchmarks.fit_engines import Problem, solve
 
-    reports = usable(read_reports(path))
-    problem = Problem(reports)
+    setups = [set_up(report) for report in usable(read_reports(path))]
+    problem = Problem(setups)
     x = problem.vector(fitted_table())
     at = problem.errors(x)
     jacobian = problem.jacobian(x, at)
     found = {}
     for rig in rigs:
-        rows = np.array([report.rig != rig for report in reports])
+        rows = np.array([setup.report.rig != rig for setup in setups])
         table = problem.table(solve(jacobian, at, x, rows))
         for name, row in table["generic"].items():
             row["uncertainty"] = fitted_table()["generic"][name]["uncertainty"]
