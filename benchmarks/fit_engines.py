@@ -29,6 +29,7 @@ from moeplan.papers.field.predict import speed
 from moeplan.papers.field.rows import Report, read_reports
 from moeplan.papers.field.setup import NotExpressible, Setup, remade, set_up
 from moeplan.specs.catalog import ENGINES_FOLDER
+from moeplan.specs.machines.catalogue import find_gpu
 from moeplan.specs.machines.engines import fitted_table
 
 Array = npt.NDArray[np.float64]
@@ -247,6 +248,12 @@ def report_scores(reports: list[Report], fitted: Array, judged: Array) -> None:
         print("    " + ", ".join(f"{reports[row].id} {math.exp(judged[row]):.2f}" for row in worst))
 
 
+def architectures(problem: Problem) -> set[str]:
+    """Return the generations of cards that reports are of."""
+    found = {find_gpu(str(report.cards[0].get("name"))).architecture for report in problem.reports if report.cards}
+    return {name for name in found if name is not None}
+
+
 def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any]:
     """Return the constants with uncertainties: the error that nine in ten left-out rows of their kind stay within."""
     table = problem.table(x)
@@ -261,6 +268,7 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
         where: {name: round(factor, 3) for name, factor in found.items() if abs(factor - 1) > 0.005}
         for where, found in sorted(table["factors"].items())
     }
+    table["architectures"] = sorted(architectures(problem))
     table["left_out"] = {}
     for kind in JUDGED:
         errors = [abs(math.expm1(judged[row])) for row, report in enumerate(problem.reports) if report.kind == kind]

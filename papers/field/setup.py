@@ -365,17 +365,14 @@ def _count(report: Report, key: str, default: int, most: int) -> int:
 def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: RoutingTrace, fmt: WeightFormat,
               assumed: list[str]) -> OffloadSchedule:  # fmt: skip
     placement = report.part("placement")
-    kind, layers = str(placement.get("kind")), model.num_moe_layers
+    kind = str(placement.get("kind"))
     on_disk = placement.get("tier") == "disk"
-    if kind == "gpu" or (profile.device.kind == "cpu" and not on_disk):
+    if kind in ("gpu", "tensor-split") or (profile.device.kind == "cpu" and not on_disk):
         schedule = load_preset("resident")
     elif kind == "cpu-moe":
         schedule = load_preset("cpu-moe")
-    elif kind == "n-cpu-moe":
-        count = placement.get("cpu_layers")
-        if not isinstance(count, int):
-            raise NotExpressible("how many layers' experts are on the cores is not stated")
-        schedule = load_preset("cpu-moe" if count >= layers else f"n-cpu-moe={max(0, count)}")
+    elif kind in ("n-cpu-moe", "layers"):
+        schedule = _some_layers(placement, model, profile, fmt, assumed)
     elif kind == "gpu-experts":
         schedule = _some_experts(placement, model, profile, fmt, assumed)
     elif kind == "expert-cache":
@@ -389,6 +386,24 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
     if schedule.kernel.miss == "cpu" and not report.decodes and _uploads(report, model, profile, trace):
         schedule = schedule.with_options(kernel__miss="fetch")
     return schedule
+
+
+def _some_layers(
+    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
+) -> OffloadSchedule:
+    """Return the schedule where the experts of some layers are on the cores: as many as stated, else what the card has no room for.
+
+    Of layers that are on the cores as a whole, what surrounds the experts stays on the card here: it is a small part.
+    """
+    layers, count, held = model.num_moe_layers, placement.get("cpu_layers"), placement.get("gpu_layers")
+    if not isinstance(count, int) and isinstance(held, int):
+        count = max(0, model.num_layers - held)
+    if not isinstance(count, int):
+        count = layers - min(layers, _experts_that_fit(model, profile, fmt) * layers // model.num_experts)
+        assumed.append(f"placement.cpu_layers: {count}, what does not fit")
+    if count <= 0:
+        return load_preset("resident")
+    return load_preset("cpu-moe" if count >= layers else f"n-cpu-moe={count}")
 
 
 def _some_experts(

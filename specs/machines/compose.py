@@ -64,7 +64,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
             table: Mapping[str, Any] | None = None, built: str | None = None) -> Profile:  # fmt: skip
     """Return the profile of `parts` run by `engine`, a build of month `built`; raises InputError where it has no backend for them."""
     backend = choose_backend(engine, backend, parts.gpu.backend if parts.gpu is not None else "cpu")
-    found = rates(engine.name, backend, table)
+    found = rates(engine.name, backend, table, parts.gpu.architecture if parts.gpu is not None else None)
     assumed: list[str] = []
     cpu, memory = _host_parts(parts, assumed)
     host_rate = _host_memory_rate(parts, memory, found)

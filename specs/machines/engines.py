@@ -9,6 +9,7 @@ tokens kernels only stream weights, what an engine cannot do. Ignored: versions 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -86,6 +87,17 @@ class Engine:
         return self.upload_tokens
 
 
+_OTHER_GENERATION = 0.3
+"""How much further off a card of a generation without reports may be."""
+_OF_GENERATIONS = (
+    "memory_efficiency",
+    "graph_kernel_s",
+    "dense_efficiency",
+    "expert_efficiency",
+    "attention_efficiency",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRates:
     """Fitted constants of one engine on one backend, by name."""
@@ -138,10 +150,13 @@ def choose_backend(engine: Engine, backend: str | None, default: str) -> str:
     raise InputError("engine", engine.name, f"it has no {default} backend", f"it runs on {', '.join(engine.backends)}")
 
 
-def rates(engine: str, backend: str, table: Mapping[str, Any] | None = None) -> EngineRates:
+def rates(
+    engine: str, backend: str, table: Mapping[str, Any] | None = None, architecture: str | None = None
+) -> EngineRates:
     """Return the fitted constants of `engine` on `backend`: the generic ones times its factors, where it has any.
 
     table: constants in place of the bundled ones, as `specs/catalog/engines/fitted.json` has them.
+    architecture: of the card; what kernels reach on one that no report is of is less certain.
     """
     table = fitted_table() if table is None else table
     values = {name: dict(row) for name, row in table["generic"].items()}
@@ -153,6 +168,10 @@ def rates(engine: str, backend: str, table: Mapping[str, Any] | None = None) -> 
         f"of {engine} on {backend}" if mine else f"of a generic engine on {backend}: {engine} has no rows of its own"
     )
     citation = f"{table['citation']}, {where}"
+    if architecture is not None and architecture not in table.get("architectures", (architecture,)):
+        citation = f"{citation}; no report is of this generation of cards"
+        for name in _OF_GENERATIONS:
+            values[name]["uncertainty"] = math.hypot(values[name]["uncertainty"], _OTHER_GENERATION)
     return EngineRates(
         constants={
             name: Constant(

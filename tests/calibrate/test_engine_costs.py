@@ -13,7 +13,7 @@ from moeplan.calibrate.costs.fitted_model import load_costs
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text, parse_parts
-from moeplan.specs.machines.engines import load_engine
+from moeplan.specs.machines.engines import fitted_table, load_engine
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
@@ -68,6 +68,16 @@ def test_memory_behind_few_units_is_used_less_well_by_kernels_that_expand_blocks
     assert reached[0] > reached[1] > max(reached[2:]) and min(reached) > 0.4
     others = {compose_text(card, "vllm").device.memory_efficiency.value for card in cards}
     assert len(others) == 1
+
+
+def test_generations_without_reports_are_less_certain() -> None:
+    table = fitted_table()
+    assert "pascal" not in table["architectures"] and "ada-geforce" in table["architectures"]
+    seen, unseen = (compose_text(card).device.memory_efficiency for card in ("rtx-4090", "tesla-p40"))
+    assert unseen.relative_uncertainty > seen.relative_uncertainty and "no report" in unseen.citation
+    cards, cores = (compose_text("tesla-p40").host.cpu, compose_text("rtx-4090").host.cpu)
+    assert cards is not None and cores is not None
+    assert cards.memory_bytes_per_s.relative_uncertainty == cores.memory_bytes_per_s.relative_uncertainty
 
 
 def test_ordinary_memory_is_copied_at_what_a_driver_stages() -> None:

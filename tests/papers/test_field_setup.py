@@ -81,3 +81,15 @@ def test_an_unstated_prompt_fills_the_passes_that_are_asked_for() -> None:
         report(metric="prefill_tokens_per_s", workload=ROW["workload"] | {"prompt_tokens": None, "ubatch": 2048})
     )
     assert found.trace.num_tokens == 2048
+
+
+def test_layers_on_the_cores_are_counted_from_either_side() -> None:
+    def name(**placement: Any) -> str:
+        return set_up(report(placement=placement, host=HOST)).schedule.name
+
+    assert name(kind="layers", gpu_layers=40) == name(kind="n-cpu-moe", cpu_layers=8)
+    assert name(kind="layers", gpu_layers=99) == name(kind="n-cpu-moe", cpu_layers=0) == name(kind="gpu") == "resident"
+    assert name(kind="layers", gpu_layers=0) == name(kind="cpu-moe")
+    small = [{"name": "NVIDIA GeForce RTX 3060", "memory_gib": 12, "count": 1, "pcie": None}]
+    found = set_up(report(placement={"kind": "n-cpu-moe"}, host=HOST, gpus=small))
+    assert found.schedule.name.startswith("n-cpu-moe") and any("cpu_layers" in line for line in found.assumed)
