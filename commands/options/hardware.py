@@ -5,6 +5,7 @@ Modelled: what is printed, as text and as JSON. Ignored: reading profiles (`spec
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -41,10 +42,13 @@ def hardware_show(
 ) -> None:
     """Show every constant of a machine, with its uncertainty, its source and where it was taken from."""
     from ...base.units import unit_of
+    from ...specs.machines.bundled_kernels import kernel_machines
     from ...specs.machines.load import load_machine
     from ...specs.provenance import machine_sha256
 
     profile = load_machine(hardware)
+    known = kernel_machines().get(profile.name, ()) if profile.kernels is None else ()
+    kernels = _kernels(profile)
     constants: list[dict[str, Any]] = [
         {"name": name, "value": one.value, "unit": unit_of(name), "relative_uncertainty": one.relative_uncertainty,
          "source": one.source, "citation": one.citation}
@@ -58,7 +62,7 @@ def hardware_show(
     if as_json:
         more = {"kind": profile.device.kind, "host_shares_compute": profile.device.host_shares_compute, "samples": profile.samples,
                 "sha256": machine_sha256(profile)}  # fmt: skip
-        print_json(_summary(profile) | more | {"constants": constants, "tables": tables})
+        print_json(_summary(profile) | more | {"constants": constants, "tables": tables, "kernels": kernels})
         return
     typer.echo(f"{profile.name}: {profile.description}")
     rows: list[tuple[str, ...]] = [
@@ -71,7 +75,30 @@ def hardware_show(
          one["source"], one["citation"])
         for one in tables
     ]  # fmt: skip
+    rows += [
+        (f"kernels.{one['name']}", numbers.constant("start_s", one["constants"]["start_s"]),
+         numbers.percent(one["relative_uncertainty"], 0), one["source"],
+         f"{one['kernel']}, what it takes at least (--json has all of its constants)")
+        for one in kernels
+    ]  # fmt: skip
     print_table(("constant", "value", "±", "source", "taken from"), rows, right=(1, 2))
+    if known:
+        typer.echo(
+            f"kernels of {', '.join(known)} were measured on this card: expert-parallel plans go by them (--engine)"
+        )
+
+
+def _kernels(profile: Profile) -> list[dict[str, Any]]:
+    """Return the measured kernels of a profile, each with its constants."""
+    found = profile.kernels
+    if found is None:
+        return []
+    return [
+        {"name": name, "kernel": kernel.name, "relative_uncertainty": kernel.relative_uncertainty, "source": found.source,
+         "citation": found.citation, "constants": {key: value for key, value in dataclasses.asdict(kernel).items()
+                                                   if isinstance(value, (int, float)) and key != "relative_uncertainty"}}
+        for name, kernel in found.kernels()
+    ]  # fmt: skip
 
 
 def _summary(profile: Profile) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from long_runs import examples
 from moeplan.base.errors import InputError, UnknownName
@@ -27,6 +29,7 @@ from moeplan.calibrate.costs.gpu.experts import (
 )
 from moeplan.calibrate.costs.gpu.layer import layer_matrices
 from moeplan.calibrate.costs.gpu.products import product_s
+from moeplan.commands.app import app
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DISPATCH, OP_EXPERT
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import count_step, expect_step
@@ -312,3 +315,15 @@ def test_expected_and_counted_steps_take_about_as_long():
     chance = np.full((2, 1, 64), 6 / 64)
     expected = case.predict(schedule, [expect_step(chance, np.full(8, 128), case.topology(64), schedule)]).step_s
     assert expected == pytest.approx(counted, rel=0.06)
+
+
+def test_hardware_show_has_every_constant_of_measured_kernels(tmp_path):
+    profile = with_kernels(load_hardware("h200-sxm"), "vllm")
+    (tmp_path / "mine.json").write_text(profile_to_json(profile), encoding="utf-8")
+    show = CliRunner().invoke(app, ["hardware", "show", str(tmp_path / "mine.json"), "--json"])
+    shown = {one["name"]: one["constants"] for one in json.loads(show.stdout)["kernels"]}
+    assert set(shown) == {name for name, _ in profile.kernels.kernels()}
+    assert shown["experts.bf16"]["tile_s"] == profile.kernels.experts["bf16"].tile_s
+    text = CliRunner().invoke(app, ["hardware", "show", str(tmp_path / "mine.json")]).stdout
+    assert all(f"kernels.{name}" in text for name in shown)
+    assert "expert-parallel plans go by them" in CliRunner().invoke(app, ["hardware", "show", "h200-sxm"]).stdout
