@@ -13,18 +13,14 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
+from ..traces.kinds import READERS
 from .options.declarations import JsonFlag
 from .trace_synth import trace_synth
 
 if TYPE_CHECKING:
     from ..traces.stats import TraceStats
 
-# Written out, because asking the registry would import numpy before any help is shown; a test compares.
-SOURCES = (
-    "csv, hf-router-logits, jsonl, llama-csv, llama-imatrix, megatron, moe-infinity, npy, npz, parquet, "
-    "sglang-per-pass, sglang-per-token, sglang-routed-experts, sglang-stat, trtllm, verl, "
-    "vllm-eplb-stats, vllm-routed-experts"
-)
+SOURCES = ", ".join(READERS)
 
 
 def trace_import(

@@ -1,60 +1,27 @@
 """The papers that can be reproduced, by name; a paper's module is imported when it is asked for.
 
-Ignored: how tables are shown.
+Modelled: one line a paper; what a paper lets one change is read from its function's signature. Ignored: how tables are shown.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Mapping
 
 from ..base.errors import InputError, UnknownName
 from .cells import Reproduction
 
-
-def _deepep() -> Reproduction:
-    from .deepep import reproduce_deepep
-
-    return reproduce_deepep()
-
-
-def _engines() -> Reproduction:
-    from .engines import reproduce_engines
-
-    return reproduce_engines()
-
-
-def _eps_moe() -> Reproduction:
-    from .eps_moe import reproduce_eps_moe
-
-    return reproduce_eps_moe()
-
-
-def _grace_moe() -> Reproduction:
-    from .grace_moe import reproduce_grace_moe
-
-    return reproduce_grace_moe()
-
-
-def _mixtral_offloading(hardware: str | None, bits: str | None) -> Reproduction:
-    from .mixtral_offloading import reproduce_mixtral_offloading
-
-    return reproduce_mixtral_offloading(hardware, bits)
-
-
-def _pre_gated(hardware: str | None, bits: str | None) -> Reproduction:
-    from .pre_gated import reproduce_pre_gated
-
-    return reproduce_pre_gated(hardware, bits)
-
-
-_ONE_SETUP: Mapping[str, Callable[[], Reproduction]] = {
-    "deepep": _deepep, "engines": _engines, "eps-moe": _eps_moe, "grace-moe": _grace_moe,
-}  # fmt: skip
-_ANY_MACHINE: Mapping[str, Callable[[str | None, str | None], Reproduction]] = {
-    "mixtral-offloading": _mixtral_offloading,
-    "pre-gated": _pre_gated,
+# Name → module of this folder and function in it.
+_PAPERS: Mapping[str, str] = {
+    "deepep": "deepep.reproduce_deepep",
+    "engines": "engines.reproduce_engines",
+    "eps-moe": "eps_moe.reproduce_eps_moe",
+    "grace-moe": "grace_moe.reproduce_grace_moe",
+    "mixtral-offloading": "mixtral_offloading.reproduce_mixtral_offloading",
+    "pre-gated": "pre_gated.reproduce_pre_gated",
 }
-PAPERS = tuple(sorted((*_ONE_SETUP, *_ANY_MACHINE)))
+PAPERS = tuple(sorted(_PAPERS))
 """Names of the papers."""
 
 
@@ -64,12 +31,25 @@ def reproduce(name: str, *, hardware: str | None = None, bits: str | None = None
     Raises UnknownName for a paper, machine or format that is not here, InputError where the paper is tied to its own machines,
     DoesNotFit where the machine asked for cannot hold the model.
     """
-    if name not in PAPERS:
+    if name not in _PAPERS:
         raise UnknownName("paper", name, PAPERS)
-    if name in _ANY_MACHINE:
-        return _ANY_MACHINE[name](hardware, bits)
+    function = _function(name)
+    if _any_machine(function):
+        return function(hardware, bits)
     for option, value in (("--hardware", hardware), ("--bits", bits)):
         if value is not None:
+            free = [other for other in PAPERS if _any_machine(_function(other))]
             raise InputError(option, value, f"{name} is reproduced for its own machines only",
-                             f"leave it out, or choose {' or '.join(_ANY_MACHINE)}")  # fmt: skip
-    return _ONE_SETUP[name]()
+                             f"leave it out, or choose {' or '.join(free)}")  # fmt: skip
+    return function()
+
+
+def _function(name: str) -> Callable[..., Reproduction]:
+    module, _, function = _PAPERS[name].partition(".")
+    found: Callable[..., Reproduction] = getattr(importlib.import_module(f".{module}", __package__), function)
+    return found
+
+
+def _any_machine(function: Callable[..., Reproduction]) -> bool:
+    """Return whether a paper can be asked about another machine and weight format: its function takes both."""
+    return {"hardware", "bits"} <= set(inspect.signature(function).parameters)

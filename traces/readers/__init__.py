@@ -1,8 +1,8 @@
 """The registry of readers: what `--from KIND` means, and the one function that runs them.
 
 Modelled: a reader is a function from a path and keyword options to a recording; its options are read from its
-signature, so that a wrong one is refused by name and a text becomes what the option is. A new source is a module in
-`engines/` or `files/` and a line of `_READERS`. Ignored: guessing the kind from the file.
+signature, so that a wrong one is refused by name and a text becomes what the option is. Which kinds there are
+stands in `kinds`. Ignored: guessing the kind from the file.
 """
 
 from __future__ import annotations
@@ -11,41 +11,17 @@ import importlib
 import inspect
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from ...base.errors import InputError, UnknownName
+from ..kinds import READERS
 from ..recording import LoadProfile, RoutingTrace
 from .draft_layers import without_draft_layers
 
 Reader = Callable[..., RoutingTrace | LoadProfile]
 
-# Kind → module below this folder and function in it; the module is imported when the kind is asked for.
-_READERS: Mapping[str, str] = MappingProxyType(
-    {
-        "csv": "files.token_rows.read_csv",
-        "hf-router-logits": "files.router_logits.read_router_logits",
-        "jsonl": "files.token_rows.read_jsonl",
-        "llama-csv": "engines.llamacpp.read_llama_csv",
-        "llama-imatrix": "engines.llamacpp.read_llama_imatrix",
-        "megatron": "engines.megatron.read_megatron",
-        "moe-infinity": "engines.moe_infinity.read_moe_infinity",
-        "npy": "files.npy_layers.read_npy_layers",
-        "npz": "files.npz.read_npz_trace",
-        "parquet": "files.parquet.read_parquet",
-        "sglang-per-pass": "engines.sglang.read_sglang_per_pass",
-        "sglang-per-token": "engines.sglang.read_sglang_per_token",
-        "sglang-routed-experts": "engines.sglang_routed_experts.read_sglang_routed_experts",
-        "sglang-stat": "engines.sglang.read_sglang_stat",
-        "trtllm": "engines.trtllm.read_trtllm",
-        "verl": "engines.verl.read_verl",
-        "vllm-eplb-stats": "engines.vllm_load_stats.read_vllm_load_stats",
-        "vllm-routed-experts": "engines.vllm_routed_experts.read_vllm_routed_experts",
-    }
-)
-READERS: Sequence[str] = tuple(_READERS)
-"""The kinds there are."""
 _HIDDEN_LAYERS = "hidden_layers"  # an option of every kind: layers numbered beyond the model's are draft layers
 
 
@@ -99,7 +75,7 @@ def option_values(kind: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 def _reader(kind: str) -> Reader:
     """Return the function that reads a kind. Raises UnknownName."""
-    where = _READERS.get(kind)
+    where = READERS.get(kind)
     if where is None:
         raise UnknownName("kind", kind, READERS)
     module, _, function = where.rpartition(".")
