@@ -28,7 +28,7 @@ FEWER_LEVEL_SHARES = (0.5, 0.75, 1.0)
 MOST_SCANNED = 2048
 """Experts up to which a pool shared by all layers is tried with policies that look through all of it for each victim: in larger ones
 a run takes ten times as long, and the same policies with places by layer stand for them."""
-_SCANNING = ("lfu", "least-stale", "affinity", "activation")
+_SCANNING = ("lfu", "lfuda", "least-stale", "affinity", "activation")
 
 # (layers ahead, guesses per token as a share of top-k) worth trying: looking far and wide at once moves more than a link can.
 _REACHES = ((1, 0.5), (1, 1.0), (1, 1.5), (1, 2.0), (2, 0.5), (2, 1.0), (3, 0.5), (3, 1.0))

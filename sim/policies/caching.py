@@ -1,7 +1,8 @@
 """What stays and what goes: recency lists, victims, admission and eviction.
 
 Modelled: one pool of slots for each layer, or one for all; LRU; LFU, affinity and activation (least merit goes, recency
-breaks ties); least-stale (layers left behind go first); Belady's farthest next use.
+breaks ties); LFU with ageing (merit is frequency plus the age of the pool); least-stale (layers left behind go first);
+Belady's farthest next use.
 A victim is sought in three rounds: first among experts that neither the current visit uses nor a prefetch still awaits;
 then among awaited ones; last among the visit's own, which happens only when the visit's set is larger than the pool, so
 that the set streams through. Ignored: sizes (all experts of one run are slots of one size), time.
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 from ...base.jit import jit_inline, jit_inner
 from .state import (
-    ABSENT, BELADY, CACHED, EVICTIONS, FREE_SLOT, FREQUENCY, LEAST_STALE, LFU, LINK_NEXT, LINK_PREV, LRU, MERIT, NEXT_USE,
-    NONE, POOL_BASE, POOL_CAPACITY, POOL_SIZE, PREFETCHES_DROPPED, SLOT_OF, STAGED_KEY, STATIC, TARGET, TOUCHED, USED,
+    ABSENT, BELADY, CACHED, EVICTIONS, FREE_SLOT, FREQUENCY, LEAST_STALE, LFU, LFUDA, LINK_NEXT, LINK_PREV, LRU, MERIT, NEXT_USE,
+    NONE, POOL_AGE, POOL_BASE, POOL_CAPACITY, POOL_SIZE, PREFETCHES_DROPPED, SLOT_OF, STAGED_KEY, STATIC, TARGET, TOUCHED, USED,
     WHERE,
     PolicyConfig, PolicyState,
 )  # fmt: skip
@@ -59,6 +60,20 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
 
 
 @jit_inline
+def appraise(config: PolicyConfig, state: PolicyState, key: int) -> None:
+    """Give `key` the merit of a use now under LFU with ageing: its tokens since it came in, and the age of its pool."""
+    if config.policy == LFUDA:
+        state.keys[MERIT, key] = state.keys[FREQUENCY, key] + state.pools[pool_of(config, key), POOL_AGE]
+
+
+@jit_inline
+def _forget(config: PolicyConfig, state: PolicyState, key: int) -> None:
+    """Start counting anew for an expert that leaves the cache, under LFU with ageing."""
+    if config.policy == LFUDA:
+        state.keys[FREQUENCY, key] = 0
+
+
+@jit_inline
 def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
     """Return whether `key` may go in this round of the search."""
     keys = state.keys
@@ -99,6 +114,7 @@ def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
     room = pools[pool, POOL_CAPACITY] - pools[pool, POOL_SIZE]
     slots[pools[pool, POOL_BASE] + room - 1, FREE_SLOT] = keys[SLOT_OF, key]
     keys[SLOT_OF, key] = -1
+    _forget(config, state, key)
 
 
 @jit_inline
@@ -147,6 +163,10 @@ def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     slot = int(keys[SLOT_OF, key])
     keys[SLOT_OF, key] = -1
     count[EVICTIONS] += 1
+    if config.policy == LFUDA:
+        pool = pool_of(config, key)
+        state.pools[pool, POOL_AGE] = max(state.pools[pool, POOL_AGE], keys[MERIT, key])
+    _forget(config, state, key)
     return slot
 
 
@@ -156,6 +176,7 @@ def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None
     keys = state.keys
     keys[WHERE, key] = CACHED
     keys[SLOT_OF, key] = slot
+    appraise(config, state, key)
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_inner, jit_lean
-from .caching import admit, clear_cache, evict, find_victim, pool_of, release, take_free_slot, touch
+from .caching import admit, appraise, clear_cache, evict, find_victim, pool_of, release, take_free_slot, touch
 from .host_tier import use_from_host
 from .misses import send_misses_to_cores
 from .prefetching import rank_guesses, worth_fetching
@@ -113,6 +113,7 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
         key = base + steps.visit_expert[index]
         keys[TOUCHED, key] = visit
         keys[FREQUENCY, key] += steps.visit_tokens[index]
+        appraise(config, state, key)
         if config.policy == BELADY:
             keys[NEXT_USE, key] = steps.visit_next_use[index]
     _use_hits(state, out, base, num_hits)

@@ -21,7 +21,7 @@ from ...specs.schedules.offload import CACHE_POLICIES, FETCHES, MISS_CHOICES, PL
 Array: TypeAlias = npt.NDArray[Any]
 
 # Options as numbers, in the order of `schedule.CACHE_POLICIES` and its companions.
-NONE, LRU, LFU, STATIC, BELADY, LEAST_STALE, AFFINITY, ACTIVATION = range(8)
+NONE, LRU, LFU, STATIC, BELADY, LEAST_STALE, AFFINITY, ACTIVATION, LFUDA = range(9)
 GUESS_NONE, GUESS_ALL, GUESS_NEXT_GATE, GUESS_DIAL, GUESS_PRE_GATE, GUESS_ORACLE, GUESS_ACTIVATION = range(7)
 ROUTED, WHOLE_LAYER, LAYER_STREAMED = range(3)
 MISS_FETCH, MISS_CPU, MISS_CHEAPER, MISS_BALANCED = range(4)
@@ -96,14 +96,14 @@ def no_prices() -> Prices:
     FORMAT,  # weight format of the expert's copy; the latest one's under `low_rank`
     SLOT_OF,  # slot while CACHED or STAGED, else -1
     TOUCHED,  # last visit that used this expert
-    FREQUENCY,  # tokens that used this expert
+    FREQUENCY,  # tokens that used this expert; under lfuda since it last left the cache
     LINK_PREV,  # recency list; the column num_keys + p is pool p's sentinel
     LINK_NEXT,
     TARGET,  # visit an unused prefetch was made for
     TRANSFER,  # the latest transfer of this expert, -1 when it was there from the start
     SENT_TARGET,  # visit the latest transfer was first made for; where it stands in its queue
     NEXT_USE,  # next visit that will use it (belady only)
-    MERIT,  # how likely an expert is thought to be wanted again (affinity and activation only)
+    MERIT,  # how likely an expert is thought to be wanted again (affinity, activation and lfuda only)
     IN_HOST,  # 0 where the expert must be read from disk
     HOST_PREV,  # recency of the host's memory; the column num_keys is the sentinel
     HOST_NEXT,
@@ -118,8 +118,8 @@ def no_prices() -> Prices:
     FREE_SLOT,  # not of this slot: the stacks of free slots of each pool, pool p from its POOL_BASE
     NUM_SLOT_COLUMNS,
 ) = range(6)
-# Columns of `PolicyState.pools`, one line a pool and one more, which has only a base.
-POOL_SIZE, POOL_CAPACITY, POOL_BASE, NUM_POOL_COLUMNS = range(4)
+# Columns of `PolicyState.pools`, one line a pool and one more, which has only a base; the age is lfuda's.
+POOL_SIZE, POOL_CAPACITY, POOL_BASE, POOL_AGE, NUM_POOL_COLUMNS = range(5)
 # Columns of `PolicyState.staged`, one line a staging buffer: the key in it, -1 when empty, and its slot.
 STAGED_KEY, STAGED_SLOT, NUM_STAGED_COLUMNS = range(3)
 # Columns of `PolicyState.guesses`, scratch, one line an expert: SCORE by expert; by rank, the order in which guesses are

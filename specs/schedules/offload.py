@@ -14,7 +14,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 
-CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation")
+CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation", "lfuda")
 PLACEMENTS = ("popularity", "uniform", "front", "back")
 CACHE_RESETS = ("never", "request")
 PREDICTORS = ("none", "all", "next-gate", "dial", "pre-gate", "oracle", "activation")
@@ -32,7 +32,8 @@ class CacheOptions:
     """none; lru; lfu; static (chosen by `placement`, never changed); belady (knows the future: a reference); least-stale
     (layers that this pass has left behind go first, after SpecMD, arXiv 2602.03921); affinity (the least likely to follow
     the experts its layer chose last, counted on the way); activation (the least used by the request's nearest
-    predecessor, early layers kept, after MoE-Infinity, arXiv 2401.14361)."""
+    predecessor, early layers kept, after MoE-Infinity, arXiv 2401.14361); lfuda (LFU with ageing: tokens since an expert came in,
+    plus what the last victim of its pool was worth, so that what was popular once leaves; Arlitt et al., HPL-98-173)."""
     experts_per_layer: int | None = None
     """Slots of each MoE layer's own cache."""
     pooled_experts: int | None = None

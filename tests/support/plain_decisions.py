@@ -82,6 +82,7 @@ class Expert:
     transfer: int = -1
     next_use: int = FAR
     in_host: bool = True
+    merit: int = 0
 
 
 @dataclass
@@ -121,6 +122,7 @@ class Plain:
         first = np.r_[0, np.cumsum(sizes)].astype(int).tolist()
         self.free = [list(range(high - 1, low - 1, -1)) for low, high in itertools.pairwise(first)]
         self.recency: list[list[int]] = [[] for _ in sizes]  # of each pool, the least recent first
+        self.age = [0 for _ in sizes]
         self.buffers: list[tuple[int | None, int]] = [(None, first[-1] + at) for at in range(self.staging)]
         count = first[-1] + self.staging + (2 if self.policy == "static" else 0)
         self.slots = [Slot() for _ in range(count)]
@@ -180,6 +182,7 @@ class Plain:
             for pool, keys in enumerate(self.recency):
                 for key in reversed(keys):
                     self.experts[key].where = "absent"
+                    self._forget(key)
                     self.free[pool].append(self.experts[key].slot)
                 keys.clear()
 
@@ -223,6 +226,7 @@ class Plain:
         for key in chosen:
             experts[key].touched = self.visit
             experts[key].tokens += named.count(key)
+            self._appraise(key)
             experts[key].next_use = self._next_use(key, self.visit)
         self._use_hits(known + guessed, base)
         self._fetch_misses(misses, base, named, grouped)
@@ -366,10 +370,20 @@ class Plain:
 
     def _admit(self, key: int, slot: int) -> None:
         self.experts[key].where, self.experts[key].slot = "cached", slot
+        self._appraise(key)
         self.recency[self._pool(key)].append(key)
+
+    def _appraise(self, key: int) -> None:
+        if self.policy == "lfuda":
+            self.experts[key].merit = self.experts[key].tokens + self.age[self._pool(key)]
+
+    def _forget(self, key: int) -> None:
+        if self.policy == "lfuda":
+            self.experts[key].tokens = 0
 
     def _give_slot_back(self, key: int) -> None:
         self.experts[key].where = "absent"
+        self._forget(key)
         self.recency[self._pool(key)].remove(key)
         self.free[self._pool(key)].append(self.experts[key].slot)
 
@@ -382,6 +396,8 @@ class Plain:
         if victim is None:
             return -1
         expert = self.experts[victim]
+        self.age[pool] = max(self.age[pool], expert.merit)
+        self._forget(victim)
         self.recency[pool].remove(victim)
         expert.where = "absent"
         if self.schedule.copy.write_back and expert.used:
@@ -411,6 +427,8 @@ class Plain:
         expert, here = self.experts[key], self.visit % self.layers
         if self.policy == "lfu":
             return expert.tokens
+        if self.policy == "lfuda":
+            return expert.merit
         if self.policy == "belady":
             return -expert.next_use
         if self.policy == "least-stale":

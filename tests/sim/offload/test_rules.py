@@ -63,8 +63,8 @@ def test_requests_line_up_as_the_notes_say(requests, concurrency, chunk):
 
 
 @drawn
-@given(st.integers(0, 2**32), st.sampled_from(["lfu", "lfu", "belady", "least-stale"]), st.integers(1, 8), st.integers(0, 3), st.booleans(),
-       st.booleans())  # fmt: skip
+@given(st.integers(0, 2**32), st.sampled_from(["lfu", "lfuda", "lfuda", "belady", "least-stale"]), st.integers(1, 8), st.integers(0, 3),
+       st.booleans(), st.booleans())  # fmt: skip
 def test_rules_hold_where_experts_push_each_other_out(seed, policy, slots, staging, pooled, equal):
     """Many tokens, small caches and guesses of equal probability: what is kept and what comes first is decided at every visit."""
     rng = np.random.default_rng(seed)
