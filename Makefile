@@ -18,12 +18,14 @@ WHEEL := out/wheel
 LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz baseline check lint types floors wheel bench gpu clean
+.PHONY: help demo test long lowest fuzz baseline check lint types floors wheel bench gpu clean
 
 help:
 	@echo "make demo    answer a question, measure this CPU, plan, run the plan: pages in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and a part of the tests against the built wheel"
+	@echo "make long    run the tests with their slow parts and new random cases"
+	@echo "make lowest  run a part of the tests with the lowest versions that are promised"
 	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"
 	@echo "make baseline write tests/baselines/default.json anew, and list which figures moved"
 	@echo "make bench   measure the speed of the simulators"
@@ -74,6 +76,18 @@ gpu: .typing/moeplan
 
 test: .venv/.developer
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Half an hour of whole GPU dry runs, papers and interpreted kernels, and properties on cases drawn anew.
+long: .venv/.developer
+	MOEPLAN_LONG=1 $(BIN)/python -m pytest $(PYTEST)
+
+# One test of each thing that a dependency does here: files, arrays, compiled code, SimPy, commands, pages.
+LOWEST := out/lowest
+LOWEST_TESTS := $(addprefix tests/,specs/test_files.py traces/test_format.py sim/offload/test_rules.py reports/test_perfetto.py)
+lowest: .typing/moeplan
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --requirement constraints-lowest.txt
+	$(LINKED) $(LOWEST)/bin/python -m pytest -q -p no:cacheprovider $(LOWEST_TESTS) $(PYTEST)
 
 fuzz: .venv/.developer .typing/moeplan
 	$(LINKED) $(BIN)/python tests/fuzz --count $(N) --seed $(SEED) --keep out/fuzz
