@@ -78,10 +78,7 @@ class Interrupting:
             return
         if "site-packages" in code.co_filename:
             return  # an environment that lies in the checkout
-        if (
-            Path(code.co_filename).name in ("streams.py", "cli.py", "errors.py")
-            or "/tests/" in code.co_filename
-        ):
+        if Path(code.co_filename).name in ("streams.py", "cli.py", "errors.py") or "/tests/" in code.co_filename:
             return  # the front door itself, where a Ctrl-C is caught a moment earlier or later
         self.calls += 1
         if self.calls == self.at or (self.output is not None and self.output.exists()):
@@ -137,7 +134,7 @@ def test_an_interrupted_demo_says_what_it_has_written(
 ) -> None:
     monkeypatch.setattr(demo_command, "_calibrate", lambda path: write_atomic(path, "{}"))
 
-    def stop(*arguments: Any) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("moeplan.api.plan"), "plan", stop)
