@@ -232,8 +232,8 @@ def test_engines_without_node_counts_load_the_same_slots(drawn: tuple[list[list[
         files = files_of(target, plan)
         loaded = validate(target, KIND, files, SMALL)
         if loaded is None:
-            assert target == "vllm" and list(files) == ["flags.txt"]
-            assert all(row == [0, 1, 2, 3] for row in rows)
+            assert list(files) == ["flags.txt"]
+            assert target == "lmdeploy" or (target == "vllm" and all(row == [0, 1, 2, 3] for row in rows))
         else:
             assert loaded.physical_to_logical.tolist() == rows and loaded.num_ranks == ranks
 

@@ -70,8 +70,8 @@ def simulation(**changes: object) -> Simulation:
 def planned() -> Iterator[tuple[Simulation, OffloadPlan]]:
     """A plan over a few candidates of every kind: what is tested are its figures, not how it finds them."""
 
-    def few(*given: object) -> Iterator[Candidate]:
-        return itertools.islice(candidates(*given), 0, None, 29)  # type: ignore[arg-type]
+    def few(*given: object, **options: object) -> Iterator[Candidate]:
+        return itertools.islice(candidates(*given, **options), 0, None, 29)  # type: ignore[arg-type]
 
     patch = pytest.MonkeyPatch()
     patch.setattr(searching, "candidates", few)
