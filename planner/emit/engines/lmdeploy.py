@@ -47,8 +47,16 @@ TABLE = EngineTable(
 
 
 def render(choice: EpChoice, model: ModelSpec) -> Emission:
-    """Return the flags; experts stay in their order, so no placement is written."""
+    """Return the flags; experts stay in their order, so no placement is written.
+
+    Raises InputError for a number of ranks that does not divide them.
+    """
     planned, pipeline = choice.placement, choice.schedule.pipeline
+    if model.num_experts % planned.num_ranks:
+        rule = f"LMDeploy spreads the {model.num_experts} experts of a layer evenly"
+        raise InputError(
+            "plan: placement.num_ranks", planned.num_ranks, rule, "plan for a number of devices that divides them"
+        )
     _, data = attention_groups(choice)
     flags: dict[str, FlagValue] = {"--backend": "pytorch", "--ep": planned.num_ranks, "--dp": data}
     if planned.num_nodes > 1:

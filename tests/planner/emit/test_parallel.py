@@ -238,6 +238,11 @@ def test_engines_without_node_counts_load_the_same_slots(drawn: tuple[list[list[
             assert loaded.physical_to_logical.tolist() == rows and loaded.num_ranks == ranks
 
 
+def test_ranks_that_do_not_divide_the_experts_are_refused_where_copies_are_not_taken() -> None:
+    said = complaint(lambda: render(ep_plan(num_ranks=3), "lmdeploy", SMALL))
+    assert said.startswith("plan: placement.num_ranks = 3: LMDeploy spreads the 4 experts of a layer evenly")
+
+
 def test_only_some_files_hold_a_whole_placement() -> None:
     assert "not one of: sglang, trtllm" in complaint(lambda: read_back("vllm", files_of("vllm"), SMALL))
 
