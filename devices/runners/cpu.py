@@ -13,7 +13,7 @@ import torch
 from ...kernels.cpu import COMPUTE_DTYPES, Scratch, run_expert
 from ...kernels.expert_weights import DenseMatrix, ExpertWeights
 from ..device import Device
-from .runner import ExpertRunner, Visit, gate
+from .runner import ExpertRunner, Visit
 
 
 def row_dtype(weights: ExpertWeights) -> torch.dtype:
@@ -30,13 +30,13 @@ class CpuExperts(ExpertRunner):
         self._scratch = Scratch()
         self._dtype = row_dtype(weights)
 
-    def start(
-        self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
+    def begin(
+        self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
     ) -> Visit:
         """Return the visit; rows are gathered at once."""
         order = torch.argsort(experts.reshape(-1), stable=True)
         rows = h.to(self._dtype).index_select(0, torch.div(order, experts.shape[1], rounding_mode="floor"))
-        return Visit(x, rows, torch.empty_like(rows), gate(logits, experts), offsets, order)
+        return Visit(x, rows, torch.empty_like(rows), weights, offsets, order)
 
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute each of `experts` from its slot; rows that were gathered for another format are converted."""

@@ -2,8 +2,8 @@
 
     x, h [T, H], logits [T, E], experts [T, k] ── start ──► visit ── run(some experts and their slots) … ── finish ──► visit.x
 
-Modelled: tokens are sorted by expert once, weights are the router's own (softmax over the forced choices), each launch
-computes the rows of its experts, and the weighted answers are added to x. Ignored: which launch an expert belongs to
+Modelled: tokens are sorted by expert once, weights are the router's own (softmax over forced choices, or as a model's router
+says), each launch computes the rows of its experts, and the weighted answers are added to x. Ignored: which launch an expert belongs to
 (that is decided).
 """
 
@@ -44,11 +44,17 @@ class ExpertRunner(ABC):
     def __init__(self, weights: ExpertWeights, device: Device) -> None:
         self.weights, self.device = weights, device
 
-    @abstractmethod
     def start(
         self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
     ) -> Visit:
         """Return the visit of tokens `x` [T, H], read by experts as `h` [T, H], whose experts are `experts` int64 [T, k]."""
+        return self.begin(x, h, gate(logits, experts), experts, offsets)
+
+    @abstractmethod
+    def begin(
+        self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
+    ) -> Visit:
+        """Return the same for choices whose weights, float32 [T, k], a router has said."""
 
     @abstractmethod
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:

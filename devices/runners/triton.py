@@ -19,7 +19,7 @@ from ...kernels.experts import run_rows
 from ...kernels.permute import combine, permute, sort_by_expert
 from ...kernels.row_groups import groups_from_offsets
 from ..device import Device
-from .runner import ExpertRunner, Visit, gate
+from .runner import ExpertRunner, Visit
 
 
 class TritonExperts(ExpertRunner):
@@ -31,13 +31,13 @@ class TritonExperts(ExpertRunner):
         self._ends = torch.zeros(0, 2, dtype=torch.int32, device=device.place)
         self._workspace = SplitWorkspace(device.place)
 
-    def start(
-        self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
+    def begin(
+        self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
     ) -> Visit:
         """Return the visit, sorted and gathered by the device."""
         order = sort_by_expert(experts, len(offsets) - 1)
         rows = permute(h, order)
-        return Visit(x, rows, torch.empty_like(rows), gate(logits, experts), offsets, order)
+        return Visit(x, rows, torch.empty_like(rows), weights, offsets, order)
 
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute `experts` from their slots in one launch for each matrix."""

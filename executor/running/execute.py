@@ -28,7 +28,6 @@ from ...sim.offload.simulators import decided_visits, fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import (
     CACHED,
-    MISS_FETCH,
     PEAK_TRANSIENT,
     PolicyState,
     make_decision,
@@ -37,16 +36,15 @@ from ...sim.policies.state import (
 from ...specs.models import ModelSpec
 from ...specs.models.pass_shape import PassShape
 from ...specs.schedules.offload import OffloadSchedule
-from .copy_engine import BackEngine, CopyEngine, Gate
+from .copy_engine import Gate
 from .execution import Execution
 from .failures import device_failure
-from .host_cores import HostCores
-from .host_tier import HostTier, most_reads
+from .host_tier import most_reads
 from .program import Program, Step, offsets_of
 from .rows import timeline_of
 from .slots import Slots
-from .stream_copies import StreamCopies
 from .supported import check_runnable
+from .workers import Workers, start_workers
 
 Progress = Callable[[int, int, str], None]
 
@@ -215,7 +213,7 @@ def execute(
         device,
         [each.layout for each in stores],
         stores[0].activation,
-        num_slots=_num_slots(state),
+        num_slots=num_slots(state),
         num_transient=int(walked.count[PEAK_TRANSIENT]),
     )
     try:
@@ -257,26 +255,25 @@ def _run(
     schedule, config, workload, device = given.schedule, given.config, given.workload, stage.device
     gate = Gate()
     collecting = gc.isenabled()
-    copies: CopyEngine | StreamCopies | None = None
-    backs: BackEngine | None = None
-    cores: HostCores | None = None
-    tier: HostTier | None = None
+    workers: Workers | None = None
     try:
         with device.enter(COMPUTE):
             steps = forced_steps(workload, device)
-            _preload(stores, slots, state, device)
-            piece = schedule.copy.chunk_bytes
-            if isinstance(stores[0], DiskStore) and schedule.copy.host_experts is not None:
-                reads = most_reads(config, workload, fresh_state(config, workload, given.capacities, given.weighed))
-                tier = HostTier(device, stores[0], gate, state, num_spare=reads, pinned=schedule.copy.pinned)
-            if schedule.copy.overlap:
-                copies = CopyEngine(device, stores, slots, gate, piece_bytes=piece, poison=poison, tier=tier)
-                backs = BackEngine(device, stores, slots, gate) if schedule.copy.write_back else None
-            else:
-                copies = StreamCopies(device, stores, slots, gate, piece_bytes=piece, poison=poison)
-            if config.miss != MISS_FETCH:
-                weights = [each.weights() for each in stores]
-                cores = HostCores(device, weights, gate, staging_bytes=_row_bytes(stage, workload))
+            preload(stores, slots, state, device)
+            on_disk = isinstance(stores[0], DiskStore) and schedule.copy.host_experts is not None
+            first = fresh_state(config, workload, given.capacities, given.weighed) if on_disk else state
+            workers = start_workers(
+                schedule,
+                config,
+                state,
+                device=device,
+                stores=stores,
+                slots=slots,
+                gate=gate,
+                most_reads=most_reads(config, workload, first) if on_disk else 0,
+                row_bytes=_row_bytes(stage, workload),
+                poison=poison,
+            )
             program = Program(
                 config,
                 workload.steps,
@@ -287,10 +284,7 @@ def _run(
                 experts=[open_runner(weights, device) for weights in slots.weights],
                 expert_bytes=[each.slot_bytes for each in stores],
                 gate=gate,
-                copies=copies,
-                backs=backs,
-                cores=cores,
-                tier=tier,
+                workers=workers,
                 keep_outputs=keep_outputs,
             )
             device.synchronize()
@@ -305,15 +299,13 @@ def _run(
     finally:
         if collecting:
             gc.enable()
-        for worker in (copies, backs, cores, tier):
-            if worker is not None:
-                worker.close()
+        if workers is not None:
+            workers.close()
     parts = [
-        worker.rows.times(
+        rows.times(
             origin, first_visit=workload.steps.first_visit, num_layers=config.num_layers, num_experts=config.num_experts
         )
-        for worker in (program, copies, backs, cores, tier)
-        if worker is not None
+        for rows in (program.rows, *workers.rows())
     ]
     timeline = timeline_of(parts, str(metadata_of(device)["name"]))
     ends = np.array(program.step_end_ns, np.int64) - origin
@@ -357,7 +349,7 @@ def forced_steps(workload: Workload, device: Device) -> list[Step]:
     return found
 
 
-def _preload(stores: Sequence[ExpertStore], slots: Slots, state: PolicyState, device: Device) -> None:
+def preload(stores: Sequence[ExpertStore], slots: Slots, state: PolicyState, device: Device) -> None:
     """Bring what is on the device from the start: a static cache's experts."""
     for key in np.flatnonzero(state.where == CACHED).tolist():
         source = stores[int(state.format[key])]
@@ -370,6 +362,6 @@ def _row_bytes(stage: Stage, workload: Workload) -> int:
     return rows * stage.model.hidden_size * stage.dense.dtype.itemsize
 
 
-def _num_slots(state: PolicyState) -> int:
+def num_slots(state: PolicyState) -> int:
     """Return the slots that the policies number: cache, staging, stream."""
     return int(state.pool_base[-1]) + len(state.staged_slot) + len(state.stream_slot)

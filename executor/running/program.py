@@ -47,12 +47,12 @@ from ...sim.timeline import (
     OP_HOST_SUBMIT,
 )
 from ...specs.models.pass_shape import PassShape
-from .copy_engine import BackEngine, CopyEngine, Gate
-from .host_cores import CoreExpert, CpuTask, HostCores
-from .host_tier import HostTier
+from .copy_engine import CopyEngine, Gate
+from .host_cores import CoreExpert, CpuTask
 from .rows import Rows
 from .stream_copies import StreamCopies
 from .transfers import Transfer, WriteBack
+from .workers import Workers
 
 
 @dataclass(slots=True)
@@ -80,8 +80,8 @@ class Step:
     """For each layer, where each expert's rows begin among those sorted by expert; num_experts + 1 numbers."""
 
 
-class Program:
-    """One run; `run` returns when the last step is done and everything admitted has been moved."""
+class Visits:
+    """The visits of one run, whoever computes what lies between them; the base of every program."""
 
     def __init__(
         self,
@@ -91,21 +91,16 @@ class Program:
         out: Decision,
         *,
         device: Device,
-        dense: DensePart,
         experts: Sequence[ExpertRunner],
         expert_bytes: Sequence[int],
         gate: Gate,
-        copies: CopyEngine | StreamCopies,
-        backs: BackEngine | None,
-        cores: HostCores | None,
-        tier: HostTier | None,
-        keep_outputs: bool,
+        workers: Workers,
     ) -> None:
         self._config, self._steps, self._state, self._out = config, steps, state, out
-        self._device, self._dense, self._experts, self._gate = device, dense, experts, gate
+        self._device, self._experts, self._gate = device, experts, gate
         self._expert_bytes = expert_bytes
         """By weight format, like the runners."""
-        self._copies, self._backs, self._cores, self._tier = copies, backs, cores, tier
+        self._copies, self._backs, self._cores, self._tier = workers.copies, workers.backs, workers.cores, workers.tier
         self._cpu_task: CpuTask | None = None
         """What the cores are busy with: this visit's answers are not complete before."""
         self._known: dict[int, Transfer] = {}
@@ -113,9 +108,7 @@ class Program:
         self._leaving: list[Transfer] = []
         self._clearing: list[Transfer] = []
         """What the last visit demanded of earlier transfers."""
-        self._keep = keep_outputs
         self.rows = Rows()
-        self.outputs: list[torch.Tensor] = []
         self.ready_hits = 0
         self.late_hits = 0
         self.step_end_ns: list[int] = []
@@ -123,53 +116,16 @@ class Program:
         """(time, how often the system had taken a core away so far) at the start of every visit, and at the end of every step."""
         self.tokens_computed = 0
 
-    def run(self, steps: Sequence[Step], progress: Callable[[int, int, str], None]) -> None:
-        """Run every step in order."""
-        for number, step in enumerate(steps):
-            self._device.new_epoch()
-            begin_step(self._config, self._steps, self._state, number)
-            x = self._step(number, step)
-            if self._keep:
-                self.outputs.append(x.float().cpu().clone())
-            self._gate.check()
-            progress(number + 1, len(steps), "forward passes")
+    def _end(self) -> None:
+        """Give back what the last visit held, and wait until everything admitted has been moved."""
         self._copies.release(self._leaving)
         self._copies.drain()
         if self._backs is not None:
             self._backs.drain()
 
-    def _step(self, number: int, step: Step) -> torch.Tensor:
-        """Run one forward pass; return the last layer's output [T, H]."""
-        layers = self._config.num_layers
-        tokens = step.shape.tokens
-        visit: Visit | None = None
-        for layer in range(layers):
-            self._await_cores()
-            self._await_places()
-            launched = time.perf_counter_ns()
-            if layer:
-                self._note_part(launched)
-            begin = self._device.mark()
-            x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
-            x, h, logits = self._dense.group(layer, x, step.shape)
-            visit = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
-            end = self._device.mark()
-            self._launched(number, max(layer - 1, 0), launched)
-            self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
-            end.wait()
-            self._visit(number, layer, visit, end.at_ns())
-        self._await_cores()
-        self._await_places()
-        launched = time.perf_counter_ns()
-        begin = self._device.mark()
-        x = step.rows if visit is None else self._answered(visit)
-        chosen = self._dense.head(x, step.shape).argmax(dim=-1)
-        end = self._device.mark()
-        self._launched(number, layers - 1, launched)
-        self.rows.computed(OP_HEAD, number, layers - 1, -1, begin, end, tokens)
-        end.wait()
-        self._sample(number, chosen, end)
-        return x
+    def _decided(self, number: int) -> int:
+        """Return which of `steps` pass `number` is."""
+        return number
 
     def _await_cores(self) -> None:
         """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
@@ -191,14 +147,6 @@ class Program:
             self._cpu_task = None
         return visit.x
 
-    def _sample(self, number: int, chosen: torch.Tensor, end: Mark) -> None:
-        """Read the chosen tokens back: the host's share of a step."""
-        chosen.cpu()
-        now = time.perf_counter_ns()
-        self.rows.hosted(OP_HOST_STEP, number, self._config.num_layers - 1, end.at_ns(), now)
-        self.step_end_ns.append(now)
-        self._note_part(now)
-
     def _note_part(self, now: int) -> None:
         """Note that a part of a step ends here."""
         workers = self._copies.preempted
@@ -213,7 +161,7 @@ class Program:
         if config.cancel:
             self._cancel_wrong_guesses(number, layer)
         places = state.slot_of.copy()
-        decide_visit(config, self._steps, state, out, number, layer)
+        decide_visit(config, self._steps, state, out, self._decided(number), layer)
         self._count_ready()
         # The last visit's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
@@ -319,9 +267,10 @@ class Program:
         if not isinstance(self._copies, CopyEngine):
             return
         config, steps, state = self._config, self._steps, self._state
-        visit = steps.first_visit + number * config.num_layers + layer
+        step = self._decided(number)
+        visit = steps.first_visit + step * config.num_layers + layer
         gone = self._copies.cancel(
-            visit, lambda guess: bool(cancel_prefetch(config, steps, state, number, layer, guess.key, guess.id))
+            visit, lambda guess: bool(cancel_prefetch(config, steps, state, step, layer, guess.key, guess.id))
         )
         for guess in gone:
             self._known.pop(guess.id, None)
@@ -437,6 +386,84 @@ class Program:
             )
             for at, (key, kernel, fmt) in enumerate(zip(*(c[:count].tolist() for c in columns), strict=True))
         ]
+
+
+class Program(Visits):
+    """One run of a recording; `run` returns when the last step is done and everything admitted has been moved."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        steps: Steps,
+        state: PolicyState,
+        out: Decision,
+        *,
+        device: Device,
+        dense: DensePart,
+        experts: Sequence[ExpertRunner],
+        expert_bytes: Sequence[int],
+        gate: Gate,
+        workers: Workers,
+        keep_outputs: bool,
+    ) -> None:
+        super().__init__(
+            config, steps, state, out, device=device, experts=experts, expert_bytes=expert_bytes, gate=gate, workers=workers
+        )  # fmt: skip
+        self._dense, self._keep = dense, keep_outputs
+        self.outputs: list[torch.Tensor] = []
+
+    def run(self, steps: Sequence[Step], progress: Callable[[int, int, str], None]) -> None:
+        """Run every step in order."""
+        for number, step in enumerate(steps):
+            self._device.new_epoch()
+            begin_step(self._config, self._steps, self._state, number)
+            x = self._step(number, step)
+            if self._keep:
+                self.outputs.append(x.float().cpu().clone())
+            self._gate.check()
+            progress(number + 1, len(steps), "forward passes")
+        self._end()
+
+    def _step(self, number: int, step: Step) -> torch.Tensor:
+        """Run one forward pass; return the last layer's output [T, H]."""
+        layers = self._config.num_layers
+        tokens = step.shape.tokens
+        visit: Visit | None = None
+        for layer in range(layers):
+            self._await_cores()
+            self._await_places()
+            launched = time.perf_counter_ns()
+            if layer:
+                self._note_part(launched)
+            begin = self._device.mark()
+            x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
+            x, h, logits = self._dense.group(layer, x, step.shape)
+            visit = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
+            end = self._device.mark()
+            self._launched(number, max(layer - 1, 0), launched)
+            self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
+            end.wait()
+            self._visit(number, layer, visit, end.at_ns())
+        self._await_cores()
+        self._await_places()
+        launched = time.perf_counter_ns()
+        begin = self._device.mark()
+        x = step.rows if visit is None else self._answered(visit)
+        chosen = self._dense.head(x, step.shape).argmax(dim=-1)
+        end = self._device.mark()
+        self._launched(number, layers - 1, launched)
+        self.rows.computed(OP_HEAD, number, layers - 1, -1, begin, end, tokens)
+        end.wait()
+        self._sample(number, chosen, end)
+        return x
+
+    def _sample(self, number: int, chosen: torch.Tensor, end: Mark) -> None:
+        """Read the chosen tokens back: the host's share of a step."""
+        chosen.cpu()
+        now = time.perf_counter_ns()
+        self.rows.hosted(OP_HOST_STEP, number, self._config.num_layers - 1, end.at_ns(), now)
+        self.step_end_ns.append(now)
+        self._note_part(now)
 
 
 def offsets_of(experts: Array, num_experts: int) -> list[list[int]]:

@@ -198,10 +198,10 @@ class QueuedExperts(ExpertRunner):
         super().__init__(weights, device)
         self._queue, self._runner = device.queue, CpuExperts(weights, device)
 
-    def start(
-        self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
+    def begin(
+        self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
     ) -> Visit:
-        return self._runner.start(x, h, logits, experts, offsets)
+        return self._runner.begin(x, h, weights, experts, offsets)
 
     def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
         mine, there = list(experts), list(slots)
