@@ -101,9 +101,10 @@ class CostModel:
     encoder_tokens: int = field(default=0, kw_only=True)
     """Input tokens of an encoder–decoder, per request: what cross-attention reads."""
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """All that these costs remember. It is no argument: costs made from others by `dataclasses.replace` begin without memory."""
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what `make` returned when it was first asked for under `key`, by these costs or by others made from them."""
+        """Return what `make` returned when it was first asked for under `key`, by these costs or by others that share their memory."""
         if key not in self._known:
             self._known[key] = make()
         found: T = self._known[key]

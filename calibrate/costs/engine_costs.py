@@ -13,8 +13,7 @@ formats by their bytes, scales included. Ignored: caches, how tiles divide into 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ...specs.machines.profile import USUAL_KERNELS, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
@@ -33,9 +32,6 @@ _PASS_TOKENS = 2
 class EngineCosts(CostModel):
     """Durations of everything a run does, under the engine that the profile names."""
 
-    _layers: dict[Hashable, Estimate] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
-    """Layers that were asked for before: most layers of a model are alike."""
-
     @property
     def engine(self) -> EngineConstants:
         """The engine's constants."""
@@ -47,10 +43,9 @@ class EngineCosts(CostModel):
         """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`."""
         _check_count("tokens", tokens)
         model, requests = self.model, max(1, min(num_requests, tokens))
-        key = (model.kind_of(layer), tokens, context_tokens, requests)
-        if key not in self._layers:
-            self._layers[key] = self._dense_layer(layer, tokens, context_tokens, requests)
-        return self._layers[key]
+        # Most layers of a model are alike.
+        key = ("layer", model.kind_of(layer), tokens, context_tokens, requests)
+        return self.remembered(key, lambda: self._dense_layer(layer, tokens, context_tokens, requests))
 
     def _dense_layer(self, layer: int, tokens: int, context_tokens: int, requests: int) -> Estimate:
         model, engine, device = self.model, self.engine, self.profile.device

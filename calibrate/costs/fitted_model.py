@@ -29,7 +29,7 @@ from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head
 from .gpu.costs import KernelCosts
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from .steadiness import COMPUTE_LAPS, COPY_LAPS
-from .surface import Array, Form, Surface, surface_of
+from .surface import Array, Form, surface_of
 
 _FILLED = "datasheet"
 # Tables whose operations begin with launches of their own; an item of a grouped launch does not.
@@ -50,7 +50,6 @@ class FittedCostModel(CostModel):
     """Tokens of an expert that runs beside copies."""
     run: RunKind | None = field(default=None, kw_only=True)
     """What the run is like; None: operations cost what they cost alone."""
-    _surfaces: dict[str, Surface] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     # --- kernels ----------------------------------------------------------------------------------------------------
 
@@ -199,12 +198,16 @@ class FittedCostModel(CostModel):
 
     def with_experts(self, bits: str, typical_tokens: float) -> FittedCostModel:
         """Return the same costs for a schedule that stores experts as `bits` and gives each so many tokens."""
-        return dataclasses.replace(self, bits=bits, typical_tokens=max(1.0, typical_tokens))
+        return self._alike(bits=bits, typical_tokens=max(1.0, typical_tokens))
 
     def for_run(self, run: RunKind) -> FittedCostModel:
         """Return the same costs inside a run of this kind, where runs were measured."""
-        found = dataclasses.replace(self.with_experts(run.bits, run.typical_tokens), run=run)
-        object.__setattr__(found, "_known", self._known)  # what was read of tables is the same in every run
+        return self._alike(bits=run.bits, typical_tokens=max(1.0, run.typical_tokens), run=run)
+
+    def _alike(self, **changes: Any) -> FittedCostModel:
+        """Return the same costs in another run, with their memory: what was read of tables is the same in every run."""
+        found = dataclasses.replace(self, **changes)
+        object.__setattr__(found, "_known", self._known)
         return found
 
     def transfer_wait_s(self) -> float:
@@ -381,10 +384,7 @@ class FittedCostModel(CostModel):
         curve = self.profile.curves.get(name)
         if curve is None:
             return self._fill(name, "not measured", fill)
-        surface = self._surfaces.get(name)
-        if surface is None:
-            surface = surface_of(name, form, curve)
-            self._surfaces[name] = surface
+        surface = self.remembered(("surface", name), lambda: surface_of(name, form, curve))
         try:
             surface.check_inside(arguments, ranged)
         except MissingCalibration as error:

@@ -143,7 +143,7 @@ def test_a_hole_is_an_error_that_names_the_nearest_point(costs: FittedCostModel)
         costs.dense_layer(0, 1000, 1024, 1)
     huge = dataclasses.replace(HELD_OUT, expert_intermediate_size=40_000)
     with pytest.raises(MissingCalibration, match="weight_bytes"):
-        dataclasses.replace(costs, model=huge, _surfaces={}).expert_kernel(1, weight_format("16"))
+        dataclasses.replace(costs, model=huge).expert_kernel(1, weight_format("16"))
 
 
 def test_the_datasheet_may_fill_a_hole_and_says_so(fit: Fit) -> None:

@@ -11,8 +11,7 @@ kernels change where a layer is divided over GPUs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,9 +42,6 @@ _BLOCK_WEIGHTS = 128 * 128
 class KernelCosts(CostModel):
     """Durations of everything a run does, under the kernels that the profile names."""
 
-    _seen: dict[Hashable, Estimate] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
-    """Layers that were asked for before: most layers of a model are alike."""
-
     @property
     def kernels(self) -> GpuKernels:
         """The profile's kernels."""
@@ -60,11 +56,11 @@ class KernelCosts(CostModel):
         _check_count("tokens", tokens)
         _check_count("context_tokens", context_tokens)
         requests = max(1, min(num_requests, tokens))
-        key = (self.model.kind_of(layer), tokens, context_tokens, requests)
-        if key not in self._seen:
-            parts = self.layer_parts(layer, tokens, context_tokens, requests)
-            self._seen[key] = _sum(list(parts.values()))
-        return self._seen[key]
+        # Most layers of a model are alike.
+        key = ("layer", self.model.kind_of(layer), tokens, context_tokens, requests)
+        return self.remembered(
+            key, lambda: _sum(list(self.layer_parts(layer, tokens, context_tokens, requests).values()))
+        )
 
     def layer_parts(self, layer: int, tokens: int, context_tokens: int, requests: int) -> dict[str, Estimate]:
         """Return what a layer is made of: products by role, its mixing of tokens, its small kernels."""
