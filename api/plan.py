@@ -21,6 +21,7 @@ from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
 from .load import Recording, as_machine, as_model, as_recording
+from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
 from .subject import Subject, bytes_of, open_subject
 
@@ -45,6 +46,7 @@ def plan(
     quant: str | None = ...,
     prompt_tokens: int | None = ...,
     reply_tokens: int | None = ...,
+    lengths: LengthsLike = ...,
     context: int | None = ...,
     kv_type: str = ...,
     reserve: int | str | None = ...,
@@ -83,6 +85,7 @@ def plan(
     quant: str | None = None,
     prompt_tokens: int | None = None,
     reply_tokens: int | None = None,
+    lengths: LengthsLike = None,
     context: int | None = None,
     kv_type: str = "f16",
     reserve: int | str | None = None,
@@ -107,8 +110,8 @@ def plan(
     changes = open_settings(settings)
     changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
     one_device: dict[str, Any] = {
-        "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "reserve": reserve,
-        "window": window,
+        "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "lengths": lengths,
+        "context": context, "reserve": reserve, "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
         for name, value in (one_device | {"for": target, "kv_type": None if kv_type == "f16" else kv_type}).items():

@@ -22,6 +22,7 @@ from ..specs.memory import MemoryBreakdown
 from ..specs.models import ModelSpec
 from ..specs.schedules.offload import OffloadSchedule, apply_settings, parse_setting
 from .load import Recording
+from .requests import LengthsLike
 from .settings import SettingsLike, open_settings
 from .subject import Subject, open_subject
 
@@ -83,6 +84,7 @@ def simulate(
     quant: str | None = None,
     prompt_tokens: int | None = None,
     reply_tokens: int | None = None,
+    lengths: LengthsLike = None,
     context: int | None = None,
     concurrency: int | None = None,
     ubatch: int | None = None,
@@ -98,7 +100,8 @@ def simulate(
 
     model, hardware, trace: names or files as on the command line, or what `load_model`, `load_machine` and `load_trace` return; without
     a trace, requests of `prompt_tokens` + `reply_tokens` tokens (512 + 128) with the routing of the model's family. schedule: a preset's
-    name or a schedule; None: `mixtral-offloading`, or under an engine what it does of itself. settings: `{"cache.policy": "lfu"}`.
+    name or a schedule; None: `mixtral-offloading` (`-code` where no guesses were recorded), or under an engine what it does of itself.
+    lengths: requests that differ, or their file. settings: `{"cache.policy": "lfu"}`.
     memory: the whole device budget, bytes or a text such as "6GiB"; reserve: what something else uses of it. context, ubatch, window:
     tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled", "simpy" or "both" (compared
     to the nanosecond). timeline: keep rows.
@@ -110,8 +113,8 @@ def simulate(
     changes = open_settings(settings)
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
-        reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-        window=window, dense_bits=dense_bits, reserve=reserve, settings=changes,
+        reply_tokens=reply_tokens, lengths=lengths, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type,
+        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, settings=changes,
     )  # fmt: skip
     chosen = subject.at_once(schedule) if isinstance(schedule, OffloadSchedule) else subject.start(schedule)
     chosen = apply_settings(chosen, dict(parse_setting(text) for text in changes.schedule))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError
 from ..specs.models import ModelSpec
-from ..traces.recording import LoadProfile, RoutingTrace
-from .load import Recording, as_machine, as_model, as_routing
+from .load import Recording, as_machine, as_model
+from .requests import LengthsLike, planned_routing, requests_of, routing_of
 from .settings import SettingsLike, open_settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..specs.models import WeightFormat
     from ..specs.schedules.offload import OffloadSchedule
 
-DEFAULT_PROMPT, DEFAULT_REPLY, DEFAULT_UBATCH = 512, 128, 512
+DEFAULT_UBATCH = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,8 @@ class Subject:
         from ..specs.schedules.presets import load_preset
 
         if name is not None or self.engine is None:
-            return self.at_once(load_preset(name or "mixtral-offloading"))
+            guessed = self.simulation.trace.predicted is not None
+            return self.at_once(load_preset(name or ("mixtral-offloading" if guessed else "mixtral-offloading-code")))
         resident = self.at_once(load_preset("resident"))
         if self.simulation.slots_that_fit(resident) == self.simulation.num_experts or not self.engine.offload:
             return resident
@@ -74,10 +75,10 @@ class Subject:
 
 def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | Profile,
                  trace: str | os.PathLike[str] | Recording | None = None, engine: str | None = None, quant: str | None = None,
-                 prompt_tokens: int | None = None, reply_tokens: int | None = None, context: int | None = None,
-                 concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16", memory: int | str | None = None,
-                 window: int | None = None, dense_bits: str | None = None, reserve: int | str | None = None,
-                 settings: SettingsLike = None) -> Subject:  # fmt: skip
+                 prompt_tokens: int | None = None, reply_tokens: int | None = None, lengths: LengthsLike = None,
+                 context: int | None = None, concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16",
+                 memory: int | str | None = None, window: int | None = None, dense_bits: str | None = None,
+                 reserve: int | str | None = None, settings: SettingsLike = None) -> Subject:  # fmt: skip
     """Return what is asked about; raises InputError for options that contradict each other.
 
     Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
@@ -86,7 +87,6 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     from ..specs.machines.engines import load_engine
     from ..specs.machines.load import engine_note
     from ..specs.memory import kv_bytes_of
-    from ..traces.synthesis.prior import prior_name, prior_recording, spread_recordings
 
     changes = open_settings(settings)
     spec = changes.changed_model(as_model(model))
@@ -99,34 +99,16 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     made_for = (
         int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
     )
-    lengths: dict[str, int] | None = None
-    spread: tuple[RoutingTrace, ...] = ()
+    asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, max(1, made_for), recorded=trace is not None)
+    routed = routing_of(spec, trace, asked_lengths)
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
-    if trace is None:
-        prompt = DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens
-        reply = DEFAULT_REPLY if reply_tokens is None else reply_tokens
-        if prompt + reply == 0:
-            raise InputError(
-                "--reply-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens"
-            )
-        lengths = {"prompt_tokens": prompt, "reply_tokens": reply, "requests": max(1, made_for)}
-        recording = prior_recording(spec, **lengths)
-        spread = spread_recordings(spec, **lengths)
-        count = lengths["requests"]
-        routing = f"no recording: routing as {prior_name(spec)}'s, in this model's shape; {count} of {prompt} + {reply} tokens"
-        notes.append(routing)
-    else:
-        for option, value in (("--prompt-tokens", prompt_tokens), ("--reply-tokens", reply_tokens)):
-            if value is not None:
-                raise InputError(option, value, "the recording has requests of its own", "leave out --trace or this")
-        recording = as_routing(trace)
-        name = recording.source or ("given" if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace))
-        routing = f"recording: {name}"
+    if asked_lengths is not None:
+        notes.append(routed.words)
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     simulation = Simulation(
-        model=spec, profile=profile, trace=recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
+        model=spec, profile=profile, trace=routed.recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
-        likewise=spread,
+        likewise=routed.spread,
     )  # fmt: skip
     chunk = ubatch if ubatch is not None else DEFAULT_UBATCH if serving is not None else None
     asked = {"concurrency": "--concurrency"} if concurrency is not None else {}
@@ -135,7 +117,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     described = {
         "engine": None if profile.engine is None else {"name": profile.engine.name, "backend": profile.engine.backend,
                                                        "version": profile.engine.version},
-        "machine": profile.description, "routing": routing, "kv_type": kv_type, "quant": quant,
+        "machine": profile.description, "routing": routed.words, "kv_type": kv_type, "quant": quant,
     }  # fmt: skip
     return Subject(
         simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
@@ -144,28 +126,11 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
             "model": spec.name if isinstance(model, ModelSpec) else os.fspath(model),
             "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": quant,
             "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch,
-            "kv_type": kv_type, "dense_bits": dense_bits, "prior": lengths, "routing": routing,
+            "kv_type": kv_type, "dense_bits": dense_bits, "routing": routed.words,
+            "prior": asked_lengths.to_dict() if asked_lengths is not None and trace is None else None,
+            "segments": asked_lengths.to_dict() if asked_lengths is not None and trace is not None else None,
         },
     )  # fmt: skip
-
-
-def open_simulation(
-    model: str | os.PathLike[str] | ModelSpec,
-    hardware: str | Profile,
-    trace: str | os.PathLike[str] | Recording,
-    *,
-    memory: int | str | None = None,
-    window: int | None = None,
-    dense_bits: str | None = None,
-    settings: SettingsLike = None,
-) -> Simulation:
-    """Return the simulation of a model on a machine over a recording, all given or named as on the command line.
-
-    settings: what is changed of model and machine.
-    """
-    return open_subject(
-        model=model, hardware=hardware, trace=trace, memory=memory, window=window, dense_bits=dense_bits, settings=settings,
-    ).simulation  # fmt: skip
 
 
 def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str] | Recording | None) -> Simulation:
@@ -176,55 +141,20 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
     from ..sim.offload.simulate import Simulation
     from ..specs.models import weight_format
     from ..specs.provenance import machine_of, model_of
-    from ..traces.synthesis.prior import spread_recordings
 
     provenance, model = document.get("provenance"), model_of(document)
     if not isinstance(provenance, dict):
         raise InputError(
             "plan.provenance", provenance, "missing from the plan", "give a plan.json written by moeplan plan"
         )
-    lengths = prior_lengths(document)
-    recording = planned_recording(document, model, trace)
+    routed = planned_routing(document, model, trace)
     return Simulation(
-        model=model, profile=machine_of(document), trace=recording, window_steps=provenance.get("window_steps"),
+        model=model, profile=machine_of(document), trace=routed.recording, window_steps=provenance.get("window_steps"),
         memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
         kv_bytes_per_value=provenance.get("kv_bytes_per_value", 2), context_tokens=provenance.get("context_tokens"),
         upload_tokens=provenance.get("upload_tokens"),
-        likewise=() if lengths is None else spread_recordings(model, **lengths),
+        likewise=routed.spread,
     )  # fmt: skip
-
-
-def planned_recording(
-    document: Mapping[str, Any], model: ModelSpec, trace: str | os.PathLike[str] | Recording | None
-) -> RoutingTrace:
-    """Return the recording of a plan: the one given, or the one made up for the plan's requests; raises InputError for another."""
-    from ..traces.content import check_recording
-    from ..traces.synthesis.prior import prior_recording
-
-    lengths = prior_lengths(document)
-    if trace is None and lengths is None:
-        raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
-    recording = as_routing(trace) if trace is not None else prior_recording(model, **(lengths or {}))
-    name = "(none: routing is made up)" if trace is None else trace_name(trace)
-    check_recording(document, recording, name)
-    return recording
-
-
-def trace_name(trace: str | os.PathLike[str] | Recording) -> str:
-    """Return what a recording is called in a message: its path, or where it comes from."""
-    return trace.source if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace)
-
-
-def prior_lengths(document: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return the requests that a plan's routing was made up for; None where it was recorded. Raises InputError for a damaged plan."""
-    asked = document.get("asked")
-    lengths = asked.get("prior") if isinstance(asked, dict) else None
-    if lengths is None:
-        return None
-    names = {"prompt_tokens", "reply_tokens", "requests"}
-    if not isinstance(lengths, dict) or set(lengths) != names or not all(type(one) is int for one in lengths.values()):
-        raise InputError("plan: asked.prior", lengths, f"not counts of {', '.join(sorted(names))}", "plan again")
-    return lengths
 
 
 def _budget(memory: int | str | None, reserve: int | str | None, profile: Profile) -> int | None:

@@ -16,8 +16,9 @@ from ..specs.machines.profile_file import load_hardware
 from .emit import PlanLike, as_document
 from .load import Recording, as_routing, bundled_trace_path
 from .plan import Progress
+from .requests import planned_routing, prior_lengths
 from .settings import SettingsLike, open_settings
-from .subject import bytes_of, planned_recording, prior_lengths
+from .subject import bytes_of
 
 if TYPE_CHECKING:
     from ..executor.validation.validate import Validation
@@ -85,9 +86,8 @@ def validate(
         raise InputError("plan.kind", document.get("kind"), "only plans for one device can be run",
                          "make one with moeplan plan --mode offload")  # fmt: skip
     model = model_of(document)
-    recording = planned_recording(
-        document, model, "bundled" if trace is None and prior_lengths(document) is None else trace
-    )
+    replayed = "bundled" if trace is None and prior_lengths(document) is None else trace
+    recording = planned_routing(document, model, replayed).recording
     check_match(model, recording)
     return validate_plan(
         document, model, recording, profile=known, device=device, num_baselines=baselines, steps=steps, repeats=repeats,

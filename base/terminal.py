@@ -24,6 +24,7 @@ SPEEDS = (
     ("ttft_s", "first", "s to the first token of a request"),
     ("decode_tokens_per_s", "decode", "generated tokens/s"),
     ("request_s", "request", "s from a request's first step to its last"),
+    ("requests_per_s", "requests", "a second"),
     ("window_s", "window", "s for all forward passes, prompts and answers"),
 )
 # What plans rank schedules by, in words.
@@ -32,10 +33,12 @@ RANKED = {
     "request_s": "the time of a whole request, prompt and reply: the least is best",
     "ttft_s": "the time to the first token of a request, then by the time of the window: the least is best",
     "decode_tokens_per_s": "generated tokens per second, then by the time of the window: the most is best",
+    "requests_per_s": "requests finished per second, then by the time of the window: the most is best",
     "step_s.p99": "the 99th percentile of its steps (those that decode, where any do), then by the time of the window",
     "memory_breakdown.device_bytes": "the device memory with which the window reaches the floor: the least is best",
 }
 _LEAST_ROOM = 24
+_NEARLY = 1e-9
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -48,6 +51,8 @@ def print_prediction(document: dict[str, Any]) -> None:
     step, share = document["step_s"], document["time_share"]
     print(f"{document['name']}: {document['bound']} binds")
     for name, title, unit in SPEEDS:
+        if name == "requests_per_s" and _is_of_one(document):
+            continue
         print(f"  {title:9} {_speed(document, name, unit)}")
     print(
         f"  step      mean {step['mean'] * MS_PER_S:.2f} ms, p50 {step['p50'] * MS_PER_S:.2f}, p99 {step['p99'] * MS_PER_S:.2f}"
@@ -61,6 +66,12 @@ def print_prediction(document: dict[str, Any]) -> None:
     )
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
+
+
+def _is_of_one(document: dict[str, Any]) -> bool:
+    """Return whether the run is one request or none, so that requests per second say nothing more."""
+    rate, each = document.get("requests_per_s"), document["request_s"]
+    return rate is None or each is None or abs(rate * each - 1) < _NEARLY
 
 
 def _speed(document: dict[str, Any], name: str, unit: str) -> str:

@@ -113,10 +113,12 @@ def _made_up(
 ) -> Recording:
     import numpy as np
 
+    from ..traces.lengths import RequestLengths
     from ..traces.recording import LoadProfile
     from ..traces.synthesis.prior import prior_recording
 
-    trace = prior_recording(spec, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, requests=requests)
+    lengths = RequestLengths.alike(prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, requests=requests)
+    trace = prior_recording(spec, lengths)
     if not counts:
         return trace
     load = np.stack(

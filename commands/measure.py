@@ -21,12 +21,11 @@ from .options.declarations import (
     EngineOption,
     JsonFlag,
     OptionalTraceOption,
-    PromptOption,
     QuantOption,
-    ReplyOption,
     UbatchOption,
     model_file,
 )
+from .options.lengths import PromptOption, ReplyOption
 from .options.settings import print_settings
 from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 

@@ -30,12 +30,19 @@ from .options.declarations import (
     ModelOption,
     OptionalTraceOption,
     PlanEngineOption,
-    PromptOption,
     QuantOption,
-    ReplyOption,
     ReserveOption,
     UbatchOption,
     model_file,
+)
+from .options.lengths import (
+    CachedOption,
+    LengthsOption,
+    PromptOption,
+    ReplyOption,
+    RequestsOption,
+    SpreadOption,
+    lengths_asked,
 )
 from .options.settings import print_settings
 
@@ -131,7 +138,7 @@ def plan(
         typer.Option(
             "--objective",
             help="offload: request_s (prompt and reply of a request; default without a recording), ttft_s, decode_tokens_per_s, "
-            "tokens_per_s (the whole window, prompts and answers; default for a recording), p99_step_s or least_memory.",
+            "requests_per_s, tokens_per_s (the whole window, prompts and answers; default for a recording), p99_step_s or least_memory.",
         ),
     ] = None,
     floor: FloorOption = None,
@@ -142,6 +149,10 @@ def plan(
     quant: QuantOption = None,
     prompt_tokens: PromptOption = None,
     reply_tokens: ReplyOption = None,
+    cached_tokens: CachedOption = None,
+    length_spread: SpreadOption = None,
+    requests: RequestsOption = None,
+    lengths: LengthsOption = None,
     context: ContextOption = None,
     concurrency: ConcurrencyOption = None,
     ubatch: UbatchOption = None,
@@ -186,7 +197,7 @@ def plan(
 
     check_outputs(
         {"--output": output, "--report": report, "--timeline": timeline},
-        {"--model": model_file(model), "--hardware": hardware, "--trace": trace}
+        {"--model": model_file(model), "--hardware": hardware, "--trace": trace, "--lengths": lengths}
         | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
     )
     changes = open_settings(settings)
@@ -225,9 +236,14 @@ def plan(
             ttft_s=_time(ttft, "--ttft"), tpot_s=_time(tpot, "--tpot"), exhaustive=exhaustive, concurrency=concurrency or 1,
             prefill_chunk_tokens=ubatch,
         )  # fmt: skip
+        listed = lengths_asked(
+            prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, cached_tokens=cached_tokens, spread=length_spread,
+            requests=requests, file=lengths, concurrency=concurrency,
+        )  # fmt: skip
         found = search(
             model, hardware, request=request, target="llama.cpp" if target == "llamacpp" else target,
-            engine=engine, quant=quant, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens,
+            engine=engine, quant=quant, prompt_tokens=None if listed else prompt_tokens,
+            reply_tokens=None if listed else reply_tokens, lengths=listed,
             context=context, kv_type=kv_type, reserve=reserve, window=window if was_given(ctx, "window") else None, **given,
         )  # fmt: skip
         document = found.to_dict()

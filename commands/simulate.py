@@ -7,7 +7,7 @@ prediction itself (`sim/`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,15 +26,22 @@ from .options.declarations import (
     ModelOption,
     OptionalDenseBitsOption,
     OptionalTraceOption,
-    PromptOption,
     QuantOption,
-    ReplyOption,
     ReserveOption,
     SetOption,
     UbatchOption,
     WindowOption,
     complete_schedule,
     model_file,
+)
+from .options.lengths import (
+    CachedOption,
+    LengthsOption,
+    PromptOption,
+    ReplyOption,
+    RequestsOption,
+    SpreadOption,
+    lengths_asked,
 )
 from .options.settings import print_settings
 
@@ -49,7 +56,8 @@ def simulate(
         str | None,
         typer.Option(
             "--schedule",
-            help="Preset to start from (moeplan schedule list); default: mixtral-offloading, or under an engine what it does of itself.",
+            help="Preset to start from (moeplan schedule list); default: mixtral-offloading (-code where no guesses were "
+            "recorded), or under an engine what it does of itself.",
             autocompletion=complete_schedule,
         ),
     ] = None,
@@ -58,6 +66,10 @@ def simulate(
     quant: QuantOption = None,
     prompt_tokens: PromptOption = None,
     reply_tokens: ReplyOption = None,
+    cached_tokens: CachedOption = None,
+    length_spread: SpreadOption = None,
+    requests: RequestsOption = None,
+    lengths: LengthsOption = None,
     context: ContextOption = None,
     concurrency: ConcurrencyOption = None,
     ubatch: UbatchOption = None,
@@ -75,13 +87,18 @@ def simulate(
     """Predict one schedule on one machine, for a recording or for requests of given lengths."""
     from ..api.simulate import simulate as predict
 
-    inputs: dict[str, Any] = {"--model": model_file(model), "--hardware": hardware}
-    check_outputs({"--timeline": timeline}, inputs if trace is None else inputs | {"--trace": trace})
+    named = {"--model": model_file(model), "--hardware": hardware, "--trace": trace, "--lengths": lengths}
+    check_outputs({"--timeline": timeline}, {option: name for option, name in named.items() if name is not None})
     if engine in _OLD_NAMES:
         raise InputError("--engine", engine, "names serving engines now", f"write --simulator {_OLD_NAMES[engine]}")
+    listed = lengths_asked(
+        prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, cached_tokens=cached_tokens, spread=length_spread, requests=requests,
+        file=lengths, concurrency=concurrency,
+    )  # fmt: skip
     found = predict(
-        model, hardware, trace=trace, schedule=schedule, settings=settings, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
-        reply_tokens=reply_tokens, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
+        model, hardware, trace=trace, schedule=schedule, settings=settings, engine=engine, quant=quant, lengths=listed,
+        prompt_tokens=None if listed else prompt_tokens, reply_tokens=None if listed else reply_tokens,
+        context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
         reserve=reserve, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
     )  # fmt: skip
     if timeline is not None:

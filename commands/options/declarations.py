@@ -131,20 +131,6 @@ QuantOption = Annotated[
         help="Weight format as files are named, for experts and the rest: Q4_K_M, UD-Q2_K_XL, MXFP4_MOE, AWQ … (in place of --dense-bits).",
     ),
 ]
-PromptOption = Annotated[
-    int | None,
-    typer.Option(
-        "--prompt-tokens",
-        help="Length of a prompt, where no recording is given.",
-        callback=between(0, TOKENS, "tokens"),
-    ),
-]
-ReplyOption = Annotated[
-    int | None,
-    typer.Option(
-        "--reply-tokens", help="Length of a reply, where no recording is given.", callback=between(0, TOKENS, "tokens")
-    ),
-]
 ContextOption = Annotated[
     int | None,
     typer.Option(

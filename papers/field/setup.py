@@ -27,6 +27,7 @@ from ...specs.models.load import load_model
 from ...specs.models.mixes.names import mix
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
+from ...traces.lengths import RequestLengths
 from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording
 from ..model_code import CALLS_EVERY_EXPERT
@@ -340,7 +341,9 @@ def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str])
         if report.kind.startswith("cache"):
             steps = min(_count(report, "generated_tokens", CACHE_STEPS, _MOST_TOKENS), CACHE_STEPS)
         before = max(0, context - steps // 2)
-        return prior_recording(model, prompt_tokens=0, reply_tokens=steps, requests=batch, context_before=before), 0
+        return prior_recording(
+            model, RequestLengths.alike(prompt_tokens=before, reply_tokens=steps, requests=batch, cached_tokens=before)
+        ), 0
     prompt = report.number("workload", "prompt_tokens")
     usual = max(_PROMPT, _count(report, "ubatch", _UBATCH, _MOST_TOKENS))  # whoever asks for larger passes fills them
     if prompt is None:
@@ -349,9 +352,8 @@ def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str])
     size = min(_count(report, "ubatch", _UBATCH, _MOST_TOKENS), prompt_tokens, _MOST_PASS)
     # One micro-batch at the mean depth stands for all: costs are linear in context.
     before = max(0, context - size // 2)
-    return prior_recording(model, prompt_tokens=size, reply_tokens=0, requests=1, context_before=before), int(
-        prompt or usual
-    )
+    lengths = RequestLengths.alike(prompt_tokens=before + size, reply_tokens=0, cached_tokens=before)
+    return prior_recording(model, lengths), int(prompt or usual)
 
 
 def _count(report: Report, key: str, default: int, most: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...base.errors import InputError
+from ...traces.lengths import RequestLengths, lengths_from_dict
 
 Figures = Mapping[str, Any]
 _AGAIN = "plan again with --for"
@@ -43,9 +44,8 @@ class ServedChoice:
     difference: Mapping[str, Any] | None
     context_tokens: int
     concurrency: int
-    prompt_tokens: int | None
-    """None where the plan was made from a recording."""
-    reply_tokens: int | None
+    lengths: RequestLengths | None
+    """Of the requests; None where they are a recording's own."""
     kv_type: str
     ubatch_asked: bool
     model_file: str | None
@@ -62,20 +62,20 @@ def read_served(document: Mapping[str, Any]) -> ServedChoice | None:
         raise InputError("plan: for", part, "not a table beside `asked`", _AGAIN)
     default = part.get("default")
     other = None if default is None else _setting(default, "default")
-    prior = asked.get("prior")
-    lengths: Mapping[str, Any] = prior if isinstance(prior, Mapping) else {}
+    listed = next(((name, asked[name]) for name in ("prior", "segments") if asked.get(name) is not None), None)
+    lengths = None if listed is None else lengths_from_dict(listed[1], f"plan: asked.{listed[0]}")
     difference = part.get("difference")
     if difference is not None and not (isinstance(difference, Mapping) and isinstance(difference.get("ratio"), float)):
         raise InputError("plan: for.difference", difference, "not a table with a ratio", _AGAIN)
-    longest = sum(_count(lengths.get(name, 0), f"asked.prior.{name}") for name in ("prompt_tokens", "reply_tokens"))
+    longest = 0 if lengths is None else lengths.longest
     context = asked.get("context")
     model = str(asked.get("model"))
     return ServedChoice(
         engine=str(part.get("engine")), chosen=_setting(part.get("setting"), "setting"), default=other,
         default_figures=None if other is None else _named(document, other.name), figures=_figures(document.get("best"), "best"),
         difference=difference, context_tokens=_count(context, "asked.context") if context is not None else longest,
-        concurrency=_count(asked.get("concurrency"), "asked.concurrency"), prompt_tokens=lengths.get("prompt_tokens"),
-        reply_tokens=lengths.get("reply_tokens"), kv_type=str(asked.get("kv_type")), ubatch_asked=asked.get("ubatch") is not None,
+        concurrency=_count(asked.get("concurrency"), "asked.concurrency"), lengths=lengths,
+        kv_type=str(asked.get("kv_type")), ubatch_asked=asked.get("ubatch") is not None,
         model_file=model if model.endswith(".gguf") else None,
     )  # fmt: skip
 

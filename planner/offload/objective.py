@@ -18,16 +18,23 @@ from ...base.errors import InputError, OutOfReach
 from ...base.units import MS_PER_S
 from ...sim.offload.workload import Workload
 
-OBJECTIVES = ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory")
-OF_REQUESTS = ("request_s", "ttft_s", "decode_tokens_per_s")
+OBJECTIVES = (
+    "request_s", "ttft_s", "decode_tokens_per_s", "requests_per_s", "tokens_per_s", "p99_step_s", "least_memory",
+)  # fmt: skip
+OF_REQUESTS = ("request_s", "ttft_s", "decode_tokens_per_s", "requests_per_s")
 RANKED_BY: Mapping[str, str] = {
     "tokens_per_s": "window_s", "p99_step_s": "step_s.p99", "least_memory": "memory_breakdown.device_bytes", "request_s": "request_s",
-    "ttft_s": "ttft_s", "decode_tokens_per_s": "decode_tokens_per_s",
+    "ttft_s": "ttft_s", "decode_tokens_per_s": "decode_tokens_per_s", "requests_per_s": "requests_per_s",
 }  # fmt: skip
-"""Objectives, with the figure of a schedule that decides (of `decode_tokens_per_s` the most is best, of others the least)."""
+"""Objectives, with the figure of a schedule that decides (of a rate the most is best, of others the least)."""
+RATES = ("decode_tokens_per_s", "requests_per_s")
+"""Objectives of which the most is best."""
 Figures = Mapping[str, float | None]
 # Figures that a window may lack, and what it then has none of.
-_LACKING = {"request_s": "request that comes to its end", "ttft_s": "prompt", "decode_tokens_per_s": "generated token"}
+_LACKING = {
+    "request_s": "request that comes to its end", "requests_per_s": "request that comes to its end", "ttft_s": "prompt",
+    "decode_tokens_per_s": "generated token",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +81,8 @@ def value_of(objective: str, figures: Figures, p99_ns: float = 0.0) -> float:
     """Return the figure by which an objective ranks, the least first; the window's time for objectives of another kind."""
     if objective == "p99_step_s":
         return p99_ns
-    if objective == "decode_tokens_per_s":
-        return 1 / (figures["decode_tokens_per_s"] or math.inf)
+    if objective in RATES:
+        return 1 / (figures[objective] or math.inf)
     name = objective if objective in ("request_s", "ttft_s") else "window_s"
     value = figures[name]
     return math.inf if value is None else value
@@ -87,7 +94,8 @@ def check_objective(objective: str, limits: Limits, workload: Workload) -> None:
         raise InputError("objective", objective, f"not one of {', '.join(OBJECTIVES)}", "choose one")
     decodes = bool(np.any(workload.step_phase == 1))
     has = {
-        "request_s": len(workload.requests) > 0, "ttft_s": len(workload.prompts) > 0, "decode_tokens_per_s": decodes,
+        "request_s": len(workload.requests) > 0, "requests_per_s": len(workload.requests) > 0,
+        "ttft_s": len(workload.prompts) > 0, "decode_tokens_per_s": decodes,
     }  # fmt: skip
     asked: list[tuple[str, str, object]] = [(objective, "objective", objective)]
     asked += [("ttft_s", "--ttft", limits.ttft_s)] if limits.ttft_s is not None else []
@@ -115,6 +123,7 @@ def out_of_reach(limits: Limits, name: str, figures: Figures) -> OutOfReach:
 def figures_of_metrics(metrics: Any) -> dict[str, float | None]:
     """Return a prediction's figures by the names used here."""
     found: dict[str, float | None] = {
-        name: getattr(metrics, name) for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s", "window_s")
+        name: getattr(metrics, name) for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s",
+                                                    "requests_per_s", "window_s")
     }  # fmt: skip
     return found | {"step_s": metrics.step_s["mean"]}

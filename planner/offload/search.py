@@ -56,7 +56,9 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
     result: SearchResult | None = None
     incumbent: Scored | None = None
     # Runs may be given up as soon as they take too long where the time of the window is what decides.
-    whole = objective == "tokens_per_s" or (objective == "request_s" and is_of_one_request(workload))
+    whole = objective in ("tokens_per_s", "requests_per_s") or (
+        objective == "request_s" and is_of_one_request(workload)
+    )
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
         for level, found in every.items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -125,9 +126,9 @@ def _speeds(best: Document) -> list[tuple[str, str]]:
     for name, title, shown in (
         ("prefill_tokens_per_s", "Prompts, tokens/s", numbers.significant), ("ttft_s", "To the first token", numbers.seconds),
         ("decode_tokens_per_s", "Decoding, tokens/s", numbers.significant), ("request_s", "A whole request", numbers.seconds),
-        ("window_s", "The whole window", numbers.seconds),
+        ("requests_per_s", "Requests a second", numbers.significant), ("window_s", "The whole window", numbers.seconds),
     ):  # fmt: skip
-        if best[name] is not None:
+        if best.get(name) is not None:
             low, high = best[f"{name}_interval"]
             found.append((title, f"{shown(best[name])} ({shown(low)} to {shown(high)})"))
     return found
@@ -301,6 +302,15 @@ def _provenance(document: Document, command: Sequence[str] | str | None) -> Sect
     return Section(id="provenance", title="Provenance", parts=parts)
 
 
+def _length_words(listed: Mapping[str, Any]) -> list[str]:
+    """Return the options that describe a plan's requests, with `LENGTHS` for the file of those that differ."""
+    if isinstance(listed["prompt_tokens"], list):
+        return ["--lengths", "LENGTHS", "--requests", str(listed["requests"])]
+    said = {"--prompt-tokens": listed["prompt_tokens"], "--reply-tokens": listed["reply_tokens"]}
+    said |= {"--cached-tokens": listed["cached_tokens"]} if listed.get("cached_tokens") else {}
+    return [word for option, value in said.items() for word in (option, str(value))]
+
+
 def plan_command(document: Document) -> str:
     """Return the command that makes a plan document again, with `TRACE` for the recording's file."""
     origin, request, asked = document["provenance"], document["request"], document.get("asked") or {}
@@ -312,15 +322,9 @@ def plan_command(document: Document) -> str:
         "--hardware",
         asked.get("hardware", origin["hardware"]),
     ]
-    if asked.get("prior"):
-        words += [
-            "--prompt-tokens",
-            str(asked["prior"]["prompt_tokens"]),
-            "--reply-tokens",
-            str(asked["prior"]["reply_tokens"]),
-        ]
-    else:
-        words += ["--trace", "TRACE"]
+    listed = asked.get("prior") or asked.get("segments")
+    words += _length_words(listed) if listed else []
+    words += [] if asked.get("prior") else ["--trace", "TRACE"]
     served = document.get("for")
     for name in ("engine", "quant", "context"):
         if asked.get(name) is not None:

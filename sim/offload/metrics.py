@@ -45,6 +45,9 @@ class Metrics:
     request_s: float | None
     """From a request's first step to the end of its last, the mean over requests that generate something and come to their end."""
     request_s_interval: Interval | None
+    requests_per_s: float | None
+    """Requests that come to their end, over the whole run; None without any."""
+    requests_per_s_interval: Interval | None
     window_s: float
     """The whole run, prompts and answers."""
     window_s_interval: Interval
@@ -131,6 +134,8 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
         decode_tokens_per_s_interval=between["decode_tokens_per_s"],
         request_s=told["request_s"],
         request_s_interval=between["request_s"],
+        requests_per_s=told["requests_per_s"],
+        requests_per_s_interval=between["requests_per_s"],
         window_s=told["window_s"] or 0.0,
         window_s_interval=between["window_s"] or (0.0, 0.0),
         step_s_interval=step_interval,
@@ -189,6 +194,7 @@ def figures_of(step_end: Array, workload: Workload) -> dict[str, float | None]:
         "ttft_s": _spans_s(ends, workload.prompts),
         "decode_tokens_per_s": _rate(workload, steps, 1),
         "request_s": _spans_s(ends, workload.requests),
+        "requests_per_s": len(workload.requests) * NS_PER_S / float(ends[-1]) if len(workload.requests) else None,
         "window_s": float(ends[-1]) / NS_PER_S,
         "step_s": float(steps[_counted(workload)].mean()) / NS_PER_S if len(steps) else None,
     }
@@ -197,7 +203,9 @@ def figures_of(step_end: Array, workload: Workload) -> dict[str, float | None]:
 def speeds_of(metrics: Metrics) -> dict[str, float | Interval | None]:
     """Return the figures that `figures_of` names, of a prediction, each followed by its interval."""
     found: dict[str, float | Interval | None] = {}
-    for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s", "window_s"):
+    for name in (
+        "prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s", "requests_per_s", "window_s",
+    ):  # fmt: skip
         found |= {name: getattr(metrics, name), f"{name}_interval": getattr(metrics, f"{name}_interval")}
     return found | {"step_s": metrics.step_s["mean"], "step_s_interval": metrics.step_s_interval}
 

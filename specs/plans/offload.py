@@ -117,6 +117,8 @@ class Result:
     engine: str
     needs: str | None = None
     family: str | None = None
+    requests_per_s: float | None = None
+    requests_per_s_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

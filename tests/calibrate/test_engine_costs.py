@@ -18,6 +18,7 @@ from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.lengths import RequestLengths
 from moeplan.traces.synthesis.prior import prior_recording
 
 CARDS = sorted(name for name, part in gpu_parts().items() if part.name == name and part.memory_bytes >= 1 << 34)
@@ -104,7 +105,8 @@ def test_products_of_8_bit_blocks_are_alike_a_unit_and_others_follow_the_peak() 
 def test_no_card_decodes_faster_than_its_memory_is_read(card: str, engine: str, context: int) -> None:
     profile, fmt = compose_text(card, engine), weight_format("Q4_K_M")
     model = load_model(QWEN)
-    trace = prior_recording(model, prompt_tokens=0, reply_tokens=2, context_before=context)
+    lengths = RequestLengths.alike(prompt_tokens=context, reply_tokens=2, cached_tokens=context)
+    trace = prior_recording(model, lengths)
     simulation = Simulation(model=model, profile=profile, trace=trace, dense_format=fmt, memory_bytes=1 << 50)
     speed = simulation.predict(load_preset("resident").with_options(experts__bits="Q4_K_M")).metrics.decode_tokens_per_s
     active = sum(model.dense_layer_bytes(layer, fmt) for layer in range(model.num_layers))

@@ -15,7 +15,15 @@ from moeplan.cli import main
 from moeplan.commands.app import app
 
 # Options for which nought means something.
-NOUGHT = {"--baselines", "--prompt-tokens", "--redundant", "--reply-tokens", "--search-moves", "--seed"}
+NOUGHT = {
+    "--baselines",
+    "--cached-tokens",
+    "--prompt-tokens",
+    "--redundant",
+    "--reply-tokens",
+    "--search-moves",
+    "--seed",
+}
 WRONG = ["nan", "inf", "-1", "1" * 5000, "1e300", "1\x1b[31m"]
 
 

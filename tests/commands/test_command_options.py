@@ -78,6 +78,7 @@ VALUES: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
     "objective": "p99_step_s", "floor": "3", "exhaustive": None, "window": "2000", "concurrency": "2", "ubatch": "4",
     "target": "llama.cpp", "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0",
+    "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv",
     "reserve": "100MiB",
     "ttft": "2s", "tpot": "50ms",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
@@ -157,6 +158,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                              top_k=model.top_k), here / "loads.safetensors")  # fmt: skip
     (here / "r.jsonl").write_text((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
     (here / "g.yaml").write_text(GRID)
+    (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
     (here / "n.json").write_text("{}")
     (here / "l.json").write_text(as_json([entry(gen=32)]))
     (here / "v.json").write_text(json.dumps(serve()))
@@ -211,6 +213,10 @@ COUNTS = {
         "quant",
         "prompt_tokens",
         "reply_tokens",
+        "cached_tokens",
+        "length_spread",
+        "requests",
+        "lengths",
         "ubatch",
         "kv_type",
         "reserve",

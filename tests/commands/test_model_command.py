@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from moeplan.api.subject import open_simulation
+from moeplan.api.subject import open_subject
 from moeplan.base.errors import InputError
 from moeplan.commands.app import app
 from moeplan.specs.catalog import MODELS_FOLDER
@@ -62,7 +62,9 @@ def test_the_rest_of_a_checkpoint_can_be_taken_as_it_is_stored(tmp_path: Path) -
     table = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (tmp_path / "own.json").write_text(json.dumps(config | {"quantization_config": table}), encoding="utf-8")
     for asked, taken in (("native", "8"), ("16", "16")):
-        simulation = open_simulation(str(tmp_path / "own.json"), "t4", "bundled", window=3, dense_bits=asked)
+        simulation = open_subject(
+            model=str(tmp_path / "own.json"), hardware="t4", trace="bundled", window=3, dense_bits=asked
+        ).simulation
         assert simulation.dense_format.name == taken and simulation.model.native_bits == "8"
 
 

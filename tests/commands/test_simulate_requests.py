@@ -83,8 +83,11 @@ def test_what_a_card_cannot_hold_does_not_fit_an_engine_that_must_hold_it(capsys
     [
         (("--engine", "twin"), "--simulator compiled"), (("--engine", "lama.cpp"), "llama.cpp"), (("--quant", "Q4_K_X"), "--quant"),
         (("--kv-type", "q9"), "--kv-type"), (("--quant", "Q4_K_M", "--dense-bits", "8"), "--dense-bits"),
-        (("--trace", "bundled", "--prompt-tokens", "4"), "--prompt-tokens"), (("--prompt-tokens", "0", "--reply-tokens", "0"), "token"),
-        (("--context", "3"), "context"),
+        (("--trace", "bundled", "--prompt-tokens", "99999999"), "--prompt-tokens"),
+        (("--prompt-tokens", "0", "--reply-tokens", "0"), "token"),
+        (("--context", "3"), "context"), (("--prompt-tokens", "40", "--cached-tokens", "40"), "--cached-tokens"),
+        (("--requests", "60000", "--reply-tokens", "1000000"), "fewer or shorter"),
+        (("--lengths", "absent.csv"), "absent.csv"), (("--length-spread", "2", "--lengths", "absent.csv"), "--length-spread"),
     ],
 )  # fmt: skip
 def test_contradictions_are_one_line(
@@ -131,3 +134,31 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
         dense_bits="32",
     )
     assert wide.simulation.dense_format == weight_format("32")
+
+
+SHORT = ("--model", "tiny-moe", "--hardware", "rtx-3060")
+
+
+def test_a_cached_prefix_is_in_memory_but_not_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = simulated(capsys, *SHORT, "--prompt-tokens", "400", "--reply-tokens", "4")
+    cached = simulated(capsys, *SHORT, "--prompt-tokens", "400", "--reply-tokens", "4", "--cached-tokens", "300")
+    assert (whole["num_tokens"], cached["num_tokens"]) == (404, 104)
+    assert cached["ttft_s"] < whole["ttft_s"] and cached["decode_tokens_per_s"] == whole["decode_tokens_per_s"]
+    assert cached["memory_breakdown"]["device_bytes"] <= whole["memory_breakdown"]["device_bytes"]
+
+
+def test_requests_of_different_lengths_are_replayed_together(capsys: pytest.CaptureFixture[str]) -> None:
+    found = simulated(
+        capsys, *SHORT, "--prompt-tokens", "40", "--reply-tokens", "8", "--length-spread", "2", "--concurrency", "4"
+    )
+    assert "32 requests, prompts of" in found["routing"]
+    assert found["requests_per_s"] == pytest.approx(32 / found["window_s"])
+    low, high = found["requests_per_s_interval"]
+    assert low < found["requests_per_s"] < high
+
+
+def test_requests_are_put_together_from_a_recording(capsys: pytest.CaptureFixture[str]) -> None:
+    found = simulated(
+        capsys, *SHORT, "--trace", "bundled", "--prompt-tokens", "50", "--reply-tokens", "6", "--requests", "2"
+    )
+    assert found["num_tokens"] == 112 and "put together from segments" in found["routing"]

@@ -14,7 +14,10 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ...base.errors import InputError
+from ...base.units import GIB
 from ...specs.models import ModelSpec
+from ..lengths import RequestLengths
 from ..recording import RoutingTrace
 from .dial import Dials, reshape_dials
 from .presets import PRESETS
@@ -29,6 +32,7 @@ LOCALITY, FOREIGN_LOCALITY = (0.75, 1.5), (0.5, 2.0)
 quarter of the experts over the 31 longer answers of gpt-oss-20b's recording run from 0.58 to 0.72, its prior's ends from 0.54 to 0.72.
 For other families, whose nearest prior is another's, twice that distance is assumed."""
 _FEW_EXPERTS, _SOME_EXPERTS = 16, 32
+_MOST_BYTES = 4 * GIB
 
 
 def prior_name(model: ModelSpec) -> str:
@@ -53,23 +57,13 @@ def prior_dials(model: ModelSpec) -> Dials:
     )
 
 
-def spread_recordings(
-    model: ModelSpec,
-    *,
-    prompt_tokens: int,
-    reply_tokens: int,
-    requests: int = 1,
-    context_before: int = 0,
-    seed: int = 0,
-) -> tuple[RoutingTrace, ...]:
+def spread_recordings(model: ModelSpec, lengths: RequestLengths, *, seed: int = 0) -> tuple[RoutingTrace, ...]:
     """Return the requests of `prior_recording` with as little and as much locality as routing of the family has, text by text."""
     dials = replace(prior_dials(model), guess_recall=())
     factors = LOCALITY if model.family in _FAMILIES else FOREIGN_LOCALITY
     return tuple(
-        _recording(_with_locality(dials, factor), model.name, prior_name(model), prompt_tokens, reply_tokens, requests,
-                   context_before, seed)
-        for factor in factors
-    )  # fmt: skip
+        _recording(_with_locality(dials, factor), model.name, prior_name(model), lengths, seed) for factor in factors
+    )
 
 
 def _with_locality(dials: Dials, factor: float) -> Dials:
@@ -82,37 +76,24 @@ def _with_locality(dials: Dials, factor: float) -> Dials:
     )  # fmt: skip
 
 
-def prior_recording(
-    model: ModelSpec,
-    *,
-    prompt_tokens: int,
-    reply_tokens: int,
-    requests: int = 1,
-    context_before: int = 0,
-    seed: int = 0,
-) -> RoutingTrace:
-    """Return a recording of `requests` requests of such lengths; `context_before` tokens of each were read earlier.
+def prior_recording(model: ModelSpec, lengths: RequestLengths, *, seed: int = 0) -> RoutingTrace:
+    """Return a recording of requests of such lengths; cached tokens of a prompt have a position but no row.
 
     Raises InputError for lengths that are out of range.
     """
+    rows = int(lengths.total.sum())
+    if rows * model.num_moe_layers * model.top_k > _MOST_BYTES:
+        rule = f"{rows} tokens of {model.num_moe_layers} layers and {model.top_k} experts are more choices than memory is kept for"
+        raise InputError("requests", lengths.words(), rule, "ask for fewer or shorter requests")
     dials = replace(prior_dials(model), guess_recall=())
-    return _recording(dials, model.name, prior_name(model), prompt_tokens, reply_tokens, requests, context_before, seed)
+    return _recording(dials, model.name, prior_name(model), lengths, seed)
 
 
 @lru_cache(maxsize=64)
-def _recording(
-    dials: Dials,
-    name: str,
-    prior: str,
-    prompt_tokens: int,
-    reply_tokens: int,
-    requests: int,
-    context_before: int,
-    seed: int,
-) -> RoutingTrace:
-    prompt = np.full(requests, prompt_tokens, np.int64)
-    plan = RequestPlan(prompt=prompt, total=prompt + reply_tokens, domain=np.zeros(requests, np.int64))
+def _recording(dials: Dials, name: str, prior: str, lengths: RequestLengths, seed: int) -> RoutingTrace:
+    plan = RequestPlan(prompt=lengths.computed, total=lengths.total, domain=np.zeros(len(lengths), np.int64))
     trace = synth_trace(dials, plan=plan, seed=seed, model=name)
-    position = trace.position + np.int32(context_before) if context_before else trace.position
+    cached = np.array(lengths.cached, np.int32)
+    position = trace.position + cached[trace.request] if cached.any() else trace.position
     source = f"{trace.source}; no recording was given: the locality of {prior} in this model's shape"
     return replace(trace, position=position, source=source)

@@ -154,6 +154,8 @@ def _bench(served: ServedChoice) -> dict[str, FlagValue]:
     """Return the flags of one test of prompt and reply."""
     prompt, reply = _lengths(served)
     found: dict[str, FlagValue] = {"--model": served.model_file or MODEL_FILE, "--n-prompt": 0, "--n-gen": 0}
+    if served.lengths is not None and any(served.lengths.cached):
+        found["--n-depth"] = _mean(served.lengths.cached)
     if prompt and reply:
         found["-pg"] = f"{prompt},{reply}"
     else:
@@ -166,8 +168,14 @@ def _cache_types(served: ServedChoice) -> dict[str, FlagValue]:
 
 
 def _lengths(served: ServedChoice) -> tuple[int, int]:
-    prompt, reply = served.prompt_tokens, served.reply_tokens
-    return (_USUAL_PROMPT, _USUAL_REPLY) if prompt is None or reply is None else (prompt, reply)
+    """Return the prompt tokens that are computed and the reply of one request, of the mean one where they differ."""
+    if served.lengths is None:
+        return _USUAL_PROMPT, _USUAL_REPLY
+    return _mean(served.lengths.computed.tolist()), _mean(served.lengths.reply)
+
+
+def _mean(values: Sequence[int]) -> int:
+    return round(sum(values) / len(values))
 
 
 def predicted(served: ServedChoice) -> list[str]:
@@ -205,8 +213,10 @@ def measurements(served: ServedChoice) -> list[str]:
 def _rate(served: ServedChoice, figures: Figures) -> str:
     """Return the tokens per second that llama-bench prints for the test of a bench file."""
     prompt, reply = _lengths(served)
-    if served.prompt_tokens is None:
+    if served.lengths is None:
         return f"{_figures(figures)} predicted (of the recording's requests)"
+    if not served.lengths.are_alike:
+        return "one request of mean length alone, as llama-bench runs it; the plan is for requests that differ"
     if not (prompt and reply):
         name = "prefill_tokens_per_s" if prompt else "decode_tokens_per_s"
         return f"{_with_ends(figures, name)} tokens/s predicted"

@@ -19,6 +19,7 @@ from moeplan.planner.offload.plan import OffloadRequest, base_schedule, planned_
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.lengths import RequestLengths
 from moeplan.traces.recording import RoutingTrace
 from moeplan.traces.synthesis.prior import prior_recording, spread_recordings
 
@@ -115,8 +116,8 @@ LRU = load_preset("mixtral-offloading").with_options(predictor__kind="none", pre
 
 
 def test_the_spread_of_the_prior_is_in_the_interval() -> None:
-    model, lengths = load_model("gpt-oss-20b"), {"prompt_tokens": 20, "reply_tokens": 60}
-    prior, spread = prior_recording(model, **lengths), spread_recordings(model, **lengths)
+    model, lengths = load_model("gpt-oss-20b"), RequestLengths.alike(prompt_tokens=20, reply_tokens=60)
+    prior, spread = prior_recording(model, lengths), spread_recordings(model, lengths)
     narrow, wide = (cached(prior, others).predict(LRU).metrics for others in ((), spread))
     assert narrow.request_s == wide.request_s
     for name in ("request_s_interval", "decode_tokens_per_s_interval", "step_s_interval", "window_s_interval"):
@@ -132,12 +133,9 @@ def test_recorded_routing_of_the_family_lies_between_the_ends_of_its_prior() -> 
     """Hit rates of real answers, most of which a prior alone would miss on one side or the other."""
     with np.load(RECORDED) as file:
         experts, answer = file["experts"], file["seq"]
-    model = load_model("gpt-oss-20b")
-    ends = [
-        cached(trace, ()).predict(LRU).metrics.hit_rate
-        for trace in spread_recordings(model, prompt_tokens=0, reply_tokens=250)
-    ]
-    prior = prior_recording(model, prompt_tokens=0, reply_tokens=250)
+    model, lengths = load_model("gpt-oss-20b"), RequestLengths.alike(prompt_tokens=0, reply_tokens=250)
+    ends = [cached(trace, ()).predict(LRU).metrics.hit_rate for trace in spread_recordings(model, lengths)]
+    prior = prior_recording(model, lengths)
     long = [one for one in np.unique(answer) if np.count_nonzero(answer == one) >= 250][::4]
     rates = []
     for one in long:

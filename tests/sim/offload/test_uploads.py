@@ -10,12 +10,13 @@ from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.lengths import RequestLengths
 from moeplan.traces.synthesis.prior import prior_recording
 
 
 def predicted(schedule: OffloadSchedule, prompt: int = 48, reply: int = 4) -> Prediction:
     model = load_model("tiny-moe")
-    trace = prior_recording(model, prompt_tokens=prompt, reply_tokens=reply)
+    trace = prior_recording(model, RequestLengths.alike(prompt_tokens=prompt, reply_tokens=reply))
     return Simulation(model=model, profile=compose_text("rtx-3060"), trace=trace).predict(schedule, engine="both")
 
 
@@ -43,10 +44,11 @@ def test_a_schedule_that_fetches_anyway_has_no_threshold() -> None:
 
 def test_without_a_recording_requests_have_the_lengths_asked_for() -> None:
     model = load_model("gpt-oss-20b")
-    trace = prior_recording(model, prompt_tokens=5, reply_tokens=3, requests=2, context_before=100)
+    lengths = RequestLengths.alike(prompt_tokens=105, reply_tokens=3, requests=2, cached_tokens=100)
+    trace = prior_recording(model, lengths)
     assert trace.num_tokens == 16 and trace.num_layers == model.num_moe_layers and trace.top_k == model.top_k
     assert trace.position.tolist() == [*range(100, 108)] * 2
     assert trace.phase.tolist() == [0] * 5 + [1] * 3 + [0] * 5 + [1] * 3
     assert "no recording" in trace.source
-    again = prior_recording(model, prompt_tokens=5, reply_tokens=3, requests=2, context_before=100)
+    again = prior_recording(model, lengths)
     assert (again.experts == trace.experts).all()

@@ -34,6 +34,8 @@ def result(
         "decode_tokens_per_s_interval": [tokens_per_s / (1 + wrong), tokens_per_s / (1 - wrong)],
         "request_s": None,
         "request_s_interval": None,
+        "requests_per_s": None,
+        "requests_per_s_interval": None,
         "window_s": window_s,
         "window_s_interval": [(1 - wrong) * window_s, (1 + wrong) * window_s],
         "relative_uncertainty": wrong,

@@ -7,7 +7,6 @@ may hold the lists of all layers. Files are read line by line. Ignored: further 
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from array import array
@@ -19,17 +18,12 @@ from typing import Any
 import numpy as np
 
 from ....base.errors import InputError
-from ....base.text_files import refuse_devices
-from ....base.units import MIB, format_bytes
-from ...files.json_input import MAX_JSON_BYTES, parse_json
-from ...files.refusal import unreadable
 from ...recording import RoutingTrace
 from ...validate import MAX_TOP_K
+from .text_rows import Row, csv_rows, integer, json_rows
 from .token_table import NAMES, Table, column_names, phase_number, trace_of_table
 
-_MAX_LINE_BYTES = 16 * MIB
 _NUMBERED = re.compile(r"(.*?)[_.]?([0-9]{1,3})\Z")
-_Row = dict[str, Any]
 
 
 def read_jsonl(
@@ -50,7 +44,7 @@ def read_jsonl(
 ) -> RoutingTrace:
     """Return the routing in a file of JSON objects, one a line. Raises InputError."""
     told = _told(request_column, token_column, layer_column, experts_column, weights_column, phase_column)
-    table = _table(_json_rows(path), told, path)
+    table = _table(json_rows(path), told, path)
     return trace_of_table(
         table, source=source or f"JSON Lines: {Path(path).name}", prompt_tokens=prompt_tokens, num_experts=num_experts,
         layer_ids=layer_ids, model=model, licence=licence,
@@ -75,7 +69,7 @@ def read_csv(
 ) -> RoutingTrace:
     """Return the routing in a CSV file (commas, semicolons or tabs) with a line of column names. Raises InputError."""
     told = _told(request_column, token_column, layer_column, experts_column, weights_column, phase_column)
-    table = _table(_csv_rows(path), told, path)
+    table = _table(csv_rows(path), told, path)
     return trace_of_table(
         table, source=source or f"CSV: {Path(path).name}", prompt_tokens=prompt_tokens, num_experts=num_experts,
         layer_ids=layer_ids, model=model, licence=licence,
@@ -96,7 +90,7 @@ class _Collected:
     top_k: int = 0
     requests: dict[object, int] = field(default_factory=dict)
 
-    def add(self, where: str, row: _Row, layer: int, experts: list[int], weights: list[float] | None) -> None:
+    def add(self, where: str, row: Row, layer: int, experts: list[int], weights: list[float] | None) -> None:
         """Add one token's choices in one layer; `row` holds request, token and phase. Raises InputError."""
         self.top_k = self.top_k or len(experts)
         if len(experts) != self.top_k or not (1 <= len(experts) <= MAX_TOP_K):
@@ -109,7 +103,7 @@ class _Collected:
                 f"{where}: weights", weights[:20], f"must be {len(experts)}, one an expert", "check the columns"
             )
         self.request.append(self._request(row.get("request"), where))
-        self.token.append(_integer(row["token"], f"{where}: token"))
+        self.token.append(integer(row["token"], f"{where}: token"))
         self.layer.append(layer)
         if "phase" in row:
             self.phase.append(phase_number(row["phase"], where))
@@ -137,7 +131,7 @@ class _Collected:
         return self.requests.setdefault(value, len(self.requests))
 
 
-def _table(rows: Iterator[tuple[str, _Row]], told: dict[str, str], path: str | os.PathLike[str]) -> Table:
+def _table(rows: Iterator[tuple[str, Row]], told: dict[str, str], path: str | os.PathLike[str]) -> Table:
     """Return the table of a file's rows. Raises InputError."""
     collected = _Collected(path=str(path))
     names: dict[str, str] = {}
@@ -148,7 +142,7 @@ def _table(rows: Iterator[tuple[str, _Row]], told: dict[str, str], path: str | o
             columns, numbered = _numbered_columns(list(row), told)
             all_layers = not told.get("layer") and not set(NAMES["layer"]) & set(columns)
             names = column_names([*columns, "layer"] if all_layers else columns, told)
-        part: _Row = {}
+        part: Row = {}
         for key in ("request", "token", "phase", "layer"):
             if key in names and not (key == "layer" and all_layers):
                 if row.get(names[key]) is None:
@@ -166,7 +160,7 @@ def _table(rows: Iterator[tuple[str, _Row]], told: dict[str, str], path: str | o
                 of_layer = weights[layer] if isinstance(weights, list) and layer < len(weights) else None
                 collected.add(where, part, layer, _integers(inner, where), _floats(of_layer, where))
         else:
-            layer = _integer(part["layer"], f"{where}: layer")
+            layer = integer(part["layer"], f"{where}: layer")
             collected.add(where, part, layer, _integers(experts, where), _floats(weights, where))
     if not names:
         raise InputError("path", str(path), "has no rows", "record at least one token")
@@ -214,7 +208,7 @@ def _numbered_columns(columns: list[str], told: dict[str, str]) -> tuple[list[st
     return [*columns, *ordered], ordered
 
 
-def _cell(row: _Row, name: str, numbered: dict[str, list[str]], where: str) -> Any:
+def _cell(row: Row, name: str, numbered: dict[str, list[str]], where: str) -> Any:
     """Return what a row has for experts or weights; CSV texts become lists. Raises InputError when it is missing."""
     value = [row.get(column) for column in numbered[name]] if name in numbered else row.get(name)
     if value is None or (isinstance(value, list) and None in value):
@@ -227,7 +221,7 @@ def _cell(row: _Row, name: str, numbered: dict[str, list[str]], where: str) -> A
 def _integers(value: object, where: str) -> list[int]:
     """Return a list of expert ids. Raises InputError."""
     values = value if isinstance(value, list) else [value]
-    return [_integer(one, f"{where}: experts") for one in values[: MAX_TOP_K + 1]]
+    return [integer(one, f"{where}: experts") for one in values[: MAX_TOP_K + 1]]
 
 
 def _floats(value: object, where: str) -> list[float] | None:
@@ -245,65 +239,3 @@ def _floats(value: object, where: str) -> list[float] | None:
             raise InputError(f"{where}: weights", one, "must be numbers", "check the columns")
         found.append(number)
     return found
-
-
-def _integer(value: object, where: str) -> int:
-    """Return a whole number, of JSON or of a text. Raises InputError."""
-    if isinstance(value, str):
-        text = value.strip()
-        digits = text.removeprefix("-").removesuffix(".0")
-        value = int(text.removesuffix(".0")) if digits.isascii() and digits.isdigit() and len(digits) < 16 else value
-    if type(value) is not int or not (-(1 << 62) < value < 1 << 62):
-        raise InputError(where, value, "must be a whole number", "check the columns")
-    return value
-
-
-def _json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, _Row]]:
-    """Return (where, object) of each line. Raises InputError."""
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"line {number}"
-        row = parse_json(line, where)
-        if not isinstance(row, dict):
-            raise InputError(where, type(row).__name__, "must be an object", "give one JSON object a line")
-        yield where, row
-
-
-def _csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, _Row]]:
-    """Return (where, column → text) of each line after the first. Raises InputError."""
-    lines = _lines(path)
-    header = next(lines, "")
-    delimiter = max(",;\t", key=header.count)
-    try:
-        columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        if len(set(columns)) != len(columns):
-            raise InputError("columns", columns[:20], "a name occurs twice", "name every column once")
-        for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), 2):
-            if not cells:
-                continue
-            if len(cells) != len(columns):
-                rule = f"has {len(cells)} cells for {len(columns)} columns"
-                raise InputError(f"line {number}", ", ".join(cells)[:80], rule, "quote lists that hold the separator")
-            yield f"line {number}", dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        raise unreadable(path, "cannot be read as CSV", error, "give a complete text file") from None
-
-
-def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Return the lines of a text file, one at a time. Raises InputError when it is no text, or a line or it is too long."""
-    try:
-        refuse_devices(path)
-        with open(path, "rb") as file:
-            read = 0
-            first = True
-            while line := file.readline(_MAX_LINE_BYTES + 1):
-                read += len(line)
-                if len(line) > _MAX_LINE_BYTES:
-                    raise ValueError(f"a line of more than {format_bytes(_MAX_LINE_BYTES)}")
-                if read > MAX_JSON_BYTES:
-                    raise ValueError(f"more than {format_bytes(MAX_JSON_BYTES)}")
-                yield line.decode("utf-8-sig" if first else "utf-8")
-                first = False
-    except (OSError, ValueError, MemoryError) as error:
-        raise unreadable(path, "cannot be read as text", error, "give a complete text file") from None
