@@ -33,10 +33,10 @@ class Routing:
 
 
 def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: int | None, requests: int, *,
-                recorded: bool) -> RequestLengths | None:  # fmt: skip
+                recorded: bool, longest: int | None = None) -> RequestLengths | None:  # fmt: skip
     """Return the requests asked for; None for a recording's own. Raises InputError for none at all, or for two answers.
 
-    requests: how many, where nothing says so.
+    requests: how many, where nothing says so. longest: context of the model, which the usual prompt does not exceed.
     """
     given = {"--prompt-tokens": prompt_tokens, "--reply-tokens": reply_tokens}
     if lengths is not None:
@@ -50,8 +50,9 @@ def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: i
         return read_lengths(lengths, max(DEFAULT_REQUESTS, requests))
     if recorded and prompt_tokens is None and reply_tokens is None:
         return None
-    prompt = (0 if recorded else DEFAULT_PROMPT) if prompt_tokens is None else prompt_tokens
     reply = (0 if recorded else DEFAULT_REPLY) if reply_tokens is None else reply_tokens
+    room = DEFAULT_PROMPT if longest is None else max(0, min(DEFAULT_PROMPT, longest - reply))
+    prompt = (0 if recorded else room) if prompt_tokens is None else prompt_tokens
     if prompt + reply == 0:
         raise InputError("--reply-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens")
     return RequestLengths.alike(prompt_tokens=prompt, reply_tokens=reply, requests=requests)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError
 from ..specs.models import ModelSpec
+from ..traces.lengths import RequestLengths
 from .load import Recording, as_machine, as_model
 from .requests import LengthsLike, planned_routing, requests_of, routing_of
 from .settings import SettingsLike, open_settings
@@ -99,12 +100,14 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     made_for = (
         int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
     )
-    asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, max(1, made_for), recorded=trace is not None)
+    asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, max(1, made_for), recorded=trace is not None,
+                                longest=spec.longest_context)  # fmt: skip
     routed = routing_of(spec, trace, asked_lengths)
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
     if asked_lengths is not None:
         notes.append(routed.words)
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
+    _check_context(spec, context, asked_lengths)
     simulation = Simulation(
         model=spec, profile=profile, trace=routed.recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
@@ -155,6 +158,21 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
         upload_tokens=provenance.get("upload_tokens"),
         likewise=routed.spread,
     )  # fmt: skip
+
+
+def _check_context(spec: ModelSpec, context: int | None, lengths: RequestLengths | None) -> None:
+    """Return nothing; raises InputError for more context than the model was made for."""
+    most = spec.longest_context
+    asked = [("--context", context), ("--prompt-tokens + --reply-tokens", None if lengths is None else lengths.longest)]
+    for option, tokens in asked:
+        if most is not None and tokens is not None and tokens > most:
+            rule = f"{spec.name} was made for {most} tokens of context"
+            raise InputError(
+                option,
+                tokens,
+                rule,
+                f"ask for fewer; where it is stretched (YaRN), --set model.longest_context={tokens}",
+            )
 
 
 def _budget(memory: int | str | None, reserve: int | str | None, profile: Profile) -> int | None:

@@ -36,11 +36,12 @@ def write_offload_report(
     """Write the HTML report of a plan, with the curves of hit rate against cache size and sections of one's own."""
     from ..reports.offload.hit_curves import hit_curves
     from ..reports.offload.page import write_plan_report
+    from ..reports.offload.request import request_sections
 
     lru, belady = hit_curves(simulation, best.schedule)
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=simulation.profile,
                       command=document["provenance"].get("command"), more_sections=more_sections,
-                      first_sections=served_sections(document))  # fmt: skip
+                      first_sections=served_sections(document), request_sections=request_sections(document, simulation))  # fmt: skip
 
 
 def served_sections(document: dict[str, Any]) -> list[Any]:

@@ -34,18 +34,19 @@ _BOUNDS = {
     "cpu": "the host's cores",
     "host": "the host",
 }
-"""How everything but experts is stored unless told otherwise."""
 
 
 def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None = None, lru_curve: HitCurve | None = None,
                 belady_curve: HitCurve | None = None, profile: Profile | None = None, command: Sequence[str] | str | None = None,
-                more_sections: Sequence[Section] = (), first_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+                more_sections: Sequence[Section] = (), first_sections: Sequence[Section] = (),
+                request_sections: Sequence[Section] = ()) -> str:  # fmt: skip
     """Return the HTML of a plan's report.
 
     document: a plan as `plan_to_dict` gives it or plan.json holds it. timeline: rows of the chosen schedule. lru_curve,
     belady_curve: hit rate by cache size (`hit_curves`). profile: the machine, for the table of constants. command: what
     makes this plan again, as arguments or as typed; reconstructed from the document where None, with `TRACE` for the file.
-    more_sections: shown before the assumptions (for instance predicted against measured); first_sections: before all others.
+    more_sections: shown before the assumptions (for instance predicted against measured); first_sections: before all others;
+    request_sections: after the speeds (`request`).
     Raises InputError for a document that is not an offload plan.
     """
     check_plan(document, OFFLOAD)
@@ -56,6 +57,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     sections = [
         *first_sections,
         _speed(document, every),
+        *request_sections,
         Section(id="time", title="Where the time goes", parts=(share_plot(every),)),
     ]
     if frame is not None and len(frame):
@@ -84,10 +86,11 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
 def write_plan_report(path: str | os.PathLike[str], document: Document, *, timeline: Timeline | pd.DataFrame | None = None,
                       lru_curve: HitCurve | None = None, belady_curve: HitCurve | None = None, profile: Profile | None = None,
                       command: Sequence[str] | str | None = None, more_sections: Sequence[Section] = (),
-                      first_sections: Sequence[Section] = ()) -> str:  # fmt: skip
+                      first_sections: Sequence[Section] = (), request_sections: Sequence[Section] = ()) -> str:  # fmt: skip
     """Write the report of a plan and return its path; raises InputError where it cannot be written."""
     text = plan_report(document, timeline=timeline, lru_curve=lru_curve, belady_curve=belady_curve, profile=profile,
-                       command=command, more_sections=more_sections, first_sections=first_sections)  # fmt: skip
+                       command=command, more_sections=more_sections, first_sections=first_sections,
+                       request_sections=request_sections)  # fmt: skip
     write_atomic(path, text)
     return os.fspath(path)
 
@@ -128,7 +131,7 @@ def _speeds(best: Document) -> list[tuple[str, str]]:
         ("decode_tokens_per_s", "Decoding, tokens/s", numbers.significant), ("request_s", "A whole request", numbers.seconds),
         ("requests_per_s", "Requests a second", numbers.significant), ("window_s", "The whole window", numbers.seconds),
     ):  # fmt: skip
-        if best.get(name) is not None:
+        if best.get(name) is not None and not (name == "requests_per_s" and best["request_s"] == best["window_s"]):
             low, high = best[f"{name}_interval"]
             found.append((title, f"{shown(best[name])} ({shown(low)} to {shown(high)})"))
     return found

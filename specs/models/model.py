@@ -43,6 +43,8 @@ class ModelSpec:
     """MLPs have three matrices (gate, up, down) rather than two."""
     vocab_size: int
     attention: AttentionSpec
+    longest_context: int | None = None
+    """Tokens of context that it was made for; None where its configuration does not say."""
     expert_bias: bool = False
     """Every matrix of an expert has a bias."""
     router_bias: bool = False

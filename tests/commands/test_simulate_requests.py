@@ -87,6 +87,7 @@ def test_what_a_card_cannot_hold_does_not_fit_an_engine_that_must_hold_it(capsys
         (("--prompt-tokens", "0", "--reply-tokens", "0"), "token"),
         (("--context", "3"), "context"), (("--prompt-tokens", "40", "--cached-tokens", "40"), "--cached-tokens"),
         (("--requests", "60000", "--reply-tokens", "1000000"), "fewer or shorter"),
+        (("--prompt-tokens", "510", "--reply-tokens", "3"), "512 tokens of context"), (("--context", "513"), "512 tokens of context"),
         (("--lengths", "absent.csv"), "absent.csv"), (("--length-spread", "2", "--lengths", "absent.csv"), "--length-spread"),
     ],
 )  # fmt: skip

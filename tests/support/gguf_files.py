@@ -65,6 +65,8 @@ def keys_of(arch: str, model: ModelSpec, drafts: int = 0) -> dict[str, Any]:
         "feed_forward_length": model.dense_intermediate_size or model.expert_intermediate_size,
         "expert_feed_forward_length": model.expert_intermediate_size,
     }  # fmt: skip
+    if model.longest_context is not None:
+        found["context_length"] = model.longest_context
     if drafts:
         found["nextn_predict_layers"] = drafts
     if model.sliding_window:

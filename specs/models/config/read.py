@@ -51,6 +51,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "dense_width": ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"),
 }  # fmt: skip
 """What every decoder with experts has, and what configurations call it."""
+_CONTEXT = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions")
+"""Keys for the longest context, the usual one first."""
 
 
 def read_config(data: Mapping[str, Any], name: str, where: str, beside: Mapping[str, Any] | None = None) -> ModelSpec:
@@ -90,13 +92,20 @@ def read_config(data: Mapping[str, Any], name: str, where: str, beside: Mapping[
                 f"draft layers for multi-token prediction (num_nextn_predict_layers = {draft_layers}) are not counted"
             )
         return ModelSpec(
-            **draft.fields, layer_variants=_variants(draft), native_bits=stored.experts, native_dense_bits=stored.dense,
+            **draft.fields, layer_variants=_variants(draft), longest_context=_longest_context(flat),
+            native_bits=stored.experts, native_dense_bits=stored.dense,
             remarks=tuple(draft.remarks),
         )  # fmt: skip
     except InputError as error:  # a rule of the model itself
         if error.field.startswith(where):
             raise
         raise InputError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from None
+
+
+def _longest_context(flat: Mapping[str, Any]) -> int | None:
+    """Return the tokens of context that a configuration names; None where it names none, or no size."""
+    found = (flat.get(key) for key in _CONTEXT)
+    return next((size for size in found if type(size) is int and size > 0), None)
 
 
 def _other_names(key: str) -> tuple[str, ...]:

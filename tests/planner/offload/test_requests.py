@@ -68,7 +68,7 @@ def planned(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
 
 
 def test_a_plan_needs_no_recording_and_is_read_again(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    plan = planned(capsys, "--context", "4096", "--kv-type", "q8_0", "--report", "p.html")
+    plan = planned(capsys, "--context", "500", "--kv-type", "q8_0", "--report", "p.html")
     best, model = plan["best"], load_model("tiny-moe")
     assert plan["ranked_by"] == "request_s" and plan["asked"]["prior"]["requests"] == 1
     kept = {item["name"]: item["bytes"] for item in best["memory_breakdown"]["items"]}

@@ -99,6 +99,7 @@ class HeaderKeys:
             "num_experts_per_tok": self.count("expert_used_count"), "moe_intermediate_size": self._expert_width(moe[0]),
             "moe_layer_indices": moe, "num_attention_heads": heads, "num_key_value_heads": self.count("attention.head_count_kv", heads),
             "tie_word_embeddings": "output.weight" not in tensors,
+            "max_position_embeddings": self.count("context_length", 0) or None,
         }  # fmt: skip
         if len(moe) < layers:
             config["intermediate_size"] = self.count("feed_forward_length")
