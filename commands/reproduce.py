@@ -42,6 +42,10 @@ def reproduce(
         typer.Option("--reports", help="File of field reports (.jsonl) in place of the bundled ones: field."),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report: field.")] = None,
+    parallel: Annotated[
+        bool,
+        typer.Option("--parallel", help="Figures of expert parallelism in place of reports on one box: field."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Set a paper's published figures beside the simulator's, cell by cell, with what was fitted to which cell."""
@@ -52,9 +56,14 @@ def reproduce(
             if value is not None:
                 raise InputError(name, value, "reports state their own machines and formats", "leave it out")
         check_outputs({"--report": report}, {} if reports is None else {"--reports": reports})
-        _field(reports, report, as_json)
+        if not parallel:
+            _field(reports, report, as_json)
+            return
+        if report is not None:
+            raise InputError("--report", str(report), "figures of expert parallelism have no page yet", "use --json")
+        _parallel(reports, as_json)
         return
-    for name, given in (("--reports", reports), ("--report", report)):
+    for name, given in (("--reports", reports), ("--report", report), ("--parallel", parallel or None)):
         if given is not None:
             raise InputError(name, str(given), f"{paper} has its own figures", "give it to reproduce field")
     document = run(paper, hardware=hardware, bits=bits).to_dict()
@@ -78,6 +87,33 @@ def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    _scores(found)
+    if found["in_sample"]:
+        away = ", ".join(f"{kind} {one['median_relative_error']:.0%}" for kind, one in found["left_out"].items())
+        typer.echo(f"engines' constants were fitted on these reports; median errors on machines left out: {away}\n")
+    _rows(found)
+
+
+def _parallel(reports: str | None, as_json: bool) -> None:
+    """Predict every figure of expert parallelism and print the scores."""
+    from ..base.progress import reporter
+    from ..papers.field.parallel.predict import predict_all
+    from ..papers.field.parallel.rows import read_rows
+    from ..papers.field.parallel.scores import document
+
+    found = document(predict_all(read_rows(reports), reporter("field")), bundled=reports is None)
+    if as_json:
+        print_json(found)
+        return
+    _scores(found)
+    signs = found["signs"]
+    if signs["n"]:
+        typer.echo(f"of {signs['n']} ratios of two runs, {signs['right']} say rightly which run is faster\n")
+    _rows(found)
+
+
+def _scores(found: dict[str, Any]) -> None:
+    """Print the scores by kind and by cut."""
     for title, scores in (("kind", found["kinds"]), ("cut", found["cuts"])):
         print_table(
             (title, "reports", "predicted", "median error", "p90", "bias", "intervals hold", "half-width", "tau", "one-liner", "× 0.6"),
@@ -87,9 +123,10 @@ def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
             right=tuple(range(1, 11)),
         )  # fmt: skip
         typer.echo("")
-    if found["in_sample"]:
-        away = ", ".join(f"{kind} {one['median_relative_error']:.0%}" for kind, one in found["left_out"].items())
-        typer.echo(f"engines' constants were fitted on these reports; median errors on machines left out: {away}\n")
+
+
+def _rows(found: dict[str, Any]) -> None:
+    """Print what was not predicted, and what was missed with what could explain it."""
     for row in found["rows"]:
         if row["predicted"] is None:
             typer.echo(f"{row['id']}: not predicted: {row['reason']}")

@@ -57,7 +57,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "validate": {
         "plan": ("p.json",), "grid": ("--grid", "g.yaml"), "compare": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090"),
     },
-    "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl")},
+    "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
+                  "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
     "model list": {"": ()},
     "model show": {"": ("tiny-moe",)},
     "machine": {"": ("--gpu", "rtx-3060")},
@@ -157,6 +158,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_profile(LoadProfile(counts=counts, model="", layer_ids=tuple(model.moe_layers), source="made up", licence="",
                              top_k=model.top_k), here / "loads.safetensors")  # fmt: skip
     (here / "r.jsonl").write_text((BUNDLED / "reports.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
+    (here / "parallel.jsonl").write_text(
+        (BUNDLED / "parallel.jsonl").read_text(encoding="utf-8").splitlines()[-13] + "\n"
+    )
     (here / "g.yaml").write_text(GRID)
     (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
     (here / "n.json").write_text("{}")
