@@ -15,6 +15,7 @@ from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
 from ..specs.models import load as models
 from ..traces.format import load_recording
+from ..traces.readers import import_trace
 from ..traces.recording import LoadProfile, RoutingTrace
 
 Recording: TypeAlias = RoutingTrace | LoadProfile
@@ -30,10 +31,13 @@ def bundled_trace_path() -> Path:
 def load_trace(path: str | os.PathLike[str]) -> Recording:
     """Return the recording in a .safetensors file, arrays over the mapped file; "bundled" names the one in the package.
 
-    Files of other tools become such files with `moeplan trace import`. `RoutingTrace.experts` is [num_tokens, num_layers, top_k];
+    Files of other tools become such files with `moeplan trace import`; loads as SGLang writes them in JSON (`logical_count`) are read as
+    they are. `RoutingTrace.experts` is [num_tokens, num_layers, top_k];
     sources that only counted give a `LoadProfile`, whose `counts` are [num_layers, num_experts]. Raises InputError for a file that is
     missing, damaged or breaks a rule.
     """
+    if Path(path).suffix.lower() == ".json":
+        return import_trace("sglang-stat", path)
     return load_recording(bundled_trace_path() if path == _BUNDLED else path)
 
 

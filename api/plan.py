@@ -23,7 +23,7 @@ from ..specs.models import ModelSpec
 from .load import Recording, as_machine, as_model, as_recording
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
-from .subject import Subject, bytes_of, open_subject
+from .subject import Subject, open_subject, rank_budget
 
 Plan: TypeAlias = OffloadPlan | ParallelPlan
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -66,6 +66,7 @@ def plan(
     memory: int | str | None = ...,
     dense_bits: str | None = ...,
     engine: str | None = ...,
+    reserve: int | str | None = ...,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = ...,
     settings: SettingsLike = ...,
     progress: Progress | None = ...,
@@ -110,8 +111,8 @@ def plan(
     changes = open_settings(settings)
     changes.refuse("schedule", "the search chooses the schedule; machine., model. and request. can be set")
     one_device: dict[str, Any] = {
-        "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "lengths": lengths,
-        "context": context, "reserve": reserve, "window": window,
+        "quant": quant, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "lengths": lengths, "context": context,
+        "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
         for name, value in (one_device | {"for": target, "kv_type": None if kv_type == "f16" else kv_type}).items():
@@ -121,14 +122,14 @@ def plan(
             raise InputError(
                 "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
             )
-        asked = (memory, dense_bits, engine)
+        asked = (memory, reserve, dense_bits, engine)
         return _parallel(model, hardware, trace, request, asked, evaluate_on or {}, changes, progress)
     if evaluate_on is not None:
         raise InputError("--evaluate-on", sorted(evaluate_on), "counts for expert parallel only", "leave it out")
     request = request or OffloadRequest(objective="request_s" if trace is None else "tokens_per_s")
     if trace is not None and window is None:
         one_device["window"] = WINDOW
-    one_device["engine"] = _engine_of(target, engine)
+    one_device |= {"engine": _engine_of(target, engine), "reserve": reserve}
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
@@ -169,24 +170,19 @@ def _parallel(
     hardware: str | Profile,
     trace: str | os.PathLike[str] | Recording,
     request: ParallelRequest,
-    asked: tuple[int | str | None, str | None, str | None],
+    asked: tuple[int | str | None, int | str | None, str | None, str | None],
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
     changes: Settings,
     progress: Progress | None,
 ) -> ParallelPlan:
     spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
-    memory, dense_bits, engine = asked
-    memory_bytes = bytes_of(memory, "--memory")
-    for name, value, said in (
-        ("--memory", memory_bytes, request.memory_bytes), ("--dense-bits", dense_bits, request.dense_bits),
-    ):  # fmt: skip
-        if value is not None and said is not None:
-            raise InputError(name, value, "the request says it already", "give one of the two")
+    memory, reserve, dense_bits, engine = asked
+    if dense_bits is not None and request.dense_bits is not None:
+        raise InputError("--dense-bits", dense_bits, "the request says it already", "give one of the two")
     request = dataclasses.replace(
-        request,
-        memory_bytes=request.memory_bytes if memory_bytes is None else memory_bytes,
+        request, memory_bytes=rank_budget(memory, reserve, request.memory_bytes, profile),
         dense_bits=request.dense_bits if dense_bits is None else dense_bits,
-    )
+    )  # fmt: skip
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
         others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine,

@@ -194,6 +194,15 @@ def _budget(memory: int | str | None, reserve: int | str | None, profile: Profil
     return budget - kept
 
 
+def rank_budget(
+    memory: int | str | None, reserve: int | str | None, requested: int | None, profile: Profile
+) -> int | None:
+    """Return the bytes that each of many devices may hold; None: all it has. Raises InputError as for one device."""
+    if memory is not None and requested is not None:
+        raise InputError("--memory", memory, "the request says it already", "give one of the two")
+    return _budget(requested if memory is None else memory, reserve, profile)
+
+
 def bytes_of(size: int | str | None, field: str) -> int | None:
     """Return a size in bytes, given as a number of them or as a text such as "6GiB"; raises InputError for another one."""
     from ..base.units import parse_bytes

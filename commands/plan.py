@@ -6,18 +6,17 @@ Modelled: its options and what it prints. Ignored: the search itself (`planner/`
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..base.errors import InputError, UnknownName
+from ..base.errors import InputError
 from ..base.terminal import print_json, print_parallel_plan, print_plan
 from ..base.text_files import check_outputs, write_atomic
 from ..base.units import parse_quantity
 from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
-from .options.bounds import MOVES, PASSES, RANKS, SLOTS, TOKENS_PER_RANK, TOKENS_PER_S, WEEK_S, between
+from .options.bounds import MOVES, PASSES, TOKENS_PER_S, WEEK_S, between
 from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
     ConcurrencyOption,
@@ -44,22 +43,24 @@ from .options.lengths import (
     SpreadOption,
     lengths_asked,
 )
+from .options.parallel import (
+    REQUEST_OPTIONS,
+    NodesOption,
+    PhaseOption,
+    RanksOption,
+    RedundantOption,
+    TokensPerRankOption,
+    check_mode,
+    contexts_of,
+    parallel_request,
+)
 from .options.settings import print_settings
-
-if TYPE_CHECKING:
-    from ..planner.parallel.case import ParallelRequest
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
-    "bits": "bits", "objective": "objective", "floor_tokens_per_s": "floor", "concurrency": "concurrency",
-    "prefill_chunk_tokens": "ubatch", "ttft_s": "ttft", "tpot_s": "tpot", "exhaustive": "exhaustive",
-    "num_nodes": "nodes", "ranks_per_node": "ranks_per_node",
-    "num_redundant": "redundant", "prefill": "phase", "context_tokens": "context", "tokens_per_rank": "tokens_per_rank",
-    "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
+    "objective": "objective", "floor_tokens_per_s": "floor", "prefill_chunk_tokens": "ubatch", "ttft_s": "ttft", "tpot_s": "tpot",
+    "exhaustive": "exhaustive", **REQUEST_OPTIONS,
 }  # fmt: skip
-# Context of a request where an expert-parallel plan is told none.
-_EP_CONTEXT = 4096
-
 FloorOption = Annotated[
     float | None,
     typer.Option(
@@ -79,27 +80,6 @@ TtftOption = Annotated[
 ]
 TpotOption = Annotated[
     str | None, typer.Option("--tpot", help="offload: most that each further token may take, e.g. 50ms.")
-]
-NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]
-RanksOption = Annotated[
-    int,
-    typer.Option("--ranks-per-node", help="ep: devices in each node.", callback=between(1, RANKS, "devices")),
-]
-RedundantOption = Annotated[
-    int,
-    typer.Option(
-        "--redundant",
-        help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
-        callback=between(0, SLOTS, "slots"),
-    ),
-]
-TokensPerRankOption = Annotated[
-    int | None,
-    typer.Option(
-        "--tokens-per-rank",
-        help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode).",
-        callback=between(1, TOKENS_PER_RANK, "tokens"),
-    ),
 ]
 SearchMovesOption = Annotated[
     int | None,
@@ -168,7 +148,7 @@ def plan(
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
     redundant: RedundantOption = 0,
-    phase: Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")] = "decode",
+    phase: PhaseOption = "decode",
     tokens_per_rank: TokensPerRankOption = None,
     search_moves: SearchMovesOption = None,
     evaluate_on: Annotated[
@@ -209,10 +189,13 @@ def plan(
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
     given: dict[str, Any] = {"trace": trace, "memory": memory, "dense_bits": dense_bits, "settings": changes,
                              "progress": reporter("plan")}  # fmt: skip
-    if mode == "ep":
-        layout = {"num_nodes": nodes, "ranks_per_node": ranks_per_node, "num_redundant": redundant, "tokens_per_rank": tokens_per_rank,
-                  "context_tokens": context or _EP_CONTEXT}  # fmt: skip
-        many = _parallel_request(formats, phase, search_moves, layout)
+    if check_mode(mode):
+        moves: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
+        many = parallel_request(
+            phase, ",".join(formats), num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant,
+            tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
+            **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **moves,
+        )  # fmt: skip
         _check_moves(search_moves, trace)
         planned = search(
             model,
@@ -220,6 +203,7 @@ def plan(
             request=many,
             evaluate_on={name: name for name in evaluate_on or ()},
             engine=engine,
+            reserve=reserve,
             **given,
         )
         document = planned.to_dict()
@@ -228,7 +212,7 @@ def plan(
             from ..planner.parallel.replay import replay_of
 
             write_parallel_artefacts(report, timeline, document, replay_of(planned), planned.search.simulation.profile)
-    elif mode == "offload":
+    else:
         from ..planner.offload.plan import OffloadRequest
 
         request = OffloadRequest(
@@ -252,8 +236,6 @@ def plan(
             write_perfetto(timeline, found.simulation, found.best)
         if report is not None:
             write_offload_report(report, document, found.simulation, found.best)
-    else:
-        raise UnknownName("--mode", mode, ("offload", "ep"))
     if as_json:
         print_json(document)
     elif mode == "ep":
@@ -280,22 +262,6 @@ def _time(text: str | None, option: str) -> float | None:
 def _write(output: Path, document: dict[str, Any]) -> None:
     """Write plan.json: first of all outputs, so that nothing that goes wrong with the others loses the search."""
     write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _parallel_request(
-    formats: tuple[str, ...], phase: str, search_moves: int | None, layout: dict[str, Any]
-) -> ParallelRequest:
-    """Return what an expert-parallel plan is asked; raises for a phase or formats that there are not."""
-    from ..planner.parallel.case import ParallelRequest
-
-    if phase not in ("prefill", "decode"):
-        raise UnknownName("--phase", phase, ("prefill", "decode"))
-    if len(formats) > 1:
-        raise InputError(
-            "--bits", ",".join(formats), "the experts of an expert-parallel plan have one format", "name one of them"
-        )
-    moves: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
-    return ParallelRequest(prefill=phase == "prefill", bits=formats[0], workers=os.cpu_count() or 1, **layout, **moves)
 
 
 def _check_moves(search_moves: int | None, trace: str | None) -> None:

@@ -15,6 +15,7 @@ from ..base.errors import InputError
 from ..base.terminal import print_json, print_prediction
 from ..base.text_files import check_outputs
 from .artefacts import write_perfetto
+from .options.conditions import ConditionedCommand
 from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
@@ -43,21 +44,32 @@ from .options.lengths import (
     SpreadOption,
     lengths_asked,
 )
+from .options.parallel import (
+    BitsOption,
+    NodesOption,
+    PhaseOption,
+    RanksOption,
+    TokensPerRankOption,
+    check_mode,
+)
 from .options.settings import print_settings
+from .parallel import print_parallel_prediction, simulate_many
 
 _OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
 
 
 def simulate(
+    ctx: typer.Context,
     model: ModelOption,
     hardware: HardwareOption,
     trace: OptionalTraceOption = None,
+    mode: Annotated[str, typer.Option("--mode", help="offload (one device) or ep (expert parallel).")] = "offload",
     schedule: Annotated[
         str | None,
         typer.Option(
             "--schedule",
             help="Preset to start from (moeplan schedule list); default: mixtral-offloading (-code where no guesses were "
-            "recorded), or under an engine what it does of itself.",
+            "recorded), or under an engine what it does of itself; ep: ep.",
             autocompletion=complete_schedule,
         ),
     ] = None,
@@ -82,13 +94,29 @@ def simulate(
     ] = "compiled",
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Write a Perfetto timeline (.json).")] = None,
     dense_bits: OptionalDenseBitsOption = None,
+    nodes: NodesOption = 1,
+    ranks_per_node: RanksOption = 8,
+    phase: PhaseOption = "decode",
+    tokens_per_rank: TokensPerRankOption = None,
+    bits: BitsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict one schedule on one machine, for a recording or for requests of given lengths."""
-    from ..api.simulate import simulate as predict
-
+    """Predict one schedule on one machine, for a recording or for requests of given lengths; --mode ep: on many devices."""
     named = {"--model": model_file(model), "--hardware": hardware, "--trace": trace, "--lengths": lengths}
     check_outputs({"--timeline": timeline}, {option: name for option, name in named.items() if name is not None})
+    if check_mode(mode):
+        shown = simulate_many(
+            ctx, model=model, hardware=hardware, trace=trace, schedule=schedule, settings=settings, engine=engine, memory=memory,
+            reserve=reserve, simulator=simulator, timeline=timeline,
+        )  # fmt: skip
+        if as_json:
+            print_json(shown)
+        else:
+            print_parallel_prediction(shown)
+            print_settings(shown)
+        return
+    from ..api.simulate import simulate as predict
+
     if engine in _OLD_NAMES:
         raise InputError("--engine", engine, "names serving engines now", f"write --simulator {_OLD_NAMES[engine]}")
     listed = lengths_asked(
@@ -115,4 +143,4 @@ def simulate(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    app.command()(simulate)
+    app.command(cls=ConditionedCommand)(simulate)

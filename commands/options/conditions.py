@@ -32,7 +32,7 @@ class Condition:
 OFFLOAD = Condition(
     holds=lambda given: given["mode"] != "ep",
     rule="counts for one device only, not for expert parallel",
-    remedy="leave it out, or plan with --mode offload",
+    remedy="leave it out, or use --mode offload",
 )
 EXPERT_PARALLEL = Condition(
     holds=lambda given: given["mode"] != "offload",
@@ -118,27 +118,28 @@ def _tool(given: Mapping[str, Any]) -> str | None:
 
 
 CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
+    "simulate": {
+        **dict.fromkeys(
+            ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths"), (OFFLOAD,)
+        ),
+        **dict.fromkeys(("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"), (EXPERT_PARALLEL,)),
+    },
     "plan": {
         "objective": (OFFLOAD,),
         "floor": (OFFLOAD, LEAST_MEMORY),
         "exhaustive": (OFFLOAD, NO_TARGET),
         "window": (OFFLOAD,),
-        "concurrency": (OFFLOAD,),
         **dict.fromkeys(
             (
                 "ttft",
                 "tpot",
                 "target",
                 "quant",
-                "prompt_tokens",
-                "reply_tokens",
                 "cached_tokens",
                 "length_spread",
                 "requests",
                 "lengths",
                 "ubatch",
-                "kv_type",
-                "reserve",
             ),
             (OFFLOAD,),
         ),

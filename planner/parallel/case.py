@@ -13,6 +13,7 @@ from typing import TypeAlias
 from ...base.errors import InputError
 from ...sim.parallel.simulate import ParallelSimulation
 from ...specs.machines.profile import Profile
+from ...specs.memory import kv_bytes_of
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.match import check_layers
@@ -35,6 +36,7 @@ _LEAST_DENSE_BITS = 8
 # Beyond, arrays of a step outgrow memory long before any machine serves it.
 _MOST = {
     "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
+    "kept_context_tokens": 2**30, "concurrency": 2**26,
 }  # fmt: skip
 _MOST_MOVES = 10**9
 
@@ -50,9 +52,15 @@ class ParallelRequest:
     prefill: bool = False
     """Whether steps are of prompts; else of decoding."""
     context_tokens: int = 4096
-    """Context of every request."""
+    """Context of every request that a step is timed at; in prefill, the length of a prompt."""
+    kept_context_tokens: int | None = None
+    """Context of every request that memory is kept for; None: the one that a step is timed at."""
     tokens_per_rank: int | None = None
     """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
+    concurrency: int | None = None
+    """Requests decoded together over all ranks, in place of tokens on each rank."""
+    kv_type: str = "f16"
+    """How keys and values are kept, by a name of `specs.memory.KV_TYPES`."""
     bits: str | None = "native"
     """Weight format of experts; native: the checkpoint's; None takes 16, or 8 where only that fits."""
     dense_bits: str | None = None
@@ -71,6 +79,8 @@ class ParallelRequest:
     @property
     def step_tokens(self) -> int:
         """Tokens of one step over all ranks."""
+        if self.concurrency is not None:
+            return self.concurrency
         each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
         return each * self.num_nodes * self.ranks_per_node
 
@@ -115,6 +125,13 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
             raise InputError(name, count, "below zero", "give a count")
         if count > _MOST_MOVES:
             raise InputError(name, count, f"above {_MOST_MOVES:,}", "give a smaller count")
+    if request.concurrency is not None and request.tokens_per_rank is not None:
+        raise InputError(
+            "concurrency", request.concurrency, "tokens on each rank say it already", "give one of the two"
+        )
+    if request.concurrency is not None and request.prefill:
+        raise InputError("concurrency", request.concurrency, "counts in decode steps; a prefill step has tokens of prompts",
+                         "give tokens on each rank")  # fmt: skip
     ranks = request.num_nodes * request.ranks_per_node
     if ranks > model.num_experts:
         raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
@@ -130,10 +147,15 @@ def evidence_of(model: ModelSpec, recording: Recording, request: ParallelRequest
     )
 
 
+def dispatch_bytes_per_value(bits: str) -> float:
+    """Return the bytes of a value that travels to experts stored in `bits`: 8-bit experts are sent 8-bit tokens."""
+    return _FP8_BYTES if bits == "8" else 2.0
+
+
 def plain_schedule(bits: str) -> ExpertParallelSchedule:
     """Return plain expert parallelism with experts in `bits`; 8-bit experts are sent 8-bit tokens."""
     return ExpertParallelSchedule(name="ep").with_options(
-        kernel__bits=bits, exchange__dispatch_bytes_per_value=_FP8_BYTES if bits == "8" else 2.0
+        kernel__bits=bits, exchange__dispatch_bytes_per_value=dispatch_bytes_per_value(bits)
     )
 
 
@@ -159,6 +181,8 @@ def prepare_ep(
         request.context_tokens,
         request.dense_format(bits),
         memory_bytes=request.memory_bytes,
+        kv_bytes_per_value=kv_bytes_of(request.kv_type, model),
+        kept_context_tokens=request.kept_context_tokens,
     )
     costs = layer_costs(
         simulation.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=simulation.num_ranks,

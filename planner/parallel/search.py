@@ -56,14 +56,20 @@ class EpSearch:
     expected: int = 0
 
     def predict(
-        self, schedule: ExpertParallelSchedule, part: str, *, engine: str = "twin", rows: bool = False
+        self,
+        schedule: ExpertParallelSchedule,
+        part: str,
+        *,
+        engine: str = "twin",
+        rows: bool = False,
+        parts: bool = False,
     ) -> EpPrediction:
         """Return the prediction of a schedule on a part; raises DoesNotFit."""
         loads = self.evidence.loads(part, self.placements.candidate(schedule), schedule)
         self.num_evaluated += 1
         if self.progress is not None:
             self.progress(self.num_evaluated, max(self.expected, self.num_evaluated), schedule.name)
-        return self.simulation.predict(schedule, loads, engine=engine, rows=rows)
+        return self.simulation.predict(schedule, loads, engine=engine, rows=rows, parts=parts)
 
     def best(self, base: ExpertParallelSchedule, redundant: int, part: str) -> list[Scored]:
         """Return all schedules that fit, best first; raises DoesNotFit where none does."""

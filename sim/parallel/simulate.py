@@ -16,10 +16,12 @@ from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
 from ...calibrate.costs.fitted_model import load_costs
 from ...specs.machines.profile import Profile
-from ...specs.memory import activation_bytes
+from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .costs import EpConstants, EpCosting, constants_of, tabulate_ep
+from .critical_path import CriticalPath, critical_path
+from .memory import RankShape, rank_memory
 from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
 from .simulators import EpOutcome, first_ep_difference, run_ep_simpy, run_ep_twin
 from .tables import EpTables
@@ -30,6 +32,16 @@ from .traffic import StepLoad, Topology
 # expectation, and choices that go together travel together. On 8,192 recorded tokens of
 # DeepSeek-V2-Lite, 2 x 4 ranks, contiguous, every preset's step from expectations lies 0 to 3.3 % below the counted one.
 INDEPENDENCE_UNCERTAINTY = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParts:
+    """Where a mean step's time goes, along the chain that nothing shortens (`critical_path`)."""
+
+    by_kind_s: dict[str, float]
+    """Seconds by kind of operation or exchange; they add up to the step."""
+    imbalance_s: float
+    """Of the experts' part, what the fullest rank takes longer than the mean rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +76,8 @@ class EpPrediction:
     """compute or exchange: which one alone would take longer."""
     outcome: EpOutcome
     """Of the first step."""
+    parts: StepParts | None = None
+    """Where the time goes, where that was asked for."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as plain values."""
@@ -73,7 +87,7 @@ class EpPrediction:
             "exposed_s": self.exposed_s, "busy_fraction": self.busy_fraction, "max_over_mean_load": self.max_over_mean_load,
             "inter_node_bytes": self.inter_node_bytes, "intra_node_bytes": self.intra_node_bytes, "tokens_per_s": self.tokens_per_s,
             "bound": self.bound,
-        }  # fmt: skip
+        } | ({} if self.parts is None else {"parts_s": self.parts.by_kind_s, "imbalance_s": self.parts.imbalance_s})  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -94,6 +108,9 @@ class ParallelSimulation:
     dense_format: WeightFormat | None = None
     constants: EpConstants | None = None
     memory_bytes: int | None = None
+    kv_bytes_per_value: float = 2
+    kept_context_tokens: int | None = None
+    """Context of a request that memory is kept for; None: as long as the one steps are timed at."""
     _costing: EpCosting | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +135,9 @@ class ParallelSimulation:
         if self._costing is None:
             constants = self.constants or constants_of(self.profile, self.num_nodes, self.ranks_per_node)
             dense = self.dense_format or weight_format("16")
-            costs = load_costs(self.profile, self.model, tables=False, dense_format=dense)
+            costs = load_costs(
+                self.profile, self.model, tables=False, dense_format=dense, kv_bytes_per_value=self.kv_bytes_per_value
+            )
             self._costing = EpCosting(costs, constants, self.prefill, self.context_tokens)
         return self._costing
 
@@ -142,31 +161,31 @@ class ParallelSimulation:
                              "choose the model the recording was made with")  # fmt: skip
         return tabulate_ep(self.costing, schedule, self.program(schedule), load)
 
+    def memory_of(self, schedule: ExpertParallelSchedule, slots_per_rank: int, rank_tokens: int) -> MemoryBreakdown:
+        """Return what a rank of so many slots a layer holds in steps of `rank_tokens` tokens of its own, item by item."""
+        shape = RankShape(
+            num_nodes=self.num_nodes, ranks_per_node=self.ranks_per_node, slots_per_rank=slots_per_rank,
+            context_tokens=self.kept_context_tokens or self.context_tokens, prefill=self.prefill,
+            kv_bytes_per_value=self.kv_bytes_per_value, dense_format=self.dense_format or weight_format("16"),
+            runtime_bytes=int(self.profile.device.runtime_bytes.value),
+        )  # fmt: skip
+        return rank_memory(self.model, schedule, shape, rank_tokens)
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory of one rank; ranks on the cores of one host share its memory."""
+        budget = self.profile.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        return budget // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
+
     def rank_bytes(self, schedule: ExpertParallelSchedule, load: StepLoad) -> int:
-        """Return the bytes a rank holds: its experts, its part of everything else, KV cache and activations of the step."""
-        model, dense = self.model, self.dense_format or weight_format("16")
-        share = self.ranks_per_node if schedule.parallel.attention == "tensor" else 1
-        expert = model.expert_bytes(weight_format(schedule.kernel.bits))
-        if schedule.parallel.experts == "tensor":
-            experts = -(-model.num_experts * expert // self.ranks_per_node)
-        elif schedule.parallel.experts == "node":
-            # As stages of a pipeline, nodes would hold less; as replicas they hold every layer.
-            experts = -(-load.topology.num_slots // self.ranks_per_node) * expert
-        else:
-            experts = load.topology.slots_per_rank * expert
-        tokens = int(load.rank_tokens.sum(axis=0).max()) * share
-        requests = max(1, round(tokens / self.context_tokens)) if self.prefill else tokens
-        kv = requests * model.kv_bytes(self.context_tokens, 2, 0)
-        activations = activation_bytes(model, tokens, requests, dense)
-        held = experts * model.num_moe_layers + (model.dense_bytes(dense) + kv + activations) // share
-        return held + int(self.profile.device.runtime_bytes.value)
+        """Return the bytes a rank holds in a step of `load`."""
+        tokens = int(load.rank_tokens.sum(axis=0).max())
+        return self.memory_of(schedule, load.topology.slots_per_rank, tokens).device_bytes
 
     def check_fits(self, schedule: ExpertParallelSchedule, load: StepLoad) -> None:
         """Return nothing; raises DoesNotFit where a rank's memory is too small."""
         needed = self.rank_bytes(schedule, load)
-        # Ranks on the cores of one host share its memory.
-        budget = self.profile.memory_bytes if self.memory_bytes is None else self.memory_bytes
-        has = budget // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
+        has = self.budget_bytes
         if needed > has:
             raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,}", needed - has)
 
@@ -178,21 +197,26 @@ class ParallelSimulation:
         return run_engines(program, tables, schedule.name, engine=engine, rows=rows)
 
     def predict(self, schedule: ExpertParallelSchedule, loads: Sequence[StepLoad], *, engine: str = "twin", rows: bool = False,
-                check_memory: bool = True) -> EpPrediction:  # fmt: skip
-        """Return the prediction for a schedule over `loads`, counted under its own division; raises DoesNotFit."""
+                check_memory: bool = True, parts: bool = False) -> EpPrediction:  # fmt: skip
+        """Return the prediction for a schedule over `loads`, counted under its own division; raises DoesNotFit.
+
+        rows: keep the first step's timeline. parts: say where the time goes.
+        """
         if not loads:
             raise InputError("loads", 0, "no step to predict", "give a recording with tokens")
         program = self.program(schedule)
-        outcomes, parts, sizes = [], [], []
+        outcomes, times, sizes, paths = [], [], [], []
         for number, load in enumerate(loads):
             if check_memory and number == 0:
                 self.check_fits(schedule, load)
             tables = self.tables(schedule, load)
             outcomes.append(run_engines(program, tables, schedule.name, engine=engine, rows=rows and number == 0))
-            parts.append(_times(program, tables))
+            times.append(_times(program, tables))
+            if parts:
+                paths.append(critical_path(program, tables, outcomes[-1]))
             sizes.append(tables.ex_bytes.sum(axis=(0, 2)))
         steps_s = np.array([outcome.makespan_ns for outcome in outcomes]) / NS_PER_S
-        compute, expert, exchange = (float(np.mean(column)) / NS_PER_S for column in zip(*parts, strict=True))
+        compute, expert, exchange = (float(np.mean(column)) / NS_PER_S for column in zip(*times, strict=True))
         step_s = float(steps_s.mean())
         busy = np.mean([outcome.busy_ns.mean(axis=0) / outcome.makespan_ns for outcome in outcomes], axis=0).tolist()
         names = {"compute": LANE_COMPUTE, "inter": LANE_INTER + INTER, "intra": LANE_INTER + INTRA}
@@ -203,7 +227,7 @@ class ParallelSimulation:
             exchange_s=exchange, exposed_s=step_s - compute, busy_fraction={name: busy[lane] for name, lane in names.items()},
             max_over_mean_load=float(np.mean([load.max_over_mean() for load in loads])), inter_node_bytes=int(volume[INTER]),
             intra_node_bytes=int(volume[INTRA]), tokens_per_s=float(np.mean([load.num_tokens for load in loads])) / step_s,
-            bound="compute" if compute >= exchange else "exchange", outcome=outcomes[0],
+            bound="compute" if compute >= exchange else "exchange", outcome=outcomes[0], parts=_mean_parts(paths) if paths else None,
         )  # fmt: skip
 
     def _uncertainty(self, compute_s: float, exchange_s: float, exact: bool) -> float:
@@ -224,6 +248,15 @@ class ParallelSimulation:
         for tier in (constants.intra, constants.inter):
             names |= set(tier.source.split("+")) if tier else set()
         return "+".join(sorted(names))
+
+
+def _mean_parts(paths: Sequence[CriticalPath]) -> StepParts:
+    """Return where the mean step's time goes; kinds without time are left out."""
+    by_kind = {
+        kind: float(np.mean([path.by_kind_ns[kind] for path in paths])) / NS_PER_S for kind in paths[0].by_kind_ns
+    }
+    imbalance = float(np.mean([path.imbalance_ns for path in paths])) / NS_PER_S
+    return StepParts(by_kind_s={kind: value for kind, value in by_kind.items() if value}, imbalance_s=imbalance)
 
 
 def run_engines(program: Program, tables: EpTables, name: str, *, engine: str, rows: bool) -> EpOutcome:

@@ -39,7 +39,10 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "trace stats": {"": ("bundled",)},
     "trace convert": {"": ("bundled", "--to", "npz", "-o", "b.npz")},
     "trace synth": {"": ("--model", "tiny-moe", "--tokens", "20", "-o", "s.safetensors")},
-    "simulate": {"recording": TINY, "lengths": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--reply-tokens", "4")},
+    "simulate": {
+        "recording": TINY, "lengths": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--reply-tokens", "4"),
+        "many": (*EP_MACHINE, "--trace", "loads.safetensors"),
+    },
     "plan": {
         "offload": TINY,
         "requests": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--prompt-tokens", "30", "--reply-tokens", "8"),
@@ -257,6 +260,16 @@ COUNTS = {
     },
 }
 COUNTS["ep, counts"], COUNTS["requests"] = COUNTS["ep"], COUNTS["offload"]
+COUNTS["recording"] = COUNTS["lengths"] = {
+    "quant",
+    "ubatch",
+    "window",
+    "cached_tokens",
+    "length_spread",
+    "requests",
+    "lengths",
+}
+COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"}
 FOREIGN = [
     each
     for each in WALK

@@ -1,0 +1,94 @@
+"""Options of expert-parallel questions, and the request they make.
+
+Modelled: one declaration per option, so that `plan` and `simulate` read alike; lengths of requests as the context that a step is timed
+at and the one that memory is kept for. Ignored: what is done with the request.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...base.errors import InputError, UnknownName
+from .bounds import RANKS, SLOTS, TOKENS_PER_RANK, between
+
+if TYPE_CHECKING:
+    from ...planner.parallel.case import ParallelRequest
+
+# Context of a request where nothing is said of it.
+CONTEXT_TOKENS = 4096
+PHASES = ("prefill", "decode")
+_EP = "ep"
+# Fields of a request and the parameters whose options say the same.
+REQUEST_OPTIONS = {
+    "bits": "bits", "num_nodes": "nodes", "ranks_per_node": "ranks_per_node", "num_redundant": "redundant", "prefill": "phase",
+    "context_tokens": "context", "kept_context_tokens": "context", "tokens_per_rank": "tokens_per_rank", "concurrency": "concurrency",
+    "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
+}  # fmt: skip
+
+NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]
+RanksOption = Annotated[
+    int,
+    typer.Option(
+        "--ranks-per-node", "--gpus-per-node", help="ep: devices in each node.", callback=between(1, RANKS, "devices")
+    ),
+]
+RedundantOption = Annotated[
+    int,
+    typer.Option(
+        "--redundant",
+        help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
+        callback=between(0, SLOTS, "slots"),
+    ),
+]
+PhaseOption = Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")]
+TokensPerRankOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens-per-rank",
+        help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode, or what --concurrency says).",
+        callback=between(1, TOKENS_PER_RANK, "tokens"),
+    ),
+]
+BitsOption = Annotated[
+    str | None,
+    typer.Option("--bits", help="ep: weight format of the experts, e.g. 8 or 4; default: native, the checkpoint's."),
+]
+
+
+def check_mode(mode: str) -> bool:
+    """Return whether a question is of expert parallelism; raises UnknownName for a mode that there is not."""
+    if mode not in ("offload", _EP):
+        raise UnknownName("--mode", mode, ("offload", _EP))
+    return mode == _EP
+
+
+def contexts_of(context: int | None, prompt: int | None, reply: int | None, *, prefill: bool) -> dict[str, int | None]:
+    """Return the contexts of a request: what a step is timed at, and what memory is kept for where that is more.
+
+    A decode step meets a reply half written, a prefill step a prompt.
+    """
+    if prompt is None and reply is None:
+        return {"context_tokens": context or CONTEXT_TOKENS, "kept_context_tokens": None}
+    whole = (prompt or 0) + (reply or 0)
+    if whole == 0:
+        raise InputError("--prompt-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens")
+    if prefill and not prompt:
+        raise InputError("--prompt-tokens", prompt or 0, "prefill is of prompts", "give their length")
+    timed = (prompt or 0) if prefill else (prompt or 0) + (reply or 0) // 2
+    if context is not None and context < whole:
+        raise InputError("--context", context, f"a request has {whole} tokens", "give at least that, or leave it out")
+    return {"context_tokens": max(1, timed), "kept_context_tokens": context or whole}
+
+
+def parallel_request(phase: str, bits: str, **more: Any) -> ParallelRequest:
+    """Return what is asked of many devices; raises for a phase or formats that there are not."""
+    from ...planner.parallel.case import ParallelRequest
+
+    if phase not in PHASES:
+        raise UnknownName("--phase", phase, PHASES)
+    if "," in bits:
+        raise InputError("--bits", bits, "the experts of an expert-parallel plan have one format", "name one of them")
+    return ParallelRequest(prefill=phase == "prefill", bits=bits, workers=os.cpu_count() or 1, **more)

@@ -1,0 +1,104 @@
+"""One expert-parallel schedule of one's own: from a command's options to a prediction, and what is printed of it.
+
+Modelled: the step with its interval, where the time goes, tokens a second of a device and of a user, balance, traffic, memory and the
+largest batch. Ignored: how it came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..base.errors import InputError
+from ..reports import numbers
+from .options.conditions import was_given
+from .options.parallel import REQUEST_OPTIONS, contexts_of, parallel_request
+
+# What the kinds of a step's operations are called where people read them.
+PARTS: Mapping[str, str] = {
+    "dense": "attention and other dense parts", "shared": "shared experts", "expert": "routed experts", "head": "output head",
+    "dispatch": "dispatch", "combine": "combine", "reduce": "reductions among ranks", "host": "host", "waiting": "waiting for a link",
+}  # fmt: skip
+
+
+def simulate_many(
+    ctx: typer.Context,
+    *,
+    trace: str | None,
+    schedule: str | None,
+    settings: list[str] | None,
+    timeline: Path | None,
+    **asked: Any,
+) -> dict[str, Any]:
+    """Return the document of one schedule for many devices, its Perfetto timeline written where asked for.
+
+    asked: options that the function behind takes by the same names; those of a request are read from the command line.
+    """
+    from ..api.parallel import simulate_parallel
+    from ..api.settings import open_settings
+    from ..reports.timelines.perfetto import write_timeline
+
+    given, changes = ctx.params, open_settings(settings)
+    changes.refuse_repeated(
+        {field: f"--{name.replace('_', '-')}" for field, name in REQUEST_OPTIONS.items() if was_given(ctx, name)}
+    )
+    if trace is None:
+        raise InputError("--trace", "(absent)", "expert-parallel steps are of recordings", "give one; loads will do")
+    names = ("ranks_per_node", "tokens_per_rank", "concurrency", "kv_type", "dense_bits")
+    prefill = given["phase"] == "prefill"
+    request = parallel_request(
+        given["phase"], given["bits"] or "native", num_nodes=given["nodes"], **{name: given[name] for name in names},
+        **contexts_of(given["context"], given["prompt_tokens"], given["reply_tokens"], prefill=prefill),
+    )  # fmt: skip
+    found = simulate_parallel(
+        trace=trace,
+        request=request,
+        schedule=schedule or "ep",
+        settings=changes,
+        timeline=timeline is not None,
+        **asked,
+    )
+    if timeline is not None and found.timeline is not None:
+        write_timeline(timeline, found.timeline)
+    return found.to_dict()
+
+
+def print_parallel_prediction(document: Mapping[str, Any]) -> None:
+    """Print the prediction of one schedule for many devices."""
+    low, high = document["step_s_interval"]
+    request, memory = document["request"], document["memory"]
+    ranks, phase = document["num_ranks"], "prefill" if request["prefill"] else "decode"
+    typer.echo(
+        f"{document['model']} on {request['num_nodes']} x {request['ranks_per_node']} {document['hardware']}, {phase} steps of "
+        f"{document['step_tokens']:,} tokens: {document['description']}"
+    )
+    _line("step", f"{numbers.seconds(document['step_s'])}, {numbers.seconds(low)} to {numbers.seconds(high)} likely; "
+                  f"{'exchanges' if document['bound'] == 'exchange' else document['bound']} would take longest alone")  # fmt: skip
+    user = document["tokens_per_s_per_user"]
+    speed = f"{numbers.significant(document['tokens_per_s'])} tokens/s, {numbers.significant(document['tokens_per_s_per_gpu'])} per GPU"
+    _line("speed", speed + ("" if user is None else f", {numbers.significant(user)} per user"))
+    for kind, value in document["parts_s"].items():
+        more = ""
+        if kind == "expert" and document["imbalance_s"]:
+            more = f", of it {numbers.seconds(document['imbalance_s'])} because ranks are uneven"
+        _line(
+            "",
+            f"{numbers.seconds(value):>9} {numbers.percent(value / document['step_s']):>7}  {PARTS.get(kind, kind)}{more}",
+        )
+    _line("balance", f"fullest rank {document['max_over_mean_load']:.3f} x the mean; {numbers.size(document['inter_node_bytes'])} between "
+                     f"nodes and {numbers.size(document['intra_node_bytes'])} inside in a step")  # fmt: skip
+    budget, most = document["memory_budget_bytes"], document["largest_tokens_per_rank"]
+    _line("memory", f"{numbers.size(memory['device_bytes'])} of {numbers.size(budget)} on each GPU")
+    for item in memory["items"]:
+        if item["bytes"]:
+            _line("", f"{numbers.size(item['bytes']):>9}  {item['name']}: {item['note']}")
+    _line("batch", f"at most {most:,} tokens on each GPU fit, {most * ranks:,} in all")
+    for text in document["assumptions"]:
+        _line("assumed", text)
+
+
+def _line(title: str, text: str) -> None:
+    typer.echo(f"  {title:9} {text}")
