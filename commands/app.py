@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..base.version import __version__
-from . import demo, emit, engine, machine, measure, plan, report, reproduce, simulate, trace
+from . import demo, emit, engine, machine, measure, plan, report, reproduce, run, simulate, trace
 from .options import hardware, model, schedule
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -38,6 +38,7 @@ for _module in (
     simulate,
     plan,
     measure,
+    run,
     report,
     emit,
     reproduce,

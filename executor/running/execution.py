@@ -18,7 +18,7 @@ from ...sim.policies import state as ps
 from ...sim.policies.state import Array
 from ...sim.timeline import D2H, DISK, H2D, OP_CPU, OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
 
-_COMPARED = (
+COMPARED = (
     "HITS",
     "HITS_GUESSED",
     "MISSES",
@@ -37,6 +37,7 @@ _COMPARED = (
     "DISK_READS",
     "LOW_FETCHES",
 )
+"""Counts in which a run and a replay must agree, by their names in `sim.policies.state`."""
 
 
 _UNDECIDED = ("GUESSES_TRUE", "TRUTHS")
@@ -115,7 +116,7 @@ def count_differences(
     the run itself decided to move.
     """
     found = []
-    for name in _UNDECIDED if timing_dependent else _COMPARED:
+    for name in _UNDECIDED if timing_dependent else COMPARED:
         at = getattr(ps, name)
         if execution.counts[at] != outcome.counts[at]:
             found.append(f"{name.lower()}: predicted {outcome.counts[at]}, measured {execution.counts[at]}")

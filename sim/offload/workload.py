@@ -259,9 +259,15 @@ def _guesses(trace: RoutingTrace) -> tuple[Array, Array]:
         return np.ascontiguousarray(trace.predicted), np.broadcast_to(rank, trace.predicted.shape).copy()
     prob = np.empty(trace.predicted.shape, np.int16)
     for start, stop in row_chunks(len(prob), 4 * int(np.prod(prob.shape[1:]))):
-        wide = np.nan_to_num(trace.predicted_prob[start:stop].astype(np.float32)) * _PROB_ONE
-        prob[start:stop] = wide.clip(0, _PROB_ONE).astype(np.int16)
+        prob[start:stop] = guess_scores(trace.predicted_prob[start:stop])
     return np.ascontiguousarray(trace.predicted), prob
+
+
+def guess_scores(probability: Array) -> Array:
+    """Return float16 probabilities of guesses as the whole numbers that decisions see: times 32767, what is no number as 0."""
+    wide = np.nan_to_num(probability.astype(np.float32)) * _PROB_ONE
+    found: Array = wide.clip(0, _PROB_ONE).astype(np.int16)
+    return found
 
 
 def _contexts(position: Array, starts: Array, phase: Array) -> Array:

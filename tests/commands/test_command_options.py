@@ -26,6 +26,7 @@ from moeplan.papers.field.rows import BUNDLED
 from moeplan.traces.format import save_profile, save_trace
 from moeplan.traces.recording import LoadProfile
 from strategies import make_trace
+from tiny_models import build, save
 
 TINY = ("--model", "tiny-moe", "--hardware", "t4", "--trace", "bundled", "--window", "8")
 EP_MACHINE = ("--mode", "ep", "--model", "tiny-moe", "--hardware", "h800-sxm", "--nodes", "1", "--ranks-per-node", "2")
@@ -60,6 +61,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "validate": {
         "plan": ("p.json",), "grid": ("--grid", "g.yaml"), "compare": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090"),
     },
+    "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
     "model list": {"": ()},
@@ -73,7 +75,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "schedule show": {"": ("on-demand",)},
 }  # fmt: skip
 # Options that name files to write: any word is one.
-OUTPUTS = {"output", "folder", "samples", "report", "timeline"}
+OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record"}
 NONSENSE = ("nonsense", "-7", "nan")
 # A seed may be any whole number.
 ALLOWED = {("trace synth", "seed", "-7")}
@@ -167,6 +169,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "g.yaml").write_text(GRID)
     (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
     (here / "n.json").write_text("{}")
+    (here / "prompt.txt").write_text("def main():")
+    with contextlib.suppress(ImportError):  # without transformers every run is refused in one line
+        save(build("mixtral"), here / "checkpoint")
     (here / "l.json").write_text(as_json([entry(gen=32)]))
     (here / "v.json").write_text(json.dumps(serve()))
     assert call("plan", *TINY, "--bits", "16", "-o", "p.json").status == 0

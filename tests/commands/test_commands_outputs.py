@@ -19,7 +19,7 @@ from moeplan.commands.app import app
 
 # What makes an option an output, and the commands' other arguments. A command with an option of such a name and no line here
 # fails the test below.
-_OUTPUTS = ("--output", "--report", "--timeline", "--samples")
+_OUTPUTS = ("--output", "--report", "--timeline", "--samples", "--record")
 _NAMED = ["--model", "model.json", "--hardware", "machine.json", "--trace", "trace.safetensors"]
 _ARGUMENTS = {
     "demo": [],
@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "calibrate": ["--model", "model.json"],
     "validate": ["plan.json"],
     "report": ["plan.json", "--trace", "trace.safetensors"],
+    "run": ["--model", "model", "--plan", "plan.json", "--prompt-file", "file"],
     "machine": ["--gpu", "rtx-3060"],
     "reproduce": ["field", "--reports", "reports.jsonl"],
     "trace import": ["file", "--from", "npz"],

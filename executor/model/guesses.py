@@ -1,0 +1,75 @@
+"""What routers would choose some layers early: each layer's own gate, or a trained one, run on what an earlier router reads.
+
+    column c's router input x [T, H] ── gate of column c + d ──► its best `width` experts [T, width], with probabilities
+
+Modelled: any router that chooses by `top_k`, asked for more than it usually chooses, so that biases and limits of groups count as
+they do for the true choice; probabilities are the softmax of its logits, or their sigmoid where it corrects scores with a bias
+and so weighs each expert by itself. Trained gates (`gates`) are plain linear maps. Ignored: what is done with guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ...base.errors import InputError
+from ...sim.policies.state import Array
+
+Gates = Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]]
+"""By (column, distance): weight [E, H] and bias [E] of the gate that guesses for the column so many columns early."""
+
+
+def ranked(router: Any, x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids int64 [T, width] that `router` ranks highest for `x` [T, H], best first, and their probabilities."""
+    usual = router.top_k
+    router.top_k = width
+    try:
+        logits, weights, ids = router(x)[:3]
+    finally:
+        router.top_k = usual
+    ids = ids.gather(1, weights.argsort(dim=1, descending=True, stable=True))
+    return ids, _probabilities(router, logits).gather(1, ids)
+
+
+def ranked_by(
+    gate: tuple[torch.Tensor, torch.Tensor | None], x: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same for a trained gate."""
+    logits = functional.linear(x.float(), *gate)
+    best = logits.softmax(dim=-1).topk(width, dim=-1)
+    return best.indices, best.values
+
+
+def _probabilities(router: Any, logits: torch.Tensor) -> torch.Tensor:
+    wide = logits.float()
+    return wide.sigmoid() if hasattr(router, "e_score_correction_bias") else wide.softmax(dim=-1)
+
+
+class Guesser:
+    """Guesses for later columns of a model, up to `depth` columns ahead and `width` experts each."""
+
+    def __init__(self, routers: Sequence[Any], *, depth: int, width: int, gates: Gates | None = None) -> None:
+        for router in routers:
+            if not isinstance(getattr(router, "top_k", None), int):
+                name = type(router).__name__
+                raise InputError(
+                    "predictor.kind", "next-gate", f"{name} does not say how many it chooses", "set it to none"
+                )
+        self._routers, self._gates = routers, gates or {}
+        self.depth, self.width = depth, width
+
+    def guess(self, column: int, distance: int, x: torch.Tensor) -> tuple[Array, Array]:
+        """Return ids int16 [T, width] and probabilities float16 [T, width] for `column`.
+
+        x: what the router `distance` columns before reads, [T, H].
+        """
+        gate = self._gates.get((column, distance))
+        if gate is None:
+            ids, probabilities = ranked(self._routers[column], x, self.width)
+        else:
+            ids, probabilities = ranked_by(gate, x, self.width)
+        return ids.cpu().numpy().astype(np.int16), probabilities.float().cpu().numpy().astype(np.float16)

@@ -1,0 +1,117 @@
+"""One forward pass as decisions see it, learnt layer by layer while the model computes; and the rows a recording keeps of it.
+
+Modelled: the arrays of `sim.policies.steps.Steps` for a single pass. Visits of layers that are still to come are empty until they
+are known, so a decision can see nothing that a replay of the same routing would not have shown it, and no more. Ignored: what
+comes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...sim.offload.visits import gather_visits
+from ...sim.offload.workload import guess_scores
+from ...sim.policies.state import Array
+from ...sim.policies.steps import Steps
+
+NO_GUESSES = (0, 0)
+
+
+class LivePass:
+    """One pass of `num_tokens` tokens over `num_columns` MoE layers.
+
+    guesses: (distance, width) of the guesses that are made, `NO_GUESSES` without any. first_visit: visits of the run before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        num_columns: int,
+        num_experts: int,
+        top_k: int,
+        guesses: tuple[int, int],
+        first_visit: int,
+        phase: int,
+        first: bool,
+        reset: bool,
+    ) -> None:
+        self._num_experts, self._end = num_experts, 0
+        room = num_columns * min(num_experts, num_tokens * top_k)
+        kind = np.uint8 if num_experts <= 1 << 8 else np.uint16
+        distance, width = guesses
+        shape = (num_tokens, num_columns, distance, width) if distance and width else (0, 0, 0, 0)
+        self.experts = np.zeros((num_tokens, num_columns, top_k), kind)
+        self.weights = np.zeros((num_tokens, num_columns, top_k), np.float16)
+        self.predicted = np.full(shape, -1, np.int16)
+        self.probability = np.zeros(shape, np.float16)
+        self.steps = Steps(
+            visit_start=np.zeros(num_columns + 1, np.int64),
+            visit_expert=np.zeros(room, np.int16),
+            visit_tokens=np.zeros(room, np.int32),
+            visit_touch=np.zeros(room, np.int16),
+            visit_next_use=np.zeros(1, np.int64),
+            visit_rank=np.zeros(room, np.uint8),
+            step_start=np.array([0, num_tokens], np.int64),
+            step_token=np.arange(num_tokens, dtype=np.int64),
+            step_phase=np.array([phase], np.uint8),
+            step_first=np.array([int(first)], np.uint8),
+            step_reset=np.array([int(reset)], np.uint8),
+            experts=self.experts,
+            predicted=self.predicted,
+            predicted_prob=np.zeros(shape, np.int16),
+            first_visit=first_visit,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the pass."""
+        return len(self.experts)
+
+    def know(self, column: int, ids: Array, weights: Array) -> None:
+        """Note what tokens chose in `column`: ids [T, k], best first, and the router's weights."""
+        steps = self.steps
+        self.experts[:, column] = ids
+        self.weights[:, column] = weights
+        mine = np.ascontiguousarray(self.experts[:, column : column + 1])
+        _, experts, tokens, touch, rank = gather_visits(mine, steps.step_start, steps.step_token, self._num_experts)
+        low, high = self._end, self._end + len(experts)
+        steps.visit_expert[low:high] = experts
+        steps.visit_tokens[low:high] = tokens
+        steps.visit_touch[low:high] = touch
+        steps.visit_rank[low:high] = rank
+        steps.visit_start[column + 1 :] = high
+        self._end = high
+
+    def guess(self, column: int, distance: int, ids: Array, probability: Array) -> None:
+        """Note what was guessed for `column`, `distance` columns early: int16 ids [T, width], best first, and float16 probabilities."""
+        self.predicted[:, column, distance - 1] = ids
+        self.probability[:, column, distance - 1] = probability
+        self.steps.predicted_prob[:, column, distance - 1] = guess_scores(probability)
+
+
+@dataclass(slots=True)
+class Kept:
+    """The rows of all passes so far, as a recording has them."""
+
+    experts: list[Array] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)
+    predicted: list[Array] = field(default_factory=list)
+    probability: list[Array] = field(default_factory=list)
+    request: list[Array] = field(default_factory=list)
+    position: list[Array] = field(default_factory=list)
+    phase: list[Array] = field(default_factory=list)
+
+    def add(self, done: LivePass, *, request: int, position: int, phase: int) -> None:
+        """Keep a pass over one request's tokens, the first of them at `position`."""
+        count = done.num_tokens
+        self.experts.append(done.experts)
+        self.weights.append(done.weights)
+        if done.predicted.size:
+            self.predicted.append(done.predicted)
+            self.probability.append(done.probability)
+        self.request.append(np.full(count, request, np.int32))
+        self.position.append(np.arange(position, position + count, dtype=np.int32))
+        self.phase.append(np.full(count, phase, np.uint8))

@@ -1,0 +1,136 @@
+"""A model's own forward pass as the program of a run: its MoE layers are visits, whatever lies between them is the dense part.
+
+Modelled: `Visits` (executor/running) does all that a visit asks for; here a visit's routing comes from the model's router, guesses
+from gates run early, and the pass from whoever calls the model. The compute stream is the caller's. Ignored: what is generated
+(`generate`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...devices.device import Device, Mark
+from ...devices.runners.runner import ExpertRunner
+from ...sim.policies.offload import begin_step
+from ...sim.policies.state import Decision, PolicyConfig, PolicyState
+from ...sim.timeline import OP_DENSE, OP_HEAD, OP_HOST_STEP
+from ..running.copy_engine import Gate
+from ..running.program import Visits
+from ..running.workers import Workers
+from .guesses import Guesser
+from .passes import LivePass
+
+
+class LiveProgram(Visits):
+    """The visits of a model that is computing; `passing`, then the model, then `sampled`, for every pass."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        state: PolicyState,
+        out: Decision,
+        first: LivePass,
+        *,
+        device: Device,
+        experts: Sequence[ExpertRunner],
+        expert_bytes: Sequence[int],
+        gate: Gate,
+        workers: Workers,
+        guesser: Guesser | None,
+    ) -> None:
+        super().__init__(
+            config, first.steps, state, out, device=device, experts=experts, expert_bytes=expert_bytes, gate=gate, workers=workers
+        )  # fmt: skip
+        self._guesser = guesser
+        self._pass, self._number = first, -1
+        self._began: Mark = device.mark()
+        self._reads: dict[int, torch.Tensor] = {}
+        self.step_begin_ns: list[int] = []
+
+    def _decided(self, number: int) -> int:
+        """Return 0: decisions see one pass at a time."""
+        del number
+        return 0
+
+    def begin(self, now: LivePass) -> None:
+        """Start a pass: the model is about to compute it."""
+        self._pass, self._steps = now, now.steps
+        self._number += 1
+        self._device.new_epoch()
+        begin_step(self._config, self._steps, self._state, 0)
+        self._began = self._device.mark()
+        self.step_begin_ns.append(time.perf_counter_ns())
+
+    def reads(self, column: int, x: torch.Tensor) -> None:
+        """Note what the router of `column` reads, [T, H]: guesses for later columns are made from it."""
+        self._reads[column] = x
+
+    def answer(self, column: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the experts' summed answers [T, H] for tokens `x` [T, H] that chose `ids` [T, k] with `weights` [T, k]."""
+        device, number = self._device, self._number
+        end = device.mark()
+        end.wait()
+        tokens = len(x)
+        self.rows.computed(OP_DENSE, number, column, -1, self._began, end, tokens)
+        ids, weights = best_first(ids, weights)
+        self._pass.know(column, ids.cpu().numpy(), weights.float().cpu().numpy())
+        self._guess(column, x)
+        counts = np.bincount(self._pass.experts[:, column].ravel(), minlength=self._config.num_experts)
+        offsets = [0, *np.cumsum(counts).tolist()]
+        visit = self._experts[0].begin(torch.zeros_like(x), x, weights.float(), ids, offsets)
+        self._visit(number, column, visit, end.at_ns())
+        self._await_cores()
+        self._await_places()
+        found = self._answered(visit)
+        self._began = device.mark()
+        return found
+
+    def sampled(self, logits: torch.Tensor) -> int:
+        """Return the likeliest next token by the last row of `logits` [T, V]; the pass is over."""
+        last = self._config.num_layers - 1
+        chosen = logits[-1].argmax()
+        end = self._device.mark()
+        end.wait()
+        self.rows.computed(OP_HEAD, self._number, last, -1, self._began, end, self._pass.num_tokens)
+        found = int(chosen)
+        now = time.perf_counter_ns()
+        self.rows.hosted(OP_HOST_STEP, self._number, last, end.at_ns(), now)
+        self.step_end_ns.append(now)
+        self._gate.check()
+        return found
+
+    def finish(self) -> None:
+        """Wait until everything admitted has been moved."""
+        self._end()
+
+    def _guess(self, column: int, x: torch.Tensor) -> None:
+        if self._guesser is None:
+            return
+        read = self._reads.get(column, x)
+        for distance in range(1, min(self._guesser.depth, self._config.num_layers - 1 - column) + 1):
+            self._pass.guess(column + distance, distance, *self._guesser.guess(column + distance, distance, read))
+
+
+def best_first(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return choices in falling order of their weights: some routers leave them unsorted."""
+    if bool((weights[:, :-1] >= weights[:, 1:]).all()):
+        return ids, weights
+    order = weights.argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), weights.gather(1, order)
+
+
+def router_hooks(routers: Sequence[Any], program: LiveProgram) -> list[Any]:
+    """Return handles of hooks that tell `program` what each router reads."""
+
+    def hook(column: int) -> Any:
+        def keep(_: Any, given: tuple[torch.Tensor, ...], __: Any) -> None:
+            program.reads(column, given[0].reshape(-1, given[0].shape[-1]))
+
+        return keep
+
+    return [router.register_forward_hook(hook(column)) for column, router in enumerate(routers)]

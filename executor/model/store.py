@@ -1,0 +1,129 @@
+"""A checkpoint's experts put into a store, one at a time: quantised as asked for, never more than one beside the store itself.
+
+Modelled: memory (page-locked where that means anything) and a file, both filled straight from the checkpoint's own files. Each
+expert's bytes in a file have a checksum, looked at whenever the expert is read whole. Ignored: which experts move when.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...base.errors import DoesNotFit
+from ...devices.device import Device
+from ...devices.stores.disk import DiskStore
+from ...devices.stores.host import ExpertStore
+from ...devices.stores.slot_sizes import expert_layout
+from ...kernels.activation import activation
+from ...kernels.expert_weights import write_slot
+from ...kernels.slot_layout import SlotLayout
+from ...specs.models import ModelSpec
+from ..running.failures import ExecutionFailed
+from .assembly import Assembled
+
+Progress = Callable[[int, int, str], None]
+
+
+def store_bytes(model: ModelSpec, bits: str) -> int:
+    """Return the bytes of all experts stored as `bits`."""
+    return expert_layout(model, bits).slot_bytes * model.num_moe_layers * model.num_experts
+
+
+def fill_store(assembled: Assembled, bits: str, device: Device, *, pinned: bool, progress: Progress) -> ExpertStore:
+    """Return all experts in host memory; raises DoesNotFit, before anything is allocated, where it has too little."""
+    spec = assembled.spec
+    layout = expert_layout(spec, bits)
+    count = spec.num_moe_layers * spec.num_experts
+    memory = device.host_memory(count * layout.slot_bytes, pinned=pinned, what=f"the store of {count} experts")
+    memory.zero_()  # gaps between parts have defined bytes
+    store = ExpertStore(layout, activation(assembled.activation), memory, device, num_keys=count)
+    views = store.weights()
+    try:
+        for key in range(count):
+            write_slot(views, key, **_parts(assembled, key))
+            progress(key + 1, count, "experts loaded")
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def fill_file(assembled: Assembled, bits: str, device: Device, *, folder: Path | None, progress: Progress) -> DiskStore:
+    """Return all experts in a temporary file, written one by one; raises DoesNotFit where the disk has too little room."""
+    return CheckedFile(_OneByOne(assembled, bits, device, progress), folder)
+
+
+class _OneByOne(ExpertStore):
+    """Experts as a file is written from them: each made when it is asked for, in a place that the next one takes."""
+
+    def __init__(self, assembled: Assembled, bits: str, device: Device, progress: Progress) -> None:
+        layout: SlotLayout = expert_layout(assembled.spec, bits)
+        memory = device.host_memory(layout.slot_bytes, pinned=False, what="an expert on its way to the file")
+        memory.zero_()
+        count = assembled.spec.num_moe_layers * assembled.spec.num_experts
+        super().__init__(layout, activation(assembled.activation), memory, device, num_keys=count)
+        self._assembled, self._progress, self._views = assembled, progress, self.weights()
+
+    def bytes_of(self, key: int) -> torch.Tensor:
+        """Return uint8 [slot_bytes] of an expert, read and packed for the purpose."""
+        write_slot(self._views, 0, **_parts(self._assembled, key))
+        self._progress(key + 1, self.num_keys, "experts written to disk")
+        return super().bytes_of(0)
+
+
+class CheckedFile(DiskStore):
+    """A file of experts that remembers a checksum of each, and looks at it when the expert is read."""
+
+    def __init__(self, source: ExpertStore, folder: Path | None = None) -> None:
+        self._sums: dict[int, int] = {}
+        super().__init__(_Summed(source, self._sums), folder)
+
+    def read(self, target: torch.Tensor, key: int) -> None:
+        """Read expert `key`; raises ExecutionFailed where it is not what was written."""
+        super().read(target, key)
+        self._check(target, key)
+
+    def bring(self, device: Device, target: torch.Tensor, key: int, low: int, high: int) -> None:
+        """Read bytes of an expert into `target`; a whole one is checked where it arrives in host memory."""
+        super().bring(device, target, key, low, high)
+        if high - low == self.slot_bytes and not device.asynchronous:
+            self._check(target[low:high], key)
+
+    def _check(self, found: torch.Tensor, key: int) -> None:
+        if zlib.crc32(found.numpy().data) != self._sums[key]:
+            raise ExecutionFailed(
+                f"expert {key} on disk is not what was written there", "check the disk, then run it again"
+            )
+
+
+class _Summed(ExpertStore):
+    """A store whose experts' checksums are noted as they are handed out."""
+
+    def __init__(self, source: ExpertStore, sums: dict[int, int]) -> None:
+        super().__init__(
+            source.layout,
+            source.activation,
+            torch.zeros(source.slot_bytes, dtype=torch.uint8),
+            num_keys=source.num_keys,
+        )
+        self._source, self._sums = source, sums
+
+    def bytes_of(self, key: int) -> torch.Tensor:
+        """Return uint8 [slot_bytes] of an expert."""
+        found = self._source.bytes_of(key)
+        self._sums[key] = zlib.crc32(found.numpy().data)
+        return found
+
+
+def require_room(what: str, needed: int, have: int) -> None:
+    """Return nothing; raises DoesNotFit with the bytes that are missing."""
+    if needed > have:
+        raise DoesNotFit(f"{what} needs {needed} bytes, of {have}", needed - have)
+
+
+def _parts(assembled: Assembled, key: int) -> dict[str, torch.Tensor]:
+    column, expert = divmod(key, assembled.spec.num_experts)
+    return assembled.checkpoint.expert(assembled.layers[column].number, expert, assembled.layout)
