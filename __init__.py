@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .base.version import __version__
 
 __all__ = [
+    "Diagnosis",
     "DoesNotFit",
     "InputError",
     "LoadProfile",
@@ -29,6 +30,7 @@ __all__ = [
     "SimulationResult",
     "Validation",
     "__version__",
+    "diagnose",
     "emit",
     "load_machine",
     "load_model",
@@ -38,8 +40,9 @@ __all__ = [
     "validate",
 ]
 
-# Name → module below this package. What comes later (sweep, fit, diagnose, reproduce) is a line here, in `__all__` and below.
+# Name → module below this package. What comes later (sweep, fit, reproduce) is a line here, in `__all__` and below.
 _HOMES = {
+    "Diagnosis": "diagnosis.diagnose",
     "DoesNotFit": "base.errors",
     "InputError": "base.errors",
     "LoadProfile": "traces.recording",
@@ -54,6 +57,7 @@ _HOMES = {
     "RoutingTrace": "traces.recording",
     "SimulationResult": "api.simulate",
     "Validation": "executor.validation.validate",
+    "diagnose": "api.diagnose",
     "emit": "api.emit",
     "load_machine": "api.load",
     "load_model": "api.load",
@@ -64,12 +68,14 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .api.diagnose import diagnose
     from .api.emit import emit
     from .api.load import load_machine, load_model, load_trace
     from .api.plan import plan
     from .api.simulate import SimulationResult, simulate
     from .api.validate import validate
     from .base.errors import DoesNotFit, InputError, MoeplanError
+    from .diagnosis.diagnose import Diagnosis
     from .executor.validation.validate import Validation
     from .planner.offload.plan import OffloadPlan, OffloadRequest
     from .planner.parallel.case import ParallelRequest

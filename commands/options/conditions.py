@@ -104,6 +104,11 @@ ONE_PLAN = Condition(
     rule="counts for a plan; a grid's file says it for itself",
     remedy="leave it out, or write it into the grid",
 )
+A_COMMAND = Condition(
+    holds=lambda given: given["tables"] is None,
+    rule="counts beside --command; a benchmark's file says it for itself",
+    remedy="leave it out",
+)
 NO_STEPS = Condition(
     holds=lambda given: given["steps"] is None,
     rule="--steps says already how long the runs are",
@@ -165,6 +170,9 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "engine": (SPEEDS_OR_KERNELS,),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
+    "diagnose": dict.fromkeys(
+        ("measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"), (A_COMMAND,)
+    ),
     "validate": {
         "trace": (RUNNING, ONE_PLAN),
         "baselines": (RUNNING, ONE_PLAN),

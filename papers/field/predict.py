@@ -6,10 +6,11 @@ Modelled: `sim.offload.simulate` on the report's setup; the one-liner is the byt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...base.errors import Internal, MoeplanError
 from ...base.units import NS_PER_S
+from ...sim.offload.metrics import Metrics
 from ...sim.offload.simulate import Simulation
 from ...specs.models import FLOPS_PER_WEIGHT, weight_format
 from .rows import Report
@@ -28,6 +29,8 @@ class Predicted:
     roofline: float | None
     reason: str | None
     assumed: tuple[str, ...]
+    metrics: Metrics | None = field(default=None, repr=False)
+    """All figures of the prediction."""
 
     @property
     def ratio(self) -> float | None:
@@ -49,7 +52,7 @@ def predict_report(report: Report) -> Predicted:
 def predict_setup(setup: Setup) -> Predicted:
     """Return the prediction of a report that is set up."""
     report = setup.report
-    prediction = _simulation(setup).predict(setup.schedule)
+    prediction = simulation_of(setup).predict(setup.schedule)
     metrics, line = prediction.metrics, roofline(setup)
     value, between = metrics.prefill_tokens_per_s, metrics.prefill_tokens_per_s_interval
     if report.decodes:
@@ -68,17 +71,19 @@ def predict_setup(setup: Setup) -> Predicted:
         roofline=line,
         reason=None,
         assumed=tuple(setup.assumed),
+        metrics=metrics,
     )
 
 
 def speed(setup: Setup) -> float:
     """Return the tokens a second of a report's steps, without intervals: the figure that constants are fitted by."""
-    simulation = _simulation(setup)
+    simulation = simulation_of(setup)
     outcome = simulation.run(simulation.resolve(setup.schedule))
     return setup.trace.num_tokens * NS_PER_S / int(outcome.step_end[-1])
 
 
-def _simulation(setup: Setup) -> Simulation:
+def simulation_of(setup: Setup) -> Simulation:
+    """Return what predicts a report that is set up, with as much device memory as it needs."""
     return Simulation(
         model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
         kv_bytes_per_value=setup.kv_bytes_per_value,

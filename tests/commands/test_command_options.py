@@ -30,6 +30,7 @@ from tiny_models import build, save
 
 TINY = ("--model", "tiny-moe", "--hardware", "t4", "--trace", "bundled", "--window", "8")
 EP_MACHINE = ("--mode", "ep", "--model", "tiny-moe", "--hardware", "h800-sxm", "--nodes", "1", "--ranks-per-node", "2")
+SERVED = "llama-server -m olmoe-1b-7b-Q4_K_M.gguf -ngl 99 -c 4096"
 GRID = """configurations:
   - {model: tiny-moe, steps: 8}
 """
@@ -49,6 +50,11 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "requests": ("--model", "tiny-moe", "--hardware", "rtx-3060", "--prompt-tokens", "30", "--reply-tokens", "8"),
         "ep": (*EP_MACHINE, "--trace", "tokens.safetensors"),
         "ep, counts": (*EP_MACHINE, "--trace", "loads.safetensors"),
+    },
+    "diagnose": {
+        "command": ("--hardware", "rtx-3060 + ryzen-5-3600 + ddr4-3200x2:32GiB", "--model", "olmoe-1b-7b", "--command", SERVED,
+                    "--measured-decode", "50"),
+        "lines": ("--hardware", "rtx-4090", "--from", "llama-bench", "l.json"),
     },
     "report": {"offload": ("p.json", "--trace", "bundled"), "ep": ("ep.json", "--trace", "loads.safetensors")},
     "emit": {"offload": ("p.json", "--target", "accelerate"), "ep": ("ep.json", "--target", "vllm")},
@@ -75,7 +81,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "schedule show": {"": ("on-demand",)},
 }  # fmt: skip
 # Options that name files to write: any word is one.
-OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record"}
+OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share"}
 NONSENSE = ("nonsense", "-7", "nan")
 # A seed may be any whole number.
 ALLOWED = {("trace synth", "seed", "-7")}
@@ -239,6 +245,8 @@ COUNTS = {
     "batches": {"hardware", "model", "quant", "engine", "prompt_tokens", "reply_tokens", "concurrency", "ubatch"},
     "kernels": {"system", "engine"},
     "compare": {"hardware", "model", "quant", "engine"},
+    "command": {"measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"},
+    "lines": set(),
     "plan": {
         "trace",
         "baselines",

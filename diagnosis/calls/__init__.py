@@ -1,0 +1,1 @@
+"""How people start engines: command lines read with each engine's own flags."""

@@ -1,0 +1,50 @@
+"""A command line becomes a call: which program it starts, and that program's own reader.
+
+Modelled: paths and endings of programs, words before them (variables, numactl, sudo), Python modules, `vllm serve`. Ignored: shells'
+variables and substitutions, containers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ...base.errors import InputError, UnknownName
+from . import llamacpp, servers
+from .call import Call
+from .flags import FIELD, split_command
+
+PROGRAMS = (*llamacpp.PROGRAMS, *servers.PROGRAMS)
+"""Programs whose command lines are read."""
+
+
+def read_command(text: str, engine: str | None = None) -> Call:
+    """Return what a command line says; engine: whose flags it has, None where program and flags tell.
+
+    Raises InputError for a program or flag that there is not, and for flags that contradict each other or are not predicted.
+    """
+    words = split_command(text)
+    program, rest = _program(words)
+    if program in llamacpp.PROGRAMS:
+        _check_engine(engine, (llamacpp.ENGINE, llamacpp.FORK), program)
+        return llamacpp.read(program, rest, engine)
+    _check_engine(engine, servers.ENGINES[program], program)
+    return servers.read(program, rest)
+
+
+def _program(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return (program, what it is told)."""
+    for at, word in enumerate(words):
+        if at == 0 and word.startswith("-"):
+            return llamacpp.SERVERS[0], list(words)
+        name = re.sub(r"\.(exe|py)$", "", word.replace("\\", "/").rpartition("/")[2].lower())
+        if name == "vllm" and words[at + 1 : at + 2] == ["serve"]:
+            return "vllm serve", list(words[at + 2 :])
+        if name in PROGRAMS:
+            return name, list(words[at + 1 :])
+    raise UnknownName(f"{FIELD}: program", words[0], PROGRAMS)
+
+
+def _check_engine(engine: str | None, possible: Sequence[str], program: str) -> None:
+    if engine is not None and engine not in possible:
+        raise InputError("--engine", engine, f"{program} is of {' or '.join(possible)}", "leave out one of the two")

@@ -1,0 +1,160 @@
+"""Where a case comes from: an engine's command line, or a line of a benchmark.
+
+Modelled: model, machine and weight format by name, held against what command or line says; where the engine places layers itself, where it
+puts them. Ignored: what is predicted of a case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import DoesNotFit, InputError
+from ..calibrate.imports.bench_line import BenchLine
+from ..papers.field.own.placement import placement_of
+from ..papers.field.setup import NotExpressible
+from ..planner.served import llamacpp as served
+from ..specs.machines.engines import choose_backend, load_engine
+from ..specs.machines.load import load_machine
+from ..specs.machines.notation import is_parts, parse_parts
+from ..specs.machines.parts import Parts
+from ..specs.machines.profile import Profile
+from ..specs.models import ModelSpec, weight_format
+from ..specs.models.load import load_model
+from .calls.call import Call
+from .case import Case, machine_of
+
+DEFAULT_PROMPT, DEFAULT_REPLY = 512, 128
+_GGML = ("llama.cpp", "ik_llama.cpp", "ollama")
+_AS_FILES = {"mxfp4": "MXFP4_MOE"}
+"""Checkpoints whose GGUF files keep the experts as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is said of a run besides its command."""
+
+    model: str
+    hardware: str
+    quant: str | None = None
+    prompt: int | None = None
+    reply: int | None = None
+    concurrency: int = 1
+    built: str | None = None
+
+
+def case_of_call(call: Call, asked: Asked) -> Case:
+    """Return the case of a command line; raises InputError where command and options contradict each other or say too little."""
+    model = load_model(asked.model)
+    parts, profile, backend = _machine(call.engine, call.backend, call.threads, asked)
+    quant, assumed = _quant(call, model, asked)
+    prompt, reply = _lengths(call, asked)
+    if prompt is None or reply is None:
+        said = f"{DEFAULT_PROMPT if prompt is None else prompt} + {DEFAULT_REPLY if reply is None else reply}"
+        assumed.append(f"workload: requests of {said} tokens")
+    prompt, reply = (DEFAULT_PROMPT if prompt is None else prompt), (DEFAULT_REPLY if reply is None else reply)
+    if call.context is not None and call.depth + prompt + reply > call.context:
+        raise InputError("--command: context", call.context, f"less than the {call.depth + prompt + reply} tokens of a request",
+                         "give --prompt-tokens and --reply-tokens as measured")  # fmt: skip
+    case = Case(
+        model=model, model_name=asked.model, quant=quant, parts=parts, profile=profile, engine=call.engine, backend=backend,
+        placement={"kind": "gpu"}, ubatch=call.ubatch, kv_types=call.kv_types, prompt=prompt, reply=reply, depth=call.depth,
+        concurrency=asked.concurrency, context=call.context, built=asked.built, threads=call.threads, assumed=(*assumed, *call.remarks),
+    )  # fmt: skip
+    return case.changed(placement=_placed(call, case))
+
+
+def _machine(engine: str, told: str | None, threads: int | None, asked: Asked) -> tuple[Parts | None, Profile, str]:
+    """Return (parts where the machine is made of them, the machine, its back end)."""
+    if not is_parts(asked.hardware):
+        profile = load_machine(asked.hardware, engine)
+        own = profile.engine
+        return None, profile, "cuda" if own is None else own.backend
+    parts = parse_parts(asked.hardware)
+    if threads is not None and parts.cpu is not None:
+        parts = dataclasses.replace(parts, threads=min(threads, parts.cpu.cores * parts.sockets))
+    if told == "cpu":
+        if parts.unified_memory or parts.cpu is None:
+            raise InputError(
+                "--hardware",
+                asked.hardware,
+                "the command uses no card, and no processor is named",
+                "name the processor",
+            )
+        parts = dataclasses.replace(parts, gpu=None, num_gpus=0, pcie=None)
+    backend = choose_backend(load_engine(engine), told, "cpu" if parts.gpu is None else parts.gpu.backend)
+    return parts, machine_of(parts, engine, backend, asked.built), backend
+
+
+def _quant(call: Call, model: ModelSpec, asked: Asked) -> tuple[str | None, list[str]]:
+    """Return the weight format, and what was assumed of it."""
+    if weight_format(model.native_dense_bits).head_bits is not None:
+        return asked.quant, []  # the model is a file
+    said = asked.quant or call.quant
+    if said is not None or call.engine not in _GGML:
+        return said, []
+    usual = _AS_FILES.get(model.native_bits)
+    if usual is None:
+        raise InputError("--quant", "(absent)", f"neither the command nor --model says how {model.name} is stored",
+                         "write it as files are named, e.g. --quant Q4_K_M")  # fmt: skip
+    return usual, [f"quant: {usual}, as {model.name} is published"]
+
+
+def _lengths(call: Call, asked: Asked) -> tuple[int | None, int | None]:
+    """Return prompt and reply of what was measured, as command or options say."""
+    for option, said, told in (
+        ("--prompt-tokens", asked.prompt, call.prompt),
+        ("--reply-tokens", asked.reply, call.reply),
+    ):
+        if said is not None and told is not None and said != told:
+            raise InputError(option, said, f"the command runs {told}", "leave it out")
+    return asked.prompt if call.prompt is None else call.prompt, asked.reply if call.reply is None else call.reply
+
+
+def _placed(call: Call, case: Case) -> Mapping[str, Any]:
+    """Return where experts are, as field reports have it."""
+    model, on_cores = case.model, case.profile.device.kind == "cpu"
+    if on_cores:
+        return {"kind": "cpu"}
+    if call.gpu_experts is not None:
+        if call.gpu_experts > model.num_experts:
+            raise InputError(
+                "--kt-num-gpu-experts", call.gpu_experts, f"{model.name} has {model.num_experts}", "give at most that"
+            )
+        return (
+            {"kind": "gpu-experts", "gpu_experts_per_layer": call.gpu_experts}
+            if call.gpu_experts
+            else {"kind": "cpu-moe"}
+        )
+    if not call.placed:
+        return _fitted(case)
+    how = {"prefill_compute": "-rtr"} if call.repacked else {} if call.uploads else {"prefill_compute": "cpu"}
+    if call.gpu_layers is not None and call.gpu_layers < model.num_layers:
+        if call.gpu_layers == 0:
+            raise InputError("--command: -ngl", 0, "with a card beside it, prompts are copied to it layer by layer: not predicted",
+                             "add -dev none where the card takes no part, or say how many layers it holds")  # fmt: skip
+        return {"kind": "layers", "gpu_layers": call.gpu_layers, **how}
+    line = BenchLine(where="the command", test="", prompt_tokens=1, generated_tokens=0, tokens_per_s=1.0,
+                     cpu_moe_layers=call.cpu_moe_layers, overrides=call.overrides, uploads=call.uploads)  # fmt: skip
+    try:
+        placed = dict(placement_of(line, model, case.profile))
+    except NotExpressible as reason:
+        raise InputError("--command: -ot", call.overrides, str(reason), "describe whole layers' experts") from None
+    return placed | how if placed["kind"] != "gpu" else placed
+
+
+def _fitted(case: Case) -> Mapping[str, Any]:
+    """Return what the engine makes of itself (`--fit`); raises DoesNotFit where layers would leave the card."""
+    left_out: dict[str, str] = {}
+    found = served.defaults(case.memory(), case.concurrency, case.ubatch, left_out)
+    chosen = next((one for one in found if one.fitted), None)
+    if chosen is None:
+        raise DoesNotFit(left_out.get("--fit (the default)", "what the engine places of itself"), 0)
+    layers = case.model.num_moe_layers
+    if chosen.host_layers == 0:
+        return {"kind": "gpu"}
+    return (
+        {"kind": "cpu-moe"} if chosen.host_layers >= layers else {"kind": "n-cpu-moe", "cpu_layers": chosen.host_layers}
+    )

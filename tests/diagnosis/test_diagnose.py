@@ -1,0 +1,179 @@
+"""Verdicts: one case of each, what nothing can beat, what would help, what fits the gap, and what is shared with others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import moeplan
+from moeplan.api.diagnose import diagnose_file, file_document, share
+from moeplan.base.errors import DoesNotFit, InputError
+from moeplan.diagnosis.calls.read import read_command
+from moeplan.diagnosis.case import DECODE, METRICS, PREFILL
+from moeplan.diagnosis.ceiling import ceiling_of
+from moeplan.diagnosis.origin import Asked, case_of_call
+from moeplan.papers.field.predict import predict_report
+from moeplan.papers.field.rows import read_reports
+from moeplan.specs.models.load import load_model
+from moeplan.specs.models.mixes.published import published_files
+
+MACHINE = "rtx-3090 + ryzen-9-7950x + ddr5-6000x2:96GiB"
+COMMAND = "llama-server -ngl 99 --n-cpu-moe 28 -c 16384 -ub 512"
+
+
+def ask(**changes: object) -> moeplan.Diagnosis:
+    given: dict[str, object] = {"command": COMMAND, "prompt_tokens": 4096, "reply_tokens": 256}
+    return moeplan.diagnose("gpt-oss-120b", MACHINE, **{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_a_normal_number() -> None:
+    found = ask(measured_decode=25.6)
+    one = found.speeds[0]
+    assert found.verdict == "normal" and one.low < 25.6 < one.high and found.causes == ()
+    assert (
+        one.bound == "cpu"
+        and one.predicted < one.ceiling.as_placed < (one.ceiling.best_placed or 0) < one.ceiling.any_schedule
+    )
+    assert found.memory.fits and "quant: MXFP4_MOE, as gpt-oss-120b is published" in found.assumed
+    # A file is published in one format only: nothing smaller is offered.
+    assert not [change for change in found.changes if change.kind == "file"]
+
+
+def test_a_slow_number_and_what_has_the_size_of_the_gap() -> None:
+    found = ask(measured_decode=14.6, measured_prefill=280.0)
+    assert found.verdict == "slow" and [one.verdict for one in found.speeds] == ["slow", "normal"]
+    assert found.causes[0].what == "1 of 2 memory channels in use"
+    for cause in found.causes:  # each explains what is slow, and leaves alone what is not
+        for one in found.speeds:
+            predicted, low, high = cause.speeds[one.metric]
+            assert low <= one.measured <= high and low < predicted < high
+    # A prompt held up by copies is another fault.
+    link = ask(measured_decode=30.0, measured_prefill=100.0)
+    assert link.verdict == "slow" and [cause.what for cause in link.causes] == [
+        "the card in a slot of 4 lanes", "copies from ordinary memory (pageable), which the driver stages",
+    ]  # fmt: skip
+
+
+def test_a_number_that_cannot_be() -> None:
+    found = ask(measured_decode=55.0)
+    assert found.verdict == "faster than believable" and not found.speeds[0].impossible
+    assert "drafted tokens: 1.8 a pass at the predicted speed" in [cause.what for cause in found.causes]
+    assert ask(measured_decode=500.0).speeds[0].impossible
+
+
+def test_changes_are_predictions_and_fit_the_card() -> None:
+    found = ask(measured_decode=25.6, measured_prefill=280.0)
+    gains = [change.request_gain for change in found.changes if change.kind != "hardware"]
+    assert gains == sorted(gains, reverse=True) and len(gains) == 3 and gains[-1] > 1.02
+    for change in found.changes:
+        for metric, gain in ((DECODE, change.decode_gain), (PREFILL, change.prefill_gain)):
+            assert change.case.speed(metric) / found.case.speed(metric) == gain
+    assert (
+        found.changes[0].what == "-ub 4096 -b 4096 --n-cpu-moe 25"
+        and found.changes[0].cost == "0.7 GiB of the card left"
+    )
+
+
+def test_what_is_shared_is_predicted_alike(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    found = ask(
+        measured_decode=25.6, measured_prefill=280.0, command=f"{COMMAND} -t 12 -ctk q8_0 -ctv q8_0", built="2026-03"
+    )
+    assert share(found, path) == 2 and share(found, path) == 0
+    again = [predict_report(report) for report in read_reports(path)]
+    assert [(one.value, one.low, one.high, one.bound) for one in again] == [
+        (one.predicted, one.low, one.high, one.bound) for one in found.speeds
+    ]
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [row["metric"] for row in rows] == list(METRICS) and COMMAND not in path.read_text("utf-8")
+    other = tmp_path / "other.jsonl"
+    other.write_text("no reports\n", "utf-8")
+    with pytest.raises(InputError, match="no field reports"):
+        share(found, other)
+    assert other.read_text("utf-8") == "no reports\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "machine", "quant", "kind"),
+    [
+        ("llama-server -c 16384", "gpt-oss-120b", MACHINE, None, "n-cpu-moe"),
+        ("llama-server -c 8192", "gpt-oss-20b", MACHINE, None, "gpu"),
+        ("llama-server -ngl 99 -cmoe --no-op-offload", "qwen3-30b-a3b", MACHINE, "Q4_K_M", "cpu-moe"),
+        ("llama-server -ngl 20", "qwen3-30b-a3b", MACHINE, "Q4_K_M", "layers"),
+        ("llama-server -dev none -t 16", "qwen3-30b-a3b", MACHINE, "Q4_K_M", "cpu"),
+        ("llama-server -ngl 99 -ot exps=CPU -fmoe -rtr -mla 3", "deepseek-v2-lite", MACHINE, "Q4_K_M", "cpu-moe"),
+        ("vllm serve m --quantization awq", "qwen3-30b-a3b", MACHINE, None, "gpu"),
+        ("python -m sglang.launch_server --kt-num-gpu-experts 16 --kt-method AMXINT4", "qwen3-30b-a3b",
+        "rtx-4090 + 2 x xeon-platinum-8480+", None,
+         "gpu-experts"),
+        ("llama-server -ngl 99 -fa on", "gpt-oss-120b", "m3-ultra-256gb", None, "gpu"),
+        ("llama-server -ngl 99 -fa on", "gpt-oss-120b", "ryzen-ai-max+-395-128gb", None, "gpu"),
+    ],
+)  # fmt: skip
+def test_nothing_is_predicted_beyond_its_ceiling(
+    command: str, model: str, machine: str, quant: str | None, kind: str
+) -> None:
+    case = case_of_call(read_command(command), Asked(model=model, hardware=machine, quant=quant))
+    assert case.kind == kind
+    for metric in METRICS:
+        ceiling = ceiling_of(case, metric)
+        assert 0 < case.speed(metric) < ceiling.as_placed <= ceiling.any_schedule * 1.000001
+
+
+def test_what_says_too_little_or_too_much_is_refused() -> None:
+    with pytest.raises(InputError, match="neither the command nor --model says how qwen3-30b-a3b is stored"):
+        moeplan.diagnose("qwen3-30b-a3b", MACHINE, command="llama-server -ngl 99", measured_decode=1.0)
+    with pytest.raises(InputError, match="nothing was measured"):
+        moeplan.diagnose("gpt-oss-20b", MACHINE, command="llama-server -ngl 99")
+    with pytest.raises(InputError, match="less than the 9000 tokens of a request"):
+        ask(command="llama-server -ngl 99 -c 8192", prompt_tokens=8744, measured_decode=1.0)
+    with pytest.raises(InputError, match="the command runs 512"):
+        ask(command="llama-bench -p 512 -n 0 -ngl 99", prompt_tokens=700, measured_prefill=1.0)
+    with pytest.raises(DoesNotFit):
+        moeplan.diagnose(
+            "deepseek-v3",
+            "gtx-1650 + ryzen-5-3600 + ddr4-3200x2:768GiB",
+            command="llama-server",
+            quant="Q4_K_M",
+            measured_decode=1.0,
+        )
+
+
+def test_a_host_that_is_too_small_reads_from_the_disk() -> None:
+    found = moeplan.diagnose(
+        "gpt-oss-120b", "rtx-3060 + ryzen-7-5800x3d + ddr4-3600x2:48GiB", command="llama-server -ngl 99 -cmoe -c 8192", measured_decode=3.0,
+    )  # fmt: skip
+    assert found.verdict == "slow" and any("read from the disk" in cause.what for cause in found.causes)
+    assert "predicted as if the host's memory held the experts: it does not" in found.notes
+
+
+LINES = """| model | size | params | backend | ngl | n_cpu_moe | fa | test | t/s |
+| --- | ---: | ---: | --- | --: | --: | -: | --- | ---: |
+| gpt-oss 120B MXFP4 MoE | 59.02 GiB | 116.83 B | CUDA | 99 | 28 | 1 | pp512 | 310.11 ± 2.00 |
+| gpt-oss 120B MXFP4 MoE | 59.02 GiB | 116.83 B | CUDA | 99 | 28 | 1 | tg128 | 14.05 ± 0.03 |
+| gpt-oss 120B MXFP4 MoE | 59.02 GiB | 116.83 B | CUDA | 99 | 28 | 1 | pp512+tg128 | 40.05 ± 0.03 |
+"""
+
+
+def test_lines_of_llama_bench(tmp_path: Path) -> None:
+    path = tmp_path / "bench.md"
+    path.write_text(LINES, "utf-8")
+    found = diagnose_file(path, MACHINE)
+    document = file_document(found)
+    assert [line["verdict"] for line in document["lines"]] == ["normal", "slow", None]
+    assert document["verdict"] == "slow" and document["shown"] == "row 2 (tg128)" and document["causes"]
+    assert share([one for _, one in found if one is not None], tmp_path / "mine.jsonl") == 2
+    again = [predict_report(report).value for report in read_reports(tmp_path / "mine.jsonl")]
+    assert again == [line["predicted"] for line in document["lines"][:2]]
+
+
+def test_files_that_are_published() -> None:
+    assert published_files(load_model("gpt-oss-120b")) == ("MXFP4_MOE",)
+    assert published_files(load_model("switch-base-8")) == ()
+    every = published_files(load_model("qwen3-30b-a3b"))
+    assert {"Q8_0", "Q4_K_M", "UD-Q2_K_XL"} <= set(every)
+    # Rows that are no whole blocks: only recipes that say what happens to them. No file above what the checkpoint has.
+    assert not [name for name in published_files(load_model("gemma-4-26b-a4b")) if name.startswith("UD-")]
+    assert "Q8_0" not in published_files(load_model("kimi-k2.5"))
