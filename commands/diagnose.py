@@ -24,12 +24,11 @@ from .options.declarations import (
     EngineOption,
     HardwareOption,
     JsonFlag,
-    PromptOption,
     QuantOption,
-    ReplyOption,
     complete_model,
     model_file,
 )
+from .options.lengths import PromptOption, ReplyOption
 
 TOOL = "llama-bench"
 

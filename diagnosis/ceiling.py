@@ -67,10 +67,13 @@ def ceiling_of(case: Case, metric: str) -> Ceiling:
     return _decode(case, setup) if metric == DECODE else _prefill(case, setup)
 
 
-def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int) -> int | None:
-    """Return how few layers' experts may lie in host memory at a context that memory is kept for; None where not even none suffices."""
+def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_bytes: int = 0) -> int | None:
+    """Return how few layers' experts may lie in host memory with so much of the card left free; None where not even all suffice."""
     for count in range(memory.trace.num_layers + 1):
-        if served.device_bytes(memory, served.setting(memory, count, concurrency, ubatch)) <= memory.budget_bytes:
+        if (
+            served.device_bytes(memory, served.setting(memory, count, concurrency, ubatch))
+            <= memory.budget_bytes - free_bytes
+        ):
             return count
     return None
 

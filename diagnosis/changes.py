@@ -1,8 +1,9 @@
 """What would help: other settings, another file, other hardware, each predicted as the run itself is, with what it costs.
 
 Modelled: fewer layers on the cores, larger micro-batches, quantised keys and values, half the context, all cores, where prompts are
-computed, the next smaller published files, memory and cards that could be bought. Memory decides what fits. Ignored: settings that the
-engine does not have, prices, and what a smaller file does to answers, which is for its reader to judge.
+computed, the next smaller published files, memory and cards that could be bought. Memory decides what fits, with as much of the
+card left free as llama.cpp's own fitting leaves. Ignored: settings that the engine does not have, prices, and what a smaller file
+does to answers, which is for its reader to judge.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _settings(case: Case) -> Iterator[tuple[str, str, str, Case]]:
 def _placements(case: Case, other: Case, flags: str, cost: str = "") -> Iterator[tuple[str, str, str, Case]]:
     """Yield `other` with as many layers on the card as it has room for, with no fewer layers on the cores than `other` needs."""
     memory = other.memory()
-    fewest = fewest_host_layers(memory, other.concurrency, other.ubatch)
+    fewest = fewest_host_layers(memory, other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
     if fewest is None:
         return
     layers = case.model.num_moe_layers
@@ -203,7 +204,7 @@ def _files(case: Case) -> Iterator[tuple[str, str, str, Case]]:
             continue
         lighter = other
         if case.kind in ("n-cpu-moe", "cpu-moe", "layers"):
-            fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch)
+            fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
             lighter = other if fewest is None else with_host_layers(other, min(fewest, case.host_layers))
         layers = (
             ""
@@ -253,7 +254,7 @@ def _hardware(case: Case) -> Iterator[tuple[str, str, str, Case]]:
         larger = case.changed(
             parts=dataclasses.replace(parts, gpu=dataclasses.replace(gpu, memory_bytes=2 * gpu.memory_bytes))
         )
-        fewest = fewest_host_layers(larger.memory(), larger.concurrency, larger.ubatch)
+        fewest = fewest_host_layers(larger.memory(), larger.concurrency, larger.ubatch, served.FIT_MARGIN_BYTES)
         if fewest is not None and fewest < case.host_layers:
             cost = f"another card; {fewest} layers on the cores in place of {case.host_layers}"
             yield (

@@ -58,6 +58,14 @@ def case_of_call(call: Call, asked: Asked) -> Case:
     if call.context is not None and call.depth + prompt + reply > call.context:
         raise InputError("--command: context", call.context, f"less than the {call.depth + prompt + reply} tokens of a request",
                          "give --prompt-tokens and --reply-tokens as measured")  # fmt: skip
+    most = model.longest_context
+    if call.context is not None and most is not None and call.context // call.slots > most:
+        raise InputError(
+            "--command: context",
+            call.context,
+            f"{model.name} was made for {most} tokens",
+            "give at most that, for each slot",
+        )
     case = Case(
         model=model, model_name=asked.model, quant=quant, parts=parts, profile=profile, engine=call.engine, backend=backend,
         placement={"kind": "gpu"}, ubatch=call.ubatch, kv_types=call.kv_types, prompt=prompt, reply=reply, depth=call.depth,

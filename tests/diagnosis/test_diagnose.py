@@ -129,6 +129,8 @@ def test_what_says_too_little_or_too_much_is_refused() -> None:
         moeplan.diagnose("gpt-oss-20b", MACHINE, command="llama-server -ngl 99")
     with pytest.raises(InputError, match="less than the 9000 tokens of a request"):
         ask(command="llama-server -ngl 99 -c 8192", prompt_tokens=8744, measured_decode=1.0)
+    with pytest.raises(InputError, match="gpt-oss-120b was made for 131072 tokens"):
+        ask(command="llama-server -ngl 99 --cpu-moe -c 262144", measured_decode=1.0)
     with pytest.raises(InputError, match="the command runs 512"):
         ask(command="llama-bench -p 512 -n 0 -ngl 99", prompt_tokens=700, measured_prefill=1.0)
     with pytest.raises(DoesNotFit):
