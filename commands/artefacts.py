@@ -46,6 +46,7 @@ def write_offload_report(
 
 def served_sections(document: dict[str, Any]) -> list[Any]:
     """Return the section of a plan made for an engine: what to run, what it is beside, what else was tried; none for other plans."""
+    from ..planner.emit.names import emit_name
     from ..planner.emit.targets import render
     from ..reports import numbers
     from ..reports.page import Column, Section, bullet_list, code_block, paragraph, table
@@ -76,11 +77,6 @@ def served_sections(document: dict[str, Any]) -> list[Any]:
         table(columns, rows, marked=chosen),
     )  # fmt: skip
     return [Section(id="run", title=f"What to run with {part['engine']}", parts=parts)]
-
-
-def emit_name(engine: str) -> str:
-    """Return the name by which plans are written for an engine."""
-    return {"llama.cpp": "llamacpp", "tensorrt-llm": "trtllm"}.get(engine, engine)
 
 
 def write_parallel_artefacts(

@@ -12,8 +12,7 @@ import typer
 
 from ..base.errors import InputError
 from ..base.terminal import print_json
-from ..planner.emit.names import ENGINES
-from .artefacts import emit_name
+from ..planner.emit.names import ENGINES, emit_name
 from .options.declarations import JsonFlag
 
 if TYPE_CHECKING:

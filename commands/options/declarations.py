@@ -120,8 +120,8 @@ ForOption = Annotated[
     str | None,
     typer.Option(
         "--for",
-        help="Engine that the plan is for (llama.cpp): only what it can be told is searched, beside what it does of itself; implies "
-        "--engine.",
+        help="Engine that the plan is for (llama.cpp, ik_llama.cpp, ktransformers): only what it can be told is searched, beside what "
+        "it does of itself; implies --engine.",
     ),
 ]
 QuantOption = Annotated[

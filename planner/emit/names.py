@@ -16,3 +16,12 @@ ENGINES = (
     "vllm-ascend",
     "vllm-hygon",
 )
+
+_OTHER_NAMES = {
+    "llama.cpp": "llamacpp", "ik_llama.cpp": "llamacpp", "ktransformers": "kt-kernel", "tensorrt-llm": "trtllm",
+}  # fmt: skip
+
+
+def emit_name(engine: str) -> str:
+    """Return the name that `--for` takes for a serving engine of `moeplan engine list`; one of its own is returned as it is."""
+    return _OTHER_NAMES.get(engine, engine)

@@ -28,6 +28,10 @@ class ServedSetting:
     op_offload: bool
     fitted: bool
     part_of_layer: float
+    experts_per_layer: int | None
+    """Experts of each layer on the card, where single experts are placed."""
+    upload_tokens: int | None
+    """Passes of at least so many tokens compute experts of host memory on the card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,11 @@ class ServedChoice:
     ubatch_asked: bool
     model_file: str | None
     """The file that was planned, where a file was."""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the setting chosen is what the engine does of itself."""
+        return self.default is not None and self.chosen.name == self.default.name
 
 
 def read_served(document: Mapping[str, Any]) -> ServedChoice | None:
@@ -90,8 +99,11 @@ def _setting(value: object, name: str) -> ServedSetting:
     part = value.get("part_of_layer")
     if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part < 1:
         raise InputError(f"plan: for.{name}.part_of_layer", part, "not a share", _AGAIN)
+    counts = {
+        key: None if value.get(key) is None else _count(value[key], f"for.{name}.{key}") for key in ("experts_per_layer", "upload_tokens")
+    }  # fmt: skip
     return ServedSetting(
-        name=str(value.get("name")), told_layers=_count(value.get("told_layers"), f"for.{name}.told_layers"),
+        name=str(value.get("name")), **counts, told_layers=_count(value.get("told_layers"), f"for.{name}.told_layers"),
         card=bool(flags["card"]),
         ubatch=_count(value.get("ubatch"), f"for.{name}.ubatch"), op_offload=bool(flags["op_offload"]),
         fitted=bool(flags["fitted"]), part_of_layer=float(part),

@@ -1,9 +1,10 @@
-"""llama.cpp as a search space: layers whose experts stay in host memory, the micro-batch, and where large passes compute them.
+"""llama.cpp and its fork ik_llama.cpp as search spaces: layers whose experts stay in host memory, micro-batch, where large passes compute.
 
 Modelled: `--n-cpu-moe N` (`--cpu-moe`: all, N = 0: none) with everything else on the card, `-ub`, `--no-op-offload`; and the engine's own
 choices where it is told nothing: `--fit`, on by default, as `common/fit.cpp` has it. That leaves 1024 MiB of the card free; where not all
 fits so, all dense weights go to the card, then experts of whole layers from the front, then, of one more layer, one or two of its
-three matrices. Ignored: that last part of a layer (its gain at most is granted when schedules are compared), fewer layers on the
+three matrices. ik_llama.cpp puts everything on the card unless it is told otherwise (its `--fit` is off and another one), and has no
+`--no-op-offload`. Ignored: that last part of a layer (its gain at most is granted when schedules are compared), fewer layers on the
 card (`-ngl N`) where not even the dense weights fit, several cards.
 """
 
@@ -16,77 +17,106 @@ from dataclasses import dataclass
 from ...base.errors import DoesNotFit
 from ...base.units import MIB
 from ...sim.offload.simulate import Simulation
-from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
+from .setting import Setting, check_fits, device_bytes, has_card
 
-NAME = "llama.cpp"
 FIT_MARGIN_BYTES = 1024 * MIB
 DEFAULT_UBATCH, UBATCHES = 512, (512, 1024, 2048, 4096)
 DEFAULT_BATCH = 2048
 # Numbers of layers on the host that are looked at, besides the fewest: spread evenly up to all.
 _LEVELS = 7
+FITTED = "--fit (the default)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One way to start the engine."""
+class LlamaSpace:
+    """The settings of llama.cpp or of a fork of it."""
 
-    schedule: OffloadSchedule
-    """Resolved."""
-    host_layers: int
-    """MoE layers, the first ones (under `--fit` the last ones), whose experts stay in host memory."""
-    ubatch: int
-    op_offload: bool
-    """Passes from the engine's threshold on compute experts of host memory on the card."""
-    fitted: bool = False
-    """The engine chose it."""
-    part_of_layer: float = 0.0
-    """Share of one more layer's experts that `--fit` puts on the card."""
-    told_layers: int = 0
-    """`host_layers` as `--n-cpu-moe` counts them: with layers without experts among the first ones."""
-    card: bool = True
-    """There is a card; else the cores compute everything and nothing is placed."""
-    all_on_host: bool = False
+    name: str
+    fits: bool
+    """Told nothing, it chooses placement itself; else everything goes to the card."""
+    keeps_on_cores: bool
+    """It can be told that large passes compute experts of host memory on the cores."""
 
-    @property
-    def words(self) -> str:
-        """What the engine is told, in its own flags."""
-        if self.fitted:
-            return "--fit (the default)"
-        placed = (
-            "--cpu-moe "
-            if self.all_on_host
-            else f"--n-cpu-moe {self.told_layers} "
-            if self.host_layers
-            else "-ngl 999 "
+    def settings(
+        self, simulation: Simulation, concurrency: int, ubatch: int | None, refused: list[DoesNotFit]
+    ) -> list[Setting]:
+        """Return every setting that is looked at and fits, the fewest layers on the host first.
+
+        ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit.
+        """
+        longest = int(simulation.trace.position.max()) + 1
+        tried = (
+            (ubatch,)
+            if ubatch is not None
+            else tuple(one for one in UBATCHES if one == DEFAULT_UBATCH or one // 2 < longest)
         )
-        told = placed if self.card else ""
-        return f"{told}-ub {self.ubatch}" + ("" if self.op_offload else " --no-op-offload")
+        found = []
+        for each in tried:
+            for host_layers in self._levels(simulation, concurrency, each, refused):
+                for op_offload in (
+                    (True, False)
+                    if host_layers and self.keeps_on_cores and simulation.upload_tokens is not None
+                    else (True,)
+                ):
+                    one = setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
+                    try:
+                        check_fits(simulation, one)
+                    except DoesNotFit as reason:
+                        refused.append(reason)
+                    else:
+                        found.append(one)
+        return found
+
+    def defaults(
+        self, simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]
+    ) -> list[Setting]:
+        """Return what people start the engine with: nothing set (`--fit`), `--cpu-moe`, everything on the card where it fits.
+
+        left_out: is given, by name, why one of them cannot run or is not modelled.
+        """
+        each = ubatch if ubatch is not None else DEFAULT_UBATCH
+        found = []
+        if self.fits:
+            try:
+                found.append(_fitted(simulation, concurrency, each))
+            except DoesNotFit as reason:
+                left_out[FITTED] = str(reason)
+        layers = simulation.trace.num_layers
+        told = (layers, 0) if self.fits else (0, layers)
+        for host_layers in told if has_card(simulation) else () if self.fits else (0,):
+            one = setting(simulation, host_layers, concurrency, each)
+            try:
+                check_fits(simulation, one)
+            except DoesNotFit as reason:
+                left_out[one.words] = str(reason)
+            else:
+                found.append(one)
+        return found
+
+    def fuller(self, simulation: Simulation, default: Setting) -> Setting:
+        """Return a default with the whole of the layer of which it has a part on the card."""
+        return setting(
+            simulation, default.host_layers - 1, default.schedule.workload.concurrency, default.ubatch, front=True
+        )
+
+    def _levels(
+        self, simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]
+    ) -> Sequence[int]:
+        """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
+        numbers = _numbers(simulation)
+        for fewest in numbers:
+            one = setting(simulation, fewest, concurrency, ubatch)
+            needed = device_bytes(simulation, one)
+            if needed <= simulation.budget_bytes:
+                return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
+        refused.append(DoesNotFit(f"{self.name} with a micro-batch of {ubatch} tokens and all experts in host memory",
+                                  needed - simulation.budget_bytes))  # fmt: skip
+        return ()
 
 
-def settings(simulation: Simulation, concurrency: int, ubatch: int | None, refused: list[DoesNotFit]) -> list[Setting]:
-    """Return every setting that is looked at and fits, the fewest layers on the host first.
-
-    ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit.
-    """
-    longest = int(simulation.trace.position.max()) + 1
-    tried = (
-        (ubatch,)
-        if ubatch is not None
-        else tuple(one for one in UBATCHES if one == DEFAULT_UBATCH or one // 2 < longest)
-    )
-    found = []
-    for each in tried:
-        for host_layers in _levels(simulation, concurrency, each, refused):
-            for op_offload in (True, False) if host_layers and simulation.upload_tokens is not None else (True,):
-                one = setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
-                try:
-                    _check_fits(simulation, one)
-                except DoesNotFit as reason:
-                    refused.append(reason)
-                else:
-                    found.append(one)
-    return found
+LLAMA_CPP = LlamaSpace(name="llama.cpp", fits=True, keeps_on_cores=True)
+IK_LLAMA_CPP = LlamaSpace(name="ik_llama.cpp", fits=False, keeps_on_cores=False)
 
 
 def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: int, *, op_offload: bool = True,
@@ -107,38 +137,13 @@ def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: 
     bits = simulation.expert_format(schedule).name
     schedule = schedule.with_options(experts__bits=bits).with_upload(simulation.upload_tokens if op_offload else None)
     count = min(host_layers, layers)
+    told, card = simulation.model.moe_layers[count - 1] + 1 if count else 0, has_card(simulation)
+    placed = "--cpu-moe " if count == layers else f"--n-cpu-moe {told} " if count else "-ngl 999 "
+    words = f"{placed if card else ''}-ub {ubatch}" + ("" if op_offload else " --no-op-offload")
     return Setting(
-        schedule=schedule, host_layers=count, ubatch=ubatch, op_offload=op_offload, card=_has_card(simulation),
-        told_layers=simulation.model.moe_layers[count - 1] + 1 if count else 0, all_on_host=count == layers,
+        schedule=schedule, words=words, cached_experts=(layers - count) * each, host_layers=count, ubatch=ubatch,
+        op_offload=op_offload, card=card, told_layers=told,
     )  # fmt: skip
-
-
-def defaults(simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]) -> list[Setting]:
-    """Return what people start the engine with: nothing set (`--fit`), `--cpu-moe`, everything on the card where it fits.
-
-    left_out: is given, by name, why one of them cannot run or is not modelled.
-    """
-    each = ubatch if ubatch is not None else DEFAULT_UBATCH
-    found = []
-    try:
-        found.append(_fitted(simulation, concurrency, each))
-    except DoesNotFit as reason:
-        left_out["--fit (the default)"] = str(reason)
-    for host_layers in (simulation.trace.num_layers, 0) if _has_card(simulation) else ():
-        one = setting(simulation, host_layers, concurrency, each)
-        try:
-            _check_fits(simulation, one)
-        except DoesNotFit as reason:
-            left_out[one.words] = str(reason)
-        else:
-            found.append(one)
-    return found
-
-
-def device_bytes(simulation: Simulation, one: Setting) -> int:
-    """Return what a setting takes of the card."""
-    cached = (simulation.trace.num_layers - one.host_layers) * simulation.trace.num_experts
-    return simulation.memory_breakdown(one.schedule, cached_experts=cached).device_bytes
 
 
 def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
@@ -156,46 +161,20 @@ def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
         raise DoesNotFit(
             f"everything but experts, with {free}: layers would leave the card, which is not modelled", needed - target
         )
-    _check_fits(simulation, chosen)
+    check_fits(simulation, chosen)
     layer_bytes = simulation.expert_bytes(chosen.schedule) * simulation.trace.num_experts
     matrices = 3 if simulation.model.gated else 2
     left = target - device_bytes(simulation, chosen)
     part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
-    schedule = chosen.schedule.with_options(name="--fit (the default)")
-    return dataclasses.replace(chosen, schedule=schedule, fitted=True, part_of_layer=part)
-
-
-def _has_card(simulation: Simulation) -> bool:
-    return simulation.profile.device.kind != "cpu"
+    schedule = chosen.schedule.with_options(name=FITTED)
+    return dataclasses.replace(chosen, schedule=schedule, words=FITTED, fitted=True, part_of_layer=part)
 
 
 def _numbers(simulation: Simulation) -> range:
     """Return how many layers' experts may lie apart from the rest: none where there is one memory."""
-    return range(simulation.trace.num_layers + 1) if _has_card(simulation) else range(1)
-
-
-def _levels(simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]) -> Sequence[int]:
-    """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
-    numbers = _numbers(simulation)
-    for fewest in numbers:
-        one = setting(simulation, fewest, concurrency, ubatch)
-        needed = device_bytes(simulation, one)
-        if needed <= simulation.budget_bytes:
-            return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
-    refused.append(DoesNotFit(f"{NAME} with a micro-batch of {ubatch} tokens and all experts in host memory",
-                              needed - simulation.budget_bytes))  # fmt: skip
-    return ()
+    return range(simulation.trace.num_layers + 1) if has_card(simulation) else range(1)
 
 
 def _spread(first: int, last: int) -> Iterator[int]:
     for step in range(1, _LEVELS):
         yield first + round((last - first) * step / _LEVELS)
-
-
-def _check_fits(simulation: Simulation, one: Setting) -> None:
-    """Return nothing; raises DoesNotFit where the card or the host cannot hold a setting."""
-    needed = device_bytes(simulation, one)
-    if needed > simulation.budget_bytes:
-        raise DoesNotFit(f"{one.words} needs {needed} bytes of device memory", needed - simulation.budget_bytes)
-    cached = (simulation.trace.num_layers - one.host_layers) * simulation.trace.num_experts
-    simulation.within_host(one.schedule, cached_experts=cached)

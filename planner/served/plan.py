@@ -8,6 +8,7 @@ by, the plan says so. Ignored: which flags that means (`emit`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,14 @@ from ..offload.plan import OffloadPlan, OffloadRequest, base_schedule, provenanc
 from ..offload.scoring import FrontPoint, Progress
 from ..offload.space import Candidate
 from ..offload.verdict import run_ns
-from . import llamacpp
 from .difference import Difference, difference
-from .llamacpp import Setting
+from .ktransformers import KTRANSFORMERS
+from .llamacpp import IK_LLAMA_CPP, LLAMA_CPP
+from .setting import Setting, Space, device_bytes
 
 # A gain below this fraction is none: what the engine does of itself is then the answer.
 _SAME = 0.002
-ENGINES = {llamacpp.NAME: llamacpp}
+ENGINES: Mapping[str, Space] = {one.name: one for one in (LLAMA_CPP, IK_LLAMA_CPP, KTRANSFORMERS)}
 """Engines whose settings are a space of their own."""
 
 
@@ -98,7 +100,7 @@ def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: st
             f"no setting reaches {request.floor_tokens_per_s:g} tokens/s; the fastest reaches {most:.4g}", 0
         )
     default = next(iter(defaults), None)
-    granted = 0.0 if default is None else _granted(simulation, default, request.objective)
+    granted = 0.0 if default is None else _granted(simulation, engine, default, request.objective)
     if default is not None:
         unset = _try(simulation, default)
         nearly = _merit(unset, request, simulation, max(granted, _SAME))
@@ -125,7 +127,7 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
     base = base_schedule(request, winner.experts.bits).with_options(
         workload__prefill_chunk_tokens=best.setting.ubatch, workload__concurrency=request.concurrency
     )
-    cached = (simulation.trace.num_layers - best.setting.host_layers) * simulation.trace.num_experts
+    cached = best.setting.cached_experts
     bound = Bounds(simulation, base).of(Candidate(schedule=best.setting.schedule, level=cached, cached_slots=cached))
     steps = shown.metrics.num_steps
     bound_s, mean_s = bound.whole_ns / NS_PER_S / steps, best.total_ns / NS_PER_S / steps
@@ -162,7 +164,8 @@ def served_to_dict(found: ServedPlan, engine: str, version: str) -> dict[str, An
 def _setting_to_dict(one: Setting) -> dict[str, Any]:
     return {
         "name": one.words, "host_layers": one.host_layers, "ubatch": one.ubatch, "op_offload": one.op_offload, "fitted": one.fitted,
-        "part_of_layer": one.part_of_layer, "told_layers": one.told_layers, "card": one.card,
+        "part_of_layer": one.part_of_layer, "told_layers": one.told_layers, "card": one.card, "experts_per_layer": one.experts_per_layer,
+        "upload_tokens": one.schedule.kernel.upload_tokens,
     }  # fmt: skip
 
 
@@ -171,7 +174,7 @@ def _try(simulation: Simulation, one: Setting) -> Tried:
     outcome, workload = simulation.run(schedule), simulation.workload(schedule)
     figures = figures_of(outcome.step_end, workload)
     return Tried(setting=one, figures=figures, p99_ns=_p99(outcome.step_end, workload), total_ns=int(outcome.step_end[-1]),
-                 device_bytes=llamacpp.device_bytes(simulation, one))  # fmt: skip
+                 device_bytes=device_bytes(simulation, one))  # fmt: skip
 
 
 def _p99(step_end: Any, workload: Any) -> float:
@@ -197,13 +200,11 @@ def _merit(
     return request.limits.excess(one.figures), value, one.total_ns * (1 - granted), one.device_bytes
 
 
-def _granted(simulation: Simulation, default: Setting, objective: str) -> float:
+def _granted(simulation: Simulation, engine: str, default: Setting, objective: str) -> float:
     """Return the fraction of its time that the part of a layer, which is not simulated, may save a default at most."""
     if not default.part_of_layer or objective == "least_memory":
         return 0.0
-    more = llamacpp.setting(
-        simulation, default.host_layers - 1, default.schedule.workload.concurrency, default.ubatch, front=True
-    )
+    more = ENGINES[engine].fuller(simulation, default)
     one, other = (_try(simulation, each) for each in (default, more))
     before, after = (value_of(objective, each.figures, each.p99_ns) for each in (one, other))
     return max(0.0, default.part_of_layer * (1 - after / before))
@@ -213,11 +214,10 @@ def _front(tried: list[Tried], request: OffloadRequest, simulation: Simulation) 
     """Return the best setting with at most as much memory, for every amount that one takes."""
     found: list[FrontPoint] = []
     best: Tried | None = None
-    each = simulation.trace.num_experts
     for one in sorted(tried, key=lambda one: one.device_bytes):
         if best is None or _merit(one, request, simulation) < _merit(best, request, simulation):
             best = one
-            level = max(1, (simulation.trace.num_layers - one.setting.host_layers) * each)
+            level = max(1, one.setting.cached_experts)
             found.append(
                 FrontPoint(
                     level=level, device_bytes=one.device_bytes, figures=one.figures, schedule=one.setting.schedule

@@ -17,6 +17,7 @@ from ..flags import FLAGS_FILE, NUMBER, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValu
 from ..offload_notes import COMMON, guess_notes, other_notes
 from ..table import FORK, EngineTable, flags_of, names, row
 from ..target import OffloadTarget, Target
+from .kt_commands import SERVER_FILE, check_served, render_served
 
 TABLE = EngineTable(
     engine="kt-kernel 0.7.2 with sglang-kt",
@@ -44,7 +45,9 @@ _MOST_DIGITS = 12
 
 
 def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
-    """Return kt-kernel's flags."""
+    """Return kt-kernel's flags; of a plan made for the engine, its whole command line."""
+    if choice.served is not None and choice.served.engine == "ktransformers":
+        return render_served(choice, choice.served, model)
     cache, total = choice.schedule.cache, model.num_moe_layers * model.num_experts
     flags: dict[str, FlagValue] = {}
     if cache.pooled_experts is not None and cache.policy != "none":
@@ -98,6 +101,9 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
 
 def check(files: Mapping[str, str], model: ModelSpec) -> None:
     """Return nothing; raises InputError where kt-kernel would refuse the flags."""
+    if SERVER_FILE in files:
+        check_served(files, model)
+        return
     flags = flags_of(text_of(files, FLAGS_FILE), TABLE, FLAGS_FILE)
     if "--kt-gpu-experts-ratio" in flags:
         if "--kt-num-gpu-experts" in flags:

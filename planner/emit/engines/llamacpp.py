@@ -20,7 +20,7 @@ from ..flags import FLAGS_FILE, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_
 from ..offload_notes import COMMON, guess_notes, other_notes, whole_layers
 from ..table import EngineTable, flags_of, row
 from ..target import OffloadTarget, Target
-from .llamacpp_commands import SERVER_FILE, check_served, render_served
+from .llamacpp_commands import DIALECTS, IK_SERVER_FILE, SERVER_FILE, check_served, render_served
 
 OVERRIDE_FILE, CACHE_FILE = "flags_override_tensor.txt", "flags_expert_cache.txt"
 TABLE = EngineTable(
@@ -45,7 +45,7 @@ _EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
     """Return the flags of whole layers in two spellings, and those of the expert cache where the plan's cache changes."""
-    if choice.served is not None and choice.served.engine == TABLE.engine:
+    if choice.served is not None and choice.served.engine in DIALECTS:
         return render_served(choice, choice.served, model)
     on_device = whole_layers(choice, model.num_experts)
     on_host = model.moe_layers[: model.num_moe_layers - on_device]
@@ -96,7 +96,7 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
 
 def check(files: Mapping[str, str], model: ModelSpec) -> None:
     """Return nothing; raises InputError where llama.cpp would refuse a file of flags or files contradict each other."""
-    if SERVER_FILE in files:
+    if SERVER_FILE in files or IK_SERVER_FILE in files:
         check_served(files)
         return
     on_host: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""llama.cpp, plans made for it: ready command lines of llama-server and llama-bench, and which measurements would settle the choice.
+"""llama.cpp and ik_llama.cpp, plans made for them: ready command lines of llama-server and llama-bench, and what would settle the choice.
 
 Modelled: the setting that was planned and the engine's own (`--fit`), with the plan's context, requests and cache type; every flag
 stands in the table of its program. Ignored: sampling, addresses, threads: they are the user's.
@@ -7,16 +7,24 @@ stands in the table of its program. Ignored: sampling, addresses, threads: they 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ....base.errors import InputError
 from ....specs.models import ModelSpec
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import SWITCH, TEXT, WHOLE, FlagValue, flag_lines
 from ..served import Figures, ServedChoice, ServedSetting
+from ..speeds import figures_words, short, with_ends
 from ..table import EngineTable, flags_of, names, row
 
 SERVER_FILE, BENCH_FILE, DEFAULT_BENCH_FILE = "llama-server.sh", "llama-bench.sh", "llama-bench-default.sh"
+IK_SERVER_FILE, IK_BENCH_FILE, IK_DEFAULT_BENCH_FILE = (
+    "ik-llama-server.sh",
+    "ik-llama-bench.sh",
+    "ik-llama-bench-default.sh",
+)
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+IK_KV_TYPES = ("f16", "bf16", "q8_0", "q8_KV", "q6_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl")
 MODEL_FILE = "MODEL.gguf"
 _CHECKED, _HOW = "2026-11-28", "flags compared with each program's own list of options (not built)"
 _EXPERTS = {
@@ -48,7 +56,49 @@ BENCH = EngineTable(
         "--fit-ctx": row(WHOLE, "context that fitting makes room for", least=1),
     },
 )  # fmt: skip
-_TABLES = {SERVER_FILE: SERVER, BENCH_FILE: BENCH, DEFAULT_BENCH_FILE: BENCH}
+_IK_EXPERTS = _EXPERTS | {
+    "--cache-type-k": row(names(*IK_KV_TYPES), "type of cached keys"),
+    "--cache-type-v": row(names(*IK_KV_TYPES), "type of cached values"),
+}
+IK_SERVER = EngineTable(
+    engine="llama-server", checked="2026-11-29", how=_HOW, source="ikawrakow/ik_llama.cpp of 2026-08: common/common.cpp",
+    flags={**_IK_EXPERTS, "--ctx-size": SERVER.flags["--ctx-size"], "--parallel": SERVER.flags["--parallel"]},
+)  # fmt: skip
+IK_BENCH = EngineTable(
+    engine="llama-bench", checked="2026-11-29", how=_HOW, source="ikawrakow/ik_llama.cpp of 2026-08: examples/llama-bench/llama-bench.cpp",
+    flags={**_IK_EXPERTS, **{name: BENCH.flags[name] for name in ("-pg", "--n-prompt", "--n-gen")}},
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What one engine's programs are called and take."""
+
+    engine: str
+    server_file: str
+    bench_file: str
+    default_bench_file: str
+    kv_types: tuple[str, ...]
+    has_depth: bool
+    """Its llama-bench can begin at a depth of context."""
+    unset: str
+    """What it does with what is not said."""
+
+
+LLAMA_CPP = Dialect(
+    engine="llama.cpp", server_file=SERVER_FILE, bench_file=BENCH_FILE, default_bench_file=DEFAULT_BENCH_FILE, kv_types=KV_TYPES,
+    has_depth=True, unset="options that are not there keep llama.cpp's defaults (flash attention and memory mapping are automatic)",
+)  # fmt: skip
+IK_LLAMA_CPP = Dialect(
+    engine="ik_llama.cpp", server_file=IK_SERVER_FILE, bench_file=IK_BENCH_FILE, default_bench_file=IK_DEFAULT_BENCH_FILE,
+    kv_types=IK_KV_TYPES, has_depth=False,
+    unset="options that are not there keep ik_llama.cpp's defaults (flash attention, fused experts and MLA 3 are on, --fit is off)",
+)  # fmt: skip
+DIALECTS = {one.engine: one for one in (LLAMA_CPP, IK_LLAMA_CPP)}
+_TABLES = {
+    SERVER_FILE: SERVER, BENCH_FILE: BENCH, DEFAULT_BENCH_FILE: BENCH,
+    IK_SERVER_FILE: IK_SERVER, IK_BENCH_FILE: IK_BENCH, IK_DEFAULT_BENCH_FILE: IK_BENCH,
+}  # fmt: skip
 # More than any model has.
 _ALL_LAYERS = 999
 _CELLS, _BATCH, _UBATCH, _MARGIN_MIB = 256, 2048, 512, 1024
@@ -57,24 +107,26 @@ _USUAL_PROMPT, _USUAL_REPLY = 512, 128
 
 
 def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec) -> Emission:
-    """Return the command lines of a plan made for llama.cpp, what is predicted for them, and what would settle the choice."""
-    if served.kv_type not in KV_TYPES:
-        raise InputError(
-            "--kv-type", served.kv_type, f"llama.cpp has {', '.join(KV_TYPES)}", "plan again with one of these"
-        )
+    """Return the command lines of a plan made for either engine, what is predicted for them, and what would settle the choice."""
+    dialect = DIALECTS[served.engine]
+    for kind in served.kv_type.split("/"):
+        if kind.lower() not in {one.lower() for one in dialect.kv_types}:
+            rule = f"{dialect.engine} has {', '.join(dialect.kv_types)}"
+            raise InputError("--kv-type", served.kv_type, rule, "plan again with one of these")
     if served.chosen.told_layers > model.num_layers:
         raise InputError("plan: for.setting.told_layers", served.chosen.told_layers, f"{model.name} has {model.num_layers} layers",
                          "plan again with --for")  # fmt: skip
     server = {**_server(served), **_placed(served.chosen, served, bench=False)}
     bench = {**_bench(served), **_placed(served.chosen, served, bench=True)}
-    files = {SERVER_FILE: command("llama-server", server), BENCH_FILE: command("llama-bench", bench)}
+    files = {dialect.server_file: command("llama-server", server), dialect.bench_file: command("llama-bench", bench)}
     default = served.default
-    if default is not None and not served.chosen.fitted:
-        files[DEFAULT_BENCH_FILE] = command("llama-bench", {**_bench(served), **_placed(default, served, bench=True)})
-    usage = [f"sh {SERVER_FILE} starts the server; {MODEL_FILE} stands for your file" if served.model_file is None else
-             f"sh {SERVER_FILE} starts the server"]  # fmt: skip
-    facts = ["options that are not there keep llama.cpp's defaults (flash attention and memory mapping are automatic)"]
-    if not served.chosen.fitted and served.chosen.card:
+    if default is not None and not served.is_default:
+        told = {**_bench(served), **_placed(default, served, bench=True)}
+        files[dialect.default_bench_file] = command("llama-bench", told)
+    usage = [f"sh {dialect.server_file} starts the server; {MODEL_FILE} stands for your file" if served.model_file is None else
+             f"sh {dialect.server_file} starts the server"]  # fmt: skip
+    facts = [dialect.unset]
+    if not served.chosen.fitted and served.chosen.card and dialect is LLAMA_CPP:
         facts.append(
             "where --n-gpu-layers or --n-cpu-moe is given, automatic fitting (--fit) stays out of the way; some builds warn of it"
         )
@@ -84,7 +136,7 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
             f"--fit also puts {default.part_of_layer:.0%} of one more layer's experts on the card; predicted are whole layers"
         )
     return Emission(
-        engine="llama.cpp", files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(facts),
+        engine=dialect.engine, files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(facts),
         runs=as_run(choice.schedule, ("cache", "kernel", "copy")), predicted=tuple(predicted(served)), measure=tuple(measurements(served)),
     )  # fmt: skip
 
@@ -102,7 +154,7 @@ def check_served(files: Mapping[str, str]) -> None:
             raise InputError(
                 f"{name}: --batch-size", flags.get("--batch-size", _BATCH), "less than a micro-batch", "emit again"
             )
-        if name != DEFAULT_BENCH_FILE:
+        if name not in (DEFAULT_BENCH_FILE, IK_DEFAULT_BENCH_FILE):
             placed[name] = flags.get("--n-cpu-moe"), flags.get("--ubatch-size")
     if len(set(placed.values())) > 1:
         raise InputError("files", placed, "the programs are told different placements", "emit again")
@@ -154,7 +206,7 @@ def _bench(served: ServedChoice) -> dict[str, FlagValue]:
     """Return the flags of one test of prompt and reply."""
     prompt, reply = _lengths(served)
     found: dict[str, FlagValue] = {"--model": served.model_file or MODEL_FILE, "--n-prompt": 0, "--n-gen": 0}
-    if served.lengths is not None and any(served.lengths.cached):
+    if served.lengths is not None and any(served.lengths.cached) and DIALECTS[served.engine].has_depth:
         found["--n-depth"] = _mean(served.lengths.cached)
     if prompt and reply:
         found["-pg"] = f"{prompt},{reply}"
@@ -164,7 +216,9 @@ def _bench(served: ServedChoice) -> dict[str, FlagValue]:
 
 
 def _cache_types(served: ServedChoice) -> dict[str, FlagValue]:
-    return {} if served.kv_type == "f16" else {"--cache-type-k": served.kv_type, "--cache-type-v": served.kv_type}
+    written = {one.lower(): one for one in DIALECTS[served.engine].kv_types}
+    keys, _, values = (written.get(one, one) for one in served.kv_type.lower().partition("/"))
+    return {} if served.kv_type == "f16" else {"--cache-type-k": keys, "--cache-type-v": values or keys}
 
 
 def _lengths(served: ServedChoice) -> tuple[int, int]:
@@ -180,9 +234,9 @@ def _mean(values: Sequence[int]) -> int:
 
 def predicted(served: ServedChoice) -> list[str]:
     """Return what is predicted for the command lines, beside what the engine does of itself."""
-    found = [f"{served.chosen.name}: {_figures(served.figures)}"]
-    if served.default is not None and not served.chosen.fitted and served.default_figures is not None:
-        found.append(f"{served.default.name}: {_figures(served.default_figures)}")
+    found = [f"{served.chosen.name}: {figures_words(served.figures)}"]
+    if served.default is not None and not served.is_default and served.default_figures is not None:
+        found.append(f"{served.default.name}: {figures_words(served.default_figures)}")
     if served.difference is not None:
         ratio, low, high = (served.difference[name] for name in ("ratio", "low", "high"))
         said = f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
@@ -193,20 +247,23 @@ def predicted(served: ServedChoice) -> list[str]:
 
 def measurements(served: ServedChoice) -> list[str]:
     """Return the two or three measurements that would settle the choice, with what each is predicted to show."""
-    found = [f"sh {BENCH_FILE}: {_rate(served, served.figures)}"]
-    if served.chosen.fitted or served.default_figures is None:
+    dialect = DIALECTS[served.engine]
+    found = [f"sh {dialect.bench_file}: {_rate(served, served.figures)}"]
+    if served.is_default or served.default is None or served.default_figures is None:
         return found
-    other = f"sh {DEFAULT_BENCH_FILE}: {_rate(served, served.default_figures)}"
-    found.append(f"{other}; where it is the faster one, leave llama.cpp's defaults")
+    other = f"sh {dialect.default_bench_file}: {_rate(served, served.default_figures)}"
+    leave = f"leave {dialect.engine}'s defaults" if served.default.fitted else f"take {served.default.name}"
+    found.append(f"{other}; where it is the faster one, {leave}")
     shares = (served.difference or {}).get("shares") or {}
     cause = next(iter(shares), None)
     prompt, reply = _lengths(served)
     if cause == "the link" and prompt:
-        found.append(f"most of the doubt is the link: run {BENCH_FILE} with --n-prompt {prompt} in place of -pg; prompts of "
-                     f"{_with_ends(served.figures, 'prefill_tokens_per_s')} tokens/s are predicted")  # fmt: skip
+        found.append(f"most of the doubt is the link: run {dialect.bench_file} with --n-prompt {prompt} in place of -pg; prompts of "
+                     f"{with_ends(served.figures, 'prefill_tokens_per_s')} tokens/s are predicted")  # fmt: skip
     elif cause in ("the cores", "the card", "the host") and reply:
-        found.append(f"most of the doubt is {cause}: run {BENCH_FILE} with --n-gen {reply} --n-depth {prompt} in place of -pg; "
-                     f"{_with_ends(served.figures, 'decode_tokens_per_s')} generated tokens/s are predicted")  # fmt: skip
+        depth = f" --n-depth {prompt}" if dialect.has_depth else ""
+        found.append(f"most of the doubt is {cause}: run {dialect.bench_file} with --n-gen {reply}{depth} in place of -pg; "
+                     f"{with_ends(served.figures, 'decode_tokens_per_s')} generated tokens/s are predicted")  # fmt: skip
     return found
 
 
@@ -214,33 +271,14 @@ def _rate(served: ServedChoice, figures: Figures) -> str:
     """Return the tokens per second that llama-bench prints for the test of a bench file."""
     prompt, reply = _lengths(served)
     if served.lengths is None:
-        return f"{_figures(figures)} predicted (of the recording's requests)"
+        return f"{figures_words(figures)} predicted (of the recording's requests)"
     if not served.lengths.are_alike:
         return "one request of mean length alone, as llama-bench runs it; the plan is for requests that differ"
     if not (prompt and reply):
         name = "prefill_tokens_per_s" if prompt else "decode_tokens_per_s"
-        return f"{_with_ends(figures, name)} tokens/s predicted"
+        return f"{with_ends(figures, name)} tokens/s predicted"
     if served.concurrency > 1:
         return "one request alone, as llama-bench runs it; the plan is for several at once"
     took, (low, high) = figures["request_s"], figures["request_s_interval"]
     tokens = prompt + reply
-    return f"{_short(tokens / took)} tokens/s over both ({_short(tokens / high)} to {_short(tokens / low)}) predicted"
-
-
-def _figures(figures: Figures) -> str:
-    parts: Sequence[tuple[str, str]] = (
-        ("request_s", "s a request"), ("ttft_s", "s to its first token"), ("prefill_tokens_per_s", "prompt tokens/s"),
-        ("decode_tokens_per_s", "generated tokens/s"),
-    )  # fmt: skip
-    return ", ".join(f"{_with_ends(figures, name)} {unit}" for name, unit in parts if figures.get(name) is not None)
-
-
-def _with_ends(figures: Figures, name: str) -> str:
-    value, ends = figures.get(name), figures.get(f"{name}_interval")
-    if value is None:
-        return "none"
-    return _short(value) + (f" ({_short(ends[0])} to {_short(ends[1])})" if ends else "")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{short(tokens / took)} tokens/s over both ({short(tokens / high)} to {short(tokens / low)}) predicted"

@@ -19,9 +19,9 @@ from moeplan.cli import main
 from moeplan.planner.emit.engines.llamacpp_commands import BENCH, SERVER, check_served
 from moeplan.planner.emit.targets import render
 from moeplan.planner.offload import baselines
-from moeplan.planner.served import llamacpp
 from moeplan.planner.served.difference import difference
-from moeplan.planner.served.llamacpp import FIT_MARGIN_BYTES, defaults, device_bytes, setting
+from moeplan.planner.served.llamacpp import FIT_MARGIN_BYTES, LLAMA_CPP, setting
+from moeplan.planner.served.setting import device_bytes
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.provenance import model_of
 
@@ -67,7 +67,7 @@ def test_fit_fills_whole_layers_from_the_front_and_leaves_its_margin(memory: int
     this = simulation(hardware="rtx-5090 + ryzen-7-7700x + ddr5-5600x2:64GiB", memory=f"{memory}B")
     layers, each = this.trace.num_layers, this.trace.num_experts
     left_out: dict[str, str] = {}
-    found = defaults(this, 1, None, left_out)
+    found = LLAMA_CPP.defaults(this, 1, None, left_out)
     if any("--fit" in name for name in left_out):
         assert device_bytes(this, setting(this, layers, 1, 512)) > memory - FIT_MARGIN_BYTES
         return
@@ -197,5 +197,5 @@ def test_cores_alone_place_nothing(planned: Any, capsys: pytest.CaptureFixture[s
 
 def test_a_host_too_small_is_said_with_what_it_lacks() -> None:
     refused: list[Any] = []
-    found = llamacpp.settings(simulation(hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:4GiB"), 1, None, refused)
+    found = LLAMA_CPP.settings(simulation(hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:4GiB"), 1, None, refused)
     assert not found and all(one.place == "host" and one.missing_bytes > 0 for one in refused)
