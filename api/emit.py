@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..planner.emit.targets import emit as write_for
+from ..planner.emit.choices import Emission
+from ..planner.emit.targets import render, write
 from ..planner.offload.plan import OffloadPlan
 from ..planner.parallel.plan import ParallelPlan
 from ..specs.plans.document import read_plan
@@ -38,6 +39,18 @@ def emit(plan: PlanLike, target: str, *, output: str | os.PathLike[str] = "emitt
     is absent. Nothing is written unless all of it passed the engine's own rules. Raises InputError for a plan of a kind that the
     engine does not take, one that was changed by hand, and a file that cannot be written.
     """
-    document = as_document(plan)
     keep = {"the plan": Path(plan)} if isinstance(plan, (str, os.PathLike)) else None
-    return write_for(document, target, model_of(document), Path(output), keep=keep)
+    return emit_document(as_document(plan), target, output=output, keep=keep)[1]
+
+
+def emit_document(
+    document: Mapping[str, Any],
+    target: str,
+    *,
+    output: str | os.PathLike[str],
+    keep: Mapping[str, str | Path] | None = None,
+) -> tuple[Emission, list[Path]]:
+    """Return what an engine is given for a plan's document, and the files that say it; raises as `emit` does."""
+    model = model_of(document)
+    emission = render(document, target, model)
+    return emission, write(emission, document, target, model, Path(output), keep=keep)

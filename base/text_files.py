@@ -218,15 +218,22 @@ def _open_part(place: _Place, path: AnyPath, field: str, *, folder: bool = False
             continue
         except (OSError, ValueError) as error:
             raise _refused(field, path, _reason(error)) from None
-        if _lock(descriptor) and _is_at(descriptor, part):
+        try:
+            is_held = _lock(descriptor) and _is_at(descriptor, part)
+        except BaseException:  # a Ctrl-C: without its lock, the next run removes it
+            os.close(descriptor)
+            raise
+        if is_held:
             break
         os.close(descriptor)  # another run took it, in the instant before it was locked, for one without a writer
     try:
         yield descriptor, part
     finally:
-        _remove(part)
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
+        try:
+            _remove(part)
+        finally:  # a Ctrl-C while it is removed leaves it to the next run, which must not find it locked
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:

@@ -28,7 +28,8 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Workers first, and the pool is then waited for: one that was told not to wait may still be closing its pipes when Python, at
+        # its end, writes to them.
         for worker in set(multiprocessing.active_children()) - before:
             worker.terminate()
         raise

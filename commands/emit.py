@@ -36,10 +36,8 @@ def emit(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a plan as an engine's own configuration, with its command line and notes on what that engine cannot express."""
-    from ..api.emit import emit as write
-    from ..planner.emit.targets import render
+    from ..api.emit import emit_document
     from ..specs.plans.document import read_plan
-    from ..specs.provenance import model_of
 
     document = read_plan(plan_path)
     if target is None:
@@ -49,9 +47,9 @@ def emit(
                 "--for", "(absent)", "the plan was made for no particular engine", f"name one of: {TARGETS}"
             )
         target = str(part.get("engine"))
-    target, model = emit_name(target), model_of(document)
-    paths = [str(path) for path in write(plan_path, target, output=output)]
-    emission = render(document, target, model)
+    target = emit_name(target)
+    emission, written = emit_document(document, target, output=output, keep={"the plan": plan_path})
+    paths = [str(path) for path in written]
     commands = {name: text for name, text in emission.files.items() if name.endswith(".sh")}
     if as_json:
         found = {"target": target, "paths": paths}

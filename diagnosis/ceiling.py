@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..base.units import GIGA, TERA
 from ..papers.field.setup import Setup
 from ..planner.served import llamacpp as served
+from ..planner.served.setting import device_bytes as setting_bytes
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts, pcie_bytes_per_s
@@ -71,7 +72,7 @@ def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_b
     """Return how few layers' experts may lie in host memory with so much of the card left free; None where not even all suffice."""
     for count in range(memory.trace.num_layers + 1):
         if (
-            served.device_bytes(memory, served.setting(memory, count, concurrency, ubatch))
+            setting_bytes(memory, served.setting(memory, count, concurrency, ubatch))
             <= memory.budget_bytes - free_bytes
         ):
             return count

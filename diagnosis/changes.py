@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ..base.errors import DoesNotFit, InputError
 from ..base.units import GIB, KIB
 from ..planner.served import llamacpp as served
+from ..planner.served.setting import device_bytes as setting_bytes
 from ..specs.models.mixes.published import published_files
 from .case import CORES, DECODE, METRICS, PREFILL, Case
 from .ceiling import fewest_host_layers
@@ -186,7 +187,7 @@ def with_host_layers(case: Case, count: int) -> Case:
 def device_bytes(memory: object, count: int, case: Case) -> int:
     """Return what a case with so many layers on the cores takes of the card."""
     simulation = case.memory()
-    return served.device_bytes(simulation, served.setting(simulation, count, case.concurrency, case.ubatch))
+    return setting_bytes(simulation, served.setting(simulation, count, case.concurrency, case.ubatch))
 
 
 # --- files and hardware ------------------------------------------------------------------------------------------------------

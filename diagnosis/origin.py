@@ -156,7 +156,7 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
 def _fitted(case: Case) -> Mapping[str, Any]:
     """Return what the engine makes of itself (`--fit`); raises DoesNotFit where layers would leave the card."""
     left_out: dict[str, str] = {}
-    found = served.defaults(case.memory(), case.concurrency, case.ubatch, left_out)
+    found = served.LLAMA_CPP.defaults(case.memory(), case.concurrency, case.ubatch, left_out)
     chosen = next((one for one in found if one.fitted), None)
     if chosen is None:
         raise DoesNotFit(left_out.get("--fit (the default)", "what the engine places of itself"), 0)

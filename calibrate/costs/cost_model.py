@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 BOUNDS = ("compute", "memory", "link", "launch", "host")
 # Reads and writes of the residual stream around attention and MLP: two norms and two residual additions, in and out.
-_RESIDUAL_PASSES = 8
+RESIDUAL_PASSES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,8 @@ class CostModel:
         context_tokens: tokens of context that attention reads, summed over the pass's requests.
         num_requests: requests in the pass; each of their tokens meets its own request's context only.
         """
-        _check_count("tokens", tokens)
-        _check_count("context_tokens", context_tokens)
+        check_count("tokens", tokens)
+        check_count("context_tokens", context_tokens)
         model = self.model
         attention = model.attention_of(layer)
         requests = max(1, min(num_requests, tokens))
@@ -131,7 +131,7 @@ class CostModel:
         num_bytes += values * self.kv_bytes_per_value
         mixer = attention or model.attention
         wide = mixer.num_heads * (mixer.head_dim + mixer.v_head_dim)
-        activations = tokens * (_RESIDUAL_PASSES * model.hidden_size + 2 * wide)
+        activations = tokens * (RESIDUAL_PASSES * model.hidden_size + 2 * wide)
         num_bytes += activations * _activation_bytes(self.dense_format)
         work = self._roofline(flops, num_bytes, self.dense_format)
         return self._issued(work, self.profile.host.kernels_per_dense_layer)
@@ -156,7 +156,7 @@ class CostModel:
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         parameters = self.model.head_parameters
         wide = weight_format("32" if self.dense_format.bits == 32 else "16")  # the head is computed so
         activations = tokens * (self.model.hidden_size + self.model.vocab_size)
@@ -172,11 +172,11 @@ class CostModel:
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
         launch = self.profile.device.launch_s
-        return _term(launch.value, "launch", launch)
+        return rate_term(launch.value, "launch", launch)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         model = self.model
         num_bytes = model.expert_bytes(fmt) if tokens else 0
         # The hidden state in and out, the intermediate values written and read.
@@ -231,12 +231,12 @@ class CostModel:
 
     def disk_to_host(self, num_bytes: int) -> Estimate:
         """Return the time of reading `num_bytes` from the disk; raises MissingCalibration where the profile has none."""
-        _check_count("bytes", num_bytes)
+        check_count("bytes", num_bytes)
         disk = self.profile.disk
         if disk is None:
             raise self._missing("disk", "this profile describes no disk", "choose a profile with a disk or measure one")
-        latency = _term(disk.latency_s.value, "link", disk.latency_s)
-        return latency + _term(num_bytes / disk.read_bytes_per_s.value, "link", disk.read_bytes_per_s)
+        latency = rate_term(disk.latency_s.value, "link", disk.latency_s)
+        return latency + rate_term(num_bytes / disk.read_bytes_per_s.value, "link", disk.read_bytes_per_s)
 
     # --- the host ---------------------------------------------------------------------------------------------
 
@@ -247,11 +247,11 @@ class CostModel:
 
     def host_per_step(self) -> Estimate:
         """Return the host's time between two forward passes."""
-        return _term(self.profile.host.per_step_s.value, "host", self.profile.host.per_step_s)
+        return rate_term(self.profile.host.per_step_s.value, "host", self.profile.host.per_step_s)
 
     def host_per_layer(self) -> Estimate:
         """Return the host's time from a layer's routing being computed to its decision."""
-        return _term(self.profile.host.per_layer_s.value, "host", self.profile.host.per_layer_s)
+        return rate_term(self.profile.host.per_layer_s.value, "host", self.profile.host.per_layer_s)
 
     def host_per_fetching_layer(self) -> Estimate:
         """Return the same for a layer whose misses are fetched by whoever serves it: here the same."""
@@ -259,23 +259,25 @@ class CostModel:
 
     def host_per_kernel(self) -> Estimate:
         """Return the host's time for issuing one kernel."""
-        return _term(self.profile.host.per_kernel_s.value, "host", self.profile.host.per_kernel_s)
+        return rate_term(self.profile.host.per_kernel_s.value, "host", self.profile.host.per_kernel_s)
 
     def host_per_transfer(self) -> Estimate:
         """Return the host's time for issuing one copy."""
-        return _term(self.profile.host.per_transfer_s.value, "host", self.profile.host.per_transfer_s)
+        return rate_term(self.profile.host.per_transfer_s.value, "host", self.profile.host.per_transfer_s)
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores; raises MissingCalibration where the profile has none."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         cpu = self.profile.host.cpu
         if cpu is None:
             raise self._missing("host.cpu", "this profile has no costs of the host's cores", "measure them first")
-        compute = _term(self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value, "compute", cpu.flops_per_s)
+        compute = rate_term(
+            self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value, "compute", cpu.flops_per_s
+        )
         num_bytes = self.model.expert_bytes(fmt) if tokens else 0
-        memory = _term(num_bytes / cpu.memory_bytes_per_s.value, "memory", cpu.memory_bytes_per_s)
+        memory = rate_term(num_bytes / cpu.memory_bytes_per_s.value, "memory", cpu.memory_bytes_per_s)
         work = compute if compute.seconds >= memory.seconds else memory
-        return work + _term(cpu.launch_s.value, "launch", cpu.launch_s) if tokens else work
+        return work + rate_term(cpu.launch_s.value, "launch", cpu.launch_s) if tokens else work
 
     # --- running together ---------------------------------------------------------------------------------------
 
@@ -314,8 +316,8 @@ class CostModel:
         compute = flops / (peak.value * device.compute_efficiency.value)
         memory = num_bytes / math.prod(constant.value for constant in reach)
         if compute > memory:
-            return _term(compute, "compute", peak, device.compute_efficiency)
-        return _term(memory, "memory", *reach)
+            return rate_term(compute, "compute", peak, device.compute_efficiency)
+        return rate_term(memory, "memory", *reach)
 
     def _issued(self, work: Estimate, kernels: Constant) -> Estimate:
         """Return `work` done by several small kernels: it cannot end before the host has issued them.
@@ -323,10 +325,10 @@ class CostModel:
         What it then waits for are launches, the device's or the host's: that time is no computing.
         """
         launch, issue = self.profile.device.launch_s, self.profile.host.per_kernel_s
-        on_device = work + _term(kernels.value * launch.value, "launch", kernels, launch)
+        on_device = work + rate_term(kernels.value * launch.value, "launch", kernels, launch)
         if self.host_shares_compute or kernels.value * issue.value <= on_device.seconds:
             return on_device
-        issued = _term(kernels.value * issue.value, "launch", kernels, issue)
+        issued = rate_term(kernels.value * issue.value, "launch", kernels, issue)
         return replace(issued, launch_s=issued.seconds - work.seconds)
 
     def _nearest_format(self, fmt: WeightFormat) -> str:
@@ -377,15 +379,17 @@ def _attended(
 
 def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:
     """Return latency + (bytes + half size) / bandwidth; nothing to copy takes no time."""
-    _check_count("bytes", num_bytes)
+    check_count("bytes", num_bytes)
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     if num_bytes == 0:
-        return _term(0.0, "link", rate)
-    ramp = _term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
-    return _term(link.latency_s.value, "link", link.latency_s) + ramp + _term(num_bytes / rate.value, "link", rate)
+        return rate_term(0.0, "link", rate)
+    ramp = rate_term(link.half_size_bytes.value / rate.value, "link", link.half_size_bytes, rate)
+    return (
+        rate_term(link.latency_s.value, "link", link.latency_s) + ramp + rate_term(num_bytes / rate.value, "link", rate)
+    )
 
 
-def _term(seconds: float, bound: str, *constants: Constant) -> Estimate:
+def rate_term(seconds: float, bound: str, *constants: Constant) -> Estimate:
     """Return one product or quotient of constants as an estimate."""
     return Estimate(
         seconds=seconds, source=merge_sources(*(constant.source for constant in constants)), bound=bound,
@@ -399,6 +403,7 @@ def _activation_bytes(fmt: WeightFormat) -> int:
     return fmt.vector_bytes(1)
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Return nothing; raises InputError for a count below zero."""
     if value < 0:
         raise InputError(name, value, "below zero", "give a count")

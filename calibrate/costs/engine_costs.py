@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from ...specs.machines.profile import USUAL_KERNELS, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
-from .cost_model import CostModel, Estimate, _check_count, _term
+from .cost_model import CostModel, Estimate, check_count, rate_term
 
 _LEAST_HEAD_BITS = 8
 # Kernels of a layer as engines launch them, one after another: norms, projections, rotation, cache writes, attention; router, choice,
@@ -41,7 +41,7 @@ class EngineCosts(CostModel):
 
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         model, requests = self.model, max(1, min(num_requests, tokens))
         # Most layers of a model are alike.
         key = ("layer", model.kind_of(layer), tokens, context_tokens, requests)
@@ -55,19 +55,19 @@ class EngineCosts(CostModel):
         )
         values, flops = self.mixer_work(layer, tokens, context_tokens, requests)
         bandwidth = device.memory_bytes_per_s
-        work += _term(
+        work += rate_term(
             values * self.kv_bytes_per_value / (bandwidth.value * engine.kv_efficiency.value),
             "memory",
             engine.kv_efficiency,
         )
         if tokens > requests:  # a decoding step's attention only reads
             peak = device.peak_flops_per_s["float16"]
-            work += _term(
+            work += rate_term(
                 flops / (peak.value * engine.attention_efficiency.value), "compute", engine.attention_efficiency
             )
-        work += _term(engine.layer_s.value * self._kernels(layer) / USUAL_KERNELS, "launch", engine.layer_s)
+        work += rate_term(engine.layer_s.value * self._kernels(layer) / USUAL_KERNELS, "launch", engine.layer_s)
         if tokens >= _PASS_TOKENS * requests:
-            work += _term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
+            work += rate_term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
         return work
 
     def _kernels(self, layer: int) -> int:
@@ -80,46 +80,46 @@ class EngineCosts(CostModel):
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         parameters = self.model.head_parameters
         return self._product(self._head_bytes(), float(parameters), tokens, experts=False)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts: nothing, the engine's time a layer has it."""
-        return _term(0.0, "launch", self.engine.layer_s)
+        return rate_term(0.0, "launch", self.engine.layer_s)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a layer."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         if not tokens:
-            return _term(0.0, "memory", self.profile.device.memory_efficiency)
+            return rate_term(0.0, "memory", self.profile.device.memory_efficiency)
         return self._product(
             float(self.model.expert_bytes(fmt)), float(self.model.expert_parameters), tokens, experts=True
         )
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores, with its part of the layer's handing over."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         cpu = self.profile.host.cpu
         if cpu is None:
             raise self._missing("host.cpu", "this machine describes no processor", "name one among its parts")
         if not tokens:
-            return _term(0.0, "memory", cpu.memory_bytes_per_s)
+            return rate_term(0.0, "memory", cpu.memory_bytes_per_s)
         memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
         compute = self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value
         bound = (
-            _term(memory, "memory", cpu.memory_bytes_per_s)
+            rate_term(memory, "memory", cpu.memory_bytes_per_s)
             if memory >= compute
-            else _term(compute, "compute", cpu.flops_per_s)
+            else rate_term(compute, "compute", cpu.flops_per_s)
         )
         work = replace(bound, seconds=math.hypot(memory, compute))
         # A layer hands its experts over once; a token's experts share that.
         each = self.engine.cpu_layer_s
-        return work + _term(each.value / self.model.top_k, "host", each)
+        return work + rate_term(each.value / self.model.top_k, "host", each)
 
     def host_per_fetching_layer(self) -> Estimate:
         """Return what reading a layer's routing back and asking for its misses costs."""
-        return _term(self.engine.fetch_layer_s.value, "host", self.engine.fetch_layer_s)
+        return rate_term(self.engine.fetch_layer_s.value, "host", self.engine.fetch_layer_s)
 
     # --- the form ---------------------------------------------------------------------------------------------------
 
@@ -129,12 +129,12 @@ class EngineCosts(CostModel):
         reach = [device.memory_bytes_per_s, device.memory_efficiency]
         memory = num_bytes / math.prod(constant.value for constant in reach)
         if tokens <= engine.matvec_tokens:
-            return _term(memory, "memory", *reach)
+            return rate_term(memory, "memory", *reach)
         share = engine.expert_efficiency if experts else engine.dense_efficiency
         peak = device.peak_flops_per_s["float16"]
         flops = FLOPS_PER_WEIGHT * parameters * (tokens + engine.tile_tokens.value)
         compute = flops / (peak.value * share.value)
-        bound = _term(memory, "memory", *reach) if memory >= compute else _term(compute, "compute", peak, share)
+        bound = rate_term(memory, "memory", *reach) if memory >= compute else rate_term(compute, "compute", peak, share)
         return replace(bound, seconds=math.hypot(memory, compute))
 
     def _head_bytes(self) -> float:

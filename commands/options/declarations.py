@@ -61,9 +61,6 @@ HardwareOption = Annotated[
         autocompletion=complete_hardware,
     ),
 ]
-TraceOption = Annotated[
-    str, typer.Option("--trace", help="Recording (.safetensors), or 'bundled' for the project's own.")
-]
 OptionalTraceOption = Annotated[
     str | None,
     typer.Option(

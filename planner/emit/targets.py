@@ -87,7 +87,19 @@ def emit(
     keep: files that must not be overwritten, by what they are. Nothing is written unless everything was rendered and checked; each
     file appears whole or not at all. Raises as `render` does, and InputError where a file cannot be written.
     """
-    emission = render(plan_document, target, model)
+    return write(render(plan_document, target, model), plan_document, target, model, out_dir, keep=keep)
+
+
+def write(
+    emission: Emission,
+    plan_document: Mapping[str, Any],
+    target: str,
+    model: ModelSpec,
+    out_dir: str | Path,
+    *,
+    keep: Mapping[str, str | Path] | None = None,
+) -> list[Path]:
+    """Return the files of what `render` made of a plan, written to `out_dir`; raises InputError where one cannot be."""
     folder = output_folder(out_dir)
     notes = notes_text(emission, model, plan_document, TARGETS[target])
     files = {folder / name: text for name, text in {**emission.files, NOTES_FILE: notes}.items()}

@@ -141,11 +141,13 @@ def test_help_says_what_everything_is(command, parameter):
     known = {
         "--from": READERS, "--target": list_targets(), "--mode": ("offload", "ep"), "--phase": ("prefill", "decode"),
         "--device": ("cpu", "cuda"), "--simulator": ("compiled", "simpy", "both"), "--kind": ("offload", "parallel"), "--to": CONVERTERS,
-        "--objective": ("request_s", "ttft_s", "decode_tokens_per_s", "tokens_per_s", "p99_step_s", "least_memory"),
+        "--objective": ("request_s", "ttft_s", "decode_tokens_per_s", "requests_per_s", "tokens_per_s", "p99_step_s", "least_memory"),
     }  # fmt: skip
     if command in ("calibrate", "validate") and "--from" in parameter.opts:
         speeds = ("llama-bench", "vllm-bench")
         known["--from"] = speeds if command == "validate" else (*speeds, "nvbandwidth", "nccl-tests", "aiconfigurator")
+    if command == "diagnose":
+        known["--from"] = ("llama-bench",)
     for option in parameter.opts:
         for value in known.get(option, ()):
             assert re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", parameter.help), (option, value)

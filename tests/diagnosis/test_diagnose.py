@@ -70,10 +70,10 @@ def test_changes_are_predictions_and_fit_the_card() -> None:
     for change in found.changes:
         for metric, gain in ((DECODE, change.decode_gain), (PREFILL, change.prefill_gain)):
             assert change.case.speed(metric) / found.case.speed(metric) == gain
-    assert (
-        found.changes[0].what == "-ub 4096 -b 4096 --n-cpu-moe 25"
-        and found.changes[0].cost == "0.7 GiB of the card left"
-    )
+    # The fewest layers on the cores that leave a gigabyte of the card, at the micro-batch that the prompts gain by.
+    assert found.changes[0].what == "-ub 4096 -b 4096 --n-cpu-moe 26"
+    left = float(found.changes[0].cost.split(" GiB")[0])
+    assert 1.0 <= left < 1.0 + 1.9
 
 
 def test_what_is_shared_is_predicted_alike(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ....specs.machines.gpu_kernels import ExpertKernel, GpuKernels, ProductKernel
 from ....specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, AttentionSpec, WeightFormat
-from ..cost_model import _RESIDUAL_PASSES, Array, CostModel, Estimate, _check_count, _term
+from ..cost_model import RESIDUAL_PASSES, Array, CostModel, Estimate, check_count, rate_term
 from ..engine_costs import EngineCosts
 from .attention import decode_s, latent_decode_s, latent_layer_s, prompt_s
 from .experts import ExpertShape, expected_load, experts_s, item_s, load_of_rows
@@ -53,8 +53,8 @@ class KernelCosts(CostModel):
 
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer` without its routed experts, for a pass of `tokens`."""
-        _check_count("tokens", tokens)
-        _check_count("context_tokens", context_tokens)
+        check_count("tokens", tokens)
+        check_count("context_tokens", context_tokens)
         requests = max(1, min(num_requests, tokens))
         # Most layers of a model are alike.
         key = ("layer", self.model.kind_of(layer), tokens, context_tokens, requests)
@@ -65,7 +65,7 @@ class KernelCosts(CostModel):
     def layer_parts(self, layer: int, tokens: int, context_tokens: int, requests: int) -> dict[str, Estimate]:
         """Return what a layer is made of: products by role, its mixing of tokens, its small kernels."""
         if tokens == 0:
-            return {"small": _term(0.0, "launch", self.profile.device.launch_s)}
+            return {"small": rate_term(0.0, "launch", self.profile.device.launch_s)}
         found: dict[str, Estimate] = {}
         matrices = layer_matrices(self.model, layer)
         attention = self.model.attention_of(layer)
@@ -79,19 +79,19 @@ class KernelCosts(CostModel):
             product = self._product(matrix, tokens)
             found[matrix.role] = found[matrix.role] + product if matrix.role in found else product
         device = self.profile.device
-        moved = tokens * _RESIDUAL_PASSES * self.model.hidden_size * _SIXTEEN
+        moved = tokens * RESIDUAL_PASSES * self.model.hidden_size * _SIXTEEN
         reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
         seconds = (_NORMS + (0 if whole is not None else _ROTATION_AND_CACHE)) * _SMALL_KERNEL_S
         small = Estimate(seconds=seconds, source=self.kernels.source, bound="launch", relative_uncertainty=_SMALL_UNCERTAINTY,
                          launch_s=seconds)  # fmt: skip
-        found["small"] = small + _term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
+        found["small"] = small + rate_term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
         return found
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         if tokens == 0:
-            return _term(0.0, "launch", self.profile.device.launch_s)
+            return rate_term(0.0, "launch", self.profile.device.launch_s)
         stored = self.dense_format.head_bytes(self.model.head_parameters) / self.model.head_parameters
         kernel, missing = self._product_kernel("bf16")
         if kernel is None:
@@ -111,7 +111,7 @@ class KernelCosts(CostModel):
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to an operation of many."""
-        _check_count("tokens", tokens)
+        check_count("tokens", tokens)
         kernel, missing = self._expert_kernel(fmt)
         if kernel is None:
             return CostModel.grouped_item(self, tokens, fmt)
@@ -181,7 +181,7 @@ class KernelCosts(CostModel):
         """Return the time of a layer's mixing of tokens, without its projections."""
         values, flops = self.mixer_work(layer, tokens, context, requests)
         if values == 0 and flops == 0:
-            return _term(0.0, "launch", self.profile.device.launch_s)
+            return rate_term(0.0, "launch", self.profile.device.launch_s)
         kernels, units, cache = (
             self.kernels,
             self.kernels.num_units,
@@ -218,7 +218,7 @@ class KernelCosts(CostModel):
                 )
         device = self.profile.device
         work = self._roofline(flops, num_bytes, _wide(self.dense_format))
-        plain = work + _term(device.launch_s.value, "launch", device.launch_s)
+        plain = work + rate_term(device.launch_s.value, "launch", device.launch_s)
         return replace(plain, relative_uncertainty=plain.relative_uncertainty + _UNMEASURED)
 
     def _latent_layer(
@@ -253,7 +253,7 @@ class KernelCosts(CostModel):
             device = self.profile.device
             flops = FLOPS_PER_WEIGHT * matrix.parameters * tokens
             work = self._roofline(flops, matrix.parameters * stored, _wide(self.dense_format))
-            return work + _term(device.launch_s.value, "launch", device.launch_s)
+            return work + rate_term(device.launch_s.value, "launch", device.launch_s)
         return self._of_product(kernel, tokens, matrix.width, matrix.depth, stored, missing)
 
     def _of_product(
