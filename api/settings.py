@@ -29,6 +29,8 @@ PREFIXES = ("machine", "model", "request")
 # Largest count that a field of a model or request may have; every one in use is far below.
 _MOST = 2**31
 _MOST_LAYERS = 4096
+_OF_A_CARD = ("device", "host_to_device", "device_to_host", "engine", "kernels", "cards")
+"""Parts of a machine that each of several cards has for itself."""
 # Where a measured profile has tables of these names, they stand in place of these constants.
 _REPLACED = (
     ("host_to_device.", ("copy.h2d.",)),
@@ -55,6 +57,10 @@ class Settings:
     def changed_machine(self, profile: Profile) -> Profile:
         """Return the machine with its constants as set; raises InputError for a key or value that it cannot have."""
         changed = profile
+        of_cards = [key for key in self.machine if profile.cards and key.partition(".")[0] in _OF_A_CARD]
+        if of_cards:
+            raise InputError("--set", f"machine.{of_cards[0]}", "it is a single card's, and this machine has several",
+                             "write the card's own figures: name:memory=24GiB,bandwidth=936GB/s,fp16=71TFLOPS")  # fmt: skip
         for part, keys in _by_part(self.machine).items():
             changed = _with_constants(changed, part, {key: self._constant(profile, key) for key in keys})
         return as_measured(changed)

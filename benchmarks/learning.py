@@ -60,6 +60,8 @@ def usable(reports: Sequence[Report]) -> list[Report]:
     """Return the reports that can be predicted."""
     found = []
     for report in reports:
+        if report.num_gpus > 1:
+            continue  # a profile of several cards is not learned
         try:
             speed(set_up(report))
         except (NotExpressible, MoeplanError):

@@ -72,7 +72,10 @@ def machine(
     document: dict[str, Any] = {
         "name": profile.name, "parts": describe_parts(found), "description": profile.description, "unseen": unseen,
         "engine": None if profile.engine is None else profile.engine.name,
-        "memory_bytes": profile.device.memory_bytes.value, "memory_bytes_per_s": profile.device.memory_bytes_per_s.value,
+        "cards": [{"name": card.name, "memory_bytes": card.device.memory_bytes.value,
+                   "memory_bytes_per_s": card.device.memory_bytes_per_s.value,
+                   "link_reached_bytes_per_s": card.host_to_device.pinned_bytes_per_s.value} for card in profile.cards],
+        "memory_bytes": profile.memory_bytes, "memory_bytes_per_s": profile.device.memory_bytes_per_s.value,
         "float16_flops_per_s": profile.device.peak_flops_per_s["float16"].value,
         "host_memory_bytes": profile.host.memory_bytes.value,
         "host_memory_reached_bytes_per_s": None if profile.host.cpu is None else profile.host.cpu.memory_bytes_per_s.value,
@@ -84,6 +87,11 @@ def machine(
         return
     typer.echo(f'--hardware "{document["parts"]}"')
     typer.echo(profile.description)
+    for number, card in enumerate(document["cards"]):
+        typer.echo(f"card {number}: {card['name']}, {numbers.size(card['memory_bytes'])} at {numbers.rate(card['memory_bytes_per_s'])}, "
+                   f"{numbers.rate(card['link_reached_bytes_per_s'])} over its link")  # fmt: skip
+    if profile.links is not None and profile.links.card_bytes_per_s is not None:
+        typer.echo(f"between cards ({profile.links.kind}): {numbers.rate(profile.links.card_bytes_per_s.value)}")
     typer.echo(
         f"device memory {numbers.size(document['memory_bytes'])} at {numbers.rate(document['memory_bytes_per_s'])}; "
         f"host memory {numbers.size(document['host_memory_bytes'])}, of which this engine reads "

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from ..base.errors import InputError
-from .machines.profile import Profile
+from .machines.profile import Profile, profile_values
 from .machines.profile_file import profile_from_json
 from .models import ModelSpec
 
@@ -31,7 +31,7 @@ def made_of(model: ModelSpec, machine: Profile) -> dict[str, Any]:
     """Return the keys of a plan document that hold model and machine."""
     return {
         "model": _with_hash("spec", dataclasses.asdict(model)),
-        "machine": _with_hash("profile", dataclasses.asdict(machine)),
+        "machine": _with_hash("profile", profile_values(machine)),
     }
 
 
@@ -55,7 +55,7 @@ def machine_of(document: Mapping[str, Any]) -> Profile:
 
 def machine_sha256(machine: Profile) -> str:
     """Return the hash of a machine, as plans carry it."""
-    return content_sha256(dataclasses.asdict(machine))
+    return content_sha256(profile_values(machine))
 
 
 def content_sha256(values: Mapping[str, Any]) -> str:

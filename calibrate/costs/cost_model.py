@@ -110,6 +110,17 @@ class CostModel:
         found: T = self._known[key]
         return found
 
+    # --- several cards -----------------------------------------------------------------------------------------
+
+    @property
+    def each_card(self) -> Sequence[CostModel]:
+        """The costs of every card that layers lie on; one, where every layer is computed alike."""
+        return (self,)
+
+    def card_of(self, layer: int) -> int:
+        """Return which of those cards decoder layer `layer` lies on."""
+        return 0
+
     # --- kernels -----------------------------------------------------------------------------------------------
 
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
@@ -135,6 +146,12 @@ class CostModel:
         num_bytes += activations * _activation_bytes(self.dense_format)
         work = self._roofline(flops, num_bytes, self.dense_format)
         return self._issued(work, self.profile.host.kernels_per_dense_layer)
+
+    def dense_products(self, layer: int, tokens: int) -> Estimate:
+        """Return the time of the products with weights in a layer without its routed experts: the part of it that rows divide."""
+        parameters = self.model.dense_matrix_parameters(layer) + self.model.dense_vector_parameters(layer)
+        num_bytes = float(self.model.dense_layer_bytes(layer, self.dense_format))
+        return self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), num_bytes, self.dense_format)
 
     def mixer_work(self, layer: int, tokens: int, context_tokens: int, requests: int) -> tuple[float, float]:
         """Return (values of caches and states read and written, operations on them) of one layer's mixing of tokens."""

@@ -48,11 +48,8 @@ class EngineCosts(CostModel):
         return self.remembered(key, lambda: self._dense_layer(layer, tokens, context_tokens, requests))
 
     def _dense_layer(self, layer: int, tokens: int, context_tokens: int, requests: int) -> Estimate:
-        model, engine, device = self.model, self.engine, self.profile.device
-        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
-        work = self._product(
-            float(model.dense_layer_bytes(layer, self.dense_format)), float(parameters), tokens, experts=False
-        )
+        engine, device = self.engine, self.profile.device
+        work = self.dense_products(layer, tokens)
         values, flops = self.mixer_work(layer, tokens, context_tokens, requests)
         bandwidth = device.memory_bytes_per_s
         work += rate_term(
@@ -69,6 +66,13 @@ class EngineCosts(CostModel):
         if tokens >= _PASS_TOKENS * requests:
             work += rate_term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
         return work
+
+    def dense_products(self, layer: int, tokens: int) -> Estimate:
+        """Return the time of the products with weights in a layer without its routed experts."""
+        model = self.model
+        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
+        return self._product(num_bytes, float(parameters), tokens, experts=False)
 
     def _kernels(self, layer: int) -> int:
         """Return how many kernels a layer is made of."""

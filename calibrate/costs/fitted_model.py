@@ -20,9 +20,11 @@ import numpy as np
 
 from ...base.errors import InputError, MissingCalibration
 from ...devices.stores.slot_sizes import expert_layout
+from ...specs.card_split import CardSplit
 from ...specs.machines.profile import Curve, Profile
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.models.pass_shape import PassShape, dense_arguments, head_arguments
+from .cards import cost_of_cards
 from .cost_model import CostModel, Estimate, Times, merge_sources, times_of
 from .engine_costs import EngineCosts
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
@@ -415,13 +417,29 @@ class FittedCostModel(CostModel):
 
 
 def load_costs(
-    profile: Profile, model: ModelSpec, *, allow_datasheet: bool = False, tables: bool = True, **options: Any
+    profile: Profile,
+    model: ModelSpec,
+    *,
+    allow_datasheet: bool = False,
+    tables: bool = True,
+    split: CardSplit | None = None,
+    **options: Any,
 ) -> CostModel:
     """Return the cost model of a profile: fitted tables where it holds a calibration, measured kernels where it names an engine's, the
     roofline of its constants otherwise.
 
-    tables: False takes the roofline of a calibrated machine's constants (its tables are those of one device at work alone).
+    tables: False takes the roofline of a calibrated machine's constants (its tables are those of one device at work alone). split: how
+    the model lies on a machine's cards; raises InputError for several cards without one.
     """
+    if profile.cards:
+        if split is None:
+            raise InputError(
+                "hardware",
+                profile.name,
+                "it has several cards, and this does not divide a model over them",
+                "name one card",
+            )
+        return cost_of_cards(profile, model, split, load_costs, **options)
     if profile.curves and tables:
         return FittedCostModel(profile, model, allow_datasheet=allow_datasheet, **options)
     if profile.kernels is not None and not profile.curves:

@@ -12,6 +12,7 @@ from ...base.errors import Internal, MoeplanError
 from ...base.units import NS_PER_S
 from ...sim.offload.metrics import Metrics
 from ...sim.offload.simulate import Simulation
+from ...specs.card_split import TENSOR
 from ...specs.models import FLOPS_PER_WEIGHT, weight_format
 from .rows import Report
 from .setup import UNLIMITED_BYTES, NotExpressible, Setup, set_up
@@ -86,7 +87,7 @@ def simulation_of(setup: Setup) -> Simulation:
     """Return what predicts a report that is set up, with as much device memory as it needs."""
     return Simulation(
         model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
-        kv_bytes_per_value=setup.kv_bytes_per_value,
+        kv_bytes_per_value=setup.kv_bytes_per_value, split=setup.split,
     )  # fmt: skip
 
 
@@ -94,6 +95,9 @@ def roofline(setup: Setup) -> float:
     """Return tokens a second by one line of arithmetic: bytes over bandwidth for a step, operations over the peak for a prompt."""
     model, profile, report = setup.model, setup.profile, setup.report
     fmt = setup.schedule.experts.bits
+    cards = (
+        profile.num_cards if setup.split is not None and setup.split.mode == TENSOR else 1
+    )  # layers are computed one by one
     experts = (
         model.num_moe_layers
         * model.top_k
@@ -103,8 +107,8 @@ def roofline(setup: Setup) -> float:
     if not report.decodes:
         active = model.num_moe_layers * model.top_k * model.expert_parameters
         active += sum(model.dense_parameters(layer) for layer in range(model.num_layers))
-        return profile.device.peak_flops_per_s["float16"].value / (FLOPS_PER_WEIGHT * active)
-    fast = profile.device.memory_bytes_per_s.value
+        return cards * profile.device.peak_flops_per_s["float16"].value / (FLOPS_PER_WEIGHT * active)
+    fast = cards * profile.device.memory_bytes_per_s.value
     slow = fast
     if report.kind.startswith("cpu"):
         slow = setup.host_bytes_per_s or fast

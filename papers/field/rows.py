@@ -78,11 +78,16 @@ class Report:
     @property
     def num_gpus(self) -> int:
         """How many cards that is."""
-        return sum(int(_positive(card.get("count")) or 1) for card in self.cards)
+        return sum(cards_of(card) for card in self.cards)
 
     def number(self, part: str, key: str) -> float | None:
         """Return a number above zero of a table, None where it is not stated or not one."""
         return _positive(self.part(part).get(key))
+
+
+def cards_of(card: Mapping[str, Any]) -> int:
+    """Return how many cards a line of a report's cards stands for."""
+    return int(_positive(card.get("count")) or 1)
 
 
 def _positive(value: object) -> float | None:

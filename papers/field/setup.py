@@ -2,7 +2,7 @@
 
 Modelled: only the stated facts; what is not stated takes a documented default, named in the row. Decoding is predicted
 over a few steps at the stated context, a prompt over one or two micro-batches at its mean depth: both are rates, and costs
-grow evenly with context. Ignored: several cards of different kinds, drafting (a reason is given).
+grow evenly with context. Several cards are divided as stated or as the engine does (`split`). Ignored: drafting (a reason is given).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 
 from ...base.errors import InputError
 from ...base.units import GIB
+from ...specs.card_split import CardSplit
 from ...specs.machines.catalogue import find_cpu, find_gpu
 from ...specs.machines.compose import compose, host_bytes_per_s
 from ...specs.machines.engines import Engine, engines, load_engine
-from ...specs.machines.parts import GpuPart, MemoryPart, Parts
+from ...specs.machines.notation import MOST_CARDS
+from ...specs.machines.parts import GpuPart, MemoryPart, Parts, Slot
 from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
@@ -31,7 +33,8 @@ from ...traces.lengths import RequestLengths
 from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording
 from ..model_code import CALLS_EVERY_EXPERT
-from .rows import Report
+from .rows import Report, cards_of
+from .split import first_layers_on_cards, split_of
 
 DECODE_STEPS = 8
 CACHE_STEPS = 256
@@ -76,6 +79,8 @@ class Setup:
     prompt_tokens: int
     host_bytes_per_s: float | None
     """Theoretical bandwidth of the host's memory."""
+    split: CardSplit | None = None
+    """How the model lies on several cards."""
     assumed: list[str] = field(default_factory=list)
 
 
@@ -105,6 +110,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     Raises NotExpressible with the reason, InputError for an unknown name.
     """
     batch = _count(report, "batch", 1, _MOST_BATCH)
+    split = split_of(report, model, profile, assumed)
     trace, prompt = _recording(report, model, batch, assumed)
     schedule = _schedule(report, model, profile, trace, formats[0], assumed)
     if report.part("placement").get("whole_layers") is True:
@@ -113,7 +119,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     return Setup(
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
-        batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s,
+        batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split,
     )  # fmt: skip
 
 
@@ -247,9 +253,10 @@ def _with_backend(engine: Engine, backend: str | None) -> Engine:
 
 def _parts(report: Report, assumed: list[str]) -> Parts:
     cards = report.cards
-    if report.num_gpus > 1:
-        raise NotExpressible("several cards")
-    gpu, pcie = (None, None) if not cards else _card(cards[0], assumed)
+    if report.num_gpus > MOST_CARDS:
+        raise NotExpressible(f"more than {MOST_CARDS} cards")
+    slots = [slot for card in cards for slot in _slots(card)]
+    gpu, pcie = (slots[0].gpu, slots[0].pcie) if slots else (None, None)
     host = report.part("host")
     sockets = min(int(report.number("host", "sockets") or 1), _MOST_SOCKETS)
     cpu, threads = None, None
@@ -270,11 +277,17 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
     memory = _memory(report, assumed)
     rate = report.number("disk", "read_bytes_per_s")
     return Parts(
-        gpu=gpu, num_gpus=len(cards), cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=rate, threads=threads,
+        gpu=gpu, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=rate, threads=threads, more=tuple(slots[1:]),
     )  # fmt: skip
 
 
-def _card(card: Mapping[str, Any], assumed: list[str]) -> tuple[GpuPart, str | None]:
+def _slots(card: Mapping[str, Any]) -> list[Slot]:
+    """Return the cards of one line of a report, each in its slot."""
+    gpu, pcie = _card(card)
+    return [Slot(gpu=gpu, pcie=pcie)] * cards_of(card)
+
+
+def _card(card: Mapping[str, Any]) -> tuple[GpuPart, str | None]:
     name = card.get("name")
     try:
         gpu = find_gpu(str(name))
@@ -374,7 +387,7 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
     elif kind == "cpu-moe":
         schedule = load_preset("cpu-moe")
     elif kind in ("n-cpu-moe", "layers"):
-        schedule = _some_layers(placement, model, profile, fmt, assumed)
+        schedule = _some_layers(placement, model, profile, fmt, assumed, front=first_layers_on_cards(report, model))
     elif kind == "gpu-experts":
         schedule = _some_experts(placement, model, profile, fmt, assumed)
     elif kind == "expert-cache":
@@ -391,7 +404,7 @@ def _schedule(report: Report, model: ModelSpec, profile: Profile, trace: Routing
 
 
 def _some_layers(
-    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str]
+    placement: Any, model: ModelSpec, profile: Profile, fmt: WeightFormat, assumed: list[str], *, front: bool
 ) -> OffloadSchedule:
     """Return the schedule where the experts of some layers are on the cores: as many as stated, else what the card has no room for.
 
@@ -405,7 +418,8 @@ def _some_layers(
         assumed.append(f"placement.cpu_layers: {count}, what does not fit")
     if count <= 0:
         return load_preset("resident")
-    return load_preset("cpu-moe" if count >= layers else f"n-cpu-moe={count}")
+    schedule = load_preset("cpu-moe" if count >= layers else f"n-cpu-moe={count}")
+    return schedule.with_options(cache__placement="front") if front and count < layers else schedule
 
 
 def _some_experts(

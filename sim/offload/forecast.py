@@ -56,7 +56,7 @@ def with_costs(given: RunInput, model: ModelSpec, costs: CostModel) -> RunInput:
 
     Raises MissingCalibration where the profile does not reach.
     """
-    if not needs_prices(given.config) and given.schedule.experts.low_bits is None:
+    if not needs_prices(given.config) and given.schedule.experts.low_bits is None and len(costs.each_card) == 1:
         return given
     tables, _ = usual_tables(given.schedule, given.workload, model, costs)
     return dataclasses.replace(given, weighed=tables)

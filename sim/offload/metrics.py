@@ -163,7 +163,8 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
         cpu_runs=int(count[ps.CPU_RUNS]),
         disk_reads=int(count[ps.DISK_READS]),
         cancelled=int(count[ps.CANCELLED]),
-        low_precision_fetches=int(count[ps.LOW_FETCHES]),
+        # Formats of several cards are of one size: their numbers are no precisions.
+        low_precision_fetches=int(count[ps.LOW_FETCHES]) if len(set(tables.expert_bytes.tolist())) > 1 else 0,
         peak_transient_experts=int(count[ps.PEAK_TRANSIENT]),
         busy_fraction={
             "compute": compute / makespan,

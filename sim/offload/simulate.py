@@ -15,6 +15,7 @@ from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import format_bytes
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
+from ...specs.card_split import CardSplit
 from ...specs.machines.profile import Profile
 from ...specs.memory import PLAIN, MemoryBreakdown, MemoryNeeds, break_down_memory
 from ...specs.models import ModelSpec, WeightFormat, weight_format
@@ -72,6 +73,8 @@ class Simulation:
     """Context that memory is kept for; None: the longest request's."""
     upload_tokens: int | None = None
     """Passes of at least so many tokens fetch what the cores would compute, because the machine's engine does so; None: none do."""
+    split: CardSplit | None = None
+    """How the model lies on a machine of several cards."""
     likewise: tuple[RoutingTrace, ...] = ()
     """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
     _workloads: dict[Any, Workload] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Simulation:
         """The cost model that tables are made from: fitted tables where the machine was measured, else its constants' roofline."""
         if self._costs is None:
             dense: dict[str, Any] = {} if self.dense_format is None else {"dense_format": self.dense_format}
+            if self.split is not None:
+                dense["split"] = self.split
             self._costs = load_costs(self.profile, self.model, kv_bytes_per_value=self.kv_bytes_per_value, **dense)
         return self._costs
 
@@ -125,7 +130,7 @@ class Simulation:
         """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""
         workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
         given = bind(schedule, self.trace, workload)
-        if needs_prices(given.config) or schedule.experts.low_bits is not None:
+        if needs_prices(given.config) or schedule.experts.low_bits is not None or len(self.costs.each_card) > 1:
             given = dataclasses.replace(given, weighed=self.usual_tables(schedule)[0])
         return given
 

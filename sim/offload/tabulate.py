@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from ...base.errors import InputError
 from ...base.units import NS_PER_S, seconds_to_ns
 from ...calibrate.costs.cost_model import Array as FloatArray
 from ...calibrate.costs.cost_model import CostModel, Estimate, Times
@@ -65,19 +66,27 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         ("dense", classes.tobytes(), costs.mode, shift), lambda: _dense_tables(costs, model, classes, shift)
     )
     grouped = schedule.kernel.grouping == "grouped"
-    formats = (fmt,) if low is None else (fmt, low)
+    # With several cards an expert's format says its card too: what it costs, and over which link it comes.
+    formats = [(card, each) for card in costs.each_card for each in ((fmt,) if low is None else (fmt, low))]
+    if low is not None and len(costs.each_card) > 1:
+        raise InputError(
+            "experts.low_bits", low.name, "experts of two formats on several cards are not modelled", "leave it out"
+        )
     most = workload.max_expert_tokens
-    shares = [costs.expert_times(most, each, grouped=grouped) for each in formats]
+    shares = [card.expert_times(most, each, grouped=grouped) for card, each in formats]
     base = costs.grouped_base() if grouped else None
     base_ns = seconds_to_ns(_shifted(base, shift)) + inside_ns if base is not None else 0
-    sizes = [costs.moved_bytes(each) for each in formats]
+    sizes = [card.moved_bytes(each) for card, each in formats]
     chunks = [chunk_sizes(size, schedule.copy.chunk_bytes) for size in sizes]
     pinned = schedule.copy.pinned
-    copies = [[costs.host_to_device(size, pinned=pinned) for size in (first, last)] for _, first, last in chunks]
-    backs = [costs.device_to_host(size, pinned=pinned) for size in sizes]
+    copies = [
+        [card.host_to_device(size, pinned=pinned) for size in (first, last)]
+        for (card, _), (_, first, last) in zip(formats, chunks, strict=True)
+    ]
+    backs = [card.device_to_host(size, pinned=pinned) for (card, _), size in zip(formats, sizes, strict=True)]
     cpu_ns, cpu = np.zeros((len(formats), 0), np.int64), None
     if schedule.kernel.miss != "fetch":
-        runs = [[costs.cpu_expert(n, each) for n in range(1, most + 1)] for each in formats]
+        runs = [[card.cpu_expert(n, each) for n in range(1, most + 1)] for card, each in formats]
         cpu_ns = np.array([[0] + [_at_least_one(run, shift) for run in row] for row in runs], np.int64)
         cpu = runs[0][0]
     reads = [costs.disk_to_host(size) for size in sizes] if schedule.copy.host_experts is not None else []
@@ -87,7 +96,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         head_ns=dense.head_ns + inside_ns,
         kernel_ns=_kernel_ns(shares, 0 if grouped else inside_ns, shift),
         grouped_ns=np.array([base_ns], np.int64),
-        expert_format=_formats(schedule, workload),
+        expert_format=_formats(schedule, workload) + _cards(costs, model, workload),
         expert_bytes=np.array(sizes, np.int64),
         num_chunks=np.array([count for count, _, _ in chunks], np.int64),
         chunk_bytes=np.array([[first, last] for _, first, last in chunks], np.int64),
@@ -156,6 +165,11 @@ def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:
         least = np.argsort(workload.popularity, axis=1, kind="stable")[:, :few]
         np.put_along_axis(formats, least, 1, axis=1)
     return formats.ravel()
+
+
+def _cards(costs: CostModel, model: ModelSpec, workload: Workload) -> Array:
+    """Return [num_layers * num_experts]: the card of each expert, that of its layer."""
+    return np.repeat(np.array([costs.card_of(layer) for layer in model.moe_layers], np.int64), workload.num_experts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 Modelled: peaks and bandwidths from the parts, shares of them and fixed times from the engine. A machine without a GPU runs
 on its cores: host memory is its device memory. Unified memory is one pool, counted once. What was not stated is assumed,
-and the profile's description says so. Ignored: several cards (one is taken), sockets beyond what memory channels show.
+and the profile's description says so. Several cards are composed one by one, with what joins them. Ignored: sockets beyond what
+memory channels show, which cards of a box stand behind which socket.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from .bundled_kernels import bundled_kernels
 from .catalogue import cpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
-from .parts import CpuPart, GpuPart, MemoryPart, Parts, pcie_bytes_per_s
+from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
 from .profile import (
     USUAL_KERNELS,
+    CardConstants,
+    CardLinks,
     Constant,
     CpuConstants,
     DeviceConstants,
@@ -56,6 +59,31 @@ _STAGED_BYTES_PER_S, _STAGED_UNCERTAINTY = 9.6 * GIGA, 0.4
 """Of copies from ordinary memory, which the driver moves through a buffer of its own, page-locked, on one core."""
 _STAGED_SOURCE = "copies of 0.8 MB from a mapped file to an RTX 5090: github.com/kekzl/imp/pull/1409"
 _DISK_LATENCY_S = 100 / US_PER_S
+_PEER_SHARE = Constant(
+    value=0.8, source="published", relative_uncertainty=0.3,
+    citation="25.9 GB/s of PCIe 4.0 x16 between RTX 4090 with peer access: github.com/tinygrad/open-gpu-kernel-modules/issues/36",
+)  # fmt: skip
+_HOPS = {
+    "cuda": Constant(
+        value=170 / US_PER_S, source="published", relative_uncertainty=1.0,
+        citation="gpt-oss-120b on 4 RTX 4090 at 180.4 tokens/s (github.com/ggml-org/llama.cpp/pull/19378): what bytes and kernels leave of "
+                 "a token, over three hand-overs",
+    ),
+    "rocm": Constant(
+        value=370 / US_PER_S, source="published", relative_uncertainty=0.6,
+        citation="gpt-oss-120b at 82.4, 76.8 and 73.4 tokens/s on 2, 4 and 6 cards: github.com/ggml-org/llama.cpp/pull/19922",
+    ),
+}  # fmt: skip
+"""What a pass costs where layers go on on another card; back ends without figures of their own take CUDA's."""
+_PCIE_STEP = Constant(
+    value=3.3 / US_PER_S, source="published", relative_uncertainty=0.6,
+    citation="reductions of a few bytes: 19.4 us on 4 V100 behind a PCIe switch (github.com/haohervchb/sglang-V100/pull/2), 42 us on 8 RTX "
+             "4090 (github.com/NVIDIA/nccl/issues/1530), 54 us on 8 RTX 3090 (github.com/NVIDIA/nccl/issues/1439); a ring: 2 (n-1) steps",
+)  # fmt: skip
+_BRIDGE_STEP = Constant(
+    value=1.5 / US_PER_S, source="published", relative_uncertainty=0.6,
+    citation="reductions of 4 to 32 KB in 8.5 to 11.8 us on 4 and 8 H100 by vLLM's kernel: github.com/sgl-project/sglang/pull/2904",
+)  # fmt: skip
 _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
 _ASSUMED_CPU = "ryzen-7-7700x"
 
@@ -91,9 +119,9 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         kernels_per_dense_layer=nothing, kernels_per_head=nothing,
         cpu=CpuConstants(flops_per_s=on_cores, memory_bytes_per_s=host_rate, launch_s=nothing),
     )  # fmt: skip
-    if parts.gpu is not None:
-        device = _gpu(parts, found, _reach(parts.gpu, engine, backend, found))
-        link = _link(parts, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
+    cards = tuple(_card(parts, slot, engine, backend, table, built) for slot in parts.slots)
+    if cards:
+        device, link = cards[0].device, cards[0].host_to_device
     else:
         device = _cores(capacity, on_cores, host_rate, found)
         link = _memory_copy(host_rate)
@@ -101,8 +129,9 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         name=name or describe_parts(parts),
         description=_description(parts, engine, backend, assumed),
         device=device, host_to_device=link, device_to_host=link, host=host, contention={},
-        disk=_disk(parts), engine=_engine_constants(parts, engine, backend, found, built),
-        kernels=bundled_kernels(parts.gpu.name, engine.name) if parts.gpu is not None and backend == "cuda" else None,
+        disk=_disk(parts), engine=cards[0].engine if cards else _engine_constants(None, engine, backend, found, built),
+        kernels=cards[0].kernels if cards else None, cards=cards if len(cards) > 1 else (),
+        links=_card_links(parts, backend) if len(cards) > 1 else None,
     )  # fmt: skip
 
 
@@ -165,9 +194,44 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
     return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")
 
 
-def _gpu(parts: Parts, found: EngineRates, reach: Constant) -> DeviceConstants:
-    gpu = parts.gpu
-    assert gpu is not None  # noqa: S101
+def _card(parts: Parts, slot: Slot, engine: Engine, backend: str, table: Mapping[str, Any] | None,
+          built: str | None) -> CardConstants:  # fmt: skip
+    """Return one card under the engine."""
+    gpu = slot.gpu
+    found = rates(engine.name, backend, table, gpu.architecture)
+    link = _link(parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
+    return CardConstants(
+        name=gpu.name, device=_gpu(gpu, found, _reach(gpu, engine, backend, found)), host_to_device=link, device_to_host=link,
+        engine=_engine_constants(gpu, engine, backend, found, built),
+        kernels=bundled_kernels(gpu.name, engine.name) if backend == "cuda" else None,
+    )  # fmt: skip
+
+
+def _card_links(parts: Parts, backend: str) -> CardLinks:
+    """Return what joins several cards: the bridge that is named or that their modules have, else the slower of their slots."""
+    bridge = parts.bridge_bytes_per_s
+    if bridge is not None:
+        kind, rate = "bridge", _sheet(bridge, "the bridge, as stated")
+    elif modules := {
+        slot.gpu.name: slot.gpu.link_bytes_per_s for slot in parts.slots if slot.gpu.link_bytes_per_s is not None
+    }:
+        slowest = min(modules, key=lambda name: modules[name] or 0.0)
+        kind, rate = "bridge", _sheet(modules[slowest] or 0.0, f"links between modules of {slowest}, data sheet")
+    else:
+        kind = "pcie"
+        links = [link for link in (link_of(parts, slot) for slot in parts.slots) if link is not None]
+        slow = min(links, key=pcie_bytes_per_s)
+        rate = _scaled(pcie_bytes_per_s(slow), _PEER_SHARE, f"PCIe {slow} after line coding")
+    shared = None
+    if parts.shared_pcie is not None:
+        shared = _sheet(pcie_bytes_per_s(parts.shared_pcie), f"PCIe {parts.shared_pcie}, the port of all cards")
+    return CardLinks(
+        kind=kind, card_bytes_per_s=rate, hop_s=_HOPS.get(backend, _HOPS["cuda"]),
+        reduce_step_s=_BRIDGE_STEP if kind == "bridge" else _PCIE_STEP, shared_bytes_per_s=shared,
+    )  # fmt: skip
+
+
+def _gpu(gpu: GpuPart, found: EngineRates, reach: Constant) -> DeviceConstants:
     usable = 1.0
     if gpu.unified_memory:
         usable = _UNIFIED_SHARE.get(gpu.backend, _UNIFIED_SHARE_ELSE)
@@ -213,14 +277,12 @@ def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -
     )  # fmt: skip
 
 
-def _link(parts: Parts, found: EngineRates, *, fetches: bool, pageable: bool) -> LinkDirection:
-    """Return the way between host and card.
+def _link(parts: Parts, slot: Slot, found: EngineRates, *, fetches: bool, pageable: bool) -> LinkDirection:
+    """Return the way between host and the card in a slot.
 
     fetches: the engine fetches in every step, and is as uncertain as such engines are. pageable: it has no page-locked memory.
     """
-    gpu = parts.gpu
-    assert gpu is not None  # noqa: S101
-    lanes = link_of(parts)
+    gpu, lanes = slot.gpu, link_of(parts, slot)
     rate = gpu.bandwidth_bytes_per_s / 2 if lanes is None else pcie_bytes_per_s(lanes)
     where = "shared memory, read and written" if lanes is None else f"PCIe {lanes} after line coding"
     share = found["upload_share"]
@@ -262,16 +324,15 @@ def _disk(parts: Parts) -> DiskConstants | None:
 
 
 def _engine_constants(
-    parts: Parts, engine: Engine, backend: str, found: EngineRates, built: str | None
+    gpu: GpuPart | None, engine: Engine, backend: str, found: EngineRates, built: str | None
 ) -> EngineConstants:
-    gpu = parts.gpu
     constants = EngineConstants(
         name=engine.name, backend=backend, version=engine.checked,
         layer_s=found["cpu_layer_s"], pass_layer_s=found["pass_layer_s"], kv_efficiency=found["kv_efficiency"],
         dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
-        matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout,
+        matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout, one_writer=engine.one_writer,
     )  # fmt: skip
     if gpu is None:
         return _on_cores(constants)

@@ -39,7 +39,7 @@ class Detected:
 def detect(proc: Path = Path("/proc")) -> Detected:
     """Return the parts of this computer; raises InputError where neither card nor processor is known."""
     unseen: list[str] = []
-    gpu, num_gpus, pcie = _gpu(unseen)
+    gpu, _, pcie = _gpu(unseen)
     cpu, sockets, cores = (None, 1, 1) if gpu is not None and gpu.backend == "metal" else _cpu(proc, unseen)
     if gpu is not None and gpu.unified_memory:
         gpu, memory = _shared_memory(gpu, proc), None
@@ -50,7 +50,7 @@ def detect(proc: Path = Path("/proc")) -> Detected:
             "--detect", "this computer", f"no part of it is in the catalogue ({'; '.join(unseen)})", "name its parts"
         )
     parts = Parts(
-        gpu=gpu, num_gpus=min(num_gpus, 1), cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=None,
+        gpu=gpu, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=None,
         threads=cores if cpu is not None and cores != cpu.cores * sockets else None,
     )  # fmt: skip
     unseen.append("the disk's rate: add disk:7GB/s")
@@ -119,7 +119,7 @@ def _first(cards: list[tuple[str, int | None]], unseen: list[str]) -> GpuPart | 
     """Return the first of the cards that are given by name and bytes, with its memory as the driver sees it."""
     gpu = _named(cards[0][0], unseen)
     if len(cards) > 1:
-        unseen.append(f"{len(cards) - 1} more cards: one is taken")
+        unseen.append(f"{len(cards) - 1} more cards: one is taken; name all of them, e.g. 2 x rtx-3090")
     if gpu is None or cards[0][1] is None or gpu.unified_memory:
         return gpu
     # One name may stand for several sizes, at other speeds: the name with the size comes first.

@@ -57,6 +57,12 @@ class Engine:
     """Passes of at least so many tokens copy experts that lie in host memory to the device."""
     upload_tokens_per_share: int | None = None
     """As above, times the number of experts over those chosen: the engine weighs tokens of an expert."""
+    one_writer: bool = False
+    """Uploads to several cards pass buffers that one process fills."""
+    split: str = "layer"
+    """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
+    overlapped_share: float = 0.0
+    """Of what micro-batches on different cards could gain by overlapping, the share that it gains."""
     memory_layout: str = "plain"
     """Where it puts what it holds: `plain`, or one of the names in `memory.LAYOUTS`."""
     offload: tuple[str, ...] = ()

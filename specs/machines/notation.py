@@ -1,13 +1,16 @@
 """A machine as it is written, in one line: read into its parts, checked, and written again.
 
     rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB [+ pcie-4.0x16] [+ disk:7GB/s]
+    2 x rtx-3090 + rtx-3060 + pcie-3.0x4 + ryzen-9-5950x [+ nvlink:56GB/s] [+ switch-4.0x16]
     2 x epyc-9355 + ddr5-6400x24:768GiB
 
-Modelled: which parts do not go together. Ignored: what is not written (`compose` assumes it), boards and their slots.
+Modelled: which parts do not go together; several cards, each in the slot that stands behind it, bridged, or behind one port. Ignored:
+what is not written (`compose` assumes it), boards and how many lanes they give each slot.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from typing import TypeVar
@@ -15,9 +18,22 @@ from typing import TypeVar
 from ...base.errors import InputError
 from ...base.units import GIB, GIGA
 from .catalogue import is_sized_gpu, known_cpu, known_gpu, sharing_cpus, unknown_gpu, unknown_part
-from .parts import CpuPart, GpuPart, MemoryPart, Parts, counted, custom_gpu, parse_memory, parse_rate, pcie_bytes_per_s
+from .parts import (
+    CpuPart,
+    GpuPart,
+    MemoryPart,
+    Parts,
+    Slot,
+    counted,
+    custom_gpu,
+    parse_memory,
+    parse_rate,
+    pcie_bytes_per_s,
+)  # fmt: skip
 
 T = TypeVar("T")
+MOST_CARDS = 16
+"""What engines number in one box (GGML_CUDA_MAX_DEVICES of llama.cpp)."""
 
 
 def is_parts(text: str) -> bool:
@@ -32,12 +48,14 @@ def parse_parts(text: str) -> Parts:
 
     Raises UnknownName (with the nearest name) or InputError for a part that is unknown, twice there or impossible beside another.
     """
-    gpu: GpuPart | None = None
     cpu: CpuPart | None = None
     memory: MemoryPart | None = None
-    pcie: str | None = None
     disk: float | None = None
-    num_gpus, sockets = 0, 1
+    bridge: float | None = None
+    shared: str | None = None
+    cards: list[tuple[GpuPart, int]] = []
+    links: list[tuple[int, str]] = []  # cards named before each slot
+    sockets = 1
     for piece in _pieces(text):
         if not piece:
             raise InputError(
@@ -49,20 +67,55 @@ def parse_parts(text: str) -> Parts:
             memory = _once(memory, found, "memory", text)
         elif lowered.startswith("pcie"):
             pcie_bytes_per_s(name)
-            pcie = _once(pcie, lowered.removeprefix("pcie").strip(" -:"), "pcie", text)
+            links.append((len(cards), lowered.removeprefix("pcie").strip(" -:")))
+        elif lowered.startswith("switch"):
+            link = lowered.removeprefix("switch").strip(" -:")
+            pcie_bytes_per_s(link)
+            shared = _once(shared, link, "switch", text)
+        elif lowered.startswith("nvlink:"):
+            bridge = _once(bridge, parse_rate(name[7:], "nvlink"), "nvlink", text)
         elif lowered.startswith("disk:"):
             disk = _once(disk, parse_rate(name[5:], "disk"), "disk", text)
         elif (card := custom_gpu(name)) is not None:
-            gpu, num_gpus = _once(gpu, card, "gpu", text), count
+            cards.append((card, count))
         else:
-            part = _part(name, gpu)
+            part = _part(name, cards[-1][0] if cards else None)
             if isinstance(part, CpuPart):
                 cpu, sockets = _once(cpu, part, "cpu", text), count
             else:
-                gpu, num_gpus = _once(gpu, part, "gpu", text), count
-    parts = Parts(gpu=gpu, num_gpus=num_gpus, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=disk)
+                cards.append((part, count))
+    slots = _slots(cards, links, text)
+    parts = Parts(
+        gpu=slots[0].gpu if slots else None, cpu=cpu, sockets=sockets, memory=memory, pcie=slots[0].pcie if slots else _alone(links, text),
+        disk_bytes_per_s=disk, more=slots[1:], bridge_bytes_per_s=bridge, shared_pcie=shared,
+    )  # fmt: skip
     check_parts(parts)
     return parts
+
+
+def _slots(cards: list[tuple[GpuPart, int]], links: list[tuple[int, str]], text: str) -> tuple[Slot, ...]:
+    """Return every card with its slot; raises InputError for a slot that is no card's, or twice there."""
+    if sum(count for _, count in cards) > MOST_CARDS or any(count < 1 for _, count in cards):
+        total = sum(count for _, count in cards)
+        raise InputError("hardware", f"{total} cards", f"1 to {MOST_CARDS} cards stand in one box", "correct the count")
+    of_kind: dict[int, str] = {}
+    for before, link in links:
+        kind = 0 if len(cards) == 1 else before - 1  # of one kind of card, wherever the slot is written
+        if kind < 0:
+            raise InputError("pcie", link, "no card stands before it", "write each slot behind its card")
+        _once(of_kind.get(kind), link, "pcie", text)
+        of_kind[kind] = link
+    return tuple(
+        Slot(gpu=card, pcie=of_kind.get(kind)) for kind, (card, count) in enumerate(cards) for _ in range(count)
+    )
+
+
+def _alone(links: list[tuple[int, str]], text: str) -> str | None:
+    """Return the slot of a machine without a card."""
+    found: str | None = None
+    for _, link in links:
+        found = _once(found, link, "pcie", text)
+    return found
 
 
 def _pieces(text: str) -> list[str]:
@@ -99,9 +152,7 @@ def check_parts(parts: Parts) -> None:
     gpu, cpu, memory = parts.gpu, parts.cpu, parts.memory
     if gpu is None and cpu is None:
         raise InputError("hardware", "parts", "neither a GPU nor a processor", "name at least one of them")
-    if parts.num_gpus > 1:
-        raise InputError("hardware", f"{parts.num_gpus} x {gpu.name if gpu else ''}", "several cards in one box are not modelled yet",
-                         "name one card")  # fmt: skip
+    _check_cards(parts)
     if cpu is not None and parts.sockets > cpu.sockets:
         raise InputError(
             "cpu",
@@ -123,45 +174,80 @@ def check_parts(parts: Parts) -> None:
             raise InputError(
                 "memory", f"x{memory.channels}", f"{cpu.name} has {most} channels", f"write at most x{most}"
             )
-    if gpu is not None and parts.pcie is not None:
-        if gpu.pcie is None:
-            raise InputError("pcie", parts.pcie, f"{gpu.name} shares the host's memory", "leave it out")
-        if parts.pcie[0] > gpu.pcie[0]:
+    for slot in parts.slots:
+        _check_slot(slot, cpu)
+
+
+def _check_slot(slot: Slot, cpu: CpuPart | None) -> None:
+    """Return nothing; raises InputError for a slot that is faster or wider than its card, or faster than the processor."""
+    gpu, pcie = slot.gpu, slot.pcie
+    if pcie is None:
+        return
+    if gpu.pcie is None:
+        raise InputError("pcie", pcie, f"{gpu.name} shares the host's memory", "leave it out")
+    if pcie[0] > gpu.pcie[0]:
+        raise InputError("pcie", pcie, f"{gpu.name} is a card of PCIe {gpu.pcie}", "name the slower of slot and card")
+    if _lanes(pcie) > _lanes(gpu.pcie):
+        raise InputError("pcie", pcie, f"{gpu.name} has {_lanes(gpu.pcie)} lanes", f"write at most x{_lanes(gpu.pcie)}")
+    if cpu is not None and cpu.pcie is not None and pcie[0] > cpu.pcie[0]:
+        raise InputError(
+            "pcie", pcie, f"{cpu.name} has lanes of PCIe {cpu.pcie}", "name the slower of slot and processor"
+        )
+
+
+def _check_cards(parts: Parts) -> None:
+    """Return nothing; raises InputError for cards that no engine uses together, and for links between cards where there is one."""
+    slots = parts.slots
+    if len(slots) < 2:
+        link = "nvlink" if parts.bridge_bytes_per_s is not None else "switch" if parts.shared_pcie is not None else None
+        if link is not None:
+            raise InputError("hardware", link, "it joins several cards, and one or none is named", "leave it out")
+        return
+    for slot in slots:
+        if slot.gpu.unified_memory:
             raise InputError(
-                "pcie", parts.pcie, f"{gpu.name} is a card of PCIe {gpu.pcie}", "name the slower of slot and card"
+                "hardware", slot.gpu.name, "a chip with memory of its own is the only card in its box", "name it alone"
             )
-        if _lanes(parts.pcie) > _lanes(gpu.pcie):
-            raise InputError(
-                "pcie", parts.pcie, f"{gpu.name} has {_lanes(gpu.pcie)} lanes", f"write at most x{_lanes(gpu.pcie)}"
-            )
-        if cpu is not None and cpu.pcie is not None and parts.pcie[0] > cpu.pcie[0]:
-            raise InputError(
-                "pcie", parts.pcie, f"{cpu.name} has lanes of PCIe {cpu.pcie}", "name the slower of slot and processor"
-            )
+    kinds = sorted({slot.gpu.backend for slot in slots})
+    if len(kinds) > 1:
+        raise InputError("hardware", " and ".join(kinds), "cards of two makers under one engine are not modelled",
+                         "name cards of one maker")  # fmt: skip
 
 
 def describe_parts(parts: Parts) -> str:
     """Return the parts as they are written on the command line."""
     pieces = []
-    if parts.gpu is not None:
-        pieces.append(parts.gpu.name)
+    slots = parts.slots
+    for slot, same in itertools.groupby(slots):
+        count = len(list(same))
+        pieces.append(slot.gpu.name if count == 1 else f"{count} x {slot.gpu.name}")
+        if slot.pcie is not None and len(slots) > 1:
+            pieces.append(f"pcie-{slot.pcie}")
     if parts.cpu is not None:
         pieces.append(f"{parts.sockets} x {parts.cpu.name}" if parts.sockets > 1 else parts.cpu.name)
     if parts.memory is not None:
         size = f":{parts.memory.capacity_bytes // GIB}GiB" if parts.memory.capacity_bytes else ""
         pieces.append(f"{parts.memory.kind}-{parts.memory.mt_per_s}x{parts.memory.channels}{size}")
-    if parts.pcie is not None:
+    if parts.pcie is not None and len(slots) <= 1:
         pieces.append(f"pcie-{parts.pcie}")
+    if parts.shared_pcie is not None:
+        pieces.append(f"switch-{parts.shared_pcie}")
+    if parts.bridge_bytes_per_s is not None:
+        pieces.append(f"nvlink:{parts.bridge_bytes_per_s / GIGA:g}GB/s")
     if parts.disk_bytes_per_s is not None:
         pieces.append(f"disk:{parts.disk_bytes_per_s / GIGA:g}GB/s")
     return " + ".join(pieces)
 
 
-def link_of(parts: Parts) -> str | None:
-    """Return the link between card and host as "4.0x16": the stated slot, else the slower of card and processor; None for shared memory."""
-    gpu, cpu = parts.gpu, parts.cpu
-    if gpu is None or parts.pcie is not None or gpu.pcie is None:
-        return parts.pcie
+def link_of(parts: Parts, slot: Slot | None = None) -> str | None:
+    """Return the link between a card (the first for None) and the host as "4.0x16": the stated slot, else the slower of card and
+    processor; None for shared memory.
+    """
+    gpu, cpu, pcie = parts.gpu, parts.cpu, parts.pcie
+    if slot is not None:
+        gpu, pcie = slot.gpu, slot.pcie
+    if gpu is None or pcie is not None or gpu.pcie is None:
+        return pcie
     if cpu is None or cpu.pcie is None or cpu.pcie >= gpu.pcie[:3]:
         return gpu.pcie
     return f"{cpu.pcie}x{_lanes(gpu.pcie)}"

@@ -62,6 +62,8 @@ class GpuPart:
     """Sizes it is sold with, where one name stands for several; `memory_bytes` is the largest."""
     host: str | None = None
     """The processor on the same chip."""
+    link_bytes_per_s: float | None = None
+    """Of a module, in one direction to the other modules of its board (NVLink, Infinity Fabric); None for cards that meet over PCIe."""
 
     @property
     def flops_per_unit_cycle(self) -> float | None:
@@ -126,11 +128,20 @@ class MemoryPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One card of several, and the slot that it stands in."""
+
+    gpu: GpuPart
+    pcie: str | None = None
+    """Of the slot, where stated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What stands in one box."""
 
     gpu: GpuPart | None
-    num_gpus: int
+    """The card, the first of several."""
     cpu: CpuPart | None
     sockets: int
     memory: MemoryPart | None
@@ -139,6 +150,17 @@ class Parts:
     disk_bytes_per_s: float | None
     threads: int | None = None
     """Cores that the engine is told to use; None: all."""
+    more: tuple[Slot, ...] = ()
+    """Further cards, in the order in which engines number them."""
+    bridge_bytes_per_s: float | None = None
+    """Between cards over a bridge of their own (NVLink), in one direction; None: they meet over PCIe."""
+    shared_pcie: str | None = None
+    """The one port that all cards stand behind (a switch), where stated."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every card with its slot."""
+        return () if self.gpu is None else (Slot(gpu=self.gpu, pcie=self.pcie), *self.more)
 
     @property
     def unified_memory(self) -> bool:

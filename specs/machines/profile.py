@@ -2,9 +2,9 @@
 
 Modelled: one accelerator (memory, peak operations, launch cost, what share of its peaks kernels reach), its link to the
 host in both directions, the host (memory, overheads of an engine written in Python, optionally its cores as a place to
-compute), optionally a disk and a node of several accelerators, and how much activities that run together slow each other
-down. Ignored: clocks and throttling (a measured profile holds what they were), NUMA, PCIe switches shared by several
-devices. Everything is a plain dataclass; `profile_file` reads and validates files.
+compute), optionally several cards in the box and what joins them, a disk, a node of several accelerators, and how much
+activities that run together slow each other down. Ignored: clocks and throttling (a measured profile holds what they were),
+NUMA. Everything is a plain dataclass; `profile_file` reads and validates files.
 """
 
 from __future__ import annotations
@@ -137,6 +137,35 @@ class NodeConstants:
     nic_latency_s: Constant | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardConstants:
+    """One of several cards in a box: all that is its own."""
+
+    name: str
+    device: DeviceConstants
+    host_to_device: LinkDirection
+    device_to_host: LinkDirection
+    engine: EngineConstants | None = None
+    """The engine's constants on this card: its clock and its generation count."""
+    kernels: GpuKernels | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardLinks:
+    """What several cards in a box say to each other, and over what."""
+
+    kind: str
+    """pcie, or bridge where cards have links of their own."""
+    card_bytes_per_s: Constant | None
+    """Between two cards, in one direction; None where nothing says."""
+    hop_s: Constant
+    """What handing a pass over from one card to the next costs, besides its bytes."""
+    reduce_step_s: Constant
+    """One step of a reduction over n cards, which takes 2 (n-1) of them."""
+    shared_bytes_per_s: Constant | None = None
+    """The one port to the host that all cards stand behind; None: each has its own."""
+
+
 USUAL_KERNELS = 22
 """Kernels of a layer with grouped attention and experts, as engines launch them one after another."""
 
@@ -177,6 +206,8 @@ class EngineConstants:
     """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
     memory_layout: str = "plain"
     """Where the engine puts what it holds, by a name that the memory breakdown knows."""
+    one_writer: bool = False
+    """Experts that are uploaded to several cards at once pass one process's buffers, which no further card makes faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +241,10 @@ class Profile:
     """The serving engine that the constants are of, for a machine made of parts."""
     kernels: GpuKernels | None = None
     """What the kernels of an engine take on this device, where they were measured; predictions then go by them."""
+    cards: tuple[CardConstants, ...] = ()
+    """Every card of a box of several, the first one `device` again, in the order in which engines number them; empty for one card."""
+    links: CardLinks | None = None
+    """Between those cards."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Tables of a calibration, by the cost they replace."""
     samples: str | None = None
@@ -220,8 +255,29 @@ class Profile:
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory."""
-        return int(self.device.memory_bytes.value)
+        """Device memory, of all cards together."""
+        return sum(self.card_bytes)
+
+    @property
+    def card_bytes(self) -> tuple[int, ...]:
+        """Device memory of each card."""
+        devices = [card.device for card in self.cards] or [self.device]
+        return tuple(int(device.memory_bytes.value) for device in devices)
+
+    @property
+    def num_cards(self) -> int:
+        """Cards in the box; the cores of a machine without any count as one device."""
+        return max(1, len(self.cards))
+
+    def of_card(self, card: int) -> Profile:
+        """Return the machine with one of its cards alone."""
+        if not self.cards:
+            return self
+        mine = self.cards[card]
+        return dataclasses.replace(
+            self, device=mine.device, host_to_device=mine.host_to_device, device_to_host=mine.device_to_host, engine=mine.engine,
+            kernels=mine.kernels, cards=(), links=None,
+        )  # fmt: skip
 
     def with_rates_uncertain_by(self, spread: float) -> Profile:
         """Return the profile with every rate at which weights are read less certain by `spread`: bytes that nobody knows exactly."""
@@ -249,9 +305,17 @@ class Profile:
         yield from _constants("", self)
 
 
+def profile_values(profile: Profile) -> dict[str, Any]:
+    """Return a profile as plain values; one card is written as it always was."""
+    data = dataclasses.asdict(profile)
+    if not profile.cards:
+        del data["cards"], data["links"]
+    return data
+
+
 def profile_to_json(profile: Profile) -> str:
     """Return `profile` as JSON text; the same profile always gives the same bytes."""
-    data = dataclasses.asdict(profile)
+    data = profile_values(profile)
     if profile.kernels is None:
         del data["kernels"]  # most machines have none
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -288,6 +352,9 @@ def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
     elif isinstance(part, Mapping):
         for key, value in part.items():
             yield from _constants(f"{prefix}.{key}", value)
+    elif isinstance(part, tuple):
+        for key, value in enumerate(part):
+            yield from _constants(f"{prefix}.{key}", value)
 
 
 def _check_profile(profile: Profile) -> None:
@@ -308,6 +375,9 @@ def _check_profile(profile: Profile) -> None:
     if profile.node is not None and not 1 <= profile.node.num_gpus <= _MAX_GPUS:
         rule = "below one" if profile.node.num_gpus < 1 else f"more than {_MAX_GPUS}"
         raise InputError("node.num_gpus", profile.node.num_gpus, rule, "give the devices of a server")
+    if profile.cards and (len(profile.cards) < 2 or profile.links is None or profile.cards[0].device != profile.device):
+        raise InputError("cards", len(profile.cards), "one card, no links between cards, or a first card that is not the device",
+                         "list every card of a box of several, the device first, and what joins them")  # fmt: skip
     for name, constant in profile.constants():
         _check_constant(name, constant)
     for name, curve in profile.curves.items():

@@ -305,7 +305,7 @@ class ModelSpec:
         encoder_tokens: input tokens of an encoder–decoder, whose keys and values every decoder layer keeps. window_room: tokens
         that a window's cache has room for beside the window. States stay at 16 bits or more, whatever keys and values are kept in.
         """
-        values = sum(self._kept_values(layer, context_tokens, window_room) for layer in range(self.num_layers))
+        values = sum(self.kept_values(layer, context_tokens, window_room) for layer in range(self.num_layers))
         if self.cross_attention:
             values += encoder_tokens * self.num_layers * self.attention.kv_values_per_token
         return math.ceil(values * bytes_per_value) + math.ceil(self.state_values * max(bytes_per_value, 2))
@@ -337,7 +337,7 @@ class ModelSpec:
             recurrent_layers=tuple(layer for layer in self.recurrent_layers if layer < num_layers),
         )  # fmt: skip
 
-    def _kept_values(self, layer: int, context_tokens: int, window_room: int = 0) -> int:
+    def kept_values(self, layer: int, context_tokens: int, window_room: int = 0) -> int:
         """Return the values that layer `layer` keeps of one request's context, states not counted."""
         attention, variant = self.attention_of(layer), self.variant(layer)
         if attention is None or not variant.keeps_cache:

@@ -153,9 +153,12 @@ def test_no_two_parts_share_a_name() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("rtx-4091", "rtx-4090"), ("rtx-4090 + ryzen-9-7950z", "ryzen-9-7950x"), ("rtx-4090 + rtx-3090", "named twice"),
+        ("rtx-4091", "rtx-4090"), ("rtx-4090 + ryzen-9-7950z", "ryzen-9-7950x"), ("rtx-4090 + i9-13900k + i9-12900k", "named twice"),
         ("rtx-4090 + ryzen-9-7950x + ddr4-3200x2:64GiB", "takes ddr5"), ("rtx-4090 + ryzen-9-7950x + ddr5-6000x4:64GiB", "2 channels"),
-        ("rtx-2080 + pcie-5.0x16", "PCIe 3"), ("gb10 + pcie-4.0x16", "shares"), ("rtx-4090 + ", "empty"), ("2 x rtx-3090", "several cards"),
+        ("rtx-2080 + pcie-5.0x16", "PCIe 3"), ("gb10 + pcie-4.0x16", "shares"), ("rtx-4090 + ", "empty"), ("17 x rtx-3090", "1 to 16"),
+        ("2 x rtx-3090 + rx-7900-xtx", "two makers"),
+        ("2 x gb10", "only card"), ("rtx-3090 + nvlink:56GB/s", "joins several"), ("pcie-3.0x4 + rtx-3090 + rtx-3060", "behind its card"),
+        ("rtx-3090 + pcie-4.0x8 + pcie-4.0x4 + rtx-3060", "named twice"), ("rtx-3060 + rtx-3090 + pcie-5.0x16", "PCIe 4.0"),
         ("rtx-4090 + ddr4-9000x2", "1600 to 5400"), ("3 x epyc-9654", "at most 2"), ("rtx-4060 + pcie-4.0x16", "8 lanes"),
         ("RTX 4090 32GB", "not sold with 32 GB"),
         ("rtx-5090 + epyc-7302 + pcie-5.0x16", "PCIe 4.0"), ("ddr5-6000x2:64GiB", "neither"),

@@ -13,7 +13,7 @@ from ....base.errors import InputError
 from ....calibrate.imports.bench_line import BenchLine
 from ....specs.machines.catalogue import find_cpu, find_gpu
 from ....specs.machines.load import load_machine
-from ....specs.machines.notation import is_parts, parse_parts
+from ....specs.machines.notation import describe_parts, is_parts, parse_parts
 from ....specs.machines.parts import Parts
 from ....specs.machines.profile import Profile
 from ..setup import UNLIMITED_BYTES
@@ -70,6 +70,13 @@ def check_machine(lines: Sequence[BenchLine], profile: Profile, parts: Parts | N
             parts = None
     if parts is None:
         return
+    if parts.more:
+        raise InputError(
+            "--hardware",
+            describe_parts(parts),
+            "lines of several cards are not predicted",
+            "name the card that was used",
+        )
     for line in lines:
         for name in line.gpus:
             card = _found(find_gpu, name)
