@@ -12,11 +12,12 @@ from moeplan.specs.card_split import by_counts
 from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.lengths import RequestLengths
 from moeplan.traces.synthesis.prior import prior_recording
 
 MODEL = load_model("gpt-oss-20b")
 BOX = compose_text("rtx-3090 + rtx-3060 + pcie-3.0x4 + ryzen-9-5950x + ddr4-3200x2:64GiB")
-TRACE = prior_recording(MODEL, prompt_tokens=24, reply_tokens=3, requests=1)
+TRACE = prior_recording(MODEL, RequestLengths.alike(prompt_tokens=24, reply_tokens=3, requests=1))
 SCHEDULES = {
     "resident": load_preset("resident"),
     "n-cpu-moe": load_preset("n-cpu-moe=9"),
