@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moeplan.base.errors import MoeplanError
+from moeplan.papers.field.machine import NotExpressible
 from moeplan.papers.field.predict import speed
 from moeplan.papers.field.rows import Report, read_reports
-from moeplan.papers.field.setup import NotExpressible, Setup, remade, set_up
+from moeplan.papers.field.setup import Setup, remade, set_up
 from moeplan.specs.catalog import ENGINES_FOLDER
 from moeplan.specs.machines.catalogue import find_gpu
 from moeplan.specs.machines.engines import fitted_table

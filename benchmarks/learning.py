@@ -24,9 +24,10 @@ import numpy.typing as npt
 from moeplan.base.errors import MoeplanError
 from moeplan.calibrate.fitting.adjust import movable, moved, with_constants
 from moeplan.calibrate.fitting.update import Measured, beliefs, linear, updated
+from moeplan.papers.field.machine import NotExpressible
 from moeplan.papers.field.predict import predict_setup, speed
 from moeplan.papers.field.rows import Report, read_reports
-from moeplan.papers.field.setup import NotExpressible, Setup, set_up
+from moeplan.papers.field.setup import Setup, set_up
 from moeplan.specs.machines.engines import fitted_table
 from moeplan.specs.machines.profile import Profile
 

@@ -14,8 +14,9 @@ from ...sim.offload.metrics import Metrics
 from ...sim.offload.simulate import Simulation
 from ...specs.card_split import TENSOR
 from ...specs.models import FLOPS_PER_WEIGHT, weight_format
+from .machine import UNLIMITED_BYTES, NotExpressible
 from .rows import Report
-from .setup import UNLIMITED_BYTES, NotExpressible, Setup, set_up
+from .setup import Setup, set_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,10 @@ from ....specs.machines.parts import Parts
 from ....specs.machines.profile import Profile
 from ....specs.memory import kv_bytes_per_value
 from ....specs.models import ModelSpec, weight_format
+from ..machine import NotExpressible
 from ..predict import predict_setup, speed
 from ..rows import Report
-from ..setup import NotExpressible, Setup, set_up_on
+from ..setup import Setup, set_up_on
 from .machine import backend_of, check_machine, engine_of, with_room
 from .model import formats_of_line, model_of_line
 from .placement import placement_of

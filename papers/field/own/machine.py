@@ -16,7 +16,7 @@ from ....specs.machines.load import load_machine
 from ....specs.machines.notation import describe_parts, is_parts, parse_parts
 from ....specs.machines.parts import Parts
 from ....specs.machines.profile import Profile
-from ..setup import UNLIMITED_BYTES
+from ..machine import UNLIMITED_BYTES
 
 _TOOL_ENGINES = {"llama-bench": ("llama.cpp", "ik_llama.cpp"), "vllm-bench": ("vllm",)}
 """Engines that a tool can be of; the first is taken where nothing says which."""

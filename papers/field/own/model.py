@@ -19,8 +19,9 @@ from ....specs.models import ModelSpec, WeightFormat, weight_format
 from ....specs.models.config.gguf.keys import FAMILIES
 from ....specs.models.load import list_models, load_model
 from ....specs.models.mixes.names import mix_names
+from ..machine import NotExpressible
 from ..rows import Report
-from ..setup import NotExpressible, formats_of, stored_by_name
+from ..setup import formats_of, stored_by_name
 
 # Architectures of GGUF files that stand for several families.
 _MORE_FAMILIES = {"deepseek2": ("deepseek_v2", "deepseek_v32", "kimi_k2", "glm4_moe_lite"), "glm4moe": ("glm4_moe",)}

@@ -13,7 +13,7 @@ from typing import Any
 from ....calibrate.imports.bench_line import BenchLine
 from ....specs.machines.profile import Profile
 from ....specs.models import ModelSpec
-from ..setup import NotExpressible
+from ..machine import NotExpressible
 
 _MATRICES = ("gate", "up", "down")
 _MOST_PATTERN, _MOST_REPEATS = 200, 6
