@@ -16,11 +16,12 @@ from typing import Any
 from ..base.errors import InputError
 from ..base.units import GIB
 from ..calibrate.imports.bench_line import BenchLine
+from ..papers.field.machine import NotExpressible
 from ..papers.field.own.machine import with_room
 from ..papers.field.own.model import formats_of_line
 from ..papers.field.predict import Predicted, predict_setup
 from ..papers.field.rows import Report
-from ..papers.field.setup import NotExpressible, Setup, set_up_on
+from ..papers.field.setup import Setup, set_up_on
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.compose import compose, host_bytes_per_s
 from ..specs.machines.engines import load_engine

@@ -144,7 +144,7 @@ def _layers_fell(case: Case) -> _Tried:
             )
     parts = case.parts
     if parts is not None and parts.gpu is not None and parts.cpu is not None and not parts.unified_memory:
-        alone = dataclasses.replace(parts, gpu=None, num_gpus=0, pcie=None)
+        alone = dataclasses.replace(parts, gpu=None, more=(), pcie=None)
         cores = dataclasses.replace(case, parts=alone, backend="cpu", placement={"kind": "cpu"}, _kept={})
         yield (
             "the card takes no part (a build without its back end)",

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from ..base.errors import InputError, MoeplanError
 from ..calibrate.imports.bench_line import BenchLine
+from ..papers.field.machine import NotExpressible
 from ..papers.field.own.machine import backend_of, check_machine, engine_of
 from ..papers.field.own.model import model_of_line
 from ..papers.field.own.placement import placement_of
-from ..papers.field.setup import NotExpressible
 from ..specs.machines.engines import choose_backend, load_engine
 from ..specs.machines.load import load_machine
 from ..specs.machines.notation import is_parts, parse_parts

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..base.errors import DoesNotFit, InputError
 from ..calibrate.imports.bench_line import BenchLine
+from ..papers.field.machine import NotExpressible
 from ..papers.field.own.placement import placement_of
-from ..papers.field.setup import NotExpressible
 from ..planner.served import llamacpp as served
 from ..specs.machines.engines import choose_backend, load_engine
 from ..specs.machines.load import load_machine
@@ -91,7 +91,7 @@ def _machine(engine: str, told: str | None, threads: int | None, asked: Asked) -
                 "the command uses no card, and no processor is named",
                 "name the processor",
             )
-        parts = dataclasses.replace(parts, gpu=None, num_gpus=0, pcie=None)
+        parts = dataclasses.replace(parts, gpu=None, more=(), pcie=None)
     backend = choose_backend(load_engine(engine), told, "cpu" if parts.gpu is None else parts.gpu.backend)
     return parts, machine_of(parts, engine, backend, asked.built), backend
 

@@ -23,7 +23,7 @@ from ...specs.card_split import ROW, TENSOR, CardSplit
 from ...specs.machines.profile import CardLinks, Profile
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.models.divided import divided
-from .cost_model import CostModel, Estimate, Times, _term
+from .cost_model import CostModel, Estimate, Times, rate_term
 from .gpu.layer import layer_matrices
 
 _STATE_BYTES = {"ggml": 4}
@@ -86,7 +86,7 @@ class LayerCosts(CostModel):
 
     def _hop(self, tokens: int) -> Estimate:
         """Return what handing a pass over to another card takes."""
-        fixed = _term(self.links.hop_s.value, "link", self.links.hop_s)
+        fixed = rate_term(self.links.hop_s.value, "link", self.links.hop_s)
         return fixed + _moved(self.links, float(tokens * self.model.hidden_size * _state_bytes(self.profile)))
 
     # What is the host's, or asked of no card in particular, is the first card's.
@@ -221,7 +221,7 @@ class TensorCosts(CostModel):
     def _reduction(self, num_bytes: float) -> Estimate:
         """Return the time of a reduction of `num_bytes` over all cards."""
         steps = 2 * (self.num_cards - 1)
-        fixed = _term(steps * self.links.reduce_step_s.value, "link", self.links.reduce_step_s)
+        fixed = rate_term(steps * self.links.reduce_step_s.value, "link", self.links.reduce_step_s)
         return fixed + _moved(self.links, num_bytes * steps / self.num_cards)
 
 
@@ -230,7 +230,7 @@ def _moved(links: CardLinks, num_bytes: float) -> Estimate:
     rate = links.card_bytes_per_s
     if rate is None:
         raise InputError("cards", "split", "no figure of a link between them", "name one, e.g. nvlink:56GB/s")
-    return _term(num_bytes / rate.value, "link", rate)
+    return rate_term(num_bytes / rate.value, "link", rate)
 
 
 def _state_bytes(profile: Profile) -> int:

@@ -85,8 +85,8 @@ def require_transformers() -> Any:
         raise InputError(
             "transformers", transformers.__version__, "too old for fused experts", "install version 5 or later"
         )
-    transformers.logging.set_verbosity_error()  # its remarks about a checkpoint without experts would mislead
-    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its remarks about a checkpoint without experts would mislead
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if NAME not in moe.ALL_EXPERTS_FUNCTIONS:
         moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _experts)
     return transformers
@@ -176,7 +176,7 @@ def _is_experts(module: nn.Module) -> bool:
 
 
 def _moe_layers(model: Any, spec: ModelSpec, folder: str | os.PathLike[str]) -> tuple[MoeLayer, ...]:
-    found = []
+    found: list[MoeLayer] = []
     for name, module in model.named_modules():
         if not _is_experts(module):
             continue

@@ -48,6 +48,11 @@ class Evidence(Protocol):
         """Tokens of one step over all ranks."""
         ...  # pragma: no cover
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the routing."""
+        ...  # pragma: no cover
+
     def loads(self, part: str, candidate: Candidate, schedule: ExpertParallelSchedule) -> list[StepLoad]:
         """Return the counts of every step of a part."""
         ...  # pragma: no cover

@@ -92,7 +92,9 @@ def _seconds(costs: CostModel, rows: np.ndarray, fmt: object) -> float:
     whole = costs.whole_experts_s(rows.astype(float), None, fmt)  # type: ignore[arg-type]
     if whole is not None:
         return float(whole)
-    each = sum(costs.grouped_item(int(count), fmt).seconds for count in rows if count)  # type: ignore[arg-type]
+    each = 0.0
+    for count in rows.tolist():
+        each += costs.grouped_item(int(count), fmt).seconds if count else 0.0  # type: ignore[arg-type]
     return costs.grouped_base().seconds + each
 
 
