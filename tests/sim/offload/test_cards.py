@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.card_split import by_counts
 from moeplan.specs.machines.compose import compose_text
@@ -32,7 +33,7 @@ def simulation(counts: tuple[int, ...]) -> Simulation:
     return Simulation(model=MODEL, profile=BOX, trace=TRACE, split=by_counts(counts), memory_bytes=2**40)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(st.integers(1, 23), st.sampled_from(sorted(SCHEDULES)))
 def test_both_simulators_agree_to_the_nanosecond(first: int, name: str) -> None:
     one = simulation((first, 24 - first))
