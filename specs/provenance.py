@@ -37,7 +37,11 @@ def made_of(model: ModelSpec, machine: Profile) -> dict[str, Any]:
 
 def model_of(document: Mapping[str, Any]) -> ModelSpec:
     """Return the model that a plan was made for; raises InputError where the plan holds none or it was changed."""
-    values = _part(document, "model", "spec")
+    return model_from_values(_part(document, "model", "spec"))
+
+
+def model_from_values(values: Mapping[str, Any]) -> ModelSpec:
+    """Return the model of plain values, as a plan holds them; raises InputError for what is none."""
     try:
         return _model_adapter().validate_json(json.dumps(values))
     except ValidationError as error:

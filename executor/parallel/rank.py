@@ -1,0 +1,359 @@
+"""One rank of an expert-parallel run: a process of its own.
+
+    python -m moeplan.executor.parallel.rank FOLDER RANK
+
+reads the jobs in FOLDER and writes rank-N.npz beside each: what ran when, bytes sent, and the states its tokens end in.
+
+Modelled: the program is the simulator's (`sim.parallel.program`): operations run in program order on this thread, exchanges on
+one thread of their own, or one for each tier where the schedule lets them overlap, in the order of the job; an operation waits for
+the exchanges that it needs. Before each step all ranks meet. A rank ends when the process that started it does. Ignored:
+where the process runs (`launch`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ...devices.runners.runner import gate
+from ...sim.parallel.program import (
+    FREE,
+    INTER,
+    INTRA,
+    OP_COMBINE,
+    OP_DENSE,
+    OP_DISPATCH,
+    OP_EXPERT,
+    OP_HEAD,
+    Program,
+    Shape,
+    build_program,
+)  # fmt: skip
+from ...sim.parallel.timeline import EP_FIELDS, LANE_COMPUTE, LANE_INTER
+from .exchange import Counted, Groups, Network, Peers, Rows, make_groups, make_peers
+from .job import BOTH, Job, job_folders, job_sha256, read_job
+from .routes import IntArray, parts_of_tokens, slots_of_group
+from .work import Dense, Experts, check_batches, hidden_states
+
+_CLOCK = time.perf_counter_ns  # CLOCK_MONOTONIC: the same for all processes of a machine
+_NAMES = {OP_DISPATCH: "dispatch", OP_COMBINE: "combine"}
+
+
+class Stopped(Exception):
+    """Another thread of this rank has failed."""
+
+
+class StepRun:
+    """One step of this rank, while it runs."""
+
+    def __init__(self, rank: Rank, number: int) -> None:
+        self._rank, self._job, self._program = rank, rank.job, rank.program
+        job = rank.job
+        step = job.steps[number]
+        mine = np.flatnonzero(step.source_rank == rank.rank)
+        batch, self._chunk = parts_of_tokens(len(mine), job.schedule)
+        self._slots, self._experts = step.slots[mine], torch.from_numpy(step.experts[mine])
+        self._of_batch = [np.flatnonzero(batch == micro) for micro in range(job.schedule.pipeline.micro_batches)]
+        states = hidden_states(job.model, len(step.source_rank), number, job.seed)[torch.from_numpy(mine)]
+        self._x = [states[torch.from_numpy(at)] for at in self._of_batch]
+        self._tokens = mine
+        exchanges = len(self._program.ex_kind)
+        self._ready = [threading.Event() for _ in range(exchanges)]
+        self._done = [threading.Event() for _ in range(exchanges)]
+        self._half = [threading.Event() for _ in range(exchanges)]
+        self._kept: dict[tuple[int, int, int], Rows] = {}
+        self._gated: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._after_ex: dict[int, list[int]] = {}
+        for ex, before in enumerate(self._program.ex_after_ex.tolist()):
+            if before >= 0:
+                self._after_ex.setdefault(before, []).append(ex)
+        self.rows: list[tuple[int, ...]] = []
+        self.payload = np.zeros((exchanges, job.topology.num_ranks), np.int64)
+        self.other = np.zeros_like(self.payload)
+        self._order = job.orders[number]
+
+    # --- the two kinds of threads -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do the step; raises what any of its threads raised."""
+        program = self._program
+        failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        tiers = (INTER, INTRA) if self._rank.two_channels else (None,)
+        threads = [
+            threading.Thread(
+                target=self._exchange_all, args=(tier, failures), name=f"moeplan exchanges {tier}", daemon=True
+            )
+            for tier in tiers
+        ]
+        for thread in threads:
+            thread.start()
+        followers: dict[int, list[int]] = {}
+        for ex, after in enumerate(program.ex_after_op.tolist()):
+            if after >= 0:
+                followers.setdefault(after, []).append(ex)
+        for op in range(len(program.op_kind)):
+            for ex in program.wait_list[program.wait_start[op] : program.wait_start[op + 1]].tolist():
+                self._wait(self._done[ex], failures)
+                if program.ex_kind[ex] == OP_COMBINE:
+                    self._take_in(ex)
+            self._compute(op)
+            for ex in followers.get(op, ()):
+                self._ready[ex].set()
+        for thread in threads:
+            thread.join()
+        if not failures.empty():
+            raise failures.get()
+
+    def _wait(self, event: threading.Event, failures: queue.SimpleQueue[BaseException]) -> None:
+        while not event.wait(0.05):
+            if not failures.empty():
+                raise failures.get()
+
+    def _exchange_all(self, tier: int | None, failures: queue.SimpleQueue[BaseException]) -> None:
+        """Do all stages of a tier, or of both, in order."""
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                for ex, stage, at in self._order.tolist():
+                    if tier is not None and at != tier:
+                        continue
+                    self._wait(self._half[ex] if stage else self._ready[ex], failures)
+                    self._stage(ex, stage, at)
+        except BaseException as error:  # noqa: BLE001 - the other thread raises it
+            failures.put(error)
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    def _compute(self, op: int) -> None:
+        program = self._program
+        kind, layer, micro, group = (
+            int(column[op]) for column in (program.op_kind, program.op_layer, program.op_micro, program.op_group)
+        )
+        began = _CLOCK()
+        if kind == OP_DENSE:
+            tokens = len(self._x[micro])
+            x, h, logits = self._rank.dense[micro, tokens].group(layer, self._x[micro])
+            self._x[micro] = x
+            experts = self._experts[torch.from_numpy(self._of_batch[micro]), layer]
+            self._gated[layer, micro] = (h, gate(logits, experts))
+        elif kind == OP_EXPERT:
+            rows = self._kept[layer, micro, group]
+            tokens = len(rows.slots)
+            first = self._rank.rank * self._job.topology.slots_per_rank
+            slots = np.where(rows.slots >= 0, rows.slots - first, -1)
+            self._sums[layer, micro, group] = self._rank.experts.run(layer, rows.payload, slots, rows.weights)
+            tokens = int((slots >= 0).sum())
+        elif kind == OP_HEAD:
+            tokens = len(self._x[micro])
+            self._rank.dense[micro, tokens].head(self._x[micro])
+        else:
+            raise AssertionError(f"operation {kind} is refused before a run")
+        self._row(LANE_COMPUTE, kind, layer, micro, group, began, 0, tokens)
+
+    def _take_in(self, ex: int) -> None:
+        """Add what a combine brought to the states of its tokens."""
+        key = self._key(ex)
+        _, micro, group = key
+        at, _ = self._members(micro, group)
+        self._x[micro].index_add_(0, torch.from_numpy(at), self._sums.pop(key))
+        del self._kept[key]
+
+    # --- exchanges ----------------------------------------------------------------------------------------------------
+
+    def _key(self, ex: int) -> tuple[int, int, int]:
+        program = self._program
+        return int(program.ex_layer[ex]), int(program.ex_micro[ex]), int(program.ex_group[ex])
+
+    def _members(self, micro: int, group: int) -> tuple[IntArray, IntArray]:
+        """Return which tokens of a batch are of a group (places in the batch, places among all of the rank's)."""
+        places = self._of_batch[micro]
+        if self._job.schedule.pipeline.split == "token":
+            inside = np.flatnonzero(self._chunk[places] == group)
+            return inside, places[inside]
+        return np.arange(len(places)), places
+
+    def _stage(self, ex: int, stage: int, tier: int) -> None:
+        kind, key = int(self._program.ex_kind[ex]), self._key(ex)
+        began = _CLOCK()
+        try:
+            counted = self._forth(key, stage, tier) if kind == OP_DISPATCH else self._back(key, tier)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise RuntimeError(f"{_NAMES[kind]} of layer {key[0]}, batch {key[1]}, group {key[2]}: {first}") from None
+        self.payload[ex] += counted.payload
+        self.other[ex] += counted.other
+        self._ports(kind, key, began, counted)
+        if stage == 0 and tier != BOTH:
+            self._half[ex].set()
+            return
+        self._done[ex].set()
+        for follower in self._after_ex.get(ex, ()):
+            self._ready[follower].set()
+
+    def _forth(self, key: tuple[int, int, int], stage: int, tier: int) -> Counted:
+        layer, micro, group = key
+        network = self._rank.network
+        if stage == 0:
+            inside, places = self._members(micro, group)
+            h, weights = self._gated[layer, micro]
+            at = torch.from_numpy(inside)
+            slots = slots_of_group(
+                self._slots[places, layer].astype(np.int64), self._job.topology, self._job.schedule, group
+            )
+            self._kept[key] = Rows(
+                payload=h.index_select(0, at).to(network.forth), slots=slots, weights=weights.index_select(0, at)
+            )
+        every = self._job.schedule.exchange.kind == "all-choices"
+        self._kept[key], counted = network.dispatch(self._kept[key], self._rank.peers[tier], every)
+        return counted
+
+    def _back(self, key: tuple[int, int, int], tier: int) -> Counted:
+        passage = self._kept[key].passages.pop()
+        self._sums[key], counted = self._rank.network.combine(self._sums[key], passage)
+        return counted
+
+    def _ports(self, kind: int, key: tuple[int, int, int], began: int, counted: Counted) -> None:
+        """Note what a stage kept busy: the port of each tier that it sent bytes through."""
+        topology = self._job.topology
+        node = np.arange(topology.num_ranks) // topology.ranks_per_node
+        away = node != self._rank.rank // topology.ranks_per_node
+        for tier, members in ((INTER, away), (INTRA, ~away)):
+            num_bytes = int(counted.payload[members].sum())
+            if num_bytes:
+                self._row(LANE_INTER + tier, kind, *key, began, num_bytes, 0)
+
+    def _row(
+        self, lane: int, kind: int, layer: int, micro: int, group: int, began: int, num_bytes: int, tokens: int
+    ) -> None:
+        self.rows.append((self._rank.rank, lane, kind, layer, micro, group, began, _CLOCK(), num_bytes, tokens))
+
+    def outputs(self) -> tuple[IntArray, torch.Tensor]:
+        """Return (tokens of this rank, the states [tokens, H] they end in)."""
+        found = torch.empty((len(self._tokens), self._job.model.hidden_size))
+        for at, x in zip(self._of_batch, self._x, strict=True):
+            found[torch.from_numpy(at)] = x
+        return self._tokens, found
+
+
+class Rank:
+    """One rank: its weights, its peers and what it has noted."""
+
+    def __init__(self, job: Job, rank: int, groups: Groups) -> None:
+        self.job, self.rank = job, rank
+        schedule, topology = job.schedule, job.topology
+        self.program: Program = build_program(schedule, Shape(num_layers=job.model.num_moe_layers, has_shared=False))
+        mine = slice(rank * topology.slots_per_rank, (rank + 1) * topology.slots_per_rank)
+        self.experts = Experts(job.model, schedule.kernel.bits, job.physical_to_logical[:, mine], job.seed)
+        exchange = schedule.exchange
+        self.network = Network(topology, rank, exchange.dispatch_bytes_per_value, exchange.combine_bytes_per_value,
+                               job.inter_bytes_per_s)  # fmt: skip
+        self.peers: dict[int, Peers] = make_peers(topology, rank, groups)
+        self.two_channels = bool((self.program.ex_mode == FREE).any())
+        self.dense: dict[tuple[int, int], Dense] = {}
+        for step in job.steps:
+            batch, _ = parts_of_tokens(int((step.source_rank == rank).sum()), schedule)
+            for micro in range(schedule.pipeline.micro_batches):
+                tokens = int((batch == micro).sum())
+                check_batches(tokens)
+                if (micro, tokens) not in self.dense:
+                    self.dense[micro, tokens] = Dense(job.model, tokens, job.context_tokens, job.seed)
+
+        self._found: dict[str, object] = {}
+        self._spans: dict[int, list[tuple[int, int]]] = {number: [] for number in range(len(job.steps))}
+
+    def run(self, repeat: int) -> None:
+        """Run every step once."""
+        for number in range(len(self.job.steps)):
+            step = StepRun(self, number)
+            dist.barrier()
+            began = _CLOCK()
+            with torch.inference_mode():
+                step.run()
+            self._spans[number].append((began, _CLOCK()))
+            tokens, states = step.outputs()
+            self._found |= {
+                f"rows{number}.{repeat}": np.array(step.rows, np.int64).reshape(-1, EP_FIELDS), f"payload{number}": step.payload,
+                f"other{number}": step.other, f"tokens{number}": tokens, f"states{number}": states.numpy(),
+            }  # fmt: skip
+
+    def write(self, folder: Path) -> None:
+        """Write what was found."""
+        spans = {f"spans{number}": np.array(each, np.int64) for number, each in self._spans.items()}
+        aside = folder / f"rank-{self.rank}.tmp.npz"
+        np.savez(aside, **self._found, **spans)  # type: ignore[arg-type]
+        aside.rename(folder / f"rank-{self.rank}.npz")
+
+
+def check_same_job(folder: Path, rank: int, ranks: int) -> None:
+    """Return nothing; raises RuntimeError, naming them, where ranks have other jobs than rank 0."""
+    every_job = b"".join(bytes.fromhex(job_sha256(each)) for each in job_folders(folder))
+    mine = torch.frombuffer(bytearray(hashlib.sha256(every_job).digest()), dtype=torch.uint8)
+    every = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(every, mine)
+    other = [str(at) for at, one in enumerate(every) if not torch.equal(one, every[0])]
+    if other:
+        raise RuntimeError(f"refused: the plan or recording of rank {', '.join(other)} differs from that of rank 0")
+
+
+def main(folder: Path, rank: int) -> None:
+    """Run the jobs in a folder as one rank: all of them once to warm up, then in turns."""
+    torch.set_num_threads(1)
+    folders = job_folders(folder)
+    jobs = [read_job(each) for each in folders]
+    topology = jobs[0].topology
+    ranks = topology.num_ranks
+    limit = dt.timedelta(seconds=jobs[0].timeout_s)
+    meeting = os.environ.get("MOEPLAN_MEETING", str(folder / "meeting"))
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=limit)
+    check_same_job(folder, rank, ranks)
+    groups = make_groups(ranks, topology.ranks_per_node, rank)
+    mine = [Rank(job, rank, groups) for job in jobs]
+    for repeat in range(max(job.repeats for job in jobs) + 1):
+        for job, one in zip(jobs, mine, strict=True):
+            if repeat <= job.repeats:
+                one.run(repeat)
+    for one, place in zip(mine, folders, strict=True):
+        one.write(place)
+    dist.barrier()  # nobody closes its connections while another one still talks
+    dist.destroy_process_group()
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone: then the pipe from it is closed."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="moeplan parent", daemon=True).start()
+
+
+def run_rank(arguments: Sequence[str]) -> None:
+    """Run as the rank that the command line names, and end with one line where that fails."""
+    folder, rank = Path(arguments[0]), int(arguments[1])
+    try:
+        main(folder, rank)
+    except RuntimeError as error:
+        print(f"rank {rank}: {str(error).strip().splitlines()[0]}", flush=True)  # noqa: T201 - what the launcher reads
+        os._exit(1)  # threads may still be inside an exchange that nobody answers
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its ranks
+    end_with_parent()
+    run_rank(sys.argv[1:])
