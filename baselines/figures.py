@@ -7,16 +7,24 @@ its class and exit status. Ignored: texts that explain, and plans for one device
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import MoeplanError, UnknownName
-from .document import Figure, Pinned, Scenario, rounded
+from ..base.errors import InputError, MoeplanError, UnknownName
+from .document import Figure, Measured, Pinned, Scenario, rounded
 
 if TYPE_CHECKING:
     from ..planner.parallel.case import Recording
     from ..specs.models import ModelSpec
 
+_HASH_DIGITS = 16
 _NO_FIGURES = ("name", "schedule", "memory_breakdown", "assumptions", "engine")
 _BESIDE = ("simulator", "set_by_user")
 """What an answer says besides its figures."""
@@ -29,15 +37,94 @@ _FILLED_IN = (
 """Options of a schedule that a prediction may fill in."""
 
 
-def predict(scenario: Scenario) -> Pinned:
-    """Return a scenario with what the product says of it now; raises UnknownName for a command that is not pinned here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a command says, what was measured of it, and the data that both are about."""
+
+    figures: Mapping[str, Any]
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    data: str | None = None
+
+
+def predict(scenario: Scenario, folder: Path | None = None) -> Pinned:
+    """Return a scenario with what the product says of it now; raises UnknownName for a command that is not pinned here.
+
+    folder: where files that the scenario names are found.
+    """
     if scenario.command not in _COMMANDS:
         raise UnknownName("command", scenario.command, _COMMANDS)
+    command, options = _COMMANDS[scenario.command], dict(scenario.options)
+    takes = _options_of(scenario.command)
+    for name in options:
+        if name not in takes:
+            raise UnknownName(f"{scenario.name}: option", name, takes)
+    absent = [name for name, default in takes.items() if default is inspect.Parameter.empty and name not in options]
+    if absent:
+        raise InputError(
+            f"{scenario.name}: {absent[0]}", "(absent)", f"{scenario.command} needs it", "say it in the baseline"
+        )
+    if scenario.command == "validation":
+        options["folder"] = folder
     try:
-        said = _COMMANDS[scenario.command](**scenario.options)
+        said = command(**options)
     except MoeplanError as error:
-        said = {"refused": type(error).__name__, "exit_status": error.exit_status}
-    return Pinned(scenario=scenario, figures=dict(_leaves("", said)))
+        said = Said(figures={"refused": type(error).__name__, "exit_status": error.exit_status}, data=_data(options))
+    return Pinned(
+        scenario=scenario, figures=dict(_leaves("", said.figures)), measured=dict(sorted(said.measured.items())), data=said.data
+    )  # fmt: skip
+
+
+def _options_of(command: str) -> dict[str, Any]:
+    """Return the options that a scenario of a command may have, with their defaults (`Parameter.empty`: none)."""
+    found = {
+        name: one.default
+        for name, one in inspect.signature(_COMMANDS[command]).parameters.items()
+        if name not in ("options", "folder")
+    }
+    if command == "simulate":
+        from ..api.simulate import simulate
+
+        more = {name: one.default for name, one in inspect.signature(simulate).parameters.items()}
+        return {name: default for name, default in {**more, **found}.items() if name not in ("settings", "timeline")}
+    if command == "plan --mode ep":
+        from ..planner.parallel.case import ParallelRequest
+
+        return {**{each.name: each.default for each in dataclasses.fields(ParallelRequest)}, **found}
+    return found
+
+
+def _data(options: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the model and the recording that options name; None where they cannot be read or none is named."""
+    facts: dict[str, Any] = {}
+    try:
+        if isinstance(options.get("model"), str):
+            facts["model"] = _model_facts(options["model"])
+        if isinstance(options.get("trace"), str):
+            facts["trace"] = _trace_facts(options["trace"])
+    except MoeplanError:
+        return None
+    return fingerprint(facts) if facts else None
+
+
+@cache
+def _model_facts(name: str) -> str:
+    from ..api.load import load_model
+
+    return fingerprint(dataclasses.asdict(load_model(name)))
+
+
+@cache
+def _trace_facts(name: str) -> str:
+    from ..api.load import load_trace
+    from ..traces.content import recording_sha256
+
+    return recording_sha256(load_trace(name))
+
+
+def fingerprint(facts: Any) -> str:
+    """Return a short hash of plain values: equal facts, equal text."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
@@ -55,7 +142,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
 
 def _simulate(
     *, model: str, hardware: str, schedule: str | None = None, set: list[str] | None = None, **options: Any
-) -> dict[str, Any]:
+) -> Said:
     """Return the figures of `moeplan simulate`."""
     from ..api.simulate import simulate
 
@@ -63,11 +150,12 @@ def _simulate(
     said = {key: value for key, value in result.to_dict().items() if key not in (*result.subject.described, *_BESIDE)}
     memory_breakdown, resolved = said["memory_breakdown"], said["schedule"]
     memory = {f"{item['place']}.{item['name']}": item["bytes"] for item in memory_breakdown["items"]}
-    return {key: value for key, value in said.items() if key not in _NO_FIGURES} | {
+    figures = {key: value for key, value in said.items() if key not in _NO_FIGURES} | {
         "schedule": {"name": resolved["name"]} | {f"{part}.{key}": resolved[part][key] for part, key in _FILLED_IN},
         "memory": {"device_bytes": memory_breakdown["device_bytes"], "host_bytes": memory_breakdown["host_bytes"]}
         | memory,
     }
+    return Said(figures=figures, data=_data({"model": model, **options}))
 
 
 def _plan(
@@ -79,7 +167,7 @@ def _plan(
     bits: str = "native",
     context_tokens: int = 2048,
     **options: Any,
-) -> dict[str, Any]:
+) -> Said:
     """Return the figures of `moeplan plan --mode ep`.
 
     routing: requests, prompt_tokens, reply_tokens of a recording made up in the way of the model's family, counts: true where only
@@ -100,12 +188,13 @@ def _plan(
         "migration",
         "max_over_mean_by_layer",
     )
-    return {key: said[key] for key in kept} | {
+    figures = {key: said[key] for key in kept} | {
         "best": _without_schedule(said["best"]) | {"description": said["best"]["description"]},
         "baselines": {one["name"]: _without_schedule(one) for one in said["baselines"] + said["references"]},
         "ablation": {f"{one['kind']} {one['ingredient']}": one["step_s"] for one in said["ablation"]},
         "num_left_out": len(said["baselines_left_out"]),
     }
+    return Said(figures=figures, data=_data({"model": model, "trace": "bundled" if routing is None else None}))
 
 
 def _made_up(
@@ -138,28 +227,78 @@ def _without_schedule(said: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in said.items() if key not in ("name", "schedule", "description", "engine")}
 
 
-def _reproduce(*, paper: str) -> dict[str, Any]:
-    """Return the cells and fitted constants of `moeplan reproduce`, or each public report's prediction and their scores."""
+def _reproduce(*, paper: str, kind: str | None = None) -> Said:
+    """Return the cells and fitted constants of `moeplan reproduce`, or the predictions of public reports of one kind and their scores."""
     if paper == "field":
-        return _field()
+        return _field(kind)
+    if kind is not None:
+        raise InputError("kind", kind, f"{paper} has none", "leave it out")
     from ..papers.registry import reproduce
 
     found = reproduce(paper)
-    cells = {f"{cell.table} / {cell.row} / {cell.column} ({cell.unit})": cell.simulated for cell in found.cells}
-    if len(cells) != len(found.cells):
+    names = [f"{cell.table} / {cell.row} / {cell.column} ({cell.unit})" for cell in found.cells]
+    if len(set(names)) != len(names):
         raise ValueError(f"{paper} has two cells of one name")
-    return {"cells": cells, "fitted": {constant.name: constant.value for constant in found.constants}}
+    published = {name: cell.published for name, cell in zip(names, found.cells, strict=True) if cell.published}
+    return Said(
+        figures={
+            "cells": {name: cell.simulated for name, cell in zip(names, found.cells, strict=True)},
+            "fitted": {constant.name: constant.value for constant in found.constants},
+        },
+        measured={f"cells.{name}": Measured(value=float(value)) for name, value in published.items()},
+        data=fingerprint({name: cell.published for name, cell in zip(names, found.cells, strict=True)}),
+    )
 
 
-def _field() -> dict[str, Any]:
-    from ..papers.field.rows import read_reports
-    from ..papers.field.scores import document, predict_all
+def _field(kind: str | None) -> Said:
+    from ..papers.field.rows import BUNDLED, read_reports
+    from ..papers.field.scores import KINDS, document, predict_all
 
-    said = document(predict_all(read_reports(None)), bundled=True)
-    rows = {row["id"]: {key: row[key] for key in ("predicted", "low", "high")} for row in said["rows"]}
-    return {"reports": rows, "kinds": said["kinds"], "cuts": said["cuts"], "num_predicted": said["num_predicted"]}
+    if kind not in KINDS:
+        raise UnknownName("kind", kind, KINDS)
+    reports = [report for report in read_reports(None) if report.reason is None and report.kind == kind]
+    said = document(predict_all(reports), bundled=True)
+    configs = {path.name: path.read_text("utf-8") for path in sorted((BUNDLED / "configs").glob("*.json"))}
+    return Said(
+        figures={
+            "reports": {row["id"]: {key: row[key] for key in ("predicted", "low", "high")} for row in said["rows"]},
+            "scores": said["kinds"][kind], "num_predicted": said["num_predicted"],
+        },
+        measured={f"reports.{report.id}.predicted": Measured(value=report.measured) for report in reports},
+        data=fingerprint([configs, [dict(report.row) for report in reports]]),
+    )  # fmt: skip
 
 
-_COMMANDS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "simulate": _simulate, "plan --mode ep": _plan, "reproduce": _reproduce,
+def _validation(*, file: str, run: str, folder: Path | None) -> Said:
+    """Return a stored validation scored anew: its predictions beside its measurements, nothing run and nothing predicted."""
+    from ..base.json_files import parse_json, read_text
+    from ..base.units import MIB
+    from ..executor.validation.agreement import Compared, summary
+
+    path = (folder or Path()) / file
+    runs = parse_json(read_text(path, "validation", 64 * MIB), "validation", str(path))
+    if run not in runs:
+        raise UnknownName("run", run, runs)
+    found, measured = [], {}
+    for one in runs[run]["configurations"]:
+        value, noise = float(one["measured_step_s"]), one["noise"]
+        found.append(Compared(
+            name=one["name"], group=one["group"], predicted_s=one["predicted_step_s"], relative_uncertainty=0.0, measured_s=value,
+            measured_again_s=None if noise is None else value, measured_half_s=value if noise is None else value * (1 + noise),
+            tokens_per_step=one["measured_tokens_per_s"] * value, count_differences=tuple(one["count_differences"]),
+            hit_rate_predicted=one["hit_rate_predicted"], hit_rate_measured=one["hit_rate_measured"],
+            predicted={"step_s_interval": one["interval_s"]},
+        ))  # fmt: skip
+        ends = one["measured_interval_s"] or (None, None)
+        measured[f"configurations.{one['name']}.predicted"] = Measured(value=value, low=ends[0], high=ends[1])
+    scores = {key: value for key, value in summary(found).items() if key != "misses"}
+    return Said(
+        figures=scores | {"configurations": {one.name: {"predicted": one.predicted_s, "low": one.interval_s[0],
+                                                        "high": one.interval_s[1]} for one in found}},
+        measured=measured, data=fingerprint(runs[run]),
+    )  # fmt: skip
+
+
+_COMMANDS: Mapping[str, Callable[..., Said]] = {
+    "simulate": _simulate, "plan --mode ep": _plan, "reproduce": _reproduce, "validation": _validation,
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """The project's own scenarios: what `tests/baselines/default.json` pins.
 
 Modelled: every published schedule for one device on six machines with half of the experts' room; plans for many devices; the papers;
-the public reports; machines made of parts under several engines. Ignored: GRACE-MoE's paper, whose placement of 8 models takes
-most of a minute.
+the public reports of every kind; stored validations on a CPU; machines made of parts under several engines. Ignored: GRACE-MoE's
+paper, whose placement of 8 models takes most of a minute.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..papers.field.scores import KINDS
 from ..papers.registry import PAPERS
 from ..specs.schedules.presets import PRESETS
 from .document import Scenario
 
 SLOW_PAPERS = ("grace-moe",)
+_VALIDATED = "../../benchmarks/results/validate_cpu.json"
+"""As seen from the file of pinned figures."""
+VALIDATIONS = ("tenth: calibrated before, five laps, fresh clone", "eleventh: calibrated in the same run, fresh clone")
 _WINDOW = 300
 # A laptop, desktops of two generations, a cloud instance and two data centre cards. The budget is the runtime's own memory and room for
 # about half of the bundled model's 96 experts, so that caches, guesses and cores have something to decide.
@@ -80,4 +84,9 @@ def _all() -> Iterator[Scenario]:
     for paper in PAPERS:
         if paper not in SLOW_PAPERS:
             yield Scenario(name=f"papers/{paper}", command="reproduce", options={"paper": paper})
-    yield Scenario(name="papers/field", command="reproduce", options={"paper": "field"})
+    for kind in KINDS:
+        yield Scenario(name=f"field/{kind}", command="reproduce", options={"paper": "field", "kind": kind})
+    for run in VALIDATIONS:
+        yield Scenario(
+            name=f"validation on a CPU/{run}", command="validation", options={"file": _VALIDATED, "run": run}
+        )

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from moeplan.base.progress import reporter
 from moeplan.base.text_files import write_atomic
+from moeplan.baselines.check import predict_all
 from moeplan.baselines.compare import compare
-from moeplan.baselines.document import read_baseline, to_text
-from moeplan.baselines.figures import predict
+from moeplan.baselines.document import Header, Pinned, read_baseline, to_text
+from moeplan.baselines.judge import RULES
 from moeplan.baselines.scenarios import default_scenarios
 
 STORED = Path(__file__).parents[1] / "tests" / "baselines" / "default.json"
@@ -28,19 +29,15 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="store the figures as they are now")
     parser.add_argument("--file", type=Path, default=STORED, help="file of pinned figures")
     given = parser.parse_args()
-    scenarios = default_scenarios()
-    found = {}
-    progress = reporter("baseline")
-    for number, (name, scenario) in enumerate(scenarios.items()):
-        progress(number, len(scenarios), "scenarios")
-        found[name] = predict(scenario)
+    asked = [Pinned(scenario=scenario, figures={}) for scenario in default_scenarios().values()]
+    found = predict_all(asked, given.file.parent, progress=reporter("baseline"))
     differences = compare(read_baseline(given.file) if given.file.exists() else {}, found)
     for each in differences:
         print(each.words())
     figures = sum(len(pinned.figures) for pinned in found.values())
     print(f"{len(found)} scenarios, {figures} figures, {len(differences)} differences")
     if given.write:
-        write_atomic(given.file, to_text(found))
+        write_atomic(given.file, to_text(found, Header(rules=RULES)))
         print(f"wrote {given.file}")
     return 1 if differences and not given.write else 0
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..base.version import __version__
-from . import demo, diagnose, emit, engine, machine, measure, plan, report, reproduce, run, simulate, trace
+from . import check, demo, diagnose, emit, engine, machine, measure, plan, report, reproduce, run, simulate, trace
 from .options import hardware, model, schedule
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -43,5 +43,6 @@ for _module in (
     report,
     emit,
     reproduce,
+    check,
 ):
     _module.register(app)

@@ -109,6 +109,16 @@ A_COMMAND = Condition(
     rule="counts beside --command; a benchmark's file says it for itself",
     remedy="leave it out",
 )
+REFRESHING = Condition(
+    holds=lambda given: bool(given["refresh"]),
+    rule="counts where a baseline is written anew",
+    remedy="leave it out, or add --refresh",
+)
+NO_REFRESH = Condition(
+    holds=lambda given: not given["refresh"],
+    rule="nothing fails where the baseline is written anew",
+    remedy="leave it out",
+)
 NO_STEPS = Condition(
     holds=lambda given: given["steps"] is None,
     rule="--steps says already how long the runs are",
@@ -123,6 +133,7 @@ def _tool(given: Mapping[str, Any]) -> str | None:
 
 
 CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
+    "check": {"strict": (NO_REFRESH,), "why": (REFRESHING,), "output": (REFRESHING,)},
     "simulate": {
         **dict.fromkeys(
             ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths"), (OFFLOAD,)

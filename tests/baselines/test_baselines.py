@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.baselines.compare import ASKED, CHANGED, GONE, NEW, Difference, compare
-from moeplan.baselines.document import Pinned, Scenario, read_baseline, rounded, to_text
+from moeplan.baselines.document import Pinned, Scenario, open_baseline, read_baseline, rounded, to_text
 from moeplan.baselines.figures import predict
+from moeplan.baselines.judge import RULES
 from moeplan.baselines.scenarios import SLOW_PAPERS, default_scenarios
 from moeplan.papers.registry import PAPERS
 from moeplan.specs.machines.load import load_machine
@@ -37,15 +38,16 @@ def stored() -> dict[str, Pinned]:
 @pytest.mark.parametrize("group", dict.fromkeys(group_of(name) for name in SCENARIOS))
 def test_pinned_figures_are_as_they_were(group: str) -> None:
     before = {name: pinned for name, pinned in stored().items() if group_of(name) == group}
-    after = {name: predict(scenario) for name, scenario in SCENARIOS.items() if group_of(name) == group}
+    after = {name: predict(scenario, STORED.parent) for name, scenario in SCENARIOS.items() if group_of(name) == group}
     differences = [each.words() for each in compare(before, after)]
     assert not differences, "\n".join([f"{len(differences)} differences", *differences, REFRESH])
 
 
 def test_the_file_holds_these_scenarios_and_is_written_as_it_is_read() -> None:
-    found = stored()
+    found, header = open_baseline(STORED)
+    assert header.rules == RULES
     assert {name: pinned.scenario for name, pinned in found.items()} == SCENARIOS
-    assert to_text(found) == STORED.read_text("utf-8")
+    assert to_text(found, header) == STORED.read_text("utf-8")
     assert set(SLOW_PAPERS) < set(PAPERS)
 
 
@@ -128,10 +130,10 @@ def test_a_written_file_reads_back(figures: dict[str, object], tmp_path_factory:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format_version": 2, "scenarios": {}}', '{"format_version": 1}', '{"format_version": 1, "scenarios": {"a": 1}}',
-     '{"format_version": 1, "scenarios": {"a": {"command": 1, "options": {}, "figures": {}}}}',
-     '{"format_version": 1, "scenarios": {"a": {"command": "x", "options": {}, "figures": {"b": [1]}}}}',
-     '{"format_version": 1, "scenarios": {"a": {"command": "x", "options": {}, "figures": {"b": NaN}}}}'],
+    ["", "[]", "{}", '{"format_version": 1, "scenarios": {}}', '{"format_version": 2}', '{"format_version": 2, "scenarios": {"a": 1}}',
+     '{"format_version": 2, "scenarios": {"a": {"command": 1, "options": {}, "figures": {}}}}',
+     '{"format_version": 2, "scenarios": {"a": {"command": "x", "options": {}, "figures": {"b": [1]}}}}',
+     '{"format_version": 2, "scenarios": {"a": {"command": "x", "options": {}, "figures": {"b": NaN}}}}'],
 )  # fmt: skip
 def test_another_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "b.json"

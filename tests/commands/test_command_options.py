@@ -67,6 +67,10 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "validate": {
         "plan": ("p.json",), "grid": ("--grid", "g.yaml"), "compare": ("--from", "llama-bench", "l.json", "--hardware", "rtx-4090"),
     },
+    "check": {
+        "checking": ("--baseline", "t.csv", "--predictions", "t.csv"),
+        "refreshing": ("--baseline", "t.csv", "--predictions", "t.csv", "--refresh", "-o", "t.json"),
+    },
     "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
@@ -81,10 +85,10 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "schedule show": {"": ("on-demand",)},
 }  # fmt: skip
 # Options that name files to write: any word is one.
-OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share"}
+OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share", "markdown"}
 NONSENSE = ("nonsense", "-7", "nan")
-# A seed may be any whole number.
-ALLOWED = {("trace synth", "seed", "-7")}
+# A seed may be any whole number, a reason any text.
+ALLOWED = {("trace synth", "seed", "-7"), *(("check", "why", word) for word in NONSENSE)}
 # A value of each option of `plan` that is not the default, by mode where it must be another.
 VALUES: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
@@ -174,6 +178,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     (here / "g.yaml").write_text(GRID)
     (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
+    (here / "t.csv").write_text("scenario,predicted,measured\na,1,1\n")
     (here / "n.json").write_text("{}")
     (here / "prompt.txt").write_text("def main():")
     with contextlib.suppress(ImportError):  # without transformers every run is refused in one line
@@ -247,6 +252,8 @@ COUNTS = {
     "compare": {"hardware", "model", "quant", "engine"},
     "command": {"measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"},
     "lines": set(),
+    "checking": {"strict"},
+    "refreshing": {"why", "output"},
     "plan": {
         "trace",
         "baselines",

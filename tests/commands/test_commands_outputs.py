@@ -37,6 +37,7 @@ _ARGUMENTS = {
         "5",
     ],
     "validate": ["plan.json"],
+    "check": ["--baseline", "b.csv", "--predictions", "p.csv", "--refresh"],
     "report": ["plan.json", "--trace", "trace.safetensors"],
     "run": ["--model", "model", "--plan", "plan.json", "--prompt-file", "file"],
     "machine": ["--gpu", "rtx-3060"],
