@@ -18,7 +18,7 @@ WHEEL := out/wheel
 LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long lowest fuzz baseline check lint types floors wheel bench gpu clean
+.PHONY: help demo test long lowest fuzz guard baseline check lint types floors wheel bench gpu clean
 
 help:
 	@echo "make demo    answer a question, measure this CPU, plan, run the plan: pages in out/demo"
@@ -27,6 +27,7 @@ help:
 	@echo "make long    run the tests with their slow parts and new random cases"
 	@echo "make lowest  run a part of the tests with the lowest versions that are promised"
 	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"
+	@echo "make guard   predict tests/baselines/default.json again, and fail where a figure moved"
 	@echo "make baseline write tests/baselines/default.json anew, and list which figures moved"
 	@echo "make bench   measure the speed of the simulators"
 	@echo "make gpu     measure a GPU: OUT=folder [STAGE=n] [DRY=1]"
@@ -91,6 +92,10 @@ lowest: .typing/moeplan
 
 fuzz: .venv/.developer .typing/moeplan
 	$(LINKED) $(BIN)/python tests/fuzz --count $(N) --seed $(SEED) --keep out/fuzz
+
+# The project's own predictions, of every paper, public report and stored validation.
+guard: .venv/.developer .typing/moeplan
+	$(LINKED) $(BIN)/python -m moeplan check --baseline tests/baselines/default.json --strict
 
 baseline: .venv/.developer
 	$(BIN)/python -m benchmarks.baseline --write
