@@ -7,7 +7,8 @@ which schedules are scored (`ep_search`, `ep_plan`).
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ...base.errors import InputError
@@ -18,6 +19,7 @@ from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.match import check_layers
 from ...traces.recording import LoadProfile, RoutingTrace
+from ..placement.placement import Placement
 from ..placement.search import SearchSettings
 from .candidates import Placements
 from .evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
@@ -39,6 +41,8 @@ _MOST = {
     "kept_context_tokens": 2**30, "concurrency": 2**26,
 }  # fmt: skip
 _MOST_MOVES = 10**9
+# Slots more on every rank that are tried where the number of copies is searched.
+_MORE_SLOTS = (1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +51,8 @@ class ParallelRequest:
 
     num_nodes: int = 1
     ranks_per_node: int = 8
-    num_redundant: int = 0
-    """Slots of a layer beyond one per expert, over all ranks."""
+    num_redundant: int | None = 0
+    """Slots of a layer beyond one per expert, over all ranks; None: how many is searched."""
     prefill: bool = False
     """Whether steps are of prompts; else of decoding."""
     context_tokens: int = 4096
@@ -103,6 +107,22 @@ class ParallelRequest:
         return fmt if fmt.bits >= _LEAST_DENSE_BITS else weight_format("16")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What is asked of a search beside its request; nothing of it is needed to make a finished plan's figures again."""
+
+    target: str | None = None
+    """The engine that the plan is for."""
+    runs: Callable[[ExpertParallelSchedule, Placement], ExpertParallelSchedule | None] | None = None
+    """What that engine makes of a schedule."""
+    against: str | None = None
+    """The preset that the headline is against; None: the balancing that engines ship."""
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """Levels of the table of factors, by factor."""
+    seconds: float | None = None
+    """After so long no further candidate is begun."""
+
+
 def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequest) -> None:
     """Return nothing; raises InputError when the recording is not of this model, or ranks do not suit it."""
     check_layers(model, recording.layer_ids)
@@ -120,7 +140,7 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
             raise InputError(name, value, "below one", "give a positive count")
         if value is not None and value > most:
             raise InputError(name, value, f"above {most:,}", "give a smaller count")
-    for name, count in (("redundant", request.num_redundant), ("search_moves", request.search_moves)):
+    for name, count in (("redundant", request.num_redundant or 0), ("search_moves", request.search_moves)):
         if count < 0:
             raise InputError(name, count, "below zero", "give a count")
         if count > _MOST_MOVES:
@@ -135,6 +155,16 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
     ranks = request.num_nodes * request.ranks_per_node
     if ranks > model.num_experts:
         raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
+
+
+def redundant_counts(request: ParallelRequest, num_experts: int) -> tuple[int, ...]:
+    """Return the redundant slots that are searched: the number asked for, else one, two and four more on every rank."""
+    if request.num_redundant is not None:
+        return (request.num_redundant,)
+    ranks = request.num_nodes * request.ranks_per_node
+    spare = -num_experts % ranks
+    most = (ranks - 1) * num_experts
+    return tuple(spare + more * ranks for more in _MORE_SLOTS if spare + more * ranks <= most)
 
 
 def evidence_of(model: ModelSpec, recording: Recording, request: ParallelRequest) -> TokenEvidence | CountEvidence:
@@ -192,5 +222,5 @@ def prepare_ep(
         evidence, model.num_experts, simulation.num_ranks, request.num_nodes, costs,
         SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
-    placements.num_slots(request.num_redundant)
+    placements.num_slots(request.num_redundant or 0)
     return EpSearch(simulation, evidence, placements, progress)

@@ -8,7 +8,9 @@ serving (arrivals, queues), and re-planning while running.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,25 +23,33 @@ from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.bundled_kernels import kernel_machines, with_kernels
 from ...specs.machines.profile import Profile
+from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, weight_format
 from ...specs.plans.document import EXPERT_PARALLEL, SCHEMA_VERSION
 from ...specs.provenance import made_of
-from ...specs.schedules.parallel import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
+from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.content import recording_sha256
 from ...traces.recording import RoutingTrace
 from ..placement.placement import Placement
-from .candidates import Placements
-from .case import ParallelRequest, Recording, check_ep_match, evidence_of, plain_schedule, prepare_ep
+from .case import (
+    Ask,
+    ParallelRequest,
+    Recording,
+    check_ep_match,
+    evidence_of,
+    plain_schedule,
+    prepare_ep,
+    redundant_counts,
+)
+from .difference import PAYS
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
+from .factors import FactorTable, factor_table, levels_of
+from .headline import Headline, headline, rival_of
 from .links import link_tokens
 from .maps import placement_to_dict, plan_maps
 from .migration import Migration, migration
-from .search import EpProgress, EpSearch, describe
-
-# Presets that stand for themselves: they change the model or cannot be run without loss.
-_REFERENCES = ("comet", "scmoe")
-# A change below this is not worth an operator's trouble: the noise of step times in serving.
-_WORTH_FRACTION = 0.01
+from .rivals import ablation, baselines, staleness, with_copies
+from .search import EpProgress, EpSearch, Scored, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +74,16 @@ class ParallelPlan:
     num_candidates: int
     lower_bound_step_s: float
     optimality_gap: float
+    headline: Headline
+    """The best beside what engines do today, or what was named."""
+    factors: FactorTable
+    """What each decision is worth, from plain expert parallelism, alone and together."""
+    memory: MemoryBreakdown
+    """Of a rank under the best."""
+    largest_tokens_per_rank: int
+    """Most tokens of a rank in a step that fit under the best."""
+    target: str | None
+    """The engine that the plan is for."""
     verdict: str
     assumptions: tuple[str, ...]
     provenance: dict[str, Any]
@@ -91,39 +111,55 @@ def make_ep_plan(
     others: Mapping[str, Recording] | None = None,
     progress: EpProgress | None = None,
     engine: str | None = None,
+    ask: Ask | None = None,
 ) -> ParallelPlan:
     """Return the plan for a recording on `request.num_nodes` servers of `profile`.
 
-    engine: whose measured kernels the plan is predicted with, on machines that have some; None: the usual one's. others: further
-    recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model, ranks and engine do not
+    ask: what else is asked of the search. engine: whose measured kernels the plan is predicted with, on machines that have some;
+    None: the usual one's. others: further recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model, ranks and engine do not
     belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
     """
-    request = request.of_model(model)
+    began = time.monotonic()
+    request, ask = request.of_model(model), ask or Ask()
     check_ep_match(model, recording, request)
     profile = with_kernels(profile, engine)
     evidence = evidence_of(model, recording, request)
     search, base = _first_that_fits(model, profile, evidence, request, progress)
-    ranked = search.best(base, request.num_redundant, CHOOSE)
-    chosen = ranked[0].schedule.with_options(name="best")
-    best = search.predict(chosen, REPORT, engine="both", rows=True)
-    rivals, references, left_out = _baselines(search, base, request)
+    search.engine_runs = ask.runs
+    search.deadline_s = None if ask.seconds is None else began + ask.seconds
+    counts = redundant_counts(request, model.num_experts)
+    ranked = search.best(base, counts, CHOOSE)
+    chosen, told = ranked[0].schedule.with_options(name="best"), search.told(base) or base
+    copies = chosen.placement.num_redundant or (
+        request.num_redundant if request.num_redundant is not None else _best_copies(ranked, counts)
+    )
+    best = search.predict(chosen, REPORT, engine="both", rows=True, parts=True)
+    levels = levels_of(chosen, told, ask.factors, replicas=copies or _usual_copies(request, model), prefill=request.prefill,
+                       nodes=request.num_nodes, fixed_exchange=ask.runs is not None)  # fmt: skip
+    request = dataclasses.replace(request, num_redundant=copies)
+    rivals, references, left_out = baselines(search, base, request)
     plain = next(each for each in rivals if each.schedule.name == "ep")
+    table = factor_table(search, told, levels)
+    rival, why = rival_of(search, told, against=ask.against, copies=copies, engine=ask.target)
+    beside = headline(search, rival, why, best)
     candidate = search.placements.candidate(chosen)
     # Only placement needs weights moved; the rest of the gain is configuration.
-    unmoved = search.predict(_with_copies(search, chosen, "contiguous", 0), REPORT)
+    unmoved = search.predict(with_copies(search, chosen, "contiguous", 0), REPORT)
     moved = migration(
         search.placements.placement("contiguous", 0), candidate.placement, before_s=unmoved.step_s, after_s=best.step_s,
         expert_bytes=model.expert_bytes(weight_format(base.kernel.bits)), constants=search.simulation.costing.constants,
     )  # fmt: skip
+    memory, most = search.memory(chosen)
     bound = _lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
     return ParallelPlan(
         request=request, best=best, placement=candidate.placement, dispatch=getattr(candidate.router, "table", None),
-        baselines=tuple(rivals), references=tuple(references), left_out=left_out, ablation=tuple(_ablation(search, base, chosen)),
-        migration=moved, staleness=tuple(_staleness(search, chosen, base, request, model, others or {})),
+        baselines=tuple(rivals), references=tuple(references), left_out=left_out, ablation=tuple(ablation(search, base, chosen)),
+        migration=moved, staleness=tuple(staleness(search, chosen, base, request, model, others or {})),
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
-        verdict=ep_verdict(best, plain, rivals, moved), assumptions=_assumptions(search, evidence, base, chosen),
+        headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, target=ask.target,
+        verdict=ep_verdict(best, plain, beside, moved), assumptions=_assumptions(search, evidence, base, chosen),
         provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
@@ -151,123 +187,15 @@ def _first_that_fits(
     raise misfit or Internal("no weight format was tried")
 
 
-def _baselines(search: EpSearch, base: ExpertParallelSchedule,
-               request: ParallelRequest) -> tuple[list[EpPrediction], list[EpPrediction], dict[str, str]]:  # fmt: skip
-    """Return every preset's prediction on the reporting part, the references', and who is left out and why."""
-    rivals: list[EpPrediction] = []
-    references: list[EpPrediction] = []
-    left_out: dict[str, str] = {}
-    for name in EP_PRESETS:
-        preset = load_ep_preset(name)
-        copies = request.num_redundant if preset.placement.num_redundant else 0
-        schedule = preset.with_options(
-            placement__num_redundant=copies, kernel__bits=base.kernel.bits,
-            exchange__dispatch_bytes_per_value=base.exchange.dispatch_bytes_per_value,
-        )  # fmt: skip
-        if not search.placements.available(schedule.placement.policy):
-            left_out[name] = "needs the routing of single tokens; the recording holds counts only"
-            continue
-        slots = search.placements.num_slots(copies) // search.simulation.num_ranks
-        if schedule.pipeline.split == "expert" and schedule.num_groups > slots:
-            schedule = schedule.with_options(pipeline__num_groups=slots)
-        try:
-            found = search.predict(schedule, REPORT, engine="both")
-        except DoesNotFit as reason:
-            left_out[name] = str(reason)
-            continue
-        (references if name in _REFERENCES else rivals).append(found)
-    if not any(each.schedule.name == "ep" for each in rivals):
-        rivals.insert(0, search.predict(base, REPORT))
-    return rivals, references, left_out
+def _best_copies(ranked: Sequence[Scored], counts: Sequence[int]) -> int:
+    """Return the number of copies with which a schedule that has any does best; the least where none was tried."""
+    found = (each.schedule.placement.num_redundant for each in ranked)
+    return next((count for count in found if count), counts[0])
 
 
-def _ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertParallelSchedule) -> list[dict[str, Any]]:
-    """Return the step after each ingredient is added to plain expert parallelism, and without each in the best."""
-    bare = {"placement__policy": chosen.placement.policy if chosen.placement.policy != "metro" else "eplb",
-            "placement__num_redundant": 0}  # fmt: skip
-    ingredients: dict[str, dict[str, Any]] = {
-        "parallelism": {f"parallel__{key}": value for key, value in asdict(chosen.parallel).items()},
-        "exchange": {"exchange__kind": chosen.exchange.kind, "exchange__tiers": chosen.exchange.tiers},
-        "placement": bare,
-        "replication": {
-            "placement__policy": chosen.placement.policy,
-            "placement__num_redundant": chosen.placement.num_redundant,
-        },
-        "routing": {"replica__choice": chosen.replica.choice, "replica__load_cap": chosen.replica.load_cap},
-        "pipeline": {f"pipeline__{key}": value for key, value in asdict(chosen.pipeline).items()},
-        "kernels": {"kernel__choice": chosen.kernel.choice},
-    }
-    plain = base.with_options(pipeline__shared_overlap=chosen.pipeline.shared_overlap)
-    before = search.predict(plain, REPORT).step_s
-    found: list[dict[str, Any]] = [{"kind": "added", "ingredient": "none", "step_s": before, "change_fraction": 0.0}]
-    schedule = plain
-    for name, options in ingredients.items():
-        schedule = schedule.with_options(**options)
-        step_s = search.predict(schedule, REPORT).step_s
-        found.append({"kind": "added", "ingredient": name, "step_s": step_s, "change_fraction": step_s / before - 1})
-        before = step_s
-    whole = search.predict(chosen, REPORT).step_s
-    defaults: dict[str, dict[str, Any]] = {
-        "parallelism": {"parallel__attention": "data", "parallel__experts": "expert"},
-        "placement": {"placement__policy": "contiguous", "placement__num_redundant": 0},
-        "replication": bare,
-        "exchange": {"exchange__kind": "per-rank", "exchange__tiers": "together"},
-        "kernels": {"kernel__choice": "grouped"},
-        "routing": {"replica__choice": "nearest"},
-        "pipeline": {f"pipeline__{key}": value for key, value in asdict(plain.pipeline).items()},
-    }
-    for name in ingredients:
-        without = chosen.with_options(**defaults[name])
-        if name in ("placement", "replication"):
-            placement = defaults[name]
-            without = _with_copies(
-                search, chosen, placement["placement__policy"], placement["placement__num_redundant"]
-            )
-        step_s = search.predict(without, REPORT).step_s
-        found.append({"kind": "removed", "ingredient": name, "step_s": step_s, "change_fraction": step_s / whole - 1})
-    return found
-
-
-def _with_copies(
-    search: EpSearch, schedule: ExpertParallelSchedule, policy: str, redundant: int
-) -> ExpertParallelSchedule:
-    """Return the schedule on another placement, with no more expert groups than a rank then has experts."""
-    changed = schedule.with_options(placement__policy=policy, placement__num_redundant=redundant)
-    if changed.pipeline.split != "expert":
-        return changed
-    slots = search.placements.num_slots(redundant) // search.simulation.num_ranks
-    return changed.with_options(pipeline__num_groups=min(changed.num_groups, slots))
-
-
-def _staleness(search: EpSearch, chosen: ExpertParallelSchedule, base: ExpertParallelSchedule, request: ParallelRequest, model: ModelSpec,
-            others: Mapping[str, Recording]) -> list[dict[str, Any]]:  # fmt: skip
-    """Return, for every other recording, the plan as it is there beside plain expert parallelism and a fresh EPLB."""
-    found = []
-    for name, recording in others.items():
-        check_ep_match(model, recording, request)
-        evidence = evidence_of(model, recording, request)
-        candidate = search.placements.candidate(chosen)
-        fresh = Placements(evidence, model.num_experts, search.simulation.num_ranks, request.num_nodes,
-                           search.placements.layer_costs, search.placements.search, request.num_groups)  # fmt: skip
-        there = EpSearch(search.simulation, evidence, fresh)
-        stale = search.simulation.predict(chosen, evidence.loads(REPORT, candidate, chosen))
-        # Where every rank already holds the tokens of its node, nothing is copied.
-        copies = request.num_redundant if chosen.parallel.experts in ("expert", "sharded") else 0
-        slots = fresh.num_slots(copies)
-        groups = min(chosen.num_groups, slots // search.simulation.num_ranks)
-        replica = chosen.replica.choice if chosen.replica.choice in ("nearest", "capped", "even") else "nearest"
-        options: dict[str, Any] = {"placement__policy": "eplb", "placement__num_redundant": copies}
-        options["replica__choice"] = replica
-        if chosen.pipeline.split != "none":
-            options["pipeline__num_groups"] = max(1, groups)
-        renewed = there.predict(chosen.with_options(name="eplb planned here", **options), REPORT)
-        plain = there.predict(base, REPORT)
-        found.append({
-            "recording": name, "plain_step_s": plain.step_s, "plan_step_s": stale.step_s, "replanned_eplb_step_s": renewed.step_s,
-            "plan_max_over_mean_load": stale.max_over_mean_load, "replanned_eplb_max_over_mean_load": renewed.max_over_mean_load,
-            "change_fraction": stale.step_s / plain.step_s - 1, "replan": renewed.step_s < stale.step_s * (1 - _WORTH_FRACTION),
-        })  # fmt: skip
-    return found
+def _usual_copies(request: ParallelRequest, model: ModelSpec) -> int:
+    """Return the copies that the table of factors adds where the plan has none: one slot more on every rank."""
+    return redundant_counts(dataclasses.replace(request, num_redundant=None), model.num_experts)[0]
 
 
 def _links(
@@ -319,24 +247,22 @@ def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     return float(np.mean(found))
 
 
-def ep_verdict(best: EpPrediction, plain: EpPrediction, rivals: list[EpPrediction], moved: Migration) -> str:
+def ep_verdict(best: EpPrediction, plain: EpPrediction, beside: Headline, moved: Migration) -> str:
     """Return in one line what to do."""
     gain = best.step_s / plain.step_s - 1
-    rival = min(rivals, key=lambda each: each.step_s)
-    beside = f"; the fastest baseline is {rival.schedule.name} with {rival.step_s / plain.step_s - 1:+.1%}"
-    if gain > -_WORTH_FRACTION:
-        what = f"the best found ({describe(best.schedule)}) changes a step by {gain:+.1%}"
-        return f"stay with plain expert parallelism: {what}{beside}"
+    from_plain = f"{gain:+.1%} step time against plain expert parallelism"
+    if beside.gain.verdict != PAYS:
+        return f"stay with {beside.why}: the best found ({describe(best.schedule)}) is {beside.words}; {from_plain}"
     if moved.num_experts == 0:
-        return f"{describe(best.schedule)}: {gain:+.1%} step time, nothing to move; do it{beside}"
+        return f"{describe(best.schedule)}: {beside.words}; {from_plain}, nothing to move; do it"
     do = "do it" if moved.steps_to_pay_back is not None else "do it without moving experts"
     alone = moved.saved_s_per_step / (best.step_s + moved.saved_s_per_step)
     pays = (
         f"pays back after {moved.steps_to_pay_back} steps" if moved.steps_to_pay_back is not None else "never pays back"
     )
     return (
-        f"{describe(best.schedule)}: {gain:+.1%} step time, placement alone {-alone:+.1%}; moving {moved.num_bytes / GIB:.0f} GiB "
-        f"stalls {moved.stall_s:.2f} s and {pays}; {do}{beside}"
+        f"{describe(best.schedule)}: {beside.words}; {from_plain}, placement alone {-alone:+.1%}; moving {moved.num_bytes / GIB:.0f} GiB "
+        f"stalls {moved.stall_s:.2f} s and {pays}; {do}"
     )
 
 
@@ -405,6 +331,9 @@ def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
         "baselines": [_rival(each) for each in plan.baselines],
         "references": [_rival(each) for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
+        "headline": plan.headline.to_dict(), "factors": plan.factors.to_dict(), "target": plan.target,
+        "memory": plan.memory.to_dict(), "memory_budget_bytes": plan.search.simulation.budget_bytes,
+        "largest_tokens_per_rank": plan.largest_tokens_per_rank, "num_skipped": plan.search.num_skipped,
         "staleness": list(plan.staleness), "links": plan.links, "rank_rows": plan.rank_rows,
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,

@@ -8,14 +8,18 @@ loss): those are references, not candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from ...base.errors import DoesNotFit
+from ...base.errors import DoesNotFit, InputError
+from ...sim.parallel.memory import largest_batch
 from ...sim.parallel.simulate import EpPrediction, ParallelSimulation
+from ...specs.memory import MemoryBreakdown
 from ...specs.schedules.parallel import ExpertParallelSchedule
+from ..placement.placement import Placement
 from .candidates import Placements
-from .evidence import Evidence
+from .evidence import REPORT, Evidence
 
 # (done, expected, what): as the other planner reports its progress.
 EpProgress = Callable[[int, int, str], None]
@@ -23,6 +27,10 @@ EpProgress = Callable[[int, int, str], None]
 _KEPT = 3
 # Further policies that go on, however they rank.
 _RIVALS = 3
+# Policies that only need loads: cheap enough for every number of copies.
+_BY_LOAD = ("eplb", "eplb-hierarchical")
+# Predictions after the search: presets, ingredients, factors.
+AFTERWARDS = 60
 _GROUPS = (2, 3, 4, 5, 8)
 _CHUNKS = (2, 4)
 # Shares of multiprocessors kept for exchanges: 16 of 132 (arXiv 2410.12247) and 24 of 132 (deepseek-ai/profile-data).
@@ -52,8 +60,22 @@ class EpSearch:
     evidence: Evidence
     placements: Placements
     progress: EpProgress | None = None
+    engine_runs: Callable[[ExpertParallelSchedule, Placement], ExpertParallelSchedule | None] | None = None
+    """What the engine that is planned for makes of a schedule; None where no engine is named."""
+    deadline_s: float | None = None
+    """Clock reading (`time.monotonic`) after which no further candidate is begun."""
     num_evaluated: int = 0
     expected: int = 0
+    num_skipped: int = 0
+    """Candidates left out because time was up."""
+    _seen: set[str] = field(default_factory=set)
+
+    def told(self, schedule: ExpertParallelSchedule) -> ExpertParallelSchedule | None:
+        """Return what the engine runs when it is told a schedule; the schedule itself where no engine is named."""
+        if self.engine_runs is None:
+            return schedule
+        runs = self.engine_runs(schedule, self.placements.candidate(schedule).placement)
+        return None if runs is None else runs.with_options(name=schedule.name)
 
     def predict(
         self,
@@ -63,22 +85,51 @@ class EpSearch:
         engine: str = "twin",
         rows: bool = False,
         parts: bool = False,
+        check_memory: bool = True,
     ) -> EpPrediction:
         """Return the prediction of a schedule on a part; raises DoesNotFit."""
         loads = self.evidence.loads(part, self.placements.candidate(schedule), schedule)
         self.num_evaluated += 1
         if self.progress is not None:
             self.progress(self.num_evaluated, max(self.expected, self.num_evaluated), schedule.name)
-        return self.simulation.predict(schedule, loads, engine=engine, rows=rows, parts=parts)
+        return self.simulation.predict(
+            schedule, loads, engine=engine, rows=rows, parts=parts, check_memory=check_memory
+        )
 
-    def best(self, base: ExpertParallelSchedule, redundant: int, part: str) -> list[Scored]:
-        """Return all schedules that fit, best first; raises DoesNotFit where none does."""
+    def memory(self, schedule: ExpertParallelSchedule) -> tuple[MemoryBreakdown, int]:
+        """Return what the fullest rank holds under a schedule, and the most tokens of a rank in a step that fit."""
+        load = self.evidence.loads(REPORT, self.placements.candidate(schedule), schedule)[0]
+        slots = load.topology.slots_per_rank
+        held = self.simulation.memory_of(schedule, slots, int(load.rank_tokens.sum(axis=0).max()))
+        most = largest_batch(
+            lambda tokens: self.simulation.memory_of(schedule, slots, tokens), self.simulation.budget_bytes
+        )
+        return held, most
+
+    def best(self, base: ExpertParallelSchedule, counts: Sequence[int], part: str) -> list[Scored]:
+        """Return all schedules that fit, best first; raises DoesNotFit where none does.
+
+        counts: redundant slots to choose among: EPLB tries them all, further policies those with which it does best.
+        """
         misfits: list[DoesNotFit] = []
-        first = list(self.placed(base, redundant))
-        self.expected = self.num_evaluated + len(first) + (_KEPT + _RIVALS) * 2 * (len(_GROUPS) + len(_CHUNKS) + 2)
+        first = [*self.divided(base), *self.placed(base, [(policy, 0) for policy in self.policies()])]
+        copied = [(policy, copies) for copies in counts if copies for policy in _BY_LOAD]
+        more = [policy for policy in self.policies() if policy not in (*_BY_LOAD, "contiguous", "round-robin", "grace")]
+        second = len(list(self.placed(base, [(policy, 1) for policy in more]))) if copied else 0
+        self.expected = self.num_evaluated + len(first) + len(list(self.placed(base, copied))) + second
+        self.expected += (_KEPT + _RIVALS) * (1 + len(_SM_FRACTIONS) * (2 + len(_GROUPS) + len(_CHUNKS))) + AFTERWARDS
         placed = self._score(first, part, misfits)
+        with_copies = self._score(self.placed(base, copied), part, misfits)
+        if with_copies:
+            copies = with_copies[0].schedule.placement.num_redundant
+            with_copies += self._score(self.placed(base, [(policy, copies) for policy in more]), part, misfits)
+        placed = sorted([*placed, *with_copies], key=lambda each: each.prediction.step_s)
         if not placed:
-            raise min(misfits, key=lambda reason: reason.missing_bytes)
+            if misfits:
+                raise min(misfits, key=lambda reason: reason.missing_bytes)
+            raise InputError(
+                "--for", "(no schedule)", "the engine can be told none of the schedules", "plan without --for"
+            )
         found = list(placed)
         kept = placed[:_KEPT]
         # What is best when exchanges hide need not be best before: other policies are overlapped as well, each at its best.
@@ -98,12 +149,18 @@ class EpSearch:
                     parallel__attention="tensor", parallel__experts=experts, placement__policy=policy
                 )
 
-    def placed(self, base: ExpertParallelSchedule, redundant: int) -> Iterator[ExpertParallelSchedule]:
-        """Yield every division, and every placement, router and exchange without overlap."""
-        yield from self.divided(base)
+    def placed(
+        self, base: ExpertParallelSchedule, policies: Sequence[tuple[str, int]]
+    ) -> Iterator[ExpertParallelSchedule]:
+        """Yield every router and exchange of placements (policy, redundant slots), without overlap."""
         exact = self.evidence.exact
-        for kind in ("per-rank", "hierarchical") if self.simulation.num_nodes > 1 else ("per-rank",):
-            for policy, copies in self.policies(redundant):
+        kinds = ["per-rank"]
+        if self.simulation.num_nodes > 1:
+            kinds.append("hierarchical")
+        if not self.simulation.prefill:
+            kinds.append("all-choices")  # low-latency kernels
+        for kind in kinds:
+            for policy, copies in policies:
                 routers: tuple[str, ...] = ("nearest",)
                 if copies or policy == "grace":
                     routers = ("nearest", "capped", "even") if exact else ("nearest", "even")
@@ -117,15 +174,12 @@ class EpSearch:
                     yield base.with_options(placement__policy=policy, placement__num_redundant=copies, replica__choice=choice,
                                             exchange__kind=kind)  # fmt: skip
 
-    def policies(self, redundant: int) -> list[tuple[str, int]]:
-        """Return the (policy, redundant slots) worth trying on this evidence."""
-        counts = (0, redundant) if redundant else (0,)
-        found = [("contiguous", 0), ("round-robin", 0)]
-        found += [(policy, copies) for policy in ("eplb", "eplb-hierarchical", "occult", "search") for copies in counts]
-        found.append(("grace", 0))
+    def policies(self) -> list[str]:
+        """Return the policies worth trying on this evidence."""
+        found = ["contiguous", "round-robin", *_BY_LOAD, "occult", "search", "grace"]
         if not self.simulation.prefill:
-            found.append(("metro", redundant))
-        return [(policy, copies) for policy, copies in found if self.placements.available(policy)]
+            found.append("metro")
+        return [policy for policy in found if self.placements.available(policy)]
 
     def pipelined(self, placed: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
         """Yield every way of overlapping for one placement and router."""
@@ -133,7 +187,8 @@ class EpSearch:
         if placed.parallel.experts in ("tensor", "node"):
             return  # nothing is exchanged that could be overlapped
         slots = self.placements.candidate(placed).placement.slots_per_rank
-        for fraction in _SM_FRACTIONS:
+        quiet = placed.exchange.kind == "all-choices" and not self.simulation.prefill
+        for fraction in (0.0,) if quiet else _SM_FRACTIONS:
             common = {"pipeline__exchange_sm_fraction": fraction, "kernel__choice": "best"}
             yield placed.with_options(pipeline__micro_batches=2, **common)
             for groups in sorted({n for n in (*_GROUPS, slots) if 1 < n <= slots}):
@@ -142,10 +197,19 @@ class EpSearch:
                 yield placed.with_options(pipeline__split="token", pipeline__num_groups=chunks, **common)
 
     def _score(self, schedules: Iterable[ExpertParallelSchedule], part: str, misfits: list[DoesNotFit]) -> list[Scored]:
+        """Return those of some schedules, as the engine runs them, that fit and were not scored before, best first."""
         found = []
         for schedule in schedules:
+            if self.deadline_s is not None and self._seen and time.monotonic() > self.deadline_s:
+                self.num_skipped += 1
+                continue
+            told = self.told(schedule)
+            if told is None or (key := repr(told)) in self._seen:
+                self.expected -= 1
+                continue
+            self._seen.add(key)
             try:
-                found.append(Scored(schedule=schedule, prediction=self.predict(schedule, part)))
+                found.append(Scored(schedule=told, prediction=self.predict(told, part)))
             except DoesNotFit as reason:
                 misfits.append(reason)
         return sorted(found, key=lambda each: each.prediction.step_s)

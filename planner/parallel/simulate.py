@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...sim.parallel.memory import largest_batch
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown
@@ -103,10 +102,8 @@ def answer_ep(
     request = request.of_model(model)
     search = _prepared(model, profile, recording, request, schedule)
     prediction = search.predict(schedule, REPORT, engine=engine, rows=rows, parts=True)
-    load = search.evidence.loads(REPORT, search.placements.candidate(schedule), schedule)[0]
-    simulation, slots = search.simulation, load.topology.slots_per_rank
-    memory = simulation.memory_of(schedule, slots, int(load.rank_tokens.sum(axis=0).max()))
-    most = largest_batch(lambda tokens: simulation.memory_of(schedule, slots, tokens), simulation.budget_bytes)
+    simulation = search.simulation
+    memory, most = search.memory(schedule)
     dense = simulation.costing.costs.dense_format.name
     notes = (*search.evidence.notes, f"experts are stored in {schedule.kernel.bits} bits, all other weights in {dense}",
              "costs: " + simulation.sources() + "; kernels are issued ahead, so the host costs nothing")  # fmt: skip

@@ -230,6 +230,15 @@ class ParallelSimulation:
             bound="compute" if compute >= exchange else "exchange", outcome=outcomes[0], parts=_mean_parts(paths) if paths else None,
         )  # fmt: skip
 
+    def uncertainties(self) -> dict[str, float]:
+        """Return the relative uncertainty of what schedules have in common: dense kernels, kernels of experts, exchanges."""
+        wrong = {name: each.relative_uncertainty for name, each in self.costing.estimates.items()}
+        tiers = (self.costing.constants.intra, self.costing.constants.inter)
+        return {
+            "dense": max(wrong.get("dense", 0.0), wrong.get("head", 0.0)), "expert": wrong.get("expert", 0.0),
+            "exchange": max(tier.relative_uncertainty for tier in tiers if tier is not None),
+        }  # fmt: skip
+
     def _uncertainty(self, compute_s: float, exchange_s: float, exact: bool) -> float:
         """Return the relative uncertainty of a step: kernels' and links' weighted by their time, more from counts alone."""
         estimates, constants = self.costing.estimates, self.costing.constants
