@@ -13,10 +13,12 @@ from typing import Any, TypeAlias, overload
 
 from ..base.errors import InputError
 from ..base.text_files import write_atomic
+from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
-from ..planner.parallel.case import ParallelRequest
+from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
+from ..specs.machines.bundled_kernels import kernel_machines
 from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
@@ -67,6 +69,10 @@ def plan(
     dense_bits: str | None = ...,
     engine: str | None = ...,
     reserve: int | str | None = ...,
+    target: str | None = ...,
+    against: str | None = ...,
+    factors: Mapping[str, str] | None = ...,
+    seconds: float | None = ...,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = ...,
     settings: SettingsLike = ...,
     progress: Progress | None = ...,
@@ -92,6 +98,9 @@ def plan(
     reserve: int | str | None = None,
     window: int | None = None,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = None,
+    against: str | None = None,
+    factors: Mapping[str, str] | None = None,
+    seconds: float | None = None,
     settings: SettingsLike = None,
     progress: Progress | None = None,
 ) -> OffloadPlan | ParallelPlan:
@@ -104,7 +113,9 @@ def plan(
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
     `simulate` takes them; window, forward passes to search on (2000 of a recording). For many:
-    evaluate_on, further recordings by name.
+    target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; against, the preset that the
+    headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`); seconds, after
+    which no further candidate is begun.
 
     Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
     """
@@ -115,7 +126,7 @@ def plan(
         "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
-        for name, value in (one_device | {"for": target, "kv_type": None if kv_type == "f16" else kv_type}).items():
+        for name, value in (one_device | {"kv_type": None if kv_type == "f16" else kv_type}).items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
         if trace is None:
@@ -123,9 +134,13 @@ def plan(
                 "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
             )
         asked = (memory, reserve, dense_bits, engine)
-        return _parallel(model, hardware, trace, request, asked, evaluate_on or {}, changes, progress)
-    if evaluate_on is not None:
-        raise InputError("--evaluate-on", sorted(evaluate_on), "counts for expert parallel only", "leave it out")
+        ask = Ask(target=target, against=against, factors=factors or {}, seconds=seconds)
+        return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress)
+    many = {"--evaluate-on": None if evaluate_on is None else sorted(evaluate_on), "--against": against, "--factor": factors,
+            "--seconds": seconds}  # fmt: skip
+    for name, value in many.items():
+        if value is not None:
+            raise InputError(name, value, "counts for expert parallel only", "leave it out")
     request = request or OffloadRequest(objective="request_s" if trace is None else "tokens_per_s")
     if trace is not None and window is None:
         one_device["window"] = WINDOW
@@ -171,6 +186,7 @@ def _parallel(
     trace: str | os.PathLike[str] | Recording,
     request: ParallelRequest,
     asked: tuple[int | str | None, int | str | None, str | None, str | None],
+    ask: Ask,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
     changes: Settings,
     progress: Progress | None,
@@ -183,9 +199,19 @@ def _parallel(
         request, memory_bytes=rank_budget(memory, reserve, request.memory_bytes, profile),
         dense_bits=request.dense_bits if dense_bits is None else dense_bits,
     )  # fmt: skip
+    if ask.target is not None:
+        if engine is not None:
+            raise InputError(
+                "--engine", engine, f"--for {ask.target} plans for {ask.target}", "leave out one of the two"
+            )
+        ask = dataclasses.replace(ask, runs=runs_of(ask.target, spec, decode=not request.prefill))
+        # Its own kernels where they were measured on this card.
+        engine = next(
+            (name for name in kernel_machines().get(profile.name, ()) if name == kernel_name(ask.target)), None
+        )
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
-        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine,
+        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask,
     )  # fmt: skip
     return dataclasses.replace(found, set_by_user=tuple(changes.made))
 

@@ -176,7 +176,7 @@ def _options(schedule: dict[str, Any]) -> str:
 
 
 def print_parallel_plan(document: dict[str, Any], output: str) -> None:
-    """Print an expert-parallel plan: the best, its rivals, what each ingredient adds, moving, staleness, the verdict."""
+    """Print an expert-parallel plan: the best, its rivals, moving, staleness, the verdict."""
     best, provenance = document["best"], document["provenance"]
     print(f"best of {document['num_candidates']} candidates for steps of {provenance['step_tokens']} tokens:")
     error = best["relative_uncertainty"]
@@ -190,15 +190,6 @@ def print_parallel_plan(document: dict[str, Any], output: str) -> None:
                   f"{_traffic(one)}")  # fmt: skip
     for name, why in document["baselines_left_out"].items():
         print(f"  left out  {name:18} {why}")
-    added = {row["ingredient"]: row for row in document["ablation"] if row["kind"] == "added"}
-    removed = {row["ingredient"]: row for row in document["ablation"] if row["kind"] == "removed"}
-    for name, row in added.items():
-        line = f"  ablation  {name if name != 'none' else 'plain':18} {row['step_s'] * MS_PER_S:9.3f} ms"
-        if name in removed:
-            line += (
-                f" with it {row['change_fraction']:+6.1%}; the best without it {removed[name]['change_fraction']:+6.1%}"
-            )
-        print(line)
     move = document["migration"]
     pays = move["steps_to_pay_back"]
     print(f"  moving    {move['num_experts']} experts, {move['num_bytes'] / GIB:.1f} GiB: {move['stall_s']:.3f} s at a standstill, "

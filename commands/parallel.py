@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from ..base.errors import InputError
+from ..base.terminal import print_table
 from ..reports import numbers
 from .options.conditions import was_given
 from .options.parallel import REQUEST_OPTIONS, contexts_of, parallel_request
@@ -98,6 +99,45 @@ def print_parallel_prediction(document: Mapping[str, Any]) -> None:
     _line("batch", f"at most {most:,} tokens on each GPU fit, {most * ranks:,} in all")
     for text in document["assumptions"]:
         _line("assumed", text)
+
+
+def print_parallel_answer(document: Mapping[str, Any]) -> None:
+    """Print what a plan for many devices comes to: against what engines do today, what each decision is worth, memory and batch."""
+    from ..reports.parallel.factors import gain_words
+
+    head, best, factors = document["headline"], document["best"], document["factors"]
+    request, step, user = document["request"], best["step_s"], ""
+    ranks = request["num_nodes"] * request["ranks_per_node"]
+    if not request["prefill"]:
+        user = f", {numbers.significant(1 / step)} per user"
+    typer.echo(f"{head['words']}: {numbers.seconds(step)} a step instead of {numbers.seconds(head['step_s'])}, "
+               f"{numbers.significant(best['tokens_per_s'] / ranks)} tokens/s per GPU{user}")  # fmt: skip
+    base = factors["baseline"]
+    typer.echo(f"what each decision is worth, from {base['description']} ({numbers.seconds(base['step_s'])} a step); shares add up to the "
+               "whole:")  # fmt: skip
+    rows = [
+        (row["factor"], f"{row['off']} → {row['on']}", *(gain_words(row[part]) for part in ("alone", "last", "share")))
+        for row in factors["rows"]
+    ]
+    alone = sum(row["alone"]["change_fraction"] for row in factors["rows"])
+    rows.append(("together", "all of them", numbers.percent(alone, signed=True), "", gain_words(factors["whole"])))
+    rows.append(("", "the whole less what each does alone", gain_words(factors["interaction"]), "", ""))
+    print_table(("decision", "from → to", "alone", "beside all others", "share"), rows)
+    short = [one for one in factors["combinations"] if one["missing_bytes"]]
+    for one in short:
+        _line(
+            "no room",
+            f"{' + '.join(one['on']) or 'the baseline'}: {one['missing_bytes']:,} bytes are missing on each GPU",
+        )
+    memory = document["memory"]
+    items = ", ".join(f"{item['name']} {numbers.size(item['bytes'])}" for item in memory["items"] if item["bytes"])
+    _line(
+        "memory",
+        f"{numbers.size(memory['device_bytes'])} of {numbers.size(document['memory_budget_bytes'])} on each GPU: {items}",
+    )
+    _line("batch", f"at most {document['largest_tokens_per_rank']:,} tokens on each GPU fit")
+    if document["num_skipped"]:
+        _line("stopped", f"time was up: {document['num_skipped']} candidates were left out")
 
 
 def _line(title: str, text: str) -> None:

@@ -45,16 +45,21 @@ from .options.lengths import (
 )
 from .options.parallel import (
     REQUEST_OPTIONS,
+    AgainstOption,
+    FactorOption,
     NodesOption,
     PhaseOption,
     RanksOption,
     RedundantOption,
+    SecondsOption,
     TokensPerRankOption,
     check_mode,
     contexts_of,
+    factors_of,
     parallel_request,
 )
 from .options.settings import print_settings
+from .parallel import print_parallel_answer
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
@@ -147,7 +152,10 @@ def plan(
     window: WindowOption = 2000,
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
-    redundant: RedundantOption = 0,
+    redundant: RedundantOption = None,
+    against: AgainstOption = None,
+    factor: FactorOption = None,
+    seconds: SecondsOption = None,
     phase: PhaseOption = "decode",
     tokens_per_rank: TokensPerRankOption = None,
     search_moves: SearchMovesOption = None,
@@ -204,6 +212,10 @@ def plan(
             evaluate_on={name: name for name in evaluate_on or ()},
             engine=engine,
             reserve=reserve,
+            target=target,
+            against=against,
+            factors=factors_of(factor),
+            seconds=seconds,
             **given,
         )
         document = planned.to_dict()
@@ -239,6 +251,7 @@ def plan(
     if as_json:
         print_json(document)
     elif mode == "ep":
+        print_parallel_answer(document)
         print_parallel_plan(document, str(output))
     else:
         print_plan(document, str(output))

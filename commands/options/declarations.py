@@ -118,7 +118,7 @@ ForOption = Annotated[
     typer.Option(
         "--for",
         help="Engine that the plan is for (llama.cpp, ik_llama.cpp, ktransformers): only what it can be told is searched, beside what "
-        "it does of itself; implies --engine.",
+        "it does of itself; implies --engine. ep: sglang, vllm, trtllm …: the figure is that of what is emitted.",
     ),
 ]
 QuantOption = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.errors import InputError, UnknownName
-from .bounds import RANKS, SLOTS, TOKENS_PER_RANK, between
+from .bounds import RANKS, SLOTS, TOKENS_PER_RANK, WEEK_S, between
 
 if TYPE_CHECKING:
     from ...planner.parallel.case import ParallelRequest
@@ -36,10 +36,10 @@ RanksOption = Annotated[
     ),
 ]
 RedundantOption = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--redundant",
-        help="ep: slots of a layer beyond one for each of the model's experts, over all ranks.",
+        help="ep: slots of a layer beyond one for each of the model's experts, over all ranks; default: how many is searched.",
         callback=between(0, SLOTS, "slots"),
     ),
 ]
@@ -52,10 +52,44 @@ TokensPerRankOption = Annotated[
         callback=between(1, TOKENS_PER_RANK, "tokens"),
     ),
 ]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="ep: preset that the headline is against (moeplan schedule list --kind parallel); default: the balancing that engines ship.",
+    ),
+]
+FactorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--factor",
+        help="ep: what the table of factors switches on, NAME=VALUE: placement=eplb, replicas=32, all-to-all=all-choices, "
+        "overlap=two-batch (or expert-4, token-2); default: what the plan does. Repeatable.",
+    ),
+]
+SecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds", help="ep: after so long no further candidate is begun.", callback=between(1e-3, WEEK_S, "seconds")
+    ),
+]
 BitsOption = Annotated[
     str | None,
     typer.Option("--bits", help="ep: weight format of the experts, e.g. 8 or 4; default: native, the checkpoint's."),
 ]
+
+
+def factors_of(texts: list[str] | None) -> dict[str, str]:
+    """Return the levels of `--factor NAME=VALUE` by name; raises InputError for a wrong form or a name given twice."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not value:
+            raise InputError("--factor", text, "not of the form NAME=VALUE", "write for instance --factor replicas=32")
+        if name in found:
+            raise InputError("--factor", name, "is given twice", "give it once")
+        found[name] = value
+    return found
 
 
 def check_mode(mode: str) -> bool:

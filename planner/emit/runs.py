@@ -27,6 +27,11 @@ def parallel_target(engine: str) -> str:
     return name
 
 
+def kernel_name(engine: str) -> str:
+    """Return the name by which the kernels of an engine are known."""
+    return next((name for name, target in _NAMES.items() if engine == target), engine)
+
+
 def runs_of(engine: str, model: ModelSpec, *, decode: bool) -> Told:
     """Return a function from a schedule and its placement to what `engine` would run; raises UnknownName."""
     target = PARALLEL_TARGETS[parallel_target(engine)]

@@ -1,9 +1,9 @@
 """How sure a difference between schedules of one workload on one machine is: errors that they share cancel.
 
 Modelled: what is wrong by one factor for all of them: dense kernels, kernels of experts, exchanges of one kind. Each moves a schedule
-by its time on the critical path, so it moves a sum of schedules by the same sum of those times. Beside them what is hidden by overlap, whose
-size is itself a prediction; for counts, that a placement's real steps lie unevenly above their expectation; for recorded tokens, the
-scatter over steps, pair by pair. Effects are independent and add up as such; all are half-widths that hold nine times in ten.
+by its time on the critical path, so it moves a sum of schedules by the same sum of those times. Beside them what is hidden by overlap,
+whose size is itself a prediction; for counts, that a placement's real steps lie unevenly above their expectation; for recorded tokens,
+the scatter over steps, pair by pair. Effects are independent and add up as such; all are half-widths that hold nine times in ten.
 Ignored: that a constant may be wrong at one size and right at another.
 """
 

@@ -49,7 +49,7 @@ class Levels:
         return {
             PLACEMENT: self.placement, REPLICAS: f"{self.replicas} copies", EXCHANGE: self.exchange,
             OVERLAP: batches if pipeline.micro_batches > 1 else groups if self.overlap.num_groups > 1 else "as it is",
-            REST: f"{self.whole.parallel.attention} attention, {self.whole.parallel.experts} experts, {self.whole.kernel.choice} kernels",
+            REST: _rest_words(self.whole),
         }[name]  # fmt: skip
 
 
@@ -250,8 +250,14 @@ def _rest(schedule: ExpertParallelSchedule) -> tuple[object, ...]:
     return schedule.parallel, replace(schedule.kernel, bits="16")
 
 
+def _rest_words(schedule: ExpertParallelSchedule) -> str:
+    plain = schedule.parallel == ExpertParallelSchedule().parallel
+    divided = "" if plain else f"{schedule.parallel.attention} attention, {schedule.parallel.experts} experts, "
+    return f"{divided}{schedule.kernel.choice} kernels"
+
+
 def _off(base: ExpertParallelSchedule, name: str) -> str:
     return {
         PLACEMENT: base.placement.policy, REPLICAS: "none", EXCHANGE: base.exchange.kind, OVERLAP: "none",
-        REST: f"{base.parallel.attention} attention, {base.parallel.experts} experts, {base.kernel.choice} kernels",
+        REST: _rest_words(base),
     }[name]  # fmt: skip

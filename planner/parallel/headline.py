@@ -83,7 +83,9 @@ def rival_of(
         exchange__dispatch_bytes_per_value=base.exchange.dispatch_bytes_per_value,
     )  # fmt: skip
     if against is None:
-        schedule = schedule.with_options(exchange__kind=base.exchange.kind, exchange__tiers=base.exchange.tiers)
+        # DeepEP, which they use: low-latency kernels in decode, else once to every node and there once to every rank.
+        shipped = "all-choices" if not search.simulation.prefill else "hierarchical" if nodes > 1 else "per-rank"
+        schedule = schedule.with_options(exchange__kind=shipped, exchange__tiers="together")
     slots = search.placements.num_slots(own) // search.simulation.num_ranks
     if schedule.pipeline.split == "expert" and schedule.num_groups > slots:
         schedule = schedule.with_options(pipeline__num_groups=slots)

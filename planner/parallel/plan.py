@@ -116,8 +116,10 @@ def make_ep_plan(
     """Return the plan for a recording on `request.num_nodes` servers of `profile`.
 
     ask: what else is asked of the search. engine: whose measured kernels the plan is predicted with, on machines that have some;
-    None: the usual one's. others: further recordings, by name, on which the finished plan is evaluated. Raises InputError where recording, model, ranks and engine do not
-    belong together, DoesNotFit where no schedule fits, MissingCalibration where the profile lacks a tier.
+    None: the usual one's. others: further recordings, by name, on which the finished plan is evaluated.
+
+    Raises InputError where recording, model, ranks and engine do not belong together, DoesNotFit where no schedule fits,
+    MissingCalibration where the profile lacks a tier.
     """
     began = time.monotonic()
     request, ask = request.of_model(model), ask or Ask()

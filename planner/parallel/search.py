@@ -127,9 +127,8 @@ class EpSearch:
         if not placed:
             if misfits:
                 raise min(misfits, key=lambda reason: reason.missing_bytes)
-            raise InputError(
-                "--for", "(no schedule)", "the engine can be told none of the schedules", "plan without --for"
-            )
+            raise InputError("--for", "(no schedule)", "nothing says which schedule the engine runs (it picks its own all-to-all)",
+                             "plan without --for, and emit for it")  # fmt: skip
         found = list(placed)
         kept = placed[:_KEPT]
         # What is best when exchanges hide need not be best before: other policies are overlapped as well, each at its best.

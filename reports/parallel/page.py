@@ -17,6 +17,7 @@ from .. import numbers
 from ..page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
 from ..sources import machine_parts, set_by_user, set_words
 from .describe import parallel_rows
+from .factors import factor_parts
 from .placement import balance_plot, expert_plot, layer_names, load_plot, rank_table_rows
 from .plan_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
 from .ranks import ranks_plot
@@ -68,12 +69,14 @@ def write_parallel_report(path: str | os.PathLike[str], document: Document, *, b
 
 def headline(document: Document) -> str:
     """Return the verdict in a few words: whether to do it, and what a step becomes."""
-    best, plain, verdict = document["best"], plain_of(document), str(document["verdict"])
-    change = numbers.percent(float(best["step_s"]) / float(plain["step_s"]) - 1, signed=True)
-    steps = f"{numbers.seconds(best['step_s'])} a step instead of {numbers.seconds(plain['step_s'])} ({change})"
+    best, rival, verdict = document["best"], document["headline"], str(document["verdict"])
+    change = numbers.percent(float(best["step_s"]) / float(rival["step_s"]) - 1, signed=True)
+    words = str(rival["words"])
+    steps = f"{numbers.seconds(best['step_s'])} a step instead of {numbers.seconds(rival['step_s'])} ({change})"
     if verdict.startswith("stay with"):
-        return f"Not worth it: {steps}"
-    return f"{'Worth it, but leave the experts where they are' if 'without moving' in verdict else 'Worth it'}: {steps}"
+        return f"{words[:1].upper()}{words[1:]}: {steps}"
+    what = "Worth it, but leave the experts where they are" if "without moving" in verdict else "Worth it"
+    return f"{what}: {words}, {steps}"
 
 
 def _lead(document: Document) -> list[str]:
@@ -189,7 +192,7 @@ def _ingredients(document: Document) -> Section:
         Column(title="Step", is_number=True),
         Column(title="Change", is_number=True),
     )
-    parts = (ablation_plot(document), "<h3>Taken away one at a time</h3>", table(columns, rows),
+    parts = (*factor_parts(document), ablation_plot(document), "<h3>Taken away one at a time</h3>", table(columns, rows),
              paragraph("What an ingredient is worth depends on the others: the two orders need not agree.", "note"))  # fmt: skip
     return Section(id="ingredients", title="What each ingredient adds", parts=parts)
 

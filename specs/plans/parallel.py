@@ -152,6 +152,8 @@ class ParallelPlan:
     references: list[Result]
     baselines_left_out: dict[str, str]
     ablation: list[Ablation]
+    headline: dict[str, Any]
+    factors: dict[str, Any]
     migration: Migration
     staleness: list[Staleness]
     overfit_fraction: float

@@ -98,7 +98,8 @@ VALUES: dict[str, Any] = {
     "reserve": "100MiB",
     "ttft": "2s", "tpot": "50ms",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
-    "search_moves": "70", "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
+    "search_moves": "70", "against": "tbo", "factor": "replicas=2", "seconds": "60",
+    "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
 }  # fmt: skip
 
 
@@ -231,7 +232,6 @@ COUNTS = {
         "concurrency",
         "ttft",
         "tpot",
-        "target",
         "engine",
         "quant",
         "prompt_tokens",
@@ -273,6 +273,9 @@ COUNTS = {
         "nodes",
         "ranks_per_node",
         "redundant",
+        "against",
+        "factor",
+        "seconds",
         "phase",
         "tokens_per_rank",
         "search_moves",
@@ -327,10 +330,10 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
         offload(simulation, (request, engine))
 
     def parallel(
-        model: Any, profile: Any, recording: Any, request: Any, *, others: Any, engine: Any, **more: Any
+        model: Any, profile: Any, recording: Any, request: Any, *, others: Any, engine: Any, ask: Any, **more: Any
     ) -> None:
         counted = getattr(recording, "experts", getattr(recording, "counts", None))
-        raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine)
+        raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine, ask)
 
     monkeypatch.setattr(asks, "make_plan", offload)
     monkeypatch.setattr(asks, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more))

@@ -114,7 +114,7 @@ def test_search_minimises_what_it_is_asked_for() -> None:
 @pytest.mark.parametrize("prefill", [True, False])
 def test_best_schedule_is_at_least_as_fast_as_every_heuristic_however_overlapped(prefill: bool) -> None:
     search = search_over(prefill)
-    ranked = search.best(load_ep_preset("ep"), 4, CHOOSE)
+    ranked = search.best(load_ep_preset("ep"), (4,), CHOOSE)
     assert ranked == sorted(ranked, key=lambda each: each.prediction.step_s)
     rivals = [each for each in ranked if each.schedule.placement.policy != "search"]
     assert any(each.schedule.overlaps for each in rivals)
