@@ -39,11 +39,6 @@ class Evidence(Protocol):
         ...  # pragma: no cover
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What must be said of it."""
-        ...  # pragma: no cover
-
-    @property
     def load(self) -> npt.NDArray[np.float64]:
         """[layers, experts]: tokens per expert, of the part to plan on."""
         ...  # pragma: no cover
