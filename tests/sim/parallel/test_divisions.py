@@ -116,8 +116,17 @@ def test_both_engines_agree_and_memory_is_counted(name: str) -> None:
     found = simulation.predict(schedule, [load], engine="both")
     assert found.step_s > 0
     experts = {"parm": 16, "ppmoe": 32}[name] * 26 * MODEL.expert_bytes(weight_format("16"))
-    plain = simulation.rank_bytes(load_ep_preset("parallel-folding"), load)
-    assert simulation.rank_bytes(schedule, load) - plain == experts - 16 * 26 * MODEL.expert_bytes(weight_format("16"))
+    parts = [
+        {item.name: item.num_bytes for item in simulation.memory_of(each, load.topology.slots_per_rank, 128).items}
+        for each in (schedule, load_ep_preset("parallel-folding"))
+    ]
+    one, plain = parts
+    assert one["expert weights"] == experts
+    assert plain["expert weights"] == 16 * 26 * MODEL.expert_bytes(weight_format("16"))
+    # Where every node has all experts, nothing crosses between nodes and no all-to-all needs room.
+    assert (one["exchange buffers"] == 0) == (name == "ppmoe") and plain["exchange buffers"] > 0
+    others = set(plain) - {"expert weights", "exchange buffers"}
+    assert {key: one[key] for key in others} == {key: plain[key] for key in others}
 
 
 @pytest.mark.parametrize(
