@@ -16,6 +16,7 @@ from .base.version import __version__
 __all__ = [
     "Diagnosis",
     "DoesNotFit",
+    "FitResult",
     "InputError",
     "LoadProfile",
     "ModelSpec",
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "diagnose",
     "emit",
+    "fit",
     "load_machine",
     "load_model",
     "load_trace",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Diagnosis": "diagnosis.diagnose",
     "DoesNotFit": "base.errors",
+    "FitResult": "api.fit",
     "InputError": "base.errors",
     "LoadProfile": "traces.recording",
     "ModelSpec": "specs.models",
@@ -58,6 +61,7 @@ _HOMES = {
     "SimulationResult": "api.simulate",
     "Validation": "executor.validation.validate",
     "diagnose": "api.diagnose",
+    "fit": "api.fit",
     "emit": "api.emit",
     "load_machine": "api.load",
     "load_model": "api.load",
@@ -70,6 +74,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from .api.diagnose import diagnose
     from .api.emit import emit
+    from .api.fit import FitResult, fit
     from .api.load import load_machine, load_model, load_trace
     from .api.plan import plan
     from .api.simulate import SimulationResult, simulate

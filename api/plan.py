@@ -199,16 +199,14 @@ def _parallel(
         request, memory_bytes=rank_budget(memory, reserve, request.memory_bytes, profile),
         dense_bits=request.dense_bits if dense_bits is None else dense_bits,
     )  # fmt: skip
-    if ask.target is not None:
+    target = ask.target
+    if target is not None:
         if engine is not None:
-            raise InputError(
-                "--engine", engine, f"--for {ask.target} plans for {ask.target}", "leave out one of the two"
-            )
-        ask = dataclasses.replace(ask, runs=runs_of(ask.target, spec, decode=not request.prefill))
+            raise InputError("--engine", engine, f"--for {target} plans for {target}", "leave out one of the two")
+        ask = dataclasses.replace(ask, runs=runs_of(target, spec, decode=not request.prefill))
         # Its own kernels where they were measured on this card.
-        engine = next(
-            (name for name in kernel_machines().get(profile.name, ()) if name == kernel_name(ask.target)), None
-        )
+        measured = kernel_name(target)
+        engine = measured if measured in kernel_machines().get(profile.name, ()) else None
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
         others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask,

@@ -17,7 +17,7 @@ from house import ROOT
 from moeplan.base.errors import InputError
 from moeplan.traces.recording import LoadProfile
 
-FUNCTIONS = ("diagnose", "emit", "load_machine", "load_model", "load_trace", "plan", "simulate", "validate")
+FUNCTIONS = ("diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "validate")
 HEAVY = ("numba", "numpy", "pandas", "plotly", "pydantic", "scipy", "torch", "typer")
 BLOCK = re.compile(r"^```python( long)?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 LONG = bool(os.environ.get("MOEPLAN_LONG"))
@@ -25,10 +25,10 @@ LONG = bool(os.environ.get("MOEPLAN_LONG"))
 
 def test_public_names_are_these() -> None:
     assert sorted(moeplan.__all__) == [
-        "Diagnosis", "DoesNotFit", "InputError", "LoadProfile", "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest",
+        "Diagnosis", "DoesNotFit", "FitResult", "InputError", "LoadProfile", "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest",
         "OffloadSchedule",
         "ParallelPlan", "ParallelRequest", "Profile", "RoutingTrace", "SimulationResult", "Validation", "__version__", "diagnose", "emit",
-        "load_machine", "load_model", "load_trace", "plan", "simulate", "validate",
+        "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "validate",
     ]  # fmt: skip
     assert set(moeplan.__all__) <= set(dir(moeplan))
 

@@ -74,6 +74,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
+    "fit": {"": ("--hardware", "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:32GiB", "--model", "olmoe-1b-7b")},
     "model list": {"": ()},
     "model show": {"": ("tiny-moe",)},
     "machine": {"": ("--gpu", "rtx-3060")},

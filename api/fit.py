@@ -1,0 +1,211 @@
+"""What can this machine run, and how: the function behind `moeplan fit`.
+
+Modelled: every bundled decoder in the formats that its files are published in, placed as llama.cpp or ik_llama.cpp would be told: the
+fewest layers' experts in host memory with which the card keeps a gigabyte free at the context asked for. Speeds are those of a prompt of
+512 tokens and the reply after it, one request at a time. Ignored: how good the answers are (bits are shown), whether a build reads a model,
+files that publishers make by recipes of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import DoesNotFit, InputError, UnknownName
+from ..planner.emit.engines.llamacpp_commands import command, one_line
+from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, setting
+from ..planner.served.setting import Setting, device_bytes
+from ..sim.offload.metrics import Interval
+from ..sim.offload.simulate import Simulation
+from ..specs.machines.profile import Profile
+from ..specs.memory import HOST
+from ..specs.models import ModelSpec, WeightFormat, weight_format
+from ..specs.models.load import list_models
+from .load import as_machine, as_model
+from .subject import open_subject
+
+Progress = Callable[[int, int, str], None]
+FORMATS = ("Q8_0", "Q6_K", "Q4_K_M", "IQ3_XXS", "IQ2_XXS")
+"""Mixes that most models are published in, the largest first; models that are published in four bits are taken as they are."""
+OWN_FORMATS = {"mxfp4": ("MXFP4_MOE",)}
+ENGINES = {one.name: one for one in (LLAMA_CPP, IK_LLAMA_CPP)}
+DEFAULT_CONTEXT, PROMPT_TOKENS, REPLY_TOKENS, UBATCH = 32768, 512, 32, 512
+_NO_DECODERS = ("nllb_moe", "switch_transformers")
+_LEAST_PARAMETERS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One model in one format that the machine can run, and how."""
+
+    model: str
+    quant: str
+    total_parameters: int
+    bits_per_weight: float
+    """Mean over all weights."""
+    context_tokens: int
+    """What memory is kept for: as asked, or the model's own limit."""
+    placement: str
+    """What the engine is told."""
+    host_layers: int
+    device_bytes: int
+    host_bytes: int
+    prefill_tokens_per_s: float
+    prefill_tokens_per_s_interval: Interval
+    decode_tokens_per_s: float
+    decode_tokens_per_s_interval: Interval
+    bound: str
+    """What binds decoding and prompt together."""
+    command: str
+    """Ready to run; MODEL.gguf stands for the file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """Everything that fits, the largest models first, and what does not."""
+
+    machine: str
+    engine: str
+    context_tokens: int
+    rows: tuple[Fit, ...]
+    left_out: dict[str, str]
+    """Model → why no format of it is among the rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document that `moeplan fit --json` prints."""
+        return {
+            "machine": self.machine, "engine": self.engine, "context_tokens": self.context_tokens,
+            "rows": [one.to_dict() for one in self.rows], "left_out": self.left_out,
+        }  # fmt: skip
+
+
+def fit(
+    hardware: str | Profile,
+    *,
+    model: str | None = None,
+    context: int = DEFAULT_CONTEXT,
+    min_decode: float | None = None,
+    engine: str = LLAMA_CPP.name,
+    kv_type: str = "f16",
+    progress: Progress | None = None,
+) -> FitResult:
+    """Return which models fit a machine in which formats, and how fast each is predicted to be.
+
+    model: one model alone, by name or file; None: every bundled decoder. context: tokens that memory is kept for. min_decode: generated
+    tokens per second below which a format is left out. engine: llama.cpp or ik_llama.cpp. progress: told (done, total, note).
+
+    Raises InputError for names that are not known or a machine without an engine's constants.
+    """
+    if engine not in ENGINES:
+        raise UnknownName("--engine", engine, ENGINES)
+    profile = as_machine(hardware, engine)
+    if profile.engine is None or profile.engine.name != engine:
+        raise InputError("--hardware", hardware if isinstance(hardware, str) else hardware.name, f"not a machine under {engine}",
+                         "name it by its parts: rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB")  # fmt: skip
+    names = [model] if model is not None else _decoders()
+    rows: list[Fit] = []
+    left_out: dict[str, str] = {}
+    for number, name in enumerate(names):
+        if progress is not None:
+            progress(number, len(names), name)
+        spec = as_model(name)
+        tokens = context if spec.longest_context is None else min(context, spec.longest_context)
+        found, why = [], "no format of it fits"
+        for quant in _formats_of(spec):
+            try:
+                one = _row(name, spec, quant, profile, tokens, engine, kv_type)
+            except (DoesNotFit, InputError) as reason:
+                why = str(reason)
+                continue
+            if min_decode is not None and one.decode_tokens_per_s < min_decode:
+                why = f"{one.quant} generates {one.decode_tokens_per_s:.3g} tokens/s"
+                continue
+            found.append(one)
+        rows += found
+        if not found:
+            left_out[name] = why
+    rows.sort(key=lambda one: (-one.total_parameters, -one.bits_per_weight))
+    return FitResult(
+        machine=profile.description, engine=engine, context_tokens=context, rows=tuple(rows), left_out=left_out
+    )
+
+
+def _decoders() -> list[str]:
+    """Return the bundled models that generate text and are more than an example."""
+    specs = {name: as_model(name) for name in list_models()}
+    return [
+        name for name, spec in specs.items()
+        if spec.family not in _NO_DECODERS and spec.total_parameters >= _LEAST_PARAMETERS
+    ]  # fmt: skip
+
+
+def _formats_of(spec: ModelSpec) -> Iterator[str | None]:
+    """Yield the formats to look at; None: a file's own."""
+    if weight_format(spec.native_dense_bits).head_bits is not None:
+        yield None
+        return
+    yield from OWN_FORMATS.get(spec.native_bits, FORMATS)
+
+
+def _row(
+    name: str, spec: ModelSpec, quant: str | None, profile: Profile, context: int, engine: str, kv_type: str
+) -> Fit:
+    """Return one format of one model; raises DoesNotFit, or InputError for a format that its matrices cannot have."""
+    simulation = open_subject(
+        model=name, hardware=profile, quant=quant, prompt_tokens=min(PROMPT_TOKENS, context - REPLY_TOKENS), reply_tokens=REPLY_TOKENS,
+        context=context, kv_type=kv_type, engine=None,
+    ).simulation  # fmt: skip
+    one = _placed(simulation)
+    simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+    predicted = simulation.predict(one.schedule)
+    metrics, memory = predicted.metrics, predicted.memory_breakdown
+    ends = metrics.prefill_tokens_per_s_interval, metrics.decode_tokens_per_s_interval
+    prefill, decode = metrics.prefill_tokens_per_s, metrics.decode_tokens_per_s
+    if prefill is None or decode is None or ends[0] is None or ends[1] is None:
+        raise InputError("context", context, "no prompt and reply fit into it", "ask for more")
+    return Fit(
+        model=spec.name, quant=quant or "the file's", total_parameters=spec.total_parameters,
+        bits_per_weight=_mean_bits(simulation, one), context_tokens=context, placement=one.words, host_layers=one.host_layers,
+        device_bytes=memory.device_bytes, host_bytes=sum(item.num_bytes for item in memory.items if item.place == HOST),
+        prefill_tokens_per_s=prefill, prefill_tokens_per_s_interval=ends[0], decode_tokens_per_s=decode,
+        decode_tokens_per_s_interval=ends[1], bound=metrics.bound, command=_command(one, context, kv_type),
+    )  # fmt: skip
+
+
+def _placed(simulation: Simulation) -> Setting:
+    """Return the setting with the fewest layers' experts in host memory; raises DoesNotFit where not even all suffice."""
+    layers = simulation.trace.num_layers
+    split = simulation.profile.device.kind != "cpu" and not simulation.profile.device.unified_memory
+    missing = 0
+    for count in range(layers + 1 if split else 1):
+        one = setting(simulation, count, 1, UBATCH)
+        missing = device_bytes(simulation, one) + (FIT_MARGIN_BYTES if split else 0) - simulation.budget_bytes
+        if missing <= 0:
+            return one
+    where = "with all experts in host memory" if split else "in the one memory there is"
+    raise DoesNotFit(f"{simulation.model.name} {where}", missing)
+
+
+def _mean_bits(simulation: Simulation, one: Setting) -> float:
+    model, dense = simulation.model, simulation.dense_format or weight_format("16")
+    experts: WeightFormat = simulation.expert_format(one.schedule)
+    total = model.dense_bytes(dense) + model.num_routed_experts * model.expert_bytes(experts)
+    return 8 * total / model.total_parameters
+
+
+def _command(one: Setting, context: int, kv_type: str) -> str:
+    flags: dict[str, Any] = {"--model": "MODEL.gguf", "--ctx-size": context}
+    if one.card:
+        flags["--n-gpu-layers"] = 999
+    if one.told_layers:
+        flags["--n-cpu-moe"] = one.told_layers
+    if kv_type != "f16":
+        keys, _, values = kv_type.partition("/")
+        flags |= {"--cache-type-k": keys, "--cache-type-v": values or keys}
+    return one_line(command("llama-server", flags))
