@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from moeplan.api.fit import ENGINES, FORMATS, fit
+from moeplan.api.load import load_machine
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.base.units import GIB
 from moeplan.cli import main
@@ -71,5 +72,5 @@ def test_other_engines_are_refused(engine: str) -> None:
 
 
 def test_a_whole_machine_has_no_engine_to_place_for() -> None:
-    with pytest.raises(InputError, match="--engine"):
-        fit("t4.json", model="olmoe-1b-7b")
+    with pytest.raises(InputError, match="under"):
+        fit(load_machine("t4"), model="olmoe-1b-7b")
