@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from moeplan.baselines.document import Header, Measured, Pinned, Scenario, open_
 from moeplan.baselines.judge import BROKEN, DRIFT, GAIN, KINDS, REGRESSED, RULES, UNLIKE, Finding, judge, scores
 from moeplan.baselines.show import markdown_of, text_of
 from moeplan.cli import main
+from moeplan.papers import mixtral_offloading
 from moeplan.specs.catalog import HARDWARE_FOLDER
 
 STORED = Path(__file__).parent / "default.json"
@@ -135,7 +136,7 @@ def baseline(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def slower_machines(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def slower_machines(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make link and memory of every bundled machine a fifth slower, once the baseline is there: a copy of the catalogue, but for that."""
     folder = tmp_path / "hardware"
     shutil.copytree(HARDWARE_FOLDER, folder)
@@ -145,6 +146,10 @@ def slower_machines(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             content[part][constant]["value"] *= 0.8
         path.write_text(json.dumps(content))
     monkeypatch.setattr("moeplan.specs.machines.profile_file.HARDWARE_FOLDER", folder)
+    # A paper's constants are fitted once a process: neither those of before nor these may outlive the change.
+    mixtral_offloading.fitted.cache_clear()
+    yield
+    mixtral_offloading.fitted.cache_clear()
 
 
 @pytest.mark.usefixtures("slower_machines")
