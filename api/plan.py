@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, overload
 
-from ..base.errors import InputError
+from ..base.errors import InputError, UnknownName
 from ..base.text_files import write_atomic
 from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
@@ -22,6 +22,7 @@ from ..specs.machines.bundled_kernels import kernel_machines
 from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
+from ..specs.schedules.parallel import EP_PRESETS
 from .load import Recording, as_machine, as_model, as_recording
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
@@ -134,6 +135,8 @@ def plan(
                 "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
             )
         asked = (memory, reserve, dense_bits, engine)
+        if against is not None and against not in EP_PRESETS:
+            raise UnknownName("--against", against, EP_PRESETS)
         ask = Ask(target=target, against=against, factors=factors or {}, seconds=seconds)
         return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress)
     many = {"--evaluate-on": None if evaluate_on is None else sorted(evaluate_on), "--against": against, "--factor": factors,
