@@ -15,8 +15,8 @@ from typing import Any
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
 from ..planner.emit.engines.llamacpp_commands import command, one_line
-from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, setting
-from ..planner.served.setting import Setting, device_bytes
+from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
+from ..planner.served.setting import Setting
 from ..sim.offload.metrics import Interval
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Profile
@@ -182,12 +182,10 @@ def _placed(simulation: Simulation) -> Setting:
     """Return the setting with the fewest layers' experts in host memory; raises DoesNotFit where not even all suffice."""
     layers = simulation.trace.num_layers
     split = simulation.profile.device.kind != "cpu" and not simulation.profile.device.unified_memory
-    missing = 0
-    for count in range(layers + 1 if split else 1):
-        one = setting(simulation, count, 1, UBATCH)
-        missing = device_bytes(simulation, one) + (FIT_MARGIN_BYTES if split else 0) - simulation.budget_bytes
-        if missing <= 0:
-            return one
+    counts, free = (range(layers + 1), FIT_MARGIN_BYTES) if split else (range(1), 0)
+    one, missing = fewest_on_host(simulation, counts, 1, UBATCH, free_bytes=free)
+    if not missing:
+        return one
     where = "with all experts in host memory" if split else "in the one memory there is"
     raise DoesNotFit(f"{simulation.model.name} {where}", missing)
 

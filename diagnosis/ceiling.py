@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from ..base.units import GIGA, TERA
 from ..papers.field.setup import Setup
-from ..planner.served import llamacpp as served
-from ..planner.served.setting import device_bytes as setting_bytes
+from ..planner.served.llamacpp import fewest_on_host
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts, pcie_bytes_per_s
@@ -70,13 +69,9 @@ def ceiling_of(case: Case, metric: str) -> Ceiling:
 
 def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_bytes: int = 0) -> int | None:
     """Return how few layers' experts may lie in host memory with so much of the card left free; None where not even all suffice."""
-    for count in range(memory.trace.num_layers + 1):
-        if (
-            setting_bytes(memory, served.setting(memory, count, concurrency, ubatch))
-            <= memory.budget_bytes - free_bytes
-        ):
-            return count
-    return None
+    counts = range(memory.trace.num_layers + 1)
+    one, missing = fewest_on_host(memory, counts, concurrency, ubatch, free_bytes=free_bytes)
+    return None if missing else one.host_layers
 
 
 def _decode(case: Case, setup: Setup) -> Ceiling:

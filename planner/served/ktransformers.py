@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ...base.errors import DoesNotFit
 from ...sim.offload.simulate import Simulation
 from ...specs.schedules.presets import load_preset
-from .setting import Setting, check_fits, has_card
+from .setting import Setting, check_fits, fitting, has_card, passes_tried
 
 CHUNKS = (2048, 4096, 8192, 16384)
 LAUNCHED_CHUNK = 4096
@@ -34,22 +34,13 @@ class KTransformersSpace:
 
         ubatch: the chunk asked for; None: several are tried. refused: is given why others do not fit.
         """
-        longest = int(simulation.trace.position.max()) + 1
-        chunks = (
-            (ubatch,) if ubatch is not None else tuple(one for one in CHUNKS if one == CHUNKS[0] or one // 2 < longest)
+        candidates = (
+            setting(simulation, count, concurrency, chunk, on_card=on_card)
+            for chunk in passes_tried(simulation, ubatch, CHUNKS)
+            for count in self._levels(simulation, concurrency, chunk, refused)
+            for on_card in ((True, False) if count < simulation.trace.num_experts else (True,))
         )
-        found = []
-        for chunk in chunks:
-            for count in self._levels(simulation, concurrency, chunk, refused):
-                for on_card in (True, False) if count < simulation.trace.num_experts else (True,):
-                    one = setting(simulation, count, concurrency, chunk, on_card=on_card)
-                    try:
-                        check_fits(simulation, one)
-                    except DoesNotFit as reason:
-                        refused.append(reason)
-                    else:
-                        found.append(one)
-        return found
+        return fitting(simulation, candidates, lambda _, reason: refused.append(reason))
 
     def defaults(
         self, simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]
@@ -59,12 +50,7 @@ class KTransformersSpace:
         left_out: is given, by name, why it cannot run.
         """
         one = setting(simulation, 0, concurrency, LAUNCHED_CHUNK if ubatch is None else ubatch)
-        try:
-            check_fits(simulation, one)
-        except DoesNotFit as reason:
-            left_out[one.words] = str(reason)
-            return []
-        return [one]
+        return fitting(simulation, [one], lambda one, reason: left_out.update({one.words: str(reason)}))
 
     def fuller(self, simulation: Simulation, default: Setting) -> Setting:
         """Return the default itself: it has no part of a layer."""

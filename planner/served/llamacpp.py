@@ -18,7 +18,7 @@ from ...base.errors import DoesNotFit
 from ...base.units import MIB
 from ...sim.offload.simulate import Simulation
 from ...specs.schedules.presets import load_preset
-from .setting import Setting, check_fits, device_bytes, has_card
+from .setting import Setting, check_fits, device_bytes, fitting, has_card, passes_tried
 
 FIT_MARGIN_BYTES = 1024 * MIB
 DEFAULT_UBATCH, UBATCHES = 512, (512, 1024, 2048, 4096)
@@ -45,28 +45,14 @@ class LlamaSpace:
 
         ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit.
         """
-        longest = int(simulation.trace.position.max()) + 1
-        tried = (
-            (ubatch,)
-            if ubatch is not None
-            else tuple(one for one in UBATCHES if one == DEFAULT_UBATCH or one // 2 < longest)
+        on_cores = self.keeps_on_cores and simulation.upload_tokens is not None
+        candidates = (
+            setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
+            for each in passes_tried(simulation, ubatch, UBATCHES)
+            for host_layers in self._levels(simulation, concurrency, each, refused)
+            for op_offload in ((True, False) if host_layers and on_cores else (True,))
         )
-        found = []
-        for each in tried:
-            for host_layers in self._levels(simulation, concurrency, each, refused):
-                for op_offload in (
-                    (True, False)
-                    if host_layers and self.keeps_on_cores and simulation.upload_tokens is not None
-                    else (True,)
-                ):
-                    one = setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
-                    try:
-                        check_fits(simulation, one)
-                    except DoesNotFit as reason:
-                        refused.append(reason)
-                    else:
-                        found.append(one)
-        return found
+        return fitting(simulation, candidates, lambda _, reason: refused.append(reason))
 
     def defaults(
         self, simulation: Simulation, concurrency: int, ubatch: int | None, left_out: dict[str, str]
@@ -84,15 +70,9 @@ class LlamaSpace:
                 left_out[FITTED] = str(reason)
         layers = simulation.trace.num_layers
         told = (layers, 0) if self.fits else (0, layers)
-        for host_layers in told if has_card(simulation) else () if self.fits else (0,):
-            one = setting(simulation, host_layers, concurrency, each)
-            try:
-                check_fits(simulation, one)
-            except DoesNotFit as reason:
-                left_out[one.words] = str(reason)
-            else:
-                found.append(one)
-        return found
+        counts = told if has_card(simulation) else () if self.fits else (0,)
+        candidates = (setting(simulation, host_layers, concurrency, each) for host_layers in counts)
+        return found + fitting(simulation, candidates, lambda one, reason: left_out.update({one.words: str(reason)}))
 
     def fuller(self, simulation: Simulation, default: Setting) -> Setting:
         """Return a default with the whole of the layer of which it has a part on the card."""
@@ -105,13 +85,11 @@ class LlamaSpace:
     ) -> Sequence[int]:
         """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
         numbers = _numbers(simulation)
-        for fewest in numbers:
-            one = setting(simulation, fewest, concurrency, ubatch)
-            needed = device_bytes(simulation, one)
-            if needed <= simulation.budget_bytes:
-                return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
-        refused.append(DoesNotFit(f"{self.name} with a micro-batch of {ubatch} tokens and all experts in host memory",
-                                  needed - simulation.budget_bytes))  # fmt: skip
+        one, missing = fewest_on_host(simulation, numbers, concurrency, ubatch)
+        if not missing:
+            return sorted({one.host_layers, numbers[-1], *_spread(one.host_layers, numbers[-1])})
+        where = f"{self.name} with a micro-batch of {ubatch} tokens and all experts in host memory"
+        refused.append(DoesNotFit(where, missing))
         return ()
 
 
@@ -146,25 +124,34 @@ def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: 
     )  # fmt: skip
 
 
+def fewest_on_host(simulation: Simulation, counts: Sequence[int], concurrency: int, ubatch: int, *, free_bytes: int = 0,
+                   front: bool = False) -> tuple[Setting, int]:  # fmt: skip
+    """Return the setting with the fewest of `counts` layers' experts in host memory that leaves so much of the card free, and 0.
+
+    Where none does, the last of them, and the bytes that it lacks. counts: rising, at least one; front: as `setting` takes it.
+    """
+    for count in counts:
+        one = setting(simulation, count, concurrency, ubatch, front=front)
+        missing = device_bytes(simulation, one) + free_bytes - simulation.budget_bytes
+        if missing <= 0:
+            return one, 0
+    return one, missing
+
+
 def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
     """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card."""
-    target = simulation.budget_bytes - FIT_MARGIN_BYTES
-    chosen = None
-    for host_layers in _numbers(simulation):
-        one = setting(simulation, host_layers, concurrency, ubatch, front=True)
-        needed = device_bytes(simulation, one)
-        if needed <= target:
-            chosen = one
-            break
-    if chosen is None:
+    chosen, missing = fewest_on_host(
+        simulation, _numbers(simulation), concurrency, ubatch, free_bytes=FIT_MARGIN_BYTES, front=True
+    )
+    if missing:
         free = f"{FIT_MARGIN_BYTES // MIB} MiB left free"
         raise DoesNotFit(
-            f"everything but experts, with {free}: layers would leave the card, which is not modelled", needed - target
+            f"everything but experts, with {free}: layers would leave the card, which is not modelled", missing
         )
     check_fits(simulation, chosen)
     layer_bytes = simulation.expert_bytes(chosen.schedule) * simulation.trace.num_experts
     matrices = 3 if simulation.model.gated else 2
-    left = target - device_bytes(simulation, chosen)
+    left = simulation.budget_bytes - FIT_MARGIN_BYTES - device_bytes(simulation, chosen)
     part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
     schedule = chosen.schedule.with_options(name=FITTED)
     return dataclasses.replace(chosen, schedule=schedule, words=FITTED, fitted=True, part_of_layer=part)

@@ -6,6 +6,7 @@ Modelled: which experts are on the card, how prompts are cut, where large passes
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +81,29 @@ def check_fits(simulation: Simulation, one: Setting) -> None:
     if needed > simulation.budget_bytes:
         raise DoesNotFit(f"{one.words} needs {needed} bytes of device memory", needed - simulation.budget_bytes)
     simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+
+
+def fitting(
+    simulation: Simulation, candidates: Iterable[Setting], refuse: Callable[[Setting, DoesNotFit], None]
+) -> list[Setting]:
+    """Return those of `candidates` that fit; of every other one, `refuse` is told why not."""
+    found = []
+    for one in candidates:
+        try:
+            check_fits(simulation, one)
+        except DoesNotFit as reason:
+            refuse(one, reason)
+        else:
+            found.append(one)
+    return found
+
+
+def passes_tried(simulation: Simulation, asked: int | None, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the tokens of a pass that are looked at: as asked, else the first of `sizes` and those that the longest request half fills."""
+    if asked is not None:
+        return (asked,)
+    longest = int(simulation.trace.position.max()) + 1
+    return (sizes[0], *(one for one in sizes[1:] if one // 2 < longest))
 
 
 def has_card(simulation: Simulation) -> bool:
