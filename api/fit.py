@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
-from ..planner.emit.engines.llamacpp_commands import command, one_line
+from ..planner.emit.flags import command, one_line
 from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
 from ..planner.served.setting import Setting
 from ..sim.offload.metrics import Interval

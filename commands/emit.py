@@ -12,6 +12,7 @@ import typer
 
 from ..base.errors import InputError
 from ..base.terminal import print_json
+from ..planner.emit.flags import one_line
 from ..planner.emit.names import ENGINES, emit_name
 from .options.declarations import JsonFlag
 
@@ -53,7 +54,7 @@ def emit(
     commands = {name: text for name, text in emission.files.items() if name.endswith(".sh")}
     if as_json:
         found = {"target": target, "paths": paths}
-        more = {"commands": {name: _one_line(text) for name, text in commands.items()}, "predicted": list(emission.predicted),
+        more = {"commands": {name: one_line(text) for name, text in commands.items()}, "predicted": list(emission.predicted),
                 "measure": list(emission.measure)}  # fmt: skip
         print_json(found | more if commands else found)
         return
@@ -68,14 +69,9 @@ def _said(emission: Emission, commands: dict[str, str]) -> list[str]:
         return []
     first, *others = commands.items()
     return [
-        "", "Run:", f"  {_one_line(first[1])}", "Predicted:", *(f"  {line}" for line in emission.predicted), "What would settle it:",
-        *(f"  {line}" for line in emission.measure), *(f"  {name}: {_one_line(text)}" for name, text in others),
+        "", "Run:", f"  {one_line(first[1])}", "Predicted:", *(f"  {line}" for line in emission.predicted), "What would settle it:",
+        *(f"  {line}" for line in emission.measure), *(f"  {name}: {one_line(text)}" for name, text in others),
     ]  # fmt: skip
-
-
-def _one_line(text: str) -> str:
-    """Return a command of several lines as one."""
-    return " ".join(line.removesuffix("\\").strip() for line in text.splitlines())
 
 
 def register(app: typer.Typer) -> None:

@@ -51,6 +51,27 @@ def flag_lines(flags: Mapping[str, FlagValue]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def command(program: str, flags: Mapping[str, FlagValue]) -> str:
+    """Return a program's call as a line of a shell, one flag a line."""
+    lines = [program, *(f"  {line}" for line in flag_lines(flags).splitlines())]
+    return " \\\n".join(lines) + "\n"
+
+
+def one_line(text: str) -> str:
+    """Return a call as one line."""
+    return " ".join(_told(text))
+
+
+def program_and_flags(text: str) -> tuple[str, str]:
+    """Return what `command` was made of: the program, and its flags, one a line."""
+    program, *lines = _told(text)
+    return program, "\n".join(lines)
+
+
+def _told(text: str) -> list[str]:
+    return [line.removesuffix("\\").strip() for line in text.splitlines()]
+
+
 def read_flags(text: str, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
     """Return the value of every flag in `text`, converted; a switch is True.
 

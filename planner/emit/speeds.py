@@ -21,6 +21,15 @@ def figures_words(figures: Figures) -> str:
     return ", ".join(f"{with_ends(figures, name)} {unit}" for name, unit in _PARTS if figures.get(name) is not None)
 
 
+def difference_words(difference: Mapping[str, Any]) -> str:
+    """Return how many times as fast a setting is as what the engine does of itself, and whether that can be promised."""
+    ratio, low, high = (difference[name] for name in ("ratio", "low", "high"))
+    said = f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
+    if difference["promised"]:
+        return f"{said}, errors that both share cancelled"
+    return f"no difference that this prediction can promise: {said}"
+
+
 def with_ends(figures: Figures, name: str) -> str:
     """Return a figure with its interval, "none" where the prediction lacks it."""
     value, ends = figures.get(name), figures.get(f"{name}_interval")

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from ....base.errors import InputError
 from ....specs.models import ModelSpec
 from ..choices import Emission, OffloadChoice, as_run
-from ..flags import TEXT, WHOLE, FlagValue, flag_lines
+from ..flags import TEXT, WHOLE, FlagValue, command, flag_lines, program_and_flags
 from ..served import ServedChoice, ServedSetting
-from ..speeds import figures_words
+from ..speeds import difference_words, figures_words
 from ..table import EngineTable, flags_of, names, row
-from .llamacpp_commands import command
 
 SERVER_FILE = "sglang-kt.sh"
 _PROGRAM = "python -m sglang.launch_server"
@@ -58,12 +57,7 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
         rate = figures_words(served.default_figures)
         measure.append(f"the same with {changed}: {rate} predicted; where it is the faster one, take that")
     if served.difference is not None:
-        ratio, low, high = (served.difference[name] for name in ("ratio", "low", "high"))
-        said = f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
-        promised = f"{said}, errors that both share cancelled"
-        predicted.append(
-            promised if served.difference["promised"] else f"no difference that this prediction can promise: {said}"
-        )
+        predicted.append(difference_words(served.difference))
     usage = (
         f"sh {SERVER_FILE} starts the server; MODEL and WEIGHTS stand for your files",
         "add --kt-method (the format of the cores' weights), --kt-cpuinfer (physical cores) and --kt-threadpool-count (NUMA nodes)",
@@ -79,10 +73,10 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
 
 def check_served(files: Mapping[str, str], model: ModelSpec) -> None:
     """Return nothing; raises for a flag that the engine does not have, and for more experts than a layer has."""
-    program, *lines = (line.removesuffix("\\").strip() for line in files[SERVER_FILE].splitlines())
+    program, told = program_and_flags(files[SERVER_FILE])
     if program != _PROGRAM:
         raise InputError(SERVER_FILE, program, f"not {_PROGRAM}", "emit again")
-    flags = flags_of("\n".join(lines), SERVER, SERVER_FILE)
+    flags = flags_of(told, SERVER, SERVER_FILE)
     if flags.get("--kt-num-gpu-experts", math.inf) > model.num_experts:
         raise InputError(f"{SERVER_FILE}: --kt-num-gpu-experts", flags.get("--kt-num-gpu-experts"),
                          f"a layer has {model.num_experts}", "emit again")  # fmt: skip

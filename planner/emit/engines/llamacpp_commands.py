@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from ....base.errors import InputError
 from ....specs.models import ModelSpec
 from ..choices import Emission, OffloadChoice, as_run
-from ..flags import SWITCH, TEXT, WHOLE, FlagValue, flag_lines
+from ..flags import SWITCH, TEXT, WHOLE, FlagValue, command, program_and_flags
 from ..served import Figures, ServedChoice, ServedSetting
-from ..speeds import figures_words, short, with_ends
+from ..speeds import difference_words, figures_words, short, with_ends
 from ..table import EngineTable, flags_of, names, row
 
 SERVER_FILE, BENCH_FILE, DEFAULT_BENCH_FILE = "llama-server.sh", "llama-bench.sh", "llama-bench-default.sh"
@@ -145,11 +145,11 @@ def check_served(files: Mapping[str, str]) -> None:
     """Return nothing; raises for a flag that its program does not have, and where the programs are told different placements."""
     placed = {}
     for name, text in files.items():
-        program, *lines = (line.removesuffix("\\").strip() for line in text.splitlines())
+        program, told = program_and_flags(text)
         table = _TABLES[name]
         if program != table.engine:
             raise InputError(name, program, f"not {table.engine}", "emit again")
-        flags = flags_of("\n".join(lines), table, name)
+        flags = flags_of(told, table, name)
         if flags.get("--batch-size", _BATCH) < flags.get("--ubatch-size", _UBATCH):
             raise InputError(
                 f"{name}: --batch-size", flags.get("--batch-size", _BATCH), "less than a micro-batch", "emit again"
@@ -158,17 +158,6 @@ def check_served(files: Mapping[str, str]) -> None:
             placed[name] = flags.get("--n-cpu-moe"), flags.get("--ubatch-size")
     if len(set(placed.values())) > 1:
         raise InputError("files", placed, "the programs are told different placements", "emit again")
-
-
-def command(program: str, flags: Mapping[str, FlagValue]) -> str:
-    """Return a program's call as a line of a shell, one flag a line."""
-    lines = [program, *(f"  {line}" for line in flag_lines(flags).splitlines())]
-    return " \\\n".join(lines) + "\n"
-
-
-def one_line(text: str) -> str:
-    """Return a call as one line."""
-    return " ".join(line.removesuffix("\\").strip() for line in text.splitlines())
 
 
 def _placed(one: ServedSetting, served: ServedChoice, *, bench: bool) -> dict[str, FlagValue]:
@@ -238,10 +227,7 @@ def predicted(served: ServedChoice) -> list[str]:
     if served.default is not None and not served.is_default and served.default_figures is not None:
         found.append(f"{served.default.name}: {figures_words(served.default_figures)}")
     if served.difference is not None:
-        ratio, low, high = (served.difference[name] for name in ("ratio", "low", "high"))
-        said = f"{ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
-        found.append(f"{said}, errors that both share cancelled" if served.difference["promised"] else
-                     f"no difference that this prediction can promise: {said}")  # fmt: skip
+        found.append(difference_words(served.difference))
     return found
 
 
