@@ -31,8 +31,6 @@ class CardSplit:
     """The card of the output matrix."""
     shares: tuple[float, ...] = ()
     """What `-ts` would be told, where layers were divided by shares."""
-    in_flight: int = 1
-    """Micro-batches of a prompt that may be on cards at once."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -61,8 +61,6 @@ class Engine:
     """Uploads to several cards pass buffers that one process fills."""
     split: str = "layer"
     """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
-    overlapped_share: float = 0.0
-    """Of what micro-batches on different cards could gain by overlapping, the share that it gains."""
     memory_layout: str = "plain"
     """Where it puts what it holds: `plain`, or one of the names in `memory.LAYOUTS`."""
     offload: tuple[str, ...] = ()
