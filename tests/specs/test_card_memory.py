@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.base.errors import DoesNotFit
 from moeplan.specs.card_memory import break_down_cards, require_cards_fit
 from moeplan.specs.card_split import by_counts
@@ -17,7 +18,7 @@ MODEL = load_model("gpt-oss-20b")
 NEEDS = MemoryNeeds(model=MODEL, expert_format=weight_format("mxfp4"), context_tokens=8192)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.integers(0, 24), st.lists(st.integers(0, 32), min_size=24, max_size=24))
 def test_weights_caches_and_experts_of_all_cards_are_those_of_one(first: int, resident: list[int]) -> None:
     cards = break_down_cards(NEEDS, by_counts((first, 24 - first)), resident, 2)
