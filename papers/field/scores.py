@@ -11,7 +11,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from ...specs.machines.engines import fitted_table
 from .predict import Predicted, predict_report
 from .rows import Report
 
+Pair: TypeAlias = tuple[float, float | None]
+"""Measured, and predicted where it was."""
 KINDS = ("gpu-decode", "gpu-prefill", "cpu-decode", "cpu-prefill", "cache-decode", "cache-prefill")
 ROOFLINE_SHARE = 0.6
 APART = 1.25
@@ -132,16 +134,22 @@ def _line_error(rows: Sequence[Predicted], lines: Sequence[float | None], share:
 
 def _tau(rows: Sequence[Predicted]) -> float | None:
     """Return Kendall's tau over pairs of one rig or one model that were measured at least `APART` times apart."""
-    groups: dict[tuple[str, str, str], list[Predicted]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
     for row in rows:
-        groups["rig", row.report.rig, row.report.metric].append(row)
-        groups["model", str(row.report.row.get("model")), row.report.metric].append(row)
+        pair = row.report.measured, row.value
+        groups["rig", row.report.rig, row.report.metric].append(pair)
+        groups["model", str(row.report.row.get("model")), row.report.metric].append(pair)
+    return kendall_tau(groups.values())
+
+
+def kendall_tau(groups: Iterable[Sequence[Pair]]) -> float | None:
+    """Return Kendall's tau over the pairs within each group that were measured at least `APART` times apart; None without any."""
     agree = total = 0
-    for members in groups.values():
-        for one, other in itertools.combinations(members, 2):
-            low, high = sorted((one.report.measured, other.report.measured))
-            if high < APART * low or one.value is None or other.value is None or one.value == other.value:
+    for members in groups:
+        for (one, predicted), (other, beside) in itertools.combinations(members, 2):
+            low, high = sorted((one, other))
+            if high < APART * low or predicted is None or beside is None or predicted == beside:
                 continue
             total += 1
-            agree += (one.value > other.value) == (one.report.measured > other.report.measured)
+            agree += (predicted > beside) == (one > other)
     return 2 * agree / total - 1 if total else None

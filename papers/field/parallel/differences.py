@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ..machine import NotExpressible
 from .rows import Row, read_rows
 from .serving import Served, predict_serving
-from .setup import NotExpressible
 
 _SHARED = 0.8
 """Correlation of the errors of two runs on one cluster with one engine."""

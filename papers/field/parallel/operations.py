@@ -23,9 +23,10 @@ from ....sim.parallel.traffic import expect_step
 from ....specs.models import ModelSpec, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
+from ..machine import NotExpressible
 from .rows import Row
 from .serving import Served
-from .setup import NotExpressible, machine_of
+from .setup import machine_of
 
 _FP8_BYTES = 1 + 4 / 128
 _SEATS = 8

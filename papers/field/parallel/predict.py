@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ....base.errors import MoeplanError
+from ..machine import NotExpressible
 from .differences import predict_difference
 from .operations import predict_exchange, predict_kernel
 from .rows import Row
 from .serving import Served, predict_serving
-from .setup import NotExpressible
 
 _WAYS: dict[str, Callable[[Row], Served]] = {
     "kernel": predict_kernel, "exchange": predict_exchange, "difference": predict_difference,

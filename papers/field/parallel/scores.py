@@ -7,7 +7,6 @@ Ignored: rows that could not be predicted, but for their number.
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..scores import Pair, kendall_tau
 from .predict import Predicted
 from .rows import KINDS, Row
 from .setup import engine_of
 
 ROOFLINE_SHARE = 0.6
-APART = 1.25
-"""Pairs of measurements closer than this say nothing about order."""
 MISS = 1.5
 _KEYS = ("median_relative_error", "p90_relative_error", "bias", "coverage", "median_half_width", "kendall_tau", "roofline_median",
          "roofline06_median")  # fmt: skip
@@ -125,17 +123,10 @@ def _line_error(rows: Sequence[Predicted], share: float) -> float | None:
 
 
 def _tau(rows: Sequence[Predicted]) -> float | None:
-    """Return Kendall's tau over pairs of one source or one model that were measured at least `APART` times apart."""
-    groups: dict[tuple[str, str, str], list[Predicted]] = defaultdict(list)
+    """Return Kendall's tau over pairs of one source or one model that were measured apart."""
+    groups: dict[tuple[str, str, str], list[Pair]] = defaultdict(list)
     for row in rows:
-        groups["source", row.report.source, row.report.metric].append(row)
-        groups["model", row.report.text("model"), row.report.metric].append(row)
-    agree = total = 0
-    for members in groups.values():
-        for one, other in itertools.combinations(members, 2):
-            low, high = sorted((one.report.measured, other.report.measured))
-            if high < APART * low or one.value is None or other.value is None or one.value == other.value:
-                continue
-            total += 1
-            agree += (one.value > other.value) == (one.report.measured > other.report.measured)
-    return 2 * agree / total - 1 if total else None
+        pair = row.report.measured, row.value
+        groups["source", row.report.source, row.report.metric].append(pair)
+        groups["model", row.report.text("model"), row.report.metric].append(pair)
+    return kendall_tau(groups.values())

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from ....base.units import MS_PER_S
 from ....sim.parallel.simulate import EpPrediction
 from ....specs.models import FLOPS_PER_WEIGHT, weight_format
+from ..machine import NotExpressible
 from .rows import Row
-from .setup import NotExpressible, Setup, set_up
+from .setup import Setup, set_up
 
 CHUNK_TOKENS = 8192
 """Prompt tokens of a step of a server that mixes prompts in (the engines' usual limit)."""

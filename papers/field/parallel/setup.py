@@ -25,6 +25,7 @@ from ....specs.machines.profile_file import load_hardware
 from ....specs.models import ModelSpec, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
+from ..machine import NotExpressible
 from .routing import POPULARITY, Counts, Popularity, loads_of, popularity_of
 from .rows import Row
 
@@ -43,10 +44,6 @@ _FP8_BYTES = 1 + 4 / 128
 _BATCHES = re.compile(r"(?:micro_batches|tbo|two)=?([0-9]*)")
 _TBO_SM = 24 / 132
 """Multiprocessors that normal exchanges take while they overlap (deepseek-ai/profile-data, EP32); those of low latency take none."""
-
-
-class NotExpressible(Exception):
-    """A figure that cannot be predicted, and why."""
 
 
 @dataclass(slots=True, kw_only=True)
