@@ -18,9 +18,9 @@ import typer
 
 from ..base.terminal import print_json, print_plan, print_validation
 from ..base.text_files import check_outputs, output_folder, write_atomic
-from .artefacts import write_offload_report, write_perfetto
-from .first_question import first_answer
 from .options.declarations import JsonFlag
+from .parts.artefacts import write_offload_report, write_perfetto
+from .parts.first_question import first_answer
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000

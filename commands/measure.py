@@ -27,7 +27,7 @@ from .options.declarations import (
 )
 from .options.lengths import PromptOption, ReplyOption
 from .options.settings import print_settings
-from .own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
+from .parts.own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
 
 _KERNELS = "aiconfigurator"
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}

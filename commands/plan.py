@@ -15,7 +15,6 @@ from ..base.errors import InputError
 from ..base.terminal import print_json, print_parallel_plan, print_plan
 from ..base.text_files import check_outputs, write_atomic
 from ..base.units import parse_quantity
-from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options.bounds import MOVES, PASSES, TOKENS_PER_S, WEEK_S, between
 from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
@@ -59,13 +58,28 @@ from .options.parallel import (
     parallel_request,
 )
 from .options.settings import print_settings
-from .parallel import print_parallel_answer
+from .parts.artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
+from .parts.parallel import print_parallel_answer
 
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
     "objective": "objective", "floor_tokens_per_s": "floor", "prefill_chunk_tokens": "ubatch", "ttft_s": "ttft", "tpot_s": "tpot",
     "exhaustive": "exhaustive", **REQUEST_OPTIONS,
 }  # fmt: skip
+FormatsOption = Annotated[
+    str,
+    typer.Option(
+        "--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2 (ep: one); native: the checkpoint's."
+    ),
+]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="offload: request_s (prompt and reply of a request; default without a recording), ttft_s, decode_tokens_per_s, "
+        "requests_per_s, tokens_per_s (the whole window, prompts and answers; default for a recording), p99_step_s or least_memory.",
+    ),
+]
 FloorOption = Annotated[
     float | None,
     typer.Option(
@@ -112,20 +126,8 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="plan.json to write.")] = Path("plan.json"),
     mode: Annotated[str, typer.Option("--mode", help="offload (one device) or ep (expert parallel).")] = "offload",
     memory: MemoryOption = None,
-    bits: Annotated[
-        str,
-        typer.Option(
-            "--bits", help="Weight formats the experts may have, e.g. 4 or 4,3,2 (ep: one); native: the checkpoint's."
-        ),
-    ] = "native",
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            "--objective",
-            help="offload: request_s (prompt and reply of a request; default without a recording), ttft_s, decode_tokens_per_s, "
-            "requests_per_s, tokens_per_s (the whole window, prompts and answers; default for a recording), p99_step_s or least_memory.",
-        ),
-    ] = None,
+    bits: FormatsOption = "native",
+    objective: ObjectiveOption = None,
     floor: FloorOption = None,
     ttft: TtftOption = None,
     tpot: TpotOption = None,

@@ -13,8 +13,8 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
-from .artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 from .options.declarations import JsonFlag, OptionalTraceOption
+from .parts.artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 
 
 def report(

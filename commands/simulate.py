@@ -14,7 +14,6 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json, print_prediction
 from ..base.text_files import check_outputs
-from .artefacts import write_perfetto
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
     ConcurrencyOption,
@@ -53,7 +52,8 @@ from .options.parallel import (
     check_mode,
 )
 from .options.settings import print_settings
-from .parallel import print_parallel_prediction, simulate_many
+from .parts.artefacts import write_perfetto
+from .parts.parallel import print_parallel_prediction, simulate_many
 
 _OLD_NAMES = {"twin": "compiled", "simpy": "simpy", "both": "both"}
 

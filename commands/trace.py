@@ -15,7 +15,7 @@ from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from ..traces.kinds import READERS
 from .options.declarations import JsonFlag
-from .trace_synth import trace_synth
+from .parts.trace_synth import trace_synth
 
 if TYPE_CHECKING:
     from ..traces.stats import TraceStats

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moeplan.base import plain_json, plain_yaml
 from moeplan.base.errors import InputError, UnknownName, visible
-from moeplan.commands.own_speeds import Named, open_speeds
+from moeplan.commands.parts.own_speeds import Named, open_speeds
 from moeplan.executor.validation.grid import read_grid
 from moeplan.specs.catalog import HARDWARE_FOLDER
 from moeplan.specs.machines.profile_file import load_hardware

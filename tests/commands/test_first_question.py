@@ -7,8 +7,8 @@ import json
 import pytest
 
 from moeplan.base.units import GIB
-from moeplan.commands import first_question
-from moeplan.commands.first_question import Answer, first_answer
+from moeplan.commands.parts import first_question
+from moeplan.commands.parts.first_question import Answer, first_answer
 from moeplan.specs.models import quantised_as, weight_format
 from moeplan.specs.models.load import load_model
 

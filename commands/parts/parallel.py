@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from ..base.errors import InputError
-from ..base.terminal import print_table
-from ..reports import numbers
-from .options.conditions import was_given
-from .options.parallel import REQUEST_OPTIONS, contexts_of, parallel_request
+from ...base.errors import InputError
+from ...base.terminal import print_table
+from ...reports import numbers
+from ..options.conditions import was_given
+from ..options.parallel import REQUEST_OPTIONS, contexts_of, parallel_request
 
 # What the kinds of a step's operations are called where people read them.
 PARTS: Mapping[str, str] = {
@@ -38,9 +38,9 @@ def simulate_many(
 
     asked: options that the function behind takes by the same names; those of a request are read from the command line.
     """
-    from ..api.parallel import simulate_parallel
-    from ..api.settings import open_settings
-    from ..reports.timelines.perfetto import write_timeline
+    from ...api.parallel import simulate_parallel
+    from ...api.settings import open_settings
+    from ...reports.timelines.perfetto import write_timeline
 
     given, changes = ctx.params, open_settings(settings)
     changes.refuse_repeated(
@@ -103,7 +103,7 @@ def print_parallel_prediction(document: Mapping[str, Any]) -> None:
 
 def print_parallel_answer(document: Mapping[str, Any]) -> None:
     """Print what a plan for many devices comes to: against what engines do today, what each decision is worth, memory and batch."""
-    from ..reports.parallel.factors import gain_words
+    from ...reports.parallel.factors import gain_words
 
     head, best, factors = document["headline"], document["best"], document["factors"]
     request, step, user = document["request"], best["step_s"], ""

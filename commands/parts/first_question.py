@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..base.errors import DoesNotFit
-from ..reports import numbers
+from ...base.errors import DoesNotFit
+from ...reports import numbers
 
 if TYPE_CHECKING:
-    from ..api.subject import Subject
-    from ..reports.page import Section
-    from ..sim.offload.simulate import Prediction
+    from ...api.subject import Subject
+    from ...reports.page import Section
+    from ...sim.offload.simulate import Prediction
 
 MODEL, QUANT, ENGINE = "gpt-oss-120b", "MXFP4_MOE", "llama.cpp"
 HARDWARE = "rtx-4090 + ryzen-9-7950x + ddr5-5600x2:96GiB"
@@ -92,7 +92,7 @@ class Answer:
 
     def section(self) -> Section:
         """Return the answer as a part of a report."""
-        from ..reports.page import Column, Section, bullet_list, code_block, paragraph, table
+        from ...reports.page import Column, Section, bullet_list, code_block, paragraph, table
 
         columns = (Column(title="placement", is_name=True), Column(title="generated tokens/s"), Column(title="prompt tokens/s"),
                    Column(title="on the card", is_number=True), Column(title="in the host", is_number=True),
@@ -115,7 +115,7 @@ class Answer:
 
     def page(self) -> str:
         """Return the answer as a page of its own."""
-        from ..reports.page import paragraph, render
+        from ...reports.page import paragraph, render
 
         lead = [paragraph(self.lines()[-2].strip(), "answer")]
         footer = "This file is complete: it opens without a network."
@@ -124,7 +124,7 @@ class Answer:
 
 def first_answer() -> Answer:
     """Return the answer, predicted in a second or two: no recording, nothing measured."""
-    from ..api.subject import open_subject
+    from ...api.subject import open_subject
 
     subject = open_subject(
         model=MODEL, hardware=HARDWARE, trace=None, engine=ENGINE, quant=QUANT, prompt_tokens=PROMPT_TOKENS, reply_tokens=REPLY_TOKENS,
@@ -142,7 +142,7 @@ def first_answer() -> Answer:
 
 
 def _preset(subject: Subject, name: str) -> Any:
-    from ..specs.schedules.presets import load_preset
+    from ...specs.schedules.presets import load_preset
 
     return subject.at_once(load_preset(name))
 

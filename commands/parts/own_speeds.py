@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..base.errors import InputError, one_line
-from ..base.text_files import read_text, write_atomic
-from ..base.units import MIB
-from ..reports import numbers
+from ...base.errors import InputError, one_line
+from ...base.text_files import read_text, write_atomic
+from ...base.units import MIB
+from ...reports import numbers
 
 if TYPE_CHECKING:
-    from ..papers.field.own.lines import Own
+    from ...papers.field.own.lines import Own
 
 SPEED_TOOLS = ("llama-bench", "vllm-bench")
 _MOST_BYTES = 64 * MIB
@@ -48,10 +48,10 @@ class Named:
 
 def open_speeds(named: Named) -> tuple[Own, str]:
     """Return the file's lines on their machine, and the hash of its text; raises InputError for contradictions and damage."""
-    from ..calibrate.imports.llama_bench import read_llama_bench
-    from ..calibrate.imports.vllm_bench import Lengths, read_vllm_bench
-    from ..papers.field.own.lines import open_own
-    from ..specs.models.load import load_model
+    from ...calibrate.imports.llama_bench import read_llama_bench
+    from ...calibrate.imports.vllm_bench import Lengths, read_vllm_bench
+    from ...papers.field.own.lines import open_own
+    from ...specs.models.load import load_model
 
     if named.hardware is None:
         raise InputError(
@@ -74,8 +74,8 @@ def open_speeds(named: Named) -> tuple[Own, str]:
 
 def learn_speeds(named: Named, output: Path) -> dict[str, Any]:
     """Return what `moeplan calibrate --from` prints, with the machine written to `output`."""
-    from ..papers.field.own.lines import predict_own, update_own
-    from ..specs.machines.profile import profile_to_json
+    from ...papers.field.own.lines import predict_own, update_own
+    from ...specs.machines.profile import profile_to_json
 
     own, digest = open_speeds(named)
     if digest in own.profile.description:
@@ -103,7 +103,7 @@ def learn_speeds(named: Named, output: Path) -> dict[str, Any]:
 
 def compare_speeds(named: Named) -> dict[str, Any]:
     """Return what `moeplan validate --from` prints: every line beside its prediction, nothing run."""
-    from ..papers.field.own.lines import predict_own
+    from ...papers.field.own.lines import predict_own
 
     own, digest = open_speeds(named)
     rows = []
@@ -165,7 +165,7 @@ def print_compared(document: dict[str, Any]) -> None:
 
 
 def _row(one: Any) -> dict[str, Any]:
-    from ..papers.field.own.lines import described
+    from ...papers.field.own.lines import described
 
     return {"where": one.line.where, "test": one.line.test, "measured": one.line.tokens_per_s} | described(one)
 

@@ -17,8 +17,8 @@ _SETTINGS = 16
 
 def write_perfetto(path: Path, simulation: Any, prediction: Any) -> None:
     """Write the Perfetto timeline of a prediction, with how much the device holds; of a long one, the middle."""
-    from ..reports.timelines.occupancy import cache_occupancy
-    from ..reports.timelines.perfetto import write_timeline
+    from ...reports.timelines.occupancy import cache_occupancy
+    from ...reports.timelines.perfetto import write_timeline
 
     timeline, steps = prediction.outcome.timeline, prediction.metrics.num_steps
     last = steps
@@ -34,9 +34,9 @@ def write_offload_report(
     path: Path, document: dict[str, Any], simulation: Any, best: Any, *, more_sections: Sequence[Any] = ()
 ) -> None:
     """Write the HTML report of a plan, with the curves of hit rate against cache size and sections of one's own."""
-    from ..reports.offload.hit_curves import hit_curves
-    from ..reports.offload.page import write_plan_report
-    from ..reports.offload.request import request_sections
+    from ...reports.offload.hit_curves import hit_curves
+    from ...reports.offload.page import write_plan_report
+    from ...reports.offload.request import request_sections
 
     lru, belady = hit_curves(simulation, best.schedule)
     write_plan_report(path, document, timeline=best.outcome.timeline, lru_curve=lru, belady_curve=belady, profile=simulation.profile,
@@ -46,11 +46,11 @@ def write_offload_report(
 
 def served_sections(document: dict[str, Any]) -> list[Any]:
     """Return the section of a plan made for an engine: what to run, what it is beside, what else was tried; none for other plans."""
-    from ..planner.emit.names import emit_name
-    from ..planner.emit.targets import render
-    from ..reports import numbers
-    from ..reports.page import Column, Section, bullet_list, code_block, paragraph, table
-    from ..specs.provenance import model_of
+    from ...planner.emit.names import emit_name
+    from ...planner.emit.targets import render
+    from ...reports import numbers
+    from ...reports.page import Column, Section, bullet_list, code_block, paragraph, table
+    from ...specs.provenance import model_of
 
     part = document.get("for")
     if part is None:
@@ -83,8 +83,8 @@ def write_parallel_artefacts(
     report: Path | None, timeline: Path | None, document: dict[str, Any], replay: Any, profile: Any
 ) -> None:
     """Write the HTML report of an expert-parallel plan and the Perfetto timeline of its first reported step, where asked for."""
-    from ..reports.parallel.page import write_parallel_report
-    from ..reports.timelines.perfetto import write_timeline
+    from ...reports.parallel.page import write_parallel_report
+    from ...reports.timelines.perfetto import write_timeline
 
     before, after = replay.before.outcome.timeline, replay.after.outcome.timeline
     if timeline is not None:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.errors import InputError
-from ..base.terminal import print_json
-from ..base.text_files import check_outputs
-from .options.bounds import between
-from .options.declarations import JsonFlag, model_file
+from ...base.errors import InputError
+from ...base.terminal import print_json
+from ...base.text_files import check_outputs
+from ..options.bounds import between
+from ..options.declarations import JsonFlag, model_file
 
 if TYPE_CHECKING:
-    from ..traces.recording import RoutingTrace
-    from ..traces.synthesis.closeness import ComparedFigure
-    from ..traces.synthesis.dial import Dials
+    from ...traces.recording import RoutingTrace
+    from ...traces.synthesis.closeness import ComparedFigure
+    from ...traces.synthesis.dial import Dials
 
 
 def trace_synth(
@@ -61,12 +61,12 @@ def trace_synth(
     as_json: JsonFlag = False,
 ) -> None:
     """Make up a recording: like another one, from a published locality, or from dials."""
-    from ..api.load import as_routing
-    from ..base.progress import reporter
-    from ..traces.format import load_trace
-    from ..traces.synthesis.closeness import ALLOWED_LRU_DIFFERENCE, closeness
-    from ..traces.synthesis.dial import change_dials, dials_as_json
-    from ..traces.synthesis.synthesise import synthesise
+    from ...api.load import as_routing
+    from ...base.progress import reporter
+    from ...traces.format import load_trace
+    from ...traces.synthesis.closeness import ALLOWED_LRU_DIFFERENCE, closeness
+    from ...traces.synthesis.dial import change_dials, dials_as_json
+    from ...traces.synthesis.synthesise import synthesise
 
     check_outputs({"--output": output}, {"--like": like, "--model": None if model is None else model_file(model)})
     if like is not None and preset is not None:
@@ -120,10 +120,10 @@ def _starting_dials(
     original: RoutingTrace | None, preset: str | None, model: str | None, changes: dict[str, str]
 ) -> Dials:
     """Return the dials before any is turned: fitted, of a preset, or the neutral ones; in the shape of `model` if given."""
-    from ..base.progress import reporter
-    from ..traces.synthesis.dial import dials_from_json, reshape_dials
-    from ..traces.synthesis.fit import fit_like
-    from ..traces.synthesis.presets import preset as dials_of
+    from ...base.progress import reporter
+    from ...traces.synthesis.dial import dials_from_json, reshape_dials
+    from ...traces.synthesis.fit import fit_like
+    from ...traces.synthesis.presets import preset as dials_of
 
     shape = {} if model is None else _shape(model)
     if original is not None:
@@ -144,7 +144,7 @@ def _starting_dials(
 
 def _shape(model: str) -> dict[str, Any]:
     """Return the dials that a model's shape decides."""
-    from ..specs.models.load import load_model
+    from ...specs.models.load import load_model
 
     spec = load_model(model)
     return {

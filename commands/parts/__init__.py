@@ -1,0 +1,1 @@
+"""What several commands print, write or ask the same way."""
