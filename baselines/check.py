@@ -19,7 +19,7 @@ from ..base.text_files import read_text, write_atomic
 from ..base.workers import worker_pool
 from .document import GIVEN, Baseline, Header, Pinned, open_baseline, to_text
 from .figures import predict
-from .judge import FAILING, KINDS, RULES, Finding, Score, answered, judge, scores
+from .judge import KINDS, RULES, TOLERANCE, Finding, Score, answered, judge, scores
 from .pairs import read_pairs
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class CheckResult:
     num_answered_was: int
     num_answered: int
     num_figures: int
+    tolerance: float
     strict: bool
     now: Baseline = field(repr=False)
     """Every scenario as it is predicted now."""
@@ -52,13 +53,19 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is broken, regressed or unlike; when strict, whether nothing moved."""
-        return not self.findings if self.strict else not any(each.kind in FAILING for each in self.findings)
+        """Whether nothing is broken, regressed, unlike or drifted beyond the tolerance; when strict, whether nothing moved."""
+        return not self.failing
+
+    @property
+    def failing(self) -> tuple[Finding, ...]:
+        """The findings that fail the check."""
+        return self.findings if self.strict else tuple(each for each in self.findings if each.fails(self.tolerance))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan check --json` prints."""
         return {
-            "baseline": self.baseline, "passed": self.passed, "strict": self.strict, "counts": self.counts,
+            "baseline": self.baseline, "passed": self.passed, "strict": self.strict, "tolerance": self.tolerance,
+            "counts": self.counts, "num_failing": len(self.failing),
             "num_scenarios": self.num_scenarios, "num_answered": self.num_answered, "num_answered_before": self.num_answered_was,
             "num_figures": self.num_figures, "scores": [_plain(one) for one in self.scores],
             "findings": [_plain(one) for one in self.findings],
@@ -85,6 +92,7 @@ def check(
     baseline: str | os.PathLike[str],
     *,
     predictions: str | os.PathLike[str] | None = None,
+    tolerance: float = TOLERANCE,
     strict: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -92,8 +100,9 @@ def check(
     """Return what is no longer as a baseline has it: broken, regressed, unlike, drifted, gained.
 
     baseline: a file of pinned figures, or a table (.csv, .json) of another tool's predictions beside measurements. predictions: such a
-    table, with what that tool predicts now; None: this version predicts the scenarios of the baseline. strict: any figure that moved
-    fails. jobs: processes; None: one a core. The result does not depend on them.
+    table, with what that tool predicts now; None: this version predicts the scenarios of the baseline. tolerance: share by which a
+    number without a measurement may move. strict: any figure that moved fails. jobs: processes; None: one a core. The result does not
+    depend on them.
 
     Raises InputError for files of another kind, a baseline judged by other rules, and predictions of scenarios it does not have.
     """
@@ -101,12 +110,12 @@ def check(
     if header is not None and header.rules != RULES:
         rule = f"its figures are judged by other rules than this version's ({RULES})"
         raise InputError(os.fspath(baseline), header.rules, rule, "write it anew with --refresh")
-    return _checked(os.fspath(baseline), old, _now(baseline, old, predictions, jobs, progress), strict)
+    return _checked(os.fspath(baseline), old, _now(baseline, old, predictions, jobs, progress), tolerance, strict)
 
 
-def _checked(name: str, old: Baseline, new: Baseline, strict: bool) -> CheckResult:
+def _checked(name: str, old: Baseline, new: Baseline, tolerance: float, strict: bool) -> CheckResult:
     return CheckResult(
-        baseline=name, findings=judge(old, new), scores=scores(old, new), num_scenarios=len(old), strict=strict,
+        baseline=name, findings=judge(old, new), scores=scores(old, new), num_scenarios=len(old), tolerance=tolerance, strict=strict,
         num_answered_was=sum(map(answered, old.values())), num_answered=sum(map(answered, new.values())),
         num_figures=sum(len(one.figures) for one in old.values()), now=new,
     )  # fmt: skip
@@ -130,18 +139,17 @@ def refresh(
     if predictions is None or output is not None or os.path.exists(baseline):
         old, _ = _opened(baseline)
     new = _now(baseline, old, predictions, jobs, progress, more=True)
-    found = _checked(os.fspath(baseline), old, new, strict=False)
-    worse = [each for each in found.findings if each.kind in FAILING]
+    found = _checked(os.fspath(baseline), old, new, TOLERANCE, strict=False)
+    worse, review = found.failing, None
     if worse and not (why or "").strip():
         first = worse[0]
         where = first.scenario if first.figure is None else f"{first.scenario}  {first.figure}"
-        raise InputError("--refresh", where, f"{first.kind}, and {len(worse) - 1} more are worse or unlike",
+        raise InputError("--refresh", where, f"{first.kind}, and {len(worse) - 1} more that fail a check",
                          "look at them without --refresh, then say --why they are meant")  # fmt: skip
-    review = None
     if worse:
-        from .show import line_of
+        from .show import lines_of
 
-        review = {"why": one_line(why, _WHY_CHARS), "worse": [line_of(each) for each in worse]}
+        review = {"why": one_line(why, _WHY_CHARS), "moved": lines_of(worse)}
     write_atomic(output or baseline, to_text(new, Header(rules=RULES, review=review)))
     return found
 

@@ -4,7 +4,8 @@
     regressed  a figure that was measured: its error grew by 2 points or more and by a tenth or more of what it was; or its interval no
                longer holds the measurement
     gain       the same the other way round, and what was not answered and is now
-    drift      any other figure that moved: nothing measured says whether for better or worse, or it is too little to say
+    drift      any other figure that moved: nothing measured says whether for better or worse, or it is too little to say; a number without
+               a measurement that moved by more than the tolerance fails all the same
     unlike     the scenario is about other data, or asked otherwise, than the stored one: its figures are not compared
 
 Modelled: errors relative to what was measured; where repetitions of a measurement are known, from their nearer end, so that what lies
@@ -24,10 +25,13 @@ from .figures import fingerprint
 BROKEN, REGRESSED, UNLIKE, DRIFT, GAIN = "broken", "regressed", "unlike", "drift", "gain"
 KINDS = (BROKEN, REGRESSED, UNLIKE, DRIFT, GAIN)
 FAILING = frozenset({BROKEN, REGRESSED, UNLIKE})
+TOLERANCE = 0.05
+"""A number that nothing measured stands beside may move by this share."""
 POINTS, SHARE = 0.02, 0.1
 """An error that grew by less than either has not grown."""
 RULES = fingerprint({"error": "|predicted / measured - 1|, from the nearer end of the repetitions", "points": POINTS, "share": SHARE,
                      "interval": "held before and not now", "kinds": KINDS})  # fmt: skip
+_SCORES = "scores."
 _REFUSED, _FAILED = "refused", "failed"
 
 
@@ -47,6 +51,22 @@ class Finding:
     """Shares of what was measured."""
     why: str = ""
     """In words, where the numbers do not say it."""
+    summed: bool = False
+    """Whether measured figures have said it already: this is an end of one's interval, or a score over them."""
+
+    @property
+    def moved(self) -> float | None:
+        """How far the figure moved, as a share of what it was; endless from nought, None where it is not two numbers."""
+        was, now = _number(self.was), _number(self.now)
+        if was is None or now is None:
+            return None
+        return abs(now / was - 1) if was else math.inf if now else 0.0
+
+    def fails(self, tolerance: float) -> bool:
+        """Return whether this alone fails a check."""
+        if self.kind == DRIFT and self.measured is None:
+            return not self.summed and (self.moved or 0.0) > tolerance
+        return self.kind in FAILING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +140,8 @@ def _figure(scenario: str, figure: str, old: Pinned, new: Pinned) -> Finding:
     measured = old.measured.get(figure)
     if gone or measured is None:
         return Finding(kind=BROKEN if gone else DRIFT, scenario=scenario, figure=figure, was=was, now=now,
-                       measured=None if measured is None else measured.value, why="it is no number any more" if gone else "")  # fmt: skip
+                       measured=None if measured is None else measured.value, why="it is no number any more" if gone else "",
+                       summed=figure.startswith(_SCORES) or figure in _ends(old))  # fmt: skip
     before, after = error(was, measured), error(now, measured)
     held = holds(old.figures, figure, measured), holds(new.figures, figure, measured)
     kind, why = DRIFT, ""
@@ -134,6 +155,11 @@ def _figure(scenario: str, figure: str, old: Pinned, new: Pinned) -> Finding:
         kind = GAIN
     return Finding(kind=kind, scenario=scenario, figure=figure, was=was, now=now, measured=measured.value, error_was=before,
                    error_now=after, why=why)  # fmt: skip
+
+
+def _ends(pinned: Pinned) -> set[str]:
+    """Return the figures that are ends of a measured figure's interval."""
+    return {end for figure in pinned.measured for end in interval_names(figure)}
 
 
 def _grew(before: float, after: float) -> bool:

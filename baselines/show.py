@@ -6,6 +6,7 @@ Ignored: JSON, which has all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -50,11 +51,9 @@ def text_of(result: CheckResult) -> str:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         lines.append("")
-    for kind in KINDS:
-        shown = list(_lines(result, kind))
-        if shown:
-            lines.append(f"{kind}: {result.counts[kind]:,} {_MEANS[kind]}")
-            lines += [f"  {line}" for line in _cut(shown)]
+    for title, found in _parts(result):
+        lines.append(f"{title}")
+        lines += [f"  {line}" for line in _cut(lines_of(found))]
     return "\n".join(lines).rstrip()
 
 
@@ -64,12 +63,27 @@ def markdown_of(result: CheckResult) -> str:
     rows = list(_score_rows(result.scores))
     if rows:
         lines += [_row(_TITLES), _row(["---"] * len(_TITLES)), *(_row(row) for row in rows), ""]
-    for kind in KINDS:
-        shown = list(_lines(result, kind))
-        if shown:
-            lines += [f"**{kind}**: {result.counts[kind]:,} {_MEANS[kind]}", ""]
-            lines += [f"- {line}" for line in _cut([_escaped(line) for line in shown])] + [""]
+    for title, found in _parts(result):
+        kind, _, rest = title.partition(":")
+        lines += [f"**{kind}**:{rest}", ""]
+        lines += [f"- {line}" for line in _cut([_escaped(line) for line in lines_of(found)])] + [""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _parts(result: CheckResult) -> Iterator[tuple[str, list[Finding]]]:
+    """Return the findings by kind, with a title; those of a drift beyond the tolerance before the others."""
+    for kind in KINDS:
+        found = [each for each in result.findings if each.kind == kind]
+        if kind == DRIFT:
+            beyond = [each for each in found if each.fails(result.tolerance)]
+            found = [each for each in found if not each.fails(result.tolerance)]
+            if beyond:
+                yield (
+                    f"{kind}: {len(beyond):,} moved by more than {result.tolerance:.0%}, with no measurement beside them",
+                    beyond,
+                )
+        if found:
+            yield f"{kind}: {len(found):,} {_MEANS[kind]}", found
 
 
 def _verdict(result: CheckResult) -> str:
@@ -88,22 +102,20 @@ def _score_rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
         yield one.group, f"{one.num_measured:,}", _change(f"{one.num_was:,}", f"{one.num_now:,}"), errors, held
 
 
-def _lines(result: CheckResult, kind: str) -> Iterator[str]:
-    """Return the lines of one kind: figures without a measurement together, by scenario."""
+def lines_of(findings: Sequence[Finding]) -> list[str]:
+    """Return findings in lines: figures without a measurement together, a scenario a line, the rest one by one."""
     plain: dict[str, list[Finding]] = {}
-    for each in result.findings:
-        if each.kind != kind:
-            continue
-        if each.figure is not None and each.error_now is None and each.measured is None:
+    lines = []
+    for each in findings:
+        if each.figure is not None and each.measured is None:
             plain.setdefault(each.scenario, []).append(each)
         else:
-            yield line_of(each)
+            lines.append(line_of(each))
     for scenario, group in plain.items():
-        if len(group) == 1:
-            yield line_of(group[0])
-        else:
-            most = max(group, key=_size)
-            yield f"{scenario}: {len(group):,} figures, most {most.figure}, {_shown(most.was)} → {_shown(most.now)}{_moved(most)}"
+        most = max(group, key=lambda each: each.moved or 0.0)
+        more = f"{len(group):,} figures, most " if len(group) > 1 else ""
+        lines.append(f"{scenario}: {more}{most.figure} {_shown(most.was)} → {_shown(most.now)}{_moved(most)}")
+    return lines
 
 
 def _cut(lines: Sequence[str]) -> list[str]:
@@ -111,21 +123,10 @@ def _cut(lines: Sequence[str]) -> list[str]:
     return list(lines) if rest <= 1 else [*lines[:_MOST_LINES], f"… and {rest:,} more (--json has all)"]
 
 
-def _numbers(found: Finding) -> tuple[float, float] | None:
-    was, now = found.was, found.now
-    if isinstance(was, (int, float)) and isinstance(now, (int, float)) and was and not isinstance(was, bool):
-        return float(was), float(now)
-    return None
-
-
-def _size(found: Finding) -> float:
-    pair = _numbers(found)
-    return 0.0 if pair is None else abs(pair[1] / pair[0] - 1)
-
-
 def _moved(found: Finding) -> str:
-    pair = _numbers(found)
-    return "" if pair is None else f" ({pair[1] / pair[0] - 1:+.2%})"
+    if found.moved is None or found.moved == math.inf or not isinstance(found.was, (int, float)):
+        return ""
+    return f" ({float(found.now or 0) / found.was - 1:+.2%})" if found.was else ""
 
 
 def _shown(value: Figure) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs, write_atomic
-from .options.bounds import between
+from .options.bounds import between, share
 from .options.conditions import ConditionedCommand
 from .options.declarations import JsonFlag
 
@@ -31,6 +31,13 @@ def check(
         typer.Option(
             "--predictions",
             help="What another tool predicts now: a table of scenario, predicted, measured (.csv, .json).",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            "--tolerance",
+            help="Share by which a number may move that nothing measured stands beside, e.g. 2%; default: 5%. Further fails.",
         ),
     ] = None,
     strict: Annotated[
@@ -61,17 +68,21 @@ def check(
     """Predict the scenarios of a baseline again, set them beside what was measured, and fail where they got worse."""
     from ..base.progress import reporter
     from ..baselines import check as guard
+    from ..baselines.judge import TOLERANCE
     from ..baselines.show import markdown_of, text_of
 
     check_outputs(
         {"--output": output, "--markdown": markdown} | ({"--baseline": baseline} if refresh and output is None else {}),
         {"--predictions": predictions} | ({"--baseline": baseline} if not refresh else {}),
     )
+    allowed = TOLERANCE if tolerance is None else share(tolerance, "--tolerance")
     progress = reporter("check")
     if refresh:
         found = guard.refresh(baseline, output=output, predictions=predictions, why=why, jobs=jobs, progress=progress)
     else:
-        found = guard.check(baseline, predictions=predictions, strict=strict, jobs=jobs, progress=progress)
+        found = guard.check(
+            baseline, predictions=predictions, tolerance=allowed, strict=strict, jobs=jobs, progress=progress
+        )
     if markdown is not None:
         write_atomic(markdown, markdown_of(found))
     written = str(output or baseline) if refresh else None

@@ -7,6 +7,7 @@ need torch and are imported only when a command runs.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 from ..base.errors import InputError, UnknownName
 from ..base.terminal import print_calibration, print_json, print_validation
 from ..base.text_files import check_outputs, write_atomic
-from .options.bounds import PASSES, WEEK_S, between
+from .options.bounds import PASSES, WEEK_S, between, share
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
     EngineOption,
@@ -233,6 +234,18 @@ def validate(
     reply_tokens: ReplyOption = None,
     concurrency: TogetherOption = None,
     ubatch: UbatchOption = None,
+    fail_over: Annotated[
+        str | None,
+        typer.Option("--fail-over", help="End with status 1 where the median error is over this share, e.g. 10%."),
+    ] = None,
+    min_coverage: Annotated[
+        str | None,
+        typer.Option(
+            "--min-coverage",
+            help="End with status 1 where intervals hold a smaller share of all that was measured, e.g. 80%; what is not predicted is "
+            "not held.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
@@ -247,6 +260,10 @@ def validate(
         {"the plan": plan_path, "--grid": grid_path, "--profile": profile, "--trace": trace, "--hardware": hardware}
         | {"--from": None if tables is None else tables[1], "--model": None if model is None else model_file(model)},
     )
+    limits = Limits(
+        fail_over=None if fail_over is None else share(fail_over, "--fail-over"),
+        min_coverage=None if min_coverage is None else share(min_coverage, "--min-coverage"),
+    )
     if tables is not None:
         if plan_path is not None:
             raise InputError("the plan", str(plan_path), "nothing runs where --from names speeds", "leave it out")
@@ -254,7 +271,7 @@ def validate(
             tool=tables[0], path=tables[1], hardware=hardware, model=model, quant=quant, engine=engine, prompt_tokens=prompt_tokens,
             reply_tokens=reply_tokens, concurrency=concurrency, ubatch=ubatch,
         )  # fmt: skip
-        _compare(named, output, as_json)
+        _compare(named, output, limits, as_json)
         return
     from ..api.settings import open_settings
     from ..api.validate import validate as run
@@ -266,6 +283,7 @@ def validate(
     )  # fmt: skip
     document = found.to_dict() if plan_path is None else found.to_dict() | found.best_to_dict()
     document["set_by_user"] = changes.made
+    document["failed"] = limits.broken(document, document["num_configurations"], document["num_configurations"])
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if report is not None:
@@ -278,19 +296,51 @@ def validate(
     else:
         print_validation(document)
         print_settings(document)
+    _end(document, as_json)
 
 
-def _compare(named: Named, output: Path | None, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a validation must keep to end well."""
+
+    fail_over: float | None
+    """Most of the median error."""
+    min_coverage: float | None
+    """Least share of everything measured that an interval holds."""
+
+    def broken(self, document: dict[str, Any], num_predicted: int, num_measured: int) -> list[str]:
+        """Return the limits that a document of a validation breaks, in words."""
+        found = []
+        error, held = document["median_relative_error"], document["coverage"] * num_predicted / num_measured
+        if self.fail_over is not None and error > self.fail_over:
+            found.append(f"the median error of {error:.2%} is over {self.fail_over:.2%}")
+        if self.min_coverage is not None and held < self.min_coverage:
+            found.append(f"intervals hold {held:.2%} of the {num_measured} measured, {self.min_coverage:.2%} asked for")
+        return found
+
+
+def _end(document: dict[str, Any], as_json: bool) -> None:
+    """Say which limits are broken, and end with status 1 where one is."""
+    if document["failed"]:
+        if not as_json:
+            for line in document["failed"]:
+                typer.echo(f"FAILED: {line}")
+        raise typer.Exit(1)
+
+
+def _compare(named: Named, output: Path | None, limits: Limits, as_json: bool) -> None:
     """Set another tool's speeds beside their predictions: print them, and write them where asked."""
     if named.tool not in SPEED_TOOLS:
         raise UnknownName("--from", named.tool, SPEED_TOOLS)
     document = compare_speeds(named)
+    document["failed"] = limits.broken(document, document["num_predicted"], document["num_lines"])
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if as_json:
         print_json(document)
     else:
         print_compared(document)
+    _end(document, as_json)
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import typer
 
 from ...base.errors import InputError
+from ...base.units import parse_quantity
 
 _Number = TypeVar("_Number", int, float)
 
@@ -43,6 +44,14 @@ def between(
         return value
 
     return check
+
+
+def share(text: str, option: str) -> float:
+    """Return a share from 0 to 1 of a text such as "10%" or "0.1"; raises InputError for any other."""
+    value = parse_quantity(text, "share", option)
+    if value > 1:
+        raise InputError(option, text, "more than 1, the whole", "write a share, for instance 10% or 0.1")
+    return value
 
 
 def _plain(number: float) -> str:

@@ -119,6 +119,11 @@ NO_REFRESH = Condition(
     rule="nothing fails where the baseline is written anew",
     remedy="leave it out",
 )
+NOT_STRICT = Condition(
+    holds=lambda given: not given["strict"],
+    rule="--strict lets no figure move",
+    remedy="give one of the two",
+)
 NO_STEPS = Condition(
     holds=lambda given: given["steps"] is None,
     rule="--steps says already how long the runs are",
@@ -133,7 +138,12 @@ def _tool(given: Mapping[str, Any]) -> str | None:
 
 
 CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
-    "check": {"strict": (NO_REFRESH,), "why": (REFRESHING,), "output": (REFRESHING,)},
+    "check": {
+        "strict": (NO_REFRESH,),
+        "tolerance": (NO_REFRESH, NOT_STRICT),
+        "why": (REFRESHING,),
+        "output": (REFRESHING,),
+    },
     "simulate": {
         **dict.fromkeys(
             ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths"), (OFFLOAD,)

@@ -168,6 +168,13 @@ def test_a_constant_changed_by_a_fifth_fails(baseline: Path) -> None:
     # A paper's few constants are fitted anew and take up most of it: its cells move, hardly further from what was measured.
     assert cells and {each.kind for each in cells} <= {DRIFT, REGRESSED}
     assert {each.kind for each in found.findings if each.measured is None} == {DRIFT}
+    # Where nothing was measured, so large a change fails too, and says that it is beyond the tolerance.
+    speed = next(each for each in found.failing if each.scenario == "mine")
+    assert speed.kind == DRIFT and (speed.moved or 0) > 0.05
+    assert "moved by more than 5%" in text_of(found)
+    wide = check(baseline, tolerance=0.9, jobs=1)
+    assert wide.findings == found.findings and not any(each.moved is not None and 0.05 < each.moved < 0.9 for each in wide.failing
+                                                       if each.kind == DRIFT)  # fmt: skip
     text = text_of(found)
     assert "FAILED" in text and "3 of 3 scenarios answered (3 before)" in text
     assert "measured  decode_tokens_per_s: measured" in text and "% off)" in text
@@ -181,6 +188,26 @@ def test_nothing_moves_of_itself_however_many_processes(baseline: Path) -> None:
     assert check(baseline, jobs=2, strict=True).findings == ()
 
 
+def test_what_nobody_measured_may_move_by_the_tolerance() -> None:
+    for was, now, fails in (
+        (100.0, 104.9, False),
+        (100.0, 105.1, True),
+        (100.0, 94.0, True),
+        (0, 3, True),
+        ("cpu", "gpu", False),
+    ):
+        assert one(pinned(x=was), pinned(x=now)).fails(0.05) is fails, (was, now)
+    measured = {"x": Measured(value=100.0)}
+    assert not one(pinned(measured=measured, x=70.0), pinned(measured=measured, x=130.0)).fails(0.05)
+    # Ends of a measured figure's interval and scores over measured figures are judged with those.
+    plain = {"predicted": Measured(value=100.0)}
+    wide = {"predicted": 100.0, "low": 50.0, "high": 150.0, "scores.median": 0.2}
+    found = judge(pinned(measured=plain, **wide), pinned(measured=plain, **wide | {"low": 80.0, "scores.median": 0.1}))
+    assert [each.figure for each in found] == ["low", "scores.median"] and not any(each.fails(0.05) for each in found)
+    # Of a figure that nobody measured they count.
+    assert one(pinned(low=50.0), pinned(low=80.0)).fails(0.05)
+
+
 @pytest.mark.usefixtures("slower_machines")
 def test_a_worse_baseline_is_written_with_a_reason_only(baseline: Path) -> None:
     before = baseline.read_bytes()
@@ -190,7 +217,7 @@ def test_a_worse_baseline_is_written_with_a_reason_only(baseline: Path) -> None:
     refresh(baseline, why="the links were measured again", jobs=1)
     pins, header = open_baseline(baseline)
     assert header.review is not None and header.review["why"] == "the links were measured again"
-    assert any(line.startswith("measured  decode_tokens_per_s: measured") for line in header.review["worse"])
+    assert any(line.startswith("measured  decode_tokens_per_s: measured") for line in header.review["moved"])
     assert check(baseline, jobs=1, strict=True).passed
     # What the user measured stays his.
     assert set(pins["measured"].measured) == {"decode_tokens_per_s"}

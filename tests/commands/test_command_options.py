@@ -253,7 +253,7 @@ COUNTS = {
     "compare": {"hardware", "model", "quant", "engine"},
     "command": {"measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"},
     "lines": set(),
-    "checking": {"strict"},
+    "checking": {"strict", "tolerance"},
     "refreshing": {"why", "output"},
     "plan": {
         "trace",

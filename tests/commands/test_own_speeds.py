@@ -172,6 +172,30 @@ def test_contradictions_are_one_line_and_nothing_is_written(
         assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
+def test_a_validation_fails_over_its_limits(tmp_path: Path) -> None:
+    # 20 % off, inside the interval; one of three lines is not predicted, so two thirds of what was measured are held.
+    lines = [*faster([{"gen": 128}, {"prompt": 512}], 1.25), entry(gen=64, n_gpu_layers=3)]
+    file = written(tmp_path, as_json(lines))
+    out = tmp_path / "out.json"
+    for limits, status, words in (
+        ((), 0, ()),
+        (("--fail-over", "25%", "--min-coverage", "0.6"), 0, ()),
+        (("--fail-over", "15%"), 1, ("20.00%",)),
+        (("--min-coverage", "70%"), 1, ("66.67%",)),
+        (("--fail-over", "0", "--min-coverage", "100%"), 1, ("20.00%", "66.67%")),
+    ):
+        asked = ("validate", "--from", "llama-bench", file, "--hardware", PARTS, *limits, "-o", str(out))
+        found = CliRunner().invoke(app, [*asked, "--json"])
+        document = json.loads(found.stdout)
+        assert found.exit_code == status and document == json.loads(out.read_text("utf-8")), limits
+        assert len(document["failed"]) == len(words)
+        assert all(word in line for word, line in zip(words, document["failed"], strict=True))
+        plain = CliRunner().invoke(app, [*asked])
+        assert plain.exit_code == status and plain.stdout.count("FAILED: ") == len(words)
+    for wrong in ("110%", "-1", "10 points"):
+        assert command("validate", "--from", "llama-bench", file, "--hardware", PARTS, "--fail-over", wrong)[0] == 2
+
+
 def test_lines_of_other_models_are_left_out_and_said(tmp_path: Path) -> None:
     file = written(
         tmp_path,
