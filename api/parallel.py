@@ -24,7 +24,7 @@ from .load import Recording, as_machine, as_model, as_recording
 from .settings import SettingsLike, open_settings
 from .subject import rank_budget
 
-SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
+SIMULATORS = {"compiled": "compiled", "simpy": "simpy", "both": "both"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

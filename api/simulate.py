@@ -26,7 +26,7 @@ from .requests import LengthsLike
 from .settings import SettingsLike, open_settings
 from .subject import Subject, open_subject
 
-SIMULATORS = {"compiled": "twin", "simpy": "simpy", "both": "both"}
+SIMULATORS = {"compiled": "compiled", "simpy": "simpy", "both": "both"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Modelled: `@jit` compiles with numba where it is installed and returns the plain Python function where it is not, so that
 every decision stays callable on a machine that only measures. The on-disk cache of a module lives in a folder named after a
 hash of that module and of everything it imports from the package: numba itself watches only the file a function stands in,
-so an edited policy called from an unedited twin would otherwise leave machine code of the old
+so an edited policy called from an unedited simulator would otherwise leave machine code of the old
 policy in use. Ignored: parallel compilation, GPUs.
 """
 
@@ -35,7 +35,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _IMPORT = re.compile(r"^from (\.+)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
-# The offload twin's two engines and all decisions, measured on one quiet core (docs/design-notes.md).
+# The compiled offload simulator's two halves and all decisions, measured on one quiet core (docs/design-notes.md).
 _COMPILE_S = 25
 # Lean: no counting of references, no checks of divisors, nothing for C callers. Inner: no way in from Python either.
 _LEAN = {"_nrt": False, "error_model": "numpy", "no_cfunc_wrapper": True}
@@ -134,6 +134,8 @@ def _dispatchers() -> tuple[type, type]:
 
     def plain(kind: Any) -> Any:
         kind = types.unliteral(kind)
+        if isinstance(kind, types.BaseTuple) and not isinstance(kind, types.BaseNamedTuple):
+            return types.BaseTuple.from_types(tuple(map(plain, kind)))
         whole = isinstance(kind, types.Boolean) or (
             isinstance(kind, types.Integer) and (kind.signed or kind.bitwidth < types.int64.bitwidth)
         )

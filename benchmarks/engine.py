@@ -1,6 +1,6 @@
-"""How fast the two engines are on the same cases: expert visits per second, and how many times faster the twin is.
+"""How fast the two simulators are on the same cases: expert visits per second, and how many times faster the compiled one is.
 
-Each case is a model's routing shape with made-up routing of real skew and costs of a usual size. The twin is timed several
+Each case is a model's routing shape with made-up routing of real skew and costs of a usual size. The compiled one is timed several
 times without rows, alternating between cases; SimPy once per case on a shorter window and scaled by visits, since one full
 run takes minutes (its time per visit does not depend on the window's length). Building the workload (once per recording,
 shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert visits a
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moeplan.sim.offload.costs import CostTables
-from moeplan.sim.offload.simulators import run_simpy, run_twin
+from moeplan.sim.offload.costs import CostTables, host_costs
+from moeplan.sim.offload.simulators import run_compiled, run_simpy
 from moeplan.sim.offload.workload import Workload, build_workload
-from moeplan.sim.policies.state import HITS, MISSES, make_config
+from moeplan.sim.policies.state import make_config
 from moeplan.sim.timeline import NUM_RATED_LANES, RATE_ONE
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
@@ -100,7 +100,7 @@ def costs(case: Case, workload: Workload) -> CostTables:
         expert_format=np.zeros(case.num_layers * case.num_experts, np.int64), expert_bytes=np.array([12_000_000]),
         num_chunks=np.array([1]), chunk_bytes=np.array([[12_000_000] * 2]), chunk_ns=np.array([[500_000] * 2]),
         back_ns=np.array([500_000]), cpu_ns=np.zeros((1, 0), np.int64), disk_ns=np.zeros(1, np.int64),
-        host_ns=np.array([100_000, 30_000, 5_000, 8_000]),
+        host_ns=host_costs(step=100_000, layer=30_000, kernel=5_000, transfer=8_000),
         rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     traces: dict[tuple[int, ...], RoutingTrace] = {}
-    print(f"{'case':32} {'hit rate':>8} {'twin M visits/s':>24} {'SimPy k visits/s':>17} {'ratio':>7}")
+    print(f"{'case':32} {'hit rate':>8} {'compiled M visits/s':>24} {'SimPy k visits/s':>17} {'ratio':>7}")
     for case in cases():
         shape = (case.num_layers, case.num_experts, case.top_k, case.num_steps)
         trace = traces.setdefault(shape, routing(case))
@@ -124,22 +124,22 @@ def main() -> None:
                              guess_distances=0, guess_width=0)  # fmt: skip
         capacities = np.full(case.num_layers, case.schedule.cache.experts_per_layer or 0)
         serial = not case.schedule.copy.overlap
-        outcome = run_twin(config, workload, table, capacities, serial=serial)  # compiles
+        outcome = run_compiled(config, workload, table, capacities, serial=serial)  # compiles
         samples = []
         for _ in range(NUM_REPEATS):
             began = time.perf_counter()
-            run_twin(config, workload, table, capacities, serial=serial)
+            run_compiled(config, workload, table, capacities, serial=serial)
             samples.append(workload.num_expert_visits / (time.perf_counter() - began))
         short = build_workload(trace, case.schedule.workload, max_steps=SIMPY_STEPS)
         began = time.perf_counter()
         run_simpy(config, short, costs(case, short), capacities, serial=serial, rows=False)
         slow = short.num_expert_visits / (time.perf_counter() - began)
         fast = statistics.median(samples)
-        hits, misses = int(outcome.counts[HITS]), int(outcome.counts[MISSES])
+        hits, misses = int(outcome.counts.hits), int(outcome.counts.misses)
         print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} "
               f"({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
               f"{slow / 1e3:17.1f} {fast / slow:7.0f}")  # fmt: skip
-        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "twin_visits_per_s": samples,
+        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "compiled_visits_per_s": samples,
                         "simpy_visits_per_s": slow,
                         "ratio": fast / slow, "workload_s": build_s, "num_expert_visits": workload.num_expert_visits})  # fmt: skip
     if arguments.json:

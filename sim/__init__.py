@@ -1,1 +1,1 @@
-"""Predicts: the SimPy model, the decisions, the compiled twin, timelines and metrics."""
+"""Predicts: the SimPy model, the decisions, the compiled simulator, timelines and metrics."""

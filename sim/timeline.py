@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import Internal
-from .policies.state import Array
+from ..base.records import Array, whole_numbers
 
 LANE_NAMES = ("compute", "h2d", "d2h", "cpu", "disk", "host")
 COMPUTE, H2D, D2H, CPU, DISK, HOST = range(6)
+NUM_LANES = len(LANE_NAMES)
 # Lanes whose activities slow each other down: the first ones. A disk is slow enough not to be noticed; the host only waits.
 NUM_RATED_LANES = 4
 RATE_ONE = 65536
@@ -35,6 +36,8 @@ OP_NAMES = (
 COLUMNS = ("lane", "op", "step", "layer", "expert", "device", "start_ns", "end_ns", "bytes", "tokens")
 # Columns of the integer form; the device is the timeline's, not a row's.
 ROW_LANE, ROW_OP, ROW_STEP, ROW_LAYER, ROW_EXPERT, ROW_START, ROW_END, ROW_BYTES, ROW_TOKENS, ROW_FIELDS = range(10)
+ROW = whole_numbers("lane", "op", "step", "layer", "expert", "start", "end", "bytes", "tokens")
+"""The same columns as a record's fields, for compiled code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +94,8 @@ def canonical(rows: Array) -> Array:
     """Return rows sorted by (start, lane, end): lanes do not overlap, so no two rows compare equal."""
     order = np.lexsort((rows[:, ROW_END], rows[:, ROW_LANE], rows[:, ROW_START]))
     return np.ascontiguousarray(rows[order])
+
+
+def plain_rows(rows: Array) -> Array:
+    """Return ROW [num_rows] as int64 [num_rows, ROW_FIELDS], the same memory."""
+    return rows.view(np.int64).reshape(len(rows), ROW_FIELDS)

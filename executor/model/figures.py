@@ -15,7 +15,6 @@ import numpy as np
 
 from ...base.units import KIB, NS_PER_S
 from ...sim.offload.run_input import RunInput
-from ...sim.policies import state as ps
 from ...sim.policies.state import Array
 from ...sim.timeline import (
     COMPUTE,
@@ -41,7 +40,7 @@ from ..running.overlap import overlap_ns
 from ..running.prediction import run_input
 from .session import ModelRun
 
-_FROM_RECORDING = ("GUESSES_TRUE", "TRUTHS")
+_FROM_RECORDING = ("guesses_true", "truths")
 """Counts that say how good guesses were: known once the recording is there, and no decision depends on them."""
 
 
@@ -55,23 +54,22 @@ def replayed(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None 
 def differences(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None = None) -> list[str]:
     """Return in which counts a run differs from the replay of its own recording: none, unless decisions look at observed time."""
     given = replayed(run, schedule, popularity)
-    walked = walk_decisions(given).count
+    walked = walk_decisions(given).counts[0]
     found = []
     for name in COMPARED:
-        at = getattr(ps, name)
-        if name not in _FROM_RECORDING and run.counts[at] != walked[at]:
-            found.append(f"{name.lower()}: replayed {walked[at]}, run {run.counts[at]}")
+        if name not in _FROM_RECORDING and run.counts[name] != walked[name]:
+            found.append(f"{name}: replayed {walked[name]}, run {run.counts[name]}")
     rows = run.timeline.rows
-    fetched = int(walked[[ps.MISSES, ps.PREFETCHES, ps.EXTRA_FETCHES]].sum() - walked[ps.CPU_RUNS])
+    fetched = int(walked.misses + walked.prefetches + walked.extra_fetches - walked.cpu_runs)
     computed = np.isin(rows[:, ROW_OP], (OP_EXPERT, OP_CPU))
     spec = run.recording
     pairs = {
         "bytes copied": (fetched * run.expert_bytes, bytes_copied(run)),
         "bytes read": (
-            int(walked[ps.DISK_READS]) * run.expert_bytes,
+            int(walked.disk_reads) * run.expert_bytes,
             int(rows[rows[:, ROW_LANE] == DISK, ROW_BYTES].sum()),
         ),
-        "experts on the host's cores": (int(walked[ps.CPU_RUNS]), int(np.count_nonzero(rows[:, ROW_OP] == OP_CPU))),
+        "experts on the host's cores": (int(walked.cpu_runs), int(np.count_nonzero(rows[:, ROW_OP] == OP_CPU))),
         "expert tokens": (spec.num_tokens * spec.num_layers * spec.top_k, int(rows[computed, ROW_TOKENS].sum())),
         "steps": (given.workload.num_steps, len(run.step_end_ns)),
     }
@@ -87,12 +85,12 @@ def bytes_copied(run: ModelRun) -> int:
 def figures(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None = None) -> dict[str, Any]:
     """Return a run's figures as plain values; None where there is nothing to say."""
     given = replayed(run, schedule, popularity)
-    walked = walk_decisions(given).count
+    walked = walk_decisions(given).counts[0]
     taken = run.step_end_ns - run.step_begin_ns
     prefill, decode = run.step_phase == PREFILL, run.step_phase == DECODE
     prompt_tokens = sum(run.prompts)
-    hits, misses = int(run.counts[ps.HITS]), int(run.counts[ps.MISSES])
-    truths = int(walked[ps.TRUTHS])
+    hits, misses = int(run.counts.hits), int(run.counts.misses)
+    truths = int(walked.truths)
     firsts = [taken[prefill & (run.step_request == number)].sum() for number in range(len(run.prompts))]
     return {
         "prompt_tokens": prompt_tokens,
@@ -104,13 +102,13 @@ def figures(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None =
         "hits": hits,
         "misses": misses,
         "hit_rate": hits / max(1, hits + misses),
-        "recall": int(walked[ps.GUESSES_TRUE]) / truths if truths else None,
-        "guessed_hits": int(run.counts[ps.HITS_GUESSED]),
+        "recall": int(walked.guesses_true) / truths if truths else None,
+        "guessed_hits": int(run.counts.hits_guessed),
         "ready_hits": run.ready_hits,
-        "prefetches": int(run.counts[ps.PREFETCHES]),
-        "prefetches_used": int(run.counts[ps.PREFETCHES_USED]),
-        "cpu_runs": int(run.counts[ps.CPU_RUNS]),
-        "disk_reads": int(run.counts[ps.DISK_READS]),
+        "prefetches": int(run.counts.prefetches),
+        "prefetches_used": int(run.counts.prefetches_used),
+        "cpu_runs": int(run.counts.cpu_runs),
+        "disk_reads": int(run.counts.disk_reads),
         "bytes_copied": bytes_copied(run),
         "stall_per_token_s": _stall_s(run, decode) / max(1, int(decode.sum())) if decode.any() else None,
         "device_bytes": run.device_bytes,

@@ -141,7 +141,7 @@ class ModelRun:
     """Generated ids of each request."""
     prompts: tuple[int, ...]
     """Tokens of each prompt."""
-    counts: Array
+    counts: Any
     """int64, indexed by the names in `sim.policies.state`."""
     ready_hits: int
     late_hits: int
@@ -261,7 +261,7 @@ def run_model(
     return ModelRun(
         tokens=tuple(map(tuple, talk.tokens)),
         prompts=tuple(map(len, prompts)),
-        counts=needs.state.count.copy(),
+        counts=needs.state.counts[0].copy(),
         ready_hits=program.ready_hits,
         late_hits=program.late_hits,
         expert_bytes=store.slot_bytes,

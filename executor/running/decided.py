@@ -15,9 +15,6 @@ from ...calibrate.costs.run_kind import AHEAD, FRESH, RESIDENT
 from ...sim.offload.run_input import RunInput
 from ...sim.offload.simulators import decided_visits, fresh_state
 from ...sim.policies.state import (
-    FIRST_TRANSFER,
-    SIZE_CPU,
-    SIZE_ITEMS,
     Array,
     Decision,
 )
@@ -26,8 +23,8 @@ from ...sim.timeline import ROW_LAYER, ROW_START, ROW_STEP
 
 def arrivals_of(out: Decision) -> Array:
     """Return, for each expert of a decided visit, whether it was asked for, guessed before, or there: FRESH, AHEAD or RESIDENT."""
-    asked = out.item_transfer[: out.size[SIZE_ITEMS]]
-    found: Array = np.where(asked < 0, RESIDENT, np.where(asked < out.size[FIRST_TRANSFER], AHEAD, FRESH))
+    asked = out.items["transfer"][: out.size[0].items]
+    found: Array = np.where(asked < 0, RESIDENT, np.where(asked < out.size[0].first_transfer, AHEAD, FRESH))
     return found
 
 
@@ -35,7 +32,7 @@ def run_arrivals(given: RunInput) -> dict[tuple[int, int, int], str]:
     """Return for every (step, layer, expert) that a run computes how the expert came to be there."""
     found: dict[tuple[int, int, int], str] = {}
     for step, layer, out in _decisions(given):
-        experts = out.item_expert[: out.size[SIZE_ITEMS]].tolist()
+        experts = out.items["expert"][: out.size[0].items].tolist()
         for expert, arrival in zip(experts, arrivals_of(out).tolist(), strict=True):
             found[step, layer, expert] = arrival
     return found
@@ -60,13 +57,13 @@ def decided_work(given: RunInput) -> Work:
     launches: dict[tuple[int, int], list[list[Item]]] = {}
     core_formats: dict[tuple[int, int, int], int] = {}
     for step, layer, out in _decisions(given):
-        items, cores = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_CPU])
-        columns = (out.item_kernel, out.item_expert, out.item_format, out.item_tokens)
+        items, cores = int(out.size[0].items), int(out.size[0].cores)
+        columns = (out.items["kernel"], out.items["expert"], out.items["format"], out.items["tokens"])
         mine: dict[int, list[Item]] = {}
         for kernel, *item in zip(*(column[:items].tolist() for column in columns), strict=True):
             mine.setdefault(kernel, []).append((item[0], item[1], item[2]))
         launches[step, layer] = [mine[kernel] for kernel in sorted(mine)]
-        for expert, fmt in zip(out.cpu_expert[:cores].tolist(), out.cpu_format[:cores].tolist(), strict=True):
+        for expert, fmt in zip(out.cores["expert"][:cores].tolist(), out.cores["format"][:cores].tolist(), strict=True):
             core_formats[step, layer, expert] = fmt
     return Work(launches=launches, core_formats=core_formats)
 

@@ -28,7 +28,6 @@ from ...sim.offload.simulators import decided_visits, fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import (
     CACHED,
-    PEAK_TRANSIENT,
     PolicyState,
     make_decision,
     needs_prices,
@@ -214,7 +213,7 @@ def execute(
         [each.layout for each in stores],
         stores[0].activation,
         num_slots=num_slots(state),
-        num_transient=int(walked.count[PEAK_TRANSIENT]),
+        num_transient=int(walked.counts[0].peak_transient),
     )
     try:
         found = _run(stage, given, stores, slots, state, keep_outputs, poison, progress)
@@ -229,7 +228,7 @@ def execute(
         device.release(slots.arena)
         del slots
     # What is cancelled depends on how far copies have come: such a run decides anew.
-    if not config.cancel and not np.array_equal(found.counts, walked.count):
+    if not config.cancel and found.counts != walked.counts[0]:
         raise Internal("a run's decisions differ from those of its simulation")
     return found
 
@@ -311,7 +310,7 @@ def _run(
     ends = np.array(program.step_end_ns, np.int64) - origin
     passed = np.diff(np.array([(origin, began), *program.parts], np.int64), axis=0).reshape(len(ends), -1, 2)
     return Execution(
-        counts=state.count.copy(),
+        counts=state.counts[0].copy(),
         timeline=timeline,
         step_ns=np.diff(np.concatenate(([0], ends))),
         part_ns=passed[:, :, 0],
@@ -351,9 +350,9 @@ def forced_steps(workload: Workload, device: Device) -> list[Step]:
 
 def preload(stores: Sequence[ExpertStore], slots: Slots, state: PolicyState, device: Device) -> None:
     """Bring what is on the device from the start: a static cache's experts."""
-    for key in np.flatnonzero(state.where == CACHED).tolist():
-        source = stores[int(state.format[key])]
-        source.bring(device, slots.bytes_of(int(state.slot_of[key])), key, 0, source.slot_bytes)
+    for key in np.flatnonzero(state.experts["where"] == CACHED).tolist():
+        source = stores[int(state.keys[key].format)]
+        source.bring(device, slots.bytes_of(int(state.experts["slot"][key])), key, 0, source.slot_bytes)
 
 
 def _row_bytes(stage: Stage, workload: Workload) -> int:
@@ -364,4 +363,4 @@ def _row_bytes(stage: Stage, workload: Workload) -> int:
 
 def num_slots(state: PolicyState) -> int:
     """Return the slots that the policies number: cache, staging, stream."""
-    return int(state.pool_base[-1]) + len(state.staged_slot) + len(state.stream_slot)
+    return len(state.slots)

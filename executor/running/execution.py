@@ -7,48 +7,47 @@ moved. Ignored: how a run is compared with a prediction (`agreement`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...base.units import NS_PER_S
-from ...sim.offload.clock_fields import BYTES_D2H, BYTES_H2D
 from ...sim.offload.simulators import Outcome
-from ...sim.policies import state as ps
 from ...sim.policies.state import Array
 from ...sim.timeline import D2H, DISK, H2D, OP_CPU, OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
 
 COMPARED = (
-    "HITS",
-    "HITS_GUESSED",
-    "MISSES",
-    "PREFETCHES",
-    "PREFETCHES_USED",
-    "PREFETCHES_DROPPED",
-    "EXTRA_FETCHES",
-    "WRITEBACKS",
-    "EVICTIONS",
-    "PEAK_TRANSIENT",
-    "NEXT_KERNEL",
-    "NEXT_TRANSFER",
-    "GUESSES_TRUE",
-    "TRUTHS",
-    "CPU_RUNS",
-    "DISK_READS",
-    "LOW_FETCHES",
+    "hits",
+    "hits_guessed",
+    "misses",
+    "prefetches",
+    "prefetches_used",
+    "prefetches_dropped",
+    "extra_fetches",
+    "writebacks",
+    "evictions",
+    "peak_transient",
+    "next_kernel",
+    "next_transfer",
+    "guesses_true",
+    "truths",
+    "cpu_runs",
+    "disk_reads",
+    "low_fetches",
 )
-"""Counts in which a run and a replay must agree, by their names in `sim.policies.state`."""
+"""Counts in which a run and a replay must agree, by their names in `sim.policies.records`."""
 
 
-_UNDECIDED = ("GUESSES_TRUE", "TRUTHS")
+_UNDECIDED = ("guesses_true", "truths")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """One run of a schedule on a real device."""
 
-    counts: Array
-    """int64 [NUM_COUNTS], indexed by the names in `sim.policies.state`."""
+    counts: Any
+    """Logical counts: one record of `sim.policies.records.COUNTS`."""
     timeline: Timeline
     step_ns: Array
     """int64 [num_steps]: duration of each forward pass."""
@@ -75,9 +74,10 @@ class Execution:
     @property
     def bytes_decided(self) -> int:
         """Bytes of the transfers that the decisions asked for and did not cancel."""
-        asked, low = self.counts[[ps.MISSES, ps.PREFETCHES, ps.EXTRA_FETCHES]].sum(), self.counts[ps.LOW_FETCHES]
+        counts, low = self.counts, self.counts.low_fetches
+        asked = counts.misses + counts.prefetches + counts.extra_fetches - counts.cpu_runs
         first, *second = self.expert_bytes
-        return int((asked - self.counts[ps.CPU_RUNS] - low) * first + low * sum(second))
+        return int((asked - low) * first + low * sum(second))
 
     @property
     def bytes_written_back(self) -> int:
@@ -117,23 +117,22 @@ def count_differences(
     """
     found = []
     for name in _UNDECIDED if timing_dependent else COMPARED:
-        at = getattr(ps, name)
-        if execution.counts[at] != outcome.counts[at]:
-            found.append(f"{name.lower()}: predicted {outcome.counts[at]}, measured {execution.counts[at]}")
+        if execution.counts[name] != outcome.counts[name]:
+            found.append(f"{name}: predicted {outcome.counts[name]}, measured {execution.counts[name]}")
     decided = execution.counts if timing_dependent else outcome.counts
     pairs = {
         "expert tokens": (expert_tokens, execution.expert_tokens),
         "steps": (len(outcome.step_end), len(execution.step_ns)),
-        "guessed hits": (int(decided[ps.HITS_GUESSED]), execution.ready_hits + execution.late_hits),
-        "experts on the host's cores": (int(decided[ps.CPU_RUNS]), execution.core_experts),
-        "bytes read": (int(decided[ps.DISK_READS]) * execution.slot_bytes, execution.bytes_read),
+        "guessed hits": (int(decided.hits_guessed), execution.ready_hits + execution.late_hits),
+        "experts on the host's cores": (int(decided.cpu_runs), execution.core_experts),
+        "bytes read": (int(decided.disk_reads) * execution.slot_bytes, execution.bytes_read),
         "bytes copied": (
-            execution.bytes_decided if timing_dependent else int(outcome.clock[BYTES_H2D]),
+            execution.bytes_decided if timing_dependent else int(outcome.clock.bytes_h2d),
             execution.bytes_copied,
         ),
     }
     if not timing_dependent:
-        pairs["bytes written back"] = int(outcome.clock[BYTES_D2H]), execution.bytes_written_back
+        pairs["bytes written back"] = int(outcome.clock.bytes_d2h), execution.bytes_written_back
     return found + [
         f"{name}: predicted {one}, measured {other}" for name, (one, other) in pairs.items() if one != other
     ]

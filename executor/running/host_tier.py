@@ -25,7 +25,7 @@ from ...devices.device import TO_HOST, Device, Mark
 from ...devices.stores.disk import DiskStore
 from ...sim.offload.simulators import decided_visits
 from ...sim.offload.workload import Workload
-from ...sim.policies.state import DISK_READS, SIZE_MOVES, Decision, PolicyConfig, PolicyState
+from ...sim.policies.state import Decision, PolicyConfig, PolicyState
 from .copy_engine import Gate
 from .failures import ExecutionFailed
 from .rows import Rows
@@ -66,7 +66,7 @@ class HostTier:
     ) -> None:
         """Raises DoesNotFit where the host has too little memory, ExecutionFailed where the file cannot be read."""
         self._device, self._file, self._gate, self._state = device, file, gate, state
-        first = np.flatnonzero(state.in_host).tolist()
+        first = np.flatnonzero(state.experts["in_host"]).tolist()
         count = len(first) + max(LEAST_SPARE, num_spare)
         self._memory = device.host_memory(
             count * file.slot_bytes, pinned=pinned, what=f"a host cache of {len(first)} experts"
@@ -103,7 +103,7 @@ class HostTier:
 
     def assign(self, step: int, out: Decision, transfers: Sequence[Transfer]) -> None:
         """Tell this visit's transfers where their bytes come from, as the visit's decision has it."""
-        reads = out.move_disk[: out.size[SIZE_MOVES]].tolist()
+        reads = out.moves["read"][: out.size[0].moves].tolist()
         with self._gate.change:
             for transfer, read in zip(transfers, reads, strict=True):
                 if read >= 0:
@@ -115,7 +115,7 @@ class HostTier:
                 held.copies += 1
                 transfer.held, transfer.reads = held, read >= 0
             if max(reads, default=-1) >= 0:  # only a read drops anyone
-                for key in [key for key in self._held if not self._state.in_host[key]]:
+                for key in [key for key in self._held if not self._state.experts["in_host"][key]]:
                     self._drop(self._held.pop(key))
 
     def _drop(self, held: Held) -> None:
@@ -229,9 +229,9 @@ class HostTier:
 
 def most_reads(config: PolicyConfig, workload: Workload, state: PolicyState) -> int:
     """Return the most reads that one visit asks for; `state` is one in which the run begins, and is used up."""
-    most, before = 0, int(state.count[DISK_READS])
+    most, before = 0, int(state.counts[0].disk_reads)
     for _ in decided_visits(config, workload, state):
-        reads = int(state.count[DISK_READS])
+        reads = int(state.counts[0].disk_reads)
         most, before = max(most, reads - before), reads
     return most
 

@@ -21,16 +21,8 @@ from ...devices.runners.runner import ExpertRunner, Visit
 from ...sim.policies.offload import begin_step, cancel_prefetch, decide_visit
 from ...sim.policies.state import (
     DEMAND,
-    FIRST_BACK,
-    FIRST_TRANSFER,
     NONE,
     PREFETCH,
-    SIZE_BACKS,
-    SIZE_CPU,
-    SIZE_ITEMS,
-    SIZE_KERNELS,
-    SIZE_MOVES,
-    SIZE_PROMOTED,
     Array,
     Decision,
     PolicyConfig,
@@ -160,12 +152,12 @@ class Visits:
         base = layer * config.num_experts
         if config.cancel:
             self._cancel_wrong_guesses(number, layer)
-        places = state.slot_of.copy()
+        places = state.experts["slot"].copy()
         decide_visit(config, self._steps, state, out, self._decided(number), layer)
         self._count_ready()
         # The last visit's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
-        promoted = out.promoted[: out.size[SIZE_PROMOTED]].tolist()
+        promoted = out.promotions["transfer"][: out.size[0].promoted].tolist()
         cpu_task = self._send_to_cores(number, layer, visit)
         transfers = self._transfers()
         if self._tier is not None:
@@ -201,11 +193,11 @@ class Visits:
     ) -> list[list[Transfer | WriteBack]]:
         """Submit transfers, each behind the write-backs of its slot; return what, on one stream, waits for its kernel."""
         out = self._out
-        together = out.back_move[: len(backs)].tolist()
+        together = out.backs["move"][: len(backs)].tolist()
         later: list[list[Transfer | WriteBack]] = [[] for _ in range(num_launches + 1)]
         back = 0
         for move, transfer in enumerate(transfers):
-            place = int(out.move_kernel[move]) if transfer.kind == DEMAND else num_launches
+            place = int(out.moves["kernel"][move]) if transfer.kind == DEMAND else num_launches
             while back < len(backs) and together[back] <= move:
                 self._submit(number, layer, backs[back], later, place)
                 back += 1
@@ -282,8 +274,8 @@ class Visits:
     def _count_ready(self) -> None:
         """Count guessed hits by whether their bytes have arrived at the moment of the decision."""
         out = self._out
-        for number in out.item_transfer[: out.size[SIZE_ITEMS]].tolist():
-            if 0 <= number < out.size[FIRST_TRANSFER]:
+        for number in out.items["transfer"][: out.size[0].items].tolist():
+            if 0 <= number < out.size[0].first_transfer:
                 if self._known[number].arrived():
                     self.ready_hits += 1
                 else:
@@ -291,11 +283,11 @@ class Visits:
 
     def _send_to_cores(self, number: int, layer: int, visit: Visit) -> CpuTask | None:
         """Return what this visit computes on the host's cores, None where that is nothing."""
-        out, count = self._out, int(self._out.size[SIZE_CPU])
+        out, count = self._out, int(self._out.size[0].cores)
         if not count:
             return None
         base = layer * self._config.num_experts
-        columns = (out.cpu_expert, out.cpu_tokens, out.cpu_format)
+        columns = (out.cores["expert"], out.cores["tokens"], out.cores["format"])
         experts = [
             CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
             for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
@@ -304,16 +296,16 @@ class Visits:
 
     def _transfers(self) -> list[Transfer]:
         out = self._out
-        moves = int(out.size[SIZE_MOVES])
-        first = int(out.size[FIRST_TRANSFER])
+        moves = int(out.size[0].moves)
+        first = int(out.size[0].first_transfer)
         columns = (
-            out.move_key,
-            out.move_class,
-            out.move_target,
-            out.move_slot,
-            out.move_wait_kernel,
-            out.move_wait_writeback,
-            out.move_format,
+            out.moves["key"],
+            out.moves["kind"],
+            out.moves["target"],
+            out.moves["slot"],
+            out.moves["wait_kernel"],
+            out.moves["wait_back"],
+            out.moves["format"],
         )
         found = []
         for at, (key, kind, target, slot, kernel, back, fmt) in enumerate(
@@ -341,10 +333,16 @@ class Visits:
     def _launches(self, base: int, places: Array, transfers: list[Transfer]) -> list[Launch]:
         """Return the visit's kernels: which experts, where they lie, which transfers each must wait for."""
         out = self._out
-        items, first = int(out.size[SIZE_ITEMS]), int(out.size[FIRST_TRANSFER])
+        items, first = int(out.size[0].items), int(out.size[0].first_transfer)
         fetched = {transfer.key: transfer for transfer in transfers if transfer.kind == DEMAND}
-        launches = [Launch([], [], [], [], 0) for _ in range(int(out.size[SIZE_KERNELS]))]
-        columns = (out.item_expert, out.item_tokens, out.item_kernel, out.item_transfer, out.item_format)
+        launches = [Launch([], [], [], [], 0) for _ in range(int(out.size[0].kernels))]
+        columns = (
+            out.items["expert"],
+            out.items["tokens"],
+            out.items["kernel"],
+            out.items["transfer"],
+            out.items["format"],
+        )
         for expert, tokens, kernel, number, fmt in zip(*(c[:items].tolist() for c in columns), strict=True):
             key = base + expert
             launch = launches[kernel]
@@ -359,7 +357,7 @@ class Visits:
             launch.tokens += tokens
             if number >= 0:
                 launch.needs.append(transfers[number - first] if number >= first else self._known[number])
-        for number in set(out.item_transfer[:items].tolist()):
+        for number in set(out.items["transfer"][:items].tolist()):
             self._known.pop(number, None)  # nobody will wait for it again
         return launches
 
@@ -371,9 +369,9 @@ class Visits:
     def _write_backs(self, number: int, places: Array, transfers: list[Transfer]) -> list[WriteBack]:
         """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""
         out = self._out
-        count, first = int(out.size[SIZE_BACKS]), int(out.size[FIRST_BACK])
+        count, first = int(out.size[0].backs), int(out.size[0].first_back)
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
-        columns = (out.back_key, out.back_wait_kernel, out.back_format)
+        columns = (out.backs["key"], out.backs["wait_kernel"], out.backs["format"])
         return [
             WriteBack(
                 id=first + at,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...sim.offload.costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from ...sim.offload.costs import CostTables
 from ...sim.offload.forecast import simulate
 from ...sim.offload.run_input import RunInput
 from ...sim.policies.state import Array
@@ -61,10 +61,10 @@ CLASSES = ("copy", "compute", "cores", "contention", "host")
 _MIN_OVERLAP = 0.05
 _SLOWEST = 0.2
 _HOST_OPS = {
-    HOST_STEP: OP_HOST_STEP,
-    HOST_LAYER: OP_HOST_LAYER,
-    HOST_KERNEL: OP_HOST_LAUNCH,
-    HOST_TRANSFER: OP_HOST_SUBMIT,
+    "step": OP_HOST_STEP,
+    "layer": OP_HOST_LAYER,
+    "kernel": OP_HOST_LAUNCH,
+    "transfer": OP_HOST_SUBMIT,
 }
 
 

@@ -30,7 +30,7 @@ from ...devices.stores.slot_sizes import expert_layout
 from ...sim.offload.forecast import stored_format
 from ...sim.offload.run_input import RunInput
 from ...sim.offload.simulators import fresh_state
-from ...sim.policies.state import PEAK_TRANSIENT, needs_prices
+from ...sim.policies.state import needs_prices
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import RoutingTrace
@@ -344,7 +344,7 @@ def _num_slots(given: RunInput) -> int:
     """Return the slots of a run's arena: the cache's, staging, two for a static cache's misses, transient ones."""
     schedule, config = given.schedule, given.config
     cached = 0 if schedule.cache.policy == "none" else int(given.capacities.sum())
-    transient = _most_moves(given) if _undecided(given) else int(walk_decisions(given).count[PEAK_TRANSIENT])
+    transient = _most_moves(given) if _undecided(given) else int(walk_decisions(given).counts[0].peak_transient)
     return cached + config.staging + 2 + transient
 
 

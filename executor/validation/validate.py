@@ -30,7 +30,7 @@ from ...devices.device import metadata_of, open_device
 from ...sim.offload.forecast import Forecast, forecast, stored_format, with_costs
 from ...sim.offload.metrics import figures_of, speeds_of
 from ...sim.offload.run_input import RunInput
-from ...sim.policies.state import HITS, MISSES, Array
+from ...sim.policies.state import Array
 from ...sim.timeline import Timeline
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, WeightFormat, weight_format
@@ -288,7 +288,7 @@ def compare(
         tokens_per_step=float(given.workload.step_tokens[steps].mean()),
         count_differences=tuple(dict.fromkeys(differences)),
         hit_rate_predicted=predicted.metrics.hit_rate,
-        hit_rate_measured=float(counts[HITS] / max(1, counts[HITS] + counts[MISSES])),
+        hit_rate_measured=float(counts.hits / max(1, counts.hits + counts.misses)),
         predicted=speeds_of(predicted.metrics),
         measured=figures_of(np.cumsum(median_steps(list(executions))), given.workload),
     )

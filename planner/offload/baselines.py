@@ -22,7 +22,7 @@ from ...specs.schedules.presets import PRESETS, load_preset
 from .space import ASSUMED_RECALL
 
 CHECKED_STEPS = 200
-"""Forward passes over which the SimPy model must agree with the twin; a few seconds a schedule."""
+"""Forward passes over which the SimPy model must agree with the compiled simulator; a few seconds a schedule."""
 # Set in the parent before the workers are forked: a recording need not be copied to reach them.
 _SHARED: list[Simulation] = []
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ...base.errors import Internal
 from ...base.jit import jit
-from ...sim.offload.costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from ...sim.offload.costs import CostTables
 from ...sim.offload.simulate import STREAM_SLOTS, Simulation
 from ...sim.offload.simulators import fresh_state
 from ...sim.offload.workload import Workload
@@ -181,7 +181,7 @@ class Bounds:
         state = fresh_state(config, self._workload, given.capacities, given.weighed)
         steps = self._workload.steps
         layer = np.repeat(np.arange(len(steps.visit_start) - 1) % self._workload.num_layers, np.diff(steps.visit_start))
-        away = state.where[layer * self._workload.num_experts + steps.visit_expert] != CACHED
+        away = state.experts["where"][layer * self._workload.num_experts + steps.visit_expert] != CACHED
         later = self._least(schedule, prices, self._counted(~away), None, missed=self._counted(away))
         return Bound(whole_ns=int(later[0]), later_ns=later)
 
@@ -242,17 +242,17 @@ class Bounds:
 
     def _priced(self, tables: CostTables, *, grouped: bool, cores: bool) -> _Prices:
         """Return the prices under these tables; of two weight formats the cheaper one counts."""
-        steps, layers, host = self._workload.num_steps, self._workload.num_layers, tables.host_ns
+        steps, layers, host = self._workload.num_steps, self._workload.num_layers, tables.host_ns[0]
         dense = tables.dense_ns.sum(axis=1)[tables.step_class] + tables.head_ns[tables.step_class]
-        each_step = int(host[HOST_STEP] + host[HOST_KERNEL])
+        each_step = int(host.step + host.kernel)
         copies = tables.chunk_ns[:, 0] * (tables.num_chunks - 1) + tables.chunk_ns[:, 1]
         return _Prices(
-            chain_ns=_from_each_on(dense + layers * int(host[HOST_LAYER]) + each_step),
-            launch_ns=_from_each_on(np.full(steps, layers * int(host[HOST_KERNEL]))),
+            chain_ns=_from_each_on(dense + layers * int(host.layer) + each_step),
+            launch_ns=_from_each_on(np.full(steps, layers * int(host.kernel))),
             # Every visit launches something, unless the cores may compute all of it.
             base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped))),
             copy_ns=int(copies.min()),
-            submit_ns=int(host[HOST_TRANSFER]),
+            submit_ns=int(host.transfer),
             kernel_ns=tables.kernel_ns.min(axis=0)[self._tokens],
             cores_ns=tables.cpu_ns.min(axis=0)[self._tokens] if cores else None,
         )

@@ -14,7 +14,6 @@ import numpy as np
 from ...sim.offload.metrics import figures_of
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
-from ...sim.policies.state import PEAK_TRANSIENT
 from ...specs.schedules.offload import OffloadSchedule
 from .bounds import Bound
 from .objective import NO_LIMITS, Limits, value_of
@@ -79,7 +78,7 @@ def score(
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     counted = steps[workload.step_phase == workload.step_phase.max()]
     return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
-                  transient=int(outcome.counts[PEAK_TRANSIENT]), figures=figures_of(outcome.step_end, workload))  # fmt: skip
+                  transient=int(outcome.counts.peak_transient), figures=figures_of(outcome.step_end, workload))  # fmt: skip
 
 
 def is_better(one: Scored, other: Scored, objective: str, limits: Limits = NO_LIMITS) -> bool:

@@ -1,4 +1,4 @@
-"""The search: every candidate bounded, most of them simulated by the twin, the answer checked by the SimPy model.
+"""The search: every candidate bounded, most of them simulated by the compiled simulator, the answer checked by the SimPy model.
 
 Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
 the same or less memory already reached, so pruning never loses the best. What is left races: after 60 and after 400 forward

@@ -325,7 +325,7 @@ def _rival(prediction: EpPrediction) -> dict[str, Any]:
 def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
     """Return a plan as plain values, as written to plan.json."""
     best = plan.best.to_dict() | {"schedule": plan.best.schedule.to_dict(), "description": describe(plan.best.schedule),
-                                  "engine": "twin, checked by simpy"}  # fmt: skip
+                                  "engine": "compiled, checked by simpy"}  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION, "kind": EXPERT_PARALLEL, "provenance": plan.provenance, **plan.made_of,
         "request": {key: value for key, value in asdict(plan.request).items() if key != "workers"}, "best": best,

@@ -1,7 +1,7 @@
 """The search for an expert-parallel schedule: placement and routing first, then how exchanges and kernels overlap.
 
 Modelled: (1) every placement, router and exchange without overlap; (2) every pipeline and kernel choice on the best few of
-them. All are simulated with the compiled twin on requests that no placement has seen. A schedule that does not fit
+them. All are simulated with the compiled simulator on requests that no placement has seen. A schedule that does not fit
 in a rank's memory is left out by name. Ignored: schedules that change the model (a shortcut) or cannot be run (tiles without
 loss): those are references, not candidates.
 """
@@ -82,7 +82,7 @@ class EpSearch:
         schedule: ExpertParallelSchedule,
         part: str,
         *,
-        engine: str = "twin",
+        engine: str = "compiled",
         rows: bool = False,
         parts: bool = False,
         check_memory: bool = True,

@@ -91,13 +91,13 @@ def answer_ep(
     request: ParallelRequest,
     schedule: ExpertParallelSchedule,
     *,
-    engine: str = "twin",
+    engine: str = "compiled",
     rows: bool = False,
 ) -> ParallelAnswer:
     """Return what a schedule does: its prediction with where the time goes, its memory and the largest batch.
 
     The schedule's weight format and redundant slots are its own; `request.num_redundant` and `request.bits` are not used. engine:
-    "twin", "simpy", or "both", compared. Raises as `simulate_ep` does.
+    "compiled", "simpy", or "both", compared. Raises as `simulate_ep` does.
     """
     request = request.of_model(model)
     search = _prepared(model, profile, recording, request, schedule)
@@ -123,7 +123,7 @@ def simulate_ep(
     engine: str = "both",
     rows: bool = False,
 ) -> EpPrediction:
-    """Return the prediction of a schedule, under one engine ("twin", "simpy") or both, compared.
+    """Return the prediction of a schedule, under one engine ("compiled", "simpy") or both, compared.
 
     The schedule's weight format and redundant slots are its own; `request.num_redundant` and `request.bits` are not used.
     Raises InputError where recording, model, ranks and schedule do not belong together, DoesNotFit where memory is too small.

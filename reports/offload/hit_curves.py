@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...sim.offload.simulate import Simulation
-from ...sim.policies.state import HITS, MISSES
 from ...specs.schedules.offload import OffloadSchedule
 
 MOST_SIZES = 33
@@ -52,7 +51,7 @@ def hit_curve(simulation: Simulation, schedule: OffloadSchedule, policy: str, na
             workload__prefill_chunk_tokens=schedule.workload.prefill_chunk_tokens,
         )
         count = simulation.run(alone).counts
-        found.append(float(count[HITS] / max(int(count[HITS] + count[MISSES]), 1)))
+        found.append(float(count.hits / max(int(count.hits + count.misses), 1)))
     each = simulation.trace.num_layers * simulation.expert_bytes(schedule)
     return HitCurve(name=name, experts_per_layer=sizes, hit_fraction=tuple(found), bytes_per_size=each)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.simulators import decided_visits, fresh_state
-from ...sim.policies.state import SIZE_ITEMS, SIZE_MOVES, TRANSIENT_NOW, Array
+from ...sim.policies.state import Array
 from ...specs.schedules.offload import OffloadSchedule
 
 
@@ -38,8 +38,8 @@ def cache_occupancy(simulation: Simulation, schedule: OffloadSchedule, *, num_st
     for step, layer, decision in decided_visits(config, workload, state, num_steps=count):
         if nothing_kept:
             # What the visit uses is let go of when the decision returns, yet is held until its kernels are done.
-            used = decision.size[SIZE_MOVES] if config.fetch_layer else decision.size[SIZE_ITEMS]
-            held[step, layer] = used + state.count[TRANSIENT_NOW]
+            used = decision.size[0].moves if config.fetch_layer else decision.size[0].items
+            held[step, layer] = used + state.counts[0].transient_now
         else:
-            held[step, layer] = state.pool_size.sum() + np.count_nonzero(state.staged_key >= 0)
+            held[step, layer] = state.pools["taken"][:-1].sum() + np.count_nonzero(state.staged["key"] >= 0)
     return Occupancy(experts=held, expert_bytes=simulation.expert_bytes(schedule))

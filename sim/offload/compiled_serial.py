@@ -1,4 +1,4 @@
-"""The compiled twin of schedules whose copies and kernels share one stream.
+"""The compiled simulator of schedules whose copies and kernels share one stream.
 
 Modelled: the stream runs, in program order, what the host has launched: dense part, write-backs and copies, kernels. Nothing
 overlaps, so a step is a sum, and no queue is needed. Ignored: what the decisions are (`policies.offload`).
@@ -8,33 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...base.jit import jit_inner, jit_lean
+from ...base.jit import jit_inline, jit_inner, jit_lean
 from ..policies.offload import begin_step, decide_visit
-from ..policies.state import (
-    BACK_FORMAT,
-    BACK_KEY,
-    BACK_MOVE,
-    DEMAND,
-    FIRST_TRANSFER,
-    ITEM_KERNEL,
-    ITEM_TRANSFER,
-    MOVE_CLASS,
-    MOVE_FORMAT,
-    MOVE_KERNEL,
-    MOVE_KEY,
-    SIZE_BACKS,
-    SIZE_ITEMS,
-    SIZE_KERNELS,
-    SIZE_MOVES,
-    Array,
-    Decision,
-    PolicyConfig,
-    PolicyState,
-)  # fmt: skip
+from ..policies.state import DEMAND, Decision, PolicyConfig, PolicyState
 from ..timeline import (
+    COMPUTE,
     D2H,
     H2D,
-    HOST,
     OP_BACK,
     OP_DEMAND,
     OP_DENSE,
@@ -42,169 +22,147 @@ from ..timeline import (
     OP_HOST_LAUNCH,
     OP_HOST_STEP,
     OP_PREFETCH,
-)  # fmt: skip
-from .clock_fields import (
-    ABANDONED,
-    BUSY_BACK,
-    BUSY_DEMAND,
-    BUSY_DENSE,
-    BUSY_EXPERT,
-    BUSY_HEAD,
-    BUSY_HOST,
-    BUSY_PREFETCH,
-    BYTES_D2H,
-    BYTES_H2D,
-    COMPUTE_END,
-    LIMIT,
-    MAKESPAN,
-    NOW,
-    READY,
-    STALL_COPY,
-    STALL_HOST,
-    STEP,
-    STUCK,
-    kernel_work,
-    write_host_rows,
-    write_kernel_row,
-    write_row,
-)  # fmt: skip
-from .costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+)
+from .compiled_rows import kernel_work, write_host_row, write_host_rows, write_kernel_row, write_row
+from .costs import CostTables
+from .run_records import ABANDONED, Run
 
 if TYPE_CHECKING:
     from ..policies.steps import Steps
 
 
 @jit_lean
-def run_serial(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, clock: Array,
-               later: Array, step_end: Array, rows: Array) -> None:  # fmt: skip
-    """Advance `clock` over `steps` when copies and kernels share one stream, writing each step's end."""
-    layers, experts = config.num_layers, config.num_experts
-    host = costs.host_ns
-    rowing = rows.shape[0] > 0
-    now = clock[NOW]
-    compute_end = clock[COMPUTE_END]
-    for step in range(step_end.shape[0]):
+def run_serial(
+    config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, out: Decision, run: Run
+) -> None:
+    """Advance `run` over `steps` when copies and kernels share one stream, writing each step's end."""
+    clock, host, layers = run.clock[0], costs.host_ns[0], config.num_layers
+    rowing = run.rows.shape[0] > 0
+    for step in range(run.step_end.shape[0]):
         begin_step(config, steps, state, step)
-        line = costs.step_class[clock[STEP]]
+        line = costs.step_class[clock.step]
         tokens = steps.step_start[step + 1] - steps.step_start[step]
-        stamp = clock[STEP]
-        launched = now + host[HOST_KERNEL]
+        now = clock.now
+        launched = now + host.kernel
         if rowing:
-            write_row(rows, clock, HOST, OP_HOST_LAUNCH, stamp, 0, -1, now, launched, 0, 0)
-        clock[BUSY_HOST] += host[HOST_KERNEL]
+            write_host_row(run.rows, run.clock, OP_HOST_LAUNCH, (clock.step, 0), (now, launched))
+        clock.busy_host += host.kernel
         stream = now
         for layer in range(layers):
             begin = max(stream, launched)
             stream = begin + costs.dense_ns[line, layer]
-            clock[STALL_HOST] += begin - compute_end
-            clock[BUSY_DENSE] += stream - begin
-            compute_end = stream
+            clock.stall_host += begin - clock.compute_end
+            clock.busy_dense += stream - begin
+            clock.compute_end = stream
             if rowing:
-                write_row(rows, clock, 0, OP_DENSE, stamp, layer, -1, begin, stream, 0, tokens)
+                place = (clock.step, layer, -1)
+                write_row(run.rows, run.clock, (COMPUTE, OP_DENSE), place, (begin, stream), 0, tokens)
             decide_visit(config, steps, state, out, step, layer)
-            moves, kernels, items = out.size[SIZE_MOVES], out.size[SIZE_KERNELS], out.size[SIZE_ITEMS]
-            for at in range(items):  # on one stream every earlier copy has ended before this layer began
-                clock[READY] += (
-                    out.items[at, ITEM_TRANSFER] >= 0 and out.items[at, ITEM_TRANSFER] < out.size[FIRST_TRANSFER]
-                )
-            backs = out.size[SIZE_BACKS]
-            # Host first: the routing is read, every copy is submitted, every kernel launched, in this order.
-            at_layer = stream + host[HOST_LAYER]
-            submits = at_layer + (moves + backs) * host[HOST_TRANSFER]
-            if rowing:
-                write_host_rows(rows, clock, host, stamp, layer, stream, moves + backs, kernels + 1)
-            clock[BUSY_HOST] += (
-                host[HOST_LAYER] + (moves + backs) * host[HOST_TRANSFER] + (kernels + 1) * host[HOST_KERNEL]
-            )
-            launched = submits + (kernels + 1) * host[HOST_KERNEL]
-            move = 0
-            back = 0
-            item = 0
-            copied = 0
-            for kernel in range(kernels + 1):
-                # Before a kernel run the copies it needs, each behind the write-backs submitted with it; prefetches and
-                # what is left come after the last kernel.
-                while move < moves and (
-                    kernel == kernels
-                    or (out.moves[move, MOVE_CLASS] == DEMAND and out.moves[move, MOVE_KERNEL] <= kernel)
-                ):
-                    while back < backs and out.backs[back, BACK_MOVE] <= move:
-                        begin = max(stream, at_layer + (move + back + 1) * host[HOST_TRANSFER])
-                        stream = _serial_back(costs, out, clock, rows, stamp, experts, back, begin)
-                        copied += stream - begin
-                        back += 1
-                    begin = max(stream, at_layer + (move + back + 1) * host[HOST_TRANSFER])
-                    stream = _serial_move(costs, out, clock, rows, stamp, layers, experts, move, begin)
-                    copied += stream - begin
-                    move += 1
-                if kernel == kernels:
-                    break
-                first = item
-                while item < items and out.items[item, ITEM_KERNEL] == kernel:
-                    item += 1
-                begin = max(stream, submits + (kernel + 1) * host[HOST_KERNEL])
-                stream = begin + kernel_work(costs, out, first, item)
-                clock[STALL_COPY] += copied
-                clock[STALL_HOST] += begin - compute_end - copied
-                clock[BUSY_EXPERT] += stream - begin
-                compute_end = stream
-                copied = 0
-                if rowing:
-                    write_kernel_row(rows, clock, out, stamp, layer, first, item, begin, stream)
-            while back < backs:
-                begin = max(stream, at_layer + (move + back + 1) * host[HOST_TRANSFER])
-                stream = _serial_back(costs, out, clock, rows, stamp, experts, back, begin)
-                copied += stream - begin
-                back += 1
-            clock[STALL_COPY] += copied
-            clock[STALL_HOST] -= copied
+            stream, launched = _layer_step(config, costs, out, run, layer, stream)
         begin = max(stream, launched)
         stream = begin + costs.head_ns[line]
-        clock[STALL_HOST] += begin - compute_end
-        clock[BUSY_HEAD] += stream - begin
-        compute_end = stream
-        now = stream + host[HOST_STEP]
+        clock.stall_host += begin - clock.compute_end
+        clock.busy_head += stream - begin
+        clock.compute_end = stream
+        clock.now = stream + host.step
         if rowing:
-            write_row(rows, clock, 0, OP_HEAD, stamp, layers - 1, -1, begin, stream, 0, tokens)
-            write_row(rows, clock, HOST, OP_HOST_STEP, stamp, layers - 1, -1, stream, now, 0, 0)
-        clock[BUSY_HOST] += host[HOST_STEP]
-        step_end[step] = now
-        if clock[LIMIT] and now + later[step + 1] > clock[LIMIT]:
-            clock[STUCK] = ABANDONED
+            write_row(run.rows, run.clock, (COMPUTE, OP_HEAD), (clock.step, layers - 1, -1), (begin, stream), 0, tokens)
+            write_host_row(run.rows, run.clock, OP_HOST_STEP, (clock.step, layers - 1), (stream, clock.now))
+        clock.busy_host += host.step
+        run.step_end[step] = clock.now
+        if clock.limit and clock.now + run.later[step + 1] > clock.limit:
+            clock.stuck = ABANDONED
             return
-        clock[STEP] += 1
-    clock[NOW] = now
-    clock[COMPUTE_END] = compute_end
-    clock[MAKESPAN] = now
+        clock.step += 1
+    clock.makespan = clock.now
+
+
+@jit_inline
+def _layer_step(
+    config: PolicyConfig, costs: CostTables, out: Decision, run: Run, layer: int, stream: int
+) -> tuple[int, int]:
+    """Run what a layer step decided, from `stream` on; return when it ends and when the host has launched what follows."""
+    clock, host, size, items = run.clock[0], costs.host_ns[0], out.size[0], out.items
+    for at in range(size.items):  # on one stream every earlier copy has ended before this layer began
+        clock.ready += items[at].transfer >= 0 and items[at].transfer < size.first_transfer
+    copies, kernels = size.moves + size.backs, size.kernels
+    # Host first: the routing is read, every copy is submitted, every kernel launched, in this order.
+    at_layer = stream + host.layer
+    submits = at_layer + copies * host.transfer
+    if run.rows.shape[0]:
+        write_host_rows(run.rows, run.clock, costs, (clock.step, layer), stream, copies, kernels + 1)
+    clock.busy_host += host.layer + copies * host.transfer + (kernels + 1) * host.kernel
+    move = 0
+    back = 0
+    item = 0
+    copied = 0
+    for kernel in range(kernels + 1):
+        # Before a kernel run the copies it needs, each behind the write-backs submitted with it; prefetches and
+        # what is left come after the last kernel.
+        while move < size.moves and (
+            kernel == kernels or (out.moves[move].kind == DEMAND and out.moves[move].kernel <= kernel)
+        ):
+            while back < size.backs and out.backs[back].move <= move:
+                begin = max(stream, at_layer + (move + back + 1) * host.transfer)
+                stream = _write_back(config, costs, out, run, back, begin)
+                copied += stream - begin
+                back += 1
+            begin = max(stream, at_layer + (move + back + 1) * host.transfer)
+            stream = _move(config, costs, out, run, move, begin)
+            copied += stream - begin
+            move += 1
+        if kernel == kernels:
+            break
+        first = item
+        while item < size.items and items[item].kernel == kernel:
+            item += 1
+        begin = max(stream, submits + (kernel + 1) * host.kernel)
+        stream = begin + kernel_work(costs, out, first, item)
+        clock.stall_copy += copied
+        clock.stall_host += begin - clock.compute_end - copied
+        clock.busy_expert += stream - begin
+        clock.compute_end = stream
+        copied = 0
+        if run.rows.shape[0]:
+            write_kernel_row(run.rows, run.clock, out, (clock.step, layer), first, item, (begin, stream))
+    while back < size.backs:
+        begin = max(stream, at_layer + (move + back + 1) * host.transfer)
+        stream = _write_back(config, costs, out, run, back, begin)
+        copied += stream - begin
+        back += 1
+    clock.stall_copy += copied
+    clock.stall_host -= copied
+    return stream, submits + (kernels + 1) * host.kernel
 
 
 @jit_inner
-def _serial_move(costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, layers: int, experts: int,
-                 move: int, begin: int) -> int:  # fmt: skip
+def _move(config: PolicyConfig, costs: CostTables, out: Decision, run: Run, at: int, begin: int) -> int:
     """Run one transfer's chunks back to back; return when they end."""
-    key = out.moves[move, MOVE_KEY]
-    fmt = out.moves[move, MOVE_FORMAT]
-    demand = out.moves[move, MOVE_CLASS] == DEMAND
-    for chunk in range(costs.num_chunks[fmt]):
-        last = int(chunk == costs.num_chunks[fmt] - 1)
-        end = begin + costs.chunk_ns[fmt, last]
-        write_row(rows, clock, H2D, OP_DEMAND if demand else OP_PREFETCH, step, key // experts, key % experts, begin, end,
-             costs.chunk_bytes[fmt, last], 0)  # fmt: skip
-        clock[BUSY_DEMAND if demand else BUSY_PREFETCH] += end - begin
+    move, clock = out.moves[at], run.clock[0]
+    demand = move.kind == DEMAND
+    place = (clock.step, move.key // config.num_experts, move.key % config.num_experts)
+    what = (H2D, OP_DEMAND if demand else OP_PREFETCH)
+    for chunk in range(costs.num_chunks[move.format]):
+        last = int(chunk == costs.num_chunks[move.format] - 1)
+        end = begin + costs.chunk_ns[move.format, last]
+        write_row(run.rows, run.clock, what, place, (begin, end), costs.chunk_bytes[move.format, last], 0)
+        if demand:
+            clock.busy_demand += end - begin
+        else:
+            clock.busy_prefetch += end - begin
         begin = end
-    clock[BYTES_H2D] += costs.expert_bytes[fmt]
+    clock.bytes_h2d += costs.expert_bytes[move.format]
     return begin
 
 
 @jit_inner
-def _serial_back(
-    costs: CostTables, out: Decision, clock: Array, rows: Array, step: int, experts: int, back: int, begin: int
-) -> int:
+def _write_back(config: PolicyConfig, costs: CostTables, out: Decision, run: Run, at: int, begin: int) -> int:
     """Run one write-back; return when it ends."""
-    key = out.backs[back, BACK_KEY]
-    fmt = out.backs[back, BACK_FORMAT]
-    end = begin + int(costs.back_ns[fmt])
-    write_row(rows, clock, D2H, OP_BACK, step, key // experts, key % experts, begin, end, costs.expert_bytes[fmt], 0)
-    clock[BUSY_BACK] += end - begin
-    clock[BYTES_D2H] += costs.expert_bytes[fmt]
+    back, clock = out.backs[at], run.clock[0]
+    end = begin + int(costs.back_ns[back.format])
+    num_bytes = costs.expert_bytes[back.format]
+    place = (clock.step, back.key // config.num_experts, back.key % config.num_experts)
+    write_row(run.rows, run.clock, (D2H, OP_BACK), place, (begin, end), num_bytes, 0)
+    clock.busy_back += end - begin
+    clock.bytes_d2h += num_bytes
     return end

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..policies.state import Array
+from ...base.records import Array, records, whole_numbers
 from ..timeline import LANE_NAMES, NUM_RATED_LANES, RATE_ONE
 
-HOST_STEP, HOST_LAYER, HOST_KERNEL, HOST_TRANSFER = range(4)
+HOST_COSTS = whole_numbers("step", "layer", "kernel", "transfer")
+"""What the host takes for each step, layer step, launch and submitted copy, in nanoseconds."""
 
 
 class CostTables(NamedTuple):
@@ -37,8 +38,15 @@ class CostTables(NamedTuple):
         Array  # [num_formats, max_expert_tokens + 1]: one expert on the host's cores; no columns where none runs there
     )
     disk_ns: Array  # [num_formats]: reading one expert from disk; 0 where none is read
-    host_ns: Array  # [4]: per step, layer, kernel, transfer
+    host_ns: Array  # HOST_COSTS [1]
     rate: Array  # [NUM_RATED_LANES, 2**NUM_RATED_LANES]: work per nanosecond while the lanes of a bit mask are busy
+
+
+def host_costs(*, step: int, layer: int, kernel: int, transfer: int) -> Array:
+    """Return HOST_COSTS [1] of these nanoseconds."""
+    found = records(HOST_COSTS)
+    found["step"], found["layer"], found["kernel"], found["transfer"] = step, layer, kernel, transfer
+    return found
 
 
 def rate_table(rate_fraction: Callable[[str, frozenset[str]], float]) -> Array:

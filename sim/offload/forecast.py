@@ -6,7 +6,7 @@ follows from the run's own decisions, which depend on no time. Decisions that we
 are not known before them. Sizes are those of the slots that really move.
 
 Modelled: tables and outcome of one run, and the same run with everything as slow and as fast as its costs may be. Ignored: SimPy;
-the compiled twin is equal to it to the nanosecond.
+the compiled simulator is equal to it to the nanosecond.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .costs import CostTables
 from .metrics import Metrics, summarise
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput
-from .simulators import Outcome, run_twin
+from .simulators import Outcome, run_compiled
 from .tabulate import FAST, SLOW, CostSources, tabulate, typical_tokens
 from .workload import Workload
 
@@ -157,6 +157,6 @@ def figures(given: RunInput, model: ModelSpec, costs: CostModel, facts: RunFacts
 def simulate(given: RunInput, tables: CostTables, *, rows: bool = False) -> Outcome:
     """Return the outcome of a run under given tables."""
     serial = not given.schedule.copy.overlap
-    return run_twin(
+    return run_compiled(
         given.config, given.workload, tables, given.capacities, serial=serial, rows=rows, weighed=given.weighed
     )

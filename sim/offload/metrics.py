@@ -16,9 +16,7 @@ import numpy.typing as npt
 
 from ...base.errors import Internal
 from ...base.units import NS_PER_S
-from ..policies import state as ps
 from ..policies.state import Array
-from . import clock_fields as fields
 from .costs import CostTables
 from .run_facts import RunFacts
 from .simulators import Outcome
@@ -115,10 +113,10 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
     between = {name: _interval(value, slowly[name], quickly[name]) for name, value in told.items()}
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
     counted = steps[_counted(workload)]
-    lookups = int(count[ps.HITS] + count[ps.MISSES])
+    lookups = int(count.hits + count.misses)
     makespan = max(outcome.makespan_ns, 1)
-    busy_h2d = int(clock[fields.BUSY_DEMAND] + clock[fields.BUSY_PREFETCH])
-    compute = int(clock[fields.BUSY_DENSE] + clock[fields.BUSY_EXPERT] + clock[fields.BUSY_HEAD])
+    busy_h2d = int(clock.busy_demand + clock.busy_prefetch)
+    compute = int(clock.busy_dense + clock.busy_expert + clock.busy_head)
     share = _time_share(outcome, tables, sources, facts)
     groups = {name: share[name] for name in ("copy", "launch", "cpu", "host")}
     groups["compute"] = share["dense"] + share["expert"] + share["head"]
@@ -147,32 +145,32 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
         makespan_ns=outcome.makespan_ns,
         num_steps=workload.num_steps,
         num_tokens=workload.num_tokens,
-        hits=int(count[ps.HITS]),
-        misses=int(count[ps.MISSES]),
-        guessed_hits=int(count[ps.HITS_GUESSED]),
-        ready_hits=int(clock[fields.READY]),
-        late_hits=int(clock[fields.LATE]),
-        hit_rate=int(count[ps.HITS]) / lookups if lookups else 0.0,
-        prefetches=int(count[ps.PREFETCHES]),
-        prefetches_used=int(count[ps.PREFETCHES_USED]),
-        extra_fetches=int(count[ps.EXTRA_FETCHES]),
-        recall=int(count[ps.GUESSES_TRUE]) / int(count[ps.TRUTHS]) if count[ps.TRUTHS] else None,
-        bytes_copied=int(clock[fields.BYTES_H2D] - clock[fields.AFTER_H2D]),
-        bytes_written_back=int(clock[fields.BYTES_D2H] - clock[fields.AFTER_D2H]),
-        bytes_after=int(clock[fields.AFTER_H2D] + clock[fields.AFTER_D2H] + clock[fields.AFTER_DISK]),
-        cpu_runs=int(count[ps.CPU_RUNS]),
-        disk_reads=int(count[ps.DISK_READS]),
-        cancelled=int(count[ps.CANCELLED]),
+        hits=int(count.hits),
+        misses=int(count.misses),
+        guessed_hits=int(count.hits_guessed),
+        ready_hits=int(clock.ready),
+        late_hits=int(clock.late),
+        hit_rate=int(count.hits) / lookups if lookups else 0.0,
+        prefetches=int(count.prefetches),
+        prefetches_used=int(count.prefetches_used),
+        extra_fetches=int(count.extra_fetches),
+        recall=int(count.guesses_true) / int(count.truths) if count.truths else None,
+        bytes_copied=int(clock.bytes_h2d - clock.after_h2d),
+        bytes_written_back=int(clock.bytes_d2h - clock.after_d2h),
+        bytes_after=int(clock.after_h2d + clock.after_d2h + clock.after_disk),
+        cpu_runs=int(count.cpu_runs),
+        disk_reads=int(count.disk_reads),
+        cancelled=int(count.cancelled),
         # Formats of several cards are of one size: their numbers are no precisions.
-        low_precision_fetches=int(count[ps.LOW_FETCHES]) if len(set(tables.expert_bytes.tolist())) > 1 else 0,
-        peak_transient_experts=int(count[ps.PEAK_TRANSIENT]),
+        low_precision_fetches=int(count.low_fetches) if len(set(tables.expert_bytes.tolist())) > 1 else 0,
+        peak_transient_experts=int(count.peak_transient),
         busy_fraction={
             "compute": compute / makespan,
             "h2d": busy_h2d / makespan,
-            "d2h": int(clock[fields.BUSY_BACK]) / makespan,
-            "cpu": int(clock[fields.BUSY_CPU]) / makespan,
-            "disk": int(clock[fields.BUSY_DISK]) / makespan,
-            "host": int(clock[fields.BUSY_HOST]) / makespan,
+            "d2h": int(clock.busy_back) / makespan,
+            "cpu": int(clock.busy_cpu) / makespan,
+            "disk": int(clock.busy_disk) / makespan,
+            "host": int(clock.busy_host) / makespan,
         },
         time_share=share,
         bound=max(groups, key=lambda name: groups[name]),
@@ -246,12 +244,12 @@ def _time_share(outcome: Outcome, tables: CostTables, sources: CostSources, fact
         "head": int(launch.head_ns[line].sum()),
     }
     busy = {
-        "dense": int(clock[fields.BUSY_DENSE]),
-        "expert": int(clock[fields.BUSY_EXPERT]),
-        "head": int(clock[fields.BUSY_HEAD]),
+        "dense": int(clock.busy_dense),
+        "expert": int(clock.busy_expert),
+        "head": int(clock.busy_head),
     }
     launches = {name: min(launches[name], busy[name]) for name in busy}
-    waits = {"copy": int(clock[fields.STALL_COPY]), "cpu": int(clock[fields.STALL_CPU])}
+    waits = {"copy": int(clock.stall_copy), "cpu": int(clock.stall_cpu)}
     rest = max(0, total - sum(busy.values()) - sum(waits.values()))
     parts = {name: busy[name] - launches[name] for name in busy}
     parts |= {"launch": sum(launches.values())} | waits | {"host": rest}

@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...base.jit import jit_lean
+from ...base.records import Array, records, whole_numbers
 from ..policies.offload import begin_step, decide_visit
 from ..policies.state import (
     DEMAND,
-    FIRST_TRANSFER,
-    ITEM_TRANSFER,
-    MOVE_CLASS,
-    SIZE_CPU,
-    SIZE_ITEMS,
-    SIZE_KERNELS,
-    SIZE_MOVES,
-    Array,
     Decision,
     PolicyConfig,
     PolicyState,
@@ -34,9 +27,11 @@ from .simulators import fresh_state
 if TYPE_CHECKING:
     from ..policies.steps import Steps
 
-(USED, FRESH, AHEAD, FETCHES, TRANSFERS, LAUNCHES, ON_CORES, CPU_TASKS, VISITS, DECODED, EXPERTS, TOKENS, NUM_FACTS) = (
-    range(13)
-)
+FACTS = whole_numbers(
+    "used", "fresh", "ahead", "fetches", "transfers", "launches", "on_cores", "cpu_tasks", "layer_steps", "decoded", "experts",
+    "tokens",
+)  # fmt: skip
+"""Counts that the facts of a run are shares of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +62,7 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
     if not counted.any():
         counted[:] = 1
     state = fresh_state(given.config, workload, given.capacities, given.weighed)
-    decision, count = make_decision(given.config), np.zeros(NUM_FACTS, np.int64)
+    decision, count = make_decision(given.config), records(FACTS)
     first = 0
     for steps in workload.pieces():
         last = min(first + len(steps.step_phase), wanted)
@@ -75,46 +70,46 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
         first = last
         if first == wanted:
             break
-    found = count.tolist()
+    found = count[0]
     return RunFacts(
-        fresh_fraction=found[FRESH] / max(1, found[USED]),
-        ahead_fraction=found[AHEAD] / max(1, found[USED]),
-        fetches_per_transfer=found[FETCHES] / max(1, found[TRANSFERS]),
-        experts_per_visit=found[DECODED] / max(1, found[VISITS]),
-        cpu_tasks_per_core_expert=found[CPU_TASKS] / max(1, found[ON_CORES]),
-        typical_tokens=found[TOKENS] / max(1, found[EXPERTS]),
-        launches=found[LAUNCHES],
+        fresh_fraction=int(found.fresh) / max(1, int(found.used)),
+        ahead_fraction=int(found.ahead) / max(1, int(found.used)),
+        fetches_per_transfer=int(found.fetches) / max(1, int(found.transfers)),
+        experts_per_visit=int(found.decoded) / max(1, int(found.layer_steps)),
+        cpu_tasks_per_core_expert=int(found.cpu_tasks) / max(1, int(found.on_cores)),
+        typical_tokens=int(found.tokens) / max(1, int(found.experts)),
+        launches=int(found.launches),
     )
 
 
 @jit_lean
-def _count(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, counted: Array, count: Array) -> None:
-    """Add to `count` what the first `len(counted)` of these steps decide; steps that `counted` marks are those that count."""
-    layers = config.num_layers
+def _count(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, counted: Array, found: Array) -> None:
+    """Add to `found` what the first `len(counted)` of these steps decide; steps that `counted` marks are those that count."""
+    layers, count = config.num_layers, found[0]
     for step in range(counted.shape[0]):
         begin_step(config, steps, state, step)
         for layer in range(layers):
             decide_visit(config, steps, state, out, step, layer)
-            items, moves, cores = out.size[SIZE_ITEMS], out.size[SIZE_MOVES], out.size[SIZE_CPU]
-            count[USED] += items
+            items, moves, cores = out.size[0].items, out.size[0].moves, out.size[0].cores
+            count.used += items
             for at in range(items):
-                asked = out.items[at, ITEM_TRANSFER]
-                if asked >= out.size[FIRST_TRANSFER]:
-                    count[FRESH] += 1
+                asked = out.items[at].transfer
+                if asked >= out.size[0].first_transfer:
+                    count.fresh += 1
                 elif asked >= 0:
-                    count[AHEAD] += 1
-            count[TRANSFERS] += moves
+                    count.ahead += 1
+            count.transfers += moves
             for at in range(moves):
-                if out.moves[at, MOVE_CLASS] == DEMAND:
-                    count[FETCHES] += 1
+                if out.moves[at].kind == DEMAND:
+                    count.fetches += 1
                     break
-            count[LAUNCHES] += out.size[SIZE_KERNELS]
-            count[ON_CORES] += cores
-            count[CPU_TASKS] += cores > 0
+            count.launches += out.size[0].kernels
+            count.on_cores += cores
+            count.cpu_tasks += cores > 0
             if counted[step]:
                 visit = step * layers + layer
-                count[VISITS] += 1
-                count[DECODED] += items
-                count[EXPERTS] += steps.visit_start[visit + 1] - steps.visit_start[visit]
+                count.layer_steps += 1
+                count.decoded += items
+                count.experts += steps.visit_start[visit + 1] - steps.visit_start[visit]
                 for at in range(steps.visit_start[visit], steps.visit_start[visit + 1]):
-                    count[TOKENS] += steps.visit_tokens[at]
+                    count.tokens += steps.visit_tokens[at]

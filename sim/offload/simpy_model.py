@@ -1,4 +1,4 @@
-"""The SimPy model of one device whose experts do not all fit: the readable reference of the compiled twin.
+"""The SimPy model of one device whose experts do not all fit: the readable reference of the compiled simulator.
 
 Modelled: one host program (launch the dense part, wait for its routing, decide, submit copies, launch experts, go on), a
 compute stream that runs launches in program order and waits for the bytes they need, a host→device engine (demands before
@@ -16,6 +16,8 @@ anything costs (`costs`). Life of one visit:
 
 from __future__ import annotations
 
+import itertools
+
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +25,13 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from .clock_fields import kernel_work
+from .compiled_rows import kernel_work
 from ..timeline import COMPUTE, CPU, D2H, DISK, H2D, HOST
-from .costs import HOST_KERNEL, HOST_LAYER, HOST_STEP, HOST_TRANSFER, CostTables
+from .costs import HOST_COSTS, CostTables
 from ..lanes import CopyEngine, Lanes, Process, Transfer
 from ..policies.offload import begin_step, cancel_prefetch, decide_visit
 from ..policies.state import (
-    DEMAND, FIRST_BACK, FIRST_TRANSFER, NONE, SIZE_BACKS, SIZE_CPU, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED,
-    Array, Decision, PolicyConfig, PolicyState,
+    DEMAND, NONE, Array, Decided, Decision, PolicyConfig, PolicyState, read_decision,
 )  # fmt: skip
 from ..timeline import (
     OP_BACK, OP_CPU, OP_DEMAND, OP_DENSE, OP_DISK, OP_EXPERT, OP_HEAD, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT,
@@ -117,7 +118,7 @@ class OffloadModel:
         self._cores_end = 0
         self._clearing: list[simpy.Event] = []
         """Guesses whose places were given away: the same operation waits for their arrival."""
-        self._host = costs.host_ns.tolist()
+        self._host = {name: int(costs.host_ns[0][name]) for name in HOST_COSTS.names or ()}
         self.stall_copy = 0
         self.stall_host = 0
         self.stall_cpu = 0
@@ -144,46 +145,39 @@ class OffloadModel:
             tokens = int(self.steps.step_start[step + 1] - self.steps.step_start[step])
             line = int(self.costs.step_class[step])
             for layer in range(self.config.num_layers):
-                yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, max(layer - 1, 0))
+                yield from self._host_time("kernel", OP_HOST_LAUNCH, step, max(layer - 1, 0))
                 dense = self._launch(OP_DENSE, step, layer, -1, tokens, int(self.costs.dense_ns[line, layer]), [])
                 yield dense.done
                 yield from self._visit(step, layer)
-            yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, self.config.num_layers - 1)
+            yield from self._host_time("kernel", OP_HOST_LAUNCH, step, self.config.num_layers - 1)
             head = self._launch(
                 OP_HEAD, step, self.config.num_layers - 1, -1, tokens, int(self.costs.head_ns[line]), []
             )
             yield head.done
-            yield from self._host_time(HOST_STEP, OP_HOST_STEP, step, self.config.num_layers - 1)
+            yield from self._host_time("step", OP_HOST_STEP, step, self.config.num_layers - 1)
             self._step_end[step] = self.env.now
         self._end = self.env.now
 
     def _visit(self, step: int, layer: int) -> Process:
         """Decide one visit, submit its copies and launch its kernels; the kernels run on while the host goes on."""
-        out = self.out
         if self.config.cancel:
             self._cancel_wrong_guesses(step, layer)
-        decide_visit(self.config, self.steps, self.state, out, step, layer)
-        self._count_late()
-        yield from self._host_time(HOST_LAYER, OP_HOST_LAYER, step, layer)
-        if out.size[SIZE_CPU]:
+        decide_visit(self.config, self.steps, self.state, self.out, step, layer)
+        decided = read_decision(self.out)
+        self._count_late(decided)
+        yield from self._host_time("layer", OP_HOST_LAYER, step, layer)
+        if decided.cores:
             self._cores_end = 0
-            self._cores = [self.env.process(self._run_on_cores(step, layer, int(out.size[SIZE_CPU])))]
-        for transfer in out.promoted[: out.size[SIZE_PROMOTED]].tolist():
-            self.copies.promote(transfer)
-        moves = self._transfers(step)
+            self._cores = [self.env.process(self._run_on_cores(step, layer, decided))]
+        for promotion in decided.promotions:
+            self.copies.promote(promotion.transfer)
+        moves = self._transfers(step, decided)
         backs = [
-            Back(
-                int(out.size[FIRST_BACK]) + at,
-                int(out.back_key[at]),
-                int(out.back_format[at]),
-                step,
-                int(out.back_wait_kernel[at]),
-            )
-            for at in range(int(out.size[SIZE_BACKS]))
+            Back(decided.size.first_back + at, back.key, back.format, step, back.wait_kernel)
+            for at, back in enumerate(decided.backs)
         ]
-        together = out.back_move[: len(backs)].tolist()
-        self._clearing = self._demanded_guesses()
-        launches = self._kernels(step, layer)
+        self._clearing = self._demanded_guesses(decided)
+        launches = self._kernels(step, layer, decided)
         if (
             self.config.policy == NONE and launches
         ):  # without a cache a block that was fetched ahead is waited for as a whole
@@ -192,64 +186,59 @@ class OffloadModel:
         back = 0
         for move, transfer in enumerate(moves):
             due: list[Transfer | Back] = []
-            while back < len(backs) and together[back] <= move:
+            while back < len(backs) and decided.backs[back].move <= move:
                 due.append(backs[back])
                 back += 1
-            place = int(out.move_kernel[move]) if transfer.kind == DEMAND else len(launches)
+            place = decided.moves[move].kernel if transfer.kind == DEMAND else len(launches)
             for copy in (*due, transfer):
-                yield from self._host_time(HOST_TRANSFER, OP_HOST_SUBMIT, step, layer)
+                yield from self._host_time("transfer", OP_HOST_SUBMIT, step, layer)
                 self._submit(copy, in_stream[place], at_once=place == 0)
         for copy in backs[back:]:
-            yield from self._host_time(HOST_TRANSFER, OP_HOST_SUBMIT, step, layer)
+            yield from self._host_time("transfer", OP_HOST_SUBMIT, step, layer)
             self._submit(copy, in_stream[-1], at_once=False)
         for place, launch in enumerate(launches):
             for entry in in_stream[place]:
                 self._enqueue(entry)
-            yield from self._host_time(HOST_KERNEL, OP_HOST_LAUNCH, step, layer)
+            yield from self._host_time("kernel", OP_HOST_LAUNCH, step, layer)
             self._put(launch)
         for entry in in_stream[-1]:
             self._enqueue(entry)
 
-    def _host_time(self, kind: int, op: int, step: int, layer: int) -> Process:
+    def _host_time(self, kind: str, op: int, step: int, layer: int) -> Process:
         if self._host[kind]:
             begin = self.env.now
             yield self.env.timeout(self._host[kind])
-            self._row(HOST, op, step, layer, -1, begin, 0, 0)
+            self._row(HOST, op, step, layer, -1, begin)
 
-    def _count_late(self) -> None:
+    def _count_late(self, decided: Decided) -> None:
         """Count guessed hits by whether their bytes have arrived at the moment of the decision."""
-        out = self.out
-        for transfer in out.item_transfer[: out.size[SIZE_ITEMS]].tolist():
-            if 0 <= transfer < out.size[FIRST_TRANSFER]:
-                if self.serial or self._awaited[transfer].triggered:
+        for item in decided.items:
+            if 0 <= item.transfer < decided.size.first_transfer:
+                if self.serial or self._awaited[item.transfer].triggered:
                     self.ready_hits += 1
                 else:
                     self.late_hits += 1
 
-    def _demanded_guesses(self) -> list[simpy.Event]:
+    def _demanded_guesses(self, decided: Decided) -> list[simpy.Event]:
         """Return the arrivals of earlier transfers that this visit demands, used or not."""
         if self.serial:
             return []  # on one stream they stand before whatever comes now
-        promoted = self.out.promoted[: self.out.size[SIZE_PROMOTED]].tolist()
-        return [self._awaited[transfer] for transfer in promoted]
+        return [self._awaited[promotion.transfer] for promotion in decided.promotions]
 
-    def _transfers(self, step: int) -> list[Transfer]:
+    def _transfers(self, step: int, decided: Decided) -> list[Transfer]:
         """Return this visit's transfers, each knowing what must be done with its slot before it may start."""
-        out, costs, found = self.out, self.costs, []
-        for at in range(int(out.size[SIZE_MOVES])):
-            key = int(out.move_key[at])
-            fmt, read = int(out.move_format[at]), int(out.move_disk[at])
+        costs, found = self.costs, []
+        for number, move in enumerate(decided.moves, decided.size.first_transfer):
+            fmt = move.format
             count = int(costs.num_chunks[fmt])
             chunks = [
                 (int(costs.chunk_ns[fmt, int(c == count - 1)]), int(costs.chunk_bytes[fmt, int(c == count - 1)]))
                 for c in range(count)
             ]
-            number = int(out.size[FIRST_TRANSFER]) + at
             self._awaited[number] = self.env.event()
             found.append(
-                Transfer(number, key, int(out.move_class[at]), int(out.move_target[at]),
-                         self._slot_free(int(out.move_wait_kernel[at]), int(out.move_wait_writeback[at]), read),
-                         chunks, self._awaited[number], read=Read(key, fmt, step) if read >= 0 else None)
+                Transfer(number, move.key, move.kind, move.target, self._slot_free(move.wait_kernel, move.wait_back, move.read),
+                         chunks, self._awaited[number], read=Read(move.key, fmt, step) if move.read >= 0 else None)
             )  # fmt: skip
         return found
 
@@ -265,22 +254,19 @@ class OffloadModel:
                 self.copies.drop(transfer)
                 self._awaited.pop(transfer.id, None)
 
-    def _kernels(self, step: int, layer: int) -> list[Launch]:
+    def _kernels(self, step: int, layer: int, decided: Decided) -> list[Launch]:
         """Return this visit's launches with the arrivals each must wait for."""
-        out = self.out
-        items = int(out.size[SIZE_ITEMS])
-        kernel_of = out.item_kernel[:items]
-        launches = []
-        for kernel in range(int(out.size[SIZE_KERNELS])):
-            first, last = int(np.searchsorted(kernel_of, kernel)), int(np.searchsorted(kernel_of, kernel, side="right"))
-            transfers = [t for t in out.item_transfer[first:last].tolist() if t >= 0]
-            launches.append(
-                Launch(OP_EXPERT, step, layer, int(out.item_expert[first]) if last - first == 1 else -1,
-                       int(out.item_tokens[first:last].sum()), int(kernel_work(self.costs, out, first, last)),
-                       [] if self.serial else [self._awaited[t] for t in transfers], self.env.event())
-            )  # fmt: skip
-        for transfer in (*out.item_transfer[:items].tolist(), *out.promoted[: out.size[SIZE_PROMOTED]].tolist()):
-            self._awaited.pop(transfer, None)  # nobody will wait for it again
+        launches, first = [], 0
+        for _, grouped in itertools.groupby(decided.items, lambda item: item.kernel):
+            items = list(grouped)
+            expert = items[0].expert if len(items) == 1 else -1
+            work = int(kernel_work(self.costs, self.out, first, first + len(items)))
+            needs = [] if self.serial else [self._awaited[item.transfer] for item in items if item.transfer >= 0]
+            tokens = sum(item.tokens for item in items)
+            launches.append(Launch(OP_EXPERT, step, layer, expert, tokens, work, needs, self.env.event()))
+            first += len(items)
+        for line in (*decided.items, *decided.promotions):
+            self._awaited.pop(line.transfer, None)  # nobody will wait for it again
         return launches
 
     # --- the device -------------------------------------------------------------------------------------------------
@@ -363,7 +349,7 @@ class OffloadModel:
                 self._book_stall(entry)
                 yield self.lanes.run(COMPUTE, entry.work)
                 self._compute_end = self.env.now
-                self._row(COMPUTE, entry.op, entry.step, entry.layer, entry.expert, begin, 0, entry.tokens)
+                self._row(COMPUTE, entry.op, entry.step, entry.layer, entry.expert, begin, tokens=entry.tokens)
                 if entry.op == OP_EXPERT:
                     self.kernels_done += 1
                     self.copies.call()
@@ -383,14 +369,12 @@ class OffloadModel:
             self.backs_done += 1
             self.copies.call()
 
-    def _run_on_cores(self, step: int, layer: int, count: int) -> Process:
+    def _run_on_cores(self, step: int, layer: int, decided: Decided) -> Process:
         """Run a visit's experts on the host's cores, one after the other."""
-        out = self.out
-        work = [(int(out.cpu_expert[at]), int(out.cpu_tokens[at]), int(out.cpu_format[at])) for at in range(count)]
-        for expert, tokens, fmt in work:
+        for item in decided.cores:
             begin = self.env.now
-            yield self.lanes.run(CPU, int(self.costs.cpu_ns[fmt, tokens]))
-            self._row(CPU, OP_CPU, step, layer, expert, begin, 0, tokens)
+            yield self.lanes.run(CPU, int(self.costs.cpu_ns[item.format, item.tokens]))
+            self._row(CPU, OP_CPU, step, layer, item.expert, begin, tokens=item.tokens)
         self._cores_end = self.env.now
 
     def _disk_process(self) -> Process:
@@ -403,7 +387,8 @@ class OffloadModel:
             begin = self.env.now
             yield self.env.timeout(int(self.costs.disk_ns[read.format]))
             layer, expert = divmod(read.key, self.config.num_experts)
-            self._row(DISK, OP_DISK, read.step, layer, expert, begin, int(self.costs.expert_bytes[read.format]), 0)
+            num_bytes = int(self.costs.expert_bytes[read.format])
+            self._row(DISK, OP_DISK, read.step, layer, expert, begin, num_bytes=num_bytes)
             self.reads_done += 1
             self.copies.call()
 
@@ -416,15 +401,16 @@ class OffloadModel:
     def _moved(self, transfer: Transfer, begin: int, num_bytes: int) -> None:
         step = (transfer.target - self.steps.first_visit) // self.config.num_layers
         layer, expert = divmod(transfer.key, self.config.num_experts)
-        self._row(H2D, OP_DEMAND if transfer.began == DEMAND else OP_PREFETCH, step, layer, expert, begin, num_bytes, 0)
+        op = OP_DEMAND if transfer.began == DEMAND else OP_PREFETCH
+        self._row(H2D, op, step, layer, expert, begin, num_bytes=num_bytes)
 
     def _backed(self, back: Back, begin: int) -> None:
         layer, expert = divmod(back.key, self.config.num_experts)
         num_bytes = int(self.costs.expert_bytes[back.format])
-        self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes, 0)
+        self._row(D2H, OP_BACK, back.step, layer, expert, begin, num_bytes=num_bytes)
 
     def _row(
-        self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, num_bytes: int, tokens: int
+        self, lane: int, op: int, step: int, layer: int, expert: int, begin: int, *, num_bytes: int = 0, tokens: int = 0
     ) -> None:
         now = self.env.now
         self._last = now

@@ -28,7 +28,7 @@ from .forecast import figures, least_tables, run_tables, second_format, stored_f
 from .metrics import Metrics
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput, bind
-from .simulators import Outcome, first_difference, first_steps, run_simpy, run_twin
+from .simulators import Outcome, first_difference, first_steps, run_compiled, run_simpy
 from .tabulate import CostSources
 from .workload import Workload, build_workload
 
@@ -360,11 +360,11 @@ class Simulation:
         each = self.slots_that_fit(schedule, least=self.trace.num_layers) // self.trace.num_layers
         return schedule.with_options(cache__experts_per_layer=int(each))
 
-    def run(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False, limit_ns: int = 0,
+    def run(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False, limit_ns: int = 0,
             later_ns: Array | None = None, max_steps: int | None = None, checked_steps: int | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
 
-        limit_ns, later_ns: the twin gives up on a run that takes longer (see `run_twin`). max_steps: run only so many steps.
+        limit_ns, later_ns: the compiled simulator gives up on a longer run (see `run_compiled`). max_steps: run only so many steps.
         checked_steps: "both" compares only the first so many steps, of runs that end there (None: all).
         """
         given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)
@@ -372,7 +372,7 @@ class Simulation:
         serial = not schedule.copy.overlap
         if engine == "simpy":
             return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
-        outcome = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
+        outcome = run_compiled(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
                            later_ns=later_ns, max_steps=max_steps, weighed=weighed)  # fmt: skip
         if engine == "both":
             checked = outcome
@@ -380,13 +380,13 @@ class Simulation:
                 whole = workload
                 workload, tables = first_steps(whole, tables, checked_steps)
                 weighed = None if weighed is None else first_steps(whole, weighed, checked_steps)[1]
-                checked = run_twin(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
+                checked = run_compiled(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             difference = first_difference(reference, checked)
             if difference is not None:
                 raise Internal(f"the engines disagree on {schedule.name}: {difference}")
             note = "" if checked is outcome else f" over the first {workload.num_steps} steps"
-            outcome = dataclasses.replace(outcome, engine=f"twin, checked by simpy{note}")
+            outcome = dataclasses.replace(outcome, engine=f"compiled, checked by simpy{note}")
         return outcome
 
     def warm(self, base: OffloadSchedule) -> None:
@@ -398,7 +398,7 @@ class Simulation:
         short = self.over(self.trace, window_steps=1, likewise=())
         short.run(base.with_options(cache__pooled_experts=1), engine="both")
 
-    def predict(self, schedule: OffloadSchedule, *, engine: str = "twin", rows: bool = False,
+    def predict(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False,
                 checked_steps: int | None = None) -> Prediction:  # fmt: skip
         """Return the prediction for a schedule; raises DoesNotFit when it exceeds the budget."""
         resolved = self.resolve(schedule)

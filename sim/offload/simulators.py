@@ -1,6 +1,6 @@
 """Both engines behind one call: the same inputs in, one comparable outcome out.
 
-Modelled: a run is a policy configuration, a workload and cost tables; `run_twin` and `run_simpy` take the same and return
+Modelled: a run is a policy configuration, a workload and cost tables; `run_compiled` and `run_simpy` take the same and return
 the same. Ignored: how those inputs come about (`simulate`).
 """
 
@@ -10,12 +10,15 @@ import dataclasses
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ...base.errors import Internal
+from ...base.records import Array, records
 from ..policies.offload import begin_step, decide_visit
-from ..policies.state import NUM_COUNTS, Array, Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
+from ..policies.records import COUNTS
+from ..policies.state import Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
 from ..timeline import (
     D2H,
     DISK,
@@ -32,29 +35,28 @@ from ..timeline import (
     OP_HOST_STEP,
     OP_HOST_SUBMIT,
     OP_PREFETCH,
-    ROW_FIELDS,
     Timeline,
     canonical,
+    plain_rows,
 )  # fmt: skip
-from . import clock_fields as fields
-from .compiled import MORE, NUM_HELD, NUM_OP_FIELDS, run_overlapped
-from .compiled_queues import Q_FIELDS
+from .compiled import run_overlapped
 from .compiled_serial import run_serial
 from .costs import CostTables
+from .run_records import ABANDONED, CLOCK, DEADLOCK, QUEUE_FULL, Run, make_run
 from .workload import Workload
 
 _QUEUE_ROOM = 1024
 # Which operations' time each busy entry of the clock adds up.
 _BUSY_OPS = {
-    fields.BUSY_DENSE: [OP_DENSE], fields.BUSY_EXPERT: [OP_EXPERT], fields.BUSY_HEAD: [OP_HEAD], fields.BUSY_DEMAND: [OP_DEMAND],
-    fields.BUSY_PREFETCH: [OP_PREFETCH], fields.BUSY_BACK: [OP_BACK], fields.BUSY_CPU: [OP_CPU], fields.BUSY_DISK: [OP_DISK],
-    fields.BUSY_HOST: [OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT],
+    "busy_dense": [OP_DENSE], "busy_expert": [OP_EXPERT], "busy_head": [OP_HEAD], "busy_demand": [OP_DEMAND],
+    "busy_prefetch": [OP_PREFETCH], "busy_back": [OP_BACK], "busy_cpu": [OP_CPU], "busy_disk": [OP_DISK],
+    "busy_host": [OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_STEP, OP_HOST_SUBMIT],
 }  # fmt: skip
-# Clock entries in which the engines must agree.
+# Clock entries in which the simulators must agree.
 _COMPARED = (
-    "READY", "LATE", "ROWS", "MAKESPAN", "BUSY_DENSE", "BUSY_EXPERT", "BUSY_HEAD", "BUSY_DEMAND", "BUSY_PREFETCH", "BUSY_BACK",
-    "BUSY_HOST", "BUSY_CPU", "BUSY_DISK", "STALL_COPY", "STALL_HOST", "STALL_CPU", "BYTES_H2D", "BYTES_D2H",
-    "AFTER_H2D", "AFTER_D2H", "AFTER_DISK",
+    "ready", "late", "rows", "makespan", "busy_dense", "busy_expert", "busy_head", "busy_demand", "busy_prefetch", "busy_back",
+    "busy_host", "busy_cpu", "busy_disk", "stall_copy", "stall_host", "stall_cpu", "bytes_h2d", "bytes_d2h",
+    "after_h2d", "after_d2h", "after_disk",
 )  # fmt: skip
 
 
@@ -62,11 +64,11 @@ _COMPARED = (
 class Outcome:
     """What one run did. Times in whole nanoseconds."""
 
-    counts: Array
-    """int64 [NUM_COUNTS]: logical counts, indexed by the names in `policies.state`."""
-    clock: Array
-    """int64 [NUM_CLOCK]: busy times, stalls and bytes, indexed by the names in `offload_twin`; SimPy fills the times,
-    bytes, ready and late hits that both engines must agree on."""
+    counts: Any
+    """Logical counts: one record of `policies.records.COUNTS`."""
+    clock: Any
+    """Busy times, stalls and bytes: one record of `run_records.CLOCK`; SimPy fills the times, bytes, ready and late hits that both
+    simulators must agree on."""
     step_end: Array
     """int64 [num_steps]: when each forward pass ended."""
     makespan_ns: int
@@ -115,70 +117,58 @@ def prices_of(costs: CostTables, workload: Workload) -> Prices:
                   visit_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
 
 
-def run_twin(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
-             limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
-             weighed: CostTables | None = None) -> Outcome:  # fmt: skip
-    """Return the compiled twin's outcome; with `rows`, the run is done twice, the first time to count them.
+def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
+                 limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
+                 weighed: CostTables | None = None) -> Outcome:  # fmt: skip
+    """Return the compiled simulator's outcome; with `rows`, the run is done twice, the first time to count them.
 
     limit_ns: stop as soon as a step's end, plus `later_ns` of the next step, exceeds this (0: never); the outcome is then
     `abandoned`. later_ns: int64 [num_steps + 1], the least time from each step to the end (None: nothing is known).
     max_steps: run only the first so many steps. weighed: tables that decisions weigh, where they are not the run's own: a run
     that was decided with one prediction can be timed with another.
     """
-    if not rows:
-        return _twin_once(
-            config, workload, costs, capacities, serial, 0, limit_ns, later_ns, max_steps, weighed=weighed
-        )
-    # Room for one row: it only counts.
-    counted = _twin_once(config, workload, costs, capacities, serial, 1, weighed=weighed)
-    return _twin_once(config, workload, costs, capacities, serial, int(counted.clock[fields.ROWS]), weighed=weighed)
-
-
-def _twin_once(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, serial: bool, num_rows: int,
-               limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
-               room: int = _QUEUE_ROOM, weighed: CostTables | None = None) -> Outcome:  # fmt: skip
-    state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
-    decision = make_decision(config)
-    clock = np.zeros(fields.NUM_CLOCK, np.int64)
-    clock[fields.LIMIT] = limit_ns
+    room, num_rows = 0 if serial else _QUEUE_ROOM, int(rows)  # room for one row: it only counts
     num_steps = workload.num_steps if max_steps is None else min(max_steps, workload.num_steps)
-    step_end = np.zeros(num_steps, np.int64)
-    later = np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns
-    rows = np.zeros((num_rows, ROW_FIELDS), np.int64)
-    demand, ahead, backlog, reads = (np.zeros((0 if serial else room, Q_FIELDS), np.int64) for _ in range(4))
-    moving, held = np.zeros((1, Q_FIELDS), np.int64), np.zeros(NUM_HELD, np.int64)
-    ops = np.zeros((NUM_OP_FIELDS, config.num_experts + 2), np.int64)
-    arrived = np.full(config.num_layers * config.num_experts, -1, np.int64)
-    first = 0
-    for steps in workload.pieces():  # everything a run has reached stays in the arrays above from one piece to the next
-        last = min(first + len(steps.step_phase), num_steps)
-        held[MORE] = last < num_steps
-        ends, after = step_end[first:last], later[first : last + 1]
-        if serial:
-            run_serial(config, steps, costs, state, decision, clock, after, ends, rows)
+    while True:
+        state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
+        run = make_run(num_layers=config.num_layers, num_experts=config.num_experts, num_steps=num_steps, num_rows=num_rows,
+                       room=room, limit_ns=limit_ns, later_ns=later_ns)  # fmt: skip
+        _run_pieces(config, workload, costs, state, run, serial=serial)
+        clock = run.clock[0]
+        if clock.stuck == QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
+            room *= 8
+        elif clock.stuck == DEADLOCK:
+            raise Internal("the schedule deadlocked: every lane waits for another")
+        elif rows and clock.rows > num_rows:
+            num_rows = int(clock.rows)
         else:
-            run_overlapped(config, steps, costs, state, decision, clock, demand, ahead, backlog, reads, moving, held, ops,
-                           arrived, after, ends, rows)  # fmt: skip
-        first = last
-        if first == num_steps or clock[fields.STUCK]:
             break
-    if (
-        clock[fields.STUCK] == fields.QUEUE_FULL
-    ):  # the link lags so far behind that its queue outgrew its room: start over
-        return _twin_once(
-            config, workload, costs, capacities, serial, num_rows, limit_ns, later_ns, max_steps, 8 * room, weighed
-        )
-    if clock[fields.STUCK] == fields.DEADLOCK:
-        raise Internal("the schedule deadlocked: every lane waits for another")
-    timeline = Timeline(rows=canonical(rows)) if num_rows else None
-    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=int(clock[fields.MAKESPAN]),
-                   timeline=timeline, engine="twin", abandoned=bool(clock[fields.STUCK] == fields.ABANDONED))  # fmt: skip
+    timeline = Timeline(rows=canonical(plain_rows(run.rows[: clock.rows]))) if rows else None
+    return Outcome(counts=state.counts[0], clock=clock, step_end=run.step_end, makespan_ns=int(clock.makespan),
+                   timeline=timeline, engine="compiled", abandoned=bool(clock.stuck == ABANDONED))  # fmt: skip
+
+
+def _run_pieces(
+    config: PolicyConfig, workload: Workload, costs: CostTables, state: PolicyState, run: Run, *, serial: bool
+) -> None:
+    """Advance `run` piece by piece; everything it has reached stays in its records from one piece to the next."""
+    decision, num_steps = make_decision(config), len(run.step_end)
+    first = 0
+    for steps in workload.pieces():
+        last = min(first + len(steps.step_phase), num_steps)
+        run.program[0].more = last < num_steps
+        piece = run._replace(step_end=run.step_end[first:last], later=run.later[first : last + 1])
+        advance = run_serial if serial else run_overlapped
+        advance(config, steps, costs, state, decision, piece)
+        first = last
+        if first == num_steps or run.clock[0].stuck:
+            break
 
 
 def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool,
               rows: bool = True, weighed: CostTables | None = None) -> Outcome:  # fmt: skip
-    """Return the SimPy model's outcome, with its timeline unless `rows` is False; `weighed` as in `run_twin`."""
-    # Imported here: a machine that only measures runs the twin and has no SimPy.
+    """Return the SimPy model's outcome, with its timeline unless `rows` is False; `weighed` as in `run_compiled`."""
+    # Imported here: a machine that only measures runs the compiled one and has no SimPy.
     from .simpy_model import OffloadModel
 
     state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
@@ -192,19 +182,17 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     finally:
         if collecting:
             gc.enable()
-    clock = np.zeros(fields.NUM_CLOCK, np.int64)
-    for place, ops in _BUSY_OPS.items():
-        clock[place] = sum(model.busy[op] for op in ops)
-    clock[fields.BYTES_H2D], clock[fields.BYTES_D2H] = model.moved_bytes[H2D], model.moved_bytes[D2H]
-    clock[[fields.AFTER_H2D, fields.AFTER_D2H, fields.AFTER_DISK]] = [
-        model.bytes_after[lane] for lane in (H2D, D2H, DISK)
-    ]
-    clock[fields.ROWS] = len(found)
-    clock[fields.READY], clock[fields.LATE] = model.ready_hits, model.late_hits
-    clock[fields.STALL_COPY], clock[fields.STALL_HOST] = model.stall_copy, model.stall_host
-    clock[fields.STALL_CPU] = model.stall_cpu
-    clock[fields.MAKESPAN] = makespan
-    return Outcome(counts=state.count.copy(), clock=clock, step_end=step_end, makespan_ns=makespan,
+    clock = records(CLOCK)
+    for name, ops in _BUSY_OPS.items():
+        clock[name] = sum(model.busy[op] for op in ops)
+    clock["bytes_h2d"], clock["bytes_d2h"] = model.moved_bytes[H2D], model.moved_bytes[D2H]
+    for name, lane in (("after_h2d", H2D), ("after_d2h", D2H), ("after_disk", DISK)):
+        clock[name] = model.bytes_after[lane]
+    clock["rows"] = len(found)
+    clock["ready"], clock["late"] = model.ready_hits, model.late_hits
+    clock["stall_copy"], clock["stall_host"], clock["stall_cpu"] = model.stall_copy, model.stall_host, model.stall_cpu
+    clock["makespan"] = makespan
+    return Outcome(counts=state.counts[0], clock=clock[0], step_end=step_end, makespan_ns=makespan,
                    timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
 
 
@@ -223,16 +211,17 @@ def first_steps(workload: Workload, costs: CostTables, count: int) -> tuple[Work
 
 def first_difference(one: Outcome, other: Outcome) -> str | None:
     """Return None when two outcomes agree to the nanosecond, row by row; else the first thing that differs."""
-    for name, left, right in (("counts", one.counts, other.counts), ("step_end", one.step_end, other.step_end)):
-        if not np.array_equal(left, right):
-            at = int(np.flatnonzero(left != right)[0])
-            return f"{name}[{at}]: {one.engine} {left[at]}, {other.engine} {right[at]}"
+    for name in COUNTS.names or ():
+        if one.counts[name] != other.counts[name]:
+            return f"{name}: {one.engine} {one.counts[name]}, {other.engine} {other.counts[name]}"
+    if not np.array_equal(one.step_end, other.step_end):
+        at = int(np.flatnonzero(one.step_end != other.step_end)[0])
+        return f"step_end[{at}]: {one.engine} {one.step_end[at]}, {other.engine} {other.step_end[at]}"
     for name in _COMPARED:
-        at = getattr(fields, name)
-        if name == "ROWS" and (one.timeline is None or other.timeline is None):
+        if name == "rows" and (one.timeline is None or other.timeline is None):
             continue
-        if one.clock[at] != other.clock[at]:
-            return f"{name.lower()}: {one.engine} {one.clock[at]}, {other.engine} {other.clock[at]}"
+        if one.clock[name] != other.clock[name]:
+            return f"{name}: {one.engine} {one.clock[name]}, {other.engine} {other.clock[name]}"
     if one.timeline is not None and other.timeline is not None:
         left, right = one.timeline.rows, other.timeline.rows
         if left.shape != right.shape:
@@ -244,4 +233,4 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
     return None
 
 
-__all__ = ["NUM_COUNTS", "Outcome", "decided_visits", "first_difference", "fresh_state", "run_simpy", "run_twin"]
+__all__ = ["Outcome", "decided_visits", "first_difference", "fresh_state", "run_compiled", "run_simpy"]

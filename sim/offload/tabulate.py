@@ -19,7 +19,7 @@ from ...calibrate.costs.cost_model import CostModel, Estimate, Times
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.schedules.offload import OffloadSchedule
 from ..policies.state import Array
-from .costs import CostTables, chunk_sizes, rate_table
+from .costs import CostTables, chunk_sizes, host_costs, rate_table
 from .workload import Workload
 
 FAST, AS_IS, SLOW = -1, 0, 1
@@ -105,9 +105,11 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         back_ns=np.array([_at_least_one(back, shift) for back in backs], np.int64),
         cpu_ns=cpu_ns,
         disk_ns=np.array([_at_least_one(read, shift) for read in reads] or [0] * len(formats), np.int64),
-        host_ns=np.array(
-            [host_ns["host_step"], host_ns["host_layer"], host_ns["host_kernel"] - inside_ns, host_ns["host_transfer"]],
-            np.int64,
+        host_ns=host_costs(
+            step=host_ns["host_step"],
+            layer=host_ns["host_layer"],
+            kernel=host_ns["host_kernel"] - inside_ns,
+            transfer=host_ns["host_transfer"],
         ),
         rate=rate_table(partial(_rate, costs, shift=shift)),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The compiled twin of the expert-parallel model: the same semantics as `ep_model`, as array loops.
+"""The compiled simulator of the expert-parallel model: the same semantics as `ep_model`, as array loops.
 
 Modelled: all ranks run one program and wait for the same exchanges, so operations are settled one by one for all ranks as
 soon as the exchanges they wait for have a known end; then the network's next arbitration is found and done. Nothing that
@@ -66,8 +66,16 @@ def run_program(program: Program, tables: EpTables, op_end: Array, ex_start: Arr
                 op_end[op, rank] = begin + tables.work_ns[op, rank]
                 makespan = max(makespan, op_end[op, rank])
                 if tables.work_ns[op, rank]:
-                    _row(rows, clock, rank, LANE_COMPUTE, program.op_kind[op], program.op_layer[op], program.op_micro[op],
-                         program.op_group[op], begin, op_end[op, rank], 0, tables.op_tokens[op, rank])  # fmt: skip
+                    what = (program.op_kind[op], program.op_layer[op], program.op_micro[op], program.op_group[op])
+                    _row(
+                        rows,
+                        clock,
+                        (rank, LANE_COMPUTE),
+                        what,
+                        (begin, op_end[op, rank]),
+                        0,
+                        tables.op_tokens[op, rank],
+                    )
             op += 1
         # 2. Request every exchange whose predecessor is settled; one without bytes is over at once.
         while low < num_ex and ex_end[low] != NONE:
@@ -166,15 +174,23 @@ def _ports(program: Program, tables: EpTables, rows: Array, clock: Array, ex: in
     for rank in range(tables.ex_ns.shape[2]):
         length = tables.ex_ns[ex, tier, rank]
         if length:
-            _row(rows, clock, rank, LANE_INTER + tier, program.ex_kind[ex], program.ex_layer[ex], program.ex_micro[ex],
-                 program.ex_group[ex], begin, begin + length, tables.ex_bytes[ex, tier, rank],
-                 tables.ex_tokens[ex, tier, rank])  # fmt: skip
+            what = (program.ex_kind[ex], program.ex_layer[ex], program.ex_micro[ex], program.ex_group[ex])
+            num_bytes, tokens = tables.ex_bytes[ex, tier, rank], tables.ex_tokens[ex, tier, rank]
+            _row(rows, clock, (rank, LANE_INTER + tier), what, (begin, begin + length), num_bytes, tokens)
 
 
 @jit_lean
-def _row(rows: Array, clock: Array, rank: int, lane: int, op: int, layer: int, micro: int, group: int, start: int, end: int,
-         num_bytes: int, tokens: int) -> None:  # fmt: skip
-    """Count one timeline row and write it where there is room."""
+def _row(
+    rows: Array, clock: Array, where: tuple[int, int], what: tuple[int, int, int, int], span: tuple[int, int], num_bytes: int,
+    tokens: int,
+) -> None:  # fmt: skip
+    """Count one timeline row and write it where there is room.
+
+    where: (rank, lane). what: (operation, layer, micro-batch, group). span: (start, end).
+    """
+    rank, lane = where
+    op, layer, micro, group = what
+    start, end = span
     at = clock[CLOCK_ROWS]
     if at < rows.shape[0]:
         rows[at, EP_RANK] = rank

@@ -32,7 +32,7 @@ GATHER = 2
 
 class Program(NamedTuple):
     """The step as arrays. Operations and exchanges are numbered in program order: the operations that exchanges follow never
-    fall, which the compiled twin relies on.
+    fall, which the compiled simulator relies on.
     """
 
     op_kind: Array  # int64 [ops]

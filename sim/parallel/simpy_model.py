@@ -1,4 +1,4 @@
-"""The SimPy model of one expert-parallel step: the readable reference of the compiled twin.
+"""The SimPy model of one expert-parallel step: the readable reference of the compiled simulator.
 
 Modelled: a compute stream for every rank that runs the program in order, and a network of two tiers. Life of an exchange:
 

@@ -23,7 +23,7 @@ from .costs import EpConstants, EpCosting, constants_of, tabulate_ep
 from .critical_path import CriticalPath, critical_path
 from .memory import RankShape, rank_memory
 from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
-from .simulators import EpOutcome, first_ep_difference, run_ep_simpy, run_ep_twin
+from .simulators import EpOutcome, first_ep_difference, run_ep_compiled, run_ep_simpy
 from .tables import EpTables
 from .timeline import LANE_COMPUTE, LANE_INTER
 from .traffic import StepLoad, Topology
@@ -190,13 +190,13 @@ class ParallelSimulation:
             raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,}", needed - has)
 
     def run(
-        self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "twin", rows: bool = False
+        self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "compiled", rows: bool = False
     ) -> EpOutcome:
         """Return the outcome of one step under one engine, or under both, compared ("both")."""
         program, tables = self.program(schedule), self.tables(schedule, load)
         return run_engines(program, tables, schedule.name, engine=engine, rows=rows)
 
-    def predict(self, schedule: ExpertParallelSchedule, loads: Sequence[StepLoad], *, engine: str = "twin", rows: bool = False,
+    def predict(self, schedule: ExpertParallelSchedule, loads: Sequence[StepLoad], *, engine: str = "compiled", rows: bool = False,
                 check_memory: bool = True, parts: bool = False) -> EpPrediction:  # fmt: skip
         """Return the prediction for a schedule over `loads`, counted under its own division; raises DoesNotFit.
 
@@ -269,10 +269,10 @@ def _mean_parts(paths: Sequence[CriticalPath]) -> StepParts:
 
 
 def run_engines(program: Program, tables: EpTables, name: str, *, engine: str, rows: bool) -> EpOutcome:
-    """Return the outcome under one engine ("twin", "simpy"), or under both, compared ("both"); raises Internal."""
+    """Return the outcome under one engine ("compiled", "simpy"), or under both, compared ("both"); raises Internal."""
     if engine == "simpy":
         return run_ep_simpy(program, tables)
-    outcome = run_ep_twin(program, tables, rows=rows or engine == "both")
+    outcome = run_ep_compiled(program, tables, rows=rows or engine == "both")
     if engine == "both":
         difference = first_ep_difference(run_ep_simpy(program, tables), outcome)
         if difference is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...base.errors import Internal
 from ..policies.state import Array
-from . import compiled as twin
+from . import compiled
 from .program import Program
 from .simpy_model import EpModel
 from .tables import EpTables
@@ -46,23 +46,23 @@ def busy_of(tables: EpTables) -> Array:
     return np.stack([tables.work_ns.sum(0), tables.ex_ns[:, 0].sum(0), tables.ex_ns[:, 1].sum(0)], 1).astype(np.int64)
 
 
-def run_ep_twin(program: Program, tables: EpTables, *, rows: bool = False) -> EpOutcome:
-    """Return the compiled twin's outcome, with its timeline where `rows` asks for it."""
+def run_ep_compiled(program: Program, tables: EpTables, *, rows: bool = False) -> EpOutcome:
+    """Return the compiled simulator's outcome, with its timeline where `rows` asks for it."""
     num_rows = 0
     if rows:
         num_rows = int(np.count_nonzero(tables.work_ns) + np.count_nonzero(tables.ex_ns))
     num_exchanges = len(program.ex_kind)
     op_end = np.zeros(tables.work_ns.shape, np.int64)
     ex_start, ex_end = np.zeros(num_exchanges, np.int64), np.zeros(num_exchanges, np.int64)
-    progress = np.zeros((num_exchanges, twin.NUM_PROGRESS), np.int64)
-    clock, found = np.zeros(twin.NUM_EP_CLOCK, np.int64), np.zeros((num_rows, EP_FIELDS), np.int64)
-    twin.run_program(program, tables, op_end, ex_start, ex_end, progress, clock, found)
-    if clock[twin.CLOCK_STUCK]:
+    progress = np.zeros((num_exchanges, compiled.NUM_PROGRESS), np.int64)
+    clock, found = np.zeros(compiled.NUM_EP_CLOCK, np.int64), np.zeros((num_rows, EP_FIELDS), np.int64)
+    compiled.run_program(program, tables, op_end, ex_start, ex_end, progress, clock, found)
+    if clock[compiled.CLOCK_STUCK]:
         raise Internal("the program deadlocked: an operation waits for an exchange that is never requested")
-    if rows and clock[twin.CLOCK_ROWS] != num_rows:
-        raise Internal(f"{clock[twin.CLOCK_ROWS]} timeline rows where {num_rows} activities take time")
-    return EpOutcome(makespan_ns=int(clock[twin.CLOCK_MAKESPAN]), busy_ns=busy_of(tables), op_end=op_end, ex_start=ex_start,
-                     ex_end=ex_end, timeline=EpTimeline(rows=ep_canonical(found)) if rows else None, engine="twin")  # fmt: skip
+    if rows and clock[compiled.CLOCK_ROWS] != num_rows:
+        raise Internal(f"{clock[compiled.CLOCK_ROWS]} timeline rows where {num_rows} activities take time")
+    return EpOutcome(makespan_ns=int(clock[compiled.CLOCK_MAKESPAN]), busy_ns=busy_of(tables), op_end=op_end, ex_start=ex_start,
+                     ex_end=ex_end, timeline=EpTimeline(rows=ep_canonical(found)) if rows else None, engine="compiled")  # fmt: skip
 
 
 def run_ep_simpy(program: Program, tables: EpTables) -> EpOutcome:

@@ -11,6 +11,7 @@ active at all. Ignored: bytes and time (`ep_costs`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -172,8 +173,10 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
     sent = np.zeros((layers, parts, NUM_TIERS, ranks), np.int64)
     received, links = np.zeros_like(sent), np.zeros((ranks, ranks), np.int64)
     kind = EXCHANGES.index(schedule.exchange.kind)
-    _count(np.ascontiguousarray(slots), source, chunk, group_of_slot, topology.slots_per_rank, topology.ranks_per_node, kind,
-           by_slot, schedule.parallel.experts == "sharded", rows, sent, received, links)  # fmt: skip
+    rule = _Rule(slots_per_rank=topology.slots_per_rank, ranks_per_node=topology.ranks_per_node, kind=kind, by_slot=by_slot,
+                 sharded=int(schedule.parallel.experts == "sharded"))  # fmt: skip
+    ports = _Ports(sent=sent, received=received, links=links)
+    _count(np.ascontiguousarray(slots), source, chunk, group_of_slot, rule, rows, ports)
     if schedule.parallel.experts in _NOT_SENT:
         sent[:], received[:], links[:] = 0, 0, 0
     tokens = np.zeros((micro, ranks), np.int64)
@@ -304,10 +307,31 @@ def _check_ids(field: str, ids: npt.NDArray[np.integer], limit: int) -> None:
         raise InputError(field, str(ids.dtype), f"must be whole numbers from 0 to {limit - 1}", "check the placement")
 
 
+class _Rule(NamedTuple):
+    """Who gets a token, as whole numbers."""
+
+    slots_per_rank: int
+    ranks_per_node: int
+    kind: int  # 0 every choice, 1 per rank, 2 per node and rank
+    by_slot: int
+    sharded: int
+
+
+class _Ports(NamedTuple):
+    """Tokens of a step; see `StepLoad`."""
+
+    sent: Array
+    received: Array
+    links: Array
+
+
 @jit
-def _count(slots: Array, source: Array, chunk: Array, group_of_slot: Array, slots_per_rank: int, ranks_per_node: int, kind: int,
-           by_slot: int, sharded: bool, rows: Array, sent: Array, received: Array, links: Array) -> None:  # fmt: skip
-    """Add up rows and tokens of ports and links; see `count_step`. kind: 0 every choice, 1 per rank, 2 per node and rank."""
+def _count(
+    slots: Array, source: Array, chunk: Array, group_of_slot: Array, rule: _Rule, rows: Array, ports: _Ports
+) -> None:
+    """Add up rows and tokens of ports and links; see `count_step`."""
+    slots_per_rank, ranks_per_node, kind, by_slot, sharded = rule
+    sent, received, links = ports
     num_tokens, num_layers, top_k = slots.shape
     ranks = sent.shape[3]
     nodes = ranks // ranks_per_node

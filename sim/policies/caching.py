@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from ...base.jit import jit_inline, jit_inner
 from .state import (
-    ABSENT, BELADY, CACHED, EVICTIONS, FREE_SLOT, FREQUENCY, LEAST_STALE, LFU, LFUDA, LINK_NEXT, LINK_PREV, LRU, MERIT, NEXT_USE,
-    NONE, POOL_AGE, POOL_BASE, POOL_CAPACITY, POOL_SIZE, PREFETCHES_DROPPED, SLOT_OF, STAGED_KEY, STATIC, TARGET, TOUCHED, USED,
-    WHERE,
-    PolicyConfig, PolicyState,
+    ABSENT, BELADY, CACHED, LEAST_STALE, LFU, LFUDA, LRU, NONE, STATIC, PolicyConfig, PolicyState,
 )  # fmt: skip
 
 # Rounds of the search for a victim.
@@ -32,29 +29,29 @@ def pool_of(config: PolicyConfig, key: int) -> int:
 def unlink(state: PolicyState, key: int) -> None:
     """Take `key` out of its recency list."""
     keys = state.keys
-    before, after = keys[LINK_PREV, key], keys[LINK_NEXT, key]
-    keys[LINK_NEXT, before] = after
-    keys[LINK_PREV, after] = before
+    before, after = keys[key].prev, keys[key].next
+    keys[before].next = after
+    keys[after].prev = before
 
 
 @jit_inline
 def link_most_recent(state: PolicyState, sentinel: int, key: int) -> None:
     """Put `key` at the most recent end of the list whose sentinel is given."""
     keys = state.keys
-    first = keys[LINK_NEXT, sentinel]
-    keys[LINK_NEXT, key] = first
-    keys[LINK_PREV, key] = sentinel
-    keys[LINK_PREV, first] = key
-    keys[LINK_NEXT, sentinel] = key
+    first = keys[sentinel].next
+    keys[key].next = first
+    keys[key].prev = sentinel
+    keys[first].prev = key
+    keys[sentinel].next = key
 
 
 @jit_inline
 def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Make a cached expert the most recent of its pool (a static cache keeps no order)."""
     keys = state.keys
-    if keys[WHERE, key] == CACHED and config.policy != STATIC and config.policy != NONE:
+    if keys[key].where == CACHED and config.policy != STATIC and config.policy != NONE:
         sentinel = config.num_layers * config.num_experts + pool_of(config, key)
-        if keys[LINK_NEXT, sentinel] != key:
+        if keys[sentinel].next != key:
             unlink(state, key)
             link_most_recent(state, sentinel, key)
 
@@ -63,23 +60,23 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
 def appraise(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Give `key` the merit of a use now under LFU with ageing: its tokens since it came in, and the age of its pool."""
     if config.policy == LFUDA:
-        state.keys[MERIT, key] = state.keys[FREQUENCY, key] + state.pools[pool_of(config, key), POOL_AGE]
+        state.keys[key].merit = state.keys[key].frequency + state.pools[pool_of(config, key)].age
 
 
 @jit_inline
 def _forget(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Start counting anew for an expert that leaves the cache, under LFU with ageing."""
     if config.policy == LFUDA:
-        state.keys[FREQUENCY, key] = 0
+        state.keys[key].frequency = 0
 
 
 @jit_inline
 def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
     """Return whether `key` may go in this round of the search."""
     keys = state.keys
-    if keys[TOUCHED, key] == visit:
+    if keys[key].touched == visit:
         return search == _OWN_ROUND
-    if keys[USED, key] == 0 and keys[TARGET, key] > visit:
+    if keys[key].used == 0 and keys[key].target > visit:
         return search == _AWAITED_ROUND
     return search == _FREE_ROUND
 
@@ -89,18 +86,18 @@ def _worth(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> in
     """Return how much a policy other than LRU wants to keep `key`; the least goes."""
     keys = state.keys
     if config.policy == LFU:
-        return int(keys[FREQUENCY, key])
+        return int(keys[key].frequency)
     if config.policy == BELADY:
-        return -int(keys[NEXT_USE, key])
+        return -int(keys[key].next_use)
     if config.policy == LEAST_STALE:
         layers = config.num_layers
         here, there = visit % layers, key // config.num_experts
         # Visits until the layer's next turn: most for the one just left. Among layers this pass has left behind, what
         # it did not use there is stale already.
         turn = (there - here - 1) % layers
-        stale = there <= here and keys[TOUCHED, key] < visit - here
+        stale = there <= here and keys[key].touched < visit - here
         return -(turn + layers * int(stale))
-    return int(keys[MERIT, key])
+    return int(keys[key].merit)
 
 
 @jit_inline
@@ -108,12 +105,12 @@ def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
     """Drop a cached expert and give its slot back to its pool."""
     keys, slots, pools = state.keys, state.slots, state.pools
     unlink(state, key)
-    keys[WHERE, key] = ABSENT
+    keys[key].where = ABSENT
     pool = pool_of(config, key)
-    pools[pool, POOL_SIZE] -= 1
-    room = pools[pool, POOL_CAPACITY] - pools[pool, POOL_SIZE]
-    slots[pools[pool, POOL_BASE] + room - 1, FREE_SLOT] = keys[SLOT_OF, key]
-    keys[SLOT_OF, key] = -1
+    pools[pool].taken -= 1
+    room = pools[pool].capacity - pools[pool].taken
+    slots[pools[pool].first_slot + room - 1].free_slot = keys[key].slot
+    keys[key].slot = -1
     _forget(config, state, key)
 
 
@@ -126,7 +123,7 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
     for search in range(rounds):
         best = -1
         least = 0
-        key = keys[LINK_PREV, sentinel]  # from the least recent end
+        key = keys[sentinel].prev  # from the least recent end
         while key != sentinel:
             if _eligible(state, key, visit, search):
                 if config.policy == LRU:
@@ -135,7 +132,7 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
                 if best < 0 or worth < least:
                     best = key
                     least = worth
-            key = keys[LINK_PREV, key]
+            key = keys[key].prev
         if best >= 0:
             return int(best)
     return -1
@@ -145,27 +142,27 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
 def take_free_slot(state: PolicyState, pool: int) -> int:
     """Return a free slot of `pool` and count it as taken, or -1 when the pool is full."""
     slots, pools = state.slots, state.pools
-    room = pools[pool, POOL_CAPACITY] - pools[pool, POOL_SIZE]
+    room = pools[pool].capacity - pools[pool].taken
     if room <= 0:
         return -1
-    pools[pool, POOL_SIZE] += 1
-    return int(slots[pools[pool, POOL_BASE] + room - 1, FREE_SLOT])
+    pools[pool].taken += 1
+    return int(slots[pools[pool].first_slot + room - 1].free_slot)
 
 
 @jit_inline
 def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     """Remove a cached expert and return its slot, which stays counted as taken."""
-    keys, count = state.keys, state.count
-    if keys[USED, key] == 0:
-        count[PREFETCHES_DROPPED] += 1
+    keys, counts = state.keys, state.counts[0]
+    if keys[key].used == 0:
+        counts.prefetches_dropped += 1
     unlink(state, key)
-    keys[WHERE, key] = ABSENT
-    slot = int(keys[SLOT_OF, key])
-    keys[SLOT_OF, key] = -1
-    count[EVICTIONS] += 1
+    keys[key].where = ABSENT
+    slot = int(keys[key].slot)
+    keys[key].slot = -1
+    counts.evictions += 1
     if config.policy == LFUDA:
         pool = pool_of(config, key)
-        state.pools[pool, POOL_AGE] = max(state.pools[pool, POOL_AGE], keys[MERIT, key])
+        state.pools[pool].age = max(state.pools[pool].age, keys[key].merit)
     _forget(config, state, key)
     return slot
 
@@ -174,8 +171,8 @@ def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
 def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None:
     """Put an absent or staged expert into the cache at `slot`, as the most recent of its pool."""
     keys = state.keys
-    keys[WHERE, key] = CACHED
-    keys[SLOT_OF, key] = slot
+    keys[key].where = CACHED
+    keys[key].slot = slot
     appraise(config, state, key)
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
 
@@ -183,21 +180,21 @@ def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None
 @jit_inner
 def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
     """Empty the cache and the staging buffers, as at the start of a request; a static cache keeps its experts."""
-    keys, pools, staged, count = state.keys, state.pools, state.staged, state.count
+    keys, pools, staged, counts = state.keys, state.pools, state.staged, state.counts[0]
     num_keys = config.num_layers * config.num_experts
     for buffer in range(staged.shape[0]):
-        if staged[buffer, STAGED_KEY] >= 0:
-            keys[WHERE, staged[buffer, STAGED_KEY]] = ABSENT
-            count[PREFETCHES_DROPPED] += keys[USED, staged[buffer, STAGED_KEY]] == 0
-            staged[buffer, STAGED_KEY] = -1
+        if staged[buffer].key >= 0:
+            keys[staged[buffer].key].where = ABSENT
+            counts.prefetches_dropped += keys[staged[buffer].key].used == 0
+            staged[buffer].key = -1
     if config.policy == STATIC:
         return
     for pool in range(pools.shape[0] - 1):
         sentinel = num_keys + pool
-        key = keys[LINK_NEXT, sentinel]
+        key = keys[sentinel].next
         while key != sentinel:
-            after = keys[LINK_NEXT, key]
-            count[PREFETCHES_DROPPED] += keys[USED, key] == 0
+            after = keys[key].next
+            counts.prefetches_dropped += keys[key].used == 0
             # Freed slots go back on the stack in recency order; which slot is used next changes no count and no time
             # other than through the kernels that still read it, which are all done between two steps.
             release(config, state, key)

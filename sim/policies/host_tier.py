@@ -8,33 +8,33 @@ still queued (the reader holds on to them).
 from __future__ import annotations
 
 from ...base.jit import jit_inline
-from .state import DISK_READS, HOST_NEXT, HOST_PREV, IN_HOST, PolicyConfig, PolicyState
+from .state import PolicyConfig, PolicyState
 
 
 @jit_inline
 def use_from_host(config: PolicyConfig, state: PolicyState, key: int) -> int:
     """Make `key` the host's most recent expert; return the number of the disk read it needs, -1 when it needs none."""
-    keys, count = state.keys, state.count
+    keys, counts = state.keys, state.counts[0]
     if config.host_experts == 0:
         return -1
     sentinel = config.num_layers * config.num_experts
     read = -1
-    if keys[IN_HOST, key]:
-        before, after = keys[HOST_PREV, key], keys[HOST_NEXT, key]
-        keys[HOST_NEXT, before] = after
-        keys[HOST_PREV, after] = before
+    if keys[key].in_host:
+        before, after = keys[key].host_prev, keys[key].host_next
+        keys[before].host_next = after
+        keys[after].host_prev = before
     else:
-        oldest = keys[HOST_PREV, sentinel]
-        before = keys[HOST_PREV, oldest]
-        keys[HOST_NEXT, before] = sentinel
-        keys[HOST_PREV, sentinel] = before
-        keys[IN_HOST, oldest] = 0
-        keys[IN_HOST, key] = 1
-        read = int(count[DISK_READS])
-        count[DISK_READS] += 1
-    first = keys[HOST_NEXT, sentinel]
-    keys[HOST_NEXT, key] = first
-    keys[HOST_PREV, key] = sentinel
-    keys[HOST_PREV, first] = key
-    keys[HOST_NEXT, sentinel] = key
+        oldest = keys[sentinel].host_prev
+        before = keys[oldest].host_prev
+        keys[before].host_next = sentinel
+        keys[sentinel].host_prev = before
+        keys[oldest].in_host = 0
+        keys[key].in_host = 1
+        read = int(counts.disk_reads)
+        counts.disk_reads += 1
+    first = keys[sentinel].host_next
+    keys[key].host_next = first
+    keys[key].host_prev = sentinel
+    keys[first].host_prev = key
+    keys[sentinel].host_next = key
     return read

@@ -1,6 +1,6 @@
 """One visit of one MoE layer: what is already there, what must be fetched, what leaves, what is fetched ahead.
 
-`decide_visit` is the whole decision. The SimPy model, the compiled twin and the executor call this very function, so their
+`decide_visit` is the whole decision. The SimPy model, the compiled simulator and the executor call this very function, so their
 hits, misses, bytes and tokens agree exactly. Its order is fixed: look the set up once, before anything is inserted; serve
 hits that were used before, then hits that a prefetch brought, then misses, each in recorded order; then fetch ahead.
 Ignored: time. A hit may still be on its way; the engines wait for its transfer.
@@ -17,15 +17,8 @@ from .misses import send_misses_to_cores
 from .prefetching import rank_guesses, worth_fetching
 from .remembering import learn_visit, match_request, remember_request
 from .state import (
-    ABSENT, AFFINITY, BACKLOG_NS, BACK_FORMAT, BACK_KEY, BACK_MOVE, BACK_WAIT_KERNEL, BELADY, CACHED, CANCELLED, COPY_NS,
-    CPU_RUNS, DEMAND, EXTRA_FETCHES, FIRST_BACK, FIRST_KERNEL, FIRST_TRANSFER, FORMAT, FREQUENCY, GUESS_NONE, HITS,
-    HITS_GUESSED, ITEM_EXPERT, ITEM_FORMAT, ITEM_KERNEL, ITEM_KEY, ITEM_TOKENS, ITEM_TRANSFER, LOW_FETCHES, MISSES,
-    MISS_FETCH, MOVE_CLASS, MOVE_DISK, MOVE_FORMAT, MOVE_KERNEL, MOVE_KEY, MOVE_SLOT, MOVE_TARGET, MOVE_WAIT_BACK,
-    MOVE_WAIT_KERNEL, NEXT_KERNEL, NEXT_STREAM, NEXT_TRANSFER, NEXT_USE, NEXT_WRITEBACK, NONE, NUM_STREAM, PEAK_TRANSIENT,
-    PREFETCH, PREFETCHES, PREFETCHES_DROPPED, PREFETCHES_USED, PROMOTED, PROMOTED_TARGET, RANKED, ROUTED, SENT_TARGET,
-    SIZE_BACKS, SIZE_ITEMS, SIZE_KERNELS, SIZE_MOVES, SIZE_PROMOTED, SLOT_BACK, SLOT_KERNEL, SLOT_OF, SLOT_PENDING,
-    SLOT_PENDING_TARGET, STAGED, STAGED_KEY, STAGED_SLOT, STATIC, TARGET, TOUCHED, TRANSFER, TRANSIENT, TRANSIENT_NOW, USED,
-    VISIT_NS, WHERE, WHOLE_LAYER, WRITEBACKS,
+    ABSENT, AFFINITY, BELADY, CACHED, DEMAND, GUESS_NONE, MISS_FETCH, NONE, NUM_STREAM, PREFETCH, ROUTED, STAGED, STATIC, TRANSIENT,
+    WHOLE_LAYER,
     Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -49,73 +42,73 @@ def cancel_prefetch(
     config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, key: int, transfer: int
 ) -> bool:
     """Drop a prefetch whose copy has not begun, if it was made for this visit and the visit does not use it."""
-    keys, slots, staged, count = state.keys, state.slots, state.staged, state.count
+    keys, slots, staged, counts = state.keys, state.slots, state.staged, state.counts[0]
     place = step * config.num_layers + layer
-    if keys[TRANSFER, key] != transfer or keys[USED, key] or keys[TARGET, key] > steps.first_visit + place:
+    if keys[key].transfer != transfer or keys[key].used or keys[key].target > steps.first_visit + place:
         return False
     for index in range(steps.visit_start[place], steps.visit_start[place + 1]):
         if layer * config.num_experts + steps.visit_expert[index] == key:
             return False
-    if keys[WHERE, key] == ABSENT:
+    if keys[key].where == ABSENT:
         return False
-    if keys[SLOT_OF, key] >= 0:
-        slots[keys[SLOT_OF, key], SLOT_PENDING] = -1
-    if keys[WHERE, key] == CACHED:
+    if keys[key].slot >= 0:
+        slots[keys[key].slot].pending = -1
+    if keys[key].where == CACHED:
         release(config, state, key)
-    elif keys[WHERE, key] == STAGED:
+    elif keys[key].where == STAGED:
         for buffer in range(staged.shape[0]):
-            if staged[buffer, STAGED_KEY] == key:
-                staged[buffer, STAGED_KEY] = -1
-        keys[SLOT_OF, key] = -1
+            if staged[buffer].key == key:
+                staged[buffer].key = -1
+        keys[key].slot = -1
     else:
-        count[TRANSIENT_NOW] -= 1
-    keys[WHERE, key] = ABSENT
-    count[PREFETCHES] -= 1
-    count[LOW_FETCHES] -= keys[FORMAT, key]
-    count[CANCELLED] += 1
+        counts.transient_now -= 1
+    keys[key].where = ABSENT
+    counts.prefetches -= 1
+    counts.low_fetches -= keys[key].format
+    counts.cancelled += 1
     return True
 
 
 @jit_lean
 def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, step: int, layer: int) -> None:
     """Write into `out` what happens at this visit, and advance `state`. Visits must be decided in order."""
-    keys, prices, count, size = state.keys, state.prices, state.count, out.size
+    keys, prices, counts, size = state.keys, state.prices, state.counts[0], out.size[0]
     place = step * config.num_layers + layer
     visit = steps.first_visit + place
-    size[:] = 0
-    size[FIRST_TRANSFER] = count[NEXT_TRANSFER]
-    size[FIRST_KERNEL] = count[NEXT_KERNEL]
-    size[FIRST_BACK] = count[NEXT_WRITEBACK]
+    size.items = size.kernels = size.moves = size.backs = size.promoted = size.cores = 0
+    size.first_transfer = counts.next_transfer
+    size.first_kernel = counts.next_kernel
+    size.first_back = counts.next_writeback
     low, high = steps.visit_start[place], steps.visit_start[place + 1]
     base = layer * config.num_experts
     if config.benefit:  # since the last visit the link has worked off what fits beside one visit's compute
-        count[BACKLOG_NS] = max(0, count[BACKLOG_NS] - prices[0, VISIT_NS])
+        counts.backlog_ns = max(0, counts.backlog_ns - prices[0].visit_ns)
     if config.library or config.policy == AFFINITY:
         learn_visit(config, steps, state, visit, layer, low, high)
     if config.low_rank >= 0:
         _drop_coarse_copies(config, steps, state, base, low, high)
     kernels = _list_hits(config, steps, state, out, visit, base, low, high)
-    num_hits = int(size[SIZE_ITEMS])
+    num_hits = int(size.items)
     # Misses are listed before anything is inserted: a hit that a large set pushes out again is still a hit.
     for index in range(low, high):
         key = base + steps.visit_expert[index]
-        if keys[WHERE, key] == ABSENT:
+        if keys[key].where == ABSENT:
             if config.low_rank >= 0:
-                keys[FORMAT, key] = int(steps.visit_rank[index] >= config.low_rank)
-            _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, 0, keys[FORMAT, key])
+                keys[key].format = int(steps.visit_rank[index] >= config.low_rank)
+            _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, 0, keys[key].format)
     tokens = steps.step_start[step + 1] - steps.step_start[step]
     if config.miss != MISS_FETCH and not 0 < config.upload_tokens <= tokens:
         on_cores = send_misses_to_cores(config, state, out, base, num_hits)
-        count[MISSES] += on_cores
-        count[CPU_RUNS] += on_cores
+        counts.misses += on_cores
+        counts.cpu_runs += on_cores
     # The visit's own experts are marked before any victim is sought: none may go while the pool has room for all.
     for index in range(low, high):
         key = base + steps.visit_expert[index]
-        keys[TOUCHED, key] = visit
-        keys[FREQUENCY, key] += steps.visit_tokens[index]
+        keys[key].touched = visit
+        keys[key].frequency += steps.visit_tokens[index]
         appraise(config, state, key)
         if config.policy == BELADY:
-            keys[NEXT_USE, key] = steps.visit_next_use[index]
+            keys[key].next_use = steps.visit_next_use[index]
     _use_hits(state, out, base, num_hits)
     if config.policy == NONE:
         _await_block(config, state, out, base)
@@ -125,8 +118,8 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
         _fetch_rest_of_layer(config, state, out, visit, base)
     for index in range(low, high):
         touch(config, state, base + steps.visit_touch[index])
-    size[SIZE_KERNELS] = kernels
-    count[NEXT_KERNEL] += kernels
+    size.kernels = kernels
+    counts.next_kernel += kernels
     if config.predictor != GUESS_NONE:
         for distance in range(1, min(config.depth, config.num_layers - 1 - layer) + 1):
             guesses = rank_guesses(config, steps, state, step, layer + distance, distance)
@@ -137,68 +130,62 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
 
 @jit_inline
 def _add_item(out: Decision, expert: int, tokens: int, kernel: int, transfer: int, wait_key: int, fmt: int) -> None:
-    items, size = out.items, out.size
-    at = size[SIZE_ITEMS]
-    items[at, ITEM_EXPERT] = expert
-    items[at, ITEM_TOKENS] = tokens
-    items[at, ITEM_KERNEL] = kernel
-    items[at, ITEM_TRANSFER] = transfer
-    items[at, ITEM_KEY] = wait_key
-    items[at, ITEM_FORMAT] = fmt
-    size[SIZE_ITEMS] = at + 1
+    items, size = out.items, out.size[0]
+    at = size.items
+    items[at].expert = expert
+    items[at].tokens = tokens
+    items[at].kernel = kernel
+    items[at].transfer = transfer
+    items[at].key = wait_key
+    items[at].format = fmt
+    size.items = at + 1
 
 
 @jit_inline
 def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, visit: int, base: int,
                low: int, high: int) -> int:  # fmt: skip
     """List the hits in kernel order, used ones first, then guessed ones by transfer; return the kernels so far."""
-    keys, count, items, size = state.keys, state.count, out.items, out.size
+    keys, counts, items, size = state.keys, state.counts[0], out.items, out.size[0]
     kernels = 0
     guessed = 0
     for index in range(low, high):
         key = base + steps.visit_expert[index]
-        if keys[WHERE, key] != ABSENT:
-            if keys[USED, key]:
-                _add_item(
-                    out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, key, keys[FORMAT, key]
-                )
+        if keys[key].where != ABSENT:
+            if keys[key].used:
+                _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, key, keys[key].format)
                 if not config.grouped:
                     kernels += 1
             else:
                 guessed += 1
-    used = size[SIZE_ITEMS]
+    used = size.items
     if config.grouped and used > 0:
         kernels = 1
     if guessed:
         for index in range(low, high):
             key = base + steps.visit_expert[index]
-            if keys[WHERE, key] != ABSENT and not keys[USED, key]:
-                _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], 0, keys[TRANSFER, key], key,
-                          keys[FORMAT, key])  # fmt: skip
-        for at in range(used + 1, size[SIZE_ITEMS]):  # insertion sort by transfer id: the order of arrival
-            expert, tokens, wait_key = items[at, ITEM_EXPERT], items[at, ITEM_TOKENS], items[at, ITEM_KEY]
-            transfer, fmt = items[at, ITEM_TRANSFER], items[at, ITEM_FORMAT]
+            if keys[key].where != ABSENT and not keys[key].used:
+                _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], 0, keys[key].transfer, key,
+                          keys[key].format)  # fmt: skip
+        for at in range(used + 1, size.items):  # insertion sort by transfer id: the order of arrival
+            expert, tokens, wait_key = items[at].expert, items[at].tokens, items[at].key
+            transfer, fmt = items[at].transfer, items[at].format
             slot = at
-            while slot > used and items[slot - 1, ITEM_TRANSFER] > transfer:
-                items[slot, ITEM_EXPERT] = items[slot - 1, ITEM_EXPERT]
-                items[slot, ITEM_TOKENS] = items[slot - 1, ITEM_TOKENS]
-                items[slot, ITEM_KEY] = items[slot - 1, ITEM_KEY]
-                items[slot, ITEM_TRANSFER] = items[slot - 1, ITEM_TRANSFER]
-                items[slot, ITEM_FORMAT] = items[slot - 1, ITEM_FORMAT]
+            while slot > used and items[slot - 1].transfer > transfer:
+                items[slot] = items[slot - 1]
                 slot -= 1
-            items[slot, ITEM_EXPERT] = expert
-            items[slot, ITEM_TOKENS] = tokens
-            items[slot, ITEM_KEY] = wait_key
-            items[slot, ITEM_TRANSFER] = transfer
-            items[slot, ITEM_FORMAT] = fmt
-        for at in range(used, size[SIZE_ITEMS]):
-            items[at, ITEM_KERNEL] = kernels
+            items[slot].expert = expert
+            items[slot].tokens = tokens
+            items[slot].key = wait_key
+            items[slot].transfer = transfer
+            items[slot].format = fmt
+        for at in range(used, size.items):
+            items[at].kernel = kernels
             if not config.grouped:
                 kernels += 1
         if config.grouped:
             kernels += 1
-    count[HITS] += size[SIZE_ITEMS]
-    count[HITS_GUESSED] += guessed
+    counts.hits += size.items
+    counts.hits_guessed += guessed
     return kernels
 
 
@@ -208,24 +195,24 @@ def _drop_coarse_copies(config: PolicyConfig, steps: Steps, state: PolicyState, 
     keys = state.keys
     for index in range(low, high):
         key = base + steps.visit_expert[index]
-        if keys[FORMAT, key] and keys[WHERE, key] == CACHED and steps.visit_rank[index] < config.low_rank:
+        if keys[key].format and keys[key].where == CACHED and steps.visit_rank[index] < config.low_rank:
             release(config, state, key)
 
 
 @jit_inline
 def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> None:
     """Mark hits as used, tie their slots to the kernels that read them, and promote the transfers still awaited."""
-    keys, slots, count, items, size = state.keys, state.slots, state.count, out.items, out.size
+    keys, slots, counts, items, size = state.keys, state.slots, state.counts[0], out.items, out.size[0]
     for at in range(num_hits):
-        key = base + items[at, ITEM_EXPERT]
-        slot = keys[SLOT_OF, key]
+        key = base + items[at].expert
+        slot = keys[key].slot
         if slot >= 0:
-            slots[slot, SLOT_KERNEL] = size[FIRST_KERNEL] + items[at, ITEM_KERNEL]
-            slots[slot, SLOT_PENDING] = -1
-        if not keys[USED, key]:
-            keys[USED, key] = 1
-            count[PREFETCHES_USED] += 1
-            _promote(out, items[at, ITEM_TRANSFER], keys[SENT_TARGET, key])
+            slots[slot].last_kernel = size.first_kernel + items[at].kernel
+            slots[slot].pending = -1
+        if not keys[key].used:
+            keys[key].used = 1
+            counts.prefetches_used += 1
+            _promote(out, items[at].transfer, keys[key].sent_target)
 
 
 @jit_inline
@@ -233,40 +220,39 @@ def _await_block(config: PolicyConfig, state: PolicyState, out: Decision, base: 
     """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the visit."""
     keys = state.keys
     for key in range(base, base + config.num_experts):
-        if keys[WHERE, key] == TRANSIENT and not keys[USED, key]:
-            _promote(out, keys[TRANSFER, key], keys[SENT_TARGET, key])
+        if keys[key].where == TRANSIENT and not keys[key].used:
+            _promote(out, keys[key].transfer, keys[key].sent_target)
 
 
 @jit_inline
 def _promote(out: Decision, transfer: int, target: int) -> None:
     """Note that an earlier transfer is now demanded, keeping the list in rising order and free of repeats."""
-    promotions, size = out.promotions, out.size
-    at = size[SIZE_PROMOTED]
-    while at > 0 and promotions[at - 1, PROMOTED] > transfer:
+    promotions, size = out.promotions, out.size[0]
+    at = size.promoted
+    while at > 0 and promotions[at - 1].transfer > transfer:
         at -= 1
-    if at > 0 and promotions[at - 1, PROMOTED] == transfer:
+    if at > 0 and promotions[at - 1].transfer == transfer:
         return
-    for index in range(size[SIZE_PROMOTED], at, -1):
-        promotions[index, PROMOTED] = promotions[index - 1, PROMOTED]
-        promotions[index, PROMOTED_TARGET] = promotions[index - 1, PROMOTED_TARGET]
-    promotions[at, PROMOTED] = transfer
-    promotions[at, PROMOTED_TARGET] = target
-    size[SIZE_PROMOTED] += 1
+    for index in range(size.promoted, at, -1):
+        promotions[index] = promotions[index - 1]
+    promotions[at].transfer = transfer
+    promotions[at].target = target
+    size.promoted += 1
 
 
 @jit_inline
 def _write_back(state: PolicyState, out: Decision, key: int, slot: int) -> None:
     """Queue the copy of an evicted expert to the host; the slot may not be filled before it has left."""
-    keys, slots, count, backs, size = state.keys, state.slots, state.count, out.backs, out.size
-    at = size[SIZE_BACKS]
-    backs[at, BACK_KEY] = key
-    backs[at, BACK_FORMAT] = keys[FORMAT, key]
-    backs[at, BACK_WAIT_KERNEL] = slots[slot, SLOT_KERNEL]
-    backs[at, BACK_MOVE] = size[SIZE_MOVES]
-    size[SIZE_BACKS] = at + 1
-    slots[slot, SLOT_BACK] = count[NEXT_WRITEBACK]
-    count[NEXT_WRITEBACK] += 1
-    count[WRITEBACKS] += 1
+    keys, slots, counts, backs, size = state.keys, state.slots, state.counts[0], out.backs, out.size[0]
+    at = size.backs
+    backs[at].key = key
+    backs[at].format = keys[key].format
+    backs[at].wait_kernel = slots[slot].last_kernel
+    backs[at].move = size.moves
+    size.backs = at + 1
+    slots[slot].last_back = counts.next_writeback
+    counts.next_writeback += 1
+    counts.writebacks += 1
 
 
 @jit_inline
@@ -280,7 +266,7 @@ def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int
     victim = find_victim(config, state, pool, visit, prefetching)
     if victim < 0:
         return -1
-    was_used = keys[USED, victim]
+    was_used = keys[victim].used
     slot = evict(config, state, victim)
     # A victim that was never used is dropped, not written back: its bytes may still be on their way.
     if config.write_back and was_used:
@@ -295,16 +281,16 @@ def _seat_staged_hits(
     """Move staged experts that are used into the cache: the buffer and the freed slot change places, no bytes move."""
     keys, staged, items = state.keys, state.staged, out.items
     for at in range(num_hits):
-        key = base + items[at, ITEM_EXPERT]
-        if keys[WHERE, key] != STAGED or config.policy == STATIC:
+        key = base + items[at].expert
+        if keys[key].where != STAGED or config.policy == STATIC:
             continue
         buffer = 0
-        while staged[buffer, STAGED_KEY] != key:
+        while staged[buffer].key != key:
             buffer += 1
         slot = _make_room(config, state, out, key, visit, False)
-        held = staged[buffer, STAGED_SLOT]
-        staged[buffer, STAGED_SLOT] = slot
-        staged[buffer, STAGED_KEY] = -1
+        held = staged[buffer].slot
+        staged[buffer].slot = slot
+        staged[buffer].key = -1
         admit(config, state, key, held)
 
 
@@ -312,34 +298,41 @@ def _seat_staged_hits(
 def _add_move(config: PolicyConfig, state: PolicyState, out: Decision, key: int, kind: int, target: int, kernel: int,
               slot: int) -> None:  # fmt: skip
     """Submit one transfer into `slot` (-1: a transient buffer), behind everything that still uses the slot."""
-    keys, slots, prices, count, moves, size = state.keys, state.slots, state.prices, state.count, out.moves, out.size
-    at = size[SIZE_MOVES]
-    transfer = count[NEXT_TRANSFER]
-    moves[at, MOVE_KEY] = key
-    moves[at, MOVE_CLASS] = kind
-    moves[at, MOVE_TARGET] = target
-    moves[at, MOVE_KERNEL] = kernel
-    moves[at, MOVE_SLOT] = slot
-    moves[at, MOVE_FORMAT] = keys[FORMAT, key]
-    moves[at, MOVE_DISK] = use_from_host(config, state, key)
-    count[LOW_FETCHES] += keys[FORMAT, key]
+    keys, slots, prices, counts, moves, size = (
+        state.keys,
+        state.slots,
+        state.prices,
+        state.counts[0],
+        out.moves,
+        out.size[0],
+    )
+    at = size.moves
+    transfer = counts.next_transfer
+    moves[at].key = key
+    moves[at].kind = kind
+    moves[at].target = target
+    moves[at].kernel = kernel
+    moves[at].slot = slot
+    moves[at].format = keys[key].format
+    moves[at].read = use_from_host(config, state, key)
+    counts.low_fetches += keys[key].format
     if config.benefit and kind == PREFETCH:  # the stream waits for demands anyway: they leave no backlog behind
-        count[BACKLOG_NS] += prices[keys[FORMAT, key], COPY_NS]
-    moves[at, MOVE_WAIT_KERNEL] = -1
-    moves[at, MOVE_WAIT_BACK] = -1
+        counts.backlog_ns += prices[keys[key].format].copy_ns
+    moves[at].wait_kernel = -1
+    moves[at].wait_back = -1
     if slot >= 0:
-        moves[at, MOVE_WAIT_KERNEL] = slots[slot, SLOT_KERNEL]
-        moves[at, MOVE_WAIT_BACK] = slots[slot, SLOT_BACK]
+        moves[at].wait_kernel = slots[slot].last_kernel
+        moves[at].wait_back = slots[slot].last_back
         # An unused prefetch into this slot may still be under way. It was admitted, so it finishes, and before this one.
-        if slots[slot, SLOT_PENDING] >= 0:
-            _promote(out, slots[slot, SLOT_PENDING], slots[slot, SLOT_PENDING_TARGET])
-        slots[slot, SLOT_PENDING] = transfer if kind == PREFETCH else -1
-        slots[slot, SLOT_PENDING_TARGET] = target
-    keys[TRANSFER, key] = transfer
-    keys[TARGET, key] = target
-    keys[SENT_TARGET, key] = target
-    count[NEXT_TRANSFER] += 1
-    size[SIZE_MOVES] = at + 1
+        if slots[slot].pending >= 0:
+            _promote(out, slots[slot].pending, slots[slot].pending_target)
+        slots[slot].pending = transfer if kind == PREFETCH else -1
+        slots[slot].pending_target = target
+    keys[key].transfer = transfer
+    keys[key].target = target
+    keys[key].sent_target = target
+    counts.next_transfer += 1
+    size.moves = at + 1
 
 
 @jit_inline
@@ -349,118 +342,118 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
 
     Grouped misses share a kernel until one needs a slot that this very kernel reads; then a new kernel (a wave) starts.
     """
-    keys, slots, count, items, size = state.keys, state.slots, state.count, out.items, out.size
+    keys, slots, counts, items, size = state.keys, state.slots, state.counts[0], out.items, out.size[0]
     kernel = kernels
-    for at in range(num_hits, size[SIZE_ITEMS]):
-        key = base + items[at, ITEM_EXPERT]
+    for at in range(num_hits, size.items):
+        key = base + items[at].expert
         slot = -1
         if config.policy == STATIC:
-            slot = slots.shape[0] - NUM_STREAM + count[NEXT_STREAM] % NUM_STREAM
-            count[NEXT_STREAM] += 1
+            slot = slots.shape[0] - NUM_STREAM + counts.next_stream % NUM_STREAM
+            counts.next_stream += 1
         elif config.policy != NONE:
             slot = _make_room(config, state, out, key, visit, False)
         if at > num_hits and (
-            not config.grouped or (slot >= 0 and slots[slot, SLOT_KERNEL] == size[FIRST_KERNEL] + kernel)
+            not config.grouped or (slot >= 0 and slots[slot].last_kernel == size.first_kernel + kernel)
         ):
             kernel += 1
-        items[at, ITEM_KERNEL] = kernel
-        items[at, ITEM_TRANSFER] = count[NEXT_TRANSFER]
-        items[at, ITEM_KEY] = key
+        items[at].kernel = kernel
+        items[at].transfer = counts.next_transfer
+        items[at].key = key
         _add_move(config, state, out, key, DEMAND, visit, kernel, slot)
-        keys[USED, key] = 1
+        keys[key].used = 1
         if slot >= 0:
-            slots[slot, SLOT_KERNEL] = size[FIRST_KERNEL] + kernel
+            slots[slot].last_kernel = size.first_kernel + kernel
         if config.policy == NONE:
-            keys[WHERE, key] = TRANSIENT
+            keys[key].where = TRANSIENT
             _count_transient(state)
         elif config.policy != STATIC:
             admit(config, state, key, slot)
-        count[MISSES] += 1
-    return kernel + 1 if size[SIZE_ITEMS] > num_hits else kernels
+        counts.misses += 1
+    return kernel + 1 if size.items > num_hits else kernels
 
 
 @jit_inline
 def _count_transient(state: PolicyState) -> None:
     """Count one more expert in transient memory, and the most there ever were."""
-    count = state.count
-    count[TRANSIENT_NOW] += 1
-    count[PEAK_TRANSIENT] = max(count[PEAK_TRANSIENT], count[TRANSIENT_NOW])
+    counts = state.counts[0]
+    counts.transient_now += 1
+    counts.peak_transient = max(counts.peak_transient, counts.transient_now)
 
 
 @jit_inner
 def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int) -> None:
     """Fetch the layer's other experts too; every kernel of the visit, or the last one, waits for the last of them."""
-    keys, count, items, moves, size = state.keys, state.count, out.items, out.moves, out.size
+    keys, counts, items, moves, size = state.keys, state.counts[0], out.items, out.moves, out.size[0]
     for expert in range(config.num_experts):
-        if keys[WHERE, base + expert] == ABSENT:
+        if keys[base + expert].where == ABSENT:
             _add_move(config, state, out, base + expert, DEMAND, visit, 0, -1)
-            keys[WHERE, base + expert] = TRANSIENT
-            keys[USED, base + expert] = 0
+            keys[base + expert].where = TRANSIENT
+            keys[base + expert].used = 0
             _count_transient(state)
-            count[EXTRA_FETCHES] += 1
-    last = size[SIZE_MOVES] - 1
+            counts.extra_fetches += 1
+    last = size.moves - 1
     # A layer that is streamed ends with its last expert's arrival, used or not: the next one needs the buffers.
-    first_waiting = 0 if config.fetch_layer == WHOLE_LAYER else size[SIZE_ITEMS] - 1
-    for at in range(first_waiting, size[SIZE_ITEMS]):
-        items[at, ITEM_TRANSFER] = count[NEXT_TRANSFER] - 1
-        items[at, ITEM_KEY] = moves[last, MOVE_KEY]
+    first_waiting = 0 if config.fetch_layer == WHOLE_LAYER else size.items - 1
+    for at in range(first_waiting, size.items):
+        items[at].transfer = counts.next_transfer - 1
+        items[at].key = moves[last].key
     if config.fetch_layer == WHOLE_LAYER:
-        for at in range(size[SIZE_MOVES]):
-            moves[at, MOVE_KERNEL] = 0
+        for at in range(size.moves):
+            moves[at].kernel = 0
 
 
 @jit_inner
 def _drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> None:
     """Forget this layer's transient experts: without a cache they live for one visit."""
-    keys, count = state.keys, state.count
+    keys, counts = state.keys, state.counts[0]
     for key in range(base, base + config.num_experts):
-        if keys[WHERE, key] == TRANSIENT:
-            keys[WHERE, key] = ABSENT
-            count[TRANSIENT_NOW] -= 1
-            count[PREFETCHES_DROPPED] += keys[USED, key] == 0 and config.fetch_layer == ROUTED
+        if keys[key].where == TRANSIENT:
+            keys[key].where = ABSENT
+            counts.transient_now -= 1
+            counts.prefetches_dropped += keys[key].used == 0 and config.fetch_layer == ROUTED
 
 
 @jit_inner
 def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, distance: int, base: int,
                  num_guesses: int) -> None:  # fmt: skip
     """Fetch the ranked guesses for a later visit, best first, until none may be admitted any more."""
-    keys, staged, guesses, count = state.keys, state.staged, state.guesses, state.count
+    keys, staged, guesses, counts = state.keys, state.staged, state.guesses, state.counts[0]
     target = visit + distance
     for rank in range(num_guesses):
-        key = base + guesses[rank, RANKED]
-        if keys[WHERE, key] != ABSENT:
-            if not keys[USED, key]:
-                keys[TARGET, key] = max(keys[TARGET, key], target)
+        key = base + guesses[rank].ranked
+        if keys[key].where != ABSENT:
+            if not keys[key].used:
+                keys[key].target = max(keys[key].target, target)
             continue
         if (config.threshold_65536 or config.benefit) and not worth_fetching(config, state, rank, distance, 0):
             return
         if config.low_rank >= 0:
-            keys[FORMAT, key] = 0  # how important a guess will be is not known yet
+            keys[key].format = 0  # how important a guess will be is not known yet
         if config.policy == NONE:
             slot = -1
-            keys[WHERE, key] = TRANSIENT
+            keys[key].where = TRANSIENT
             _count_transient(state)
         elif config.staging > 0:
             buffer = _free_buffer(state, visit)
             if buffer < 0:
                 return
-            before = staged[buffer, STAGED_KEY]
+            before = staged[buffer].key
             if before >= 0:
-                keys[WHERE, before] = ABSENT
-                keys[SLOT_OF, before] = -1
-                count[PREFETCHES_DROPPED] += keys[USED, before] == 0
-            slot = staged[buffer, STAGED_SLOT]
-            staged[buffer, STAGED_KEY] = key
-            keys[WHERE, key] = STAGED
-            keys[SLOT_OF, key] = slot
+                keys[before].where = ABSENT
+                keys[before].slot = -1
+                counts.prefetches_dropped += keys[before].used == 0
+            slot = staged[buffer].slot
+            staged[buffer].key = key
+            keys[key].where = STAGED
+            keys[key].slot = slot
         else:
             slot = _make_room(config, state, out, key, visit, True)
             if slot < 0:
                 return
             admit(config, state, key, slot)
         _add_move(config, state, out, key, PREFETCH, target, -1, slot)
-        keys[USED, key] = 0
-        count[PREFETCHES] += 1
+        keys[key].used = 0
+        counts.prefetches += 1
 
 
 @jit_inline
@@ -469,10 +462,10 @@ def _free_buffer(state: PolicyState, visit: int) -> int:
     keys, staged = state.keys, state.staged
     best = -1
     for buffer in range(staged.shape[0]):
-        key = staged[buffer, STAGED_KEY]
+        key = staged[buffer].key
         if key < 0:
             return buffer
         # A used expert is still staged only under a static cache, which takes no one in.
-        if keys[TARGET, key] <= visit and (best < 0 or keys[TARGET, key] < keys[TARGET, staged[best, STAGED_KEY]]):
+        if keys[key].target <= visit and (best < 0 or keys[key].target < keys[staged[best].key].target):
             best = buffer
     return best

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_inner, jit_lean
 from .state import (
-    BACKLOG_NS, COPY_NS, GUESSES_TRUE, GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, MATCHED, RANKED,
-    RANKED_SCORE, SCORE, TRUTHS, VISIT_NS,
-    PolicyConfig, PolicyState,
+    GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, PolicyConfig, PolicyState,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -46,10 +44,10 @@ def hash32(a: int, b: int, c: int, d: int) -> int:
 def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
     """Add `weight` to an expert's score, noting it when first named; return how many are noted."""
     guesses = state.guesses
-    if guesses[expert, SCORE] == 0:
-        guesses[count, RANKED] = expert
+    if guesses[expert].score == 0:
+        guesses[count].ranked = expert
         count += 1
-    guesses[expert, SCORE] += weight
+    guesses[expert].score += weight
     return count
 
 
@@ -107,7 +105,7 @@ def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, 
     base = layer * config.num_experts
     total = 0
     for expert in range(config.num_experts):
-        total += requests[MATCHED, base + expert]
+        total += requests[base + expert].matched
     if total == 0:
         return 0
     top_k = steps.experts.shape[2]
@@ -116,13 +114,13 @@ def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, 
     while count < min(wanted, config.num_experts):
         best = -1
         for expert in range(config.num_experts):
-            used = requests[MATCHED, base + expert]
-            if used > 0 and guesses[expert, SCORE] == 0 and (best < 0 or used > requests[MATCHED, base + best]):
+            used = requests[base + expert].matched
+            if used > 0 and guesses[expert].score == 0 and (best < 0 or used > requests[base + best].matched):
                 best = expert
         if best < 0:
             break
         # Every token names top_k experts, so a share of one k-th of all choices is certainty.
-        count = _name(state, count, best, max(1, requests[MATCHED, base + best] * top_k * SURE // total))
+        count = _name(state, count, best, max(1, requests[base + best].matched * top_k * SURE // total))
     return count
 
 
@@ -134,14 +132,14 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
     is by how much the copy delays what comes after it, if it is wrong. Both follow from predicted costs and from the
     backlog that the link is predicted to have.
     """
-    guesses, prices, count = state.guesses, state.prices, state.count
-    sure = min(guesses[rank, RANKED_SCORE], SURE)
+    guesses, prices, counts = state.guesses, state.prices, state.counts[0]
+    sure = min(guesses[rank].ranked_score, SURE)
     if sure < config.threshold_65536:
         return False
     if not config.benefit:
         return True
-    copy, backlog = prices[fmt, COPY_NS], count[BACKLOG_NS]
-    window = distance * prices[0, VISIT_NS]
+    copy, backlog = prices[fmt].copy_ns, counts.backlog_ns
+    window = distance * prices[0].visit_ns
     hidden = min(copy, max(0, window - backlog))
     delayed = min(copy, max(0, backlog + copy - window))
     return bool(sure * hidden > (SURE - sure) * delayed)
@@ -149,15 +147,15 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
 
 @jit_inner
 def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
-    """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `guesses[:, RANKED]`."""
-    guesses, count = state.guesses, state.count
+    """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `guesses["ranked"]`."""
+    guesses, counts = state.guesses, state.counts[0]
     visit = step * config.num_layers + layer
     low, high = steps.visit_start[visit], steps.visit_start[visit + 1]
     found = 0
     if config.predictor == GUESS_ALL:
         for expert in range(config.num_experts):
-            guesses[expert, RANKED] = expert
-            guesses[expert, RANKED_SCORE] = SURE
+            guesses[expert].ranked = expert
+            guesses[expert].ranked_score = SURE
         found = config.num_experts
     elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL or config.predictor == GUESS_ACTIVATION:
         if config.predictor == GUESS_NEXT_GATE:
@@ -168,28 +166,28 @@ def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: i
             found = _remembered_guesses(config, steps, state, step, layer)
         if distance == 1:
             for index in range(low, high):
-                count[GUESSES_TRUE] += guesses[steps.visit_expert[index], SCORE] > 0
+                counts.guesses_true += guesses[steps.visit_expert[index]].score > 0
         for index in range(1, found):  # insertion sort by falling score; stable, so first named stays first
-            expert = guesses[index, RANKED]
+            expert = guesses[index].ranked
             slot = index
-            while slot > 0 and guesses[guesses[slot - 1, RANKED], SCORE] < guesses[expert, SCORE]:
-                guesses[slot, RANKED] = guesses[slot - 1, RANKED]
+            while slot > 0 and guesses[guesses[slot - 1].ranked].score < guesses[expert].score:
+                guesses[slot].ranked = guesses[slot - 1].ranked
                 slot -= 1
-            guesses[slot, RANKED] = expert
+            guesses[slot].ranked = expert
         for index in range(found):
-            guesses[index, RANKED_SCORE] = guesses[guesses[index, RANKED], SCORE]
-            guesses[guesses[index, RANKED], SCORE] = 0
+            guesses[index].ranked_score = guesses[guesses[index].ranked].score
+            guesses[guesses[index].ranked].score = 0
     else:  # a pre-gate and an oracle know the truth
         for index in range(low, high):
-            guesses[found, RANKED] = steps.visit_expert[index]
-            guesses[found, RANKED_SCORE] = SURE
+            guesses[found].ranked = steps.visit_expert[index]
+            guesses[found].ranked_score = SURE
             found += 1
     if distance == 1:
-        count[TRUTHS] += high - low
+        counts.truths += high - low
         if (
             config.predictor != GUESS_NEXT_GATE
             and config.predictor != GUESS_DIAL
             and config.predictor != GUESS_ACTIVATION
         ):
-            count[GUESSES_TRUE] += high - low
+            counts.guesses_true += high - low
     return found

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inner
 from .state import (
-    ACTIVATION, AFFINITY, LIBRARY, LIBRARY_NEXT, LIBRARY_SIZE, MATCHED, MERIT, REQUEST, TOUCHED,
-    PolicyConfig, PolicyState,
+    ACTIVATION, AFFINITY, PolicyConfig, PolicyState,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -24,31 +23,31 @@ if TYPE_CHECKING:
 @jit_inner
 def remember_request(config: PolicyConfig, state: PolicyState) -> None:
     """Put the request that has just ended into the library and start a new one."""
-    requests, count = state.requests, state.count
+    requests, library, counts = state.requests, state.library, state.counts[0]
     used = 0
-    for key in range(requests.shape[1]):
-        used += requests[REQUEST, key]
+    for key in range(requests.shape[0]):
+        used += requests[key].current
     if used > 0:
-        place = count[LIBRARY_NEXT]
-        for key in range(requests.shape[1]):
-            requests[LIBRARY + place, key] = requests[REQUEST, key]
-            requests[REQUEST, key] = 0
-        count[LIBRARY_NEXT] = (place + 1) % config.library
-        count[LIBRARY_SIZE] = min(count[LIBRARY_SIZE] + 1, config.library)
+        place = counts.library_next
+        for key in range(requests.shape[0]):
+            library[place, key] = requests[key].current
+            requests[key].current = 0
+        counts.library_next = (place + 1) % config.library
+        counts.library_size = min(counts.library_size + 1, config.library)
 
 
 @jit_inner
 def match_request(config: PolicyConfig, state: PolicyState) -> None:
     """Find the remembered request most like the current one, so far; with none used yet, the latest one."""
-    keys, requests, count = state.keys, state.requests, state.count
+    keys, requests, library, counts = state.keys, state.requests, state.library, state.counts[0]
     best, best_score = -1, -1.0
-    size = count[LIBRARY_SIZE]
+    size = counts.library_size
     for back in range(size):
-        place = (count[LIBRARY_NEXT] - 1 - back) % config.library
+        place = (counts.library_next - 1 - back) % config.library
         both, mine = 0, 0
-        for key in range(requests.shape[1]):
-            both += requests[REQUEST, key] * requests[LIBRARY + place, key]
-            mine += requests[LIBRARY + place, key] * requests[LIBRARY + place, key]
+        for key in range(requests.shape[0]):
+            both += requests[key].current * library[place, key]
+            mine += library[place, key] * library[place, key]
         # The square of the cosine, apart from the current request's own length, which is the same for all.
         score = float(both) * float(both) / float(mine)
         if score > best_score:
@@ -56,17 +55,17 @@ def match_request(config: PolicyConfig, state: PolicyState) -> None:
     if best < 0:
         return
     layers, experts = config.num_layers, config.num_experts
-    for key in range(requests.shape[1]):
-        requests[MATCHED, key] = requests[LIBRARY + best, key]
+    for key in range(requests.shape[0]):
+        requests[key].matched = library[best, key]
     if config.policy == ACTIVATION:
         for layer in range(layers):
             total = 0
             for key in range(layer * experts, (layer + 1) * experts):
-                total += requests[MATCHED, key]
+                total += requests[key].matched
             for key in range(layer * experts, (layer + 1) * experts):
                 # Whole parts of 2**32; one token more than counted, so that unused experts keep their layers' order.
-                share = (requests[MATCHED, key] + 1) * 4294967296 // (total + experts)
-                keys[MERIT, key] = share * (layers - layer) // layers
+                share = (requests[key].matched + 1) * 4294967296 // (total + experts)
+                keys[key].merit = share * (layers - layer) // layers
 
 
 @jit_inner
@@ -79,14 +78,14 @@ def learn_visit(
     base = layer * experts
     if config.library:
         for index in range(low, high):
-            requests[REQUEST, base + steps.visit_expert[index]] += steps.visit_tokens[index]
+            requests[base + steps.visit_expert[index]].current += steps.visit_tokens[index]
     if config.policy == AFFINITY:
         for expert in range(experts):
-            keys[MERIT, base + expert] = 0
+            keys[base + expert].merit = 0
         for before in range(experts):
-            if keys[TOUCHED, base + before] == visit - config.num_layers and visit >= config.num_layers:
+            if keys[base + before].touched == visit - config.num_layers and visit >= config.num_layers:
                 for index in range(low, high):
                     followers[layer, before, steps.visit_expert[index]] += 1
         for index in range(low, high):
             for expert in range(experts):
-                keys[MERIT, base + expert] += followers[layer, steps.visit_expert[index], expert]
+                keys[base + expert].merit += followers[layer, steps.visit_expert[index], expert]

@@ -19,7 +19,7 @@ if not jit.compiled():
     pytest.skip("numba is absent or switched off, so nothing is compiled", allow_module_level=True)
 
 POLICY = Path("sim/policies/prefetching.py")
-# A caller that is itself never edited, as the twin is when someone edits a policy.
+# A caller that is itself never edited, as the simulator is when someone edits a policy.
 CALLER = """
 from ..base.jit import jit
 from .policies.prefetching import hash32
@@ -39,7 +39,7 @@ print(json.dumps([moeplan.__file__, answer, hash32.py_func(7, 1, 2, 3), sum(call
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a copy of the sources that the policies need, with a caller beside the twin."""
+    """Return a copy of the sources that the policies need, with a caller beside the simulator."""
     package = tmp_path / "moeplan"
     for path in modules():
         needed = path.parts[0] == "base" or path.parts[:2] in (("specs", "schedules"), ("sim", "policies"))

@@ -66,7 +66,7 @@ def test_simulate_prints_one_json_document(moeplan):
     ):
         assert key in document
     assert set(document["step_s"]) == {"mean", "p50", "p99"}
-    assert document["simulator"] == "twin, checked by simpy"
+    assert document["simulator"] == "compiled, checked by simpy"
     assert document["bytes_copied"] == document["misses"] * 589824
 
 

@@ -15,8 +15,8 @@ from moeplan.executor.running.execute import execute, open_stage, walk_decisions
 from moeplan.executor.running.execution import Execution, count_differences
 from moeplan.executor.running.transfers import Transfer, Waiting
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.offload.simulators import run_twin
-from moeplan.sim.policies.state import CANCELLED, DEMAND, HITS, MISSES, PREFETCH, PREFETCHES
+from moeplan.sim.offload.simulators import run_compiled
+from moeplan.sim.policies.state import DEMAND, PREFETCH
 
 WRONG_GUESSES = {"predictor__kind": "dial", "predictor__recall": 0.4, "predictor__depth": 2, "copy__cancel": True}
 SCHEDULES = {
@@ -45,17 +45,15 @@ def run_slowly(run: RunInput) -> Execution:
 def test_guesses_are_dropped_and_outputs_are_those_of_the_model(name: str) -> None:
     run = run_input(SCHEDULES[name], small_trace())
     found = run_slowly(run)
-    assert found.counts[CANCELLED] > 0
+    assert found.counts.cancelled > 0
     for mine, right in zip(found.outputs, expected_outputs(small_model(), run), strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
     # What was decided and what moved agree, and everything that was used was either a hit or a miss.
     assert (
-        found.bytes_copied
-        == found.bytes_decided
-        == (found.counts[MISSES] + found.counts[PREFETCHES]) * found.slot_bytes
+        found.bytes_copied == found.bytes_decided == (found.counts.misses + found.counts.prefetches) * found.slot_bytes
     )
-    assert found.counts[HITS] + found.counts[MISSES] == run.workload.num_expert_visits
-    outcome = run_twin(run.config, run.workload, tables_of(run, *found.expert_bytes), run.capacities, serial=False)
+    assert found.counts.hits + found.counts.misses == run.workload.num_expert_visits
+    outcome = run_compiled(run.config, run.workload, tables_of(run, *found.expert_bytes), run.capacities, serial=False)
     assert count_differences(found, outcome, expert_tokens(run.workload), timing_dependent=True) == []
 
 
@@ -63,8 +61,8 @@ def test_a_run_in_which_copies_are_fast_drops_less_than_one_in_which_they_are_sl
     run = run_input(SCHEDULES["into the cache"], small_trace())
     with open_stage(small_model(), [run.workload]) as stage:
         fast = execute(stage, run)
-    assert fast.counts[CANCELLED] < run_slowly(run).counts[CANCELLED]
-    assert walk_decisions(run).count[CANCELLED] == 0
+    assert fast.counts.cancelled < run_slowly(run).counts.cancelled
+    assert walk_decisions(run).counts[0].cancelled == 0
 
 
 def test_only_waiting_guesses_of_which_nothing_moved_may_be_dropped() -> None:
@@ -91,12 +89,12 @@ def test_only_waiting_guesses_of_which_nothing_moved_may_be_dropped() -> None:
 def test_what_is_compared_of_a_run_that_depends_on_time() -> None:
     run = run_input(SCHEDULES["into the cache"], small_trace())
     found = run_slowly(run)
-    outcome = run_twin(run.config, run.workload, tables_of(run, *found.expert_bytes), run.capacities, serial=False)
+    outcome = run_compiled(run.config, run.workload, tables_of(run, *found.expert_bytes), run.capacities, serial=False)
     tokens = expert_tokens(run.workload)
     assert count_differences(found, outcome, tokens + 1, timing_dependent=True) == [
         f"expert tokens: predicted {tokens + 1}, measured {tokens}"
     ]
-    found.counts[PREFETCHES] += 1
+    found.counts.prefetches += 1
     (line,) = count_differences(found, outcome, tokens, timing_dependent=True)
     assert line.startswith("bytes copied")
-    assert isinstance(found.counts, np.ndarray)
+    assert isinstance(found.counts, np.record)

@@ -20,7 +20,6 @@ from moeplan.executor.running.failures import ExecutionFailed
 from moeplan.executor.running.prediction import run_input as forecast_input
 from moeplan.kernels.expert_weights import ExpertWeights
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.policies.state import CPU_RUNS, MISSES
 from moeplan.sim.timeline import (
     OP_CPU,
     OP_DENSE,
@@ -77,7 +76,7 @@ def test_what_the_cores_compute_is_what_the_model_computes(name: str, bits: str)
     expected = expected_outputs(small_model(), run, bits=bits)
     with open_stage(small_model(), [run.workload]) as stage:
         found = execute(stage, run, keep_outputs=True, poison=True)
-    assert 0 < found.core_experts == found.counts[CPU_RUNS] <= found.counts[MISSES]
+    assert 0 < found.core_experts == found.counts.cpu_runs <= found.counts.misses
     for mine, right in zip(found.outputs, expected, strict=True):
         # Float32 sums against float64; packed weights are multiplied in bfloat16, a wrong expert is off by about one.
         assert float((mine - right).norm() / right.norm()) < (1e-4 if bits == "32" else 0.02)

@@ -27,7 +27,7 @@ from moeplan.base.errors import InputError
 from moeplan.executor.running.execute import Stage, execute, open_stage
 from moeplan.executor.running.execution import Execution, count_differences
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.offload.simulators import Outcome, run_twin
+from moeplan.sim.offload.simulators import Outcome, run_compiled
 from moeplan.sim.policies.state import needs_prices
 from moeplan.sim.timeline import (
     LANE_NAMES,
@@ -49,7 +49,7 @@ from strategies import runs
 def predicted(run: RunInput, expert_bytes: Sequence[int]) -> Outcome:
     serial = not run.schedule.copy.overlap
     tables = tables_of(run, *expert_bytes)
-    return run_twin(run.config, run.workload, tables, run.capacities, serial=serial, rows=True, weighed=run.weighed)
+    return run_compiled(run.config, run.workload, tables, run.capacities, serial=serial, rows=True, weighed=run.weighed)
 
 
 def work_of(timeline: Timeline) -> Counter[tuple[int, ...]]:

@@ -25,8 +25,7 @@ from moeplan.executor.running.execution import Execution, count_differences
 from moeplan.executor.running.failures import ExecutionFailed
 from moeplan.executor.running.host_tier import most_reads
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.offload.simulators import fresh_state, run_twin
-from moeplan.sim.policies.state import DISK_READS
+from moeplan.sim.offload.simulators import fresh_state, run_compiled
 from moeplan.sim.timeline import DISK, H2D, ROW_BYTES, ROW_END, ROW_EXPERT, ROW_LANE, ROW_LAYER, ROW_START, ROW_STEP
 from moeplan.specs.schedules.offload import OffloadSchedule
 
@@ -89,7 +88,7 @@ def executed(run: RunInput, device: Device | None = None) -> Execution:
 def test_reads_and_bytes_are_those_of_the_simulator_and_results_those_of_memory(name: str, host_experts: int) -> None:
     run = run_of(name, host_experts)
     found = executed(run)
-    expected = run_twin(
+    expected = run_compiled(
         run.config, run.workload, tables_of(run, found.slot_bytes), run.capacities, serial=False, rows=True
     )
     assert count_differences(found, expected, expert_tokens(run.workload)) == []
@@ -99,7 +98,7 @@ def test_reads_and_bytes_are_those_of_the_simulator_and_results_those_of_memory(
         rows[rows[:, ROW_LANE] == DISK][:, columns] for rows in (found.timeline.rows, expected.timeline.rows)
     )
     assert mine.tolist() == theirs.tolist()  # in this very order
-    assert found.bytes_read == found.counts[DISK_READS] * SLOT_BYTES
+    assert found.bytes_read == found.counts.disk_reads * SLOT_BYTES
     # What a fixed cache holds is not asked for again, and takes no place in the host's memory.
     away = NUM_EXPERTS - (int(run.capacities.sum()) if run.schedule.cache.policy == "static" else 0)
     assert found.bytes_read == 0 or host_experts < away
@@ -127,7 +126,7 @@ def test_a_copy_begins_when_its_expert_has_been_read_and_reads_follow_each_other
 
 def held_at_first(name: str) -> set[tuple[int, int]]:
     run = run_of(name, 3)
-    keys = np.flatnonzero(fresh_state(run.config, run.workload, run.capacities).in_host).tolist()
+    keys = np.flatnonzero(fresh_state(run.config, run.workload, run.capacities).experts["in_host"]).tolist()
     assert len(keys) == 3
     return {divmod(key, 8) for key in keys}
 
@@ -142,7 +141,7 @@ def test_with_hardly_any_buffer_to_spare_nobody_waits_for_ever(
     monkeypatch.setattr("moeplan.executor.running.execute.most_reads", lambda *_: 0)
     run = run_of(name, host_experts)
     found = executed(run)
-    expected = run_twin(
+    expected = run_compiled(
         run.config, run.workload, tables_of(run, found.slot_bytes), run.capacities, serial=False, weighed=run.weighed
     )
     assert count_differences(found, expected, expert_tokens(run.workload)) == []
@@ -155,7 +154,7 @@ def test_with_hardly_any_buffer_to_spare_nobody_waits_for_ever(
 def test_the_read_of_a_guess_that_was_dropped_is_done_all_the_same(name: str, host_experts: int) -> None:
     run = run_input(schedule(name, host_experts).with_options(copy__cancel=True), small_trace())
     found = executed(run)
-    assert found.bytes_read == found.counts[DISK_READS] * SLOT_BYTES > 0
+    assert found.bytes_read == found.counts.disk_reads * SLOT_BYTES > 0
     memory = executed(run_of(name, None))
     assert all(torch.equal(one, other) for one, other in zip(found.outputs, memory.outputs, strict=True))
 

@@ -12,7 +12,6 @@ from moeplan.devices.stores.slot_sizes import expert_layout
 from moeplan.executor.running.execute import execute, open_stage
 from moeplan.kernels.expert_weights import slot_views
 from moeplan.sim.offload.run_input import RunInput
-from moeplan.sim.policies.state import LOW_FETCHES
 from moeplan.sim.timeline import H2D, ROW_BYTES, ROW_LANE
 
 
@@ -49,7 +48,7 @@ def test_bytes_are_those_of_each_format() -> None:
     assert found.expert_bytes == tuple(sizes) and sizes[1] < sizes[0]
     moved = found.timeline.rows[found.timeline.rows[:, ROW_LANE] == H2D, ROW_BYTES].tolist()
     assert set(moved) == set(sizes)
-    assert moved.count(sizes[1]) == found.counts[LOW_FETCHES] > 0
+    assert moved.count(sizes[1]) == found.counts.low_fetches > 0
     assert found.bytes_copied == sum(moved)
 
 

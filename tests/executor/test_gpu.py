@@ -40,7 +40,7 @@ def executed(schedule: OffloadSchedule, bits: str, device: str) -> Execution:
     with open_stage(small_model(), [run.workload], device=device) as stage:
         found = execute(stage, run, keep_outputs=True, poison=True)
         assert stage.device.used_bytes > 0
-    assert found.counts.tolist() == walk_decisions(run).count.tolist()
+    assert found.counts.tolist() == walk_decisions(run).counts[0].tolist()
     return found
 
 

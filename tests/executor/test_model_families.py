@@ -95,6 +95,6 @@ def test_a_family_computes_what_transformers_computes(family, tmp_path):
                 tensor.zero_()
     assert distance(run, plainly(model, PROMPTS, run.tokens)) > 100 * TOLERANCE
     check_counts(run, SCHEDULE, spec)
-    assert run.counts[ps.MISSES] > 0 and run.counts[ps.PREFETCHES_USED] > 0 and run.counts[ps.EVICTIONS] > 0
+    assert run.counts.misses > 0 and run.counts.prefetches_used > 0 and run.counts.evictions > 0
     told = figures(run, SCHEDULE)
     assert told["replay_differences"] == [] and 0 < told["hit_rate"] < 1 and 0 < told["recall"] <= 1

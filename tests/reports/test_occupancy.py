@@ -8,7 +8,6 @@ import pytest
 from moeplan.reports.offload.hit_curves import curve_sizes, hit_curves
 from moeplan.reports.timelines.occupancy import cache_occupancy
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.sim.policies.state import CPU_RUNS, EVICTIONS, HITS, MISSES
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -73,9 +72,9 @@ def test_decisions_that_weigh_costs_are_followed_too(simulation: Simulation) -> 
     schedule = OffloadSchedule().with_options(cache__experts_per_layer=5, kernel__miss="balanced")
     found = cache_occupancy(simulation, schedule)
     counts = simulation.predict(schedule).outcome.counts
-    fetched = counts[MISSES] - counts[CPU_RUNS]
-    assert 0 < counts[CPU_RUNS] < counts[MISSES]
-    assert found.experts[-1, -1] == fetched - counts[EVICTIONS]
+    fetched = counts.misses - counts.cpu_runs
+    assert 0 < counts.cpu_runs < counts.misses
+    assert found.experts[-1, -1] == fetched - counts.evictions
 
 
 def test_without_a_cache_a_visit_holds_what_it_uses(simulation: Simulation) -> None:
@@ -103,7 +102,7 @@ def test_curves_are_what_simulating_each_size_gives(simulation: Simulation) -> N
     for size in (1, 6, 16):
         alone = OffloadSchedule().with_options(cache__experts_per_layer=size)
         count = simulation.run(alone, engine="simpy").counts
-        assert lru.hit_fraction[size - 1] == count[HITS] / (count[HITS] + count[MISSES])
+        assert lru.hit_fraction[size - 1] == count.hits / (count.hits + count.misses)
     assert list(lru.hit_fraction) == sorted(lru.hit_fraction)
     assert all(best >= plain for best, plain in zip(belady.hit_fraction[1:], lru.hit_fraction[1:], strict=True))
     assert lru.hit_fraction[-1] == belady.hit_fraction[-1]  # everything fits: only first uses miss

@@ -11,7 +11,7 @@ from long_runs import examples
 from moeplan.reports.timelines.waits import Wait, waits
 from moeplan.sim.offload.simpy_model import OffloadModel
 from moeplan.sim.offload.simulators import fresh_state
-from moeplan.sim.policies.state import NONE, SIZE_ITEMS, SIZE_PROMOTED, make_decision
+from moeplan.sim.policies.state import NONE, make_decision
 from moeplan.sim.timeline import Timeline, canonical
 from strategies import make_costs, runs
 
@@ -102,15 +102,14 @@ class WatchedModel(OffloadModel):
         self.waited: dict[int, set[int]] = {}
         return super().run()
 
-    def _kernels(self, step, layer):
-        out, items = self.out, int(self.out.size[SIZE_ITEMS])
-        launches = super()._kernels(step, layer)
+    def _kernels(self, step, layer, decided):
+        launches = super()._kernels(step, layer, decided)
         sets: list[set[int]] = [set() for _ in launches]
-        for kernel, transfer in zip(out.item_kernel[:items].tolist(), out.item_transfer[:items].tolist(), strict=True):
-            if transfer >= 0:
-                sets[kernel].add(transfer)
+        for item in decided.items:
+            if item.transfer >= 0:
+                sets[item.kernel].add(item.transfer)
         if self.config.policy == NONE and sets:  # a block that was fetched ahead is waited for as a whole
-            sets[0] |= set(out.promoted[: out.size[SIZE_PROMOTED]].tolist())
+            sets[0] |= {promotion.transfer for promotion in decided.promotions}
         for launch, needed in zip(launches, sets, strict=True):
             self.needs[id(launch)] = (launch, needed)
         return launches

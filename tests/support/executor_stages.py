@@ -17,7 +17,7 @@ from moeplan.sim.offload.run_input import RunInput
 from moeplan.sim.offload.simulators import fresh_state
 from moeplan.sim.offload.workload import Workload, build_workload
 from moeplan.sim.policies.offload import begin_step, decide_visit
-from moeplan.sim.policies.state import SIZE_CPU, SIZE_ITEMS, make_decision, needs_prices
+from moeplan.sim.policies.state import make_decision, needs_prices
 from moeplan.specs.models import AttentionSpec, ModelSpec
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import PRESETS
@@ -117,9 +117,13 @@ def formats_of(given: RunInput) -> list[torch.Tensor]:
         for layer in range(given.config.num_layers):
             decide_visit(given.config, given.workload.steps, state, out, step, layer)
             formats = torch.zeros(given.config.num_experts, dtype=torch.int64)
-            items, cores = int(out.size[SIZE_ITEMS]), int(out.size[SIZE_CPU])
-            formats[out.item_expert[:items].tolist()] = torch.from_numpy(out.item_format[:items].astype(np.int64))
-            formats[out.cpu_expert[:cores].tolist()] = torch.from_numpy(out.cpu_format[:cores].astype(np.int64))
+            items, cores = int(out.size[0].items), int(out.size[0].cores)
+            formats[out.items["expert"][:items].tolist()] = torch.from_numpy(
+                out.items["format"][:items].astype(np.int64)
+            )
+            formats[out.cores["expert"][:cores].tolist()] = torch.from_numpy(
+                out.cores["format"][:cores].astype(np.int64)
+            )
             found.append(formats)
     return found
 

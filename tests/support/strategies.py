@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from moeplan.sim.offload.costs import CostTables, chunk_sizes, rate_table
+from moeplan.sim.offload.costs import HOST_COSTS, CostTables, chunk_sizes, host_costs, rate_table
 from moeplan.sim.offload.workload import Workload, build_workload
 from moeplan.sim.policies.state import Array, PolicyConfig, make_config
 from moeplan.sim.timeline import NUM_RATED_LANES, RATE_ONE
@@ -72,7 +72,7 @@ def make_costs(rng: np.random.Generator, workload: Workload, schedule: OffloadSc
         back_ns=rng.integers(1, scale, many),
         cpu_ns=rng.integers(1, 3 * scale, (many, most + 1)).cumsum(1),
         disk_ns=rng.integers(1, 3 * scale, many),
-        host_ns=rng.integers(0, scale // 4 + 1, 4) * int(host),
+        host_ns=host_costs(**dict(zip(HOST_COSTS.names, (rng.integers(0, scale // 4 + 1, 4) * int(host)).tolist(), strict=True))),
         rate=rates,
     )  # fmt: skip
 

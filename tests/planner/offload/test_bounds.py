@@ -19,7 +19,7 @@ from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.run_input import RunInput
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.sim.offload.simulators import run_twin
+from moeplan.sim.offload.simulators import run_compiled
 from moeplan.sim.offload.workload import build_workload
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
@@ -84,7 +84,7 @@ def test_no_schedule_of_any_kind_beats_its_bound(case):
         num_experts=config.num_layers * config.num_experts, trace=trace,
     )  # fmt: skip
     candidate = Candidate(schedule=schedule, level=0, cached_slots=0)
-    outcome = run_twin(config, workload, costs, capacities, serial=not schedule.copy.overlap)
+    outcome = run_compiled(config, workload, costs, capacities, serial=not schedule.copy.overlap)
     Bounds(this, schedule).of(candidate).check(candidate, outcome.step_end)
 
 
@@ -110,12 +110,12 @@ def test_a_known_pipe_is_bounded_exactly():
     base = base_schedule(OffloadRequest(bits=("32",)), "32")
     schedule = base.with_options(cache__policy="none", kernel__grouping="per-expert")
     tables, _ = this.tables(schedule)
-    dense, host = tables.dense_ns.sum(1)[tables.step_class] + tables.head_ns[tables.step_class], tables.host_ns
+    dense, host = tables.dense_ns.sum(1)[tables.step_class] + tables.head_ns[tables.step_class], tables.host_ns[0]
     steps = this.workload(schedule).steps
     uses = len(steps.visit_expert)
     copy = int(tables.chunk_ns[0, 0] * (tables.num_chunks[0] - 1) + tables.chunk_ns[0, 1])
-    link = int(dense.sum()) + len(dense) * int(6 * host[1] + host[0] + host[2]) + uses * copy
-    stream = link - uses * copy + len(dense) * 6 * int(host[2]) + uses * int(host[3])
+    link = int(dense.sum()) + len(dense) * int(6 * host.layer + host.step + host.kernel) + uses * copy
+    stream = link - uses * copy + len(dense) * 6 * int(host.kernel) + uses * int(host.transfer)
     stream += int(tables.kernel_ns[0][steps.visit_tokens].sum())
     found = Bounds(this, base).of(Candidate(schedule=schedule, level=96, cached_slots=0)).whole_ns
     assert found == pytest.approx(max(link, stream), abs=1 + 1e-8 * link)

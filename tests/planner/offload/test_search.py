@@ -20,7 +20,6 @@ from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates, levels
 from moeplan.planner.offload.verdict import need_nothing, references_of, run_ns
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.sim.policies.state import PEAK_TRANSIENT
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.presets import FAMILIES, NEEDS, PRESETS, load_preset
@@ -46,7 +45,7 @@ def test_search_loses_nothing_by_pruning():
     base = base_schedule(OffloadRequest(bits=("32",)), "32")
     found = search(this, base)
     every = [(c, this.run(c.schedule)) for level in levels(this, base) for c in candidates(this, base, level)]
-    fitting = [(c, o) for c, o in every if o.counts[PEAK_TRANSIENT] <= c.level]
+    fitting = [(c, o) for c, o in every if o.counts.peak_transient <= c.level]
     assert fitting
     assert found.best.total_ns == min(int(o.step_end[-1]) for _, o in fitting)
     assert found.num_evaluated + found.num_abandoned + found.num_pruned == len(every)
@@ -64,7 +63,7 @@ def test_a_plan_beats_every_baseline_and_adds_up():
     assert all(run_ns(plan.best) <= run_ns(one) for one in need_nothing(plan.baselines))
     fastest = min(need_nothing(plan.baselines), key=run_ns)
     assert f"{run_ns(fastest) / run_ns(plan.best):.2f} times as fast as {fastest.schedule.name}" in plan.verdict
-    assert all(b["engine"].startswith("twin, checked by simpy") for b in document["baselines"])
+    assert all(b["engine"].startswith("compiled, checked by simpy") for b in document["baselines"])
     parts = ("num_evaluated", "num_abandoned", "num_pruned", "num_raced_out")
     assert document["num_candidates"] == sum(document[part] for part in parts)
     assert {b["family"] for b in document["baselines"]} <= set(FAMILIES.values())

@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
-from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_simpy, run_twin
+from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
-from moeplan.sim.policies import state as ps
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.traces.recording import RoutingTrace
 from strategies import capacities_of, config_of, make_costs, make_trace
@@ -34,7 +33,7 @@ def hits(chosen: list[int], policy: str) -> int:
     state = fresh_state(config, workload, capacities_of(schedule, trace), costs)
     for _ in decided_visits(config, workload, state):
         pass
-    return int(state.count[ps.HITS])
+    return int(state.counts[0].hits)
 
 
 def test_what_was_popular_once_leaves() -> None:
@@ -65,5 +64,5 @@ def test_both_simulators_agree_to_the_nanosecond(
     costs = make_costs(rng, workload, schedule)
     config, capacities = config_of(schedule, trace), capacities_of(schedule, trace)
     readable = run_simpy(config, workload, costs, capacities, serial=not overlap, rows=True)
-    compiled = run_twin(config, workload, costs, capacities, serial=not overlap, rows=True)
+    compiled = run_compiled(config, workload, costs, capacities, serial=not overlap, rows=True)
     assert first_difference(readable, compiled) is None

@@ -38,7 +38,7 @@ def simulation(counts: tuple[int, ...]) -> Simulation:
 def test_both_simulators_agree_to_the_nanosecond(first: int, name: str) -> None:
     one = simulation((first, 24 - first))
     found = one.run(one.resolve(SCHEDULES[name]), engine="both", rows=True)
-    assert found.engine == "twin, checked by simpy" and found.timeline is not None
+    assert found.engine == "compiled, checked by simpy" and found.timeline is not None
     found.timeline.check()
 
 

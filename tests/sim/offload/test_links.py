@@ -11,11 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
-from moeplan.sim.offload import clock_fields as fields
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_simpy, run_twin
+from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
-from moeplan.sim.policies import state as ps
 from moeplan.sim.timeline import (
     D2H,
     DISK,
@@ -41,7 +39,7 @@ drawn = settings(max_examples=examples(100), deadline=None, suppress_health_chec
 
 def run_of(case):
     config, workload, costs, capacities, schedule, _ = case
-    return run_twin(config, workload, costs, capacities, serial=not schedule.copy.overlap, rows=True)
+    return run_compiled(config, workload, costs, capacities, serial=not schedule.copy.overlap, rows=True)
 
 
 def check_links(case, found) -> None:
@@ -53,9 +51,9 @@ def check_links(case, found) -> None:
         lane: int(rows[(rows[:, ROW_LANE] == lane) & (rows[:, ROW_END] <= end), ROW_BYTES].sum())
         for lane in (H2D, D2H, DISK)
     }
-    assert clock[fields.BYTES_H2D] - clock[fields.AFTER_H2D] == in_time[H2D]
-    assert clock[fields.BYTES_D2H] - clock[fields.AFTER_D2H] == in_time[D2H]
-    after = [clock[at] for at in (fields.AFTER_H2D, fields.AFTER_D2H, fields.AFTER_DISK)]
+    assert clock.bytes_h2d - clock.after_h2d == in_time[H2D]
+    assert clock.bytes_d2h - clock.after_d2h == in_time[D2H]
+    after = [clock.after_h2d, clock.after_d2h, clock.after_disk]
     assert sum(after) == rows[rows[:, ROW_END] > end, ROW_BYTES].sum()
     fastest = {
         H2D: (costs.chunk_bytes / costs.chunk_ns).max(), D2H: (costs.expert_bytes / costs.back_ns).max(),
@@ -106,10 +104,10 @@ def copies_by_slot(case, found):
         ].append(row)
     slots = defaultdict(list)
     for _, _, out in decided_visits(config, workload, fresh_state(config, workload, capacities, costs)):
-        for move in out.moves[: out.size[ps.SIZE_MOVES]].tolist():
-            count = int(costs.num_chunks[move[ps.MOVE_FORMAT]])
-            mine = [chunks[move[ps.MOVE_TARGET], move[ps.MOVE_KEY]].pop(0) for _ in range(count)]
-            slots[move[ps.MOVE_SLOT]].append((mine[0][ROW_START], mine[-1][ROW_END]))
+        for move in out.moves[: out.size[0].moves]:
+            count = int(costs.num_chunks[move.format])
+            mine = [chunks[move.target, move.key].pop(0) for _ in range(count)]
+            slots[move.slot].append((mine[0][ROW_START], mine[-1][ROW_END]))
     return slots
 
 

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from moeplan.base.errors import InputError
-from moeplan.sim.offload import clock_fields as fields
-from moeplan.sim.offload.costs import CostTables
-from moeplan.sim.offload.simulators import Outcome, first_difference, run_simpy, run_twin
+from moeplan.sim.offload.costs import CostTables, host_costs
+from moeplan.sim.offload.simulators import Outcome, first_difference, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
-from moeplan.sim.policies import state as ps
 from moeplan.sim.timeline import (
     NUM_RATED_LANES,
     OP_CPU,
@@ -56,18 +54,19 @@ def outcome(
         expert_format=np.zeros(trace.num_layers * trace.num_experts, np.int64), expert_bytes=np.array([100, 50]),
         num_chunks=np.array([1, 1]), chunk_bytes=np.array([[100, 100], [50, 50]]),
         chunk_ns=np.array([[copy, copy], [copy // 2, copy // 2]]), back_ns=np.array([copy, copy]),
-        cpu_ns=np.stack([cpu * tokens, cpu * tokens]), disk_ns=np.array([30, 15]), host_ns=np.array([0, 1, 0, 0]),
+        cpu_ns=np.stack([cpu * tokens, cpu * tokens]), disk_ns=np.array([30, 15]),
+        host_ns=host_costs(step=0, layer=1, kernel=0, transfer=0),
         rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
     )  # fmt: skip
     config, capacities = config_of(schedule, trace), capacities_of(schedule, trace)
-    fast = run_twin(config, workload, costs, capacities, serial=False, rows=True)
+    fast = run_compiled(config, workload, costs, capacities, serial=False, rows=True)
     slow = run_simpy(config, workload, costs, capacities, serial=False)
     assert first_difference(slow, fast) is None
     return fast
 
 
 def misses_of(trace: RoutingTrace, **options: object) -> int:
-    return int(outcome(trace, OffloadSchedule().with_options(**options)).counts[ps.MISSES])
+    return int(outcome(trace, OffloadSchedule().with_options(**options)).counts.misses)
 
 
 def test_least_stale_keeps_what_the_pass_still_needs():
@@ -87,7 +86,7 @@ def test_affinity_keeps_what_tends_to_follow():
     )
     # After 1 or 2 comes 0; so when the third expert arrives, 0 is never the one to leave once that has been seen.
     late = outcome(trace, OffloadSchedule().with_options(cache__policy="affinity", cache__experts_per_layer=2))
-    assert late.counts[ps.HITS] >= 9
+    assert late.counts.hits >= 9
 
 
 def test_an_activation_match_guesses_what_the_like_request_used():
@@ -102,7 +101,7 @@ def test_an_activation_match_guesses_what_the_like_request_used():
     fetched = rows[(rows[:, ROW_OP] == OP_PREFETCH) & (rows[:, ROW_LAYER] == 1)]
     # The first request has nobody to resemble and the second only the other kind. Each of the later four takes after the
     # latest request, of the other kind, at its first pass; at its two others it is known for what it is.
-    assert (found.counts[ps.GUESSES_TRUE], found.counts[ps.TRUTHS]) == (4 * 2, 18)
+    assert (found.counts.guesses_true, found.counts.truths) == (4 * 2, 18)
     assert set(fetched[:, ROW_EXPERT]) <= {2, 3}
     assert fetched[:, ROW_STEP].min() >= 3
 
@@ -114,8 +113,8 @@ def test_a_first_choice_comes_in_full_precision_and_the_second_in_half():
     )
     found = outcome(trace, schedule)
     # Expert 1 comes at half precision as a second choice, and again in full when it is a first one; expert 0 stays as it is.
-    assert (found.counts[ps.MISSES], found.counts[ps.LOW_FETCHES]) == (3, 1)
-    assert found.clock[fields.BYTES_H2D] == 100 + 50 + 100
+    assert (found.counts.misses, found.counts.low_fetches) == (3, 1)
+    assert found.clock.bytes_h2d == 100 + 50 + 100
 
 
 @pytest.mark.parametrize(("threshold", "prefetches"), [(0.0, 2), (0.5, 2), (0.7, 0)])
@@ -124,7 +123,7 @@ def test_guesses_below_the_threshold_are_left(threshold, prefetches):
     schedule = OffloadSchedule().with_options(
         cache__experts_per_layer=1, predictor__kind="next-gate", predictor__threshold=threshold
     )
-    assert outcome(trace, schedule).counts[ps.PREFETCHES] == prefetches
+    assert outcome(trace, schedule).counts.prefetches == prefetches
 
 
 @pytest.mark.parametrize(("prob", "dense", "prefetches"), [(0.9, 10, 1), (0.2, 10, 0), (0.2, 40, 1)])
@@ -134,7 +133,7 @@ def test_an_expected_benefit_weighs_what_is_hidden_against_what_is_delayed(prob,
     schedule = OffloadSchedule().with_options(
         cache__experts_per_layer=1, predictor__kind="next-gate", predictor__benefit=True
     )
-    assert outcome(trace, schedule, dense=dense).counts[ps.PREFETCHES] == prefetches
+    assert outcome(trace, schedule, dense=dense).counts.prefetches == prefetches
 
 
 def test_a_wrong_guess_that_has_not_begun_is_dropped():
@@ -144,13 +143,13 @@ def test_a_wrong_guess_that_has_not_begun_is_dropped():
         cache__experts_per_layer=4, predictor__kind="next-gate", kernel__miss="cheaper", copy__cancel=True
     )
     kept = outcome(trace, base.with_options(copy__cancel=False, kernel__miss="fetch"), dense=1)
-    assert kept.counts[ps.PREFETCHES] == 1
+    assert kept.counts.prefetches == 1
     # The first guess's copy begins at once, for the misses run on the cores: too late to drop it.
     begun = outcome(trace, base, dense=1)
-    assert (begun.counts[ps.PREFETCHES], begun.counts[ps.CANCELLED]) == (1, 0)
+    assert (begun.counts.prefetches, begun.counts.cancelled) == (1, 0)
     late = outcome(two_guesses(), base.with_options(predictor__width=2, kernel__miss="fetch"), dense=1)
-    assert (late.counts[ps.PREFETCHES], late.counts[ps.CANCELLED]) == (1, 1)
-    assert late.clock[fields.BYTES_H2D] == 100 * (int(late.counts[ps.MISSES]) + 1)
+    assert (late.counts.prefetches, late.counts.cancelled) == (1, 1)
+    assert late.clock.bytes_h2d == 100 * (int(late.counts.misses) + 1)
 
 
 def two_guesses() -> RoutingTrace:
@@ -167,7 +166,7 @@ def test_misses_are_divided_so_that_cores_and_link_end_together():
     found = {
         miss: outcome(
             trace, OffloadSchedule().with_options(cache__experts_per_layer=4, kernel__miss=miss), cpu=22
-        ).counts[ps.CPU_RUNS]
+        ).counts.cpu_runs
         for miss in ("fetch", "cpu", "cheaper", "balanced")
     }
     # 22 ns on the cores against 20 + 4 by copy: alone, each is cheaper there; together, two and two end soonest (44 and 40).

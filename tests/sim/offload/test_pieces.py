@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
-from moeplan.sim.offload import clock_fields as fields
-from moeplan.sim.offload import compiled as twin
 from moeplan.sim.offload import simulators as engines
-from moeplan.sim.offload.simulators import first_difference, run_twin
+from moeplan.sim.offload.run_records import NEVER
+from moeplan.sim.offload.simulators import first_difference, run_compiled
 from moeplan.sim.offload.workload import Workload, build_workload
 from moeplan.sim.policies.steps import Steps
+from moeplan.sim.timeline import D2H, DISK, H2D
 from moeplan.specs.schedules.offload import OffloadSchedule, WorkloadOptions, apply_settings
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
 
@@ -55,31 +55,31 @@ def test_a_run_in_pieces_is_the_run_at_once(run, data):
     )  # fmt: skip
     serial = not schedule.copy.overlap
     for rows in (True, False):
-        once = run_twin(config, workload, costs, capacities, serial=serial, rows=rows)
-        many = run_twin(config, pieces, costs, capacities, serial=serial, rows=rows)
+        once = run_compiled(config, workload, costs, capacities, serial=serial, rows=rows)
+        many = run_compiled(config, pieces, costs, capacities, serial=serial, rows=rows)
         assert first_difference(once, many) is None
-        assert np.array_equal(once.clock[fields.NOW :], many.clock[fields.NOW :]) or serial
+        assert once.clock == many.clock
     count = data.draw(st.integers(1, workload.num_steps))
-    some = [run_twin(config, w, costs, capacities, serial=serial, max_steps=count) for w in (workload, pieces)]
+    some = [run_compiled(config, w, costs, capacities, serial=serial, max_steps=count) for w in (workload, pieces)]
     assert first_difference(*some) is None
     limit = data.draw(st.integers(1, int(once.step_end[-1])))
-    given_up = [run_twin(config, w, costs, capacities, serial=serial, limit_ns=limit) for w in (workload, pieces)]
+    given_up = [run_compiled(config, w, costs, capacities, serial=serial, limit_ns=limit) for w in (workload, pieces)]
     assert given_up[0].abandoned == given_up[1].abandoned == (int(once.step_end[-1]) > limit)
 
 
 def test_what_is_under_way_between_two_pieces_goes_on(monkeypatch):
     """Slow links, so that copies, write-backs and disk reads outlive the step that asked for them."""
-    carried = dict.fromkeys(("H_BUSY", "D_BUSY", "R_BUSY", "prefetches", "write-backs", "reads"), 0)
+    carried = dict.fromkeys(("copying", "writing back", "reading", "prefetches", "write-backs", "reads"), 0)
     whole_call = engines.run_overlapped
 
     def watched(*arguments):
         whole_call(*arguments)
-        held = arguments[11]
-        if held[twin.MORE]:
-            for name in ("H_BUSY", "D_BUSY", "R_BUSY"):
-                carried[name] += int(held[getattr(twin, name)])
-            for name, queue in (("prefetches", "PQ"), ("write-backs", "BQ"), ("reads", "R")):
-                carried[name] += int(held[getattr(twin, f"{queue}_HEAD")] < held[getattr(twin, f"{queue}_TAIL")])
+        run = arguments[-1]
+        if run.program[0].more:
+            for name, lane in (("copying", H2D), ("writing back", D2H), ("reading", DISK)):
+                carried[name] += int(run.lanes[lane].end != NEVER)
+            for name, queue in (("prefetches", run.guesses), ("write-backs", run.backs), ("reads", run.reads)):
+                carried[name] += int(queue.ends[0].head < queue.ends[0].tail)
 
     monkeypatch.setattr(engines, "run_overlapped", watched)
     for seed in range(48):
@@ -101,7 +101,7 @@ def test_what_is_under_way_between_two_pieces_goes_on(monkeypatch):
             chunk_ns=costs.chunk_ns * 8, back_ns=costs.back_ns * 8, disk_ns=rng.integers(100, 900, costs.disk_ns.shape)
         )
         config, capacities = config_of(schedule, trace), capacities_of(schedule, trace)
-        once, many = (run_twin(config, w, costs, capacities, serial=False, rows=True) for w in (workload, pieces))
+        once, many = (run_compiled(config, w, costs, capacities, serial=False, rows=True) for w in (workload, pieces))
         assert first_difference(once, many) is None, seed
     assert min(carried.values()) > 0, carried
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moeplan.sim.offload.costs import CostTables
-from moeplan.sim.offload.simulators import first_difference, run_simpy, run_twin
+from moeplan.sim.offload.costs import CostTables, host_costs
+from moeplan.sim.offload.simulators import first_difference, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.timeline import LANE_NAMES, NUM_RATED_LANES, OP_NAMES, RATE_ONE
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -33,7 +33,7 @@ COSTS = CostTables(
     back_ns=np.array([20, 10]),
     cpu_ns=np.array([[0, 12], [0, 9]]),
     disk_ns=np.array([30, 15]),
-    host_ns=np.array([0, 1, 0, 0]),
+    host_ns=host_costs(step=0, layer=1, kernel=0, transfer=0),
     rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
 )
 
@@ -278,7 +278,7 @@ def test_whole_timeline_of_a_preset(name):
         costs = COSTS._replace(expert_format=np.array([0, 1, 1, 0, 1, 1]))
     workload = build_workload(trace, schedule.workload, with_next_use=schedule.cache.policy == "belady")
     config, capacities, serial = config_of(schedule, trace), capacities_of(schedule, trace), not schedule.copy.overlap
-    fast = run_twin(config, workload, costs, capacities, serial=serial, rows=True)
+    fast = run_compiled(config, workload, costs, capacities, serial=serial, rows=True)
     slow = run_simpy(config, workload, costs, capacities, serial=serial)
     assert by_time(shown(fast.timeline.rows)) == by_time(listed(EXPECTED[name]))
     assert first_difference(slow, fast) is None

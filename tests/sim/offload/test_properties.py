@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
-from moeplan.sim.offload import clock_fields as fields
-from moeplan.sim.offload.simulators import fresh_state, run_twin
+from moeplan.sim.offload.simulators import fresh_state, run_compiled
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.policies import state as ps
 from moeplan.sim.policies.offload import begin_step, decide_visit
@@ -35,7 +34,7 @@ relaxed = settings(max_examples=examples(120), deadline=None, suppress_health_ch
 
 def outcome_of(case, **options):
     config, workload, costs, capacities, schedule, _ = case
-    return run_twin(config, workload, costs, capacities, serial=not schedule.copy.overlap, rows=True, **options)
+    return run_compiled(config, workload, costs, capacities, serial=not schedule.copy.overlap, rows=True, **options)
 
 
 @relaxed
@@ -65,17 +64,17 @@ def test_busy_and_idle_fill_every_lane(case):
 def test_bytes_are_misses_prefetches_and_whole_layer_fetches_times_expert_bytes(case):
     costs, outcome = case[2], outcome_of(case)
     count = outcome.counts
-    moved = count[ps.MISSES] - count[ps.CPU_RUNS] + count[ps.PREFETCHES] + count[ps.EXTRA_FETCHES]
-    assert outcome.clock[fields.BYTES_H2D] == (
-        (moved - count[ps.LOW_FETCHES]) * costs.expert_bytes[0] + count[ps.LOW_FETCHES] * costs.expert_bytes[-1]
+    moved = count.misses - count.cpu_runs + count.prefetches + count.extra_fetches
+    assert outcome.clock.bytes_h2d == (
+        (moved - count.low_fetches) * costs.expert_bytes[0] + count.low_fetches * costs.expert_bytes[-1]
     )
     rows = outcome.timeline.rows
     if case[4].experts.low_bits is None:
-        assert outcome.clock[fields.BYTES_D2H] == count[ps.WRITEBACKS] * costs.expert_bytes[0]
-        assert outcome.clock[fields.BUSY_DISK] == count[ps.DISK_READS] * costs.disk_ns[0]
-    assert np.count_nonzero(rows[:, ROW_OP] == OP_CPU) == count[ps.CPU_RUNS]
-    assert np.count_nonzero(rows[:, ROW_OP] == OP_DISK) == count[ps.DISK_READS]
-    assert count[ps.NEXT_TRANSFER] == moved + count[ps.CANCELLED]
+        assert outcome.clock.bytes_d2h == count.writebacks * costs.expert_bytes[0]
+        assert outcome.clock.busy_disk == count.disk_reads * costs.disk_ns[0]
+    assert np.count_nonzero(rows[:, ROW_OP] == OP_CPU) == count.cpu_runs
+    assert np.count_nonzero(rows[:, ROW_OP] == OP_DISK) == count.disk_reads
+    assert count.next_transfer == moved + count.cancelled
 
 
 @relaxed
@@ -93,8 +92,8 @@ def test_tokens_are_conserved(case):
 @given(runs())
 def test_hits_and_misses_are_all_look_ups(case):
     count = outcome_of(case).counts
-    assert count[ps.HITS] + count[ps.MISSES] == case[1].num_expert_visits
-    assert count[ps.HITS_GUESSED] == count[ps.PREFETCHES_USED] <= count[ps.PREFETCHES] + count[ps.EXTRA_FETCHES]
+    assert count.hits + count.misses == case[1].num_expert_visits
+    assert count.hits_guessed == count.prefetches_used <= count.prefetches + count.extra_fetches
 
 
 @relaxed
@@ -106,11 +105,13 @@ def test_capacity_is_never_exceeded_and_slots_are_never_shared(case):
         begin_step(config, workload.steps, state, step)
         for layer in range(config.num_layers):
             decide_visit(config, workload.steps, state, decision, step, layer)
-            cached = np.flatnonzero(state.where == ps.CACHED)
+            cached = np.flatnonzero(state.experts["where"] == ps.CACHED)
             pools = np.zeros(len(cached), int) if config.pooled else cached // config.num_experts
-            assert np.all(np.bincount(pools, minlength=len(state.pool_capacity)) <= state.pool_capacity)
-            assert np.count_nonzero(state.where == ps.STAGED) <= config.staging
-            held = state.slot_of[(state.where == ps.CACHED) | (state.where == ps.STAGED)]
+            assert np.all(
+                np.bincount(pools, minlength=len(state.pools["capacity"][:-1])) <= state.pools["capacity"][:-1]
+            )
+            assert np.count_nonzero(state.experts["where"] == ps.STAGED) <= config.staging
+            held = state.experts["slot"][(state.experts["where"] == ps.CACHED) | (state.experts["where"] == ps.STAGED)]
             assert len(np.unique(held)) == len(held)
 
 
@@ -135,8 +136,8 @@ def test_renumbering_experts_leaves_recency_caches_unchanged(seed, slots, pooled
     for each in (trace, renumbered):
         workload = build_workload(each, schedule.workload)
         costs = make_costs(np.random.default_rng(1), workload, schedule)
-        outcome = run_twin(config_of(schedule, each), workload, costs, capacities_of(schedule, each), serial=False)
-        counts.append((outcome.counts[ps.HITS], outcome.counts[ps.MISSES], outcome.clock[fields.BYTES_H2D]))
+        outcome = run_compiled(config_of(schedule, each), workload, costs, capacities_of(schedule, each), serial=False)
+        counts.append((outcome.counts.hits, outcome.counts.misses, outcome.clock.bytes_h2d))
     assert counts[0] == counts[1]
 
 
@@ -147,7 +148,9 @@ def test_a_run_is_abandoned_only_when_it_would_exceed_its_limit(case):
     last = int(whole.step_end[-1])
     config, workload, costs, capacities, schedule, _ = case
     for limit in (last - 1, last, last + 1):
-        again = run_twin(config, workload, costs, capacities, serial=not schedule.copy.overlap, limit_ns=max(limit, 1))
+        again = run_compiled(
+            config, workload, costs, capacities, serial=not schedule.copy.overlap, limit_ns=max(limit, 1)
+        )
         assert again.abandoned == (last > max(limit, 1))
 
 
@@ -169,5 +172,5 @@ def test_belady_misses_no_more_than_lru(case):
         sets = np.diff(workload.steps.visit_start)
         if int(capacities.min()) < sets.max():
             return  # a set larger than the cache streams through, in recorded order: no longer a paging problem
-        misses[policy] = run_twin(config, workload, costs, capacities, serial=True).counts[ps.MISSES]
+        misses[policy] = run_compiled(config, workload, costs, capacities, serial=True).counts.misses
     assert misses["belady"] <= misses["lru"]

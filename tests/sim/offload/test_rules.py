@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from moeplan.sim.offload.simulators import decided_visits, fresh_state
 from moeplan.sim.offload.workload import build_workload
-from moeplan.sim.policies import state as ps
 from moeplan.specs.schedules.offload import OffloadSchedule, WorkloadOptions
 from plain_decisions import Plain, covers, line_up
 from strategies import capacities_of, config_of, make_costs, make_trace, runs
@@ -37,16 +36,18 @@ def same_decisions(config, workload, costs, capacities, schedule, trace) -> None
     mine = Plain(schedule, trace, capacities.tolist(), formats, workload.popularity).visits(passes)
     for (step, layer, out), (_, _, plain) in zip(decided_visits(config, workload, state), mine, strict=True):
         where = (step, layer)
-        items, cores, moves, backs, promoted = (int(out.size[at]) for at in (
-            ps.SIZE_ITEMS, ps.SIZE_CPU, ps.SIZE_MOVES, ps.SIZE_BACKS, ps.SIZE_PROMOTED))  # fmt: skip
-        assert out.items[:items, : ps.ITEM_TRANSFER + 1].tolist() == [
-            [expert, tokens, fmt, kernel, transfer] for expert, tokens, fmt, kernel, transfer in plain.items
-        ], where
-        assert out.cores[:cores].tolist() == plain.cores, where
-        assert out.moves[:moves].tolist() == plain.moves, where
-        assert out.backs[:backs, : ps.BACK_MOVE + 1].tolist() == plain.backs, where
-        assert out.promotions[:promoted].tolist() == [list(pair) for pair in sorted(plain.demanded.items())], where
-        assert out.size[ps.SIZE_KERNELS] == plain.kernels, where
+        size = out.size[0]
+        items = out.items[: size.items][["expert", "tokens", "format", "kernel", "transfer"]]
+        assert lines(items) == plain.items, where
+        assert lines(out.cores[: size.cores]) == plain.cores, where
+        assert lines(out.moves[: size.moves]) == plain.moves, where
+        assert lines(out.backs[: size.backs]) == plain.backs, where
+        assert lines(out.promotions[: size.promoted]) == [list(pair) for pair in sorted(plain.demanded.items())], where
+        assert size.kernels == plain.kernels, where
+
+
+def lines(records: np.ndarray) -> list[list[int]]:
+    return [list(line) for line in records.tolist()]
 
 
 @drawn

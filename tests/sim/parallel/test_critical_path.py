@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from long_runs import examples
 from moeplan.sim.parallel.critical_path import critical_path
 from moeplan.sim.parallel.program import EP_OPS, OP_REDUCE, Shape, build_program
-from moeplan.sim.parallel.simulators import run_ep_twin
+from moeplan.sim.parallel.simulators import run_ep_compiled
 from moeplan.sim.parallel.tables import EpTables
 from moeplan.specs.schedules.parallel import EP_PRESETS, load_ep_preset
 
@@ -29,7 +29,7 @@ def drawn(name: str, seed: int, layers: int = 3, ranks: int = 3):  # type: ignor
 @given(seed=st.integers(0, 2**31))
 def test_kinds_add_up_to_the_step(name: str, seed: int) -> None:
     program, tables = drawn(name, seed)
-    outcome = run_ep_twin(program, tables)
+    outcome = run_ep_compiled(program, tables)
     found = critical_path(program, tables, outcome)
     assert sum(found.by_kind_ns.values()) == outcome.makespan_ns
     assert 0 <= found.imbalance_ns <= found.by_kind_ns["expert"]
@@ -38,13 +38,13 @@ def test_kinds_add_up_to_the_step(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", ["ep", "tbo", "eps-moe", "tensor-parallel"])
 def test_a_kind_that_takes_longer_lengthens_the_step_by_its_part(name: str) -> None:
     program, tables = drawn(name, 7)
-    outcome = run_ep_twin(program, tables)
+    outcome = run_ep_compiled(program, tables)
     parts = critical_path(program, tables, outcome).by_kind_ns
     for number, kind in enumerate(EP_OPS):
         # A thousandth longer: durations are whole thousands of nanoseconds.
         work = tables.work_ns + np.where((program.op_kind == number)[:, None], tables.work_ns // 1000, 0)
         ex = tables.ex_ns + np.where((program.ex_kind == number)[:, None, None], tables.ex_ns // 1000, 0)
-        longer = run_ep_twin(program, tables._replace(work_ns=work, ex_ns=ex)).makespan_ns - outcome.makespan_ns
+        longer = run_ep_compiled(program, tables._replace(work_ns=work, ex_ns=ex)).makespan_ns - outcome.makespan_ns
         assert longer == pytest.approx(parts[kind] / 1000, rel=0.05, abs=1), kind
 
 
@@ -54,7 +54,7 @@ def test_without_overlap_every_part_is_on_the_path() -> None:
     work[:, 1] = np.where(program.op_kind == EP_OPS.index("expert"), 30, 10)
     ex = np.full((len(program.ex_kind), 2, 2), 5)
     tables = EpTables(work_ns=work, op_tokens=work * 0, ex_ns=ex, ex_bytes=ex * 0, ex_tokens=ex * 0)
-    found = critical_path(program, tables, run_ep_twin(program, tables))
+    found = critical_path(program, tables, run_ep_compiled(program, tables))
     took = {kind: value for kind, value in found.by_kind_ns.items() if value}
     assert took == {"dense": 20, "expert": 60, "head": 10, "dispatch": 10, "combine": 10}
     assert found.imbalance_ns == 20  # the mean rank takes 20 in each layer

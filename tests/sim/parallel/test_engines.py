@@ -1,4 +1,4 @@
-"""SimPy model and compiled twin of expert parallelism agree to the nanosecond, row by row."""
+"""SimPy model and compiled simulator of expert parallelism agree to the nanosecond, row by row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from ep_strategies import ep_runs
 from long_runs import examples
-from moeplan.sim.parallel.simulators import first_ep_difference, run_ep_simpy, run_ep_twin
+from moeplan.sim.parallel.simulators import first_ep_difference, run_ep_compiled, run_ep_simpy
 
 LONG = os.environ.get("MOEPLAN_LONG") == "1"
 CASES = 5000 if LONG else 300
@@ -17,9 +17,9 @@ CASES = 5000 if LONG else 300
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=not LONG)
 @given(ep_runs())
-def test_simpy_and_twin_agree_row_by_row(case):
+def test_simpy_and_compiled_agree_row_by_row(case):
     _, program, tables = case
-    slow, fast = run_ep_simpy(program, tables), run_ep_twin(program, tables, rows=True)
+    slow, fast = run_ep_simpy(program, tables), run_ep_compiled(program, tables, rows=True)
     assert first_ep_difference(slow, fast) is None
     slow.timeline.check()
 
@@ -28,7 +28,7 @@ def test_simpy_and_twin_agree_row_by_row(case):
 @given(ep_runs())
 def test_every_activity_runs_once_and_lanes_are_busy_or_idle(case):
     _, program, tables = case
-    run = run_ep_twin(program, tables, rows=True)
+    run = run_ep_compiled(program, tables, rows=True)
     rows = run.timeline.rows
     assert len(rows) == np.count_nonzero(tables.work_ns) + np.count_nonzero(tables.ex_ns)
     assert (run.busy_ns + run.idle_ns == run.makespan_ns).all() and (run.idle_ns >= 0).all()

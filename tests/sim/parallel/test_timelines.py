@@ -19,7 +19,7 @@ from moeplan.sim.parallel.program import (
     Shape,
     build_program,
 )
-from moeplan.sim.parallel.simulators import first_ep_difference, run_ep_simpy, run_ep_twin
+from moeplan.sim.parallel.simulators import first_ep_difference, run_ep_compiled, run_ep_simpy
 from moeplan.sim.parallel.tables import EpTables
 from moeplan.sim.parallel.timeline import EP_LANES, EpTimeline
 from moeplan.sim.timeline import COLUMNS
@@ -172,13 +172,13 @@ def run_preset(name: str):
 @pytest.mark.parametrize("name", sorted(EP_PRESETS))
 def test_whole_timeline_of_every_preset(name):
     program, tables = run_preset(name)
-    slow, fast = run_ep_simpy(program, tables), run_ep_twin(program, tables, rows=True)
+    slow, fast = run_ep_simpy(program, tables), run_ep_compiled(program, tables, rows=True)
     assert first_ep_difference(slow, fast) is None
     assert text_of(fast.timeline) == TIMELINES[name]
 
 
 def test_frame_has_the_columns_that_all_timelines_share():
-    frame = run_ep_twin(*run_preset("ep"), rows=True).timeline.frame()
+    frame = run_ep_compiled(*run_preset("ep"), rows=True).timeline.frame()
     assert tuple(frame.columns) == COLUMNS
     first = frame.iloc[0]
     assert (first.lane, first.op, first.device, first.start_ns, first.end_ns) == ("compute", "dense", "rank 0", 0, 24)
@@ -198,7 +198,7 @@ def one_layer(groups: int, dispatch: int, kernel: int, combine: int, *, split: s
     ex_ns = np.array(
         [[[dispatch if kind == EP_OPS.index("dispatch") else combine], [0]] for kind in program.ex_kind.tolist()]
     )
-    return run_ep_twin(
+    return run_ep_compiled(
         program, EpTables(work_ns=work, op_tokens=work, ex_ns=ex_ns, ex_bytes=ex_ns, ex_tokens=ex_ns)
     ).makespan_ns
 

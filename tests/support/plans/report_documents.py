@@ -64,7 +64,7 @@ def result(
             ],
         },
         "assumptions": ["caches start empty"],
-        "engine": "twin, checked by simpy",
+        "engine": "compiled, checked by simpy",
     }
     return found | changes
 
