@@ -142,7 +142,7 @@ class ModelRun:
     prompts: tuple[int, ...]
     """Tokens of each prompt."""
     counts: Any
-    """int64, indexed by the names in `sim.policies.state`."""
+    """Logical counts: one record of `sim.policies.records.COUNTS`."""
     ready_hits: int
     late_hits: int
     expert_bytes: int
