@@ -138,7 +138,7 @@ def plan(
         if against is not None and against not in EP_PRESETS:
             raise UnknownName("--against", against, EP_PRESETS)
         ask = Ask(target=target, against=against, factors=factors or {}, seconds=seconds)
-        return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress)
+        return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress=progress)
     many = {"--evaluate-on": None if evaluate_on is None else sorted(evaluate_on), "--against": against, "--factor": factors,
             "--seconds": seconds}  # fmt: skip
     for name, value in many.items():
@@ -192,6 +192,7 @@ def _parallel(
     ask: Ask,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
     changes: Settings,
+    *,
     progress: Progress | None,
 ) -> ParallelPlan:
     spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))

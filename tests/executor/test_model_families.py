@@ -12,7 +12,6 @@ from moeplan.calibrate.costs.fitted_model import load_costs
 from moeplan.executor.model.figures import differences, figures, replayed
 from moeplan.executor.model.session import ModelRun, open_model, run_model
 from moeplan.sim.offload.forecast import forecast
-from moeplan.sim.policies import state as ps
 from moeplan.specs.machines.load import load_machine
 from moeplan.specs.schedules.offload import OffloadSchedule
 
@@ -68,16 +67,16 @@ def check_counts(run: ModelRun, schedule: OffloadSchedule, spec: Any) -> None:
     assert differences(run, schedule) == []
     outcome = forecast(replayed(run, schedule), spec, load_costs(load_machine("t4"), spec)).outcome
     for name in (
-        "HITS",
-        "HITS_GUESSED",
-        "MISSES",
-        "PREFETCHES",
-        "PREFETCHES_USED",
-        "EVICTIONS",
-        "NEXT_TRANSFER",
-        "NEXT_KERNEL",
+        "hits",
+        "hits_guessed",
+        "misses",
+        "prefetches",
+        "prefetches_used",
+        "evictions",
+        "next_transfer",
+        "next_kernel",
     ):
-        assert run.counts[getattr(ps, name)] == outcome.counts[getattr(ps, name)], name
+        assert run.counts[name] == outcome.counts[name], name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -103,7 +103,9 @@ def test_functions_can_be_taken_in_at_once() -> None:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 where = f"{path.as_posix()}: {node.name}"
-                if (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION_LINES:
+                if (node.end_lineno or 0) - node.body[
+                    0
+                ].lineno + 1 > LONGEST_FUNCTION_LINES:  # options are no statements
                     long.append(where)
                 named = [
                     each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")
