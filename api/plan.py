@@ -18,6 +18,7 @@ from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_
 from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
+from ..sim.policies.policy_file import PolicyFile, load_policy
 from ..specs.machines.bundled_kernels import kernel_machines
 from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
@@ -55,6 +56,7 @@ def plan(
     reserve: int | str | None = ...,
     window: int | None = ...,
     settings: SettingsLike = ...,
+    policy: str | os.PathLike[str] | None = ...,
     progress: Progress | None = ...,
 ) -> OffloadPlan: ...
 
@@ -103,6 +105,7 @@ def plan(
     factors: Mapping[str, str] | None = None,
     seconds: float | None = None,
     settings: SettingsLike = None,
+    policy: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> OffloadPlan | ParallelPlan:
     """Return the best schedule within a memory budget, what it beats, and what would help.
@@ -113,7 +116,8 @@ def plan(
     None: all it has. dense_bits: weight format of everything but routed experts; None: the checkpoint's, 16 bits at most. settings:
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
-    `simulate` takes them; window, forward passes to search on (2000 of a recording). For many:
+    `simulate` takes them; window, forward passes to search on (2000 of a recording); policy, a file with rules of one's own,
+    which is run, and whose rules are tried too. For many:
     target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; against, the preset that the
     headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`); seconds, after
     which no further candidate is begun.
@@ -127,7 +131,7 @@ def plan(
         "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
-        for name, value in (one_device | {"kv_type": None if kv_type == "f16" else kv_type}).items():
+        for name, value in (one_device | {"policy": policy, "kv_type": None if kv_type == "f16" else kv_type}).items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
         if trace is None:
@@ -152,7 +156,15 @@ def plan(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
     )  # fmt: skip
-    return _offload(subject, request, target, changes, progress)
+    own = None
+    if policy is not None:
+        if target is not None:
+            raise InputError(
+                "--policy", str(policy), "an engine has its own rules, not yours", "leave out --policy or --for"
+            )
+        own = load_policy(policy)
+        subject.simulation.own_rules = tuple(own.settings().items())
+    return _offload(subject, request, target, changes, own, progress)
 
 
 def _engine_of(target: str | None, engine: str | None) -> str | None:
@@ -166,7 +178,12 @@ def _engine_of(target: str | None, engine: str | None) -> str | None:
 
 
 def _offload(
-    subject: Subject, request: OffloadRequest, target: str | None, changes: Settings, progress: Progress | None
+    subject: Subject,
+    request: OffloadRequest,
+    target: str | None,
+    changes: Settings,
+    own: PolicyFile | None,
+    progress: Progress | None,
 ) -> OffloadPlan:
     fixed = request.prefill_chunk_tokens is not None or "prefill_chunk_tokens" in changes.request
     request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
@@ -179,7 +196,12 @@ def _offload(
         answer = make_served_plan(subject.simulation, request, target, ubatch=ubatch, progress=progress)
         found, served = answer.plan, served_to_dict(answer, target, load_engine(target).checked)
     return dataclasses.replace(
-        found, served=served, asked=subject.asked, notes=subject.notes, set_by_user=tuple(changes.made)
+        found,
+        served=served,
+        asked=subject.asked,
+        notes=subject.notes,
+        set_by_user=tuple(changes.made),
+        policy=None if own is None else own.to_dict(),
     )
 
 

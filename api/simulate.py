@@ -16,6 +16,7 @@ from ..base.errors import UnknownName
 from ..planner.offload.plan import prediction_to_dict
 from ..sim.offload.metrics import Metrics
 from ..sim.offload.simulate import Prediction
+from ..sim.policies.policy_file import PolicyFile, load_policy
 from ..sim.timeline import Timeline
 from ..specs.machines.profile import Profile
 from ..specs.memory import MemoryBreakdown
@@ -38,6 +39,8 @@ class SimulationResult:
     """What was asked about: model, machine, recording and what was taken where nothing was said."""
     set_by_user: tuple[Mapping[str, Any], ...] = ()
     """The settings that were made, each with what stood there before."""
+    policy: PolicyFile | None = None
+    """The policy file whose rules the schedule follows."""
 
     @property
     def metrics(self) -> Metrics:
@@ -68,6 +71,7 @@ class SimulationResult:
         """Return the document that `moeplan simulate --json` prints."""
         return (
             prediction_to_dict(self.prediction)
+            | ({} if self.policy is None else {"policy": self.policy.to_dict()})
             | {"simulator": self.prediction.engine, "set_by_user": list(self.set_by_user)}
             | self.subject.described
         )
@@ -80,6 +84,7 @@ def simulate(
     trace: str | os.PathLike[str] | Recording | None = None,
     schedule: str | OffloadSchedule | None = None,
     settings: SettingsLike = None,
+    policy: str | os.PathLike[str] | None = None,
     engine: str | None = None,
     quant: str | None = None,
     prompt_tokens: int | None = None,
@@ -101,7 +106,8 @@ def simulate(
     model, hardware, trace: names or files as on the command line, or what `load_model`, `load_machine` and `load_trace` return; without
     a trace, requests of `prompt_tokens` + `reply_tokens` tokens (512 + 128) with the routing of the model's family. schedule: a preset's
     name or a schedule; None: `mixtral-offloading` (`-code` where no guesses were recorded), or under an engine what it does of itself.
-    lengths: requests that differ, or their file. settings: `{"cache.policy": "lfu"}`.
+    lengths: requests that differ, or their file. settings: `{"cache.policy": "lfu"}`. policy: a file with rules of one's own,
+    which is run; the schedule follows them.
     memory: the whole device budget, bytes or a text such as "6GiB"; reserve: what something else uses of it. context, ubatch, window:
     tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled", "simpy" or "both" (compared
     to the nanosecond). timeline: keep rows.
@@ -117,7 +123,10 @@ def simulate(
         memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, settings=changes,
     )  # fmt: skip
     chosen = subject.at_once(schedule) if isinstance(schedule, OffloadSchedule) else subject.start(schedule)
-    chosen = apply_settings(chosen, dict(parse_setting(text) for text in changes.schedule))
+    own = None if policy is None else load_policy(policy)
+    chosen = apply_settings(
+        chosen, ({} if own is None else own.settings()) | dict(parse_setting(text) for text in changes.schedule)
+    )
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
     prediction = subject.simulation.predict(chosen, engine=SIMULATORS[simulator], rows=timeline)
-    return SimulationResult(prediction=prediction, subject=subject, set_by_user=tuple(changes.made))
+    return SimulationResult(prediction=prediction, subject=subject, set_by_user=tuple(changes.made), policy=own)

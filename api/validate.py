@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..base.errors import InputError, UnknownName
+from ..sim.policies.policy_file import load_policy
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
 from .emit import PlanLike, as_document
@@ -39,6 +40,7 @@ def validate(
     memory: int | str | None = None,
     repeats: int = 3,
     settings: SettingsLike = None,
+    policy: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Validation:
     """Return predicted and measured of an offload plan's best schedule and its rivals, or of every schedule of a grid.
@@ -47,7 +49,8 @@ def validate(
     is measured in the same run. trace: the recording that the plan was made from; None: the bundled one, or the
     routing that was made up for the plan. baselines: rivals to run beside it. steps: forward
     passes to run; None: 64, or what ends in about `seconds` seconds. memory: bytes that runs may take, or a text such as "6GiB".
-    settings: constants of the profile, `{"machine.host.per_layer_s": "50us"}`.
+    settings: constants of the profile, `{"machine.host.per_layer_s": "50us"}`. policy: the file with rules of one's own that the plan or
+    the grid names; it is run.
 
     Raises InputError without torch, for a plan that cannot be run here or of another recording, DoesNotFit where nothing fits.
     """
@@ -65,6 +68,8 @@ def validate(
     for option, value in (("--trace", trace), ("--steps", steps), ("--memory", memory)):
         if plan is None and value is not None:
             raise InputError(option, value, "counts for a plan; a grid's file says it for itself", "leave it out")
+    if policy is not None:
+        load_policy(policy)
     check_torch()
     check_device(device)
     from ..executor.running.execute import silent

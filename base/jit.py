@@ -9,6 +9,7 @@ policy in use. Ignored: parallel compilation, GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -16,7 +17,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -173,6 +174,28 @@ def _dispatchers() -> tuple[type, type]:
 def _how_often(dispatcher: Any) -> str:
     folder = cache_folder(Path(inspect.getfile(dispatcher.py_func)).resolve())
     return "once" if _writable(folder) else f"as every command will while {folder.parent} cannot be written"
+
+
+def plain_jit(function: F) -> F:
+    """Return `function` compiled as anybody's code is: what is wrong raises. Nothing is kept on disk."""
+    return cast(F, numba.njit(function))
+
+
+def jit_options() -> dict[str, Any]:
+    """Return numba's options for what lean functions call."""
+    return dict(_LEAN)
+
+
+@contextlib.contextmanager
+def cached_in(function: Callable[..., Any], key: str) -> Iterator[None]:
+    """Return a context in which numba keeps machine code in the folder of the sources of `function` and of what `key` names."""
+    before = _numba_config.CACHE_DIR
+    folder = cache_folder(Path(inspect.getfile(function)).resolve())
+    _numba_config.CACHE_DIR = str(folder / key)
+    try:
+        yield
+    finally:
+        _numba_config.CACHE_DIR = before
 
 
 def _compile(function: F, options: dict[str, Any]) -> F:

@@ -22,6 +22,7 @@ from .options.declarations import (
     EngineOption,
     JsonFlag,
     OptionalTraceOption,
+    PolicyOption,
     QuantOption,
     UbatchOption,
     model_file,
@@ -246,6 +247,7 @@ def validate(
             "not held.",
         ),
     ] = None,
+    policy: PolicyOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
@@ -257,7 +259,14 @@ def validate(
 
     check_outputs(
         {"--output": output, "--report": report},
-        {"the plan": plan_path, "--grid": grid_path, "--profile": profile, "--trace": trace, "--hardware": hardware}
+        {
+            "the plan": plan_path,
+            "--grid": grid_path,
+            "--profile": profile,
+            "--trace": trace,
+            "--hardware": hardware,
+            "--policy": policy,
+        }
         | {"--from": None if tables is None else tables[1], "--model": None if model is None else model_file(model)},
     )
     limits = Limits(
@@ -279,7 +288,7 @@ def validate(
     changes = open_settings(settings)
     found = run(
         plan_path, grid=grid_path, profile=profile, device=device, trace=trace, baselines=baselines, steps=steps, seconds=seconds,
-        memory=memory, repeats=repeats, settings=changes, progress=reporter("validate"),
+        memory=memory, repeats=repeats, settings=changes, policy=policy, progress=reporter("validate"),
     )  # fmt: skip
     document = found.to_dict() if plan_path is None else found.to_dict() | found.best_to_dict()
     document["set_by_user"] = changes.made

@@ -28,6 +28,7 @@ from .options.declarations import (
     ModelOption,
     OptionalTraceOption,
     PlanEngineOption,
+    PolicyOption,
     QuantOption,
     ReserveOption,
     UbatchOption,
@@ -178,6 +179,7 @@ def plan(
         ),
     ] = None,
     settings: SettingsOption = None,
+    policy: PolicyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best schedule within a memory budget, and show what it beats and what would help."""
@@ -187,7 +189,13 @@ def plan(
 
     check_outputs(
         {"--output": output, "--report": report, "--timeline": timeline},
-        {"--model": model_file(model), "--hardware": hardware, "--trace": trace, "--lengths": lengths}
+        {
+            "--model": model_file(model),
+            "--hardware": hardware,
+            "--trace": trace,
+            "--lengths": lengths,
+            "--policy": policy,
+        }
         | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
     )
     changes = open_settings(settings)
@@ -197,7 +205,7 @@ def plan(
     formats = tuple(part.strip() for part in bits.split(",") if part.strip())
     if not formats:
         raise InputError("--bits", bits, "no weight format named", "write for instance --bits 4")
-    given: dict[str, Any] = {"trace": trace, "memory": memory, "dense_bits": dense_bits, "settings": changes,
+    given: dict[str, Any] = {"trace": trace, "memory": memory, "dense_bits": dense_bits, "settings": changes, "policy": policy,
                              "progress": reporter("plan")}  # fmt: skip
     if check_mode(mode):
         moves: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}

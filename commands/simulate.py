@@ -26,6 +26,7 @@ from .options.declarations import (
     ModelOption,
     OptionalDenseBitsOption,
     OptionalTraceOption,
+    PolicyOption,
     QuantOption,
     ReserveOption,
     SetOption,
@@ -74,6 +75,7 @@ def simulate(
         ),
     ] = None,
     settings: SetOption = None,
+    policy: PolicyOption = None,
     engine: EngineOption = None,
     quant: QuantOption = None,
     prompt_tokens: PromptOption = None,
@@ -102,7 +104,13 @@ def simulate(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict one schedule on one machine, for a recording or for requests of given lengths; --mode ep: on many devices."""
-    named = {"--model": model_file(model), "--hardware": hardware, "--trace": trace, "--lengths": lengths}
+    named = {
+        "--model": model_file(model),
+        "--hardware": hardware,
+        "--trace": trace,
+        "--lengths": lengths,
+        "--policy": policy,
+    }
     check_outputs({"--timeline": timeline}, {option: name for option, name in named.items() if name is not None})
     if check_mode(mode):
         shown = simulate_many(
@@ -124,7 +132,7 @@ def simulate(
         file=lengths, concurrency=concurrency,
     )  # fmt: skip
     found = predict(
-        model, hardware, trace=trace, schedule=schedule, settings=settings, engine=engine, quant=quant, lengths=listed,
+        model, hardware, trace=trace, schedule=schedule, settings=settings, policy=policy, engine=engine, quant=quant, lengths=listed,
         prompt_tokens=None if listed else prompt_tokens, reply_tokens=None if listed else reply_tokens,
         context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
         reserve=reserve, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,

@@ -146,7 +146,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     },
     "simulate": {
         **dict.fromkeys(
-            ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths"), (OFFLOAD,)
+            ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths", "policy"), (OFFLOAD,)
         ),
         **dict.fromkeys(("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"), (EXPERT_PARALLEL,)),
     },
@@ -155,6 +155,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "floor": (OFFLOAD, LEAST_MEMORY),
         "exhaustive": (OFFLOAD, NO_TARGET),
         "window": (OFFLOAD,),
+        "policy": (OFFLOAD, NO_TARGET),
         **dict.fromkeys(
             (
                 "ttft",
@@ -201,7 +202,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "seconds": (RUNNING, ONE_PLAN, NO_STEPS),
         "memory": (RUNNING, ONE_PLAN),
         "repeats": (RUNNING, ONE_PLAN),
-        **dict.fromkeys(("grid_path", "profile", "device", "settings", "report"), (RUNNING,)),
+        **dict.fromkeys(("grid_path", "profile", "device", "settings", "policy", "report"), (RUNNING,)),
         **dict.fromkeys(("hardware", "model", "quant", "engine"), (SPEEDS,)),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },

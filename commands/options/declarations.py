@@ -7,6 +7,7 @@ does with them.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,6 +95,13 @@ SetOption = Annotated[
         "--set",
         help="Change one thing, key=value: an option of the schedule (cache.policy=lfu), or, with a prefix and in its own units, of "
         "the machine (machine.host.memory_bytes=96GiB), the model (model.top_k=4) or the request (request.concurrency=8). Repeatable.",
+    ),
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        help="A Python file with rules of your own (scores of victims and guesses, what misses do); it is run, and followed.",
     ),
 ]
 EngineOption = Annotated[

@@ -13,6 +13,7 @@ from ...base.units import NS_PER_S
 from ...sim.offload.run_input import RunInput, bind
 from ...sim.offload.simulators import Outcome
 from ...sim.offload.workload import Workload, build_workload
+from ...sim.policies.bundled import knows_future
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import RoutingTrace
 
@@ -34,7 +35,7 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
         schedule.workload,
         reset_per_request=cache.reset == "request",
         max_steps=window_steps,
-        with_next_use=cache.policy == "belady",
+        with_next_use=knows_future(cache.policy),
     )
     return bind(schedule, trace, workload)
 

@@ -104,6 +104,8 @@ class OffloadPlan:
     """What was taken where nothing was said."""
     set_by_user: tuple[dict[str, Any], ...] = ()
     """What settings have changed, each with what stood there before."""
+    policy: dict[str, str] | None = None
+    """The policy file whose rules were tried beside the bundled ones."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, as plan.json holds it."""
@@ -337,6 +339,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,
         **({} if plan.served is None else {"for": plan.served}),
+        **({} if plan.policy is None else {"policy": plan.policy}),
         "asked": plan.asked,
         "notes": list(plan.notes),
         "set_by_user": list(plan.set_by_user),

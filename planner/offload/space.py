@@ -150,6 +150,10 @@ def _special(simulation: Simulation, low_bits: str | None) -> Iterator[dict[str,
                 yield launch | none | {"cache.policy": "none", "kernel.miss": "cpu"}
             for placement in ("front", "back"):
                 yield launch | none | {"cache.policy": "static", "cache.placement": placement, "kernel.miss": "cpu"}
+        for key, name in simulation.own_rules:
+            for guess in (none, *next_layer):
+                if key != "predictor.score" or guess is not none:
+                    yield launch | guess | {"cache.policy": "lru"} | {key: name}
         if low_bits is not None:
             for use in ({"experts.low_rank": 1}, {"experts.low_fraction": 0.5}):
                 for guess in (none, *next_layer):

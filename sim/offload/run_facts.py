@@ -14,6 +14,7 @@ import numpy as np
 from ...base.jit import jit_lean
 from ...base.records import Array, records, whole_numbers
 from ..policies.offload import begin_step, decide_visit
+from ..policies.policy_file import raise_fault
 from ..policies.state import (
     DEMAND,
     Decision,
@@ -70,6 +71,7 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
         first = last
         if first == wanted:
             break
+    raise_fault(given.config, state)
     found = count[0]
     return RunFacts(
         fresh_fraction=int(found.fresh) / max(1, int(found.used)),

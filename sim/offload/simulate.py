@@ -22,6 +22,7 @@ from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.format import RoutingTrace
 from ...traces.match import check_layers
+from ..policies.bundled import knows_future
 from ..policies.state import Array, needs_prices
 from .costs import CostTables
 from .forecast import figures, least_tables, run_tables, second_format, stored_format, usual_tables
@@ -77,6 +78,8 @@ class Simulation:
     """How the model lies on a machine of several cards."""
     likewise: tuple[RoutingTrace, ...] = ()
     """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
+    own_rules: tuple[tuple[str, str], ...] = ()
+    """(option of a schedule, name) of the rules of a policy file, which a search then tries beside the bundled ones."""
     _workloads: dict[Any, Workload] = field(default_factory=dict)
     _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
     _facts: dict[Any, RunFacts] = field(default_factory=dict)
@@ -128,7 +131,7 @@ class Simulation:
 
     def given(self, schedule: OffloadSchedule) -> RunInput:
         """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""
-        workload = self.workload(schedule, with_next_use=schedule.cache.policy == "belady")
+        workload = self.workload(schedule, with_next_use=knows_future(schedule.cache.policy))
         given = bind(schedule, self.trace, workload)
         if needs_prices(given.config) or schedule.experts.low_bits is not None or len(self.costs.each_card) > 1:
             given = dataclasses.replace(given, weighed=self.usual_tables(schedule)[0])
@@ -442,7 +445,7 @@ class Simulation:
             found.append(
                 "a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model"
             )
-        if schedule.predictor.kind == "oracle" or schedule.cache.policy == "belady":
+        if schedule.predictor.kind == "oracle" or knows_future(schedule.cache.policy):
             found.append("this schedule knows the future: a reference, not something that can be run")
         if schedule.cache.policy == "static" and (schedule.cache.experts_per_layer or 0) < self.trace.num_experts:
             found.append(f"expert popularity was counted on {workload.popularity_source}")

@@ -17,6 +17,7 @@ import numpy as np
 from ...base.errors import Internal
 from ...base.records import Array, records
 from ..policies.offload import begin_step, decide_visit
+from ..policies.policy_file import raise_fault, use_rules
 from ..policies.records import COUNTS
 from ..policies.state import Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
 from ..timeline import (
@@ -86,9 +87,11 @@ def fresh_state(
 
     costs: the tables that decisions weigh; without them all experts have one format and no decision may weigh costs.
     """
-    return make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
-                      formats=None if costs is None else costs.expert_format,
-                      prices=None if costs is None else prices_of(costs, workload))  # fmt: skip
+    state = make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
+                       formats=None if costs is None else costs.expert_format,
+                       prices=None if costs is None else prices_of(costs, workload))  # fmt: skip
+    use_rules(config, state)
+    return state
 
 
 def decided_visits(
@@ -104,6 +107,7 @@ def decided_visits(
         for layer in range(config.num_layers):
             decide_visit(config, workload.steps, state, out, step, layer)
             yield step, layer, out
+    raise_fault(config, state)
 
 
 def prices_of(costs: CostTables, workload: Workload) -> Prices:
@@ -134,6 +138,7 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
         run = make_run(num_layers=config.num_layers, num_experts=config.num_experts, num_steps=num_steps, num_rows=num_rows,
                        room=room, limit_ns=limit_ns, later_ns=later_ns)  # fmt: skip
         _run_pieces(config, workload, costs, state, run, serial=serial)
+        raise_fault(config, state)
         clock = run.clock[0]
         if clock.stuck == QUEUE_FULL:  # the link lags so far behind that its queue outgrew its room: start over
             room *= 8
@@ -182,6 +187,7 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     finally:
         if collecting:
             gc.enable()
+    raise_fault(config, state)
     clock = records(CLOCK)
     for name, ops in _BUSY_OPS.items():
         clock[name] = sum(model.busy[op] for op in ops)

@@ -130,7 +130,7 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     """Return the forward passes that replaying `trace` with `options` takes, at most the first `max_steps` of them.
 
     reset_per_request: mark the first step of each request (concurrency 1 only).
-    with_next_use: also fill `visit_next_use` and `first_use`, which only belady reads.
+    with_next_use: also fill `visit_next_use` and `first_use`, which only policies that know the future read.
     piece_entries: cut the run where a piece might hold more experts of visits than this; None: only very long ones are cut.
     Raises InputError when `max_steps` is below one.
     """

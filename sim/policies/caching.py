@@ -1,8 +1,7 @@
 """What stays and what goes: recency lists, victims, admission and eviction.
 
-Modelled: one pool of slots for each layer, or one for all; LRU; LFU, affinity and activation (least merit goes, recency
-breaks ties); LFU with ageing (merit is frequency plus the age of the pool); least-stale (layers left behind go first);
-Belady's farthest next use.
+Modelled: one pool of slots for each layer, or one for all; LRU, and policies whose rule gives each expert a score (the least goes,
+recency breaks ties): the bundled ones (`bundled`) and those of a policy file (`custom`).
 A victim is sought in three rounds: first among experts that neither the current visit uses nor a prefetch still awaits;
 then among awaited ones; last among the visit's own, which happens only when the visit's set is larger than the pool, so
 that the set streams through. Ignored: sizes (all experts of one run are slots of one size), time.
@@ -11,12 +10,12 @@ that the set streams through. Ignored: sizes (all experts of one run are slots o
 from __future__ import annotations
 
 from ...base.jit import jit_inline, jit_inner
+from .bundled import aged_tokens, farthest_use, fewest_tokens, least_merit, least_stale
+from .custom import ask_merit, ask_victim
+from .seen import ALL_ROUNDS, may_leave, seen_expert, seen_moment
 from .state import (
-    ABSENT, BELADY, CACHED, LEAST_STALE, LFU, LFUDA, LRU, NONE, STATIC, PolicyConfig, PolicyState,
+    ABSENT, BELADY, CACHED, CUSTOM, LEAST_STALE, LFU, LFUDA, LRU, NONE, STATIC, PolicyConfig, PolicyState,
 )  # fmt: skip
-
-# Rounds of the search for a victim.
-_FREE_ROUND, _AWAITED_ROUND, _OWN_ROUND = 0, 1, 2
 
 
 @jit_inline
@@ -57,47 +56,32 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
 
 
 @jit_inline
-def appraise(config: PolicyConfig, state: PolicyState, key: int) -> None:
-    """Give `key` the merit of a use now under LFU with ageing: its tokens since it came in, and the age of its pool."""
+def appraise(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> None:
+    """Give `key` the merit of a use now, before it counts as used; policies without a merit rule keep what it has."""
     if config.policy == LFUDA:
-        state.keys[key].merit = state.keys[key].frequency + state.pools[pool_of(config, key)].age
+        _appraise_aged(config, state, key, visit)
+    elif config.policy >= CUSTOM and state.rules[0].merit != 0:
+        ask_merit(config, state, pool_of(config, key), key, visit)
 
 
 @jit_inline
-def _forget(config: PolicyConfig, state: PolicyState, key: int) -> None:
-    """Start counting anew for an expert that leaves the cache, under LFU with ageing."""
-    if config.policy == LFUDA:
-        state.keys[key].frequency = 0
+def _appraise_aged(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> None:
+    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool_of(config, key), visit)
+    state.keys[key].merit = aged_tokens(seen_expert(config.num_experts, state.keys, key), now)
 
 
 @jit_inline
-def _eligible(state: PolicyState, key: int, visit: int, search: int) -> bool:
-    """Return whether `key` may go in this round of the search."""
-    keys = state.keys
-    if keys[key].touched == visit:
-        return search == _OWN_ROUND
-    if keys[key].used == 0 and keys[key].target > visit:
-        return search == _AWAITED_ROUND
-    return search == _FREE_ROUND
-
-
-@jit_inline
-def _worth(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> int:
-    """Return how much a policy other than LRU wants to keep `key`; the least goes."""
-    keys = state.keys
+def _score(config: PolicyConfig, state: PolicyState, pool: int, key: int, visit: int) -> float:
+    """Return how much a bundled policy other than LRU wants to keep `key`; the least goes."""
+    expert = seen_expert(config.num_experts, state.keys, key)
+    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool, visit)
     if config.policy == LFU:
-        return int(keys[key].frequency)
+        return fewest_tokens(expert, now)
     if config.policy == BELADY:
-        return -int(keys[key].next_use)
+        return farthest_use(expert, now)
     if config.policy == LEAST_STALE:
-        layers = config.num_layers
-        here, there = visit % layers, key // config.num_experts
-        # Visits until the layer's next turn: most for the one just left. Among layers this pass has left behind, what
-        # it did not use there is stale already.
-        turn = (there - here - 1) % layers
-        stale = there <= here and keys[key].touched < visit - here
-        return -(turn + layers * int(stale))
-    return int(keys[key].merit)
+        return least_stale(expert, now)
+    return least_merit(expert, now)
 
 
 @jit_inline
@@ -111,27 +95,29 @@ def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
     room = pools[pool].capacity - pools[pool].taken
     slots[pools[pool].first_slot + room - 1].free_slot = keys[key].slot
     keys[key].slot = -1
-    _forget(config, state, key)
+    keys[key].stay_tokens = 0
 
 
 @jit_inline
 def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may (a prefetch evicts only in the first round)."""
     keys = state.keys
+    if config.policy >= CUSTOM:
+        return ask_victim(config, state, pool, visit, prefetching)
     sentinel = config.num_layers * config.num_experts + pool
-    rounds = 1 if prefetching else 3
+    rounds = 1 if prefetching else ALL_ROUNDS
     for search in range(rounds):
         best = -1
-        least = 0
+        least = 0.0
         key = keys[sentinel].prev  # from the least recent end
         while key != sentinel:
-            if _eligible(state, key, visit, search):
+            if may_leave(keys, key, visit, search):
                 if config.policy == LRU:
                     return int(key)
-                worth = _worth(config, state, key, visit)
-                if best < 0 or worth < least:
+                score = _score(config, state, pool, key, visit)
+                if best < 0 or score < least:
                     best = key
-                    least = worth
+                    least = score
             key = keys[key].prev
         if best >= 0:
             return int(best)
@@ -160,20 +146,21 @@ def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
     slot = int(keys[key].slot)
     keys[key].slot = -1
     counts.evictions += 1
-    if config.policy == LFUDA:
+    if config.policy == LFUDA or config.policy >= CUSTOM:
         pool = pool_of(config, key)
         state.pools[pool].age = max(state.pools[pool].age, keys[key].merit)
-    _forget(config, state, key)
+    keys[key].stay_tokens = 0
     return slot
 
 
 @jit_inline
-def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int) -> None:
+def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int, visit: int) -> None:
     """Put an absent or staged expert into the cache at `slot`, as the most recent of its pool."""
     keys = state.keys
     keys[key].where = CACHED
     keys[key].slot = slot
-    appraise(config, state, key)
+    if config.policy == LFUDA:  # the cache may have aged since the use, by a victim that made room
+        _appraise_aged(config, state, key, visit)
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
 
 

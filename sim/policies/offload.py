@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from ...base.jit import jit_inline, jit_inner, jit_lean
 from .caching import admit, appraise, clear_cache, evict, find_victim, pool_of, release, take_free_slot, touch
 from .host_tier import use_from_host
+from .custom import rank_by_rule
 from .misses import send_misses_to_cores
 from .prefetching import rank_guesses, worth_fetching
 from .remembering import learn_visit, match_request, remember_request
 from .state import (
-    ABSENT, AFFINITY, BELADY, CACHED, DEMAND, GUESS_NONE, MISS_FETCH, NONE, NUM_STREAM, PREFETCH, ROUTED, STAGED, STATIC, TRANSIENT,
+    ABSENT, AFFINITY, CACHED, DEMAND, GUESS_NONE, MISS_FETCH, NONE, NUM_STREAM, PREFETCH, ROUTED, STAGED, STATIC, TRANSIENT,
     WHOLE_LAYER,
     Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
@@ -81,7 +82,9 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
     size.first_back = counts.next_writeback
     low, high = steps.visit_start[place], steps.visit_start[place + 1]
     base = layer * config.num_experts
-    if config.benefit:  # since the last visit the link has worked off what fits beside one visit's compute
+    if (
+        config.benefit or config.scored
+    ):  # since the last visit the link has worked off what fits beside one visit's compute
         counts.backlog_ns = max(0, counts.backlog_ns - prices[0].visit_ns)
     if config.library or config.policy == AFFINITY:
         learn_visit(config, steps, state, visit, layer, low, high)
@@ -104,10 +107,11 @@ def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: De
     # The visit's own experts are marked before any victim is sought: none may go while the pool has room for all.
     for index in range(low, high):
         key = base + steps.visit_expert[index]
-        keys[key].touched = visit
         keys[key].frequency += steps.visit_tokens[index]
-        appraise(config, state, key)
-        if config.policy == BELADY:
+        keys[key].stay_tokens += steps.visit_tokens[index]
+        appraise(config, state, key, visit)
+        keys[key].touched = visit
+        if config.future:
             keys[key].next_use = steps.visit_next_use[index]
     _use_hits(state, out, base, num_hits)
     if config.policy == NONE:
@@ -291,7 +295,7 @@ def _seat_staged_hits(
         held = staged[buffer].slot
         staged[buffer].slot = slot
         staged[buffer].key = -1
-        admit(config, state, key, held)
+        admit(config, state, key, held, visit)
 
 
 @jit_inline
@@ -316,7 +320,9 @@ def _add_move(config: PolicyConfig, state: PolicyState, out: Decision, key: int,
     moves[at].format = keys[key].format
     moves[at].read = use_from_host(config, state, key)
     counts.low_fetches += keys[key].format
-    if config.benefit and kind == PREFETCH:  # the stream waits for demands anyway: they leave no backlog behind
+    if (
+        config.benefit or config.scored
+    ) and kind == PREFETCH:  # the stream waits for demands anyway: they leave no backlog behind
         counts.backlog_ns += prices[keys[key].format].copy_ns
     moves[at].wait_kernel = -1
     moves[at].wait_back = -1
@@ -367,7 +373,7 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
             keys[key].where = TRANSIENT
             _count_transient(state)
         elif config.policy != STATIC:
-            admit(config, state, key, slot)
+            admit(config, state, key, slot, visit)
         counts.misses += 1
     return kernel + 1 if size.items > num_hits else kernels
 
@@ -419,13 +425,18 @@ def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit:
     """Fetch the ranked guesses for a later visit, best first, until none may be admitted any more."""
     keys, staged, guesses, counts = state.keys, state.staged, state.guesses, state.counts[0]
     target = visit + distance
+    if config.scored:
+        rank_by_rule(config, state, base, distance, num_guesses)
     for rank in range(num_guesses):
         key = base + guesses[rank].ranked
         if keys[key].where != ABSENT:
             if not keys[key].used:
                 keys[key].target = max(keys[key].target, target)
             continue
-        if (config.threshold_65536 or config.benefit) and not worth_fetching(config, state, rank, distance, 0):
+        if config.scored:
+            if guesses[rank].worth <= 0:
+                return
+        elif (config.threshold_65536 or config.benefit) and not worth_fetching(config, state, rank, distance, 0):
             return
         if config.low_rank >= 0:
             keys[key].format = 0  # how important a guess will be is not known yet
@@ -450,7 +461,7 @@ def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit:
             slot = _make_room(config, state, out, key, visit, True)
             if slot < 0:
                 return
-            admit(config, state, key, slot)
+            admit(config, state, key, slot, visit)
         _add_move(config, state, out, key, PREFETCH, target, -1, slot)
         keys[key].used = 0
         counts.prefetches += 1

@@ -21,9 +21,10 @@ KEY = record_type(
     target="int64",  # layer step an unused prefetch was made for
     transfer="int64",  # the latest transfer of this expert, -1 when it was there from the start
     sent_target="int64",  # layer step the latest transfer was first made for; where it stands in its queue
-    frequency="int64",  # tokens that used this expert; under lfuda since it last left the cache
-    merit="int64",  # how likely an expert is thought to be wanted again (affinity, activation and lfuda only)
-    next_use="int64",  # next layer step that will use it (belady only)
+    frequency="int64",  # tokens that used this expert
+    stay_tokens="int64",  # of them, those since it last left the cache
+    merit="float64",  # how likely an expert is thought to be wanted again (policies that keep a merit)
+    next_use="int64",  # next layer step that will use it (policies that know the future)
     host_prev="int32",  # recency of the host's memory; the line num_keys is the sentinel
     host_next="int32",
 )
@@ -42,16 +43,16 @@ POOL = record_type(
     taken="int64",
     capacity="int64",
     first_slot="int64",
-    age="int64",  # lfuda's
+    age="float64",  # the greatest merit of any expert that has left
 )
 """One pool of slots, and one line more, which has only a first slot."""
 
 BUFFER = whole_numbers("key", "slot")
 """One staging buffer: the key in it, -1 when empty, and its slot."""
 
-GUESS = whole_numbers("score", "ranked", "ranked_score")
+GUESS = record_type(score="int64", ranked="int64", ranked_score="int64", worth="float64")
 """Scratch, one line an expert: `score` by expert; the others by rank, the order in which guesses are fetched (probabilities
-times 65536, or sums of them)."""
+times 65536, or sums of them); `worth` where a policy file ranks them."""
 
 ASKED = whole_numbers("current", "matched")
 """Tokens that used an expert: in the current request, and in the library's entry nearest to it."""
@@ -111,3 +112,10 @@ SIZES = whole_numbers(
     "items", "kernels", "moves", "backs", "promoted", "cores", "first_transfer", "first_kernel", "first_back"
 )
 """Lengths of a decision's lists, then the first ids of its layer step."""
+
+RULES = whole_numbers("victim", "merit", "prefetch", "miss")
+"""Handles of the rules of a policy file (see `custom`), 0 where the bundled ones decide."""
+
+FAULT = whole_numbers("kind", "rule", "asked")
+"""The first thing that a rule of a policy file did wrong: NO_FAULT, RAISED or NOT_FINITE, which rule, and how many values it was
+given (`state.PolicyState.asked`)."""

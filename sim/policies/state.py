@@ -17,13 +17,16 @@ import numpy as np
 from ...base.errors import Internal
 from ...base.records import Array as Array
 from ...base.records import lines_of, records
+from ...specs.schedules import rules
 from ...specs.schedules.offload import CACHE_POLICIES, FETCHES, MISS_CHOICES, PLACEMENTS, PREDICTORS, OffloadSchedule
+from .bundled import knows_future
 from .records import (
     ASKED,
     BACK,
     BUFFER,
     CORE_ITEM,
     COUNTS,
+    FAULT,
     GUESS,
     ITEM,
     KEY,
@@ -31,16 +34,17 @@ from .records import (
     POOL,
     PRICE,
     PROMOTION,
+    RULES,
     SIZES,
     SLOT,
     WORK,
 )
 
 # Options as numbers, in the order of `schedule.CACHE_POLICIES` and its companions.
-NONE, LRU, LFU, STATIC, BELADY, LEAST_STALE, AFFINITY, ACTIVATION, LFUDA = range(9)
+NONE, LRU, LFU, STATIC, BELADY, LEAST_STALE, AFFINITY, ACTIVATION, LFUDA, CUSTOM = range(10)
 GUESS_NONE, GUESS_ALL, GUESS_NEXT_GATE, GUESS_DIAL, GUESS_PRE_GATE, GUESS_ORACLE, GUESS_ACTIVATION = range(7)
 ROUTED, WHOLE_LAYER, LAYER_STREAMED = range(3)
-MISS_FETCH, MISS_CPU, MISS_CHEAPER, MISS_BALANCED = range(4)
+MISS_FETCH, MISS_CPU, MISS_CHEAPER, MISS_BALANCED, MISS_CUSTOM = range(5)
 
 # Where an expert is.
 ABSENT, CACHED, STAGED, TRANSIENT = 0, 1, 2, 3
@@ -79,6 +83,8 @@ class PolicyConfig(NamedTuple):
     low_rank: int  # a miss that no token ranks above this is fetched in the second format; -1: never
     host_experts: int  # 0: the host holds all
     upload_tokens: int  # passes of at least so many tokens fetch their misses; 0: as `miss` says
+    scored: int  # 0, or one more than the number of the policy file's rule that ranks guesses
+    future: int  # 1 where victims are chosen by next uses
     placement: int  # of a static cache, in the order of `schedule.PLACEMENTS`
 
 
@@ -96,6 +102,10 @@ def no_prices() -> Prices:
     none = np.zeros((1, 0), np.int64)
     return Prices(copy_ns=np.zeros(2, np.int64), device_ns=none, cpu_ns=none, visit_ns=np.zeros(1, np.int64))
 
+
+# The most values that a rule is given, and the place behind them where a guess's score is answered.
+MOST_ASKED = 16
+ANSWER = MOST_ASKED - 1
 
 # A static cache lets its misses pass through two buffers, so that one fills while the other is read.
 NUM_STREAM = 2
@@ -118,6 +128,9 @@ class PolicyState(NamedTuple):
     prices: Array  # PRICE [num_formats]
     work_ns: Array  # WORK [num_formats, max_expert_tokens + 1]
     counts: Array  # COUNTS [1]
+    rules: Array  # RULES [1]
+    fault: Array  # FAULT [1]
+    asked: Array  # float64 [MOST_ASKED]: what the rule at fault was given
 
     @property
     def num_keys(self) -> int:
@@ -174,7 +187,12 @@ def uses_requests(schedule: OffloadSchedule) -> bool:
 
 def needs_prices(config: PolicyConfig) -> bool:
     """Return whether decisions weigh predicted costs."""
-    return config.miss in (MISS_CHEAPER, MISS_BALANCED) or config.benefit == 1
+    return config.miss >= MISS_CHEAPER or config.benefit == 1 or config.scored > 0
+
+
+def _number(name: str, bundled: tuple[str, ...], kind: str) -> int:
+    """Return the number of a name: bundled ones first, then those that policy files have added."""
+    return (*bundled, *rules.added(kind)).index(name)
 
 
 def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int, top_k: int,
@@ -182,7 +200,7 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
     """Return the compiled form of `schedule`'s logical options."""
     cache, predictor = schedule.cache, schedule.predictor
     return PolicyConfig(
-        policy=CACHE_POLICIES.index(cache.policy),
+        policy=_number(cache.policy, CACHE_POLICIES, rules.VICTIM),
         predictor=PREDICTORS.index(predictor.kind),
         depth=predictor.depth,
         width=predictor.width or top_k,
@@ -198,7 +216,7 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
         seed=predictor.seed,
         guess_distances=guess_distances,
         guess_width=guess_width,
-        miss=MISS_CHOICES.index(schedule.kernel.miss),
+        miss=_number(schedule.kernel.miss, MISS_CHOICES, rules.MISS),
         threshold_65536=round(predictor.threshold * 65536),
         benefit=int(predictor.benefit),
         library=predictor.library if uses_requests(schedule) else 0,
@@ -206,6 +224,8 @@ def make_config(schedule: OffloadSchedule, *, num_layers: int, num_experts: int,
         low_rank=-1 if schedule.experts.low_rank is None else schedule.experts.low_rank,
         host_experts=schedule.copy.host_experts or 0,
         upload_tokens=schedule.kernel.upload_tokens or 0,
+        scored=0 if predictor.score is None else 1 + rules.added(rules.PREFETCH).index(predictor.score),
+        future=int(knows_future(cache.policy)),
         placement=PLACEMENTS.index(cache.placement),
     )  # fmt: skip
 
@@ -258,7 +278,8 @@ def make_state(
         keys=keys, slots=slots, pools=pools, staged=staged, guesses=records(GUESS, config.num_experts),
         followers=np.zeros(pairs, np.int32), requests=records(ASKED, num_keys if config.library else 0),
         library=np.zeros((config.library, num_keys) if config.library else (0, 0), np.int64),
-        prices=price, work_ns=work, counts=records(COUNTS),
+        prices=price, work_ns=work, counts=records(COUNTS), rules=records(RULES), fault=records(FAULT),
+        asked=np.zeros(MOST_ASKED),
     )  # fmt: skip
     if popularity is not None:
         if config.policy == STATIC:

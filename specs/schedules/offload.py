@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...base.errors import InputError, UnknownName
+from . import rules
 
 CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation", "lfuda")
 PLACEMENTS = ("popularity", "uniform", "front", "back")
@@ -93,6 +94,9 @@ class PredictorOptions:
     from predicted costs and from the link's predicted backlog."""
     library: int = 64
     """activation only: how many earlier requests are remembered."""
+    score: str | None = None
+    """A policy file's rule that ranks guesses and says which are not fetched (`--policy`); None: the most probable first, as `threshold`
+    and `benefit` allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +194,11 @@ class OffloadSchedule:
         return self.copy.cancel
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the resolved options as nested plain values, in declaration order."""
-        return dataclasses.asdict(self)
+        """Return the resolved options as nested plain values, in declaration order; a rule's place is there where a file fills it."""
+        found = dataclasses.asdict(self)
+        if self.predictor.score is None:
+            del found["predictor"]["score"]
+        return found
 
 
 # --- keys, values and their checks -----------------------------------------------------------------------------------
@@ -280,12 +287,14 @@ def schedule_from_dict(data: Mapping[str, Any]) -> OffloadSchedule:
 def check_schedule(schedule: OffloadSchedule) -> None:
     """Return nothing; raises InputError for the first option whose value breaks a rule."""
     cache, predictor, kernel, copy = schedule.cache, schedule.predictor, schedule.kernel, schedule.copy
-    _one_of("cache.policy", cache.policy, CACHE_POLICIES)
+    _one_of("cache.policy", cache.policy, (*CACHE_POLICIES, *rules.added(rules.VICTIM)))
     _one_of("cache.reset", cache.reset, CACHE_RESETS)
     _one_of("predictor.kind", predictor.kind, PREDICTORS)
     _one_of("cache.placement", cache.placement, PLACEMENTS)
     _one_of("kernel.grouping", kernel.grouping, KERNEL_GROUPINGS)
-    _one_of("kernel.miss", kernel.miss, MISS_CHOICES)
+    _one_of("kernel.miss", kernel.miss, (*MISS_CHOICES, *rules.added(rules.MISS)))
+    if predictor.score is not None:
+        _check_score(predictor)
     _one_of("copy.fetch", copy.fetch, FETCHES)
     sizes = {name: getattr(cache, name) for name in _SIZES}
     given = {name: value for name, value in sizes.items() if value is not None}
@@ -339,6 +348,21 @@ def check_schedule(schedule: OffloadSchedule) -> None:
             raise InputError(f"copy.{key}", getattr(copy, key), "not true or false", "write true or false")
     if not isinstance(predictor.benefit, bool):
         raise InputError("predictor.benefit", predictor.benefit, "not true or false", "write true or false")
+
+
+def _check_score(predictor: PredictorOptions) -> None:
+    """Raise InputError where a policy file's rule about guesses is unknown, idle, or not the only one."""
+    known = rules.added(rules.PREFETCH)
+    if predictor.score not in known:
+        raise InputError("predictor.score", predictor.score, f"no policy file has added it (added: {', '.join(known) or 'none'})",
+                         "give the file with --policy")  # fmt: skip
+    if predictor.kind == "none":
+        raise InputError(
+            "predictor.score", predictor.score, "nothing is guessed", "set predictor.kind, for instance to next-gate"
+        )
+    if predictor.threshold or predictor.benefit:
+        raise InputError("predictor.score", predictor.score, "it decides alone which guesses are fetched",
+                         "leave out predictor.threshold and predictor.benefit")  # fmt: skip
 
 
 def _check_misses(schedule: OffloadSchedule) -> None:
