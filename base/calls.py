@@ -14,6 +14,14 @@ from typing import Any
 
 from .jit import cached_in, compiled, jit_options, plain_jit
 
+try:
+    from numba import carray
+except ImportError:  # nothing is compiled, so nobody hands over addresses
+    carray = None
+
+array_at: Any = carray
+"""Returns the array at an address, for shells."""
+
 _FUNCTIONS: dict[int, Callable[..., int]] = {}
 """What each handle stands for in plain Python."""
 _KEPT: list[Any] = []
@@ -28,8 +36,8 @@ def call_at(handle: int, arrays: tuple[Any, ...], numbers: tuple[int, ...]) -> i
 
 def with_globals(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     """Return a copy of a function that finds `names` among its globals."""
-    code = function.__code__  # type: ignore[attr-defined]
-    made = FunctionType(code, {**function.__globals__, **names}, function.__name__)  # type: ignore[attr-defined]
+    code = function.__code__
+    made = FunctionType(code, {**function.__globals__, **names}, function.__name__)
     made.__module__, made.__qualname__ = function.__module__, function.__qualname__
     return made
 
@@ -62,17 +70,15 @@ def handle_of(
 
 def _teach_numba() -> None:
     """Let compiled code call `call_at`."""
-    from numba.core import types
+    from numba.core import cgutils, types
     from numba.extending import intrinsic, overload
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def jump(typing_context: Any, handle: Any, arrays: Any, numbers: Any) -> Any:
-        from llvmlite import ir
-
         signature = types.int64(handle, arrays, numbers)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            word, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+            ir, word, pointer = cgutils.ir, cgutils.intp_t, cgutils.voidptr_t
             values, kinds = [], []
             for at, kind in enumerate(signature.args[1]):
                 array = context.make_array(kind)(context, builder, builder.extract_value(arguments[1], at))
@@ -86,7 +92,7 @@ def _teach_numba() -> None:
 
         return signature, generate
 
-    @overload(call_at, jit_options=jit_options(), inline="always")
+    @overload(call_at, jit_options=jit_options(), inline="always")  # type: ignore[untyped-decorator]
     def call_compiled(handle: Any, arrays: Any, numbers: Any) -> Any:
         def call(handle: Any, arrays: Any, numbers: Any) -> Any:
             return jump(handle, arrays, numbers)

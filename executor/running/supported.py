@@ -35,6 +35,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "predictor.threshold": None,
     "predictor.benefit": None,
     "predictor.library": None,
+    "predictor.score": None,
     "kernel.grouping": ("per-expert", "grouped"),
     "kernel.miss": None,
     "copy.overlap": (True, False),
@@ -61,7 +62,7 @@ def check_runnable(schedule: OffloadSchedule) -> None:
             continue  # the name
         for option, value in options.items():
             key = f"{section}.{option}"
-            allowed = _RUNS.get(key, (default[section][option],))
+            allowed = _RUNS.get(key, (default[section].get(option),))
             if allowed is not None and value not in allowed:
                 what = "a simulated cost, while a run has its own" if section == "host" else "only simulated"
                 raise InputError(

@@ -52,7 +52,7 @@ class Candidate:
             for section, part in self.schedule.to_dict().items()
             if isinstance(part, dict)
             for key, value in part.items()
-            if value != plain[section][key]
+            if value != plain[section].get(key)
         )
 
 

@@ -11,9 +11,6 @@ from ...base.jit import jit_inline, jit_inner
 from .rules import Miss
 from .state import ABSENT, ANSWER, PolicyConfig, PolicyState
 
-# A guess that is on the device already is asked about by nobody, and keeps its place before those that are not.
-_THERE = 1e300
-
 
 @jit_inline
 def ask_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
@@ -46,9 +43,6 @@ def rank_by_rule(config: PolicyConfig, state: PolicyState, base: int, distance: 
     backlog = state.counts[0].backlog_ns
     for rank in range(num_guesses):
         key = base + guesses[rank].ranked
-        if keys[key].where != ABSENT:
-            guesses[rank].worth = _THERE
-            continue
         copy = prices[0 if config.low_rank >= 0 else keys[key].format].copy_ns
         numbers = (
             base // config.num_experts, guesses[rank].ranked, rank, guesses[rank].ranked_score, distance, copy, backlog,
@@ -56,7 +50,8 @@ def rank_by_rule(config: PolicyConfig, state: PolicyState, base: int, distance: 
         )  # fmt: skip
         call_at(state.rules[0].prefetch, (state.fault, state.asked), numbers)
         guesses[rank].worth = state.asked[ANSWER]
-        backlog += copy
+        if keys[key].where == ABSENT:  # what is there already needs no copy
+            backlog += copy
     for rank in range(1, num_guesses):
         expert, score, worth = guesses[rank].ranked, guesses[rank].ranked_score, guesses[rank].worth
         place = rank

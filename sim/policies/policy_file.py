@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -143,7 +144,7 @@ def _try(rule: Rule, given: str) -> None:
 
 def _ask(rule: Rule, values: tuple[Any, ...], given: str) -> float:
     """Return a rule's answer in plain Python; raises InputError that names the line and what it was asked."""
-    code = rule.function.__code__  # type: ignore[attr-defined]
+    code = rule.function.__code__
     place = f"line {code.co_firstlineno}, {rule.function.__name__}"
     try:
         answer = rule.function(*values)
@@ -177,8 +178,8 @@ def _compile(rule: Rule, given: str, digest: str) -> None:
     try:
         handle(rule, digest)
     except Exception as error:  # noqa: BLE001 - a compiler's errors have no base of their own
-        line = getattr(getattr(error, "loc", None), "line", None) or _line_in(str(error), rule.function)
-        first = next((each for each in _reasons(str(error))), type(error).__name__)
+        line = _line_in(str(error), rule.function)
+        first = next(iter(_REASON.findall(str(error))), type(error).__name__)
         raise InputError(
             "--policy", given, f"line {line}, {rule.function.__name__}: cannot be compiled ({one_line(first, 200)})",
             "use numbers, comparisons, loops and math functions",
@@ -187,7 +188,7 @@ def _compile(rule: Rule, given: str, digest: str) -> None:
 
 def _line_in(text: str, function: Callable[..., Any]) -> int:
     """Return the last line of the user's file that a compiler's message names, else the function's first."""
-    code = function.__code__  # type: ignore[attr-defined]
+    code = function.__code__
     name, found = os.path.basename(code.co_filename), code.co_firstlineno
     for line in text.splitlines():
         if f'{name}", line ' in line:
@@ -195,14 +196,12 @@ def _line_in(text: str, function: Callable[..., Any]) -> int:
     return int(found)
 
 
-_CONTEXT = ("During", "File", "^", "def ", "return ", "<source", "-", "[", "if ", "for ", "while ")
-
-
-def _reasons(text: str) -> Iterator[str]:
-    """Yield the lines of a compiler's message that say what is wrong, the most particular first."""
-    for line in reversed([each.strip() for each in text.splitlines()]):
-        if line and not line.startswith(_CONTEXT) and not line.endswith(":"):
-            yield line
+# How numba begins the lines that say what is wrong.
+_REASON = re.compile(
+    r"^\s*((?:Unknown attribute|No implementation of function|Cannot unify|Untyped global name|Use of unsupported|Invalid use of"
+    r"|Undecided type|Unsupported|cannot determine)[^\n]*)",
+    re.MULTILINE,
+)
 
 
 # --- in a run -------------------------------------------------------------------------------------------------------------
@@ -234,7 +233,7 @@ def raise_fault(config: PolicyConfig, state: PolicyState) -> None:
         return
     kind = next(kind for kind, number in _NUMBERS.items() if number == state.fault[0].rule)
     rule, given = _rules_of(config)[kind], state.asked.tolist()
-    shape = {names.PREFETCH: (Guess,), names.MISS: (Miss,)}.get(kind, (Expert, Now))
+    shape: tuple[Any, ...] = {names.PREFETCH: (Guess,), names.MISS: (Miss,)}.get(kind, (Expert, Now))
     values = []
     for made in shape:
         fields = zip(made._fields, given, strict=False)

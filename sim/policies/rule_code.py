@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...base.calls import handle_of
+from ...base.calls import array_at, handle_of
 from ...base.jit import jit_inline
 from ...base.records import Array
 from ...specs.schedules.rules import MISS, PREFETCH, VICTIM
@@ -21,11 +21,6 @@ from .records import FAULT, KEY, POOL
 from .rules import CORES, FETCH, MERIT, Expert, Guess, Miss, Now, Rule
 from .seen import ALL_ROUNDS, FREE_ROUND, may_leave, seen_expert, seen_moment
 from .state import ANSWER
-
-try:
-    from numba import carray
-except ImportError:  # no shell is ever called
-    carray = None
 
 # Which rule was at fault.
 VICTIM_RULE, MERIT_RULE, PREFETCH_RULE, MISS_RULE = range(1, 5)
@@ -100,7 +95,7 @@ def victim_body(
                 expert = seen_expert(num_experts, keys, key)
                 score = math.nan
                 try:
-                    score = float(rule(expert, now))
+                    score = 1.0 * rule(expert, now)
                 except Exception:  # noqa: BLE001 - whatever it is, it is shown with its line
                     score = math.nan
                 if not math.isfinite(score):
@@ -121,7 +116,7 @@ def merit_body(
     expert, now = seen_expert(num_experts, keys, key), seen_moment(num_layers, num_experts, pools, pool, visit)
     merit = math.nan
     try:
-        merit = float(rule(expert, now))
+        merit = 1.0 * rule(expert, now)
     except Exception:  # noqa: BLE001
         merit = math.nan
     if not math.isfinite(merit):
@@ -142,7 +137,7 @@ def prefetch_body(
     )  # fmt: skip
     worth = math.nan
     try:
-        worth = float(rule(guess))
+        worth = 1.0 * rule(guess)
     except Exception:  # noqa: BLE001
         worth = math.nan
     if not math.isfinite(worth):
@@ -163,7 +158,7 @@ def miss_body(
     )  # fmt: skip
     choice = math.nan
     try:
-        choice = float(rule(miss))
+        choice = 1.0 * rule(miss)
     except Exception:  # noqa: BLE001
         choice = math.nan
     if choice == CORES:
@@ -179,8 +174,8 @@ def expert_shell(
 ) -> int:  # fmt: skip
     """Hand the arrays at these addresses to the body of a rule of experts."""
     return body(
-        carray(keys, (num_keys,), KEY), carray(pools, (num_pools,), POOL), carray(fault, (num_faults,), FAULT),
-        carray(asked, (num_asked,), ASKED), a, b, c, d, e,
+        array_at(keys, (num_keys,), KEY), array_at(pools, (num_pools,), POOL), array_at(fault, (num_faults,), FAULT),
+        array_at(asked, (num_asked,), ASKED), a, b, c, d, e,
     )  # fmt: skip
 
 
@@ -199,7 +194,7 @@ def guess_shell(
     h: int,
 ) -> int:
     """Hand the arrays at these addresses to the body of a rule of guesses."""
-    fault_array, asked_array = carray(fault, (num_faults,), FAULT), carray(asked, (num_asked,), ASKED)
+    fault_array, asked_array = array_at(fault, (num_faults,), FAULT), array_at(asked, (num_asked,), ASKED)
     return body(fault_array, asked_array, a, b, c, d, e, f, g, h)
 
 
@@ -219,7 +214,7 @@ def miss_shell(
     i: int,
 ) -> int:
     """Hand the arrays at these addresses to the body of a rule of misses."""
-    fault_array, asked_array = carray(fault, (num_faults,), FAULT), carray(asked, (num_asked,), ASKED)
+    fault_array, asked_array = array_at(fault, (num_faults,), FAULT), array_at(asked, (num_asked,), ASKED)
     return body(fault_array, asked_array, a, b, c, d, e, f, g, h, i)
 
 

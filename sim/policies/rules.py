@@ -57,7 +57,7 @@ class Now(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """One expert that a predictor names for a later layer, and that is not on the device."""
+    """One expert that a predictor names for a later layer; one that is on the device already is kept for it, and not copied."""
 
     layer: int
     expert: int

@@ -95,7 +95,7 @@ VALUES: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
     "objective": "p99_step_s", "floor": "3", "exhaustive": None, "window": "2000", "concurrency": "2", "ubatch": "4",
     "target": "llama.cpp", "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0",
-    "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv",
+    "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv", "policy": "own.py",
     "reserve": "100MiB",
     "ttft": "2s", "tpot": "50ms",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
@@ -179,6 +179,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (BUNDLED / "parallel.jsonl").read_text(encoding="utf-8").splitlines()[-13] + "\n"
     )
     (here / "g.yaml").write_text(GRID)
+    rule = "@victim_score('command-option')\ndef rule(expert, now):\n    return expert.tokens\n"
+    (here / "own.py").write_text("from moeplan.api.policies import victim_score\n\n" + rule)
     (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
     (here / "t.csv").write_text("scenario,predicted,measured\na,1,1\n")
     (here / "n.json").write_text("{}")

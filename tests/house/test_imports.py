@@ -67,8 +67,9 @@ def test_torch_is_imported_only_where_it_may() -> None:
     assert found == []
 
 
-def test_numba_is_imported_only_by_jit_and_its_cache() -> None:
+def test_numba_is_imported_only_by_jit_its_cache_and_calls() -> None:
     assert {path for path, tree in modules().items() if "numba" in {name for _, name in imported(tree)}} == {
+        Path("base/calls.py"),
         Path("base/code_cache.py"),
         Path("base/jit.py"),
     }

@@ -22,8 +22,15 @@ UNPINNED = {"triton"}
 LONGEST_MODULE_LINES = 500
 LONGEST_FUNCTION_LINES = 150
 MOST_POSITIONAL = 8
-# Functions with more, compiled ones that have yet to be given records.
+# Functions with more: compiled ones that have yet to be given records, and what is called by address, one number at a time.
 WIDER = {
+    "sim/policies/rule_code.py: expert_shell",
+    "sim/policies/rule_code.py: guess_shell",
+    "sim/policies/rule_code.py: merit_body",
+    "sim/policies/rule_code.py: miss_body",
+    "sim/policies/rule_code.py: miss_shell",
+    "sim/policies/rule_code.py: prefetch_body",
+    "sim/policies/rule_code.py: victim_body",
     "planner/placement/annealing.py: anneal",
     "planner/placement/replica_choice.py: _cap",
     "planner/placement/replica_choice.py: _draw",

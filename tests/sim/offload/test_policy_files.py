@@ -38,6 +38,8 @@ def outcomes(settings: dict[str, object], seed: int) -> tuple[Outcome, Outcome]:
     schedule = apply_settings(OffloadSchedule(name="own"), base | settings)
     workload = build_workload(trace, schedule.workload, with_next_use=knows_future(schedule.cache.policy))
     costs = make_costs(rng, workload, schedule)
+    # Cores that are sometimes sooner than the link.
+    costs = costs._replace(cpu_ns=costs.cpu_ns // 3 + 1, chunk_ns=costs.chunk_ns * 3)
     run = (config_of(schedule, trace), workload, costs, capacities_of(schedule, trace))
     return run_simpy(*run, serial=False, rows=True), run_compiled(*run, serial=False, rows=True)
 
