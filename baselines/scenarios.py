@@ -18,7 +18,10 @@ from .document import Scenario
 SLOW_PAPERS = ("grace-moe",)
 _VALIDATED = "../../benchmarks/results/validate_cpu.json"
 """As seen from the file of pinned figures."""
-VALIDATIONS = ("tenth: calibrated before, five laps, fresh clone", "eleventh: calibrated in the same run, fresh clone")
+VALIDATIONS = (
+    "tenth: calibrated before, five passes, fresh clone",
+    "eleventh: calibrated in the same run, fresh clone",
+)
 _WINDOW = 300
 # A laptop, desktops of two generations, a cloud instance and two data centre cards. The budget is the runtime's own memory and room for
 # about half of the bundled model's 96 experts, so that caches, guesses and cores have something to decide.

@@ -1,9 +1,9 @@
-"""How fast the two simulators are on the same cases: expert visits per second, and how many times faster the compiled one is.
+"""How fast the two simulators are on the same cases: expert uses per second, and how many times faster the compiled one is.
 
 Each case is a model's routing shape with made-up routing of real skew and costs of a usual size. The compiled one is timed several
-times without rows, alternating between cases; SimPy once per case on a shorter window and scaled by visits, since one full
-run takes minutes (its time per visit does not depend on the window's length). Building the workload (once per recording,
-shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert visits a
+times without rows, alternating between cases; SimPy once per case on a shorter window and scaled by layer steps, since one full
+run takes minutes (its time per layer step does not depend on the window's length). Building the workload (once per recording,
+shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert uses a
 second on one core on the largest case. Prints a table; `--json FILE` keeps all samples.
 """
 
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     traces: dict[tuple[int, ...], RoutingTrace] = {}
-    print(f"{'case':32} {'hit rate':>8} {'compiled M visits/s':>24} {'SimPy k visits/s':>17} {'ratio':>7}")
+    print(f"{'case':32} {'hit rate':>8} {'compiled M layer steps/s':>24} {'SimPy k layer steps/s':>17} {'ratio':>7}")
     for case in cases():
         shape = (case.num_layers, case.num_experts, case.top_k, case.num_steps)
         trace = traces.setdefault(shape, routing(case))
@@ -129,19 +129,19 @@ def main() -> None:
         for _ in range(NUM_REPEATS):
             began = time.perf_counter()
             run_compiled(config, workload, table, capacities, serial=serial)
-            samples.append(workload.num_expert_visits / (time.perf_counter() - began))
+            samples.append(workload.num_expert_uses / (time.perf_counter() - began))
         short = build_workload(trace, case.schedule.workload, max_steps=SIMPY_STEPS)
         began = time.perf_counter()
         run_simpy(config, short, costs(case, short), capacities, serial=serial, rows=False)
-        slow = short.num_expert_visits / (time.perf_counter() - began)
+        slow = short.num_expert_uses / (time.perf_counter() - began)
         fast = statistics.median(samples)
         hits, misses = int(outcome.counts.hits), int(outcome.counts.misses)
         print(f"{case.name:32} {hits / (hits + misses):8.3f} {fast / 1e6:9.1f} "
               f"({min(samples) / 1e6:5.1f}–{max(samples) / 1e6:5.1f}) "
               f"{slow / 1e3:17.1f} {fast / slow:7.0f}")  # fmt: skip
-        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "compiled_visits_per_s": samples,
-                        "simpy_visits_per_s": slow,
-                        "ratio": fast / slow, "workload_s": build_s, "num_expert_visits": workload.num_expert_visits})  # fmt: skip
+        results.append({"case": case.name, "hit_rate": hits / (hits + misses), "compiled_layer_steps_per_s": samples,
+                        "simpy_layer_steps_per_s": slow,
+                        "ratio": fast / slow, "workload_s": build_s, "num_expert_uses": workload.num_expert_uses})  # fmt: skip
     if arguments.json:
         machine = {
             "machine": platform.machine(),

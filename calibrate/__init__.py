@@ -14,7 +14,7 @@
     device, cuda_device     memory, streams, marks and copies of a device
     dense_part              everything of a forward pass but the routed experts
     expert_store            where all experts live
-    expert_runner           the routed experts of one visit (`cpu_experts`, `triton_experts`)
+    expert_runner           the routed experts of one layer step (`cpu_experts`, `triton_experts`)
 
 Importing this package, the cost models, samples and fits needs no torch; what measures and runs does.
 """

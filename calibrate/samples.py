@@ -1,11 +1,11 @@
 """Raw measurements of a machine, and the file they are kept in.
 
     {"schema_version": 1, "kind": "samples", "device": {...}, "conditions": {...}, "warnings": [...],
-     "samples": [{"kind": "expert", "labels": {"bits": "16"}, "arguments": {"tokens": 4, ...}, "seconds": [...], "laps": [4, 4, 4]}, ...]}
+     "samples": [{"kind": "expert", "labels": {"bits": "16"}, "arguments": {"tokens": 4, ...}, "seconds": [...], "passes": [4, 4, 4]}, ...]}
 
-Modelled: every repetition of every measurement, with what was measured, in which laps and under which conditions, so that a
+Modelled: every repetition of every measurement, with what was measured, in which passes and under which conditions, so that a
 fit can be redone without the machine. A machine that others use too is slow for seconds or minutes at a time; where there are
-several laps, figures are medians over laps, so that a slow one does not count. Plain JSON, checked by plain code, because the
+several passes, figures are medians over passes, so that a slow one does not count. Plain JSON, checked by plain code, because the
 machine that measures may have nothing else. Ignored: what the numbers mean (`fit`).
 """
 
@@ -28,8 +28,8 @@ from ..base.version import __version__
 from .all_to_all_matrices import matrix_from_text
 
 SCHEMA_VERSION = 1
-# Laps, and repetitions in each, from which on figures are medians over laps: fewer do not show which lap is the odd one.
-_LEAST_LAPS, _LEAST_IN_LAP = 3, 3
+# Passes, and repetitions in each, from which on figures are medians over passes: fewer do not show which pass is the odd one.
+_LEAST_PASSES, _LEAST_IN_PASS = 3, 3
 MAX_FILE_BYTES = 256 * 2**20
 COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # kind: (labels, arguments)
@@ -67,7 +67,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
     "rank_product": (("backend", "companion"), ("ranks", "computing", "bytes")),
 }
-"""What each kind of sample must say. Experts of a run: how many a visit uses, on average, rounded; of a grouped launch in a run: how
+"""What each kind of sample must say. Experts of a run: how many a layer step uses, on average, rounded; of a grouped launch in a run: how
 many it computes, of which so many were fresh or ahead, with so many tokens together.
 Bytes of an all-to-all: the larger of what the busiest rank sends to the others and receives from them; a label `matrix`, where
 there is one, holds the bytes from each rank to each. A rank's product: of `ranks` ranks so many were computing."""
@@ -81,36 +81,38 @@ class Sample:
     labels: Mapping[str, str]
     arguments: Mapping[str, float]
     seconds: tuple[float, ...]
-    laps: tuple[int, ...] = ()
-    """How many of the repetitions each lap made, one after the other; empty: all in one."""
+    passes: tuple[int, ...] = ()
+    """How many of the repetitions each pass made, one after the other; empty: all in one."""
 
     def __post_init__(self) -> None:
         check_sample(self)
 
     @property
     def median_s(self) -> float:
-        """Median over the repetitions; of several laps, that of their medians."""
-        return self._over_laps(np.median)
+        """Median over the repetitions; of several passes, that of their medians."""
+        return self._over_passes(np.median)
 
     @property
     def midmean_s(self) -> float:
-        """Mean of the middle half: like the median, but between two heaps it stands where their weights say; the median of several laps."""
-        return self._over_laps(_midmean)
+        """Mean of the middle half: like the median, but between two heaps where their weights say; of several passes, the median."""
+        return self._over_passes(_midmean)
 
     def lap_medians(self) -> list[float] | None:
-        """Return the median of each lap; None where there are too few laps, or too few repetitions in one."""
-        return [float(np.median(lap)) for lap in self._laps()] if self._has_laps else None
+        """Return the median of each pass; None where there are too few passes, or too few repetitions in one."""
+        return [float(np.median(seconds)) for seconds in self._passes()] if self._has_passes else None
 
-    def _over_laps(self, figure: Callable[[Sequence[float]], Any]) -> float:
-        return float(np.median([figure(lap) for lap in self._laps()]) if self._has_laps else figure(self.seconds))
+    def _over_passes(self, figure: Callable[[Sequence[float]], Any]) -> float:
+        return float(
+            np.median([figure(seconds) for seconds in self._passes()]) if self._has_passes else figure(self.seconds)
+        )
 
     @property
-    def _has_laps(self) -> bool:
-        return len(self.laps) >= _LEAST_LAPS and min(self.laps) >= _LEAST_IN_LAP
+    def _has_passes(self) -> bool:
+        return len(self.passes) >= _LEAST_PASSES and min(self.passes) >= _LEAST_IN_PASS
 
-    def _laps(self) -> list[tuple[float, ...]]:
-        ends = np.cumsum(self.laps).tolist()
-        return [self.seconds[end - count : end] for end, count in zip(ends, self.laps, strict=True)]
+    def _passes(self) -> list[tuple[float, ...]]:
+        ends = np.cumsum(self.passes).tolist()
+        return [self.seconds[end - count : end] for end, count in zip(ends, self.passes, strict=True)]
 
     @property
     def spread(self) -> float:
@@ -153,7 +155,7 @@ class SampleSet:
 
 
 def merge(sets: Iterable[SampleSet]) -> SampleSet:
-    """Return one set in which repetitions of the same measurement stand together, each former sample a lap.
+    """Return one set in which repetitions of the same measurement stand together, each former sample a pass.
 
     Raises InputError for sets of different devices.
     """
@@ -174,7 +176,7 @@ def merge(sets: Iterable[SampleSet]) -> SampleSet:
 
 
 def once_each(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    """Return samples in which repetitions of the same measurement stand together, each of `samples` a lap or several."""
+    """Return samples in which repetitions of the same measurement stand together, each of `samples` a pass or several."""
     found: dict[tuple[Any, ...], list[Sample]] = {}
     for sample in samples:
         key = (sample.kind, tuple(sorted(sample.labels.items())), tuple(sorted(sample.arguments.items())))
@@ -183,12 +185,12 @@ def once_each(samples: Iterable[Sample]) -> tuple[Sample, ...]:
 
 
 def together(samples: Sequence[Sample]) -> Sample:
-    """Return the repetitions of one measurement in one sample, each of `samples` a lap or several."""
+    """Return the repetitions of one measurement in one sample, each of `samples` a pass or several."""
     if len(samples) == 1:
         return samples[0]
     seconds = tuple(value for sample in samples for value in sample.seconds)
-    laps = tuple(count for sample in samples for count in sample.laps or (len(sample.seconds),))
-    return dataclasses.replace(samples[0], seconds=seconds, laps=laps)
+    passes = tuple(count for sample in samples for count in sample.passes or (len(sample.seconds),))
+    return dataclasses.replace(samples[0], seconds=seconds, passes=passes)
 
 
 def _midmean(values: Sequence[float]) -> float:
@@ -219,12 +221,12 @@ def check_sample(sample: Sample) -> None:
     for value in sample.seconds:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
             raise InputError(f"samples: {sample.kind}.seconds", value, "not a finite time above zero", "measure again")
-    for count in sample.laps:
+    for count in sample.passes:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"samples: {sample.kind}.laps", count, "not a whole number above zero", "measure again")
-    if sample.laps and sum(sample.laps) != len(sample.seconds):
-        rule = f"they add up to {sum(sample.laps)} of {len(sample.seconds)} repetitions"
-        raise InputError(f"samples: {sample.kind}.laps", list(sample.laps), rule, "measure again")
+            raise InputError(f"samples: {sample.kind}.passes", count, "not a whole number above zero", "measure again")
+    if sample.passes and sum(sample.passes) != len(sample.seconds):
+        rule = f"they add up to {sum(sample.passes)} of {len(sample.seconds)} repetitions"
+        raise InputError(f"samples: {sample.kind}.passes", list(sample.passes), rule, "measure again")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         "arguments": dict(sample.arguments),
         "seconds": list(sample.seconds),
     }
-    return found | ({"laps": list(sample.laps)} if sample.laps else {})
+    return found | ({"passes": list(sample.passes)} if sample.passes else {})
 
 
 def sample_from_dict(row: Any, where: str) -> Sample:
@@ -293,15 +295,15 @@ def sample_from_dict(row: Any, where: str) -> Sample:
     parts = ("kind", str), ("labels", dict), ("arguments", dict), ("seconds", list)
     if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in parts):
         raise InputError(where, row, "needs kind, labels, arguments and seconds", "measure again")
-    laps = row.get("laps", [])
-    if not isinstance(laps, list):
-        raise InputError(f"{where}: laps", laps, "not a list", "measure again")
+    passes = row.get("passes", row.get("laps", []))  # "laps": as older versions wrote it
+    if not isinstance(passes, list):
+        raise InputError(f"{where}: passes", passes, "not a list", "measure again")
     return Sample(
         kind=row["kind"],
         labels=row["labels"],
         arguments=row["arguments"],
         seconds=tuple(row["seconds"]),
-        laps=tuple(laps),
+        passes=tuple(passes),
     )
 
 

@@ -32,7 +32,7 @@ NORMAL: Mapping[int, tuple[float, float] | None] = {8: (153, 158), 16: (43, 43),
 LOW_LATENCY: Mapping[int, tuple[float, float]] = {
     8: (77, 114), 16: (118, 195), 32: (155, 273), 64: (173, 314), 128: (192, 369), 256: (194, 360),
 }  # fmt: skip
-_SEATS, _EXPERTS, _TOP_K, _HIDDEN, _MOST_NODES = 8, 256, 8, 7168, 4
+_RANKS_PER_NODE, _EXPERTS, _TOP_K, _HIDDEN, _MOST_NODES = 8, 256, 8, 7168, 4
 _NORMAL_TOKENS, _LOW_LATENCY_TOKENS = 4096, 128
 _FP8_BYTES, _BF16_BYTES = 1 + 4 / 128, 2.0
 # A low-latency message carries 16 further bytes (tests/legacy/test_low_latency.py).
@@ -44,7 +44,7 @@ _DRAWN, _DRAWN_TOTAL = 512, 16_384
 @functools.lru_cache(maxsize=8)
 def benchmark_routing(num_ranks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return (experts [tokens, 1, top_k], source rank [tokens]) of the benchmark's random routing on `num_ranks`."""
-    nodes = max(1, num_ranks // _SEATS)
+    nodes = max(1, num_ranks // _RANKS_PER_NODE)
     tokens = min(_DRAWN * num_ranks, max(_DRAWN_TOTAL, 64 * num_ranks))
     score = np.random.default_rng(seed).random((tokens, _EXPERTS), dtype=np.float32)
     best = score.reshape(tokens, nodes, -1).max(axis=2)
@@ -59,7 +59,7 @@ def benchmark_routing(num_ranks: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 def _exchange_s(num_ranks: int, kind: str, tokens_per_rank: int, bytes_per_value: tuple[float, float],
                 constants: EpConstants) -> tuple[float, float, StepLoad, float]:  # fmt: skip
     """Return (dispatch, combine) in seconds, the counts, and by how much they were scaled to the benchmark's tokens."""
-    nodes = max(1, num_ranks // _SEATS)
+    nodes = max(1, num_ranks // _RANKS_PER_NODE)
     model = dataclasses.replace(load_model("deepseek-v3"), num_layers=1, moe_layers=(0,))
     simulation = ParallelSimulation(model, load_hardware("h800-sxm"), nodes, num_ranks // nodes, constants=constants)
     schedule = ExpertParallelSchedule(name=kind).with_options(
@@ -88,7 +88,7 @@ def _mean_port(tokens: np.ndarray, scale: float) -> np.ndarray:
 def _counted_tokens(num_ranks: int) -> tuple[float, float]:
     """Return (nodes, ranks) a token goes to, own ones included: what the benchmark multiplies its tokens by."""
     experts, _ = benchmark_routing(num_ranks)
-    nodes = max(1, num_ranks // _SEATS)
+    nodes = max(1, num_ranks // _RANKS_PER_NODE)
     node, rank = (
         np.sort(experts[:, 0] // (_EXPERTS // nodes), axis=1),
         np.sort(experts[:, 0] // (_EXPERTS // num_ranks), axis=1),
@@ -108,7 +108,7 @@ def _normal(num_ranks: int, nvlink: float, nic: float) -> tuple[float, float]:
     dispatch_s, combine_s, _, _ = _exchange_s(
         num_ranks, "hierarchical", _NORMAL_TOKENS, (_FP8_BYTES, _BF16_BYTES), _constants(nvlink, nic, 0.0)
     )
-    per_token = (ranks if num_ranks <= _SEATS else nodes) * _NORMAL_TOKENS * _HIDDEN / GIGA
+    per_token = (ranks if num_ranks <= _RANKS_PER_NODE else nodes) * _NORMAL_TOKENS * _HIDDEN / GIGA
     return per_token * _FP8_BYTES / dispatch_s, per_token * _BF16_BYTES / combine_s
 
 

@@ -2,7 +2,7 @@
 
 Modelled: an activity has whole work left (nanoseconds times RATE_ONE) and a rate given by the set of busy lanes; when that
 set changes, work done so far is booked at the old rate and the remaining time is rounded up to a nanosecond. Requests of
-one instant are collected and one arbitration, after everything else of that instant, picks by (class, visit, id).
+one instant are collected and one arbitration, after everything else of that instant, picks by (class, layer step, id).
 Ignored: which requests there are; that is the model's business.
 """
 
@@ -111,7 +111,7 @@ class Transfer:
     """Its class when the running chunk began: that is what the chunk's row says."""
 
     def order(self) -> tuple[int, int, int]:
-        """Return what arbitration compares: demands by id (they are of one visit), prefetches by visit, then id."""
+        """Return what arbitration compares: demands by id (they are of one layer step), prefetches by layer step, then id."""
         return (self.kind, 0 if self.kind == DEMAND else self.target, self.id)
 
 
@@ -139,15 +139,15 @@ class CopyEngine:
         self._waiting[transfer.id] = transfer
         heapq.heappush(self._heap, (transfer.order(), transfer.id))
 
-    def untouched_prefetches(self, visit: int) -> list[Transfer]:
-        """Return the queued prefetches for `visit` or earlier of which nothing has moved, in the order of their turn.
+    def untouched_prefetches(self, layer_step: int) -> list[Transfer]:
+        """Return the queued prefetches for `layer_step` or earlier of which nothing has moved, in the order of their turn.
 
         Those that must be read from disk first are left out: their reads have been asked for.
         """
         found = [
             t
             for t in self._waiting.values()
-            if t.kind != DEMAND and t.target <= visit and t.id not in self._begun and t.read is None
+            if t.kind != DEMAND and t.target <= layer_step and t.id not in self._begun and t.read is None
         ]
         return sorted(found, key=Transfer.order)
 

@@ -132,7 +132,7 @@ def _copies(kind: str, bits: str, *, dry: bool) -> dict[str, Any]:
                     for transfer in transfers:
                         copies.submit(transfer)
                     copies.drain()
-                    rows = copies.rows.times(0, first_visit=0, num_layers=1, num_experts=store.num_keys)
+                    rows = copies.rows.times(0, first_layer_step=0, num_layers=1, num_experts=store.num_keys)
                 finally:
                     copies.close()
                 rates.append(count * store.slot_bytes * NS_PER_S / int(rows[:, 6].max() - rows[:, 5].min()))

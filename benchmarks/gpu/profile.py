@@ -266,7 +266,7 @@ def _extent(*, dry: bool) -> Extent:
             disk=False,
             host_cores=False,
         )
-    return dataclasses.replace(FULL, laps=3, rounds=2, repetitions=_REPETITIONS, disk=False, host_cores=False)
+    return dataclasses.replace(FULL, passes=3, rounds=2, repetitions=_REPETITIONS, disk=False, host_cores=False)
 
 
 def _fine() -> ModelSpec:

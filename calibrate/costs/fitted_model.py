@@ -30,7 +30,7 @@ from .engine_costs import EngineCosts
 from .forms import copy_form, dense_form, expert_form, expert_weight_bytes, head_form
 from .gpu.costs import KernelCosts
 from .run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
-from .steadiness import COMPUTE_LAPS, COPY_LAPS
+from .steadiness import COMPUTE_PASSES, COPY_PASSES
 from .surface import Array, Form, surface_of
 
 _FILLED = "datasheet"
@@ -111,9 +111,9 @@ class FittedCostModel(CostModel):
             of_launch, launch_wrong = self._grouped_inside(tokens, fmt.name)
             factors, wrong = factors * of_launch, max(wrong, launch_wrong)
         wrongs = np.maximum(alone.relative_uncertainty, wrong)
-        laps = self.profile.curves.get(COMPUTE_LAPS)
-        if laps is not None:
-            wrongs = np.hypot(wrongs, laps.relative_uncertainty)
+        passes = self.profile.curves.get(COMPUTE_PASSES)
+        if passes is not None:
+            wrongs = np.hypot(wrongs, passes.relative_uncertainty)
         return dataclasses.replace(
             alone, seconds=alone.seconds * factors, relative_uncertainty=wrongs, launch_s=alone.launch_s * factors
         )
@@ -141,10 +141,10 @@ class FittedCostModel(CostModel):
             return self._plain.cpu_expert(tokens, fmt)
         alone = self._expert("cpu_expert", tokens, fmt, lambda: self._plain.cpu_expert(tokens, fmt))
         if not self._many_units:  # the host is the device
-            alone = self._at_some_time(alone, COMPUTE_LAPS)
+            alone = self._at_some_time(alone, COMPUTE_PASSES)
         if self.run is None:
             return alone
-        # A visit's first expert waits until the cores are awake, and the stream until it knows of the last one.
+        # A layer step's first expert waits until the cores are awake, and the stream until it knows of the last one.
         waits = (self._handover("start") + self._handover("wake")) * self.run.cpu_tasks_per_core_expert
         return dataclasses.replace(alone, seconds=alone.seconds + waits)
 
@@ -213,7 +213,7 @@ class FittedCostModel(CostModel):
         return found
 
     def transfer_wait_s(self) -> float:
-        """Return a transfer's share of what a visit that fetches waits for besides its copies: their start, and its kernel's."""
+        """Return a transfer's share of what a layer step that fetches waits for besides its copies: their start, and its kernel's."""
         if self.run is None or not self.run.overlapped:
             return 0.0
         return (self._handover("start") + self._handover("wake")) * self.run.fetches_per_transfer
@@ -227,18 +227,18 @@ class FittedCostModel(CostModel):
     def _inside(self, alone: Estimate, what: str, pause_s: float = 0.0, **sizes: float | None) -> Estimate:
         """Return an operation's time inside the run; `pause_s` of it does not change."""
         curve = None if self.run is None else self.profile.curves.get(f"run.{what}.{self.run.mode}")
-        laps = COPY_LAPS if what.startswith("copy") else COMPUTE_LAPS
+        passes = COPY_PASSES if what.startswith("copy") else COMPUTE_PASSES
         if curve is None:
-            return self._at_some_time(alone, laps)
+            return self._at_some_time(alone, passes)
         seconds = (alone.seconds - pause_s) * factor(curve, **sizes) + pause_s
         wrong = max(alone.relative_uncertainty, curve.relative_uncertainty)
         launch_s = alone.launch_s * seconds / alone.seconds if alone.seconds > 0 else 0.0
         inside = dataclasses.replace(alone, seconds=seconds, relative_uncertainty=wrong, launch_s=launch_s)
-        return self._at_some_time(inside, laps)
+        return self._at_some_time(inside, passes)
 
-    def _at_some_time(self, estimate: Estimate, laps: str) -> Estimate:
+    def _at_some_time(self, estimate: Estimate, passes: str) -> Estimate:
         """Return an estimate for a run at any time, when the machine may be faster or slower than on average."""
-        curve = self.profile.curves.get(laps)
+        curve = self.profile.curves.get(passes)
         if curve is None:
             return estimate
         wrong = math.hypot(estimate.relative_uncertainty, curve.relative_uncertainty)
@@ -267,8 +267,8 @@ class FittedCostModel(CostModel):
         return self._factors(curve, tokens, bits), curve.relative_uncertainty
 
     def _factors(self, curve: Curve, tokens: Sequence[float], bits: str) -> Array:
-        """Return a curve's factor for each number of tokens, at the run's experts a visit."""
-        experts = 1.0 if self.run is None else self.run.experts_per_visit
+        """Return a curve's factor for each number of tokens, at the run's experts a layer step."""
+        experts = 1.0 if self.run is None else self.run.experts_per_layer_step
         sizes = {"weight_bytes": float(self._weights(bits)), "experts": experts}
         key = ("factors", id(curve), tuple(tokens) if not isinstance(tokens, range) else tokens, *sizes.values())
         return self.remembered(key, lambda: np.array([factor(curve, tokens=float(one), **sizes) for one in tokens]))
@@ -306,7 +306,7 @@ class FittedCostModel(CostModel):
         sizes: dict[str, float | None]
         sizes = {"weight_bytes": float(self._weights(self.bits)), "tokens": self.typical_tokens}
         sizes = sizes if lane == "compute" else {"bytes": sizes["weight_bytes"]}
-        sizes["experts"] = self.run.experts_per_visit
+        sizes["experts"] = self.run.experts_per_layer_step
         key = ("slower", id(curve), *sizes.values())
         return self.remembered(key, lambda: max(1.0, factor(curve, **sizes)))
 
@@ -370,7 +370,7 @@ class FittedCostModel(CostModel):
         if name not in self.profile.curves and not self._many_units:
             name = f"copy.{direction}.pinned"  # page-locking means nothing where there is no DMA engine
         alone = self._read(name, copy_form(), {"bytes": num_bytes}, ("bytes",), "link", fill)
-        experts = 1.0 if self.run is None else self.run.experts_per_visit
+        experts = 1.0 if self.run is None else self.run.experts_per_layer_step
         return self._inside(alone, f"copy.{direction}", self._handover("piece"), bytes=num_bytes, experts=experts)
 
     def _read(

@@ -2,7 +2,7 @@
 
     transient / cached        experts arrive in a few buffers that are used again at once, or in the slots of a cache
     overlapped / in stream    copies have a thread (and a core) of their own, or stand between the kernels
-    fresh / ahead / resident  an expert was copied when this visit asked for it, guessed and copied before, or has been there longer
+    fresh / ahead / resident  an expert was copied when this layer step asked for it, guessed and copied before, or has been there longer
 
 Modelled: a factor for each of these, against the same operation measured alone, smooth in the sizes. Ignored: where the
 factors come from (caches, mostly); a machine on which runs were not measured has none.
@@ -39,17 +39,17 @@ class RunKind:
     cached: bool
     overlapped: bool
     fresh_fraction: float
-    """Share of the experts used that were copied when the visit that used them asked for them."""
+    """Share of the experts used that were copied when the layer step that used them asked for them."""
     fetches_per_transfer: float
-    """Visits that demand at least one expert, over all transfers."""
-    experts_per_visit: float | None
-    """Experts that a visit uses; None: any number, and factors are the least there are."""
+    """Layer steps that demand at least one expert, over all transfers."""
+    experts_per_layer_step: float | None
+    """Experts that a layer step uses; None: any number, and factors are the least there are."""
     typical_tokens: float
     """Tokens that an expert gets when it is used."""
     ahead_fraction: float = 0.0
-    """Share of the experts used that had been guessed: copied for this visit, but before it."""
+    """Share of the experts used that had been guessed: copied for this layer step, but before it."""
     cpu_tasks_per_core_expert: float = 0.0
-    """Visits that send experts to the host's cores, over all experts that run there."""
+    """Layer steps that send experts to the host's cores, over all experts that run there."""
 
     @property
     def mode(self) -> str:
@@ -57,8 +57,8 @@ class RunKind:
         return mode_of(CACHED if self.cached else TRANSIENT, OVERLAPPED if self.overlapped else IN_STREAM)
 
 
-def usual_run(bits: str, experts_per_visit: float, typical_tokens: float) -> RunKind:
-    """Return what a run is like whose decisions are not known yet: half of its experts hit, two move for a visit that fetches."""
+def usual_run(bits: str, experts_per_layer_step: float, typical_tokens: float) -> RunKind:
+    """Return what a run is like whose decisions are not known yet: half of its experts hit, two move for a layer step that fetches."""
     return RunKind(
         bits=bits,
         cached=True,
@@ -66,7 +66,7 @@ def usual_run(bits: str, experts_per_visit: float, typical_tokens: float) -> Run
         fresh_fraction=0.5,
         fetches_per_transfer=0.5,
         cpu_tasks_per_core_expert=0.5,
-        experts_per_visit=experts_per_visit,
+        experts_per_layer_step=experts_per_layer_step,
         typical_tokens=typical_tokens,
     )
 

@@ -1,12 +1,12 @@
-"""How steady the machine was while it was calibrated: what each lap of the calibration took, against all of them.
+"""How steady the machine was while it was calibrated: what each pass of the calibration took, against all of them.
 
-    laps.compute, laps.copy     one ratio a lap; the curve's uncertainty is how far one time lies from all laps' mean
+    passes.compute, passes.copy     one ratio a pass; the curve's uncertainty is how far one time lies from all passes' mean
 
 A machine that others use too, or whose clocks change, is faster or slower for minutes at a time. No fit sees that: all points of a
-table move together. What one lap differed from the others by is what a run at some other time is to be expected to differ by.
+table move together. What one pass differed from the others by is what a run at some other time is to be expected to differ by.
 
-Modelled: each part of a lap (one kind of measurement in one weight format, some seconds) has a level, the median over its sizes; the
-variance of a part's levels over laps, averaged over the parts that compute and over those that copy. Ignored: changes slower than
+Modelled: each part of a pass (one kind of measurement in one weight format, some seconds) has a level, the median over its sizes; the
+variance of a part's levels over passes, averaged over the parts that compute and over those that copy. Ignored: changes slower than
 the whole calibration (those between days), for which only measuring again helps.
 """
 
@@ -22,20 +22,20 @@ from ...specs.machines.profile import Curve
 from ..samples import SampleSet
 from .surface import Array
 
-COMPUTE_LAPS, COPY_LAPS = "laps.compute", "laps.copy"
+COMPUTE_PASSES, COPY_PASSES = "passes.compute", "passes.copy"
 KINDS: Mapping[str, tuple[str, ...]] = {
-    COMPUTE_LAPS: ("expert", "grouped", "dense", "head", "run_expert", "run_grouped", "run_dense", "run_head"),
-    COPY_LAPS: ("copy", "run_copy"),
+    COMPUTE_PASSES: ("expert", "grouped", "dense", "head", "run_expert", "run_grouped", "run_dense", "run_head"),
+    COPY_PASSES: ("copy", "run_copy"),
 }
 _LEAST_ROWS = 3
 # Of a normal distribution, nine in ten lie within so many standard deviations.
 _NINE_IN_TEN = 1.645
 
 
-def lap_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[str, Curve]:
-    """Return the curves of `samples`; none where there are too few laps to tell.
+def pass_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[str, Curve]:
+    """Return the curves of `samples`; none where there are too few passes to tell.
 
-    meanwhile: what is to be predicted went on between the laps, so that only their mean may be off; False: it runs at another time.
+    meanwhile: what is to be predicted went on between the passes, so that only their mean may be off; False: it runs at another time.
     """
     found = {}
     for name, kinds in KINDS.items():
@@ -48,20 +48,20 @@ def lap_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[st
                 parts.setdefault(part, []).append(row - row.mean())
         if not parts:
             continue
-        # What several parts of a lap measure has more laps than there were; most is measured once a lap.
-        laps = Counter(len(row) for rows in parts.values() for row in rows).most_common(1)[0][0]
+        # What several parts of a pass measure has more passes than there were; most is measured once a pass.
+        passes = Counter(len(row) for rows in parts.values() for row in rows).most_common(1)[0][0]
         levels = np.array([
             np.median(usual, axis=0)
             for rows in parts.values()
-            if len(usual := [row for row in rows if len(row) == laps]) >= _LEAST_ROWS
+            if len(usual := [row for row in rows if len(row) == passes]) >= _LEAST_ROWS
         ])  # fmt: skip
         if not len(levels):
             continue
         wrong = _NINE_IN_TEN * math.sqrt(float(np.var(levels, axis=1, ddof=1).mean()))
         found[name] = Curve(
-            arguments={"lap": tuple(float(lap) for lap in range(laps))},
+            arguments={"pass": tuple(float(number) for number in range(passes))},
             seconds=tuple(float(ratio) for ratio in np.exp(levels.mean(0))),
-            relative_uncertainty=wrong / (math.sqrt(laps) if meanwhile else 1.0),
+            relative_uncertainty=wrong / (math.sqrt(passes) if meanwhile else 1.0),
             citation=citation,
         )
     return found

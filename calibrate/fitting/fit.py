@@ -30,7 +30,7 @@ from ...specs.machines.profile import (
 )
 from ...specs.models.pass_shape import matmul_flops
 from ..costs.forms import copy_form, dense_form, expert_form, head_form
-from ..costs.steadiness import lap_curves
+from ..costs.steadiness import pass_curves
 from ..costs.surface import Form, Surface, cross_validate, fit_surface, nine_in_ten
 from ..samples import Sample, SampleSet, merge
 from .all_to_all_fit import fit_exchanges
@@ -43,10 +43,10 @@ _LEAST = 1e-9
 _LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
 _HOST_PARTS = ("step", "layer", "kernel", "transfer")
-# What a visit that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
+# What a layer step that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
 # from one piece of a copy to the next.
 _HANDOVERS = ("start", "wake", "piece")
-_ONE_LAP = (
+_ONE_TIME = (
     "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
     "calibrate in full to find out"
 )
@@ -335,7 +335,7 @@ class _Fitter:
             found = self.samples.of("host", what=what)
             if found:
                 self.curves[f"host.{what}"] = Curve(
-                    arguments={"visits": (1.0,)},
+                    arguments={"layer_steps": (1.0,)},
                     seconds=(found[0].midmean_s,),
                     relative_uncertainty=min(1.0, found[0].spread),
                     citation=self.citation,
@@ -375,7 +375,7 @@ def fit_profile(
 ) -> Fit:
     """Return the profile that fits `samples`; raises InputError where something a profile needs was not measured.
 
-    meanwhile: what the profile is to predict ran between the laps of these samples, and saw the machine as they did.
+    meanwhile: what the profile is to predict ran between the passes of these samples, and saw the machine as they did.
     """
     samples = merge([samples])
     _check_complete(samples)
@@ -387,7 +387,7 @@ def fit_profile(
     node = fitter.exchanges(contention)
     fitter.handovers()
     fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.units, fitter.citation)
-    steadiness = lap_curves(samples, fitter.citation, meanwhile=meanwhile)
+    steadiness = pass_curves(samples, fitter.citation, meanwhile=meanwhile)
     profile = Profile(
         name=name or str(samples.device.get("name", "this machine")),
         description=f"measured by {samples.produced_by}"
@@ -408,7 +408,7 @@ def fit_profile(
         for point in fit.flagged
     ]
     if not steadiness:
-        flagged.append(_ONE_LAP)
+        flagged.append(_ONE_TIME)
     return Fit(profile=profile, tables=fitter.tables, warnings=(*samples.warnings, *flagged))
 
 

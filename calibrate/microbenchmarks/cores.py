@@ -3,7 +3,7 @@
 Modelled: the place where a run computes misses that it does not fetch: the stream CORES, with experts that lie in host memory
 and are in no cache. Where the device is the host itself, copies and these experts may have to share a core; they then take turns
 of some milliseconds, so what one of them is worth is told by a window of many operations, interruptions included. Ignored: how
-rows get there from a GPU (a few kilobytes), several visits at once.
+rows get there from a GPU (a few kilobytes), several layer steps at once.
 """
 
 from __future__ import annotations

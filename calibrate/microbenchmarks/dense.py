@@ -40,8 +40,8 @@ def dense_benches(dense: DensePart, runner: ExpertRunner, shapes: Sequence[PassS
             offsets: list[int] = offsets,
         ) -> None:
             after, h, logits = dense.group(layers[number % len(layers)], x, shape)
-            visit = runner.start(after, h, logits, experts, offsets)
-            runner.finish(visit)
+            layer_step = runner.start(after, h, logits, experts, offsets)
+            runner.finish(layer_step)
 
         arguments = dense_arguments(model, list(groups[layers[0]]), shape, dense.dtype.itemsize)
         found.append(Bench(kind="dense", labels={}, arguments=arguments, run=run))

@@ -13,7 +13,7 @@ import torch
 
 from ...base.units import MIB
 from ...devices.device import Device
-from ...devices.runners.runner import ExpertRunner, Visit, open_runner
+from ...devices.runners.runner import ExpertRunner, LayerStep, open_runner
 from ...devices.stores.host import expert_activation, make_store
 from ...devices.stores.slot_sizes import expert_layout
 from ...specs.models import ModelSpec
@@ -44,8 +44,8 @@ class ExpertArena:
             slots[slot].copy_(drawn.bytes_of(slot % _DRAWN))
         self.runner: ExpertRunner = open_runner(slot_views(self.memory, layout, expert_activation(model)), device)
 
-    def visit(self, tokens: int, experts: int, dtype: torch.dtype) -> Visit:
-        """Return a visit of `experts` experts with `tokens` tokens each, ready to be computed."""
+    def layer_step(self, tokens: int, experts: int, dtype: torch.dtype) -> LayerStep:
+        """Return a layer step of `experts` experts with `tokens` tokens each, ready to be computed."""
         generator = torch.Generator().manual_seed(tokens)
         count = tokens * experts
         h = torch.randn(count, self.model.expert_hidden, generator=generator).to(device=self.device.place, dtype=dtype)
@@ -76,10 +76,10 @@ def expert_benches(
     """Return a bench for one expert with each number of tokens."""
     found = []
     for count in tokens:
-        visit = arena.visit(count, 1, dtype)
+        layer_step = arena.layer_step(count, 1, dtype)
 
-        def run(number: int, visit: Visit = visit) -> None:
-            arena.runner.run(visit, (0,), (number % arena.num_slots,))
+        def run(number: int, layer_step: LayerStep = layer_step) -> None:
+            arena.runner.run(layer_step, (0,), (number % arena.num_slots,))
 
         found.append(
             Bench(kind=kind, labels={"bits": arena.bits}, arguments=expert_arguments(arena.model, count), run=run)
@@ -94,12 +94,12 @@ def grouped_benches(
     found = []
     for count in tokens:
         for together in (n for n in experts if n <= arena.num_slots):
-            visit = arena.visit(count, together, dtype)
+            layer_step = arena.layer_step(count, together, dtype)
 
-            def run(number: int, visit: Visit = visit, together: int = together) -> None:
+            def run(number: int, layer_step: LayerStep = layer_step, together: int = together) -> None:
                 first = number * together
                 slots = [(first + place) % arena.num_slots for place in range(together)]
-                arena.runner.run(visit, range(together), slots)
+                arena.runner.run(layer_step, range(together), slots)
 
             arguments = expert_arguments(arena.model, count) | {"experts": together}
             found.append(Bench(kind="grouped", labels={"bits": arena.bits}, arguments=arguments, run=run))

@@ -49,10 +49,10 @@ class Extent:
     pass_tokens: tuple[int, ...]
     contexts: tuple[int, ...]
     copy_bytes: tuple[int, ...]
-    laps: int = 1
-    """How often everything is measured in turn: a machine that is slow for a while slows a lap, not one kind of work."""
+    passes: int = 1
+    """How often everything is measured in turn: a machine that is slow for a while slows a pass, not one kind of work."""
     rounds: int
-    """In each lap."""
+    """In each pass."""
     repetitions: int
     disk: bool
     core_tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 48, 128)
@@ -87,7 +87,7 @@ FULL = Extent(
         24 * MIB,
         32 * MIB,
     ),
-    laps=5,
+    passes=5,
     rounds=1,
     repetitions=4,
     disk=True,
@@ -99,7 +99,7 @@ QUICK = Extent(
     pass_tokens=(1, 4, 16, 48, 128),
     contexts=(128, 512),
     copy_bytes=(16 * KIB, 256 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB),
-    laps=1,
+    passes=1,
     rounds=4,
     repetitions=2,
     disk=True,
@@ -129,9 +129,9 @@ class Allowance:
 def _num_parts(device: Device, models: int, bits: int, extent: Extent) -> int:
     """Return how many parts a whole measurement has, apart from the engine's own runs and exchanges."""
     directions = 4 if device.kind == "cuda" else 2
-    lap = directions + models * (1 + 2 * bits)
+    in_a_pass = directions + models * (1 + 2 * bits)
     cores = models * bits * NUM_PARTS if extent.host_cores else 0
-    return 1 + extent.laps * lap + cores + int(extent.disk)
+    return 1 + extent.passes * in_a_pass + cores + int(extent.disk)
 
 
 def measure_device(
@@ -165,17 +165,17 @@ def measure_device(
         ceilings = ceiling_benches(device, copy_bytes=copy_bytes, side=side)
     with allowance.part() as share:
         harness.measure(ceilings, rounds=3, repetitions=2, seconds=share, what="ceilings")
-    for lap in range(extent.laps):
+    for number in range(extent.passes):
         if host is not None:
             harness.keep(host, "the engine's own costs")
         _measure_copies(harness, device, extent, models, bits, allowance)
         for model in models:
             _measure_dense(harness, device, model, bits[0], extent, dtype, allowance)
             for kind in bits:
-                # What the host's cores do is no part of most schedules: one lap tells enough of it.
-                with_cores = extent.host_cores and lap == 0
+                # What the host's cores do is no part of most schedules: one pass tells enough of it.
+                with_cores = extent.host_cores and number == 0
                 _measure_experts(harness, device, model, kind, extent, dtype, allowance, with_cores=with_cores)
-        if lap == 0 and extent.disk:
+        if number == 0 and extent.disk:
             _measure_disk(harness, device, models, bits, allowance)
     if exchanges is not None:
         _measure_exchanges(harness, device, exchanges)

@@ -13,7 +13,7 @@ import torch
 from ...kernels.cpu import COMPUTE_DTYPES, Scratch, run_expert
 from ...kernels.expert_weights import DenseMatrix, ExpertWeights
 from ..device import Device
-from .runner import ExpertRunner, Visit
+from .runner import ExpertRunner, LayerStep
 
 
 def row_dtype(weights: ExpertWeights) -> torch.dtype:
@@ -32,27 +32,27 @@ class CpuExperts(ExpertRunner):
 
     def begin(
         self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
-    ) -> Visit:
-        """Return the visit; rows are gathered at once."""
+    ) -> LayerStep:
+        """Return the layer step; rows are gathered at once."""
         order = torch.argsort(experts.reshape(-1), stable=True)
         rows = h.to(self._dtype).index_select(0, torch.div(order, experts.shape[1], rounding_mode="floor"))
-        return Visit(x, rows, torch.empty_like(rows), weights, offsets, order)
+        return LayerStep(x, rows, torch.empty_like(rows), weights, offsets, order)
 
-    def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
+    def run(self, layer_step: LayerStep, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute each of `experts` from its slot; rows that were gathered for another format are converted."""
         for expert, slot in zip(experts, slots, strict=True):
-            low, high = visit.offsets[expert], visit.offsets[expert + 1]
-            rows, answers = visit.rows[low:high], visit.answers[low:high]
+            low, high = layer_step.offsets[expert], layer_step.offsets[expert + 1]
+            rows, answers = layer_step.rows[low:high], layer_step.answers[low:high]
             if rows.dtype == self._dtype:
                 run_expert(rows, self.weights, slot, out=answers, scratch=self._scratch)
             else:
                 answers.copy_(run_expert(rows.to(self._dtype), self.weights, slot, scratch=self._scratch))
 
-    def finish(self, visit: Visit) -> None:
+    def finish(self, layer_step: LayerStep) -> None:
         """Put the answers back in the order of the choices and add them up in float32."""
-        tokens, top_k = visit.weights.shape
-        by_choice = torch.empty(tokens * top_k, visit.x.shape[1])
-        by_choice.index_copy_(0, visit.order, visit.answers.float())
-        visit.x = visit.x + torch.bmm(visit.weights.unsqueeze(1), by_choice.view(tokens, top_k, -1)).squeeze(1).to(
-            visit.x.dtype
-        )
+        tokens, top_k = layer_step.weights.shape
+        by_choice = torch.empty(tokens * top_k, layer_step.x.shape[1])
+        by_choice.index_copy_(0, layer_step.order, layer_step.answers.float())
+        layer_step.x = layer_step.x + torch.bmm(
+            layer_step.weights.unsqueeze(1), by_choice.view(tokens, top_k, -1)
+        ).squeeze(1).to(layer_step.x.dtype)

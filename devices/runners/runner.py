@@ -1,6 +1,6 @@
-"""The routed experts of one visit, really computed from slots, whichever experts a launch is given.
+"""The routed experts of one layer step, really computed from slots, whichever experts a launch is given.
 
-    x, h [T, H], logits [T, E], experts [T, k] ── start ──► visit ── run(some experts and their slots) … ── finish ──► visit.x
+    x, h [T, H], logits [T, E], experts [T, k] ── start ──► layer step ── run(some experts and their slots) … ── finish ──► layer step.x
 
 Modelled: tokens are sorted by expert once, weights are the router's own (softmax over forced choices, or as a model's router
 says), each launch computes the rows of its experts, and the weighted answers are added to x. Ignored: which launch an expert belongs to
@@ -21,7 +21,7 @@ from ..device import Device
 
 
 @dataclass(slots=True)
-class Visit:
+class LayerStep:
     """One MoE layer of one forward pass."""
 
     x: torch.Tensor
@@ -46,23 +46,23 @@ class ExpertRunner(ABC):
 
     def start(
         self, x: torch.Tensor, h: torch.Tensor, logits: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
-    ) -> Visit:
-        """Return the visit of tokens `x` [T, H], read by experts as `h` [T, H], whose experts are `experts` int64 [T, k]."""
+    ) -> LayerStep:
+        """Return the layer step of tokens `x` [T, H], read by experts as `h` [T, H], whose experts are `experts` int64 [T, k]."""
         return self.begin(x, h, gate(logits, experts), experts, offsets)
 
     @abstractmethod
     def begin(
         self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
-    ) -> Visit:
+    ) -> LayerStep:
         """Return the same for choices whose weights, float32 [T, k], a router has said."""
 
     @abstractmethod
-    def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
+    def run(self, layer_step: LayerStep, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute `experts`, which lie in `slots`, in one launch."""
 
     @abstractmethod
-    def finish(self, visit: Visit) -> None:
-        """Add the weighted answers to `visit.x`; the visit's last launch calls it."""
+    def finish(self, layer_step: LayerStep) -> None:
+        """Add the weighted answers to `layer_step.x`; the layer step's last launch calls it."""
 
 
 def gate(logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ...kernels.experts import run_rows
 from ...kernels.permute import combine, permute, sort_by_expert
 from ...kernels.row_groups import groups_from_offsets
 from ..device import Device
-from .runner import ExpertRunner, Visit
+from .runner import ExpertRunner, LayerStep
 
 
 class TritonExperts(ExpertRunner):
@@ -33,22 +33,24 @@ class TritonExperts(ExpertRunner):
 
     def begin(
         self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
-    ) -> Visit:
-        """Return the visit, sorted and gathered by the device."""
+    ) -> LayerStep:
+        """Return the layer step, sorted and gathered by the device."""
         order = sort_by_expert(experts, len(offsets) - 1)
         rows = permute(h, order)
-        return Visit(x, rows, torch.empty_like(rows), weights, offsets, order)
+        return LayerStep(x, rows, torch.empty_like(rows), weights, offsets, order)
 
-    def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
+    def run(self, layer_step: LayerStep, experts: Sequence[int], slots: Sequence[int]) -> None:
         """Compute `experts` from their slots in one launch for each matrix."""
         if len(experts) == 1:
-            low, high = visit.offsets[experts[0]], visit.offsets[experts[0] + 1]
-            self._reach(len(visit.rows))
+            low, high = layer_step.offsets[experts[0]], layer_step.offsets[experts[0] + 1]
+            self._reach(len(layer_step.rows))
             groups = groups_from_offsets(self._ends[high - low], high - low)
             weights = dataclasses.replace(self.weights, slot_of_expert=self._slots[slots[0] : slots[0] + 1])
-            visit.answers[low:high] = run_rows(visit.rows[low:high], weights, groups, workspace=self._workspace)
+            layer_step.answers[low:high] = run_rows(
+                layer_step.rows[low:high], weights, groups, workspace=self._workspace
+            )
             return
-        spans = [(visit.offsets[expert], visit.offsets[expert + 1]) for expert in experts]
+        spans = [(layer_step.offsets[expert], layer_step.offsets[expert + 1]) for expert in experts]
         ends = np.cumsum([0] + [high - low for low, high in spans])
         sent = np.concatenate([ends, slots, *(np.arange(low, high) for low, high in spans)]).astype(np.int32)
         there = torch.from_numpy(sent).to(self.device.place, non_blocking=True)
@@ -56,15 +58,15 @@ class TritonExperts(ExpertRunner):
         groups = groups_from_offsets(there[:split], int(ends[-1]))
         weights = dataclasses.replace(self.weights, slot_of_expert=there[split : split + len(experts)])
         rows = there[split + len(experts) :]
-        answers = run_rows(visit.rows.index_select(0, rows), weights, groups, workspace=self._workspace)
-        visit.answers.index_copy_(0, rows.long(), answers)
+        answers = run_rows(layer_step.rows.index_select(0, rows), weights, groups, workspace=self._workspace)
+        layer_step.answers.index_copy_(0, rows.long(), answers)
 
     def _reach(self, num_rows: int) -> None:
-        """Make the offsets of one expert with up to `num_rows` rows; a visit may have been started by another format's runner."""
+        """Make the offsets of one expert with up to `num_rows` rows; a layer step may have been started by another format's runner."""
         if num_rows >= len(self._ends):
             self._ends = torch.zeros(2 * num_rows + 1, 2, dtype=torch.int32, device=self.device.place)
             self._ends[:, 1] = torch.arange(len(self._ends), dtype=torch.int32, device=self.device.place)
 
-    def finish(self, visit: Visit) -> None:
+    def finish(self, layer_step: LayerStep) -> None:
         """Sum the weighted answers of each token."""
-        visit.x = visit.x + combine(visit.answers, visit.order, visit.weights)
+        layer_step.x = layer_step.x + combine(layer_step.answers, layer_step.order, layer_step.weights)

@@ -193,8 +193,8 @@ def fetching_costs(rows: Array) -> dict[str, list[int]]:
     copies = rows[rows[:, ROW_LANE] == H2D]
     kernels = rows[rows[:, ROW_OP] == OP_EXPERT]
     submits = rows[rows[:, ROW_OP] == OP_HOST_SUBMIT]
-    visits = {(row[ROW_STEP], row[ROW_LAYER]) for row in rows[rows[:, ROW_OP] == OP_DENSE].tolist()}
-    for step, layer in visits:
+    layer_steps = {(row[ROW_STEP], row[ROW_LAYER]) for row in rows[rows[:, ROW_OP] == OP_DENSE].tolist()}
+    for step, layer in layer_steps:
         moved, ran, asked = (
             part[(part[:, ROW_STEP] == step) & (part[:, ROW_LAYER] == layer)] for part in (copies, kernels, submits)
         )

@@ -6,7 +6,7 @@ itself runs seven schedules with the shapes that are calibrated and routing made
 sorted by what they did and what ran beside them, become samples:
 
     transient overlap   nothing is kept, copies on their own thread; once on demand, once guessed one layer ahead
-    cached overlap      half of the experts stay, copies on their own thread; without guesses, with, and one launch a visit
+    cached overlap      half of the experts stay, copies on their own thread; without guesses, with, and one launch a layer step
     cached stream       half of the experts stay, victims are copied back, everything on one thread
 
 Modelled: a few layers and experts of each model, as many as a gibibyte holds. Ignored: recordings, cache sizes and batches
@@ -140,7 +140,7 @@ def _measure_model(
 
 
 def _undisturbed(ran: Execution) -> Array:
-    """Return a run's rows after its warm-up, without those of visits that another program interrupted.
+    """Return a run's rows after its warm-up, without those of layer steps that another program interrupted.
 
     Where that leaves none of a kind of operation, all of that kind count: on a busy machine long ones are always interrupted.
     """

@@ -77,16 +77,18 @@ def needs_of(
         capacities = np.full(spec.num_moe_layers, cache.experts_per_layer or 0)
     counts = np.zeros((spec.num_moe_layers, spec.num_experts), np.int64) if popularity is None else popularity
     state = make_state(config, capacities=capacities, popularity=counts, first_use=None)
-    # Without a cache a visit's experts, and what was fetched for the next layers, lie in buffers of their own.
-    visit = spec.num_experts if schedule.copy.fetch != "routed" else min(spec.num_experts, pass_tokens * spec.top_k)
+    # Without a cache a layer step's experts, and what was fetched for the next layers, lie in buffers of their own.
+    layer_step = (
+        spec.num_experts if schedule.copy.fetch != "routed" else min(spec.num_experts, pass_tokens * spec.top_k)
+    )
     ahead = spec.num_experts if schedule.predictor.kind != "none" else 0
-    transient = 0 if cache.policy != "none" and schedule.copy.fetch == "routed" else visit + depth * ahead
+    transient = 0 if cache.policy != "none" and schedule.copy.fetch == "routed" else layer_step + depth * ahead
     bits = stored_bits(schedule.experts.bits, spec)
     each = expert_layout(spec, bits).slot_bytes
     slots = num_slots(state)
     count = spec.num_moe_layers * spec.num_experts
     on_disk = schedule.copy.host_experts is not None
-    held = schedule.copy.host_experts + visit + depth * ahead if schedule.copy.host_experts is not None else count
+    held = schedule.copy.host_experts + layer_step + depth * ahead if schedule.copy.host_experts is not None else count
     items = [
         MemoryItem(name="everything but experts", place=DEVICE, num_bytes=rest_bytes, note=f"{8 * itemsize} bits a number"),
         MemoryItem(name="key-value cache", place=DEVICE, num_bytes=spec.kv_bytes(context_tokens, itemsize),

@@ -1,6 +1,6 @@
 """One forward pass as decisions see it, learnt layer by layer while the model computes; and the rows a recording keeps of it.
 
-Modelled: the arrays of `sim.policies.steps.Steps` for a single pass. Visits of layers that are still to come are empty until they
+Modelled: the arrays of `sim.policies.steps.Steps` for a single pass. Layer steps of layers that are still to come are empty until they
 are known, so a decision can see nothing that a replay of the same routing would not have shown it, and no more. Ignored: what
 comes of it.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...sim.offload.visits import gather_visits
+from ...sim.offload.layer_steps import gather_layer_steps
 from ...sim.offload.workload import guess_scores
 from ...sim.policies.state import Array
 from ...sim.policies.steps import Steps
@@ -22,7 +22,7 @@ NO_GUESSES = (0, 0)
 class LivePass:
     """One pass of `num_tokens` tokens over `num_columns` MoE layers.
 
-    guesses: (distance, width) of the guesses that are made, `NO_GUESSES` without any. first_visit: visits of the run before it.
+    guesses: (distance, width) of the guesses that are made, `NO_GUESSES` without any. first_layer_step: layer steps of the run before it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LivePass:
         num_experts: int,
         top_k: int,
         guesses: tuple[int, int],
-        first_visit: int,
+        first_layer_step: int,
         phase: int,
         first: bool,
         reset: bool,
@@ -48,12 +48,12 @@ class LivePass:
         self.predicted = np.full(shape, -1, np.int16)
         self.probability = np.zeros(shape, np.float16)
         self.steps = Steps(
-            visit_start=np.zeros(num_columns + 1, np.int64),
-            visit_expert=np.zeros(room, np.int16),
-            visit_tokens=np.zeros(room, np.int32),
-            visit_touch=np.zeros(room, np.int16),
-            visit_next_use=np.zeros(1, np.int64),
-            visit_rank=np.zeros(room, np.uint8),
+            layer_step_start=np.zeros(num_columns + 1, np.int64),
+            layer_step_expert=np.zeros(room, np.int16),
+            layer_step_tokens=np.zeros(room, np.int32),
+            layer_step_touch=np.zeros(room, np.int16),
+            layer_step_next_use=np.zeros(1, np.int64),
+            layer_step_rank=np.zeros(room, np.uint8),
             step_start=np.array([0, num_tokens], np.int64),
             step_token=np.arange(num_tokens, dtype=np.int64),
             step_phase=np.array([phase], np.uint8),
@@ -62,7 +62,7 @@ class LivePass:
             experts=self.experts,
             predicted=self.predicted,
             predicted_prob=np.zeros(shape, np.int16),
-            first_visit=first_visit,
+            first_layer_step=first_layer_step,
         )
 
     @property
@@ -76,13 +76,15 @@ class LivePass:
         self.experts[:, column] = ids
         self.weights[:, column] = weights
         mine = np.ascontiguousarray(self.experts[:, column : column + 1])
-        _, experts, tokens, touch, rank = gather_visits(mine, steps.step_start, steps.step_token, self._num_experts)
+        _, experts, tokens, touch, rank = gather_layer_steps(
+            mine, steps.step_start, steps.step_token, self._num_experts
+        )
         low, high = self._end, self._end + len(experts)
-        steps.visit_expert[low:high] = experts
-        steps.visit_tokens[low:high] = tokens
-        steps.visit_touch[low:high] = touch
-        steps.visit_rank[low:high] = rank
-        steps.visit_start[column + 1 :] = high
+        steps.layer_step_expert[low:high] = experts
+        steps.layer_step_tokens[low:high] = tokens
+        steps.layer_step_touch[low:high] = touch
+        steps.layer_step_rank[low:high] = rank
+        steps.layer_step_start[column + 1 :] = high
         self._end = high
 
     def guess(self, column: int, distance: int, ids: Array, probability: Array) -> None:

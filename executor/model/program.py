@@ -1,8 +1,8 @@
-"""A model's own forward pass as the program of a run: its MoE layers are visits, whatever lies between them is the dense part.
+"""A model's own forward pass as the program of a run: its MoE layers are layer steps, whatever lies between them is the dense part.
 
-Modelled: `Visits` (executor/running) does all that a visit asks for; here a visit's routing comes from the model's router, guesses
-from gates run early, and the pass from whoever calls the model. The compute stream is the caller's. Ignored: what is generated
-(`generate`).
+Modelled: `LayerSteps` (executor/running) does all that a layer step asks for; here a layer step's routing comes from the model's router,
+guesses from gates run early, and the pass from whoever calls the model. The compute stream is the caller's. Ignored: what is
+generated (`generate`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ...sim.policies.offload import begin_step
 from ...sim.policies.state import Decision, PolicyConfig, PolicyState
 from ...sim.timeline import OP_DENSE, OP_HEAD, OP_HOST_STEP
 from ..running.copy_engine import Gate
-from ..running.program import Visits
+from ..running.program import LayerSteps
 from ..running.workers import Workers
 from .guesses import Guesser
 from .passes import LivePass
 
 
-class LiveProgram(Visits):
-    """The visits of a model that is computing; `passing`, then the model, then `sampled`, for every pass."""
+class LiveProgram(LayerSteps):
+    """The layer steps of a model that is computing; `passing`, then the model, then `sampled`, for every pass."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class LiveProgram(Visits):
         self._guess(column, x)
         counts = np.bincount(self._pass.experts[:, column].ravel(), minlength=self._config.num_experts)
         offsets = [0, *np.cumsum(counts).tolist()]
-        visit = self._experts[0].begin(torch.zeros_like(x), x, weights.float(), ids, offsets)
-        self._visit(number, column, visit, end.at_ns())
+        layer_step = self._experts[0].begin(torch.zeros_like(x), x, weights.float(), ids, offsets)
+        self._layer_step(number, column, layer_step, end.at_ns())
         self._await_cores()
         self._await_places()
-        found = self._answered(visit)
+        found = self._answered(layer_step)
         self._began = device.mark()
         return found
 

@@ -255,7 +255,7 @@ def run_model(
         used = device.used_bytes + slots.arena.numel()
         del slots
     parts = [
-        rows.times(origin, first_visit=0, num_layers=spec.num_moe_layers, num_experts=spec.num_experts)
+        rows.times(origin, first_layer_step=0, num_layers=spec.num_moe_layers, num_experts=spec.num_experts)
         for rows in (program.rows, *workers.rows())
     ]
     return ModelRun(
@@ -336,11 +336,11 @@ class _Talk:
 
 
 def _pass(
-    spec: ModelSpec, guesses: tuple[int, int], tokens: int, first_visit: int, phase: int, first: bool, reset: bool
+    spec: ModelSpec, guesses: tuple[int, int], tokens: int, first_layer_step: int, phase: int, first: bool, reset: bool
 ) -> LivePass:
     return LivePass(
         num_tokens=tokens, num_columns=spec.num_moe_layers, num_experts=spec.num_experts, top_k=spec.top_k, guesses=guesses,
-        first_visit=first_visit, phase=phase, first=first, reset=reset,
+        first_layer_step=first_layer_step, phase=phase, first=first, reset=reset,
     )  # fmt: skip
 
 

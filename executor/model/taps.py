@@ -58,8 +58,8 @@ class Taps:
         self.ids[column], self.weights[column] = ids, weights
         counts = np.bincount(ids.numpy().ravel(), minlength=self._num_experts)
         offsets = [0, *np.cumsum(counts).tolist()]
-        visit = self._experts.begin(torch.zeros_like(x), x, weights.float(), ids, offsets)
+        layer_step = self._experts.begin(torch.zeros_like(x), x, weights.float(), ids, offsets)
         chosen = np.flatnonzero(counts).tolist()
-        self._experts.run(visit, chosen, [column * self._num_experts + expert for expert in chosen])
-        self._experts.finish(visit)
-        return visit.x
+        self._experts.run(layer_step, chosen, [column * self._num_experts + expert for expert in chosen])
+        self._experts.finish(layer_step)
+        return layer_step.x

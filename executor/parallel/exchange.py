@@ -56,13 +56,14 @@ def make_groups(num_ranks: int, ranks_per_node: int, rank: int) -> Groups:
 def make_peers(topology: Topology, rank: int, groups: Groups) -> dict[int, Peers]:
     """Return the peers of each tier, BOTH for an exchange of one stage."""
     slot_rank = np.arange(topology.num_slots) // topology.slots_per_rank
-    seats = topology.ranks_per_node
-    first = rank // seats * seats
+    ranks_per_node = topology.ranks_per_node
+    first = rank // ranks_per_node * ranks_per_node
     # Rows that come to a node need ranks of this node only.
     return {
         BOTH: Peers(group=groups[BOTH], ranks=tuple(range(topology.num_ranks)), unit_of_slot=slot_rank),
-        INTER: Peers(group=groups[INTER], ranks=tuple(range(rank % seats, topology.num_ranks, seats)), unit_of_slot=slot_rank // seats),
-        INTRA: Peers(group=groups[INTRA], ranks=tuple(range(first, first + seats)), unit_of_slot=slot_rank - first),
+        INTER: Peers(group=groups[INTER], ranks=tuple(range(rank % ranks_per_node, topology.num_ranks, ranks_per_node)),
+                     unit_of_slot=slot_rank // ranks_per_node),
+        INTRA: Peers(group=groups[INTRA], ranks=tuple(range(first, first + ranks_per_node)), unit_of_slot=slot_rank - first),
     }  # fmt: skip
 
 

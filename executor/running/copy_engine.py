@@ -132,15 +132,15 @@ class CopyEngine:
                     self._running.kind = DEMAND
 
     def release(self, transfers: list[Transfer]) -> None:
-        """Take back the transient buffers of transfers whose visit is over."""
+        """Take back the transient buffers of transfers whose layer step is over."""
         with self._gate.change:
             for transfer in transfers:
                 self._slots.give_back(transfer)
 
-    def cancel(self, visit: int, agreed: Callable[[Transfer], bool]) -> list[Transfer]:
-        """Take back the guesses for `visit` or earlier that have not begun and that `agreed` lets go; return them."""
+    def cancel(self, layer_step: int, agreed: Callable[[Transfer], bool]) -> list[Transfer]:
+        """Take back the guesses for `layer_step` or earlier that have not begun and that `agreed` lets go; return them."""
         with self._gate.change:
-            gone = [transfer for transfer in self._waiting.untouched(visit) if agreed(transfer)]
+            gone = [transfer for transfer in self._waiting.untouched(layer_step) if agreed(transfer)]
             for transfer in gone:
                 self._waiting.drop(transfer)
                 if self._tier is not None:

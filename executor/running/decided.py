@@ -1,6 +1,6 @@
-"""What a run decides, visit by visit, with nothing done: which experts come how, what is computed where.
+"""What a run decides, layer step by layer step, with nothing done: which experts come how, what is computed where.
 
-Modelled: how each expert came to be where it is used, and the launches of every visit. Ignored: what anything costs, and counts
+Modelled: how each expert came to be where it is used, and the launches of every layer step. Ignored: what anything costs, and counts
 of a whole run (`sim.offload.run_facts`).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...calibrate.costs.run_kind import AHEAD, FRESH, RESIDENT
 from ...sim.offload.run_input import RunInput
-from ...sim.offload.simulators import decided_visits, fresh_state
+from ...sim.offload.simulators import decided_layer_steps, fresh_state
 from ...sim.policies.state import (
     Array,
     Decision,
@@ -22,7 +22,7 @@ from ...sim.timeline import ROW_LAYER, ROW_START, ROW_STEP
 
 
 def arrivals_of(out: Decision) -> Array:
-    """Return, for each expert of a decided visit, whether it was asked for, guessed before, or there: FRESH, AHEAD or RESIDENT."""
+    """Return, for each expert of a decided layer step, whether it was asked for, guessed before, or there: FRESH, AHEAD or RESIDENT."""
     asked = out.items["transfer"][: out.size[0].items]
     found: Array = np.where(asked < 0, RESIDENT, np.where(asked < out.size[0].first_transfer, AHEAD, FRESH))
     return found
@@ -69,17 +69,19 @@ def decided_work(given: RunInput) -> Work:
 
 
 def _decisions(given: RunInput) -> Iterator[tuple[int, int, Decision]]:
-    """Return every visit's (step, layer, decision) of a run in which nothing is done."""
+    """Return every layer step's (step, layer, decision) of a run in which nothing is done."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    return decided_visits(given.config, given.workload, state)
+    return decided_layer_steps(given.config, given.workload, state)
 
 
 def launch_of_rows(rows: Array) -> Array:
-    """Return int64 [num_rows]: the how-manyth launch of its visit each row is; `rows` are kernels, in any order."""
+    """Return int64 [num_rows]: the how-manyth launch of its layer step each row is; `rows` are kernels, in any order."""
     order = np.lexsort((rows[:, ROW_START], rows[:, ROW_LAYER], rows[:, ROW_STEP]))
-    visits = rows[order][:, [ROW_STEP, ROW_LAYER]]
+    layer_steps = rows[order][:, [ROW_STEP, ROW_LAYER]]
     begins = (
-        np.flatnonzero(np.r_[True, (visits[1:] != visits[:-1]).any(axis=1)]) if len(rows) else np.zeros(0, np.int64)
+        np.flatnonzero(np.r_[True, (layer_steps[1:] != layer_steps[:-1]).any(axis=1)])
+        if len(rows)
+        else np.zeros(0, np.int64)
     )
     found = np.zeros(len(rows), np.int64)
     found[order] = np.arange(len(rows)) - np.repeat(begins, np.diff(np.r_[begins, len(rows)]))

@@ -24,7 +24,7 @@ from ...devices.runners.runner import open_runner
 from ...devices.stores.disk import DiskStore
 from ...devices.stores.host import ExpertStore, make_store
 from ...sim.offload.run_input import RunInput
-from ...sim.offload.simulators import decided_visits, fresh_state
+from ...sim.offload.simulators import decided_layer_steps, fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import (
     CACHED,
@@ -236,7 +236,7 @@ def execute(
 def walk_decisions(given: RunInput) -> PolicyState:
     """Return the decisions' state after a whole run in which nothing was done."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
-    for _ in decided_visits(given.config, given.workload, state):
+    for _ in decided_layer_steps(given.config, given.workload, state):
         pass
     return state
 
@@ -302,7 +302,10 @@ def _run(
             workers.close()
     parts = [
         rows.times(
-            origin, first_visit=workload.steps.first_visit, num_layers=config.num_layers, num_experts=config.num_experts
+            origin,
+            first_layer_step=workload.steps.first_layer_step,
+            num_layers=config.num_layers,
+            num_experts=config.num_experts,
         )
         for rows in (program.rows, *workers.rows())
     ]
@@ -356,7 +359,7 @@ def preload(stores: Sequence[ExpertStore], slots: Slots, state: PolicyState, dev
 
 
 def _row_bytes(stage: Stage, workload: Workload) -> int:
-    """Return the bytes of all rows that the experts of the largest visit read."""
+    """Return the bytes of all rows that the experts of the largest layer step read."""
     rows = int(workload.step_tokens.max(initial=1)) * workload.top_k
     return rows * stage.model.hidden_size * stage.dense.dtype.itemsize
 

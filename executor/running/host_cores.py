@@ -1,6 +1,6 @@
 """The worker thread that computes missing experts on the host's cores, where they lie, instead of fetching them.
 
-Modelled: as in the simulator, a visit's experts that were sent here run one after the other, from the moment the visit is
+Modelled: as in the simulator, a layer step's experts that were sent here run one after the other, from the moment the layer step is
 decided, beside the kernels of those that are on the device; the next operation of the compute stream that is no expert's
 waits for the last of them. Where the device is the host, rows are read and answers written in place. On a GPU the rows that
 are needed come to page-locked memory on a stream of the worker's own, and answers go back on it, so that neither waits for
@@ -22,7 +22,7 @@ import torch
 from ...base.errors import Internal
 from ...devices.device import CORES, TO_DEVICE, CpuDevice, Device, Mark, preemptions
 from ...devices.runners.cpu import row_dtype
-from ...devices.runners.runner import Visit
+from ...devices.runners.runner import LayerStep
 from ...kernels.cpu import Scratch, run_expert
 from ...kernels.expert_weights import ExpertWeights
 from .copy_engine import Gate
@@ -48,11 +48,11 @@ class CoreExpert:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class CpuTask:
-    """What one visit sends to the cores."""
+    """What one layer step sends to the cores."""
 
     step: int
     layer: int
-    visit: Visit
+    layer_step: LayerStep
     experts: Sequence[CoreExpert]
     end: Mark | None = None
     answered: threading.Event = field(default_factory=threading.Event)
@@ -63,7 +63,7 @@ class HostCores:
     """Computes experts on a thread of its own.
 
     weights: the experts of each store, expert `key` in slot `key` modulo the number of slots. staging_bytes: room for the rows of
-    the largest visit.
+    the largest layer step.
     """
 
     def __init__(self, device: Device, weights: Sequence[ExpertWeights], gate: Gate, *, staging_bytes: int) -> None:
@@ -86,10 +86,10 @@ class HostCores:
     # --- called by the program ---------------------------------------------------------------------------------------
 
     def submit(self, cpu_task: CpuTask) -> None:
-        """Start on a visit's experts; those of the visit before are done."""
+        """Start on a layer step's experts; those of the layer step before are done."""
         with self._gate.change:
             if self._cpu_task is not None:
-                raise Internal("the cores were given a visit before the last one was done")
+                raise Internal("the cores were given a layer step before the last one was done")
             self._cpu_task = cpu_task
             self._gate.moved_at_s = time.monotonic()
             self._gate.change.notify_all()
@@ -147,14 +147,14 @@ class HostCores:
         return None
 
     def _run(self, cpu_task: CpuTask) -> None:
-        visit, device = cpu_task.visit, self._device
-        spans = [(visit.offsets[one.expert], visit.offsets[one.expert + 1]) for one in cpu_task.experts]
+        layer_step, device = cpu_task.layer_step, self._device
+        spans = [(layer_step.offsets[one.expert], layer_step.offsets[one.expert + 1]) for one in cpu_task.experts]
         began = time.perf_counter_ns()
-        sent = self._fetch_rows(visit, spans)
+        sent = self._fetch_rows(layer_step, spans)
         for at, (one, (low, high)) in enumerate(zip(cpu_task.experts, spans, strict=True)):
             if self._gate.stopping:
                 return
-            self._compute(visit, one, sent, sum(b - a for a, b in spans[:at]), low, high)
+            self._compute(layer_step, one, sent, sum(b - a for a, b in spans[:at]), low, high)
             if at == len(spans) - 1:
                 cpu_task.end = device.mark()
             now = time.perf_counter_ns()
@@ -166,36 +166,36 @@ class HostCores:
             self._cpu_task = None
         cpu_task.answered.set()
 
-    def _fetch_rows(self, visit: Visit, spans: Sequence[tuple[int, int]]) -> torch.Tensor | None:
+    def _fetch_rows(self, layer_step: LayerStep, spans: Sequence[tuple[int, int]]) -> torch.Tensor | None:
         """Bring the rows of several experts to the host, one expert's behind the other's; None where they are there."""
         if self._staged is None:
             return None
-        sent = _typed(self._staged[0], visit.rows, sum(high - low for low, high in spans))
+        sent = _typed(self._staged[0], layer_step.rows, sum(high - low for low, high in spans))
         first = 0
         for low, high in spans:
-            self._device.copy(sent[first : first + high - low], visit.rows[low:high])
+            self._device.copy(sent[first : first + high - low], layer_step.rows[low:high])
             first += high - low
         self._device.mark().wait()
         return sent
 
     def _compute(
-        self, visit: Visit, one: CoreExpert, sent: torch.Tensor | None, first: int, low: int, high: int
+        self, layer_step: LayerStep, one: CoreExpert, sent: torch.Tensor | None, first: int, low: int, high: int
     ) -> None:
-        """Compute one expert for rows `low` to `high` of its visit, which are `sent` from row `first` on where they were sent."""
+        """Compute one expert for rows `low` to `high` of its layer step, which are `sent` from row `first` on where they were sent."""
         weights = self._weights[one.format]
         place = one.key % weights.gate_up.num_slots  # where memory is short, experts share places
         dtype = row_dtype(weights)
-        rows = visit.rows[low:high] if sent is None else sent[first : first + high - low]
+        rows = layer_step.rows[low:high] if sent is None else sent[first : first + high - low]
         if sent is None and rows.dtype == dtype:
-            run_expert(rows, weights, place, out=visit.answers[low:high], scratch=self._scratch)
+            run_expert(rows, weights, place, out=layer_step.answers[low:high], scratch=self._scratch)
             return
         answers = run_expert(rows.to(dtype), weights, place, scratch=self._scratch)
         if sent is None or self._staged is None:
-            visit.answers[low:high] = answers
+            layer_step.answers[low:high] = answers
             return
-        back = _typed(self._staged[1], visit.answers, first + high - low)[first:]
+        back = _typed(self._staged[1], layer_step.answers, first + high - low)[first:]
         back.copy_(answers)
-        self._device.copy(visit.answers[low:high], back)
+        self._device.copy(layer_step.answers[low:high], back)
 
 
 def _typed(memory: torch.Tensor, like: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ import torch
 
 from ...devices.device import TO_HOST, Device, Mark
 from ...devices.stores.disk import DiskStore
-from ...sim.offload.simulators import decided_visits
+from ...sim.offload.simulators import decided_layer_steps
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import Decision, PolicyConfig, PolicyState
 from .copy_engine import Gate
@@ -102,13 +102,13 @@ class HostTier:
     # --- called by the program ---------------------------------------------------------------------------------------
 
     def assign(self, step: int, out: Decision, transfers: Sequence[Transfer]) -> None:
-        """Tell this visit's transfers where their bytes come from, as the visit's decision has it."""
+        """Tell this layer step's transfers where their bytes come from, as the layer step's decision has it."""
         reads = out.moves["read"][: out.size[0].moves].tolist()
         with self._gate.change:
             for transfer, read in zip(transfers, reads, strict=True):
                 if read >= 0:
                     before = self._held.pop(transfer.key, None)
-                    if before is not None:  # dropped by this very visit, and wanted again
+                    if before is not None:  # dropped by this very layer step, and wanted again
                         self._drop(before)
                     self._held[transfer.key] = Held(key=transfer.key, step=step)
                 held = self._held[transfer.key]
@@ -228,9 +228,9 @@ class HostTier:
 
 
 def most_reads(config: PolicyConfig, workload: Workload, state: PolicyState) -> int:
-    """Return the most reads that one visit asks for; `state` is one in which the run begins, and is used up."""
+    """Return the most reads that one layer step asks for; `state` is one in which the run begins, and is used up."""
     most, before = 0, int(state.counts[0].disk_reads)
-    for _ in decided_visits(config, workload, state):
+    for _ in decided_layer_steps(config, workload, state):
         reads = int(state.counts[0].disk_reads)
         most, before = max(most, reads - before), reads
     return most

@@ -1,7 +1,7 @@
 """The host's program: launch the dense part, learn the routing, decide, submit copies, launch experts, go on.
 
-Modelled: the life of a visit as `sim.offload.simpy_model` tells it, with real work in place of durations. Decisions are made
-by `decide_visit` on the same arrays; what is added here is only where bytes physically are: a hit's slot is read
+Modelled: the life of a layer step as `sim.offload.simpy_model` tells it, with real work in place of durations. Decisions are made
+by `decide_layer_step` on the same arrays; what is added here is only where bytes physically are: a hit's slot is read
 before the decision, because a large set may push it out again while its kernel still reads it. Ignored: what anything
 costs.
 """
@@ -17,8 +17,8 @@ import torch
 
 from ...devices.dense_part import DensePart
 from ...devices.device import Device, Mark, preemptions
-from ...devices.runners.runner import ExpertRunner, Visit
-from ...sim.policies.offload import begin_step, cancel_prefetch, decide_visit
+from ...devices.runners.runner import ExpertRunner, LayerStep
+from ...sim.policies.offload import begin_step, cancel_prefetch, decide_layer_step
 from ...sim.policies.state import (
     DEMAND,
     NONE,
@@ -49,7 +49,7 @@ from .workers import Workers
 
 @dataclass(slots=True)
 class Launch:
-    """One expert kernel of a visit."""
+    """One expert kernel of a layer step."""
 
     experts: list[int]
     formats: list[int]
@@ -72,8 +72,8 @@ class Step:
     """For each layer, where each expert's rows begin among those sorted by expert; num_experts + 1 numbers."""
 
 
-class Visits:
-    """The visits of one run, whoever computes what lies between them; the base of every program."""
+class LayerSteps:
+    """The layer steps of one run, whoever computes what lies between them; the base of every program."""
 
     def __init__(
         self,
@@ -94,22 +94,22 @@ class Visits:
         """By weight format, like the runners."""
         self._copies, self._backs, self._cores, self._tier = workers.copies, workers.backs, workers.cores, workers.tier
         self._cpu_task: CpuTask | None = None
-        """What the cores are busy with: this visit's answers are not complete before."""
+        """What the cores are busy with: this layer step's answers are not complete before."""
         self._known: dict[int, Transfer] = {}
         self._transients: dict[int, Transfer] = {}
         self._leaving: list[Transfer] = []
         self._clearing: list[Transfer] = []
-        """What the last visit demanded of earlier transfers."""
+        """What the last layer step demanded of earlier transfers."""
         self.rows = Rows()
         self.ready_hits = 0
         self.late_hits = 0
         self.step_end_ns: list[int] = []
         self.parts: list[tuple[int, int]] = []
-        """(time, how often the system had taken a core away so far) at the start of every visit, and at the end of every step."""
+        """(time, how often the system had taken a core away so far) at the start of every layer step, and at the end of every step."""
         self.tokens_computed = 0
 
     def _end(self) -> None:
-        """Give back what the last visit held, and wait until everything admitted has been moved."""
+        """Give back what the last layer step held, and wait until everything admitted has been moved."""
         self._copies.release(self._leaving)
         self._copies.drain()
         if self._backs is not None:
@@ -120,24 +120,24 @@ class Visits:
         return number
 
     def _await_cores(self) -> None:
-        """Wait for what the last visit sent to the host's cores: the stream's next operation needs all answers."""
+        """Wait for what the last layer step sent to the host's cores: the stream's next operation needs all answers."""
         if self._cpu_task is not None and self._cores is not None:
             self._cores.wait_for(self._cpu_task)
 
     def _await_places(self) -> None:
-        """Wait for guesses whose places the last visit gave to others: places are finite, so the pass runs no further ahead."""
+        """Wait for guesses whose places the last layer step gave to others: places are finite, so the pass runs no further ahead."""
         for transfer in self._clearing:
             self._gate.wait_for(transfer)
             if transfer.end is not None:
                 self._device.follow(transfer.end)
         self._clearing = []
 
-    def _answered(self, visit: Visit) -> torch.Tensor:
-        """Return what a visit computed [T, H]; where the cores had a part in it, it is only added up now."""
+    def _answered(self, layer_step: LayerStep) -> torch.Tensor:
+        """Return what a layer step computed [T, H]; where the cores had a part in it, it is only added up now."""
         if self._cpu_task is not None:
-            self._experts[0].finish(visit)
+            self._experts[0].finish(layer_step)
             self._cpu_task = None
-        return visit.x
+        return layer_step.x
 
     def _note_part(self, now: int) -> None:
         """Note that a part of a step ends here."""
@@ -146,19 +146,19 @@ class Visits:
             workers = 0 if self._cores.takes_turns else workers + self._cores.preempted
         self.parts.append((now, preemptions() + workers))
 
-    def _visit(self, number: int, layer: int, visit: Visit, began_ns: int) -> None:
-        """Decide one visit, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
+    def _layer_step(self, number: int, layer: int, layer_step: LayerStep, began_ns: int) -> None:
+        """Decide one layer step, submit its copies and launch its kernels; `began_ns`: when its routing was known."""
         config, state, out = self._config, self._state, self._out
         base = layer * config.num_experts
         if config.cancel:
             self._cancel_wrong_guesses(number, layer)
         places = state.experts["slot"].copy()
-        decide_visit(config, self._steps, state, out, self._decided(number), layer)
+        decide_layer_step(config, self._steps, state, out, self._decided(number), layer)
         self._count_ready()
-        # The last visit's kernels are over: this one's dense part stood behind them.
+        # The last layer step's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
         promoted = out.promotions["transfer"][: out.size[0].promoted].tolist()
-        cpu_task = self._send_to_cores(number, layer, visit)
+        cpu_task = self._send_to_cores(number, layer, layer_step)
         transfers = self._transfers()
         if self._tier is not None:
             self._tier.assign(number, out, transfers)
@@ -184,7 +184,7 @@ class Visits:
         for place, launch in enumerate(launches):
             for copy in later[place]:
                 self._put(copy)
-            self._launch(number, layer, launch, visit, last=place == len(launches) - 1 and cpu_task is None)
+            self._launch(number, layer, launch, layer_step, last=place == len(launches) - 1 and cpu_task is None)
         for copy in later[-1]:
             self._put(copy)
 
@@ -226,7 +226,7 @@ class Visits:
         if isinstance(self._copies, StreamCopies):
             self._copies.put(copy)
 
-    def _launch(self, number: int, layer: int, launch: Launch, visit: Visit, *, last: bool) -> None:
+    def _launch(self, number: int, layer: int, launch: Launch, layer_step: LayerStep, *, last: bool) -> None:
         """Launch one kernel behind the transfers it needs."""
         for transfer in launch.needs:
             self._gate.wait_for(transfer)
@@ -238,9 +238,9 @@ class Visits:
         for fmt, runner in enumerate(self._experts):
             mine = [at for at, each in enumerate(launch.formats) if each == fmt]
             if mine:
-                runner.run(visit, [launch.experts[at] for at in mine], [slots[at] for at in mine])
+                runner.run(layer_step, [launch.experts[at] for at in mine], [slots[at] for at in mine])
         if last:
-            self._experts[0].finish(visit)
+            self._experts[0].finish(layer_step)
         end = self._device.mark()
         self._gate.kernel_launched(end)
         self._launched(number, layer, launched)
@@ -255,14 +255,14 @@ class Visits:
             self.rows.hosted(OP_HOST_LAUNCH, number, layer, began, time.perf_counter_ns())
 
     def _cancel_wrong_guesses(self, number: int, layer: int) -> None:
-        """Drop prefetches for this visit that have not begun and turn out wrong: that depends on how far copies have come."""
+        """Drop prefetches for this layer step that have not begun and turn out wrong: that depends on how far copies have come."""
         if not isinstance(self._copies, CopyEngine):
             return
         config, steps, state = self._config, self._steps, self._state
         step = self._decided(number)
-        visit = steps.first_visit + step * config.num_layers + layer
+        layer_step = steps.first_layer_step + step * config.num_layers + layer
         gone = self._copies.cancel(
-            visit, lambda guess: bool(cancel_prefetch(config, steps, state, step, layer, guess.key, guess.id))
+            layer_step, lambda guess: bool(cancel_prefetch(config, steps, state, step, layer, guess.key, guess.id))
         )
         for guess in gone:
             self._known.pop(guess.id, None)
@@ -281,8 +281,8 @@ class Visits:
                 else:
                     self.late_hits += 1
 
-    def _send_to_cores(self, number: int, layer: int, visit: Visit) -> CpuTask | None:
-        """Return what this visit computes on the host's cores, None where that is nothing."""
+    def _send_to_cores(self, number: int, layer: int, layer_step: LayerStep) -> CpuTask | None:
+        """Return what this layer step computes on the host's cores, None where that is nothing."""
         out, count = self._out, int(self._out.size[0].cores)
         if not count:
             return None
@@ -292,7 +292,7 @@ class Visits:
             CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
             for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
         ]
-        return CpuTask(step=number, layer=layer, visit=visit, experts=experts)
+        return CpuTask(step=number, layer=layer, layer_step=layer_step, experts=experts)
 
     def _transfers(self) -> list[Transfer]:
         out = self._out
@@ -331,7 +331,7 @@ class Visits:
         return found
 
     def _launches(self, base: int, places: Array, transfers: list[Transfer]) -> list[Launch]:
-        """Return the visit's kernels: which experts, where they lie, which transfers each must wait for."""
+        """Return the layer step's kernels: which experts, where they lie, which transfers each must wait for."""
         out = self._out
         items, first = int(out.size[0].items), int(out.size[0].first_transfer)
         fetched = {transfer.key: transfer for transfer in transfers if transfer.kind == DEMAND}
@@ -362,12 +362,12 @@ class Visits:
         return launches
 
     def _drop_transients(self, base: int) -> list[Transfer]:
-        """Return this layer's transient transfers: their buffers are given back when the visit is over, used or not."""
+        """Return this layer's transient transfers: their buffers are given back when the layer step is over, used or not."""
         found = (self._transients.pop(base + expert, None) for expert in range(self._config.num_experts))
         return [transfer for transfer in found if transfer is not None]
 
     def _write_backs(self, number: int, places: Array, transfers: list[Transfer]) -> list[WriteBack]:
-        """Return this visit's write-backs: an evicted expert lies where it lay before, or where this very visit put it."""
+        """Return this layer step's write-backs: an evicted expert lies where it lay before, or where this very layer step put it."""
         out = self._out
         count, first = int(out.size[0].backs), int(out.size[0].first_back)
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
@@ -386,7 +386,7 @@ class Visits:
         ]
 
 
-class Program(Visits):
+class Program(LayerSteps):
     """One run of a recording; `run` returns when the last step is done and everything admitted has been moved."""
 
     def __init__(
@@ -426,7 +426,7 @@ class Program(Visits):
         """Run one forward pass; return the last layer's output [T, H]."""
         layers = self._config.num_layers
         tokens = step.shape.tokens
-        visit: Visit | None = None
+        layer_step: LayerStep | None = None
         for layer in range(layers):
             self._await_cores()
             self._await_places()
@@ -434,19 +434,19 @@ class Program(Visits):
             if layer:
                 self._note_part(launched)
             begin = self._device.mark()
-            x = self._dense.embed(step.rows) if visit is None else self._answered(visit)
+            x = self._dense.embed(step.rows) if layer_step is None else self._answered(layer_step)
             x, h, logits = self._dense.group(layer, x, step.shape)
-            visit = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
+            layer_step = self._experts[0].start(x, h, logits, step.experts[layer], step.offsets[layer])
             end = self._device.mark()
             self._launched(number, max(layer - 1, 0), launched)
             self.rows.computed(OP_DENSE, number, layer, -1, begin, end, tokens)
             end.wait()
-            self._visit(number, layer, visit, end.at_ns())
+            self._layer_step(number, layer, layer_step, end.at_ns())
         self._await_cores()
         self._await_places()
         launched = time.perf_counter_ns()
         begin = self._device.mark()
-        x = step.rows if visit is None else self._answered(visit)
+        x = step.rows if layer_step is None else self._answered(layer_step)
         chosen = self._dense.head(x, step.shape).argmax(dim=-1)
         end = self._device.mark()
         self._launched(number, layers - 1, launched)

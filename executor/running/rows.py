@@ -37,7 +37,7 @@ class Rows:
         self._timed: list[tuple[int, ...]] = []
 
     def copied(self, transfer: Transfer, began: int, begin: Mark, end: Mark, num_bytes: int) -> None:
-        """Note a piece of a transfer; step, layer and expert are filled in from its visit and key later."""
+        """Note a piece of a transfer; step, layer and expert are filled in from its layer step and key later."""
         op = OP_DEMAND if began == DEMAND else OP_PREFETCH
         self._marked.append((H2D, op, transfer.target, -1, transfer.key, begin, end, num_bytes, 0))
 
@@ -61,13 +61,13 @@ class Rows:
         """Note an expert that was read from disk; layer and expert are filled in from its key later."""
         self._timed.append((DISK, OP_DISK, step, -1, key, begin_ns, end_ns, num_bytes, 0))
 
-    def times(self, origin_ns: int, *, first_visit: int, num_layers: int, num_experts: int) -> Array:
+    def times(self, origin_ns: int, *, first_layer_step: int, num_layers: int, num_experts: int) -> Array:
         """Return int64 [num_rows, ROW_FIELDS] with times since `origin_ns`; everything must be done."""
         found: list[tuple[int, ...]] = []
         for lane, op, step, layer, expert, begin, end, num_bytes, tokens in self._marked:
             if lane in (H2D, D2H):
                 layer, expert = divmod(expert, num_experts)
-                step = (step - first_visit) // num_layers if lane == H2D else step
+                step = (step - first_layer_step) // num_layers if lane == H2D else step
             found.append(
                 (lane, op, step, layer, expert, begin.at_ns() - origin_ns, end.at_ns() - origin_ns, num_bytes, tokens)
             )

@@ -2,7 +2,7 @@
 last ones are transient buffers.
 
 Modelled: slots are numbered as in `sim.policies.state`; a transient buffer is given to a transfer when it starts and
-taken back when the visit it was fetched for is over. Where experts come in two formats, any slot can hold either. Ignored:
+taken back when the layer step it was fetched for is over. Where experts come in two formats, any slot can hold either. Ignored:
 which expert belongs where (that is decided by the policies).
 """
 

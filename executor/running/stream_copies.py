@@ -61,7 +61,7 @@ class StreamCopies:
         copy.issued.set()
 
     def release(self, transfers: list[Transfer]) -> None:
-        """Take back the transient buffers of transfers whose visit is over."""
+        """Take back the transient buffers of transfers whose layer step is over."""
         for transfer in transfers:
             self._slots.give_back(transfer)
 

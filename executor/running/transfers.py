@@ -1,6 +1,6 @@
 """One expert on its way to the device or back, and the order in which waiting ones are taken.
 
-Modelled: demands before prefetches; demands by number, prefetches by the visit they are for, then by number; a
+Modelled: demands before prefetches; demands by number, prefetches by the layer step they are for, then by number; a
 prefetch may be promoted while it waits or runs. The order is that of the simulator's copy engine
 (`sim.lanes.Transfer.order`). Ignored: what is copied and by whom.
 """
@@ -30,11 +30,11 @@ class Transfer:
     kind: int
     """DEMAND or PREFETCH; changed by a promotion."""
     target: int
-    """Visit it is for."""
+    """Layer step it is for."""
     slot: int
     """Slot it fills; -1 while a transient one has no buffer."""
     transient: bool
-    """A buffer is given to it when it starts, and taken back when its visit is over."""
+    """A buffer is given to it when it starts, and taken back when its layer step is over."""
     wait_kernel: int
     """Kernel number that must have finished with the slot, -1 when none."""
     wait_back: int
@@ -116,12 +116,12 @@ class Waiting:
         """Remove a transfer, which is about to start."""
         del self._by_id[transfer.id]  # `first` passes over what is left of it
 
-    def untouched(self, visit: int) -> list[Transfer]:
-        """Return the waiting prefetches for `visit` or earlier of which nothing has moved, in the order of their turn.
+    def untouched(self, layer_step: int) -> list[Transfer]:
+        """Return the waiting prefetches for `layer_step` or earlier of which nothing has moved, in the order of their turn.
 
         Those that must be read from disk first are left out: their reads have been asked for.
         """
-        found = [t for t in self if t.kind != DEMAND and t.target <= visit and t.moved_bytes == 0 and not t.reads]
+        found = [t for t in self if t.kind != DEMAND and t.target <= layer_step and t.moved_bytes == 0 and not t.reads]
         return sorted(found, key=lambda transfer: (transfer.target, transfer.id))
 
     def drop(self, transfer: Transfer) -> None:

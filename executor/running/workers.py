@@ -57,7 +57,7 @@ def start_workers(
 ) -> Workers:
     """Return the workers of a run that begins in `state`.
 
-    most_reads: experts that one visit may ask the disk for. row_bytes: rows of the largest visit, on their way to the cores.
+    most_reads: experts that one layer step may ask the disk for. row_bytes: rows of the largest layer step, on their way to the cores.
     """
     piece = schedule.copy.chunk_bytes
     tier: HostTier | None = None

@@ -198,15 +198,15 @@ def expected_ns(work: Work, tables: CostTables, rows: Array, op: int) -> Array:
         head: Array = tables.head_ns[line].astype(float)
         return head
     if op == OP_CPU:
-        visits = rows[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()
-        mine = [work.core_formats.get((step, layer, expert), 0) for step, layer, expert in visits]
+        layer_steps = rows[:, [ROW_STEP, ROW_LAYER, ROW_EXPERT]].tolist()
+        mine = [work.core_formats.get((step, layer, expert), 0) for step, layer, expert in layer_steps]
         cores: Array = np.maximum(tables.cpu_ns[mine, rows[:, ROW_TOKENS]], 1).astype(float)
         return cores
     expected = np.zeros(len(rows))
     for at, (row, place) in enumerate(zip(rows.tolist(), launch_of_rows(rows).tolist(), strict=True)):
-        visit = work.launches[row[ROW_STEP], row[ROW_LAYER]]
+        layer_step = work.launches[row[ROW_STEP], row[ROW_LAYER]]
         # Where timing decided, a launch may have been another one than was to be expected.
-        items = visit[place] if place < len(visit) else [(row[ROW_EXPERT], 0, row[ROW_TOKENS])]
+        items = layer_step[place] if place < len(layer_step) else [(row[ROW_EXPERT], 0, row[ROW_TOKENS])]
         expected[at] = int(tables.grouped_ns[0]) + sum(int(tables.kernel_ns[fmt, tokens]) for _, fmt, tokens in items)
     return np.maximum(expected, 1)
 

@@ -349,7 +349,7 @@ def _num_slots(given: RunInput) -> int:
 
 
 def _most_reads(given: RunInput) -> int:
-    """Return the most experts that one visit reads from disk."""
+    """Return the most experts that one layer step reads from disk."""
     if _undecided(given):
         return _most_moves(given)
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
@@ -362,7 +362,7 @@ def _undecided(given: RunInput) -> bool:
 
 
 def _most_moves(given: RunInput) -> int:
-    """Return a bound of what one visit moves, whatever it decides: all experts of its layer and of those it may guess."""
+    """Return a bound of what one layer step moves, whatever it decides: all experts of its layer and of those it may guess."""
     return given.config.num_experts * (1 + given.config.depth)
 
 

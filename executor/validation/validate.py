@@ -267,7 +267,7 @@ def compare(
     if not executions:
         raise InputError("repeats", 0, "nothing was measured", "run at least once")
     predicted = forecast(given, model, costs, rows=True)
-    tokens = int(given.workload.steps.visit_tokens.sum())
+    tokens = int(given.workload.steps.layer_step_tokens.sum())
     differences = [
         line
         for execution in executions

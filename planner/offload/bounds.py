@@ -2,7 +2,7 @@
 
 Modelled: a machine that is allowed to know the future, to load experts in any order, to let a set larger than the cache
 stream through, and to overlap everything that the link, the stream and the host's cores permit. Its loads are those of
-Belady's farthest next use over sets: after each visit, of the experts held and the experts just used, those needed soonest
+Belady's farthest next use over sets: after each layer step, of the experts held and the experts just used, those needed soonest
 stay. Fetching ahead does not lower the number of loads, so the bound holds for prefetching schedules too. A load is charged
 to the link only as far as nothing else may take its place: the cores compute any of the missing experts for schedules that
 let them, and a second weight format counts as if every expert came in it. Activities run at speeds undisturbed by company.
@@ -46,23 +46,23 @@ _ROUNDING = 1e-9
 
 
 @jit
-def _fewest_loads(visit_start: Array, visit_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
+def _fewest_loads(layer_step_start: Array, layer_step_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
                   slots: int) -> Any:  # fmt: skip
     """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
     num_keys = num_layers * num_experts
     held = np.zeros(num_keys, np.uint8)
     upcoming = np.full(num_keys, 2**62, np.int64)
     size = np.zeros(1 if pooled else num_layers, np.int64)
-    loads = np.zeros((visit_start.shape[0] - 1) // num_layers, np.int64)
-    for visit in range(visit_start.shape[0] - 1):
-        layer = visit % num_layers
+    loads = np.zeros((layer_step_start.shape[0] - 1) // num_layers, np.int64)
+    for layer_step in range(layer_step_start.shape[0] - 1):
+        layer = layer_step % num_layers
         base = layer * num_experts
         pool = 0 if pooled else layer
-        for index in range(visit_start[visit], visit_start[visit + 1]):
-            key = base + visit_expert[index]
+        for index in range(layer_step_start[layer_step], layer_step_start[layer_step + 1]):
+            key = base + layer_step_expert[index]
             upcoming[key] = next_use[index]
             if not held[key]:
-                loads[visit // num_layers] += 1
+                loads[layer_step // num_layers] += 1
                 held[key] = 1
                 size[pool] += 1
         low = 0 if pooled else base
@@ -83,7 +83,7 @@ def fewest_loads(workload: Workload, slots: int, *, pooled: bool) -> Array:
     The workload must carry next uses. With `slots` covering everything the sum is the number of distinct experts used.
     """
     steps = workload.steps
-    loads: Array = _fewest_loads(steps.visit_start, steps.visit_expert, steps.visit_next_use, workload.num_layers,
+    loads: Array = _fewest_loads(steps.layer_step_start, steps.layer_step_expert, steps.layer_step_next_use, workload.num_layers,
                                  workload.num_experts, pooled, slots)  # fmt: skip
     return loads
 
@@ -135,9 +135,9 @@ class Bounds:
         self._prices: dict[object, tuple[CostTables, _Prices]] = {}
         steps = self._workload.steps
         self._step_of = np.repeat(
-            np.arange(self._workload.num_steps), np.diff(steps.visit_start[:: self._workload.num_layers])
+            np.arange(self._workload.num_steps), np.diff(steps.layer_step_start[:: self._workload.num_layers])
         )
-        self._tokens, self._kind_of = np.unique(steps.visit_tokens, return_inverse=True)
+        self._tokens, self._kind_of = np.unique(steps.layer_step_tokens, return_inverse=True)
         # Where bins of neighbouring kinds begin; one kind a bin as long as there are few.
         self._bins = np.unique(
             np.linspace(0, len(self._tokens), min(_MOST_KINDS, len(self._tokens)), endpoint=False).astype(np.int64)
@@ -180,8 +180,10 @@ class Bounds:
             raise Internal("a cache that changes was taken for a fixed one")
         state = fresh_state(config, self._workload, given.capacities, given.weighed)
         steps = self._workload.steps
-        layer = np.repeat(np.arange(len(steps.visit_start) - 1) % self._workload.num_layers, np.diff(steps.visit_start))
-        away = state.experts["where"][layer * self._workload.num_experts + steps.visit_expert] != CACHED
+        layer = np.repeat(
+            np.arange(len(steps.layer_step_start) - 1) % self._workload.num_layers, np.diff(steps.layer_step_start)
+        )
+        away = state.experts["where"][layer * self._workload.num_experts + steps.layer_step_expert] != CACHED
         later = self._least(schedule, prices, self._counted(~away), None, missed=self._counted(away))
         return Bound(whole_ns=int(later[0]), later_ns=later)
 
@@ -249,7 +251,7 @@ class Bounds:
         return _Prices(
             chain_ns=_from_each_on(dense + layers * int(host.layer) + each_step),
             launch_ns=_from_each_on(np.full(steps, layers * int(host.kernel))),
-            # Every visit launches something, unless the cores may compute all of it.
+            # Every layer step launches something, unless the cores may compute all of it.
             base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped))),
             copy_ns=int(copies.min()),
             submit_ns=int(host.transfer),

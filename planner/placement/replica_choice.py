@@ -91,9 +91,9 @@ class WeightedChoice:
                 "slot_weight", weight.shape, "must be finite, not negative, one per slot", "use the placement's own"
             )
         chosen = np.empty(experts.shape, dtype=np.int64)
-        visit = step * placement.num_layers + layer
+        layer_step = step * placement.num_layers + layer
         shape = (placement.slots_per_rank, placement.ranks_per_node)
-        _draw(experts, source_rank, start, copies, weight, self.nearest_first, *shape, self.seed, visit, chosen)
+        _draw(experts, source_rank, start, copies, weight, self.nearest_first, *shape, self.seed, layer_step, chosen)
         return chosen
 
 
@@ -174,7 +174,7 @@ def _draw(
     slots_per_rank: int,
     ranks_per_node: int,
     seed: int,
-    visit: int,
+    layer_step: int,
     chosen: SlotArray,
 ) -> None:
     """Draw a copy for every choice, in proportion to weight, among the nearest tier (0 rank, 1 node, 2 all) or all."""
@@ -194,7 +194,7 @@ def _draw(
                         total += weight[copies[place]]
                 if total == 0.0:
                     continue
-                left = total * hash_fraction(seed, visit, token, choice)
+                left = total * hash_fraction(seed, layer_step, token, choice)
                 for place in range(first, last):
                     slot = copies[place]
                     if weight[slot] > 0.0 and _tier(slot // slots_per_rank, source, ranks_per_node) <= tier:

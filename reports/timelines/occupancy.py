@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...sim.offload.simulate import Simulation
-from ...sim.offload.simulators import decided_visits, fresh_state
+from ...sim.offload.simulators import decided_layer_steps, fresh_state
 from ...sim.policies.state import Array
 from ...specs.schedules.offload import OffloadSchedule
 
@@ -23,7 +23,7 @@ class Occupancy:
     """Experts held on the device, over all layers."""
 
     experts: Array
-    """int64 [num_steps, num_layers]: held when that visit's decision has been made."""
+    """int64 [num_steps, num_layers]: held when that layer step's decision has been made."""
     expert_bytes: int
 
 
@@ -35,9 +35,9 @@ def cache_occupancy(simulation: Simulation, schedule: OffloadSchedule, *, num_st
     count = workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)
     held = np.zeros((count, config.num_layers), np.int64)
     nothing_kept = schedule.cache.policy == "none"
-    for step, layer, decision in decided_visits(config, workload, state, num_steps=count):
+    for step, layer, decision in decided_layer_steps(config, workload, state, num_steps=count):
         if nothing_kept:
-            # What the visit uses is let go of when the decision returns, yet is held until its kernels are done.
+            # What the layer step uses is let go of when the decision returns, yet is held until its kernels are done.
             used = decision.size[0].moves if config.fetch_layer else decision.size[0].items
             held[step, layer] = used + state.counts[0].transient_now
         else:

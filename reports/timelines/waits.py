@@ -4,8 +4,8 @@ Modelled: an expert kernel waited for a copy when its compute lane was idle befo
 within `slack_ns`, for measured rows) at which a transfer it needs had arrived. Such a kernel is tied to every transfer of
 its experts that arrived while the lane was idle: had one of them come later, it would have begun later. What a kernel needs:
 the transfers of its own expert; those demanded for its layer and step where it computes several experts (rows do not list
-them); the last of the layer's transfers where whole layers are fetched and no kernel of the visit begins before it, and
-for the visit's first kernel: without a cache all that was fetched ahead is waited for. Of a transfer in chunks the last
+them); the last of the layer's transfers where whole layers are fetched and no kernel of the layer step begins before it, and
+for the layer step's first kernel: without a cache all that was fetched ahead is waited for. Of a transfer in chunks the last
 chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
 arrived in time. A guess that a kernel of several experts needs, but that did not arrive last, is left out: its rows do
 not tell it from a wrong guess.
@@ -84,11 +84,11 @@ def _rows(frame: pd.DataFrame, device: str) -> list[tuple[str, _Row]]:
 
 def _device_waits(rows: list[tuple[str, _Row]], slack_ns: int) -> list[Wait]:
     by_expert: dict[tuple[int, int], _Arrivals] = defaultdict(_Arrivals)
-    by_visit: dict[tuple[int, int], _Arrivals] = defaultdict(_Arrivals)
+    by_layer_step: dict[tuple[int, int], _Arrivals] = defaultdict(_Arrivals)
     first_kernel: dict[tuple[int, int], int] = {}
     for row in sorted((row for _, row in rows if row.op in TRANSFER_OPS), key=lambda row: row.end):
         by_expert[row.layer, row.expert].add(row)
-        by_visit[row.step, row.layer].add(row)
+        by_layer_step[row.step, row.layer].add(row)
     compute = [row for lane, row in rows if lane == COMPUTE_LANE]
     for row in compute:
         if row.op == "expert":
@@ -97,17 +97,17 @@ def _device_waits(rows: list[tuple[str, _Row]], slack_ns: int) -> list[Wait]:
     idle_from = 0
     for row in compute:
         if row.op == "expert" and row.start > idle_from:
-            visit = by_visit[row.step, row.layer]
+            layer_step = by_layer_step[row.step, row.layer]
             first = first_kernel[row.step, row.layer]
-            whole_layer = row.start == first or not visit.pending(first)
-            needed = _needed(row, by_expert[row.layer, row.expert], visit, idle_from, slack_ns, whole_layer)
+            whole_layer = row.start == first or not layer_step.pending(first)
+            needed = _needed(row, by_expert[row.layer, row.expert], layer_step, idle_from, slack_ns, whole_layer)
             found += [Wait(transfer.at, row.at) for transfer in needed]
         idle_from = max(idle_from, row.end)
     return found
 
 
 def _needed(
-    kernel: _Row, own: _Arrivals, visit: _Arrivals, idle_from: int, slack_ns: int, whole_layer: bool
+    kernel: _Row, own: _Arrivals, layer_step: _Arrivals, idle_from: int, slack_ns: int, whole_layer: bool
 ) -> list[_Row]:
     """Return the transfers that arrived while the lane was idle for this kernel, none where it did not wait for them."""
     since = kernel.start - slack_ns
@@ -115,9 +115,9 @@ def _needed(
         arrived = own.between(idle_from, kernel.start)[-1:]
         if arrived and arrived[-1].end >= since:
             return arrived
-        last = visit.between(idle_from, kernel.start)[-1:]
+        last = layer_step.between(idle_from, kernel.start)[-1:]
         return arrived + last if whole_layer and last and last[-1].end >= since else []
-    candidates = visit.between(idle_from, kernel.start)
+    candidates = layer_step.between(idle_from, kernel.start)
     if not candidates or candidates[-1].end < since:
         return []
     latest = {row.expert: row for row in candidates}  # of a transfer in chunks, the last

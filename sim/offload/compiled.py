@@ -5,7 +5,7 @@ transfer (or chunk) at a time, a device→host engine and a disk in order, the h
 host whose operations precede what they submit. While several lanes are busy each may run slower: an activity has whole
 work left and a rate that changes when its companions do. At one instant, completions come first (`completions`), then the
 host's program, then submissions (`submissions`), then one arbitration (`starts`). Ignored: what the decisions are; they are
-made by `policies.offload.decide_visit`, as in the model. (`compiled_serial` has the schedules in which nothing overlaps.)
+made by `policies.offload.decide_layer_step`, as in the model. (`compiled_serial` has the schedules in which nothing overlaps.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_lean
 from ...base.records import Array
-from ..policies.offload import begin_step, cancel_prefetch, decide_visit
+from ..policies.offload import begin_step, cancel_prefetch, decide_layer_step
 from ..policies.state import Decision, PolicyConfig, PolicyState
 from ..timeline import (
     COMPUTE,
@@ -77,7 +77,7 @@ def run_overlapped(
                 program.layer += 1
                 if config.cancel:
                     _cancel(config, steps, costs, state, run)
-                decide_visit(config, steps, state, out, program.step, program.layer)
+                decide_layer_step(config, steps, state, out, program.step, program.layer)
                 _launch(config, costs, out, run, now)
             else:  # the head is done: the step ends after the host's share
                 begin = now + costs.host_ns[0].step
@@ -145,7 +145,7 @@ def _begin(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyS
 def _cancel(config: PolicyConfig, steps: Steps, costs: CostTables, state: PolicyState, run: Run) -> None:
     """Drop prefetches for this layer step that have not begun and turn out wrong."""
     program, queue = run.program[0], run.guesses
-    here = steps.first_visit + program.step * config.num_layers + program.layer
+    here = steps.first_layer_step + program.step * config.num_layers + program.layer
     for at in range(queue.ends[0].head, queue.ends[0].tail):
         guess = queue.entries[at]
         if guess.target > here:

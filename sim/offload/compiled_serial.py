@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_inner, jit_lean
-from ..policies.offload import begin_step, decide_visit
+from ..policies.offload import begin_step, decide_layer_step
 from ..policies.state import DEMAND, Decision, PolicyConfig, PolicyState
 from ..timeline import (
     COMPUTE,
@@ -57,7 +57,7 @@ def run_serial(
             if rowing:
                 place = (clock.step, layer, -1)
                 write_row(run.rows, run.clock, (COMPUTE, OP_DENSE), place, (begin, stream), 0, tokens)
-            decide_visit(config, steps, state, out, step, layer)
+            decide_layer_step(config, steps, state, out, step, layer)
             stream, launched = _layer_step(config, costs, out, run, layer, stream)
         begin = max(stream, launched)
         stream = begin + costs.head_ns[line]

@@ -80,17 +80,17 @@ def least_tables(
     """Return tables of which no duration exceeds that of a run of `schedule`, whatever it decides.
 
     Experts are all fresh, all guessed or all resident, whichever is quickest; transfers share every wait, CPU tasks too; where experts
-    may run on the cores, how many a visit uses on the device is not known, and the factors are the least that were measured.
+    may run on the cores, how many a layer step uses on the device is not known, and the factors are the least that were measured.
     """
     fmt, tokens = stored_format(schedule, model), typical_tokens(workload)
-    counts = np.diff(workload.steps.visit_start)
+    counts = np.diff(workload.steps.layer_step_start)
     decode = np.repeat(workload.step_phase == 1, workload.num_layers)
     together = float(counts[decode].mean() if decode.any() else counts.mean())
     kinds = [
         RunKind(
             bits=fmt.name, cached=schedule.cache.policy != "none", overlapped=schedule.copy.overlap, fresh_fraction=fresh,
             ahead_fraction=ahead, fetches_per_transfer=0.0, cpu_tasks_per_core_expert=0.0, typical_tokens=tokens,
-            experts_per_visit=together if schedule.kernel.miss == "fetch" else None,
+            experts_per_layer_step=together if schedule.kernel.miss == "fetch" else None,
         )
         for fresh, ahead in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
     ]  # fmt: skip
@@ -113,7 +113,7 @@ def kind_of(given: RunInput, facts: RunFacts, model: ModelSpec) -> RunKind:
         ahead_fraction=facts.ahead_fraction,
         cpu_tasks_per_core_expert=facts.cpu_tasks_per_core_expert,
         fetches_per_transfer=facts.fetches_per_transfer,
-        experts_per_visit=facts.experts_per_visit,
+        experts_per_layer_step=facts.experts_per_layer_step,
         typical_tokens=facts.typical_tokens,
     )
 

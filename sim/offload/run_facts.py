@@ -1,6 +1,6 @@
 """What a run's decisions say of it before it runs: they depend on no time.
 
-Modelled: how often an expert was copied for the very visit that uses it, how many transfers share one wait, how many launches
+Modelled: how often an expert was copied for the very layer step that uses it, how many transfers share one wait, how many launches
 there are. Counted by compiled code, since a search asks it of every candidate. Ignored: what anything costs.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.jit import jit_lean
 from ...base.records import Array, records, whole_numbers
-from ..policies.offload import begin_step, decide_visit
+from ..policies.offload import begin_step, decide_layer_step
 from ..policies.policy_file import raise_fault
 from ..policies.state import (
     DEMAND,
@@ -40,15 +40,15 @@ class RunFacts:
     """Counts of a run, most of them as shares."""
 
     fresh_fraction: float
-    """Share of the experts used whose transfer the visit that used them asked for."""
+    """Share of the experts used whose transfer the layer step that used them asked for."""
     ahead_fraction: float
     """Share of the experts used for the first time after a guess."""
     fetches_per_transfer: float
-    """Visits that demand at least one expert, over all transfers."""
-    experts_per_visit: float
-    """Experts that a visit uses on the device; over decoding where there is any."""
+    """Layer steps that demand at least one expert, over all transfers."""
+    experts_per_layer_step: float
+    """Experts that a layer step uses on the device; over decoding where there is any."""
     cpu_tasks_per_core_expert: float
-    """Visits that send experts to the host's cores, over all experts that run there."""
+    """Layer steps that send experts to the host's cores, over all experts that run there."""
     typical_tokens: float
     """Tokens that an expert gets when it is used; over decoding where there is any."""
     launches: int
@@ -77,7 +77,7 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
         fresh_fraction=int(found.fresh) / max(1, int(found.used)),
         ahead_fraction=int(found.ahead) / max(1, int(found.used)),
         fetches_per_transfer=int(found.fetches) / max(1, int(found.transfers)),
-        experts_per_visit=int(found.decoded) / max(1, int(found.layer_steps)),
+        experts_per_layer_step=int(found.decoded) / max(1, int(found.layer_steps)),
         cpu_tasks_per_core_expert=int(found.cpu_tasks) / max(1, int(found.on_cores)),
         typical_tokens=int(found.tokens) / max(1, int(found.experts)),
         launches=int(found.launches),
@@ -91,7 +91,7 @@ def _count(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision
     for step in range(counted.shape[0]):
         begin_step(config, steps, state, step)
         for layer in range(layers):
-            decide_visit(config, steps, state, out, step, layer)
+            decide_layer_step(config, steps, state, out, step, layer)
             items, moves, cores = out.size[0].items, out.size[0].moves, out.size[0].cores
             count.used += items
             for at in range(items):
@@ -109,9 +109,9 @@ def _count(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision
             count.on_cores += cores
             count.cpu_tasks += cores > 0
             if counted[step]:
-                visit = step * layers + layer
+                layer_step = step * layers + layer
                 count.layer_steps += 1
                 count.decoded += items
-                count.experts += steps.visit_start[visit + 1] - steps.visit_start[visit]
-                for at in range(steps.visit_start[visit], steps.visit_start[visit + 1]):
-                    count.tokens += steps.visit_tokens[at]
+                count.experts += steps.layer_step_start[layer_step + 1] - steps.layer_step_start[layer_step]
+                for at in range(steps.layer_step_start[layer_step], steps.layer_step_start[layer_step + 1]):
+                    count.tokens += steps.layer_step_tokens[at]

@@ -4,14 +4,14 @@ Modelled: one host program (launch the dense part, wait for its routing, decide,
 compute stream that runs launches in program order and waits for the bytes they need, a host→device engine (demands before
 prefetches), a device→host engine for write-backs, the host's cores for misses that are not fetched, and a disk in order of
 submission. Ignored: the contents of decisions (`policies.offload`), and what
-anything costs (`costs`). Life of one visit:
+anything costs (`costs`). Life of one layer step:
 
 1. The host launches the dense part; the stream runs it once the kernels before it are done.
-2. The host learns the routing (`per_layer`), and the visit is decided.
+2. The host learns the routing (`per_layer`), and the layer step is decided.
 3. Prefetches that are awaited, or in the way, are promoted; misses, then prefetches are submitted one by one (`per_transfer` each).
 4. The host launches the experts' kernels (`per_kernel` each) and the next dense part without waiting for them.
 5. Each kernel runs when its experts have arrived and the stream is free.
-6. The next dense part, or the head, runs when also the guesses have arrived whose places this visit gave to others.
+6. The next dense part, or the head, runs when also the guesses have arrived whose places this layer step gave to others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .compiled_rows import kernel_work
 from ..timeline import COMPUTE, CPU, D2H, DISK, H2D, HOST
 from .costs import HOST_COSTS, CostTables
 from ..lanes import CopyEngine, Lanes, Process, Transfer
-from ..policies.offload import begin_step, cancel_prefetch, decide_visit
+from ..policies.offload import begin_step, cancel_prefetch, decide_layer_step
 from ..policies.state import (
     DEMAND, NONE, Array, Decided, Decision, PolicyConfig, PolicyState, read_decision,
 )  # fmt: skip
@@ -148,7 +148,7 @@ class OffloadModel:
                 yield from self._host_time("kernel", OP_HOST_LAUNCH, step, max(layer - 1, 0))
                 dense = self._launch(OP_DENSE, step, layer, -1, tokens, int(self.costs.dense_ns[line, layer]), [])
                 yield dense.done
-                yield from self._visit(step, layer)
+                yield from self._layer_step(step, layer)
             yield from self._host_time("kernel", OP_HOST_LAUNCH, step, self.config.num_layers - 1)
             head = self._launch(
                 OP_HEAD, step, self.config.num_layers - 1, -1, tokens, int(self.costs.head_ns[line]), []
@@ -158,11 +158,11 @@ class OffloadModel:
             self._step_end[step] = self.env.now
         self._end = self.env.now
 
-    def _visit(self, step: int, layer: int) -> Process:
-        """Decide one visit, submit its copies and launch its kernels; the kernels run on while the host goes on."""
+    def _layer_step(self, step: int, layer: int) -> Process:
+        """Decide one layer step, submit its copies and launch its kernels; the kernels run on while the host goes on."""
         if self.config.cancel:
             self._cancel_wrong_guesses(step, layer)
-        decide_visit(self.config, self.steps, self.state, self.out, step, layer)
+        decide_layer_step(self.config, self.steps, self.state, self.out, step, layer)
         decided = read_decision(self.out)
         self._count_late(decided)
         yield from self._host_time("layer", OP_HOST_LAYER, step, layer)
@@ -220,13 +220,13 @@ class OffloadModel:
                     self.late_hits += 1
 
     def _demanded_guesses(self, decided: Decided) -> list[simpy.Event]:
-        """Return the arrivals of earlier transfers that this visit demands, used or not."""
+        """Return the arrivals of earlier transfers that this layer step demands, used or not."""
         if self.serial:
             return []  # on one stream they stand before whatever comes now
         return [self._awaited[promotion.transfer] for promotion in decided.promotions]
 
     def _transfers(self, step: int, decided: Decided) -> list[Transfer]:
-        """Return this visit's transfers, each knowing what must be done with its slot before it may start."""
+        """Return this layer step's transfers, each knowing what must be done with its slot before it may start."""
         costs, found = self.costs, []
         for number, move in enumerate(decided.moves, decided.size.first_transfer):
             fmt = move.format
@@ -247,15 +247,15 @@ class OffloadModel:
         return lambda: self.kernels_done > kernel and self.backs_done > back and self.reads_done > read
 
     def _cancel_wrong_guesses(self, step: int, layer: int) -> None:
-        """Drop prefetches for this visit that have not begun and turn out wrong."""
-        visit = self.steps.first_visit + step * self.config.num_layers + layer
-        for transfer in self.copies.untouched_prefetches(visit):
+        """Drop prefetches for this layer step that have not begun and turn out wrong."""
+        layer_step = self.steps.first_layer_step + step * self.config.num_layers + layer
+        for transfer in self.copies.untouched_prefetches(layer_step):
             if cancel_prefetch(self.config, self.steps, self.state, step, layer, transfer.key, transfer.id):
                 self.copies.drop(transfer)
                 self._awaited.pop(transfer.id, None)
 
     def _kernels(self, step: int, layer: int, decided: Decided) -> list[Launch]:
-        """Return this visit's launches with the arrivals each must wait for."""
+        """Return this layer step's launches with the arrivals each must wait for."""
         launches, first = [], 0
         for _, grouped in itertools.groupby(decided.items, lambda item: item.kernel):
             items = list(grouped)
@@ -370,7 +370,7 @@ class OffloadModel:
             self.copies.call()
 
     def _run_on_cores(self, step: int, layer: int, decided: Decided) -> Process:
-        """Run a visit's experts on the host's cores, one after the other."""
+        """Run a layer step's experts on the host's cores, one after the other."""
         for item in decided.cores:
             begin = self.env.now
             yield self.lanes.run(CPU, int(self.costs.cpu_ns[item.format, item.tokens]))
@@ -399,7 +399,7 @@ class OffloadModel:
     # --- rows -------------------------------------------------------------------------------------------------------
 
     def _moved(self, transfer: Transfer, begin: int, num_bytes: int) -> None:
-        step = (transfer.target - self.steps.first_visit) // self.config.num_layers
+        step = (transfer.target - self.steps.first_layer_step) // self.config.num_layers
         layer, expert = divmod(transfer.key, self.config.num_experts)
         op = OP_DEMAND if transfer.began == DEMAND else OP_PREFETCH
         self._row(H2D, op, step, layer, expert, begin, num_bytes=num_bytes)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...base.errors import Internal
 from ...base.records import Array, records
-from ..policies.offload import begin_step, decide_visit
+from ..policies.offload import begin_step, decide_layer_step
 from ..policies.policy_file import raise_fault, use_rules
 from ..policies.records import COUNTS
 from ..policies.state import Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
@@ -94,31 +94,31 @@ def fresh_state(
     return state
 
 
-def decided_visits(
+def decided_layer_steps(
     config: PolicyConfig, workload: Workload, state: PolicyState, *, num_steps: int | None = None
 ) -> Iterator[tuple[int, int, Decision]]:
-    """Yield (step, layer, decision) of every visit of the first `num_steps` steps (all when None), with nothing done and no time.
+    """Yield (step, layer, decision) of every layer step of the first `num_steps` steps (all when None), with nothing done and no time.
 
-    state: one in which the run begins; it follows along. The decision's buffers are overwritten by the next visit.
+    state: one in which the run begins; it follows along. The decision's buffers are overwritten by the next layer step.
     """
     out = make_decision(config)
     for step in range(workload.num_steps if num_steps is None else min(num_steps, workload.num_steps)):
         begin_step(config, workload.steps, state, step)
         for layer in range(config.num_layers):
-            decide_visit(config, workload.steps, state, out, step, layer)
+            decide_layer_step(config, workload.steps, state, out, step, layer)
             yield step, layer, out
     raise_fault(config, state)
 
 
 def prices_of(costs: CostTables, workload: Workload) -> Prices:
-    """Return the predicted costs that decisions may weigh: undisturbed copies, experts here and there, a mean visit."""
+    """Return the predicted costs that decisions may weigh: undisturbed copies, experts here and there, a mean layer step."""
     copy = costs.chunk_ns[:, 0] * (costs.num_chunks - 1) + costs.chunk_ns[:, 1]
     dense = (costs.dense_ns.sum(1) + costs.head_ns)[costs.step_class]
     steps, layers = workload.num_steps, workload.num_layers
-    experts = int(costs.kernel_ns[0][: len(workload.visit_sizes)] @ workload.visit_sizes)
+    experts = int(costs.kernel_ns[0][: len(workload.layer_step_sizes)] @ workload.layer_step_sizes)
     total = int(dense.sum()) + experts + steps * layers * int(costs.grouped_ns[0])
     return Prices(copy_ns=copy.astype(np.int64), device_ns=costs.kernel_ns, cpu_ns=costs.cpu_ns,
-                  visit_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
+                  layer_step_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
 
 
 def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
@@ -208,8 +208,8 @@ def first_steps(workload: Workload, costs: CostTables, count: int) -> tuple[Work
         workload, step_start=workload.step_start[: count + 1], step_token=workload.step_token[: workload.step_start[count]],
         step_phase=workload.step_phase[:count], step_first=workload.step_first[:count], step_reset=workload.step_reset[:count],
         step_tokens=workload.step_tokens[:count], step_context=workload.step_context[:count],
-        # A share of the whole's, so that what a mean visit is predicted to take stays what it was.
-        visit_sizes=workload.visit_sizes * count // workload.num_steps, piece_start=np.array([0, count], np.int64),
+        # A share of the whole's, so that what a mean layer step is predicted to take stays what it was.
+        layer_step_sizes=workload.layer_step_sizes * count // workload.num_steps, piece_start=np.array([0, count], np.int64),
         prompts=workload.prompts[workload.prompts[:, 1] < count], requests=workload.requests[workload.requests[:, 1] < count],
     )  # fmt: skip
     return cut, costs._replace(step_class=costs.step_class[:count])
@@ -239,4 +239,4 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
     return None
 
 
-__all__ = ["Outcome", "decided_visits", "first_difference", "fresh_state", "run_compiled", "run_simpy"]
+__all__ = ["Outcome", "decided_layer_steps", "first_difference", "fresh_state", "run_compiled", "run_simpy"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def submit_due(config: PolicyConfig, steps: Steps, costs: CostTables, out: Decision, run: Run, now: int) -> bool:
     """Submit all that is due; return whether there was room."""
     program, size = run.program[0], out.size[0]
-    here = steps.first_visit + program.step * config.num_layers + program.layer
+    here = steps.first_layer_step + program.step * config.num_layers + program.layer
     while program.submitted < program.num_submits and program.submit_at <= now:
         if program.submitted == 0:
             there_was_room = _promote(out, run)

@@ -218,9 +218,9 @@ def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array, shift: int
 def typical_tokens(workload: Workload) -> float:
     """Return the tokens that an expert gets when it is used, on average over decoding where there is any."""
     decode = np.repeat(workload.steps.step_phase == 1, workload.num_layers)
-    counts = np.diff(workload.steps.visit_start)
-    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_visits, bool)
-    return float(workload.steps.visit_tokens[mine].mean())
+    counts = np.diff(workload.steps.layer_step_start)
+    mine = np.repeat(decode, counts) if decode.any() else np.ones(workload.num_expert_uses, bool)
+    return float(workload.steps.layer_step_tokens[mine].mean())
 
 
 def _override(seconds: float | None, estimate: Estimate) -> Estimate:

@@ -1,8 +1,8 @@
 """Requests into forward passes: which tokens of a recording are computed together, and which experts each layer then needs.
 
 Modelled: `concurrency` places; a request takes the first free place in recorded order, its prompt runs alone in chunks,
-then it decodes one token a step together with the other places until its recording ends. A visit's experts are listed
-once each, in order of first use; recency follows the order of last use, token by token and choice by choice. The visits of
+then it decodes one token a step together with the other places until its recording ends. A layer step's experts are listed
+once each, in order of first use; recency follows the order of last use, token by token and choice by choice. The layer steps of
 a long recording are far larger than the recording itself, so they are gathered piece by piece when a run comes to them.
 Ignored: arrival times (requests wait in line and are always there), prompts mixed into decode steps.
 """
@@ -21,13 +21,13 @@ from ...traces.format import RoutingTrace
 from ...traces.validate import release_pages, row_chunks
 from ..policies.state import FAR, Array
 from ..policies.steps import Steps
-from .visits import count_sizes, gather_visits, mark_uses, next_uses
+from .layer_steps import count_sizes, gather_layer_steps, mark_uses, next_uses
 
 # Contexts are rounded up to this many tokens, so that the cost tables stay small; at 128 tokens the rounding changes
 # the KV bytes of a pass by less than one part in thirty from 4,096 tokens of context on.
 CONTEXT_BUCKET_TOKENS = 128
 _PROB_ONE = 32767
-# Gathered visits take 8 bytes an entry (an expert of a visit), 16 with next uses. Runs of up to the first number are
+# Gathered layer steps take 8 bytes an entry (an expert of a layer step), 16 with next uses. Runs of up to the first number are
 # gathered once and kept; longer ones in pieces of the second, anew for every run.
 _KEPT_ENTRIES, _PIECE_ENTRIES = 1 << 24, 1 << 22
 
@@ -51,14 +51,14 @@ class Workload:
     step_context: Array
     """int64 [num_steps]: context tokens read by attention, summed over the pass's requests, rounded up."""
     first_use: Array
-    """int64 [num_layers * num_experts]: first visit that uses each expert, FAR when none does."""
+    """int64 [num_layers * num_experts]: first layer step that uses each expert, FAR when none does."""
     popularity: Array
     """int64 [num_layers, num_experts]: tokens per expert, from `popularity_source`."""
     popularity_source: str
     num_layers: int
     num_experts: int
     top_k: int
-    visit_sizes: Array
+    layer_step_sizes: Array
     """int64 [max_expert_tokens + 1]: how many (step, layer, expert) triples have 0 (none), 1, 2, … tokens."""
     num_tokens: int
     prompts: Array
@@ -83,12 +83,12 @@ class Workload:
     @property
     def max_expert_tokens(self) -> int:
         """Most tokens that one expert gets in one step."""
-        return int(self.visit_sizes.shape[0]) - 1
+        return int(self.layer_step_sizes.shape[0]) - 1
 
     @property
-    def num_expert_visits(self) -> int:
+    def num_expert_uses(self) -> int:
         """Distinct (step, layer, expert) triples: what an engine's speed is counted in."""
-        return int(self.visit_sizes.sum())
+        return int(self.layer_step_sizes.sum())
 
     @property
     def steps(self) -> Steps:
@@ -111,16 +111,16 @@ class Workload:
         """Return steps `first` to `last` (exclusive); `upcoming` [1 or 0, num_keys]: first uses after them."""
         low, high = int(self.step_start[first]), int(self.step_start[last])
         starts, tokens = self.step_start[first : last + 1] - low, self.step_token[low:high]
-        start, expert, count, touch, rank = gather_visits(self.experts, starts, tokens, self.num_experts)
+        start, expert, count, touch, rank = gather_layer_steps(self.experts, starts, tokens, self.num_experts)
         before = first * self.num_layers
         next_use = np.full(1, FAR, np.int64)
         if len(upcoming):
             next_use = next_uses(start, expert, before, self.num_layers, self.num_experts, upcoming[0].copy())
         return Steps(
-            visit_start=start, visit_expert=expert, visit_tokens=count, visit_touch=touch, visit_next_use=next_use,
-            visit_rank=rank, step_start=starts, step_token=tokens, step_phase=self.step_phase[first:last],
+            layer_step_start=start, layer_step_expert=expert, layer_step_tokens=count, layer_step_touch=touch, layer_step_next_use=next_use,
+            layer_step_rank=rank, step_start=starts, step_token=tokens, step_phase=self.step_phase[first:last],
             step_first=self.step_first[first:last], step_reset=self.step_reset[first:last], experts=self.experts, predicted=self.predicted,
-            predicted_prob=self.predicted_prob, first_visit=before,
+            predicted_prob=self.predicted_prob, first_layer_step=before,
         )  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
     """Return the forward passes that replaying `trace` with `options` takes, at most the first `max_steps` of them.
 
     reset_per_request: mark the first step of each request (concurrency 1 only).
-    with_next_use: also fill `visit_next_use` and `first_use`, which only policies that know the future read.
-    piece_entries: cut the run where a piece might hold more experts of visits than this; None: only very long ones are cut.
+    with_next_use: also fill `layer_step_next_use` and `first_use`, which only policies that know the future read.
+    piece_entries: cut the run where a piece might hold more experts of layer steps than this; None: only very long ones are cut.
     Raises InputError when `max_steps` is below one.
     """
     if max_steps is not None and max_steps < 1:
@@ -160,14 +160,14 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
         step_start=starts, step_token=tokens, step_phase=phase, step_first=first,
         step_reset=(first if reset_per_request else np.zeros_like(first)), step_tokens=step_tokens,
         step_context=context, first_use=first_use, popularity=popularity, popularity_source=source, num_layers=num_layers,
-        num_experts=num_experts, top_k=trace.top_k, visit_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
+        num_experts=num_experts, top_k=trace.top_k, layer_step_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
         num_tokens=int(tokens.shape[0]), prompts=prompts, requests=requests,
         experts=rows, predicted=predicted, predicted_prob=prob, piece_start=borders, upcoming=upcoming,
     )  # fmt: skip
 
 
 def _borders(entries: Array, piece_entries: int | None) -> Array:
-    """Return the first step of each piece and the end, given the most `entries` [num_steps] each step's visits can have."""
+    """Return the first step of each piece and the end, given the most `entries` [num_steps] each step's layer steps can have."""
     total = np.concatenate(([0], np.cumsum(entries)))
     if piece_entries is None:
         piece_entries = _PIECE_ENTRIES if int(total[-1]) > _KEPT_ENTRIES else max(1, int(total[-1]))

@@ -31,7 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Ranks in nodes, slots on ranks; rank r owns slots [r·S, (r+1)·S) and node n ranks [n·seats, (n+1)·seats)."""
+    """Ranks in nodes, slots on ranks; rank r owns slots [r·S, (r+1)·S) and node n ranks [n·N, (n+1)·N), N being ranks per node."""
 
     num_ranks: int
     num_nodes: int

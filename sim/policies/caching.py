@@ -2,8 +2,8 @@
 
 Modelled: one pool of slots for each layer, or one for all; LRU, and policies whose rule gives each expert a score (the least goes,
 recency breaks ties): the bundled ones (`bundled`) and those of a policy file (`custom`).
-A victim is sought in three rounds: first among experts that neither the current visit uses nor a prefetch still awaits;
-then among awaited ones; last among the visit's own, which happens only when the visit's set is larger than the pool, so
+A victim is sought in three rounds: first among experts that neither the current layer step uses nor a prefetch still awaits;
+then among awaited ones; last among the layer step's own, which happens only when the layer step's set is larger than the pool, so
 that the set streams through. Ignored: sizes (all experts of one run are slots of one size), time.
 """
 
@@ -56,25 +56,25 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
 
 
 @jit_inline
-def appraise(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> None:
+def appraise(config: PolicyConfig, state: PolicyState, key: int, layer_step: int) -> None:
     """Give `key` the merit of a use now, before it counts as used; policies without a merit rule keep what it has."""
     if config.policy == LFUDA:
-        _appraise_aged(config, state, key, visit)
+        _appraise_aged(config, state, key, layer_step)
     elif config.policy >= CUSTOM and state.rules[0].merit != 0:
-        ask_merit(config, state, pool_of(config, key), key, visit)
+        ask_merit(config, state, pool_of(config, key), key, layer_step)
 
 
 @jit_inline
-def _appraise_aged(config: PolicyConfig, state: PolicyState, key: int, visit: int) -> None:
-    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool_of(config, key), visit)
+def _appraise_aged(config: PolicyConfig, state: PolicyState, key: int, layer_step: int) -> None:
+    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool_of(config, key), layer_step)
     state.keys[key].merit = aged_tokens(seen_expert(config.num_experts, state.keys, key), now)
 
 
 @jit_inline
-def _score(config: PolicyConfig, state: PolicyState, pool: int, key: int, visit: int) -> float:
+def _score(config: PolicyConfig, state: PolicyState, pool: int, key: int, layer_step: int) -> float:
     """Return how much a bundled policy other than LRU wants to keep `key`; the least goes."""
     expert = seen_expert(config.num_experts, state.keys, key)
-    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool, visit)
+    now = seen_moment(config.num_layers, config.num_experts, state.pools, pool, layer_step)
     if config.policy == LFU:
         return fewest_tokens(expert, now)
     if config.policy == BELADY:
@@ -99,11 +99,11 @@ def release(config: PolicyConfig, state: PolicyState, key: int) -> None:
 
 
 @jit_inline
-def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
+def find_victim(config: PolicyConfig, state: PolicyState, pool: int, layer_step: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may (a prefetch evicts only in the first round)."""
     keys = state.keys
     if config.policy >= CUSTOM:
-        return ask_victim(config, state, pool, visit, prefetching)
+        return ask_victim(config, state, pool, layer_step, prefetching)
     sentinel = config.num_layers * config.num_experts + pool
     rounds = 1 if prefetching else ALL_ROUNDS
     for search in range(rounds):
@@ -111,10 +111,10 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int,
         least = 0.0
         key = keys[sentinel].prev  # from the least recent end
         while key != sentinel:
-            if may_leave(keys, key, visit, search):
+            if may_leave(keys, key, layer_step, search):
                 if config.policy == LRU:
                     return int(key)
-                score = _score(config, state, pool, key, visit)
+                score = _score(config, state, pool, key, layer_step)
                 if best < 0 or score < least:
                     best = key
                     least = score
@@ -154,13 +154,13 @@ def evict(config: PolicyConfig, state: PolicyState, key: int) -> int:
 
 
 @jit_inline
-def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int, visit: int) -> None:
+def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int, layer_step: int) -> None:
     """Put an absent or staged expert into the cache at `slot`, as the most recent of its pool."""
     keys = state.keys
     keys[key].where = CACHED
     keys[key].slot = slot
     if config.policy == LFUDA:  # the cache may have aged since the use, by a victim that made room
-        _appraise_aged(config, state, key, visit)
+        _appraise_aged(config, state, key, layer_step)
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
 
 

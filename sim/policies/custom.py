@@ -13,18 +13,18 @@ from .state import ABSENT, ANSWER, PolicyConfig, PolicyState
 
 
 @jit_inline
-def ask_victim(config: PolicyConfig, state: PolicyState, pool: int, visit: int, prefetching: bool) -> int:
+def ask_victim(config: PolicyConfig, state: PolicyState, pool: int, layer_step: int, prefetching: bool) -> int:
     """Return the key that leaves `pool`, or -1 when none may."""
     arrays = (state.keys, state.pools, state.fault, state.asked)
-    numbers = (config.num_layers, config.num_experts, pool, visit, int(prefetching))
+    numbers = (config.num_layers, config.num_experts, pool, layer_step, int(prefetching))
     return call_at(state.rules[0].victim, arrays, numbers)
 
 
 @jit_inline
-def ask_merit(config: PolicyConfig, state: PolicyState, pool: int, key: int, visit: int) -> None:
+def ask_merit(config: PolicyConfig, state: PolicyState, pool: int, key: int, layer_step: int) -> None:
     """Give `key` the merit that its policy's rule returns."""
     arrays = (state.keys, state.pools, state.fault, state.asked)
-    call_at(state.rules[0].merit, arrays, (config.num_layers, config.num_experts, pool, key, visit))
+    call_at(state.rules[0].merit, arrays, (config.num_layers, config.num_experts, pool, key, layer_step))
 
 
 @jit_inline
@@ -46,7 +46,7 @@ def rank_by_rule(config: PolicyConfig, state: PolicyState, base: int, distance: 
         copy = prices[0 if config.low_rank >= 0 else keys[key].format].copy_ns
         numbers = (
             base // config.num_experts, guesses[rank].ranked, rank, guesses[rank].ranked_score, distance, copy, backlog,
-            prices[0].visit_ns,
+            prices[0].layer_step_ns,
         )  # fmt: skip
         call_at(state.rules[0].prefetch, (state.fault, state.asked), numbers)
         guesses[rank].worth = state.asked[ANSWER]

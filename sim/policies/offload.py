@@ -1,6 +1,6 @@
-"""One visit of one MoE layer: what is already there, what must be fetched, what leaves, what is fetched ahead.
+"""One layer step of one MoE layer: what is already there, what must be fetched, what leaves, what is fetched ahead.
 
-`decide_visit` is the whole decision. The SimPy model, the compiled simulator and the executor call this very function, so their
+`decide_layer_step` is the whole decision. The SimPy model, the compiled simulator and the executor call this very function, so their
 hits, misses, bytes and tokens agree exactly. Its order is fixed: look the set up once, before anything is inserted; serve
 hits that were used before, then hits that a prefetch brought, then misses, each in recorded order; then fetch ahead.
 Ignored: time. A hit may still be on its way; the engines wait for its transfer.
@@ -16,7 +16,7 @@ from .host_tier import use_from_host
 from .custom import rank_by_rule
 from .misses import send_misses_to_cores
 from .prefetching import rank_guesses, worth_fetching
-from .remembering import learn_visit, match_request, remember_request
+from .remembering import learn_layer_step, match_request, remember_request
 from .state import (
     ABSENT, AFFINITY, CACHED, DEMAND, GUESS_NONE, MISS_FETCH, NONE, NUM_STREAM, PREFETCH, ROUTED, STAGED, STATIC, TRANSIENT,
     WHOLE_LAYER,
@@ -42,13 +42,13 @@ def begin_step(config: PolicyConfig, steps: Steps, state: PolicyState, step: int
 def cancel_prefetch(
     config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, key: int, transfer: int
 ) -> bool:
-    """Drop a prefetch whose copy has not begun, if it was made for this visit and the visit does not use it."""
+    """Drop a prefetch whose copy has not begun, if it was made for this layer step and the layer step does not use it."""
     keys, slots, staged, counts = state.keys, state.slots, state.staged, state.counts[0]
     place = step * config.num_layers + layer
-    if keys[key].transfer != transfer or keys[key].used or keys[key].target > steps.first_visit + place:
+    if keys[key].transfer != transfer or keys[key].used or keys[key].target > steps.first_layer_step + place:
         return False
-    for index in range(steps.visit_start[place], steps.visit_start[place + 1]):
-        if layer * config.num_experts + steps.visit_expert[index] == key:
+    for index in range(steps.layer_step_start[place], steps.layer_step_start[place + 1]):
+        if layer * config.num_experts + steps.layer_step_expert[index] == key:
             return False
     if keys[key].where == ABSENT:
         return False
@@ -71,63 +71,67 @@ def cancel_prefetch(
 
 
 @jit_lean
-def decide_visit(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, step: int, layer: int) -> None:
-    """Write into `out` what happens at this visit, and advance `state`. Visits must be decided in order."""
+def decide_layer_step(
+    config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, step: int, layer: int
+) -> None:
+    """Write into `out` what happens at this layer step, and advance `state`. Layer steps must be decided in order."""
     keys, prices, counts, size = state.keys, state.prices, state.counts[0], out.size[0]
     place = step * config.num_layers + layer
-    visit = steps.first_visit + place
+    layer_step = steps.first_layer_step + place
     size.items = size.kernels = size.moves = size.backs = size.promoted = size.cores = 0
     size.first_transfer = counts.next_transfer
     size.first_kernel = counts.next_kernel
     size.first_back = counts.next_writeback
-    low, high = steps.visit_start[place], steps.visit_start[place + 1]
+    low, high = steps.layer_step_start[place], steps.layer_step_start[place + 1]
     base = layer * config.num_experts
     if (
         config.benefit or config.scored
-    ):  # since the last visit the link has worked off what fits beside one visit's compute
-        counts.backlog_ns = max(0, counts.backlog_ns - prices[0].visit_ns)
+    ):  # since the last layer step the link has worked off what fits beside one layer step's compute
+        counts.backlog_ns = max(0, counts.backlog_ns - prices[0].layer_step_ns)
     if config.library or config.policy == AFFINITY:
-        learn_visit(config, steps, state, visit, layer, low, high)
+        learn_layer_step(config, steps, state, layer_step, layer, low, high)
     if config.low_rank >= 0:
         _drop_coarse_copies(config, steps, state, base, low, high)
-    kernels = _list_hits(config, steps, state, out, visit, base, low, high)
+    kernels = _list_hits(config, steps, state, out, layer_step, base, low, high)
     num_hits = int(size.items)
     # Misses are listed before anything is inserted: a hit that a large set pushes out again is still a hit.
     for index in range(low, high):
-        key = base + steps.visit_expert[index]
+        key = base + steps.layer_step_expert[index]
         if keys[key].where == ABSENT:
             if config.low_rank >= 0:
-                keys[key].format = int(steps.visit_rank[index] >= config.low_rank)
-            _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, 0, keys[key].format)
+                keys[key].format = int(steps.layer_step_rank[index] >= config.low_rank)
+            _add_item(
+                out, steps.layer_step_expert[index], steps.layer_step_tokens[index], kernels, -1, 0, keys[key].format
+            )
     tokens = steps.step_start[step + 1] - steps.step_start[step]
     if config.miss != MISS_FETCH and not 0 < config.upload_tokens <= tokens:
         on_cores = send_misses_to_cores(config, state, out, base, num_hits)
         counts.misses += on_cores
         counts.cpu_runs += on_cores
-    # The visit's own experts are marked before any victim is sought: none may go while the pool has room for all.
+    # The layer step's own experts are marked before any victim is sought: none may go while the pool has room for all.
     for index in range(low, high):
-        key = base + steps.visit_expert[index]
-        keys[key].frequency += steps.visit_tokens[index]
-        keys[key].stay_tokens += steps.visit_tokens[index]
-        appraise(config, state, key, visit)
-        keys[key].touched = visit
+        key = base + steps.layer_step_expert[index]
+        keys[key].frequency += steps.layer_step_tokens[index]
+        keys[key].stay_tokens += steps.layer_step_tokens[index]
+        appraise(config, state, key, layer_step)
+        keys[key].touched = layer_step
         if config.future:
-            keys[key].next_use = steps.visit_next_use[index]
+            keys[key].next_use = steps.layer_step_next_use[index]
     _use_hits(state, out, base, num_hits)
     if config.policy == NONE:
         _await_block(config, state, out, base)
-    _seat_staged_hits(config, state, out, visit, base, num_hits)
-    kernels = _fetch_misses(config, state, out, visit, base, num_hits, kernels)
+    _seat_staged_hits(config, state, out, layer_step, base, num_hits)
+    kernels = _fetch_misses(config, state, out, layer_step, base, num_hits, kernels)
     if config.fetch_layer:
-        _fetch_rest_of_layer(config, state, out, visit, base)
+        _fetch_rest_of_layer(config, state, out, layer_step, base)
     for index in range(low, high):
-        touch(config, state, base + steps.visit_touch[index])
+        touch(config, state, base + steps.layer_step_touch[index])
     size.kernels = kernels
     counts.next_kernel += kernels
     if config.predictor != GUESS_NONE:
         for distance in range(1, min(config.depth, config.num_layers - 1 - layer) + 1):
             guesses = rank_guesses(config, steps, state, step, layer + distance, distance)
-            _fetch_ahead(config, state, out, visit, distance, base + distance * config.num_experts, guesses)
+            _fetch_ahead(config, state, out, layer_step, distance, base + distance * config.num_experts, guesses)
     if config.policy == NONE:
         _drop_transients(config, state, base)
 
@@ -146,17 +150,25 @@ def _add_item(out: Decision, expert: int, tokens: int, kernel: int, transfer: in
 
 
 @jit_inline
-def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, visit: int, base: int,
+def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, layer_step: int, base: int,
                low: int, high: int) -> int:  # fmt: skip
     """List the hits in kernel order, used ones first, then guessed ones by transfer; return the kernels so far."""
     keys, counts, items, size = state.keys, state.counts[0], out.items, out.size[0]
     kernels = 0
     guessed = 0
     for index in range(low, high):
-        key = base + steps.visit_expert[index]
+        key = base + steps.layer_step_expert[index]
         if keys[key].where != ABSENT:
             if keys[key].used:
-                _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], kernels, -1, key, keys[key].format)
+                _add_item(
+                    out,
+                    steps.layer_step_expert[index],
+                    steps.layer_step_tokens[index],
+                    kernels,
+                    -1,
+                    key,
+                    keys[key].format,
+                )
                 if not config.grouped:
                     kernels += 1
             else:
@@ -166,9 +178,9 @@ def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Deci
         kernels = 1
     if guessed:
         for index in range(low, high):
-            key = base + steps.visit_expert[index]
+            key = base + steps.layer_step_expert[index]
             if keys[key].where != ABSENT and not keys[key].used:
-                _add_item(out, steps.visit_expert[index], steps.visit_tokens[index], 0, keys[key].transfer, key,
+                _add_item(out, steps.layer_step_expert[index], steps.layer_step_tokens[index], 0, keys[key].transfer, key,
                           keys[key].format)  # fmt: skip
         for at in range(used + 1, size.items):  # insertion sort by transfer id: the order of arrival
             expert, tokens, wait_key = items[at].expert, items[at].tokens, items[at].key
@@ -195,11 +207,11 @@ def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Deci
 
 @jit_inner
 def _drop_coarse_copies(config: PolicyConfig, steps: Steps, state: PolicyState, base: int, low: int, high: int) -> None:
-    """Drop resident copies of the second format that this visit needs in the first: they are fetched anew."""
+    """Drop resident copies of the second format that this layer step needs in the first: they are fetched anew."""
     keys = state.keys
     for index in range(low, high):
-        key = base + steps.visit_expert[index]
-        if keys[key].format and keys[key].where == CACHED and steps.visit_rank[index] < config.low_rank:
+        key = base + steps.layer_step_expert[index]
+        if keys[key].format and keys[key].where == CACHED and steps.layer_step_rank[index] < config.low_rank:
             release(config, state, key)
 
 
@@ -221,7 +233,7 @@ def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> No
 
 @jit_inline
 def _await_block(config: PolicyConfig, state: PolicyState, out: Decision, base: int) -> None:
-    """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the visit."""
+    """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the layer step."""
     keys = state.keys
     for key in range(base, base + config.num_experts):
         if keys[key].where == TRANSIENT and not keys[key].used:
@@ -260,14 +272,16 @@ def _write_back(state: PolicyState, out: Decision, key: int, slot: int) -> None:
 
 
 @jit_inline
-def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int, visit: int, prefetching: bool) -> int:
+def _make_room(
+    config: PolicyConfig, state: PolicyState, out: Decision, key: int, layer_step: int, prefetching: bool
+) -> int:
     """Return a slot of `key`'s pool, evicting where it is full; -1 when a prefetch may not evict anyone."""
     keys = state.keys
     pool = pool_of(config, key)
     slot = take_free_slot(state, pool)
     if slot >= 0:
         return slot
-    victim = find_victim(config, state, pool, visit, prefetching)
+    victim = find_victim(config, state, pool, layer_step, prefetching)
     if victim < 0:
         return -1
     was_used = keys[victim].used
@@ -280,7 +294,7 @@ def _make_room(config: PolicyConfig, state: PolicyState, out: Decision, key: int
 
 @jit_inline
 def _seat_staged_hits(
-    config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int
+    config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, base: int, num_hits: int
 ) -> None:
     """Move staged experts that are used into the cache: the buffer and the freed slot change places, no bytes move."""
     keys, staged, items = state.keys, state.staged, out.items
@@ -291,11 +305,11 @@ def _seat_staged_hits(
         buffer = 0
         while staged[buffer].key != key:
             buffer += 1
-        slot = _make_room(config, state, out, key, visit, False)
+        slot = _make_room(config, state, out, key, layer_step, False)
         held = staged[buffer].slot
         staged[buffer].slot = slot
         staged[buffer].key = -1
-        admit(config, state, key, held, visit)
+        admit(config, state, key, held, layer_step)
 
 
 @jit_inline
@@ -342,9 +356,9 @@ def _add_move(config: PolicyConfig, state: PolicyState, out: Decision, key: int,
 
 
 @jit_inline
-def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int, num_hits: int,
+def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, base: int, num_hits: int,
                   kernels: int) -> int:  # fmt: skip
-    """Fetch every listed miss, in recorded order; return the kernels of the whole visit.
+    """Fetch every listed miss, in recorded order; return the kernels of the whole layer step.
 
     Grouped misses share a kernel until one needs a slot that this very kernel reads; then a new kernel (a wave) starts.
     """
@@ -357,7 +371,7 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
             slot = slots.shape[0] - NUM_STREAM + counts.next_stream % NUM_STREAM
             counts.next_stream += 1
         elif config.policy != NONE:
-            slot = _make_room(config, state, out, key, visit, False)
+            slot = _make_room(config, state, out, key, layer_step, False)
         if at > num_hits and (
             not config.grouped or (slot >= 0 and slots[slot].last_kernel == size.first_kernel + kernel)
         ):
@@ -365,7 +379,7 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
         items[at].kernel = kernel
         items[at].transfer = counts.next_transfer
         items[at].key = key
-        _add_move(config, state, out, key, DEMAND, visit, kernel, slot)
+        _add_move(config, state, out, key, DEMAND, layer_step, kernel, slot)
         keys[key].used = 1
         if slot >= 0:
             slots[slot].last_kernel = size.first_kernel + kernel
@@ -373,7 +387,7 @@ def _fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, visit
             keys[key].where = TRANSIENT
             _count_transient(state)
         elif config.policy != STATIC:
-            admit(config, state, key, slot, visit)
+            admit(config, state, key, slot, layer_step)
         counts.misses += 1
     return kernel + 1 if size.items > num_hits else kernels
 
@@ -387,12 +401,12 @@ def _count_transient(state: PolicyState) -> None:
 
 
 @jit_inner
-def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, base: int) -> None:
-    """Fetch the layer's other experts too; every kernel of the visit, or the last one, waits for the last of them."""
+def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, base: int) -> None:
+    """Fetch the layer's other experts too; every kernel of the layer step, or the last one, waits for the last of them."""
     keys, counts, items, moves, size = state.keys, state.counts[0], out.items, out.moves, out.size[0]
     for expert in range(config.num_experts):
         if keys[base + expert].where == ABSENT:
-            _add_move(config, state, out, base + expert, DEMAND, visit, 0, -1)
+            _add_move(config, state, out, base + expert, DEMAND, layer_step, 0, -1)
             keys[base + expert].where = TRANSIENT
             keys[base + expert].used = 0
             _count_transient(state)
@@ -410,7 +424,7 @@ def _fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision
 
 @jit_inner
 def _drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> None:
-    """Forget this layer's transient experts: without a cache they live for one visit."""
+    """Forget this layer's transient experts: without a cache they live for one layer step."""
     keys, counts = state.keys, state.counts[0]
     for key in range(base, base + config.num_experts):
         if keys[key].where == TRANSIENT:
@@ -420,11 +434,11 @@ def _drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> Non
 
 
 @jit_inner
-def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit: int, distance: int, base: int,
+def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, distance: int, base: int,
                  num_guesses: int) -> None:  # fmt: skip
-    """Fetch the ranked guesses for a later visit, best first, until none may be admitted any more."""
+    """Fetch the ranked guesses for a later layer step, best first, until none may be admitted any more."""
     keys, staged, guesses, counts = state.keys, state.staged, state.guesses, state.counts[0]
-    target = visit + distance
+    target = layer_step + distance
     if config.scored:
         rank_by_rule(config, state, base, distance, num_guesses)
     for rank in range(num_guesses):
@@ -445,7 +459,7 @@ def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit:
             keys[key].where = TRANSIENT
             _count_transient(state)
         elif config.staging > 0:
-            buffer = _free_buffer(state, visit)
+            buffer = _free_buffer(state, layer_step)
             if buffer < 0:
                 return
             before = staged[buffer].key
@@ -458,17 +472,17 @@ def _fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, visit:
             keys[key].where = STAGED
             keys[key].slot = slot
         else:
-            slot = _make_room(config, state, out, key, visit, True)
+            slot = _make_room(config, state, out, key, layer_step, True)
             if slot < 0:
                 return
-            admit(config, state, key, slot, visit)
+            admit(config, state, key, slot, layer_step)
         _add_move(config, state, out, key, PREFETCH, target, -1, slot)
         keys[key].used = 0
         counts.prefetches += 1
 
 
 @jit_inline
-def _free_buffer(state: PolicyState, visit: int) -> int:
+def _free_buffer(state: PolicyState, layer_step: int) -> int:
     """Return an empty staging buffer, else the one whose guess expired first (or was used), or -1."""
     keys, staged = state.keys, state.staged
     best = -1
@@ -477,6 +491,6 @@ def _free_buffer(state: PolicyState, visit: int) -> int:
         if key < 0:
             return buffer
         # A used expert is still staged only under a static cache, which takes no one in.
-        if keys[key].target <= visit and (best < 0 or keys[key].target < keys[staged[best].key].target):
+        if keys[key].target <= layer_step and (best < 0 or keys[key].target < keys[staged[best].key].target):
             best = buffer
     return best

@@ -139,7 +139,7 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
     if not config.benefit:
         return True
     copy, backlog = prices[fmt].copy_ns, counts.backlog_ns
-    window = distance * prices[0].visit_ns
+    window = distance * prices[0].layer_step_ns
     hidden = min(copy, max(0, window - backlog))
     delayed = min(copy, max(0, backlog + copy - window))
     return bool(sure * hidden > (SURE - sure) * delayed)
@@ -149,8 +149,8 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
 def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
     """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `guesses["ranked"]`."""
     guesses, counts = state.guesses, state.counts[0]
-    visit = step * config.num_layers + layer
-    low, high = steps.visit_start[visit], steps.visit_start[visit + 1]
+    layer_step = step * config.num_layers + layer
+    low, high = steps.layer_step_start[layer_step], steps.layer_step_start[layer_step + 1]
     found = 0
     if config.predictor == GUESS_ALL:
         for expert in range(config.num_experts):
@@ -166,7 +166,7 @@ def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: i
             found = _remembered_guesses(config, steps, state, step, layer)
         if distance == 1:
             for index in range(low, high):
-                counts.guesses_true += guesses[steps.visit_expert[index]].score > 0
+                counts.guesses_true += guesses[steps.layer_step_expert[index]].score > 0
         for index in range(1, found):  # insertion sort by falling score; stable, so first named stays first
             expert = guesses[index].ranked
             slot = index
@@ -179,7 +179,7 @@ def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: i
             guesses[guesses[index].ranked].score = 0
     else:  # a pre-gate and an oracle know the truth
         for index in range(low, high):
-            guesses[found].ranked = steps.visit_expert[index]
+            guesses[found].ranked = steps.layer_step_expert[index]
             guesses[found].ranked_score = SURE
             found += 1
     if distance == 1:

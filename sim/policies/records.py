@@ -57,7 +57,7 @@ times 65536, or sums of them); `worth` where a policy file ranks them."""
 ASKED = whole_numbers("current", "matched")
 """Tokens that used an expert: in the current request, and in the library's entry nearest to it."""
 
-PRICE = whole_numbers("copy_ns", "visit_ns")
+PRICE = whole_numbers("copy_ns", "layer_step_ns")
 """One weight format's transfer of one expert, and a mean layer step (see `state.Prices`)."""
 
 WORK = whole_numbers("on_device", "on_cores")

@@ -1,6 +1,6 @@
 """What the run itself teaches: which experts follow which, and which earlier request the current one resembles.
 
-Modelled: `affinity` counts, layer by layer, how often an expert's visit was followed by another's at the next step, and
+Modelled: `affinity` counts, layer by layer, how often an expert's layer step was followed by another's at the next step, and
 values a cached expert by how often it followed those its layer chose last. `activation` keeps the token counts of earlier
 requests, finds the one whose counts point in the direction nearest to the current request's (cosine), and values an expert by
 its share of that request's tokens, early layers more than late ones, as MoE-Infinity does (arXiv 2401.14361, activation
@@ -69,23 +69,23 @@ def match_request(config: PolicyConfig, state: PolicyState) -> None:
 
 
 @jit_inner
-def learn_visit(
-    config: PolicyConfig, steps: Steps, state: PolicyState, visit: int, layer: int, low: int, high: int
+def learn_layer_step(
+    config: PolicyConfig, steps: Steps, state: PolicyState, layer_step: int, layer: int, low: int, high: int
 ) -> None:
-    """Count what followed what and who was used; must be called before the visit's experts are marked as touched."""
+    """Count what followed what and who was used; must be called before the layer step's experts are marked as touched."""
     keys, followers, requests = state.keys, state.followers, state.requests
     experts = config.num_experts
     base = layer * experts
     if config.library:
         for index in range(low, high):
-            requests[base + steps.visit_expert[index]].current += steps.visit_tokens[index]
+            requests[base + steps.layer_step_expert[index]].current += steps.layer_step_tokens[index]
     if config.policy == AFFINITY:
         for expert in range(experts):
             keys[base + expert].merit = 0
         for before in range(experts):
-            if keys[base + before].touched == visit - config.num_layers and visit >= config.num_layers:
+            if keys[base + before].touched == layer_step - config.num_layers and layer_step >= config.num_layers:
                 for index in range(low, high):
-                    followers[layer, before, steps.visit_expert[index]] += 1
+                    followers[layer, before, steps.layer_step_expert[index]] += 1
         for index in range(low, high):
             for expert in range(experts):
-                keys[base + expert].merit += followers[layer, steps.visit_expert[index], expert]
+                keys[base + expert].merit += followers[layer, steps.layer_step_expert[index], expert]

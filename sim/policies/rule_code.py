@@ -82,16 +82,16 @@ def note_miss(miss: Miss, fault: Array, asked: Array) -> None:
 
 
 def victim_body(
-    keys: Array, pools: Array, fault: Array, asked: Array, num_layers: int, num_experts: int, pool: int, visit: int, prefetching: int
+    keys: Array, pools: Array, fault: Array, asked: Array, num_layers: int, num_experts: int, pool: int, layer_step: int, prefetching: int
 ) -> int:  # fmt: skip
     """Return the key with the least score that may leave `pool`, -1 when none may."""
     sentinel = num_layers * num_experts + pool
-    now = seen_moment(num_layers, num_experts, pools, pool, visit)
+    now = seen_moment(num_layers, num_experts, pools, pool, layer_step)
     for search in range(FREE_ROUND, FREE_ROUND + 1 if prefetching else ALL_ROUNDS):
         best, least = -1, 0.0
         key = keys[sentinel].prev  # from the least recent end
         while key != sentinel:
-            if may_leave(keys, key, visit, search):
+            if may_leave(keys, key, layer_step, search):
                 expert = seen_expert(num_experts, keys, key)
                 score = math.nan
                 try:
@@ -110,10 +110,10 @@ def victim_body(
 
 
 def merit_body(
-    keys: Array, pools: Array, fault: Array, asked: Array, num_layers: int, num_experts: int, pool: int, key: int, visit: int
+    keys: Array, pools: Array, fault: Array, asked: Array, num_layers: int, num_experts: int, pool: int, key: int, layer_step: int
 ) -> int:  # fmt: skip
     """Give an expert the merit that the rule returns."""
-    expert, now = seen_expert(num_experts, keys, key), seen_moment(num_layers, num_experts, pools, pool, visit)
+    expert, now = seen_expert(num_experts, keys, key), seen_moment(num_layers, num_experts, pools, pool, layer_step)
     merit = math.nan
     try:
         merit = 1.0 * rule(expert, now)

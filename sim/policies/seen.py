@@ -25,11 +25,11 @@ def seen_expert(num_experts: int, keys: Array, key: int) -> Expert:
 
 
 @jit_inline
-def seen_moment(num_layers: int, num_experts: int, pools: Array, pool: int, visit: int) -> Now:
+def seen_moment(num_layers: int, num_experts: int, pools: Array, pool: int, layer_step: int) -> Now:
     """Return what rules see of the moment."""
     return Now(
-        layer_step=visit,
-        layer=visit % num_layers,
+        layer_step=layer_step,
+        layer=layer_step % num_layers,
         num_layers=num_layers,
         num_experts=num_experts,
         age=float(pools[pool].age),
@@ -37,10 +37,10 @@ def seen_moment(num_layers: int, num_experts: int, pools: Array, pool: int, visi
 
 
 @jit_inline
-def may_leave(keys: Array, key: int, visit: int, search: int) -> bool:
+def may_leave(keys: Array, key: int, layer_step: int, search: int) -> bool:
     """Return whether `key` may go in this round of the search."""
-    if keys[key].touched == visit:
+    if keys[key].touched == layer_step:
         return search == OWN_ROUND
-    if keys[key].used == 0 and keys[key].target > visit:
+    if keys[key].used == 0 and keys[key].target > layer_step:
         return search == AWAITED_ROUND
     return search == FREE_ROUND

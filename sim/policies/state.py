@@ -1,7 +1,7 @@
 """What the offload decisions see and write: plain arrays in named tuples, so that compiled code and Python share them.
 
 Modelled: logical state only. An expert is resident from the decision that admits it; whether its bytes have arrived is
-time, and time is not here. Keys: `key = moe_layer * num_experts + expert`. A *visit* is one MoE layer of one step,
+time, and time is not here. Keys: `key = moe_layer * num_experts + expert`. A *layer step* is one MoE layer of one step,
 counted `step * num_layers + moe_layer` from the start of the run. A *slot* is a place in device memory for one expert.
 A *kernel number* counts expert kernels in the order they are launched; it is what a transfer waits for before it may
 overwrite a slot. Ignored: bytes, durations, everything physical.
@@ -94,13 +94,13 @@ class Prices(NamedTuple):
     copy_ns: Array  # int64 [num_formats]: one expert's transfer
     device_ns: Array  # int64 [num_formats, max_expert_tokens + 1]: one expert on the device
     cpu_ns: Array  # int64 [num_formats, max_expert_tokens + 1]: one expert on the host's cores; empty where unknown
-    visit_ns: Array  # int64 [1]: what the stream is busy with from one visit to the next
+    layer_step_ns: Array  # int64 [1]: what the stream is busy with from one layer step to the next
 
 
 def no_prices() -> Prices:
     """Return prices for schedules that weigh nothing."""
     none = np.zeros((1, 0), np.int64)
-    return Prices(copy_ns=np.zeros(2, np.int64), device_ns=none, cpu_ns=none, visit_ns=np.zeros(1, np.int64))
+    return Prices(copy_ns=np.zeros(2, np.int64), device_ns=none, cpu_ns=none, layer_step_ns=np.zeros(1, np.int64))
 
 
 # The most values that a rule is given, and the place behind them where a guess's score is answered.
@@ -234,11 +234,11 @@ def make_state(
     config: PolicyConfig, *, capacities: Array, popularity: Array | None, first_use: Array | None,
     formats: Array | None = None, prices: Prices | None = None,
 ) -> PolicyState:  # fmt: skip
-    """Return the state before the first visit.
+    """Return the state before the first layer step.
 
     capacities: int [num_pools] slots of each layer's cache, or of the one pooled cache.
     popularity: int [num_layers, num_experts] tokens per expert, needed by a static cache, which starts full.
-    first_use: int64 [num_keys] first visit that uses each expert (FAR when none does), needed by belady.
+    first_use: int64 [num_keys] first layer step that uses each expert (FAR when none does), needed by belady.
     formats: int [num_keys] weight format of each expert; None: all are of the first.
     prices: predicted costs, needed where `needs_prices` says so.
     """
@@ -273,7 +273,7 @@ def make_state(
     if weighed.cpu_ns.size:
         work["on_cores"] = weighed.cpu_ns
     price = records(PRICE, len(weighed.copy_ns))
-    price["copy_ns"], price["visit_ns"] = weighed.copy_ns, weighed.visit_ns
+    price["copy_ns"], price["layer_step_ns"] = weighed.copy_ns, weighed.layer_step_ns
     state = PolicyState(
         keys=keys, slots=slots, pools=pools, staged=staged, guesses=records(GUESS, config.num_experts),
         followers=np.zeros(pairs, np.int32), requests=records(ASKED, num_keys if config.library else 0),

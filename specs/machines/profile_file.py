@@ -6,8 +6,10 @@ mean (`profile`), machines made of parts (`load`).
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -16,6 +18,9 @@ from ...base.json_files import parse_json, read_text
 from ..catalog import HARDWARE_FOLDER
 from ..catalog.bundled import resolve
 from .profile import SCHEMA_VERSION, Profile
+
+# Curves and their arguments under the names that older versions wrote; accepted until the next version.
+_OLD_NAMES = {"laps.compute": "passes.compute", "laps.copy": "passes.copy", "lap": "pass", "visits": "layer_steps"}
 
 
 def list_hardware() -> list[str]:
@@ -40,7 +45,7 @@ def profile_from_json(text: str, where: str = "profile") -> Profile:
         rule = f"this version reads {SCHEMA_VERSION}"
         raise InputError(f"{where}: schema_version", version, rule, "calibrate again")
     try:
-        return _profile_adapter().validate_json(text)
+        return _profile_adapter().validate_json(_with_new_names(data, text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"
@@ -51,6 +56,21 @@ def profile_from_json(text: str, where: str = "profile") -> Profile:
         raise InputError(f"{where}: {field}", value, rule, "correct the file") from None
     except InputError as error:  # a rule of the profile itself
         raise InputError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from None
+
+
+def _with_new_names(data: dict[str, Any], text: str) -> str:
+    """Return a profile's JSON with the names of today in its curves; `text` itself where it has no other."""
+    curves = data.get("curves")
+    if not isinstance(curves, dict) or not any(f'"{old}"' in text for old in _OLD_NAMES):
+        return text
+    renamed = {
+        _OLD_NAMES.get(name, name): curve
+        | {"arguments": {_OLD_NAMES.get(argument, argument): at for argument, at in curve["arguments"].items()}}
+        if isinstance(curve, dict) and isinstance(curve.get("arguments"), dict)
+        else curve
+        for name, curve in curves.items()
+    }
+    return json.dumps(data | {"curves": renamed})
 
 
 @cache

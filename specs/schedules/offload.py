@@ -107,7 +107,7 @@ class KernelOptions:
     """per-expert: one launch each; grouped: one launch for the resident ones, one for those guessed, one for the rest."""
     miss: str = "fetch"
     """What a missing expert does: fetch; cpu (it runs on the host's cores); cheaper (whichever is predicted to be sooner,
-    expert by expert, after Fiddler, arXiv 2402.07033); balanced (a visit's misses are divided so that cores and link end
+    expert by expert, after Fiddler, arXiv 2402.07033); balanced (a layer step's misses are divided so that cores and link end
     as early as they can, after HybriMoE, arXiv 2504.05897)."""
     upload_tokens: int | None = None
     """Forward passes of at least so many tokens fetch their misses whatever `miss` says: with many tokens an expert's copy costs

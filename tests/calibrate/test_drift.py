@@ -107,7 +107,7 @@ def test_runs_are_made_again_one_format_at_a_time(profile: Profile, monkeypatch:
     for place in range(6):
         found.run(place)
     assert made == [("32", "cpu"), ("4", "cpu")] * 3
-    # Three laps of each, of which one or two were slower still: the medians are those of two, and of one, of them.
+    # Three passes of each, of which one or two were slower still: the medians are those of two, and of one, of them.
     drift = found.drift()
     assert drift["expert.32"] == pytest.approx(3.0, rel=0.05)
     assert drift["dense"] == pytest.approx(1.0, rel=0.05)

@@ -26,7 +26,7 @@ from moeplan.specs.models.load import list_models, load_model
 TINY = made_up_model("tiny", hidden=256, intermediate=64, num_layers=2, num_experts=4, vocab=64)
 SMALL = Extent(
     expert_tokens=(1, 4, 16), group_tokens=(1, 4), group_experts=(2, 3), pass_tokens=(1, 4), contexts=(16,),
-    copy_bytes=(4 * KIB, 64 * KIB, MIB), laps=2, rounds=2, repetitions=1, disk=True,
+    copy_bytes=(4 * KIB, 64 * KIB, MIB), passes=2, rounds=2, repetitions=1, disk=True,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_calibration_measures_fits_and_writes_what_predictions_need(tmp_path: 
         "disk",
         "host",
     } <= {s.kind for s in samples}
-    # What was measured in two laps stands together, once.
+    # What was measured in two passes stands together, once.
     keys = [(s.kind, tuple(sorted(s.labels.items())), tuple(sorted(s.arguments.items()))) for s in samples]
     assert len(set(keys)) == len(keys)
     assert {len(s.seconds) for s in samples.of("expert")} == {2 * 2 * 1}

@@ -59,7 +59,7 @@ def kind(*, fresh: float, ahead: float = 0.0, cached: bool = True, overlapped: b
         fresh_fraction=fresh,
         ahead_fraction=ahead,
         fetches_per_transfer=0.25,
-        experts_per_visit=2.0,
+        experts_per_layer_step=2.0,
         typical_tokens=1.0,
     )
 

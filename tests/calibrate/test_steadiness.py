@@ -1,4 +1,4 @@
-"""Laps of a calibration: a slow one does not count, and how laps differ is in the intervals."""
+"""Passes of a calibration: a slow one does not count, and how passes differ is in the intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from calibration_samples import dense_s, lawful_samples
 from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.fitted_model import load_costs
-from moeplan.calibrate.costs.steadiness import COMPUTE_LAPS, COPY_LAPS, lap_curves
+from moeplan.calibrate.costs.steadiness import COMPUTE_PASSES, COPY_PASSES, pass_curves
 from moeplan.calibrate.fitting.fit import Fit, fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample, SampleSet, merge, sample_from_dict, sample_to_dict, together
@@ -37,17 +37,17 @@ def calibrated(levels: tuple[float, ...], **how: bool) -> Fit:
     return fit_profile(merge([slowed(lawful_samples(), level) for level in levels]), **how)
 
 
-def host(*seconds: float, laps: tuple[int, ...] = ()) -> Sample:
-    return Sample(kind="host", labels={"what": "layer"}, arguments={}, seconds=seconds, laps=laps)
+def host(*seconds: float, passes: tuple[int, ...] = ()) -> Sample:
+    return Sample(kind="host", labels={"what": "layer"}, arguments={}, seconds=seconds, passes=passes)
 
 
 def test_a_slow_lap_does_not_count() -> None:
     found = together([host(1.0, 1.1, 1.2), host(9.0, 9.0, 9.9), host(1.2, 1.0, 1.1)])
-    assert found.laps == (3, 3, 3)
+    assert found.passes == (3, 3, 3)
     assert found.lap_medians() == [1.1, 9.0, 1.1]
     assert found.median_s == 1.1
     assert found.midmean_s == pytest.approx(1.1)
-    # Two laps do not show which is the odd one, and one or two repetitions are no lap.
+    # Two passes do not show which is the odd one, and one or two repetitions are no pass.
     assert together([host(1.0, 1.0, 1.0), host(3.0, 3.0, 3.0)]).median_s == 2.0
     thin = together([host(1.0, 1.0), host(1.0, 3.0, 3.0), host(3.0, 3.0, 3.0)])
     assert (thin.lap_medians(), thin.median_s) == (None, 3.0)
@@ -60,28 +60,32 @@ def test_the_mean_of_the_middle_half_of_a_few(seconds: tuple[float, ...], midmea
     assert host(*seconds).midmean_s == midmean
 
 
-def test_laps_survive_merging_again_and_a_file() -> None:
+def test_passes_survive_merging_again_and_a_file() -> None:
     found = together([together([host(1.0), host(2.0, 3.0)]), host(4.0)])
-    assert (found.seconds, found.laps) == ((1.0, 2.0, 3.0, 4.0), (1, 2, 1))
-    assert sample_from_dict(sample_to_dict(found), "row") == found
-    assert "laps" not in sample_to_dict(host(1.0))
+    assert (found.seconds, found.passes) == ((1.0, 2.0, 3.0, 4.0), (1, 2, 1))
+    row = sample_to_dict(found)
+    assert sample_from_dict(row, "row") == found
+    assert (
+        sample_from_dict({"laps" if name == "passes" else name: value for name, value in row.items()}, "row") == found
+    )
+    assert "passes" not in sample_to_dict(host(1.0))
 
 
-@pytest.mark.parametrize("laps", [(2,), (1, 1, 2), (0, 3), (True, 2), (1.5, 1.5), (-1, 4)])
-def test_laps_that_do_not_add_up_are_refused(laps: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="laps"):
-        host(1.0, 2.0, 3.0, laps=laps)
-    row = sample_to_dict(host(1.0, 2.0, 3.0)) | {"laps": "three"}
-    with pytest.raises(InputError, match="laps"):
+@pytest.mark.parametrize("passes", [(2,), (1, 1, 2), (0, 3), (True, 2), (1.5, 1.5), (-1, 4)])
+def test_passes_that_do_not_add_up_are_refused(passes: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="passes"):
+        host(1.0, 2.0, 3.0, passes=passes)
+    row = sample_to_dict(host(1.0, 2.0, 3.0)) | {"passes": "three"}
+    with pytest.raises(InputError, match="passes"):
         sample_from_dict(row, "row")
 
 
 def test_the_profile_is_of_the_usual_lap_and_says_how_the_others_differed() -> None:
     fit = calibrated(LEVELS)
-    curve = fit.profile.curves[COMPUTE_LAPS]
+    curve = fit.profile.curves[COMPUTE_PASSES]
     assert curve.seconds == pytest.approx(np.array(LEVELS) / np.exp(np.mean(np.log(LEVELS))))
     assert curve.relative_uncertainty == pytest.approx(1.645 * np.std(np.log(LEVELS), ddof=1))
-    assert fit.profile.curves[COPY_LAPS].relative_uncertainty == pytest.approx(0.0)
+    assert fit.profile.curves[COPY_PASSES].relative_uncertainty == pytest.approx(0.0)
     assert not any("one time only" in line for line in fit.warnings)
     steady = calibrated((1.0,) * 5)
     shape = PassShape(tokens=4, context_tokens=512, requests=4)
@@ -94,13 +98,13 @@ def test_the_profile_is_of_the_usual_lap_and_says_how_the_others_differed() -> N
 
 
 def test_every_kernel_and_copy_is_as_uncertain_as_the_machine() -> None:
-    laps = [
+    passes = [
         slowed(lawful_samples(), kernels, copies)
         for kernels, copies in zip(LEVELS, (1.0, 1.0, 1.2, 1.1, 0.9), strict=True)
     ]
-    profile = fit_profile(merge(laps)).profile
+    profile = fit_profile(merge(passes)).profile
     costs = load_costs(profile, MODEL)
-    kernels, copies = (profile.curves[name].relative_uncertainty for name in (COMPUTE_LAPS, COPY_LAPS))
+    kernels, copies = (profile.curves[name].relative_uncertainty for name in (COMPUTE_PASSES, COPY_PASSES))
     assert kernels > copies > 0.1
     fmt = weight_format("16")
     for one in (
@@ -115,8 +119,8 @@ def test_every_kernel_and_copy_is_as_uncertain_as_the_machine() -> None:
 
 
 def test_parts_that_vary_apart_count_each_on_its_own() -> None:
-    # One format is slow in one lap, another in another: the machine as a whole hardly changed, what is measured did.
-    def lap(slow: str | None) -> SampleSet:
+    # One format is slow in one pass, another in another: the machine as a whole hardly changed, what is measured did.
+    def one_pass(slow: str | None) -> SampleSet:
         found = lawful_samples()
         return dataclasses.replace(
             found,
@@ -128,8 +132,8 @@ def test_parts_that_vary_apart_count_each_on_its_own() -> None:
             ),
         )
 
-    curve = lap_curves(merge([lap(slow) for slow in ("32", "16", "4", None, None)]), "a test", meanwhile=False)[
-        COMPUTE_LAPS
+    curve = pass_curves(merge([one_pass(slow) for slow in ("32", "16", "4", None, None)]), "a test", meanwhile=False)[
+        COMPUTE_PASSES
     ]
     one_part = np.log([1.5, 1, 1, 1, 1])
     parts = len(("expert", "grouped")) * 3 + len(("dense", "head"))
@@ -137,13 +141,13 @@ def test_parts_that_vary_apart_count_each_on_its_own() -> None:
 
 
 def test_what_runs_between_the_laps_shares_their_mean() -> None:
-    alone, meanwhile = (calibrated(LEVELS, meanwhile=shared).profile.curves[COMPUTE_LAPS] for shared in (False, True))
+    alone, meanwhile = (calibrated(LEVELS, meanwhile=shared).profile.curves[COMPUTE_PASSES] for shared in (False, True))
     assert meanwhile.relative_uncertainty == pytest.approx(alone.relative_uncertainty / math.sqrt(len(LEVELS)))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_laps_say_so(count: int) -> None:
     fit = calibrated(LEVELS[:count])
-    assert not {COMPUTE_LAPS, COPY_LAPS} & set(fit.profile.curves)
+    assert not {COMPUTE_PASSES, COPY_PASSES} & set(fit.profile.curves)
     assert any("one time only" in line for line in fit.warnings)
-    assert lap_curves(lawful_samples(), "a test", meanwhile=False) == {}
+    assert pass_curves(lawful_samples(), "a test", meanwhile=False) == {}

@@ -94,18 +94,22 @@ def test_launches_are_those_that_were_decided(name: str) -> None:
     work = decided_work(given)
     launches, cores = work.launches, work.core_formats
     steps, formats = given.workload.steps, formats_of(given)
-    for number, (visit, mine) in enumerate(sorted(launches.items())):
-        low, high = steps.visit_start[number], steps.visit_start[number + 1]
-        used = dict(zip(steps.visit_expert[low:high].tolist(), steps.visit_tokens[low:high].tolist(), strict=True))
+    for number, (layer_step, mine) in enumerate(sorted(launches.items())):
+        low, high = steps.layer_step_start[number], steps.layer_step_start[number + 1]
+        used = dict(
+            zip(steps.layer_step_expert[low:high].tolist(), steps.layer_step_tokens[low:high].tolist(), strict=True)
+        )
         items = [item for launch in mine for item in launch]
         assert all(used[expert] == tokens for expert, _, tokens in items)
-        elsewhere = {expert: fmt for (*where, expert), fmt in cores.items() if tuple(where) == visit}
+        elsewhere = {expert: fmt for (*where, expert), fmt in cores.items() if tuple(where) == layer_step}
         assert sorted([expert for expert, _, _ in items] + list(elsewhere)) == sorted(used)
         for expert, fmt in [(expert, fmt) for expert, fmt, _ in items] + list(elsewhere.items()):
             assert fmt == int(formats[number][expert])
         assert all(len(launch) == 1 for launch in mine) or given.config.grouped
     assert bool(cores) == ("cores" in name)
-    assert any(len(mine) > 1 for mine in launches.values())  # hits and misses of a visit are launched apart, if grouped
+    assert any(
+        len(mine) > 1 for mine in launches.values()
+    )  # hits and misses of a layer step are launched apart, if grouped
 
 
 def test_medians_are_of_what_is_off_in_either_direction() -> None:

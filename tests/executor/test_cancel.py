@@ -52,7 +52,7 @@ def test_guesses_are_dropped_and_outputs_are_those_of_the_model(name: str) -> No
     assert (
         found.bytes_copied == found.bytes_decided == (found.counts.misses + found.counts.prefetches) * found.slot_bytes
     )
-    assert found.counts.hits + found.counts.misses == run.workload.num_expert_visits
+    assert found.counts.hits + found.counts.misses == run.workload.num_expert_uses
     outcome = run_compiled(run.config, run.workload, tables_of(run, *found.expert_bytes), run.capacities, serial=False)
     assert count_differences(found, outcome, expert_tokens(run.workload), timing_dependent=True) == []
 

@@ -96,7 +96,7 @@ def cut() -> Iterator[Bench]:
     made.engine.close()
 
 
-def test_demands_go_first_then_prefetches_by_visit_then_by_number(bench: Bench) -> None:
+def test_demands_go_first_then_prefetches_by_layer_step_then_by_number(bench: Bench) -> None:
     bench.submit(0, PREFETCH, 1, 0)
     bench.store.until_begun()
     for number, kind, target in ((1, PREFETCH, 5), (2, PREFETCH, 3), (3, PREFETCH, 3), (4, DEMAND, 2), (5, DEMAND, 2)):
@@ -182,7 +182,7 @@ def test_transient_buffers_are_given_when_a_transfer_starts_and_taken_back(bench
 
 
 def test_a_used_guess_waits_for_the_older_guess_in_its_slot(bench: Bench) -> None:
-    """The visit that gives a slot away demands the copy under way into it; what comes next into the slot stands behind it."""
+    """The layer step that gives a slot away demands the copy under way into it; what comes next into the slot stands behind it."""
     bench.submit(0, DEMAND, 0, 0)
     bench.store.until_begun()
     older = bench.submit(1, PREFETCH, 1, 2)

@@ -99,8 +99,8 @@ def test_the_next_dense_part_waits_for_the_cores_and_kernels_do_not(monkeypatch:
         rows = expected.timeline.rows
     slow = rows[(rows[:, ROW_OP] == OP_CPU) & (rows[:, ROW_END] - rows[:, ROW_START] > 40_000_000)]
     assert len(slow) == 1
-    visit = rows[(rows[:, ROW_STEP] == slow[0, ROW_STEP]) & (rows[:, ROW_LAYER] == slow[0, ROW_LAYER])]
-    assert (visit[visit[:, ROW_OP] == OP_EXPERT][:, ROW_START] < slow[0, ROW_END]).all()
+    layer_step = rows[(rows[:, ROW_STEP] == slow[0, ROW_STEP]) & (rows[:, ROW_LAYER] == slow[0, ROW_LAYER])]
+    assert (layer_step[layer_step[:, ROW_OP] == OP_EXPERT][:, ROW_START] < slow[0, ROW_END]).all()
     order = rows[np.isin(rows[:, ROW_OP], (OP_DENSE, OP_HEAD))]
     after = order[order[:, ROW_START] > slow[0, ROW_START]]
     assert after[0, ROW_START] >= slow[0, ROW_END]

@@ -159,7 +159,7 @@ def test_the_read_of_a_guess_that_was_dropped_is_done_all_the_same(name: str, ho
     assert all(torch.equal(one, other) for one, other in zip(found.outputs, memory.outputs, strict=True))
 
 
-def test_memory_is_what_the_schedule_names_and_one_visits_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_what_the_schedule_names_and_one_layer_steps_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of("staged guesses", 5)
     reads = most_reads(run.config, run.workload, fresh_state(run.config, run.workload, run.capacities))
     assert 2 < reads <= 8 + 2

@@ -29,7 +29,7 @@ def test_each_expert_is_computed_in_its_format(name: str, bits: str) -> None:
 
 def test_a_wrong_format_would_be_seen() -> None:
     run = run_input(SCHEDULES["coarse misses"], small_trace())
-    assert {int(fmt) for visit in formats_of(run) for fmt in visit} == {0, 1}
+    assert {int(fmt) for layer_step in formats_of(run) for fmt in layer_step} == {0, 1}
     plain = run_input(preset("mixtral-offloading"), small_trace())
     worst = max(
         float((mine - other).norm() / other.norm())

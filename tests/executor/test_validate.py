@@ -51,11 +51,11 @@ def test_parts_add_up_to_steps() -> None:
 def test_what_decisions_say_of_a_run() -> None:
     trace = small_trace()
     on_demand = run_facts(run_input(preset("on-demand"), trace))
-    # Nothing is kept, so every expert is fetched for its own visit, and every visit fetches.
+    # Nothing is kept, so every expert is fetched for its own layer step, and every layer step fetches.
     given = run_input(preset("on-demand"), trace)
-    visits = given.workload.num_steps * 3
-    assert on_demand.fresh_fraction == 1.0 and 1.0 <= on_demand.experts_per_visit <= 8.0
-    assert on_demand.fetches_per_transfer == pytest.approx(visits / given.workload.num_expert_visits)
+    layer_steps = given.workload.num_steps * 3
+    assert on_demand.fresh_fraction == 1.0 and 1.0 <= on_demand.experts_per_layer_step <= 8.0
+    assert on_demand.fetches_per_transfer == pytest.approx(layer_steps / given.workload.num_expert_uses)
     resident = run_facts(run_input(preset("resident"), trace))
     assert (resident.fresh_fraction, resident.fetches_per_transfer) == (0.0, 0.0)
     cached = run_facts(run_input(preset("mixtral-offloading"), trace))
@@ -63,7 +63,7 @@ def test_what_decisions_say_of_a_run() -> None:
     # A gate that chooses one layer ahead is always right: only what the first layer of a pass uses is asked for.
     ahead = run_facts(run_input(preset("pre-gated"), trace))
     steps = run_input(preset("pre-gated"), trace).workload.steps
-    starts = steps.visit_start
+    starts = steps.layer_step_start
     first = sum(int(starts[at + 1] - starts[at]) for at in range(0, len(starts) - 1, 3))
     assert ahead.fresh_fraction == pytest.approx(first / int(starts[-1]))
     assert ahead.fresh_fraction + ahead.ahead_fraction == pytest.approx(1.0)

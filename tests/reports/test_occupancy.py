@@ -77,9 +77,9 @@ def test_decisions_that_weigh_costs_are_followed_too(simulation: Simulation) -> 
     assert found.experts[-1, -1] == fetched - counts.evictions
 
 
-def test_without_a_cache_a_visit_holds_what_it_uses(simulation: Simulation) -> None:
+def test_without_a_cache_a_layer_step_holds_what_it_uses(simulation: Simulation) -> None:
     workload = simulation.workload(OffloadSchedule())
-    used = np.diff(workload.steps.visit_start).reshape(workload.num_steps, -1)
+    used = np.diff(workload.steps.layer_step_start).reshape(workload.num_steps, -1)
     demand = OffloadSchedule().with_options(cache__policy="none")
     assert cache_occupancy(simulation, demand).experts.tolist() == used.tolist()
     whole = demand.with_options(copy__fetch="layer")

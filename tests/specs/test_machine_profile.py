@@ -179,6 +179,18 @@ def test_optional_parts() -> None:
     assert profile_from_json(profile_to_json(with_curve)) == with_curve
 
 
+def test_curves_of_older_profiles_are_read_by_their_old_names() -> None:
+    curve = {"arguments": {"lap": [0.0, 1.0]}, "seconds": [1.0, 2.0], "relative_uncertainty": 0.05}
+    data = copy.deepcopy(A100)
+    data["curves"] = {"laps.compute": curve, "wake": curve | {"arguments": {"visits": [1.0, 2.0]}}, "odd": 3}
+    with pytest.raises(InputError, match="odd"):
+        read(data)
+    del data["curves"]["odd"]
+    assert {name: set(one.arguments) for name, one in read(data).curves.items()} == {
+        "passes.compute": {"pass"}, "wake": {"layer_steps"}
+    }  # fmt: skip
+
+
 def test_profiles_made_in_code_are_checked_too() -> None:
     profile = load_hardware("t4")
     wrong = Constant(value=-1, source="measured", citation="a bad clock", relative_uncertainty=0)

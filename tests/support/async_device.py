@@ -19,7 +19,7 @@ import torch
 from moeplan.devices.dense_part import DensePart
 from moeplan.devices.device import COMPUTE, STREAMS, Device, Mark
 from moeplan.devices.runners.cpu import CpuExperts
-from moeplan.devices.runners.runner import ExpertRunner, Visit
+from moeplan.devices.runners.runner import ExpertRunner, LayerStep
 from moeplan.executor.running.slots import POISON
 from moeplan.kernels.expert_weights import ExpertWeights
 from moeplan.specs.models.pass_shape import PassShape
@@ -200,20 +200,22 @@ class QueuedExperts(ExpertRunner):
 
     def begin(
         self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
-    ) -> Visit:
+    ) -> LayerStep:
         return self._runner.begin(x, h, weights, experts, offsets)
 
-    def run(self, visit: Visit, experts: Sequence[int], slots: Sequence[int]) -> None:
+    def run(self, layer_step: LayerStep, experts: Sequence[int], slots: Sequence[int]) -> None:
         mine, there = list(experts), list(slots)
-        self._queue(lambda: self._runner.run(visit, mine, there))
+        self._queue(lambda: self._runner.run(layer_step, mine, there))
 
-    def finish(self, visit: Visit) -> None:
-        before, after = visit.x, torch.full_like(visit.x, torch.nan)
+    def finish(self, layer_step: LayerStep) -> None:
+        before, after = layer_step.x, torch.full_like(layer_step.x, torch.nan)
 
         def work() -> None:
-            done = Visit(before, visit.rows, visit.answers, visit.weights, visit.offsets, visit.order)
+            done = LayerStep(
+                before, layer_step.rows, layer_step.answers, layer_step.weights, layer_step.offsets, layer_step.order
+            )
             self._runner.finish(done)
             after.copy_(done.x)
 
         self._queue(work)
-        visit.x = after
+        layer_step.x = after

@@ -16,7 +16,7 @@ from moeplan.sim.offload.costs import CostTables, chunk_sizes
 from moeplan.sim.offload.run_input import RunInput
 from moeplan.sim.offload.simulators import fresh_state
 from moeplan.sim.offload.workload import Workload, build_workload
-from moeplan.sim.policies.offload import begin_step, decide_visit
+from moeplan.sim.policies.offload import begin_step, decide_layer_step
 from moeplan.sim.policies.state import make_decision, needs_prices
 from moeplan.specs.models import AttentionSpec, ModelSpec
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -109,13 +109,13 @@ def tables_of(given: RunInput, *expert_bytes: int) -> CostTables:
 
 
 def formats_of(given: RunInput) -> list[torch.Tensor]:
-    """Return, for each visit, int64 [num_experts]: the weight format in which it computes each expert that it uses."""
+    """Return, for each layer step, int64 [num_experts]: the weight format in which it computes each expert that it uses."""
     state = fresh_state(given.config, given.workload, given.capacities, given.weighed)
     out, found = make_decision(given.config), []
     for step in range(given.workload.num_steps):
         begin_step(given.config, given.workload.steps, state, step)
         for layer in range(given.config.num_layers):
-            decide_visit(given.config, given.workload.steps, state, out, step, layer)
+            decide_layer_step(given.config, given.workload.steps, state, out, step, layer)
             formats = torch.zeros(given.config.num_experts, dtype=torch.int64)
             items, cores = int(out.size[0].items), int(out.size[0].cores)
             formats[out.items["expert"][:items].tolist()] = torch.from_numpy(
@@ -130,7 +130,7 @@ def formats_of(given: RunInput) -> list[torch.Tensor]:
 
 def expert_tokens(workload: Workload) -> int:
     """Return tokens times top-k over all layers."""
-    return int(workload.steps.visit_tokens.sum())
+    return int(workload.steps.layer_step_tokens.sum())
 
 
 def expected_outputs(model: ModelSpec, given: RunInput, *, bits: str = "32", seed: int = 0) -> list[torch.Tensor]:

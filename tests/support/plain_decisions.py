@@ -75,7 +75,7 @@ class Expert:
     slot: int = -1
     used: bool = False
     format: int = 0
-    touched: int = -1  # last visit
+    touched: int = -1  # last layer step
     tokens: int = 0  # over the whole run, whatever is evicted
     target: int = -1
     sent_target: int = -1
@@ -91,12 +91,14 @@ class Slot:
 
     kernel: int = -1
     back: int = -1
-    guess: tuple[int, int] | None = None  # (transfer, the visit it was sent for) of a guess that nobody has used yet
+    guess: tuple[int, int] | None = (
+        None  # (transfer, the layer step it was sent for) of a guess that nobody has used yet
+    )
 
 
 @dataclass
-class Visit:
-    """What one visit decides, in the columns of `sim.policies.state`."""
+class LayerStep:
+    """What one layer step decides, in the columns of `sim.policies.state`."""
 
     items: list[list[int]] = field(default_factory=list)  # expert, tokens, format, kernel, transfer
     cores: list[list[int]] = field(default_factory=list)  # expert, tokens, format
@@ -104,12 +106,12 @@ class Visit:
         default_factory=list
     )  # key, class, target, kernel, wait kernel, wait back, slot, format, read
     backs: list[list[int]] = field(default_factory=list)  # key, format, wait kernel, with move
-    demanded: dict[int, int] = field(default_factory=dict)  # earlier transfer → visit it was sent for
+    demanded: dict[int, int] = field(default_factory=dict)  # earlier transfer → layer step it was sent for
     kernels: int = 0
 
 
 class Plain:
-    """A run's decisions; `visits` yields them in order."""
+    """A run's decisions; `layer_steps` yields them in order."""
 
     def __init__(self, schedule: OffloadSchedule, trace: RoutingTrace, capacities: Sequence[int], formats: Sequence[int],
                  popularity: np.ndarray) -> None:  # fmt: skip
@@ -151,7 +153,7 @@ class Plain:
             for key in sorted(keys, key=wanted)[: len(free)]:
                 self.experts[key].where, self.experts[key].used, self.experts[key].slot = "cached", True, free.pop()
 
-    def visits(self, passes: Sequence[Pass]):
+    def layer_steps(self, passes: Sequence[Pass]):
         """Yield (step, layer, decision) in order."""
         self.uses = self._uses(passes)
         for key, expert in enumerate(self.experts):
@@ -160,7 +162,7 @@ class Plain:
             if each.starts and self.schedule.cache.reset == "request":
                 self._reset()
             for layer in range(self.layers):
-                yield step, layer, self._visit(passes, step, layer)
+                yield step, layer, self._layer_step(passes, step, layer)
 
     def _uses(self, passes: Sequence[Pass]) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
@@ -170,8 +172,8 @@ class Plain:
                     found.setdefault(layer * self.num + expert, []).append(step * self.layers + layer)
         return found
 
-    def _next_use(self, key: int, visit: int) -> int:
-        return next((use for use in self.uses.get(key, []) if use > visit), FAR)
+    def _next_use(self, key: int, layer_step: int) -> int:
+        return next((use for use in self.uses.get(key, []) if use > layer_step), FAR)
 
     def _reset(self) -> None:
         for at, (key, slot) in enumerate(self.buffers):
@@ -189,12 +191,12 @@ class Plain:
     def _pool(self, key: int) -> int:
         return 0 if self.pooled else key // self.num
 
-    # --- one visit --------------------------------------------------------------------------------------------------------
+    # --- one layer step --------------------------------------------------------------------------------------------------------
 
-    def _visit(self, passes: Sequence[Pass], step: int, layer: int) -> Visit:
+    def _layer_step(self, passes: Sequence[Pass], step: int, layer: int) -> LayerStep:
         experts, rows = self.experts, passes[step].rows
-        self.out = out = Visit()
-        self.visit, self.first_transfer = step * self.layers + layer, self.next_transfer
+        self.out = out = LayerStep()
+        self.layer_step, self.first_transfer = step * self.layers + layer, self.next_transfer
         base = layer * self.num
         named = [base + int(expert) for row in rows for expert in self.trace.experts[row, layer]]
         chosen = list(dict.fromkeys(named))
@@ -224,10 +226,10 @@ class Plain:
             out.cores = [[key - base, named.count(key), experts[key].format] for key in misses]
             misses = []
         for key in chosen:
-            experts[key].touched = self.visit
+            experts[key].touched = self.layer_step
             experts[key].tokens += named.count(key)
             self._appraise(key)
-            experts[key].next_use = self._next_use(key, self.visit)
+            experts[key].next_use = self._next_use(key, self.layer_step)
         self._use_hits(known + guessed, base)
         self._fetch_misses(misses, base, named, grouped)
         if self.schedule.copy.fetch != "routed":
@@ -277,7 +279,7 @@ class Plain:
             if number and (not grouped or (slot >= 0 and self.slots[slot].kernel == self.next_kernel + kernel)):
                 kernel += 1
             self.out.items.append([key - base, named.count(key), self.experts[key].format, kernel, self.next_transfer])
-            self._move(key, 0, self.visit, kernel, slot)
+            self._move(key, 0, self.layer_step, kernel, slot)
             self.experts[key].used = True
             if slot >= 0:
                 self.slots[slot].kernel = self.next_kernel + kernel
@@ -290,7 +292,7 @@ class Plain:
     def _fetch_rest(self, base: int) -> None:
         for key in range(base, base + self.num):
             if self.experts[key].where == "absent":
-                self._move(key, 0, self.visit, 0, -1)
+                self._move(key, 0, self.layer_step, 0, -1)
         whole = self.schedule.copy.fetch == "layer"
         for item in self.out.items if whole else self.out.items[-1:]:
             item[4] = self.next_transfer - 1
@@ -327,7 +329,7 @@ class Plain:
         return self.schedule.predictor.width or self.trace.top_k
 
     def _fetch_ahead(self, passes: Sequence[Pass], step: int, layer: int, distance: int) -> None:
-        target = self.visit + distance
+        target = self.layer_step + distance
         for guess, score in self._guesses(passes, step, layer + distance, distance):
             key = (layer + distance) * self.num + guess
             expert = self.experts[key]
@@ -360,10 +362,10 @@ class Plain:
             expert.used = False
 
     def _buffer(self) -> int | None:
-        """Return an empty staging buffer, else the one whose guess was for the earliest visit that is not to come."""
+        """Return an empty staging buffer, else the one whose guess was for the earliest layer step that is not to come."""
         empty = [at for at, (key, _) in enumerate(self.buffers) if key is None]
         over = [(self.experts[key].target, at) for at, (key, _) in enumerate(self.buffers) if key is not None]
-        over = [pair for pair in over if pair[0] <= self.visit]
+        over = [pair for pair in over if pair[0] <= self.layer_step]
         return empty[0] if empty else min(over)[1] if over else None
 
     # --- places -----------------------------------------------------------------------------------------------------------
@@ -408,10 +410,10 @@ class Plain:
 
     def _victim(self, pool: int, *, guessing: bool) -> int | None:
         def own(key: int) -> bool:
-            return self.experts[key].touched == self.visit
+            return self.experts[key].touched == self.layer_step
 
         def awaited(key: int) -> bool:
-            return not own(key) and not self.experts[key].used and self.experts[key].target > self.visit
+            return not own(key) and not self.experts[key].used and self.experts[key].target > self.layer_step
 
         keys = self.recency[pool]
         free = [key for key in keys if not own(key) and not awaited(key)]
@@ -424,7 +426,7 @@ class Plain:
         return None
 
     def _worth(self, key: int) -> int:
-        expert, here = self.experts[key], self.visit % self.layers
+        expert, here = self.experts[key], self.layer_step % self.layers
         if self.policy == "lfu":
             return expert.tokens
         if self.policy == "lfuda":
@@ -433,7 +435,7 @@ class Plain:
             return -expert.next_use
         if self.policy == "least-stale":
             turn = (key // self.num - here - 1) % self.layers
-            stale = key // self.num <= here and expert.touched < self.visit - here
+            stale = key // self.num <= here and expert.touched < self.layer_step - here
             return -(turn + self.layers * stale)
         return 0
 

@@ -1,4 +1,4 @@
-"""The GPU's expert runners in Triton's interpreter beside the CPU's: an expert a launch, several, two weight formats in one visit."""
+"""The GPU's expert runners in Triton's interpreter beside the CPU's: an expert a launch, several, two weight formats in one layer step."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def runners(kind: type[ExpertRunner], formats: tuple[str, ...], device: CpuDevic
 
 
 def computed(kind: type[ExpertRunner], formats: tuple[str, ...], *, grouped: bool) -> torch.Tensor:
-    """Return what a visit adds up to [T, H]; the first format's runner starts and finishes it."""
+    """Return what a layer step adds up to [T, H]; the first format's runner starts and finishes it."""
     mine = runners(kind, formats, CpuDevice())
     generator = torch.Generator().manual_seed(1)
     x, h = (torch.randn(TOKENS, HIDDEN, generator=generator).to(torch.bfloat16) for _ in range(2))
     logits = torch.randn(TOKENS, EXPERTS, generator=generator)
     chosen = torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in range(TOKENS)])
     offsets = [0, *torch.bincount(chosen.flatten(), minlength=EXPERTS).cumsum(0).tolist()]
-    visit = mine[0].start(x, h, logits, chosen, offsets)
+    layer_step = mine[0].start(x, h, logits, chosen, offsets)
     for number, runner in enumerate(mine):
         theirs = list(range(number, EXPERTS, len(mine)))
         for launch in [theirs] if grouped else [[expert] for expert in theirs]:
-            runner.run(visit, launch, launch)
-    mine[0].finish(visit)
-    return visit.x.float()
+            runner.run(layer_step, launch, launch)
+    mine[0].finish(layer_step)
+    return layer_step.x.float()
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("formats", [("16",), ("4",), ("16", "4"), ("4", "2"), ("32", "16")])
-def test_a_visit_adds_up_to_what_it_does_on_the_cpu(formats: tuple[str, ...], grouped: bool) -> None:
+def test_a_layer_step_adds_up_to_what_it_does_on_the_cpu(formats: tuple[str, ...], grouped: bool) -> None:
     expected = computed(CpuExperts, formats, grouped=grouped)
     found = computed(TritonExperts, formats, grouped=grouped)
     assert float((found - expected).norm() / expected.norm()) < 2.0**-6  # a few roundings to bfloat16

@@ -112,11 +112,11 @@ def test_a_known_pipe_is_bounded_exactly():
     tables, _ = this.tables(schedule)
     dense, host = tables.dense_ns.sum(1)[tables.step_class] + tables.head_ns[tables.step_class], tables.host_ns[0]
     steps = this.workload(schedule).steps
-    uses = len(steps.visit_expert)
+    uses = len(steps.layer_step_expert)
     copy = int(tables.chunk_ns[0, 0] * (tables.num_chunks[0] - 1) + tables.chunk_ns[0, 1])
     link = int(dense.sum()) + len(dense) * int(6 * host.layer + host.step + host.kernel) + uses * copy
     stream = link - uses * copy + len(dense) * 6 * int(host.kernel) + uses * int(host.transfer)
-    stream += int(tables.kernel_ns[0][steps.visit_tokens].sum())
+    stream += int(tables.kernel_ns[0][steps.layer_step_tokens].sum())
     found = Bounds(this, base).of(Candidate(schedule=schedule, level=96, cached_slots=0)).whole_ns
     assert found == pytest.approx(max(link, stream), abs=1 + 1e-8 * link)
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
-from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_compiled, run_simpy
+from moeplan.sim.offload.simulators import decided_layer_steps, first_difference, fresh_state, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.traces.recording import RoutingTrace
@@ -31,7 +31,7 @@ def hits(chosen: list[int], policy: str) -> int:
     costs = make_costs(np.random.default_rng(0), workload, schedule)
     config = config_of(schedule, trace)
     state = fresh_state(config, workload, capacities_of(schedule, trace), costs)
-    for _ in decided_visits(config, workload, state):
+    for _ in decided_layer_steps(config, workload, state):
         pass
     return int(state.counts[0].hits)
 

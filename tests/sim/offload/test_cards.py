@@ -52,8 +52,8 @@ def test_a_step_takes_what_its_layers_take_on_their_cards() -> None:
     last = one.workload(schedule).num_steps - 1
     total = int(tables.dense_ns[line].sum() + tables.head_ns[line] + tables.host_ns[0].step)
     for layer in range(24):
-        visit = last * 24 + layer
-        tokens = steps.visit_tokens[steps.visit_start[visit] : steps.visit_start[visit + 1]]
+        layer_step = last * 24 + layer
+        tokens = steps.layer_step_tokens[steps.layer_step_start[layer_step] : steps.layer_step_start[layer_step + 1]]
         total += int(sizes[int(layer >= 15)][tokens].sum()) + int(tables.grouped_ns[0])
     total += 24 * int(tables.host_ns[0].layer) + (24 * 2 + 1) * int(tables.host_ns[0].kernel)
     assert int(outcome.step_end[-1] - outcome.step_end[-2]) == total

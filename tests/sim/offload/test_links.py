@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from long_runs import examples
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.sim.offload.simulators import decided_visits, first_difference, fresh_state, run_compiled, run_simpy
+from moeplan.sim.offload.simulators import decided_layer_steps, first_difference, fresh_state, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.timeline import (
     D2H,
@@ -103,7 +103,7 @@ def copies_by_slot(case, found):
             row[ROW_STEP] * config.num_layers + row[ROW_LAYER], row[ROW_LAYER] * config.num_experts + row[ROW_EXPERT]
         ].append(row)
     slots = defaultdict(list)
-    for _, _, out in decided_visits(config, workload, fresh_state(config, workload, capacities, costs)):
+    for _, _, out in decided_layer_steps(config, workload, fresh_state(config, workload, capacities, costs)):
         for move in out.moves[: out.size[0].moves]:
             count = int(costs.num_chunks[move.format])
             mine = [chunks[move.target, move.key].pop(0) for _ in range(count)]

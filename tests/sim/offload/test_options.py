@@ -73,7 +73,7 @@ def test_least_stale_keeps_what_the_pass_still_needs():
     """Three layers of one expert and two slots: recency always evicts the layer that comes next."""
     trace = recording([[[0], [0], [0]]] * 6, num_experts=2)
     assert misses_of(trace, cache__pooled_experts=2) == 18
-    # The layer just left goes: of every later pass's three visits, one and two miss by turns.
+    # The layer just left goes: of every later pass's three layer steps, one and two miss by turns.
     assert misses_of(trace, cache__policy="least-stale", cache__pooled_experts=2) == 3 + (1 + 2 + 1 + 2 + 1)
 
 

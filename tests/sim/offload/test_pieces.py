@@ -26,15 +26,15 @@ def joined(pieces: list[Steps], num_layers: int) -> dict[str, np.ndarray]:
     entries, tokens, out = 0, 0, {name: [] for name in Steps._fields[:11]}
     steps = 0
     for piece in pieces:
-        assert piece.first_visit == steps * num_layers
+        assert piece.first_layer_step == steps * num_layers
         for name, column in out.items():
             values = getattr(piece, name)
-            if name == "visit_start":
+            if name == "layer_step_start":
                 values = values[:-1] + entries
             elif name == "step_start":
                 values = values[:-1] + tokens
             column.append(values)
-        entries += int(piece.visit_start[-1])
+        entries += int(piece.layer_step_start[-1])
         tokens += int(piece.step_start[-1])
         steps += len(piece.step_phase)
     return {name: np.concatenate(column) for name, column in out.items()}
@@ -117,18 +117,18 @@ def test_pieces_hold_what_the_whole_holds(run, entries, next_use):
     cut, uncut = built
     pieces = list(cut.pieces())
     for piece in pieces:
-        assert len(piece.visit_expert) <= entries or len(piece.step_phase) == 1
+        assert len(piece.layer_step_expert) <= entries or len(piece.step_phase) == 1
     assert len(list(uncut.pieces())) == 1
     known, found = whole(uncut), joined(pieces, trace.num_layers)
     if not next_use:
-        del known["visit_next_use"], found["visit_next_use"]
+        del known["layer_step_next_use"], found["layer_step_next_use"]
     for name, column in known.items():
         assert np.array_equal(found[name], column), name
     assert np.array_equal(cut.first_use, uncut.first_use) and cut.max_expert_tokens == uncut.max_expert_tokens
-    tokens = uncut.steps.visit_tokens
+    tokens = uncut.steps.layer_step_tokens
     for workload in (cut, uncut):
-        assert np.array_equal(workload.visit_sizes, np.bincount(tokens, minlength=2))
-        assert (workload.num_expert_visits, workload.max_expert_tokens) == (len(tokens), tokens.max())
+        assert np.array_equal(workload.layer_step_sizes, np.bincount(tokens, minlength=2))
+        assert (workload.num_expert_uses, workload.max_expert_tokens) == (len(tokens), tokens.max())
 
 
 def test_next_uses_are_those_a_search_finds():
@@ -136,12 +136,14 @@ def test_next_uses_are_those_a_search_finds():
     workload = build_workload(trace, WorkloadOptions(), with_next_use=True, piece_entries=9)
     found = joined(list(workload.pieces()), 2)
     sets = [
-        set(found["visit_expert"][low:high].tolist())
-        for low, high in zip(found["visit_start"], [*found["visit_start"][1:], len(found["visit_expert"])], strict=True)
+        set(found["layer_step_expert"][low:high].tolist())
+        for low, high in zip(
+            found["layer_step_start"], [*found["layer_step_start"][1:], len(found["layer_step_expert"])], strict=True
+        )
     ]
     at = 0
-    for visit, experts in enumerate(sets):
-        for expert in found["visit_expert"][at : at + len(experts)].tolist():
-            later = [other for other in range(visit + 2, len(sets), 2) if expert in sets[other]]
-            assert found["visit_next_use"][at] == (later[0] if later else 2**62)
+    for layer_step, experts in enumerate(sets):
+        for expert in found["layer_step_expert"][at : at + len(experts)].tolist():
+            later = [other for other in range(layer_step + 2, len(sets), 2) if expert in sets[other]]
+            assert found["layer_step_next_use"][at] == (later[0] if later else 2**62)
             at += 1

@@ -12,7 +12,7 @@ from long_runs import examples
 from moeplan.sim.offload.simulators import fresh_state, run_compiled
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.policies import state as ps
-from moeplan.sim.policies.offload import begin_step, decide_visit
+from moeplan.sim.policies.offload import begin_step, decide_layer_step
 from moeplan.sim.policies.state import make_decision
 from moeplan.sim.timeline import (
     LANE_NAMES,
@@ -92,7 +92,7 @@ def test_tokens_are_conserved(case):
 @given(runs())
 def test_hits_and_misses_are_all_look_ups(case):
     count = outcome_of(case).counts
-    assert count.hits + count.misses == case[1].num_expert_visits
+    assert count.hits + count.misses == case[1].num_expert_uses
     assert count.hits_guessed == count.prefetches_used <= count.prefetches + count.extra_fetches
 
 
@@ -104,7 +104,7 @@ def test_capacity_is_never_exceeded_and_slots_are_never_shared(case):
     for step in range(workload.num_steps):
         begin_step(config, workload.steps, state, step)
         for layer in range(config.num_layers):
-            decide_visit(config, workload.steps, state, decision, step, layer)
+            decide_layer_step(config, workload.steps, state, decision, step, layer)
             cached = np.flatnonzero(state.experts["where"] == ps.CACHED)
             pools = np.zeros(len(cached), int) if config.pooled else cached // config.num_experts
             assert np.all(
@@ -169,7 +169,7 @@ def test_belady_misses_no_more_than_lru(case):
         workload = build_workload(trace, plain.workload, with_next_use=True)
         costs = make_costs(np.random.default_rng(0), workload, plain)
         config, capacities = config_of(plain, trace), capacities_of(plain, trace)
-        sets = np.diff(workload.steps.visit_start)
+        sets = np.diff(workload.steps.layer_step_start)
         if int(capacities.min()) < sets.max():
             return  # a set larger than the cache streams through, in recorded order: no longer a paging problem
         misses[policy] = run_compiled(config, workload, costs, capacities, serial=True).counts.misses

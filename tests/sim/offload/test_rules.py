@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from moeplan.sim.offload.simulators import decided_visits, fresh_state
+from moeplan.sim.offload.simulators import decided_layer_steps, fresh_state
 from moeplan.sim.offload.workload import build_workload
 from moeplan.specs.schedules.offload import OffloadSchedule, WorkloadOptions
 from plain_decisions import Plain, covers, line_up
@@ -33,8 +33,8 @@ def same_decisions(config, workload, costs, capacities, schedule, trace) -> None
     state = fresh_state(config, workload, capacities, costs)
     passes = line_up(trace, schedule.workload.concurrency, schedule.workload.prefill_chunk_tokens)
     formats = costs.expert_format.tolist()
-    mine = Plain(schedule, trace, capacities.tolist(), formats, workload.popularity).visits(passes)
-    for (step, layer, out), (_, _, plain) in zip(decided_visits(config, workload, state), mine, strict=True):
+    mine = Plain(schedule, trace, capacities.tolist(), formats, workload.popularity).layer_steps(passes)
+    for (step, layer, out), (_, _, plain) in zip(decided_layer_steps(config, workload, state), mine, strict=True):
         where = (step, layer)
         size = out.size[0]
         items = out.items[: size.items][["expert", "tokens", "format", "kernel", "transfer"]]
@@ -67,7 +67,7 @@ def test_requests_line_up_as_the_notes_say(requests, concurrency, chunk):
 @given(st.integers(0, 2**32), st.sampled_from(["lfu", "lfuda", "lfuda", "belady", "least-stale"]), st.integers(1, 8), st.integers(0, 3),
        st.booleans(), st.booleans())  # fmt: skip
 def test_rules_hold_where_experts_push_each_other_out(seed, policy, slots, staging, pooled, equal):
-    """Many tokens, small caches and guesses of equal probability: what is kept and what comes first is decided at every visit."""
+    """Many tokens, small caches and guesses of equal probability: what is kept and what comes first is decided at every layer step."""
     rng = np.random.default_rng(seed)
     requests = [(int(rng.integers(0, 4)), int(rng.integers(4, 12))) for _ in range(3)]
     trace = make_trace(rng, num_layers=2, num_experts=6, top_k=2, requests=requests, guesses=1, skew=0.4)

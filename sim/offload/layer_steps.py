@@ -1,8 +1,8 @@
-"""The compiled loops that turn forward passes into visits: which experts each layer of each pass needs.
+"""The compiled loops that turn forward passes into layer steps: which experts each layer of each pass needs.
 
-Modelled: a visit's experts once each, in order of first use, with their tokens, and again in order of last use; where an
-expert is used next. Every loop takes a run of steps, so that a long recording can be worked through piece by piece; visits
-are counted from the start of the run, of which `first_visit` come before. In the docstrings: `starts` [num_steps + 1] and
+Modelled: a layer step's experts once each, in order of first use, with their tokens, and again in order of last use; where an
+expert is used next. Every loop takes a run of steps, so that a long recording can be worked through piece by piece; layer steps
+are counted from the start of the run, of which `first_layer_step` come before. In the docstrings: `starts` [num_steps + 1] and
 `tokens` are the steps' tokens as in `workload.Steps`, `experts` the recording. Ignored: which tokens make a pass (`workload`).
 """
 
@@ -15,24 +15,24 @@ from ..policies.state import Array
 
 
 @jit
-def gather_visits(
+def gather_layer_steps(
     experts: Array, starts: Array, tokens: Array, num_experts: int
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Return (visit_start, visit_expert, visit_tokens, visit_touch, visit_rank) of the steps, as in `workload.Steps`."""
+    """Return what `workload.Steps` holds of the steps: start, expert, tokens, touch and rank of every layer step."""
     num_steps, num_layers, top_k = starts.shape[0] - 1, experts.shape[1], experts.shape[2]
     start = np.zeros(num_steps * num_layers + 1, np.int64)
     seen = np.full(num_experts, -1, np.int64)
     total = 0
     for step in range(num_steps):
         for layer in range(num_layers):
-            visit = step * num_layers + layer
+            layer_step = step * num_layers + layer
             for row in range(starts[step], starts[step + 1]):
                 for choice in range(top_k):
                     chosen = experts[tokens[row], layer, choice]
-                    if seen[chosen] != visit:
-                        seen[chosen] = visit
+                    if seen[chosen] != layer_step:
+                        seen[chosen] = layer_step
                         total += 1
-            start[visit + 1] = total
+            start[layer_step + 1] = total
     expert = np.zeros(total, np.int16)
     count = np.zeros(total, np.int32)
     touch = np.zeros(total, np.int16)
@@ -42,23 +42,23 @@ def gather_visits(
     seen[:] = -1
     for step in range(num_steps):
         for layer in range(num_layers):
-            visit = step * num_layers + layer
-            at = start[visit]
+            layer_step = step * num_layers + layer
+            at = start[layer_step]
             for row in range(starts[step], starts[step + 1]):
                 for choice in range(top_k):
                     chosen = experts[tokens[row], layer, choice]
-                    if seen[chosen] != visit:
-                        seen[chosen] = visit
+                    if seen[chosen] != layer_step:
+                        seen[chosen] = layer_step
                         place[chosen] = at
                         expert[at] = chosen
                         at += 1
                     count[place[chosen]] += 1
                     rank[place[chosen]] = min(rank[place[chosen]], choice)
                     last[chosen] = row * top_k + choice
-            for index in range(start[visit], at):  # insertion sort by last use; sets are small or nearly sorted
+            for index in range(start[layer_step], at):  # insertion sort by last use; sets are small or nearly sorted
                 chosen = expert[index]
                 slot = index
-                while slot > start[visit] and last[touch[slot - 1]] > last[chosen]:
+                while slot > start[layer_step] and last[touch[slot - 1]] > last[chosen]:
                     touch[slot] = touch[slot - 1]
                     slot -= 1
                 touch[slot] = chosen
@@ -67,7 +67,7 @@ def gather_visits(
 
 @jit
 def count_sizes(experts: Array, starts: Array, tokens: Array, num_experts: int, sizes: Array) -> None:
-    """Add to `sizes` [most tokens of a step + 1] how many experts of visits get 1, 2, … tokens."""
+    """Add to `sizes` [most tokens of a step + 1] how many experts of layer steps get 1, 2, … tokens."""
     num_layers, top_k = experts.shape[1], experts.shape[2]
     count = np.zeros(num_experts, np.int64)
     for step in range(starts.shape[0] - 1):
@@ -87,9 +87,9 @@ def count_sizes(experts: Array, starts: Array, tokens: Array, num_experts: int, 
 
 @jit
 def mark_uses(
-    experts: Array, starts: Array, tokens: Array, first_visit: int, num_experts: int, upcoming: Array
+    experts: Array, starts: Array, tokens: Array, first_layer_step: int, num_experts: int, upcoming: Array
 ) -> None:
-    """Walk the steps backwards and leave in `upcoming` [num_layers * num_experts] the first visit that uses each expert.
+    """Walk the steps backwards and leave in `upcoming` [num_layers * num_experts] the first layer step that uses each expert.
 
     Experts that the steps do not use keep what was there: what later steps, already walked, have left.
     """
@@ -99,19 +99,19 @@ def mark_uses(
             for layer in range(num_layers):
                 for choice in range(top_k):
                     key = layer * num_experts + experts[tokens[row], layer, choice]
-                    upcoming[key] = first_visit + step * num_layers + layer
+                    upcoming[key] = first_layer_step + step * num_layers + layer
 
 
 @jit
 def next_uses(
-    start: Array, expert: Array, first_visit: int, num_layers: int, num_experts: int, upcoming: Array
+    start: Array, expert: Array, first_layer_step: int, num_layers: int, num_experts: int, upcoming: Array
 ) -> Array:
-    """Return visit_next_use [n] of gathered visits; `upcoming` holds the first use after them and is overwritten."""
+    """Return layer_step_next_use [n] of gathered layer steps; `upcoming` holds the first use after them and is overwritten."""
     next_use = np.zeros(expert.shape[0], np.int64)
     for place in range(start.shape[0] - 2, -1, -1):
         base = (place % num_layers) * num_experts
         for index in range(start[place], start[place + 1]):
             next_use[index] = upcoming[base + expert[index]]
         for index in range(start[place], start[place + 1]):
-            upcoming[base + expert[index]] = first_visit + place
+            upcoming[base + expert[index]] = first_layer_step + place
     return next_use
