@@ -6,11 +6,9 @@ itself (`executor/model/`), pages.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError
@@ -20,9 +18,9 @@ from ..specs.provenance import model_of
 from ..specs.schedules.offload import OffloadSchedule, apply_settings, parse_setting, schedule_from_dict
 from ..specs.schedules.presets import load_preset
 from .load import as_routing
+from .model_folder import check_can_run, gates_in, model_in, read_bytes
 from .plan import Progress
 from .subject import bytes_of
-from .validate import check_device, check_torch
 
 if TYPE_CHECKING:
     from ..executor.model.session import ModelRun
@@ -62,6 +60,7 @@ def run(
     device: str = "cpu",
     memory: int | str | None = None,
     trace: str | os.PathLike[str] | None = None,
+    gates: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
     heard: Callable[[int, int], None] | None = None,
@@ -70,47 +69,39 @@ def run(
 
     plan: a plan.json made for this model; or schedule: a preset's name, or a schedule. settings: options of it, "key=value".
     memory: bytes that the device may take, or a text; None: the plan's, or most of what is free. trace: a recording of this model,
-    from which a static cache knows what is popular. dry_run: only add up what it would take.
+    from which a static cache knows what is popular. gates: trained gates that guess. dry_run: only add up what it would take.
 
     Raises InputError for what cannot be run, DoesNotFit where memory or disk do not suffice, ExecutionFailed where a run breaks off.
     """
-    check_torch()
-    check_transformers()
-    check_device(device)
+    check_can_run(device)
     chosen, planned = _schedule(plan, schedule, settings)
     from ..executor.model.figures import figures
     from ..executor.model.needs import described_needs
     from ..executor.model.session import check_prompts, open_model, run_model, silent
     from ..executor.model.text import Text
-    from ..specs.models.load import load_model
 
-    spec = _spec(model, load_model)
+    spec = model_in(model)
     limit = bytes_of(memory, "--memory")
     if planned is not None:
         check_planned_for(planned, spec, os.fspath(plan or ""))
         limit = limit or int(planned.get("provenance", {}).get("memory_bytes") or 0) or None
     text = Text(model, spec.vocab_size)
-    asked = [text.ids(_read(path), "--prompt-file") for path in prompts]
+    asked = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in prompts]
     check_prompts(asked, max_new_tokens)
+    learnt = gates_in(gates, spec)
     popularity = None if trace is None else _popularity(trace, spec)
     needs = described_needs(model, chosen, list(map(len, asked)), max_new_tokens=max_new_tokens, device=device, memory_bytes=limit,
                             popularity=popularity)  # fmt: skip
     if dry_run:
         return RunResult(model=spec, schedule=chosen, device=device, memory=needs)
     report = progress or silent
-    with open_model(model, device=device, memory_bytes=limit, progress=report) as loaded:
+    with open_model(model, device=device, memory_bytes=limit, gates=learnt, progress=report) as loaded:
         done = run_model(loaded, chosen, asked, max_new_tokens=max_new_tokens, popularity=popularity, stop=text.stop,
                          progress=report, heard=heard)  # fmt: skip
     return RunResult(
         model=spec, schedule=chosen, device=device, memory=needs, texts=tuple(map(text.text, done.tokens)),
         figures=figures(done, chosen, popularity), run=done,
     )  # fmt: skip
-
-
-def check_transformers() -> None:
-    """Return nothing; raises InputError where transformers is not installed."""
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("transformers", "(absent)", "running a model needs it", "pip install 'moeplan[run,hf]'")
 
 
 def check_planned_for(document: Any, spec: ModelSpec, path: str) -> None:
@@ -145,23 +136,6 @@ def _schedule(
     else:
         found = schedule if isinstance(schedule, OffloadSchedule) else load_preset(str(schedule))
     return apply_settings(found, dict(map(parse_setting, settings))), document
-
-
-def _spec(model: str | os.PathLike[str], load: Callable[[str | os.PathLike[str]], ModelSpec]) -> ModelSpec:
-    if not Path(model).is_dir():
-        rule = "no folder of a checkpoint" if Path(model).exists() else "no such folder"
-        raise InputError(
-            "--model", os.fspath(model), rule, "give the folder that holds config.json and safetensors files"
-        )
-    return load(model)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        reason = (error.strerror or "failed").lower()
-        raise InputError("--prompt-file", os.fspath(path), f"cannot be read ({reason})", "check the path") from None
 
 
 def _popularity(trace: str | os.PathLike[str], spec: ModelSpec) -> Any:

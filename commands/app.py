@@ -11,7 +11,23 @@ from typing import Annotated
 import typer
 
 from ..base.version import __version__
-from . import check, demo, diagnose, emit, engine, fit, machine, measure, plan, report, reproduce, run, simulate, trace
+from . import (
+    check,
+    demo,
+    diagnose,
+    emit,
+    engine,
+    fit,
+    gates,
+    machine,
+    measure,
+    plan,
+    report,
+    reproduce,
+    run,
+    simulate,
+    trace,
+)
 from .options import hardware, model, schedule
 
 app = typer.Typer(name="moeplan", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -40,6 +56,7 @@ for _module in (
     fit,
     diagnose,
     measure,
+    gates,
     run,
     report,
     emit,

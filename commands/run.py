@@ -41,6 +41,9 @@ def run(
     trace: Annotated[
         str | None, typer.Option("--trace", help="Recording of this model: what a static cache knows of popularity.")
     ] = None,
+    gates: Annotated[
+        Path | None, typer.Option("--gates", help="Trained gates that guess instead of the model's own (moeplan gates train).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only add up the memory it takes, and say whether that is there.")] = False,
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Write what really ran when, for Perfetto (.json).")] = None,
     record: Annotated[Path | None, typer.Option("--record", help="Write the routing of the run as a recording (.safetensors).")] = None,
@@ -50,14 +53,14 @@ def run(
     from ..api.run import run as go
     from ..base.progress import reporter
 
-    inputs: dict[str, Any] = {"--model": model_file(model), "--plan": plan, "--trace": trace}
+    inputs: dict[str, Any] = {"--model": model_file(model), "--plan": plan, "--trace": trace, "--gates": gates}
     check_outputs(
         {"--timeline": timeline, "--record": record},
         inputs | {f"prompt {n}": path for n, path in enumerate(prompt_file)},
     )
     found = go(
         model, plan=plan, schedule=schedule, settings=settings or (), prompts=prompt_file, max_new_tokens=max_new_tokens, device=device,
-        memory=memory, trace=trace, dry_run=dry_run, progress=reporter("run"),
+        memory=memory, trace=trace, gates=gates, dry_run=dry_run, progress=reporter("run"),
     )  # fmt: skip
     if found.run is not None:
         if record is not None:

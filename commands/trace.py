@@ -15,6 +15,7 @@ from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from ..traces.kinds import READERS
 from .options.declarations import JsonFlag
+from .parts.trace_record import trace_record
 from .parts.trace_synth import trace_synth
 
 if TYPE_CHECKING:
@@ -155,9 +156,12 @@ def trace_convert(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    group = typer.Typer(no_args_is_help=True, help="Recordings of expert routing: import, look at, convert, make up.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Recordings of expert routing: record, import, look at, convert, make up."
+    )
     group.command("import")(trace_import)
     group.command("stats")(trace_stats_command)
     group.command("convert")(trace_convert)
+    group.command("record")(trace_record)
     group.command("synth")(trace_synth)
     app.add_typer(group, name="trace")

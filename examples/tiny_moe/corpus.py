@@ -155,8 +155,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--manifest", type=Path, default=Path(__file__).with_name("manifest.tsv"))
     parser.add_argument("--check", action="store_true", help="compare with the manifest, write nothing")
+    parser.add_argument(
+        "--texts", type=Path, help="write train/DOMAIN.txt and held-out/DOMAIN.txt into this folder, nothing else"
+    )
     arguments = parser.parse_args()
     found = documents()
+    if arguments.texts:
+        for side in ("train", "held-out"):
+            (arguments.texts / side).mkdir(parents=True, exist_ok=True)
+            for domain in DOMAINS:
+                (arguments.texts / side / f"{domain}.txt").write_bytes(
+                    joined(found, domain, held_out=side == "held-out")
+                )
+        return
     text = manifest(found)
     if arguments.check:
         here, there = set(text.splitlines()), set(arguments.manifest.read_text().splitlines())

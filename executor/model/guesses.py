@@ -47,7 +47,21 @@ def ranked_by(
 
 def _probabilities(router: Any, logits: torch.Tensor) -> torch.Tensor:
     wide = logits.float()
-    return wide.sigmoid() if hasattr(router, "e_score_correction_bias") else wide.softmax(dim=-1)
+    return wide.sigmoid() if _weighs_singly(router) else wide.softmax(dim=-1)
+
+
+def distribution(router: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Return the distribution over experts that a router's logits [T, E] stand for; it sums to one."""
+    if not _weighs_singly(router):
+        return logits.float().softmax(dim=-1)
+    chances = logits.float().sigmoid() + getattr(router, "e_score_correction_bias", torch.zeros(1)).float()
+    chances = chances.clamp(min=1e-6)
+    return chances / chances.sum(-1, keepdim=True)
+
+
+def _weighs_singly(router: Any) -> bool:
+    """Return whether a router gives each expert a score of its own (a sigmoid, corrected by a bias) rather than a share."""
+    return hasattr(router, "e_score_correction_bias")
 
 
 class Guesser:

@@ -18,6 +18,8 @@ from moeplan.commands.app import app
 NOUGHT = {
     "--baselines",
     "--cached-tokens",
+    "--distance",
+    "--new-tokens",
     "--prompt-tokens",
     "--redundant",
     "--reply-tokens",

@@ -71,6 +71,11 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "checking": ("--baseline", "t.csv", "--predictions", "t.csv"),
         "refreshing": ("--baseline", "t.csv", "--predictions", "t.csv", "--refresh", "-o", "t.json"),
     },
+    "trace record": {
+        "": ("--model", "checkpoint", "--text", "prompt.txt", "--prompt-tokens", "4", "--new-tokens", "2", "-o", "w.safetensors"),
+    },
+    "gates train": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--steps", "1", "--length", "4", "-o", "w.safetensors")},
+    "gates evaluate": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--length", "4")},
     "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},

@@ -39,6 +39,8 @@ _ARGUMENTS = {
     "validate": ["plan.json"],
     "check": ["--baseline", "b.csv", "--predictions", "p.csv", "--refresh"],
     "report": ["plan.json", "--trace", "trace.safetensors"],
+    "gates train": ["--model", "model", "--text", "file"],
+    "trace record": ["--model", "model", "--text", "file"],
     "run": ["--model", "model", "--plan", "plan.json", "--prompt-file", "file"],
     "machine": ["--gpu", "rtx-3060"],
     "reproduce": ["field", "--reports", "reports.jsonl"],
