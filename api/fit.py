@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
+from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
 from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
 from ..planner.served.setting import Setting
@@ -108,13 +109,14 @@ def fit(
     if profile.engine is None or profile.engine.name != engine:
         raise InputError("--hardware", hardware if isinstance(hardware, str) else hardware.name, f"not a machine under {engine}",
                          "name it by its parts: rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB")  # fmt: skip
+    check_kv_type(engine, kv_type)
     names = [model] if model is not None else _decoders()
+    specs = {name: as_model(name) for name in names}
     rows: list[Fit] = []
     left_out: dict[str, str] = {}
-    for number, name in enumerate(names):
+    for number, (name, spec) in enumerate(specs.items()):
         if progress is not None:
             progress(number, len(names), name)
-        spec = as_model(name)
         tokens = context if spec.longest_context is None else min(context, spec.longest_context)
         found, why = [], "no format of it fits"
         for quant in _formats_of(spec):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, overload
 
 from ..base.errors import InputError, UnknownName
 from ..base.text_files import write_atomic
+from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
 from ..planner.parallel.case import Ask, ParallelRequest
@@ -152,6 +153,8 @@ def plan(
     if trace is not None and window is None:
         one_device["window"] = WINDOW
     one_device |= {"engine": _engine_of(target, engine), "reserve": reserve}
+    if target in DIALECTS:
+        check_kv_type(target, kv_type)
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,

@@ -106,13 +106,17 @@ _CELLS, _BATCH, _UBATCH, _MARGIN_MIB = 256, 2048, 512, 1024
 _USUAL_PROMPT, _USUAL_REPLY = 512, 128
 
 
+def check_kv_type(engine: str, kv_type: str) -> None:
+    """Raise InputError where `engine` cannot keep its KV cache as `kv_type` (one type, or that of keys and that of values)."""
+    known = DIALECTS[engine].kv_types
+    if not {kind.lower() for kind in kv_type.split("/")} <= {one.lower() for one in known}:
+        raise InputError("--kv-type", kv_type, f"{engine} has {', '.join(known)}", "use one of these")
+
+
 def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec) -> Emission:
     """Return the command lines of a plan made for either engine, what is predicted for them, and what would settle the choice."""
     dialect = DIALECTS[served.engine]
-    for kind in served.kv_type.split("/"):
-        if kind.lower() not in {one.lower() for one in dialect.kv_types}:
-            rule = f"{dialect.engine} has {', '.join(dialect.kv_types)}"
-            raise InputError("--kv-type", served.kv_type, rule, "plan again with one of these")
+    check_kv_type(served.engine, served.kv_type)
     if served.chosen.told_layers > model.num_layers:
         raise InputError("plan: for.setting.told_layers", served.chosen.told_layers, f"{model.name} has {model.num_layers} layers",
                          "plan again with --for")  # fmt: skip

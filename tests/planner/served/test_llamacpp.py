@@ -199,3 +199,10 @@ def test_a_host_too_small_is_said_with_what_it_lacks() -> None:
     refused: list[Any] = []
     found = LLAMA_CPP.settings(simulation(hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:4GiB"), 1, None, refused)
     assert not found and all(one.place == "host" and one.missing_bytes > 0 for one in refused)
+
+
+def test_a_cache_type_that_the_engine_lacks_is_refused_before_any_search(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("plan", *CASE, "--for", "llama.cpp"), ("fit", "--hardware", MACHINE)):
+        status, _, said = call(capsys, *command, "--kv-type", "fp8_e5m2")
+        assert status == 2 and len(said.splitlines()) == 1
+        assert "--kv-type = 'fp8_e5m2': llama.cpp has f32, f16," in said
