@@ -16,8 +16,8 @@ import torch
 
 from ...devices.device import Device, Mark
 from ...devices.runners.runner import ExpertRunner
-from ...sim.policies.offload import begin_step
-from ...sim.policies.state import Decision, PolicyConfig, PolicyState
+from ...sim.policies.offload import begin_step, decide_layer_step
+from ...sim.policies.state import Decision, PolicyConfig, PolicyState, make_decision
 from ...sim.timeline import OP_DENSE, OP_HEAD, OP_HOST_STEP
 from ..running.copy_engine import Gate
 from ..running.program import LayerSteps
@@ -51,6 +51,8 @@ class LiveProgram(LayerSteps):
         self._began: Mark = device.mark()
         self._reads: dict[int, torch.Tensor] = {}
         self.step_begin_ns: list[int] = []
+        self.guess_ns: list[int] = []
+        """How long each guess for one later column took."""
 
     def _decided(self, number: int) -> int:
         """Return 0: decisions see one pass at a time."""
@@ -87,6 +89,8 @@ class LiveProgram(LayerSteps):
         self._await_cores()
         self._await_places()
         found = self._answered(layer_step)
+        if column < self._config.num_layers - 1:
+            self._note_part(time.perf_counter_ns())
         self._began = device.mark()
         return found
 
@@ -101,6 +105,7 @@ class LiveProgram(LayerSteps):
         now = time.perf_counter_ns()
         self.rows.hosted(OP_HOST_STEP, self._number, last, end.at_ns(), now)
         self.step_end_ns.append(now)
+        self._note_part(now)
         self._gate.check()
         return found
 
@@ -113,7 +118,22 @@ class LiveProgram(LayerSteps):
             return
         read = self._reads.get(column, x)
         for distance in range(1, min(self._guesser.depth, self._config.num_layers - 1 - column) + 1):
+            began = time.perf_counter_ns()
             self._pass.guess(column + distance, distance, *self._guesser.guess(column + distance, distance, read))
+            if self._pass.num_tokens == 1:
+                self.guess_ns.append(time.perf_counter_ns() - began)
+
+
+def rehearse(config: PolicyConfig, state: PolicyState, scratch: LivePass) -> None:
+    """Decide one layer step on a copy of `state`: decisions are compiled when first made, which belongs to no token's time."""
+    copied = PolicyState(*(array.copy() for array in state))
+    tokens, top_k = scratch.num_tokens, scratch.experts.shape[2]
+    scratch.know(0, np.tile(np.arange(top_k), (tokens, 1)), np.zeros((tokens, top_k), np.float32))
+    if scratch.predicted.size and config.num_layers > 1:
+        shape = (tokens, scratch.predicted.shape[3])
+        scratch.guess(1, 1, np.zeros(shape, np.int16), np.zeros(shape, np.float16))
+    begin_step(config, scratch.steps, copied, 0)
+    decide_layer_step(config, scratch.steps, copied, make_decision(config), 0, 0)
 
 
 def best_first(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ sampling at a temperature, and how a run is set beside a prediction (`counts`, `
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from ...base.errors import InputError
-from ...devices.device import COMPUTE, Device, metadata_of, open_device
+from ...devices.device import COMPUTE, Device, metadata_of, open_device, preemptions
 from ...devices.runners.runner import open_runner
 from ...devices.stores.host import ExpertStore
 from ...kernels.activation import activation
@@ -32,6 +33,7 @@ from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import DECODE, PREFILL, RoutingTrace
 from ..running.copy_engine import Gate
 from ..running.execute import preload
+from ..running.execution import Execution
 from ..running.failures import device_failure
 from ..running.rows import timeline_of
 from ..running.slots import Slots
@@ -40,7 +42,7 @@ from .assembly import Assembled, assemble, described
 from .guesses import Gates, Guesser
 from .needs import needs_of, require_memory
 from .passes import NO_GUESSES, Kept, LivePass
-from .program import LiveProgram, router_hooks
+from .program import LiveProgram, rehearse, router_hooks
 from .store import Progress, fill_file, fill_store, require_room
 from .supported import stored_bits
 
@@ -154,8 +156,23 @@ class ModelRun:
     step_phase: Array
     recording: RoutingTrace
     device_bytes: int
+    part_ns: Array
+    """int64 [num_steps, num_layers]: each step, from the end of the one before, cut where the next layer's dense part begins."""
+    disturbed: Array
+    """bool [num_steps, num_layers]: another program was given one of the run's cores meanwhile."""
+    guess_ns: Array
+    """int64: how long each guess for one later layer took, of one token."""
     logits: tuple[torch.Tensor, ...]
     """[T, V] of every pass, where they were asked for."""
+
+    def execution(self) -> Execution:
+        """Return the run as the run of a recording: what a prediction of the same decisions is compared with."""
+        ends = self.step_end_ns
+        return Execution(
+            counts=self.counts, timeline=self.timeline, step_ns=np.diff(ends, prepend=0), part_ns=self.part_ns,
+            disturbed=self.disturbed, makespan_ns=int(ends[-1]), ready_hits=self.ready_hits, late_hits=self.late_hits,
+            slot_bytes=self.expert_bytes, outputs=(), notes=(), expert_bytes=(self.expert_bytes,),
+        )  # fmt: skip
 
 
 def run_model(
@@ -203,9 +220,10 @@ def run_model(
         num_transient=needs.num_transient,
     )
     gate = Gate()
-    workers, program, hooks = None, None, []
+    workers, program, hooks, collecting = None, None, [], False
     kept = Kept()
     guesses = _guess_sizes(schedule, spec)
+    rehearse(needs.config, needs.state, _pass(spec, guesses, 1, 0, PREFILL, False, False))
     try:
         with device.enter(COMPUTE), torch.inference_mode():
             preload([store], slots, needs.state, device)
@@ -232,6 +250,12 @@ def run_model(
             )  # fmt: skip
             hooks = router_hooks(routers, program) if guesser is not None else []
             device.synchronize()
+            collecting = gc.isenabled()
+            gc.collect(
+                1
+            )  # as for the run of a recording: a collection in the middle of a step would be booked as the host's work
+            gc.disable()
+            began = preemptions()
             origin = time.perf_counter_ns()
             talk = _Talk(loaded, schedule, program, kept, guesses, keep_logits, max_new_tokens, stop)
             with loaded.assembled.answered_by(program.answer):
@@ -245,6 +269,8 @@ def run_model(
             raise
         raise failure from error
     finally:
+        if collecting:
+            gc.enable()
         for handle in hooks:
             handle.remove()
         if workers is not None:
@@ -258,6 +284,8 @@ def run_model(
         rows.times(origin, first_layer_step=0, num_layers=spec.num_moe_layers, num_experts=spec.num_experts)
         for rows in (program.rows, *workers.rows())
     ]
+    cuts = np.diff(np.array([(origin, began), *program.parts], np.int64), axis=0)
+    cuts = cuts.reshape(len(program.step_end_ns), spec.num_moe_layers, 2)
     return ModelRun(
         tokens=tuple(map(tuple, talk.tokens)),
         prompts=tuple(map(len, prompts)),
@@ -272,6 +300,9 @@ def run_model(
         step_phase=np.array(talk.step_phase, np.int64),
         recording=recording_of(kept, loaded),
         device_bytes=used + needs.memory.device_bytes - needs.memory.num_bytes("experts on the device"),
+        part_ns=cuts[:, :, 0],
+        disturbed=cuts[:, :, 1] > 0,
+        guess_ns=np.array(program.guess_ns, np.int64),
         logits=tuple(talk.logits),
     )
 
