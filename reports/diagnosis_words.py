@@ -15,13 +15,14 @@ from . import numbers
 TITLES = {"decode_tokens_per_s": "generated", "prefill_tokens_per_s": "prompts"}
 _BINDS = {"cpu": "experts on the cores", "copy": "copies over the link", "compute": "the card's work",
 "launch": "starting the card's kernels",
-          "host": "the host's own work"}  # fmt: skip
+          "host": "the host's own work", "disk": "reading from the disk"}  # fmt: skip
 _SHARES = {
     "copy": ("copy",),
     "cpu": ("cpu",),
     "compute": ("dense", "expert", "head"),
     "launch": ("launch",),
     "host": ("host",),
+    "disk": ("copy", "cpu"),
 }
 
 

@@ -133,6 +133,8 @@ class MemoryNeeds:
     """What each of them takes there, where that is not what it takes on the device."""
     below_host: bool = False
     """All experts lie on a disk, of which the host holds its share."""
+    on_cores: bool = False
+    """What the host holds is computed there, not copied to the device."""
     runtime_bytes: int = 0
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
     layout: str = PLAIN
@@ -174,7 +176,8 @@ def break_down_memory(
         stay = "" if of_all or needs.below_host else ", the others stay on the device"
         there = needs.host_expert_bytes if needs.host_expert_bytes is not None else each
         which = f"{model.num_routed_experts} on disk, of them " if needs.below_host and not of_all else of_all
-        note = f"{which}{count} experts of {there} bytes{stay}, page-locked"
+        where = " in memory, where the cores compute them" if needs.on_cores else ", page-locked"
+        note = f"{which}{count} experts of {there} bytes{stay}{where}"
         items.append(MemoryItem(name="expert store", place=HOST, num_bytes=count * there, note=note))
     return MemoryBreakdown(items=tuple(items))
 

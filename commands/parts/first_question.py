@@ -26,7 +26,7 @@ TITLE = (
 )
 _BINDS = {
     "cpu": "the cores, which read their experts from main memory", "memory": "the card's memory", "compute": "the card's arithmetic",
-    "launch": "what launching kernels takes", "copy": "the link to the card", "host": "what handing work over takes",
+    "launch": "what launching kernels takes", "copy": "the link to the card", "host": "what handing work over takes", "disk": "the disk",
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ _BOUNDS = {
     "launch": "launching kernels",
     "cpu": "the host's cores",
     "host": "the host",
+    "disk": "the disk",
 }
 
 

@@ -89,7 +89,7 @@ class Metrics:
     """Where the time of all steps went: work of dense, expert, head; launching these kernels; waiting for copies, for experts on
     the host's cores, and for the host; sums to 1."""
     bound: str
-    """What binds: the largest of copy, compute, launch, cpu and host in `time_share`."""
+    """What binds: the largest of copy, compute, launch, cpu and host in `time_share`; disk where copies or the cores wait for it most."""
     relative_uncertainty: float
     """Of the mean step: how much slower than predicted it may be."""
 
@@ -173,9 +173,16 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
             "host": int(clock.busy_host) / makespan,
         },
         time_share=share,
-        bound=max(groups, key=lambda name: groups[name]),
+        bound=_binds(groups, outcome),
         relative_uncertainty=step_interval[1] / step_s - 1,
     )
+
+
+def _binds(groups: dict[str, float], outcome: Outcome) -> str:
+    """Return the largest of `groups`; what waits for bytes that come from a disk is bound by the slower of the two lanes."""
+    clock, found = outcome.clock, max(groups, key=lambda name: groups[name])
+    beside = {"copy": int(clock.busy_demand + clock.busy_prefetch), "cpu": int(clock.busy_cpu)}
+    return "disk" if int(clock.busy_disk) > beside.get(found, int(clock.busy_disk)) else found
 
 
 def _counted(workload: Workload) -> npt.NDArray[np.bool_]:

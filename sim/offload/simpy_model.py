@@ -113,6 +113,7 @@ class OffloadModel:
         self._back_call = self.env.event()
         self._reads: deque[Read] = deque()
         self._read_call = self.env.event()
+        self._read_done = self.env.event()
         self._cores: list[simpy.Event] = []
         """The host's cores at work: what the next operation of the stream that is no expert's must wait for."""
         self._cores_end = 0
@@ -168,6 +169,9 @@ class OffloadModel:
         yield from self._host_time("layer", OP_HOST_LAYER, step, layer)
         if decided.cores:
             self._cores_end = 0
+            for item in decided.cores:
+                if item.read >= 0:
+                    self._ask_disk(Read(layer * self.config.num_experts + item.expert, item.format, step))
             self._cores = [self.env.process(self._run_on_cores(step, layer, decided))]
         for promotion in decided.promotions:
             self.copies.promote(promotion.transfer)
@@ -280,9 +284,7 @@ class OffloadModel:
                 in_stream.append(copy)
         elif isinstance(copy, Transfer):
             if isinstance(copy.read, Read):
-                self._reads.append(copy.read)
-                if not self._read_call.triggered:
-                    self._read_call.succeed()
+                self._ask_disk(copy.read)
             self.copies.submit(copy)
         else:
             self._backs.append(copy)
@@ -370,15 +372,18 @@ class OffloadModel:
             self.copies.call()
 
     def _run_on_cores(self, step: int, layer: int, decided: Decided) -> Process:
-        """Run a layer step's experts on the host's cores, one after the other."""
+        """Run a layer step's experts on the host's cores, one after the other, each once it is in the host's memory."""
         for item in decided.cores:
+            while self.reads_done <= item.read:
+                self._read_done = self.env.event()
+                yield self._read_done
             begin = self.env.now
             yield self.lanes.run(CPU, int(self.costs.cpu_ns[item.format, item.tokens]))
             self._row(CPU, OP_CPU, step, layer, item.expert, begin, tokens=item.tokens)
         self._cores_end = self.env.now
 
     def _disk_process(self) -> Process:
-        """Read experts from disk in the order in which their copies were submitted."""
+        """Read experts from disk in the order in which they were asked for."""
         while True:
             while not self._reads:
                 self._read_call = self.env.event()
@@ -391,6 +396,13 @@ class OffloadModel:
             self._row(DISK, OP_DISK, read.step, layer, expert, begin, num_bytes=num_bytes)
             self.reads_done += 1
             self.copies.call()
+            if not self._read_done.triggered:
+                self._read_done.succeed()
+
+    def _ask_disk(self, read: Read) -> None:
+        self._reads.append(read)
+        if not self._read_call.triggered:
+            self._read_call.succeed()
 
     def _call_back(self) -> None:
         if not self._back_call.triggered:

@@ -206,6 +206,7 @@ class Simulation:
             host_experts=self._held_by_host(schedule, cached_experts),
             host_expert_bytes=self._host_expert_bytes(schedule),
             below_host=schedule.copy.host_experts is not None,
+            on_cores=schedule.kernel.miss == "cpu" and not uploads,
             runtime_bytes=int(self.profile.device.runtime_bytes.value),
             layout=layout,
             uploads=uploads,
@@ -296,7 +297,6 @@ class Simulation:
         reason = (
             "and the user asked for that many" if options.host_experts is not None
             else "and this machine's profile has no disk" if self.profile.disk is None
-            else "and what the cores compute is not read from a disk first" if schedule.kernel.miss == "cpu"
             else "and a schedule on one stream reads nothing from a disk" if not options.overlap
             else "and experts that are written back do not live on a disk" if options.write_back
             else "" if room else "not enough for one"

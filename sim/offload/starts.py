@@ -28,7 +28,8 @@ def arbitrate(config: PolicyConfig, costs: CostTables, out: Decision, run: Run, 
             _begin(lanes, D2H, now, costs.back_ns[run.backs.entries[ends.head].format])
     if lanes[CPU].end == NEVER and program.core < program.num_cores and program.cores_from <= now:
         item = out.cores[program.core]
-        _begin(lanes, CPU, now, costs.cpu_ns[item.format, item.tokens])
+        if item.read < run.clock[0].reads_done:
+            _begin(lanes, CPU, now, costs.cpu_ns[item.format, item.tokens])
     if lanes[DISK].end == NEVER:
         ends = run.reads.ends[0]
         if ends.head < ends.tail:

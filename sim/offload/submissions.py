@@ -1,6 +1,6 @@
 """What the host submits at an instant: the third phase of the compiled simulator.
 
-Modelled: promotions first, then transfers in order, each behind the write-backs submitted with it. Ignored: when what is submitted
+Modelled: promotions first, and what the host's cores ask the disk for, then transfers in order, each behind the write-backs submitted with it. Ignored: when what is submitted
 begins (`starts`).
 """
 
@@ -26,7 +26,7 @@ def submit_due(config: PolicyConfig, steps: Steps, costs: CostTables, out: Decis
     here = steps.first_layer_step + program.step * config.num_layers + program.layer
     while program.submitted < program.num_submits and program.submit_at <= now:
         if program.submitted == 0:
-            there_was_room = _promote(out, run)
+            there_was_room = _promote(out, run) and _read_for_cores(config, out, run, here)
         elif program.back < size.backs and (out.backs[program.back].move <= program.move or program.move == size.moves):
             there_was_room = _submit_back(out, run, here)
         else:
@@ -54,6 +54,23 @@ def _promote(out: Decision, run: Run) -> bool:
                 return False
             run.demands.entries[to] = run.guesses.entries[at]
             run.guesses.entries[at].left = 0  # nothing is left to move: passed over when its turn comes
+    return True
+
+
+@jit_inline
+def _read_for_cores(config: PolicyConfig, out: Decision, run: Run, here: int) -> bool:
+    """Ask the disk for the experts that the host's cores are to compute and its memory lacks."""
+    for index in range(out.size[0].cores):
+        item = out.cores[index]
+        if item.read >= 0:
+            to = place_behind(run.reads)
+            if to < 0:
+                return False
+            entry = run.reads.entries[to]
+            entry.key = run.program[0].layer * config.num_experts + item.expert
+            entry.target = here
+            entry.format = item.format
+            entry.read = item.read
     return True
 
 

@@ -1,8 +1,8 @@
-"""The host's memory as a cache above the disk: which experts must be read before they can be copied.
+"""The host's memory as a cache above the disk: which experts must be read before they can be copied or computed by the cores.
 
-Modelled: experts in order of recency; one that is copied from here on is the most recent, one that must be read takes the
-place of the least recent. Ignored: the file system's own cache, and experts that leave while their copy to the device is
-still queued (the reader holds on to them).
+Modelled: experts in order of recency; one that is copied or computed from here on is the most recent, one that must be read takes the
+place of the least recent. Ignored: the file system's own cache, and experts that leave while their copy or turn on
+the cores is still queued (the reader holds on to them).
 """
 
 from __future__ import annotations

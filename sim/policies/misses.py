@@ -1,8 +1,9 @@
 """Where a missing expert runs: fetched to the device, or computed by the host's cores where it lies.
 
 Modelled: a rule says it of each miss, those with the fewest tokens first where the rule looks at what the others do (`bundled` has
-`cpu`, `cheaper` and `balanced`; a policy file may have its own). Costs are the predicted ones. Ignored: experts that the cores would
-have to read from disk first; they are fetched, but under `cpu`, which allows no disk.
+`cpu`, `cheaper` and `balanced`; a policy file may have its own). Costs are the predicted ones. Where the host's memory is a
+cache above a disk, what the cores use is its most recent too: under `cpu` they read what it lacks, under the other rules they compute
+only what it has. Ignored: what reading costs, in rules that weigh costs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from ...base.jit import jit_inline, jit_inner
 from .bundled import always_cores, balanced, cheaper
 from .custom import ask_miss
+from .host_tier import use_from_host
 from .rules import CORES, FETCH, Miss
 from .state import MISS_BALANCED, MISS_CHEAPER, MISS_CPU, MISS_CUSTOM, Decision, PolicyConfig, PolicyState
 
@@ -29,6 +31,7 @@ def send_misses_to_cores(config: PolicyConfig, state: PolicyState, out: Decision
             cores[place].expert = items[at].expert
             cores[place].tokens = items[at].tokens
             cores[place].format = items[at].format
+            cores[place].read = use_from_host(config, state, base + items[at].expert)
             size.cores = place + 1
         else:
             items[kept] = items[at]

@@ -81,8 +81,8 @@ ITEM = record_type(
 )
 """One expert that a layer step computes."""
 
-CORE_ITEM = whole_numbers("expert", "tokens", "format")
-"""One expert that runs on the host's cores."""
+CORE_ITEM = whole_numbers("expert", "tokens", "format", "read")
+"""One expert that runs on the host's cores; read: the disk read that must have ended, counted from 0, -1 when the host has the expert."""
 
 MOVE = record_type(
     key="int64",

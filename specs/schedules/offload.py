@@ -373,9 +373,6 @@ def _check_misses(schedule: OffloadSchedule) -> None:
                          "set copy.fetch=routed")  # fmt: skip
     if copy.host_experts is not None:
         _whole("copy.host_experts", copy.host_experts, 0)
-        if kernel.miss == "cpu":
-            raise InputError("copy.host_experts", copy.host_experts, "the cores compute every miss, so all experts must be in memory",
-                             "drop it, or set kernel.miss=cheaper")  # fmt: skip
     for name, used in (("copy.fetch=layer-streamed", copy.fetch == "layer-streamed"), ("kernel.miss", kernel.miss != "fetch"),
                        ("copy.host_experts", copy.host_experts is not None),
                        ("copy.cancel", copy.cancel)):  # fmt: skip

@@ -101,7 +101,7 @@ class LayerStep:
     """What one layer step decides, in the columns of `sim.policies.state`."""
 
     items: list[list[int]] = field(default_factory=list)  # expert, tokens, format, kernel, transfer
-    cores: list[list[int]] = field(default_factory=list)  # expert, tokens, format
+    cores: list[list[int]] = field(default_factory=list)  # expert, tokens, format, read
     moves: list[list[int]] = field(
         default_factory=list
     )  # key, class, target, kernel, wait kernel, wait back, slot, format, read
@@ -133,7 +133,11 @@ class Plain:
         if self.policy == "static":
             self._fill_static(popularity)
         if schedule.copy.host_experts:
-            chosen = np.argsort(-popularity.ravel(), kind="stable")[: schedule.copy.host_experts].tolist()
+            wanted = sorted(
+                range(len(self.experts)),
+                key=lambda key: (self.experts[key].where == "cached", -popularity.ravel()[key]),
+            )
+            chosen = wanted[: schedule.copy.host_experts]  # what stays on the device comes last
             self.host = chosen[::-1]
             for key, expert in enumerate(self.experts):
                 expert.in_host = key in chosen
@@ -223,7 +227,7 @@ class Plain:
             if low_rank is not None:
                 experts[key].format = int(rank[key] >= low_rank)
         if self.schedule.kernel.miss == "cpu":
-            out.cores = [[key - base, named.count(key), experts[key].format] for key in misses]
+            out.cores = [[key - base, named.count(key), experts[key].format, self._read(key)] for key in misses]
             misses = []
         for key in chosen:
             experts[key].touched = self.layer_step

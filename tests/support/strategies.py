@@ -130,7 +130,7 @@ def schedules(draw: st.DrawFn, num_layers: int, num_experts: int) -> OffloadSche
         if settings.get("copy.fetch", "routed") == "routed":
             settings["kernel.miss"] = draw(st.sampled_from(["fetch", *MISS_CHOICES]))
         settings["copy.cancel"] = draw(st.booleans())
-        if not settings["copy.write_back"] and settings.get("kernel.miss") != "cpu":
+        if not settings["copy.write_back"]:
             settings["copy.host_experts"] = draw(st.sampled_from([None, 1, 2, num_layers * num_experts]))
     settings["workload.concurrency"] = concurrency = draw(st.integers(1, 3))
     settings["workload.prefill_chunk_tokens"] = draw(st.sampled_from([None, 1, 3]))

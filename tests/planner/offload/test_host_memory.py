@@ -100,7 +100,14 @@ def test_a_disk_takes_what_the_host_cannot_hold_and_it_is_said() -> None:
     assert found.metrics.disk_reads > 0
     assert any("the others of the 96 are read from the disk" in text for text in found.assumptions)
     assert found.metrics.window_s > simulation(disk=True).predict(preset("on-demand")).metrics.window_s
-    for name in ("naive", "mixtral-offloading-code", "cpu-moe"):
+    paged = this.predict(preset("cpu-moe"))
+    assert paged.metrics.disk_reads > 0 == paged.metrics.bytes_copied
+    assert paged.metrics.bound == "disk"
+    assert paged.memory_breakdown.num_bytes("expert store") == 40 * this.expert_bytes(BASE)
+    assert [item.note for item in paged.memory_breakdown.items if item.name == "expert store"] == [
+        f"96 on disk, of them 40 experts of {this.expert_bytes(BASE)} bytes in memory, where the cores compute them"
+    ]
+    for name in ("naive", "mixtral-offloading-code"):
         with pytest.raises(DoesNotFit) as caught:
             this.predict(preset(name))
         assert "copy." not in str(caught.value)  # no remedy about an option that nobody set
