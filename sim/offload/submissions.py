@@ -1,7 +1,7 @@
 """What the host submits at an instant: the third phase of the compiled simulator.
 
-Modelled: promotions first, and what the host's cores ask the disk for, then transfers in order, each behind the write-backs submitted with it. Ignored: when what is submitted
-begins (`starts`).
+Modelled: promotions first, and what the host's cores ask the disk for, then transfers in order, each behind the write-backs submitted
+with it. Ignored: when what is submitted begins (`starts`).
 """
 
 from __future__ import annotations
