@@ -47,7 +47,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Bytes:
+class TokenBytes:
     """What one token reads."""
 
     dense: float
@@ -58,6 +58,7 @@ class _Bytes:
 
     @property
     def total(self) -> float:
+        """All of it."""
         return self.dense + self.layers * self.layer
 
 
@@ -75,7 +76,7 @@ def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_b
 
 
 def _decode(case: Case, setup: Setup) -> Ceiling:
-    read = _read(setup, case.depth + case.prompt)
+    read = token_bytes(setup, case.depth + case.prompt)
     fast, slow = card_bytes_per_s(case), host_peak(case)
     if slow is None:
         whole = case.concurrency * fast / read.total
@@ -128,12 +129,12 @@ def _prefill(case: Case, setup: Setup) -> Ceiling:
     )
 
 
-def _read(setup: Setup, context: int) -> _Bytes:
+def token_bytes(setup: Setup, context: int) -> TokenBytes:
     """Return what one token must read."""
     model, dense = setup.model, setup.dense_format
     expert = weight_format(model.native_bits)
     layers = sum(model.dense_layer_bytes(layer, dense) for layer in range(model.num_layers))
-    return _Bytes(
+    return TokenBytes(
         dense=layers + dense.head_bytes(model.vocab_size * model.hidden_size) + _looked_at(model, context, setup.kv_bytes_per_value),
         layer=float(model.top_k * model.expert_bytes(expert)), layers=model.num_moe_layers,
     )  # fmt: skip
