@@ -4,8 +4,8 @@ Modelled: dense parts from each rank's own tokens; experts from the rows of each
 one launch each; multiprocessors kept for exchanges slow kernels that compute bounds; an exchange port takes a latency and the
 larger of what it sends and receives over its tier's bandwidth, and on a measured machine what all of its ranks send over what
 they share; a reduction over n ranks moves 2 (n-1)/n of its tensor. Kernels are issued ahead (captured graphs), so the host costs
-nothing. Ignored: contention for device memory between kernels and exchanges where it was not measured, waves and tiles of
-kernels, congestion in switches.
+nothing. Where no multiprocessors are kept for exchanges, exchanges and kernels slow each other down while both run. Ignored: waves and
+tiles of kernels, congestion in switches.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
 from ...calibrate.costs.cost_model import CostModel, Estimate, merge_sources
 from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
 from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
+from ...specs.machines.overlap import shared_speed
 from ...specs.machines.profile import Constant, Profile
 from ...specs.models import WeightFormat
 from ...specs.schedules.parallel import ExpertParallelSchedule
@@ -106,6 +107,9 @@ class EpConstants:
     """The ranks of a node share one port between nodes (of the tier's bandwidth), instead of having one each."""
     half_duplex_nic: bool = False
     """What a port between nodes sends and receives adds up, as where the host's processor moves it."""
+    shared_speed: float = 1.0
+    """Of kernels beside an exchange, and of exchanges beside kernels, where no multiprocessors are kept for exchanges, relative to
+    running alone: they share multiprocessors, memory and links."""
     attention_rate: float = 1.0
     """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
@@ -132,13 +136,14 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
             intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
         )
     intra = _with_kernels(intra, profile, INSIDE, ranks_per_node)
+    shared = shared_speed() if profile.device.kind == "gpu" else 1.0
     if num_nodes == 1:
-        return EpConstants(inter=None, intra=intra)
+        return EpConstants(inter=None, intra=intra, shared_speed=shared)
     if node.nic_bytes_per_s is None or node.nic_latency_s is None:
         raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
                                  "use one node or choose another profile")  # fmt: skip
     inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
-    return EpConstants(inter=inter, intra=intra)
+    return EpConstants(inter=inter, intra=intra, shared_speed=shared)
 
 
 def _with_kernels(tier: Tier, profile: Profile, place: str, ranks: int) -> Tier:
@@ -308,6 +313,10 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
     _tabulate_dense(costing, schedule, program, load, work, op_tokens)
     tabulate_experts(costing, schedule, program, load, work, op_tokens)
     _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
+    shared = costing.constants.shared_speed
+    if table is None and schedule.overlaps and shared < 1 and not schedule.pipeline.exchange_sm_fraction:
+        beside = np.ceil(ex_ns / shared).astype(np.int64)
+        work, ex_ns = overlapped(work, ex_ns, beside, shared)
     if table is not None:
         work = stretched(work, table.compute_slowdown)
         if schedule.overlaps:

@@ -15,6 +15,7 @@ import numpy as np
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
 from ...calibrate.costs.fitted_model import load_costs
+from ...specs.machines.overlap import served_error
 from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, WeightFormat, weight_format
@@ -248,7 +249,9 @@ class ParallelSimulation:
         )
         total = compute_s + exchange_s
         weighted = (kernel * compute_s + link * exchange_s) / total if total else 0.0
-        return weighted if exact else weighted + INDEPENDENCE_UNCERTAINTY
+        found = weighted if exact else weighted + INDEPENDENCE_UNCERTAINTY
+        # Constants that someone states stand for themselves; a real server's steps were never closer than this.
+        return found if self.constants is not None or self.profile.curves else max(found, served_error())
 
     def sources(self) -> str:
         """Return where the costs used so far come from, most trusted first."""

@@ -16,9 +16,9 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 
-NUMBERS = ("bf16", "fp8", "fp8-block", "int4", "mxfp4")
+NUMBERS = ("bf16", "fp8", "fp8-block", "int4", "mxfp4", "nvfp4")
 """Formats of weights and what they are multiplied in: fp8 has one scale a tensor, fp8-block one for 128x128 weights; with int4
-and mxfp4 activations stay at 16 bits."""
+and mxfp4 activations stay at 16 bits; with nvfp4 they are brought to 4 bits too."""
 CACHES = ("bf16", "fp8")
 """Formats of cached keys and values."""
 PHASES = ("decode", "prefill")

@@ -148,7 +148,7 @@ def test_formats_find_what_they_are_multiplied_as():
         "8": "fp8-block",
         "4": "int4",
         "mxfp4": "mxfp4",
-        "nvfp4": "mxfp4",
+        "nvfp4": "nvfp4",
         "int4-g128": "int4",
         "mxfp8": "fp8-block",
     }

@@ -33,6 +33,10 @@ _NORMS, _ROTATION_AND_CACHE = 2, 2
 writing of keys and values too."""
 _SIXTEEN = 2.0
 """Bytes of an activation outside 8-bit products."""
+_NARROW = {"fp8": 1.0, "fp8-block": 1.0, "nvfp4": 0.5 + 1 / 16}
+"""Bytes of an activation inside products of fewer bits."""
+_FOUR_OVER_EIGHT = 2.0
+"""Of NVIDIA's peaks, where activations have 4 bits too (Blackwell data sheets)."""
 _UNMEASURED = 0.3
 """What is added to the uncertainty where a format or a layer takes the kernel of another."""
 _BLOCK_WEIGHTS = 128 * 128
@@ -271,8 +275,11 @@ class KernelCosts(CostModel):
         return (found, 0.0) if found is not None else (self.kernels.products.get("bf16"), _UNMEASURED)
 
     def _expert_kernel(self, fmt: WeightFormat) -> tuple[ExpertKernel | None, float]:
-        found = self.kernels.experts.get(number_of(fmt))
-        return (found, 0.0) if found is not None else (self.kernels.experts.get("bf16"), _UNMEASURED)
+        measured, number = self.kernels.experts, number_of(fmt)
+        found = measured.get(number)
+        if found is not None:
+            return found, 0.0
+        return measured.get("mxfp4" if number == "nvfp4" else "bf16", measured.get("bf16")), _UNMEASURED
 
     def _any_expert_kernel(self) -> ExpertKernel | None:
         return self._expert_kernel(self.dense_format)[0]
@@ -281,17 +288,19 @@ class KernelCosts(CostModel):
         """Return a routed expert stored as `fmt`."""
         model = self.model
         number = number_of(fmt)
-        eight = number in ("fp8", "fp8-block") and number in self.kernels.experts
+        narrow = _NARROW.get(number, _SIXTEEN) if number in self.kernels.experts else _SIXTEEN
         return ExpertShape(
             hidden=model.expert_hidden, intermediate=model.expert_intermediate_size, gated=model.gated,
-            weight_bytes=model.expert_bytes(fmt) / model.expert_matrix_parameters, activation_bytes=1.0 if eight else _SIXTEEN,
+            weight_bytes=model.expert_bytes(fmt) / model.expert_matrix_parameters, activation_bytes=narrow,
         )  # fmt: skip
 
     def _peak(self, fmt: WeightFormat) -> float:
         """Return the data sheet's operations a second for experts stored as `fmt`; slopes of tiles may promise more."""
         peaks = self.profile.device.peak_flops_per_s
-        eight = self._shape(fmt).activation_bytes < _SIXTEEN and "float8" in peaks
-        return peaks["float8" if eight else "float16"].value
+        width = self._shape(fmt).activation_bytes
+        if width >= _SIXTEEN or "float8" not in peaks:
+            return peaks["float16"].value
+        return peaks["float8"].value * (1.0 if width >= 1 else _FOUR_OVER_EIGHT)
 
     @staticmethod
     def _stored(fmt: WeightFormat) -> float:
@@ -315,7 +324,9 @@ class KernelCosts(CostModel):
 def number_of(fmt: WeightFormat) -> str:
     """Return which of the measured formats weights of `fmt` are multiplied as (`NUMBERS`); bf16 for those that have none."""
     like = fmt.like or fmt.name
-    if like == "mxfp4" or fmt.name == "nvfp4":
+    if fmt.name == "nvfp4":
+        return "nvfp4"
+    if like == "mxfp4":
         return "mxfp4"
     if fmt.quantised and fmt.bits == 4:
         return "int4"

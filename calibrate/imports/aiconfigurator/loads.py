@@ -16,11 +16,12 @@ from .routing import heaviest_rank
 if TYPE_CHECKING:
     import pandas as pd
 
-NUMBERS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "int4_wo": "int4", "w4a16_mxfp4": "mxfp4"}
+NUMBERS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "int4_wo": "int4", "w4a16_mxfp4": "mxfp4",
+           "nvfp4": "nvfp4"}  # fmt: skip
 """Number formats by their names in the tables."""
-WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "int4": 0.5, "mxfp4": 0.5 + 1 / 32}
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "int4": 0.5, "mxfp4": 0.5 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 """Bytes of a weight; the scales of blocks count where they are many."""
-ACTIVATION_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "int4": 2.0, "mxfp4": 2.0}
+ACTIVATION_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "int4": 2.0, "mxfp4": 2.0, "nvfp4": 0.5 + 1 / 16}
 
 
 def expert_work(rows: pd.DataFrame, number: str) -> tuple[ExpertShape, ExpertLoad]:

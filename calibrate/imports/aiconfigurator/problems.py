@@ -155,7 +155,7 @@ def product_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Na
     if table is None:
         return
     rows = fair_products(table, engine)
-    for dtype in ("bfloat16", "fp8", "fp8_block"):
+    for dtype in ("bfloat16", "fp8", "fp8_block", "nvfp4"):
         mine = rows.loc[rows["gemm_dtype"] == dtype].sort_values(["m", "n", "k"]).reset_index(drop=True)
         if mine.empty:
             continue
@@ -166,7 +166,7 @@ def product_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Na
 
 
 def product_problem(rows: pd.DataFrame, number: str, num_units: int, *, waves: bool) -> Problem[ProductKernel]:
-    """Return the problem of one number format; products of 8 bits quantise their activations first."""
+    """Return the problem of one number format; products of 8 and 4 bits quantise their activations first."""
     m, n, k = (rows[name].to_numpy(float) for name in "mnk")
     quantises = number != "bf16"
 

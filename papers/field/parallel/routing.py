@@ -35,7 +35,7 @@ class Popularity:
 POPULARITY = {
     "uniform": Popularity(own=0.0, group=0.0, drift=0.0),
     "prefill": Popularity(own=0.68, group=0.47, drift=0.13),
-    "decode": Popularity(own=0.57, group=0.63, drift=0.13),
+    "decode": Popularity(own=0.6, group=0.65, drift=0.13),
 }
 """By the kind of recorded load that a row resembles; decode2k and the like are taken as their phase's."""
 

@@ -19,9 +19,12 @@ from ....planner.placement.placement import Placement, contiguous
 from ....planner.placement.replica_choice import WeightedChoice
 from ....sim.parallel.simulate import ParallelSimulation
 from ....sim.parallel.traffic import StepLoad
-from ....specs.machines.bundled_kernels import with_kernels
+from ....specs.machines.bundled_kernels import kernel_machines, with_kernels
+from ....specs.machines.catalogue import find_gpu
+from ....specs.machines.compose import compose_text
 from ....specs.machines.profile import Profile
-from ....specs.machines.profile_file import load_hardware
+from ....specs.machines.profile_file import list_hardware, load_hardware
+from ....specs.machines.siblings import as_server
 from ....specs.models import ModelSpec, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
@@ -168,7 +171,14 @@ def machine_of(row: Row, assumed: list[str]) -> Profile:
     if engine is None:
         engine = _USUAL_ENGINE
         assumed.append(f"kernels of {engine}")
-    profile = load_hardware(_GPUS.get(name, name))
+    name = _GPUS.get(name, name)
+    if name in list_hardware():
+        profile = load_hardware(name)
+        if name not in kernel_machines():
+            return as_server(profile, name, engine)
+    else:
+        card = find_gpu(name)
+        profile = as_server(compose_text(card.name, engine), card.name, engine)
     try:
         return with_kernels(profile, engine)
     except InputError:

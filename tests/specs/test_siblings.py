@@ -1,0 +1,68 @@
+"""Cards that nobody measured: kernels in proportion to the measured card's, links of their own; what is known is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from moeplan.specs.machines.bundled_kernels import bundled_kernels
+from moeplan.specs.machines.catalogue import gpu_parts
+from moeplan.specs.machines.compose import compose_text
+from moeplan.specs.machines.overlap import parallel_constants, served_error, shared_speed
+from moeplan.specs.machines.profile_file import list_hardware, load_hardware
+from moeplan.specs.machines.siblings import OTHER_CARD, as_server, servers
+
+
+def test_every_server_is_of_a_card_that_is_known_and_says_where_its_figures_come_from() -> None:
+    known = {*gpu_parts(), *list_hardware()}
+    for card, row in servers().items():
+        assert card in known and row["source"]
+        assert row.get("as") in (None, *list_hardware())
+
+
+def test_an_h20_reads_as_fast_as_its_memory_and_multiplies_no_faster_than_its_peak() -> None:
+    found, h100 = as_server(compose_text("h20", "sglang"), "h20", "sglang"), bundled_kernels("h100-sxm", "sglang")
+    assert found.kernels is not None and h100 is not None and found.node is not None
+    memory = 4000 / 3350
+    for number, kernel in h100.experts.items():
+        mine = found.kernels.experts[number]
+        assert mine.bytes_per_s == pytest.approx(kernel.bytes_per_s * memory, rel=0.01)
+        assert mine.start_s == kernel.start_s
+        assert mine.relative_uncertainty == pytest.approx(kernel.relative_uncertainty + OTHER_CARD)
+    # Triton's kernel leaves matrix units idle on an H100: fewer units cost it, a lower peak hardly.
+    assert found.kernels.experts["bf16"].flops_per_s == pytest.approx(0.8 * 148e12)
+    assert found.kernels.num_units == 78 and found.kernels.source == "assumed"
+
+
+def test_an_h800_is_an_h100_with_slower_links() -> None:
+    found, h100 = (
+        as_server(load_hardware("h800-sxm"), "h800-sxm", "sglang").kernels,
+        bundled_kernels("h100-sxm", "sglang"),
+    )
+    assert found is not None and h100 is not None
+    assert found.products["bf16"].flops_per_s == h100.products["bf16"].flops_per_s
+    assert (
+        found.exchanges["normal-dispatch/node-8"].bytes_per_s
+        == 160e9
+        < h100.exchanges["normal-dispatch/node-8"].bytes_per_s
+    )
+    assert (
+        found.exchanges["low-latency-dispatch/network-4"].bytes_per_s
+        == h100.exchanges["low-latency-dispatch/network-4"].bytes_per_s
+    )
+
+
+def test_what_is_in_no_table_comes_back_as_it_is() -> None:
+    profile = load_hardware("rtx-4090")
+    assert as_server(profile, "rtx-4090", "vllm") is profile
+
+
+def test_a_card_of_another_maker_has_links_and_its_engines_constants() -> None:
+    found = as_server(compose_text("mi355x", "vllm"), "mi355x", "vllm")
+    assert found.node is not None and found.kernels is None
+
+
+def test_constants_of_clusters_say_what_they_were_fitted_on() -> None:
+    table = parallel_constants()
+    assert 0.5 < shared_speed() <= 1 and 0 < served_error() < 0.5
+    assert set(table["left_out"]) == {"LMSYS", "DeepSeek", "vLLM"}
+    assert not any(name.startswith(("silicon", "aic-")) for name in table["fitted_on"])
