@@ -106,6 +106,11 @@ def _parallel(reports: str | None, as_json: bool) -> None:
         print_json(found)
         return
     _scores(found)
+    if found["fitted_on"]:
+        away = ", ".join(f"{source} {one['median_relative_error']:.0%}" for source, one in found["left_out"].items())
+        typer.echo(
+            f"one constant (overlap) was fitted on {', '.join(found['fitted_on'])}; median errors on sources left out: {away}\n"
+        )
     signs = found["signs"]
     if signs["n"]:
         typer.echo(f"of {signs['n']} ratios of two runs, {signs['right']} say rightly which run is faster\n")

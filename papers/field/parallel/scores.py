@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ....specs.machines.overlap import parallel_constants
 from ..scores import Pair, kendall_tau
 from .predict import Predicted
 from .rows import KINDS, Row
@@ -77,7 +78,8 @@ def document(rows: Sequence[Predicted], *, bundled: bool = False) -> dict[str, A
         "signs": {"n": len(ratios), "right": sum(_same_side(row) for row in ratios)},
         "rows": [_row(row) for row in rows],
         "in_sample": bundled,
-        "left_out": {},
+        "fitted_on": parallel_constants()["fitted_on"] if bundled else [],
+        "left_out": parallel_constants()["left_out"] if bundled else {},
         "num_reports": len(rows),
         "num_predicted": sum(row.value is not None for row in rows),
     }
