@@ -16,8 +16,8 @@ from ..base.errors import UnknownName
 from ..planner.parallel.case import ParallelRequest
 from ..planner.parallel.simulate import ParallelAnswer, answer_ep, preset_for
 from ..sim.parallel.timeline import EpTimeline
-from ..specs.machines.bundled_kernels import with_kernels
 from ..specs.machines.profile import Profile
+from ..specs.machines.serving import serving_machine
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings, parse_ep_setting
 from .load import Recording, as_machine, as_model, as_recording
@@ -88,7 +88,7 @@ def simulate_parallel(
         chosen = preset_for(schedule, request, spec, options)
     recording = as_recording(trace)
     answer = answer_ep(
-        spec, with_kernels(profile, engine), recording, request, chosen, engine=SIMULATORS[simulator], rows=timeline
+        spec, serving_machine(profile, engine), recording, request, chosen, engine=SIMULATORS[simulator], rows=timeline
     )
     described = {"model": spec.name, "hardware": profile.name, "trace": recording.source}
     return ParallelResult(answer=answer, simulator=simulator, described=described, set_by_user=tuple(changes.made))

@@ -21,8 +21,9 @@ from ...base.units import GIB, NS_PER_S
 from ...base.version import __version__
 from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.simulate import EpPrediction
-from ...specs.machines.bundled_kernels import kernel_machines, with_kernels
+from ...specs.machines.bundled_kernels import kernel_machines
 from ...specs.machines.profile import Profile
+from ...specs.machines.serving import serving_machine
 from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, weight_format
 from ...specs.plans.document import EXPERT_PARALLEL, SCHEMA_VERSION
@@ -124,7 +125,7 @@ def make_ep_plan(
     began = time.monotonic()
     request, ask = request.of_model(model), ask or Ask()
     check_ep_match(model, recording, request)
-    profile = with_kernels(profile, engine)
+    profile = serving_machine(profile, engine)
     evidence = evidence_of(model, recording, request)
     search, base = _first_that_fits(model, profile, evidence, request, progress)
     search.engine_runs = ask.runs
@@ -280,9 +281,12 @@ def _assumptions(
     found.append("costs: " + search.simulation.sources() + "; kernels are issued ahead, so the host costs nothing")
     kernels = search.simulation.profile.kernels
     if kernels is not None:
-        found.append(
-            f"kernels and exchanges as measured on this card: those of {kernels.engine} {kernels.version}, of NCCL and DeepEP"
+        where = (
+            "as measured on this card"
+            if kernels.source != "assumed"
+            else "of the measured card that it is made like, scaled by bandwidth and peak"
         )
+        found.append(f"kernels and exchanges {where}: those of {kernels.engine} {kernels.version}, of NCCL and DeepEP")
     elif search.simulation.profile.name in kernel_machines():
         found.append(
             "the card's rates are not those its kernels were measured at: a roofline takes their place, faster than kernels are"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from moeplan.base.errors import InputError
+from moeplan.papers.field.parallel.rows import Row
+from moeplan.papers.field.parallel.setup import machine_of
 from moeplan.specs.machines.bundled_kernels import bundled_kernels
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose_text
+from moeplan.specs.machines.load import load_machine
 from moeplan.specs.machines.overlap import parallel_constants, served_error, shared_speed
+from moeplan.specs.machines.profile import SET_BY_USER
 from moeplan.specs.machines.profile_file import list_hardware, load_hardware
+from moeplan.specs.machines.serving import serving_machine
 from moeplan.specs.machines.siblings import OTHER_CARD, as_server, servers
 
 
@@ -66,3 +75,23 @@ def test_constants_of_clusters_say_what_they_were_fitted_on() -> None:
     assert 0.5 < shared_speed() <= 1 and 0 < served_error() < 0.5
     assert set(table["left_out"]) == {"LMSYS", "DeepSeek", "vLLM"}
     assert not any(name.startswith(("silicon", "aic-")) for name in table["fitted_on"])
+
+
+@pytest.mark.parametrize("card", ["h20", "h800-sxm", "gb200"])
+def test_a_prediction_of_ones_own_and_a_score_meet_the_same_machine(card: str) -> None:
+    mine = serving_machine(load_machine(card), "sglang")
+    row = Row(id="x", row={"gpu": card, "backend": "sglang"}, folder=Path())
+    assert mine == machine_of(row, [])
+    assert mine.kernels is not None and mine.kernels.engine == "sglang" and mine.node is not None
+
+
+def test_a_machine_whose_rates_are_set_has_no_kernels_of_another_card() -> None:
+    profile = load_machine("h20")
+    device = dataclasses.replace(
+        profile.device,
+        memory_bytes_per_s=dataclasses.replace(profile.device.memory_bytes_per_s, source=SET_BY_USER),
+    )
+    changed = dataclasses.replace(profile, device=device)
+    assert serving_machine(changed).kernels is None
+    with pytest.raises(InputError, match="not known on h100-sxm"):
+        serving_machine(changed, "sglang")

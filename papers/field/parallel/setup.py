@@ -19,12 +19,11 @@ from ....planner.placement.placement import Placement, contiguous
 from ....planner.placement.replica_choice import WeightedChoice
 from ....sim.parallel.simulate import ParallelSimulation
 from ....sim.parallel.traffic import StepLoad
-from ....specs.machines.bundled_kernels import kernel_machines, with_kernels
 from ....specs.machines.catalogue import find_gpu
 from ....specs.machines.compose import compose_text
 from ....specs.machines.profile import Profile
 from ....specs.machines.profile_file import list_hardware, load_hardware
-from ....specs.machines.siblings import as_server
+from ....specs.machines.serving import serving_machine
 from ....specs.models import ModelSpec, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
@@ -172,17 +171,11 @@ def machine_of(row: Row, assumed: list[str]) -> Profile:
         engine = _USUAL_ENGINE
         assumed.append(f"kernels of {engine}")
     name = _GPUS.get(name, name)
-    if name in list_hardware():
-        profile = load_hardware(name)
-        if name not in kernel_machines():
-            return as_server(profile, name, engine)
-    else:
-        card = find_gpu(name)
-        profile = as_server(compose_text(card.name, engine), card.name, engine)
+    profile = load_hardware(name) if name in list_hardware() else compose_text(find_gpu(name).name, engine)
     try:
-        return with_kernels(profile, engine)
+        return serving_machine(profile, engine)
     except InputError:
-        return with_kernels(profile)
+        return serving_machine(profile)
 
 
 def _formats(row: Row, model: ModelSpec, assumed: list[str]) -> tuple[str, str]:
