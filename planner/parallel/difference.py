@@ -10,6 +10,7 @@ Ignored: that a constant may be wrong at one size and right at another.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,25 +71,25 @@ def gain(terms: Sequence[tuple[float, EpPrediction]], wrong: Mapping[str, float]
     wrong: relative uncertainty of "dense", "expert" and "exchange". exact: tokens were recorded one by one. Raises Internal for
     predictions that do not say where their time goes.
     """
-    shared: dict[str, float] = {}
-    by_traffic: dict[tuple[object, ...], float] = {}
+    shared: defaultdict[str, list[float]] = defaultdict(list)
+    by_traffic: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
     for weight, one in terms:
         if one.parts is None:
             raise Internal(f"{one.schedule.name} was predicted without its parts")
         schedule = one.schedule
         for kind, seconds in one.parts.by_kind_s.items():
             name, error = _cause(kind, schedule.exchange.kind, wrong)
-            shared[name] = shared.get(name, 0.0) + weight * error * seconds
+            shared[name].append(weight * error * seconds)
         hidden = max(0.0, one.compute_s + one.exchange_s - one.step_s)
-        shared["overlap"] = shared.get("overlap", 0.0) + weight * OVERLAP_UNCERTAINTY * hidden
+        shared["overlap"].append(weight * OVERLAP_UNCERTAINTY * hidden)
         key = (schedule.placement, schedule.replica, schedule.exchange.kind, schedule.parallel)
-        by_traffic[key] = by_traffic.get(key, 0.0) + weight * one.step_s
-    effects = list(shared.values())
+        by_traffic[key].append(weight * one.step_s)
+    effects = [math.fsum(each) for each in shared.values()]  # exactly nought where a schedule stands beside itself
     if exact:
         effects.append(_scatter(terms))
     else:
         # Schedules that send and compute the same have the same error.
-        effects += [COUNTS_UNCERTAINTY * value for value in by_traffic.values()] if len(by_traffic) > 1 else []
+        effects += [COUNTS_UNCERTAINTY * math.fsum(each) for each in by_traffic.values()] if len(by_traffic) > 1 else []
     return Gain(
         saved_s=sum(weight * one.step_s for weight, one in terms),
         uncertainty_s=math.sqrt(sum(each**2 for each in effects)),

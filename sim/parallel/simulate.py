@@ -249,9 +249,9 @@ class ParallelSimulation:
         )
         total = compute_s + exchange_s
         weighted = (kernel * compute_s + link * exchange_s) / total if total else 0.0
-        found = weighted if exact else weighted + INDEPENDENCE_UNCERTAINTY
         # Constants that someone states stand for themselves; a real server's steps were never closer than this.
-        return found if self.constants is not None or self.profile.curves else max(found, served_error())
+        least = 0.0 if self.constants is not None or self.profile.curves else served_error()
+        return max(weighted, least) + (0.0 if exact else INDEPENDENCE_UNCERTAINTY)
 
     def sources(self) -> str:
         """Return where the costs used so far come from, most trusted first."""
