@@ -22,7 +22,7 @@ from ...specs.machines.engines import load_engine
 from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
-from ...specs.models.load import load_model
+from ...specs.models.load import is_bundled, load_model
 from ...specs.models.mixes.names import mix
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
@@ -127,6 +127,8 @@ def model_of(report: Report) -> ModelSpec:
         raise NotExpressible("no model is named")
     if name.startswith("configs/"):
         path = report.folder / name
+        if ".." not in name and not path.is_file() and is_bundled(path.stem):
+            return _loaded(path.stem)
         if ".." in name or not path.is_file():
             raise NotExpressible(f"its configuration {name[:60]} is not beside the reports")
         return _loaded(str(path))
@@ -145,9 +147,24 @@ def formats_of(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[We
     if not isinstance(expert_name, str):
         expert_name = None
         assumed.append("quant.experts: as the checkpoint")
-    experts, dense = stored_by_name(model, expert_name, dense_name if isinstance(dense_name, str) else None)
+    dense_name = dense_name if isinstance(dense_name, str) else None
+    try:
+        experts, dense = stored_by_name(model, expert_name, dense_name)
+    except NotExpressible:
+        bits = _mean_bits(report, model)
+        if bits is None or expert_name is None:
+            raise
+        assumed.append(f"quant: {expert_name[:40]} by its stated size, alike in every matrix")
+        experts = dense = _stated(bits)
     experts = _as_the_file(report, model, experts, dense, is_open=expert_name is not None and _open(expert_name))
     return experts, dense, dataclasses.replace(model, native_bits=experts.name)
+
+
+def _mean_bits(report: Report, model: ModelSpec) -> float | None:
+    """Return the bits a weight that a report states, or that its file has; None where it says neither, or what no format has."""
+    total, mean = report.number("quant", "file_bytes"), report.number("quant", "bits_per_weight")
+    bits = mean if mean is not None else None if total is None else total * BITS_PER_BYTE / model.total_parameters
+    return bits if bits is not None and 1 <= bits <= 16 else None
 
 
 def _as_the_file(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moeplan.papers.field.machine import NotExpressible
 from moeplan.papers.field.rows import BUNDLED, Report
 from moeplan.papers.field.setup import CACHE_STEPS, DECODE_STEPS, set_up
 
@@ -93,3 +94,19 @@ def test_layers_on_the_cores_are_counted_from_either_side() -> None:
     small = [{"name": "NVIDIA GeForce RTX 3060", "memory_gib": 12, "count": 1, "pcie": None}]
     found = set_up(report(placement={"kind": "n-cpu-moe"}, host=HOST, gpus=small))
     assert found.schedule.name.startswith("n-cpu-moe") and any("cpu_layers" in line for line in found.assumed)
+
+
+def test_a_format_of_no_known_name_counts_by_its_stated_size() -> None:
+    odd = {"experts": "EXL9-fancy", "dense": None, "bits_per_weight": 4.0, "file_bytes": None}
+    found = set_up(report(quant=odd))
+    assert (found.model.native_bits, found.dense_format.name) == ("4bpw", "4bpw")
+    assert any("by its stated size" in line for line in found.assumed)
+    with pytest.raises(NotExpressible, match="EXL9-fancy"):
+        set_up(report(quant=odd | {"bits_per_weight": None}))
+
+
+def test_a_configuration_that_is_not_beside_the_reports_may_be_a_bundled_one() -> None:
+    assert set_up(report(model="configs/qwen3-30b-a3b.json")).model.name == "qwen3-30b-a3b"
+    assert set_up(report(model="configs/deepseek-r1.json")).model.num_experts == 256
+    with pytest.raises(NotExpressible, match="not beside the reports"):
+        set_up(report(model="configs/no-such.json"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.specs.models import WEIGHT_FORMATS, AttentionSpec, ModelSpec, RecurrentSpec, weight_format
-from moeplan.specs.models.load import list_models, load_model
+from moeplan.specs.models.load import _SAME_SHAPE, is_bundled, list_models, load_model
 
 # --- weight formats ----------------------------------------------------------------------------------------------------
 
@@ -275,3 +275,9 @@ def test_parts_add_up(hidden: int, width: int, experts: int, layers: int, fmt: s
     outside = 2 * (model.embedding_parameters + hidden)
     assert model.dense_bytes(weight_format(16)) == by_layer + outside
     assert model.kv_bytes(9) == 9 * model.kv_bytes_per_token() + 2 * 2 * len(states)
+
+
+def test_models_of_one_shape_are_known_by_each_of_their_names() -> None:
+    assert load_model("deepseek-r1") == load_model("deepseek-v3")
+    assert is_bundled("glm-4.6") and is_bundled("glm-4.7") and not is_bundled("glm-9")
+    assert set(_SAME_SHAPE.values()) <= set(list_models()) and not set(_SAME_SHAPE) & set(list_models())
