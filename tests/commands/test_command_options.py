@@ -331,7 +331,8 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
         trace = simulation.trace
         raise Reached(
             simulation.model, simulation.profile, trace.source, trace.num_tokens, simulation.window_steps,
-            simulation.memory_bytes, simulation.dense_format, simulation.kv_bytes_per_value, simulation.context_tokens, request,
+            simulation.memory_bytes, simulation.dense_format, simulation.kv_bytes_per_value, simulation.context_tokens,
+            simulation.own_rules, request,
         )  # fmt: skip
 
     def served(simulation: Any, request: Any, engine: str, **more: Any) -> None:

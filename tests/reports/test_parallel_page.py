@@ -47,6 +47,7 @@ from moeplan.sim.parallel.timeline import (
     LANE_INTER,
     EpTimeline,
 )  # fmt: skip
+from moeplan.specs.machines.serving import serving_machine
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.parallel import load_ep_preset
 from moeplan.traces.format import save_profile
@@ -380,7 +381,8 @@ def test_bars_are_the_rows_of_the_simulator(replay) -> None:
     part = layers_excerpt(timeline, ordinary_layers(timeline))
     drawn = sum(sum(trace["x"]) for trace in figure["data"])
     begin, finish = np.maximum(part.rows[:, EP_START], part.start_ns), np.minimum(part.rows[:, EP_END], part.end_ns)
-    assert drawn == pytest.approx((finish - begin).sum() / 1000, rel=1e-6)
+    in_ns = {"time, µs": 1e3, "time, ms": 1e6}[figure["layout"]["xaxis"]["title"]["text"]]
+    assert drawn == pytest.approx((finish - begin).sum() / in_ns, rel=1e-6)
     assert sum(len(trace["x"]) for trace in figure["data"]) == len(part.rows)
 
 
@@ -403,7 +405,7 @@ def test_perfetto_has_a_process_a_rank_and_a_thread_a_port(replay) -> None:
 
 @pytest.mark.parametrize(("made", "given"), [(plan, recording), (plan_of_counts, counts)])
 def test_a_document_replays_to_the_plan_without_a_search(made, given) -> None:
-    again, whole = replay_ep_plan(document(made()), MODEL, HARDWARE, given()), replay_of(made())
+    again, whole = replay_ep_plan(document(made()), MODEL, serving_machine(HARDWARE), given()), replay_of(made())
     for one, other in ((again.before, whole.before), (again.after, whole.after)):
         assert one.step_s == other.step_s
         assert np.array_equal(one.outcome.timeline.rows, other.outcome.timeline.rows)
