@@ -5,8 +5,8 @@ within `slack_ns`, for measured rows) at which a transfer it needs had arrived. 
 its experts that arrived while the lane was idle: had one of them come later, it would have begun later. What a kernel needs:
 the transfers of its own expert; those demanded for its layer and step where it computes several experts (rows do not list
 them); the last of the layer's transfers where whole layers are fetched and no kernel of the layer step begins before it, and
-for the layer step's first kernel: without a cache all that was fetched ahead is waited for. Of a transfer in chunks the last
-chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
+for the layer step's first kernel: without a cache all that was fetched ahead is waited for; and for its last kernel, which a layer
+that is streamed lets begin only when all of it is there. Of a transfer in chunks the last chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
 arrived in time. A guess that a kernel of several experts needs, but that did not arrive last, is left out: its rows do
 not tell it from a wrong guess.
 """
@@ -86,6 +86,7 @@ def _device_waits(rows: list[tuple[str, _Row]], slack_ns: int) -> list[Wait]:
     by_expert: dict[tuple[int, int], _Arrivals] = defaultdict(_Arrivals)
     by_layer_step: dict[tuple[int, int], _Arrivals] = defaultdict(_Arrivals)
     first_kernel: dict[tuple[int, int], int] = {}
+    last_kernel: dict[tuple[int, int], int] = {}
     for row in sorted((row for _, row in rows if row.op in TRANSFER_OPS), key=lambda row: row.end):
         by_expert[row.layer, row.expert].add(row)
         by_layer_step[row.step, row.layer].add(row)
@@ -93,13 +94,15 @@ def _device_waits(rows: list[tuple[str, _Row]], slack_ns: int) -> list[Wait]:
     for row in compute:
         if row.op == "expert":
             first_kernel.setdefault((row.step, row.layer), row.start)
+            last_kernel[row.step, row.layer] = row.start
     found: list[Wait] = []
     idle_from = 0
     for row in compute:
         if row.op == "expert" and row.start > idle_from:
             layer_step = by_layer_step[row.step, row.layer]
-            first = first_kernel[row.step, row.layer]
-            whole_layer = row.start == first or not layer_step.pending(first)
+            first, last = first_kernel[row.step, row.layer], last_kernel[row.step, row.layer]
+            ends_layer = row.start == last and not layer_step.pending(last)
+            whole_layer = row.start == first or not layer_step.pending(first) or ends_layer
             needed = _needed(row, by_expert[row.layer, row.expert], layer_step, idle_from, slack_ns, whole_layer)
             found += [Wait(transfer.at, row.at) for transfer in needed]
         idle_from = max(idle_from, row.end)

@@ -93,6 +93,14 @@ def test_devices_do_not_wait_for_each_other() -> None:
     assert waits(pd.concat([one, two], ignore_index=True)) == []
 
 
+def test_the_last_kernel_of_a_streamed_layer_waits_for_an_expert_that_nothing_uses() -> None:
+    frame = rows_of(
+        ("compute", "dense", 0, 0, -1, 0, 8), ("h2d", "fetch", 0, 0, 0, 10, 16), ("compute", "expert", 0, 0, 0, 16, 28),
+        ("h2d", "fetch", 0, 0, 2, 16, 30), ("h2d", "fetch", 0, 0, 1, 30, 37), ("compute", "expert", 0, 0, 2, 37, 43),
+    )  # fmt: skip
+    assert waits(frame) == [Wait(transfer=1, kernel=2), Wait(transfer=3, kernel=5), Wait(transfer=4, kernel=5)]
+
+
 class WatchedModel(OffloadModel):
     """The SimPy model, noting what each kernel needs and which kernels stood idle for bytes."""
 
@@ -145,6 +153,7 @@ def test_arrows_agree_with_what_the_model_waited_for(case, seed) -> None:
         assert whole_layers or transfers <= model.waited[kernel]
     for kernel, needed in model.waited.items():
         last = max((model.arrived[transfer] for transfer in needed if transfer in model.arrived), default=-1)
-        # Open: of streamed layers a drawn run had a kernel that waited for the last copy and got no arrow; why is not known yet.
+        # Streamed layers: a test of their own above. Still open, seen in a drawn run: a kernel of several experts is tied to a wrong
+        # guess that was demanded because its place was given away; rows do not tell it from what the kernel needs.
         if last == kernel and schedule.copy.fetch != "layer-streamed":
             assert transfer_at[kernel] in found[kernel]
