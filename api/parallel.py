@@ -24,7 +24,7 @@ from .load import Recording, as_machine, as_model, as_recording
 from .settings import SettingsLike, open_settings
 from .subject import rank_budget
 
-SIMULATORS = {"compiled": "compiled", "simpy": "simpy", "both": "both"}
+SIMULATORS = ("compiled", "simpy", "both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def simulate_parallel(
         chosen = preset_for(schedule, request, spec, options)
     recording = as_recording(trace)
     answer = answer_ep(
-        spec, serving_machine(profile, engine), recording, request, chosen, engine=SIMULATORS[simulator], rows=timeline
+        spec, serving_machine(profile, engine), recording, request, chosen, engine=simulator, rows=timeline
     )
     described = {"model": spec.name, "hardware": profile.name, "trace": recording.source}
     return ParallelResult(answer=answer, simulator=simulator, described=described, set_by_user=tuple(changes.made))

@@ -27,7 +27,7 @@ from .requests import LengthsLike
 from .settings import SettingsLike, open_settings
 from .subject import Subject, open_subject
 
-SIMULATORS = {"compiled": "compiled", "simpy": "simpy", "both": "both"}
+SIMULATORS = ("compiled", "simpy", "both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,5 +128,5 @@ def simulate(
         chosen, ({} if own is None else own.settings()) | dict(parse_setting(text) for text in changes.schedule)
     )
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
-    prediction = subject.simulation.predict(chosen, engine=SIMULATORS[simulator], rows=timeline)
+    prediction = subject.simulation.predict(chosen, engine=simulator, rows=timeline)
     return SimulationResult(prediction=prediction, subject=subject, set_by_user=tuple(changes.made), policy=own)

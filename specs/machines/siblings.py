@@ -30,9 +30,11 @@ OF_PEAK = 0.8
 """Of its peak, what kernels reach at most where matrix units hold them up: dense products on Hopper (`gpu_kernels`)."""
 
 
+@cache
 def servers() -> Mapping[str, Mapping[str, Any]]:
     """Return the servers of cards without kernels of their own, by card."""
-    return _servers()
+    found: dict[str, Any] = json.loads((PARTS_FOLDER / "servers.json").read_text(encoding="utf-8"))
+    return found
 
 
 def as_server(profile: Profile, card: str, engine: str) -> Profile:
@@ -40,7 +42,7 @@ def as_server(profile: Profile, card: str, engine: str) -> Profile:
 
     What the profile itself has stays. A card that is in no table comes back as it is.
     """
-    row = _servers().get(card)
+    row = servers().get(card)
     if row is None:
         return profile
     if profile.node is None:
@@ -118,9 +120,3 @@ def _node(row: Mapping[str, Any]) -> NodeConstants:
         gpu_link_latency_s=constant(_LINK_LATENCY_S, "assumed", 0.6),
         nic_bytes_per_s=constant(row["nic_gb_per_s"] * GIGA, "datasheet", 0.15), nic_latency_s=constant(_NIC_LATENCY_S, "assumed", 0.6),
     )  # fmt: skip
-
-
-@cache
-def _servers() -> Mapping[str, Mapping[str, Any]]:
-    found: dict[str, Any] = json.loads((PARTS_FOLDER / "servers.json").read_text(encoding="utf-8"))
-    return found

@@ -413,7 +413,7 @@ def test_a_document_replays_to_the_plan_without_a_search(made, given) -> None:
 
 def test_another_recording_is_noticed(data) -> None:
     with pytest.raises(InputError, match=r"--trace = .*replays to a step of .* where the plan states"):
-        replay_ep_plan(data, MODEL, HARDWARE, recording(seed=2))
+        replay_ep_plan(data, MODEL, serving_machine(HARDWARE), recording(seed=2))
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
