@@ -6,9 +6,9 @@ its experts that arrived while the lane was idle: had one of them come later, it
 the transfers of its own expert; those demanded for its layer and step where it computes several experts (rows do not list
 them); the last of the layer's transfers where whole layers are fetched and no kernel of the layer step begins before it, and
 for the layer step's first kernel: without a cache all that was fetched ahead is waited for; and for its last kernel, which a layer
-that is streamed lets begin only when all of it is there. Of a transfer in chunks the last chunk counts. Ignored: waits of kernels for the host or for earlier kernels, and guesses that
-arrived in time. A guess that a kernel of several experts needs, but that did not arrive last, is left out: its rows do
-not tell it from a wrong guess.
+that is streamed lets begin only when all of it is there. Of a transfer in chunks the last chunk counts. Ignored: waits of
+kernels for the host or for earlier kernels, and guesses that arrived in time. A guess that a kernel of several experts needs,
+but that did not arrive last, is left out: its rows do not tell it from a wrong guess.
 """
 
 from __future__ import annotations
