@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from ..base.errors import InputError
 from ..specs.machines import load as machines
+from ..specs.machines import serving
 from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
 from ..specs.models import load as models
@@ -71,6 +72,11 @@ def as_machine(hardware: str | Profile, engine: str | None = None) -> Profile:
     if engine is not None:
         raise InputError("--engine", engine, f"{hardware.name} was loaded with its engine", "give it to load_machine")
     return hardware
+
+
+def as_cluster_machine(hardware: str | Profile) -> Profile:
+    """Return a machine of a cluster as it is, or loaded by name: a card alone is the server that it was measured in."""
+    return hardware if isinstance(hardware, Profile) else serving.load_server(hardware)
 
 
 def as_recording(trace: str | os.PathLike[str] | Recording) -> Recording:

@@ -20,7 +20,7 @@ from ..specs.machines.profile import Profile
 from ..specs.machines.serving import serving_machine
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings, parse_ep_setting
-from .load import Recording, as_machine, as_model, as_recording
+from .load import Recording, as_cluster_machine, as_model, as_recording
 from .settings import SettingsLike, open_settings
 from .subject import rank_budget
 
@@ -78,7 +78,7 @@ def simulate_parallel(
     if simulator not in SIMULATORS:
         raise UnknownName("--simulator", simulator, SIMULATORS)
     changes = open_settings(settings)
-    spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
+    spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_cluster_machine(hardware))
     budget = rank_budget(memory, reserve, request.memory_bytes, profile)
     request = changes.changed_request(dataclasses.replace(request, memory_bytes=budget))
     options = dict(parse_ep_setting(text) for text in changes.schedule)

@@ -20,12 +20,12 @@ from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
 from ..sim.policies.policy_file import PolicyFile, load_policy
-from ..specs.machines.bundled_kernels import kernel_machines
 from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
+from ..specs.machines.serving import serving_engines
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
-from .load import Recording, as_machine, as_model, as_recording
+from .load import Recording, as_cluster_machine, as_model, as_recording
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
 from .subject import Subject, open_subject, rank_budget
@@ -220,7 +220,7 @@ def _parallel(
     *,
     progress: Progress | None,
 ) -> ParallelPlan:
-    spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_machine(hardware))
+    spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_cluster_machine(hardware))
     memory, reserve, dense_bits, engine = asked
     if dense_bits is not None and request.dense_bits is not None:
         raise InputError("--dense-bits", dense_bits, "the request says it already", "give one of the two")
@@ -233,9 +233,9 @@ def _parallel(
         if engine is not None:
             raise InputError("--engine", engine, f"--for {target} plans for {target}", "leave out one of the two")
         ask = dataclasses.replace(ask, runs=runs_of(target, spec, decode=not request.prefill))
-        # Its own kernels where they were measured on this card.
-        measured = kernel_name(target)
-        engine = measured if measured in kernel_machines().get(profile.name, ()) else None
+        # Its own kernels where they were measured on this card or on the one that it is made like.
+        mine = kernel_name(target)
+        engine = mine if mine in serving_engines(profile) else None
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
         others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask,

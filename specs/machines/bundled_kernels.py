@@ -42,14 +42,18 @@ def kernel_machines() -> dict[str, tuple[str, ...]]:
     return {path.stem: tuple(_entry(path.stem)["engines"]) for path in sorted(KERNELS_FOLDER.glob("*.json"))}
 
 
+def measured_as(card: str) -> str | None:
+    """Return the bundled machine with kernels whose card the part `card` is; None where there is none."""
+    return next((name for name in kernel_machines() if card == name or card in _entry(name)["parts"]), None)
+
+
 @cache
 def bundled_kernels(machine: str, engine: str) -> GpuKernels | None:
     """Return the kernels of `engine` on a bundled machine or on a part that is the same card; None where they are not known."""
-    entry = next(
-        (_entry(name) for name in kernel_machines() if machine == name or machine in _entry(name)["parts"]), None
-    )
-    if entry is None or engine not in entry["engines"]:
+    name = measured_as(machine)
+    if name is None or engine not in _entry(name)["engines"]:
         return None
+    entry = _entry(name)
     mine = entry["engines"][engine]
     groups = {
         part: {key: kind(**values) for key, values in mine.get(part, {}).items()} for part, kind in _KINDS.items()

@@ -126,3 +126,11 @@ def test_dense_weights_are_as_the_checkpoint_stores_them(moeplan, tmp_path):
     )  # fmt: skip
     assert status == 0, err
     assert json.loads(out)["request"]["dense_bits"] == "8"
+
+
+@pytest.mark.parametrize(("hardware", "kernels"), [("gb200", "sglang"), ("h100", "sglang")])
+def test_a_plan_for_an_engine_is_predicted_with_its_kernels_a_siblings_too(moeplan, tmp_path, hardware, kernels):
+    ask = ["--mode", "ep", "--model", "deepseek-v2-lite", "--hardware", hardware, "--trace", "loads.safetensors"]
+    status, out, err = moeplan("plan", *ask, "--nodes", "2", "--for", "sglang", "--redundant", "16", "-o", "p.json")
+    assert status == 0, err
+    assert f"those of {kernels} " in out

@@ -17,7 +17,7 @@ from moeplan.specs.machines.load import load_machine
 from moeplan.specs.machines.overlap import parallel_constants, served_error, shared_speed
 from moeplan.specs.machines.profile import SET_BY_USER
 from moeplan.specs.machines.profile_file import list_hardware, load_hardware
-from moeplan.specs.machines.serving import serving_machine
+from moeplan.specs.machines.serving import load_server, serving_engines, serving_machine
 from moeplan.specs.machines.siblings import OTHER_CARD, as_server, servers
 
 
@@ -95,3 +95,36 @@ def test_a_machine_whose_rates_are_set_has_no_kernels_of_another_card() -> None:
     assert serving_machine(changed).kernels is None
     with pytest.raises(InputError, match="not known on h100-sxm"):
         serving_machine(changed, "sglang")
+
+
+@pytest.mark.parametrize(
+    ("said", "machine"),
+    [
+        ("h100", "h100-sxm"),
+        ("h200", "h200-sxm"),
+        ("b200", "b200-sxm"),
+        ("a100-80gb", "a100-80gb-sxm"),
+        ("h800", "h800-sxm"),
+    ],
+)
+def test_a_card_by_any_of_its_names_is_the_server_it_was_measured_in(said: str, machine: str) -> None:
+    assert load_server(said) == load_hardware(machine)
+    assert serving_machine(load_server(said), "sglang") == serving_machine(load_hardware(machine), "sglang")
+
+
+def test_other_machines_stay_what_they_are() -> None:
+    for said in ("rtx-4090", "h20", "h100-pcie-80gb", "h100 + epyc-9554 + ddr5-4800x12"):
+        assert load_server(said) == load_machine(said)
+
+
+def test_engines_of_a_card_are_those_of_the_one_it_is_made_like() -> None:
+    assert serving_engines(load_server("gb200")) == serving_engines(load_hardware("b200-sxm"))
+    assert set(serving_engines(load_server("h800"))) == {"tensorrt-llm", "sglang", "vllm"}
+    assert serving_engines(load_server("mi300x")) == ("sglang", "vllm")
+
+
+def test_a_card_without_a_sibling_is_served_not_run_by_the_engine_of_machines_at_home() -> None:
+    found = serving_machine(load_server("mi300x"))
+    assert found.engine is not None and found.engine.name == "sglang"
+    named = serving_machine(load_machine("mi300x", "vllm"))
+    assert named.engine is not None and named.engine.name == "vllm"
