@@ -159,6 +159,9 @@ def plan(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
     )  # fmt: skip
+    if subject.simulation.split is not None:
+        raise InputError("--hardware", subject.simulation.profile.name, "it has several cards, and no search divides a model over them yet",
+                         "name one card, or predict a split with moeplan simulate --split")  # fmt: skip
     own = None
     if policy is not None:
         if target is not None:

@@ -98,6 +98,7 @@ def simulate(
     reserve: int | str | None = None,
     window: int | None = None,
     dense_bits: str | None = None,
+    split: str | None = None,
     simulator: str = "compiled",
     timeline: bool = False,
 ) -> SimulationResult:
@@ -108,9 +109,10 @@ def simulate(
     name or a schedule; None: `mixtral-offloading` (`-code` where no guesses were recorded), or under an engine what it does of itself.
     lengths: requests that differ, or their file. settings: `{"cache.policy": "lfu"}`. policy: a file with rules of one's own,
     which is run; the schedule follows them.
-    memory: the whole device budget, bytes or a text such as "6GiB"; reserve: what something else uses of it. context, ubatch, window:
-    tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled", "simpy" or "both" (compared
-    to the nanosecond). timeline: keep rows.
+    memory: the whole device budget, bytes or a text such as "6GiB"; reserve: what something else uses of it; of several cards each one's,
+    or "22GiB,20GiB". split: how the model lies on several cards (`specs.card_split.read_split`); None: as the engine does of itself.
+    context, ubatch, window: tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled",
+    "simpy" or "both" (compared to the nanosecond). timeline: keep rows.
 
     Raises InputError for options that contradict each other, DoesNotFit where the memory does not suffice.
     """
@@ -120,7 +122,7 @@ def simulate(
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, lengths=lengths, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type,
-        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, settings=changes,
+        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, split=split, settings=changes,
     )  # fmt: skip
     chosen = subject.at_once(schedule) if isinstance(schedule, OffloadSchedule) else subject.start(schedule)
     own = None if policy is None else load_policy(policy)

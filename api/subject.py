@@ -79,12 +79,13 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, lengths: LengthsLike = None,
                  context: int | None = None, concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16",
                  memory: int | str | None = None, window: int | None = None, dense_bits: str | None = None,
-                 reserve: int | str | None = None, settings: SettingsLike = None) -> Subject:  # fmt: skip
+                 reserve: int | str | None = None, split: str | None = None, settings: SettingsLike = None) -> Subject:  # fmt: skip
     """Return what is asked about; raises InputError for options that contradict each other.
 
     Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
     """
     from ..sim.offload.simulate import Simulation
+    from ..specs.card_split import read_split
     from ..specs.machines.engines import load_engine
     from ..specs.machines.load import engine_note
     from ..specs.memory import kv_bytes_of
@@ -108,8 +109,13 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
         notes.append(routed.words)
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     _check_context(spec, context, asked_lengths)
+    budgets = _card_budgets(memory, reserve, profile)
+    divided, taken = read_split(split, profile, spec.num_layers, free_bytes=budgets)
+    if divided is not None:
+        notes.append(f"cards: {'; '.join((divided.words, *taken))}")
     simulation = Simulation(
-        model=spec, profile=profile, trace=routed.recording, window_steps=window, memory_bytes=_budget(memory, reserve, profile),
+        model=spec, profile=profile, trace=routed.recording, window_steps=window, split=divided, card_budgets=budgets,
+        memory_bytes=None if budgets else _budget(memory, reserve, profile),
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
         likewise=routed.spread,
     )  # fmt: skip
@@ -142,6 +148,7 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
     trace: the recording as the command line names it; None where the plan has none. Raises InputError for another recording.
     """
     from ..sim.offload.simulate import Simulation
+    from ..specs.card_split import split_from_dict
     from ..specs.models import weight_format
     from ..specs.provenance import machine_of, model_of
 
@@ -150,9 +157,13 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
         raise InputError(
             "plan.provenance", provenance, "missing from the plan", "give a plan.json written by moeplan plan"
         )
-    routed = planned_routing(document, model, trace)
+    routed, profile = planned_routing(document, model, trace), machine_of(document)
+    divided = None
+    if profile.cards:
+        divided = split_from_dict(provenance.get("split"), model.num_layers, profile.num_cards)
     return Simulation(
-        model=model, profile=machine_of(document), trace=routed.recording, window_steps=provenance.get("window_steps"),
+        model=model, profile=profile, trace=routed.recording, window_steps=provenance.get("window_steps"), split=divided,
+        card_budgets=_planned_budgets(provenance.get("card_budgets"), profile) if profile.cards else (),
         memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
         kv_bytes_per_value=provenance.get("kv_bytes_per_value", 2), context_tokens=provenance.get("context_tokens"),
         upload_tokens=provenance.get("upload_tokens"),
@@ -192,6 +203,42 @@ def _budget(memory: int | str | None, reserve: int | str | None, profile: Profil
             "--reserve", reserve, f"the device budget is {budget} bytes ({budget / GIB:.2f} GiB)", "reserve less"
         )
     return budget - kept
+
+
+def _card_budgets(memory: int | str | None, reserve: int | str | None, profile: Profile) -> tuple[int, ...]:
+    """Return what each of several cards may hold: one size counts for each of them, or sizes stand with commas between; () for one card.
+
+    Raises InputError for sizes of another number of cards, and for more than a card has.
+    """
+    if not profile.cards:
+        return ()
+    asked, kept = (_of_each(size, profile, option) for size, option in ((memory, "--memory"), (reserve, "--reserve")))
+    return tuple(
+        _budget(budget, less, profile.of_card(card)) or profile.card_bytes[card]
+        for card, (budget, less) in enumerate(zip(asked, kept, strict=True))
+    )
+
+
+def _of_each(size: int | str | None, profile: Profile, option: str) -> tuple[int | str | None, ...]:
+    if not isinstance(size, str) or "," not in size:
+        return (size,) * profile.num_cards
+    found = tuple(part.strip() for part in size.split(","))
+    if len(found) != profile.num_cards:
+        rule = f"{len(found)} sizes for {profile.num_cards} cards"
+        raise InputError(option, size, rule, "give one for each card, or one that counts for each")
+    return found
+
+
+def _planned_budgets(given: object, profile: Profile) -> tuple[int, ...]:
+    if (
+        isinstance(given, list)
+        and len(given) == profile.num_cards
+        and all(type(one) is int and one > 0 for one in given)
+    ):
+        return tuple(given)
+    raise InputError(
+        "plan.provenance.card_budgets", given, "not the bytes of each card", "give a plan.json written by moeplan plan"
+    )
 
 
 def rank_budget(

@@ -64,6 +64,10 @@ def print_prediction(document: dict[str, Any]) -> None:
     print(
         f"  memory    {memory['device_bytes'] / GIB:.2f} GiB on the device, {memory['host_bytes'] / GIB:.2f} GiB on the host"
     )
+    for card in document.get("cards", ()):
+        layers = f"{len(card['layers'])} layers" if card["layers"] else "no layer"
+        held = f"{card['bytes'] / GIB:.2f} of {card['budget_bytes'] / GIB:.2f} GiB"
+        print(f"  card {card['card']}    {card['name']}: {held}, {layers}, {card['resident_experts']} experts")
     for assumption in document["assumptions"]:
         print(f"  assumed   {assumption}")
 

@@ -30,6 +30,7 @@ from .options.declarations import (
     QuantOption,
     ReserveOption,
     SetOption,
+    SplitOption,
     UbatchOption,
     WindowOption,
     complete_schedule,
@@ -90,6 +91,7 @@ def simulate(
     kv_type: KvOption = "f16",
     memory: MemoryOption = None,
     reserve: ReserveOption = None,
+    split: SplitOption = None,
     window: WindowOption = None,
     simulator: Annotated[
         str, typer.Option("--simulator", help="What computes it: compiled, simpy, or both (compared).")
@@ -135,7 +137,7 @@ def simulate(
         model, hardware, trace=trace, schedule=schedule, settings=settings, policy=policy, engine=engine, quant=quant, lengths=listed,
         prompt_tokens=None if listed else prompt_tokens, reply_tokens=None if listed else reply_tokens,
         context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-        reserve=reserve, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
+        reserve=reserve, split=split, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
     )  # fmt: skip
     if timeline is not None:
         write_perfetto(timeline, found.subject.simulation, found.prediction)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..base.errors import DoesNotFit, InputError
 from ..base.units import GIB, GIGA
 from ..papers.field.predict import Predicted
-from ..sim.offload.simulate import HOST_SHARE
+from ..sim.offload.memory.host import HOST_SHARE
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts
 from ..specs.machines.profile import Profile

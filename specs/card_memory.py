@@ -30,6 +30,18 @@ class CardMemory:
     """Decoder layers; all of them where each is sliced."""
     resident_experts: int
     items: tuple[MemoryItem, ...]
+    name: str = ""
+    """What the card is called."""
+    budget_bytes: int | None = None
+    """What it may hold, where that was said."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the card as plain values for files and reports."""
+        return {
+            "card": self.card, "name": self.name, "layers": list(self.layers), "resident_experts": self.resident_experts,
+            "bytes": self.num_bytes, "budget_bytes": self.budget_bytes,
+            "items": [{"name": item.name, "bytes": item.num_bytes, "note": item.note} for item in self.items],
+        }  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
@@ -107,10 +119,15 @@ def together(cards: Sequence[CardMemory], host: MemoryBreakdown) -> MemoryBreakd
     return MemoryBreakdown(items=(*sums.values(), *(item for item in host.items if item.place != DEVICE)))
 
 
+def lacking_most(cards: Sequence[CardMemory], budgets: Sequence[int]) -> tuple[CardMemory, int]:
+    """Return the card that lacks the most, or has the least left, and the bytes it lacks (nought or less where all fit)."""
+    worst = max(cards, key=lambda one: one.num_bytes - budgets[one.card])
+    return worst, worst.num_bytes - budgets[worst.card]
+
+
 def require_cards_fit(cards: Sequence[CardMemory], budgets: Sequence[int], names: Sequence[str], what: str) -> None:
     """Return nothing; raises DoesNotFit for the card that lacks the most, with its name and bytes."""
-    worst = max(cards, key=lambda one: one.num_bytes - budgets[one.card])
-    missing = worst.num_bytes - budgets[worst.card]
+    worst, missing = lacking_most(cards, budgets)
     if missing > 0:
         has = format_bytes(budgets[worst.card])
         raise DoesNotFit(

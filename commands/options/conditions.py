@@ -146,7 +146,8 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     },
     "simulate": {
         **dict.fromkeys(
-            ("quant", "ubatch", "window", "cached_tokens", "length_spread", "requests", "lengths", "policy"), (OFFLOAD,)
+            ("quant", "ubatch", "window", "split", "cached_tokens", "length_spread", "requests", "lengths", "policy"),
+            (OFFLOAD,),
         ),
         **dict.fromkeys(("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"), (EXPERT_PARALLEL,)),
     },

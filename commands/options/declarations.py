@@ -79,7 +79,10 @@ ConcurrencyOption = Annotated[
 ]
 MemoryOption = Annotated[
     str | None,
-    typer.Option("--memory", help="Whole device budget in bytes, e.g. 6GiB or 6GB; default: the device's memory."),
+    typer.Option(
+        "--memory",
+        help="Whole device budget in bytes, e.g. 6GiB or 6GB, of several cards 22GiB,10GiB; default: the device's memory.",
+    ),
 ]
 WindowOption = Annotated[
     int | None,
@@ -156,7 +159,16 @@ UbatchOption = Annotated[
 ReserveOption = Annotated[
     str | None,
     typer.Option(
-        "--reserve", help="Device memory that something else uses (a display, another model), e.g. 1GiB; default: none."
+        "--reserve",
+        help="Device memory that something else uses (a display, another model), e.g. 1GiB, of several cards 1GiB,0GiB; default: none.",
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="How the model lies on several cards: layer, row or tensor; layer:3,1 with shares (-ts); 24,12: layers of each card. "
+        "Default: what the engine does of itself.",
     ),
 ]
 KvOption = Annotated[

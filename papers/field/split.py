@@ -4,15 +4,15 @@
     placement.tensor_split  shares of the cards, as -ts takes them; also read from "-ts 25,75" in the note; without them, cards' memory
     note                    "experts of layers 35-93 on the cores": the first layers' experts are on the cards, not the last ones'
 
-Modelled: the engine's rule of which layer goes to which card. Ignored: which tensors a pattern of -ot names.
+Modelled: what a report says; the split itself is made as everywhere (`specs.card_split.divide`). Ignored: which tensors a pattern of -ot
+names.
 """
 
 from __future__ import annotations
 
 import re
 
-from ...specs.card_split import LAYER, ROW, TENSOR, CardSplit, by_shares, tensor_split
-from ...specs.machines.engines import load_engine
+from ...specs.card_split import LAYER, ROW, TENSOR, CardSplit, divide
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec
 from .rows import Report
@@ -24,20 +24,10 @@ _MODES = {"layer": LAYER, "pipeline": LAYER, "tensor": TENSOR, "row": ROW}
 
 def split_of(report: Report, model: ModelSpec, profile: Profile, assumed: list[str]) -> CardSplit | None:
     """Return how the model lies on the report's cards; None for one card."""
-    if not profile.cards:
-        return None
-    stated = _MODES.get(str(report.part("placement").get("parallel")))
-    mode = stated
-    if mode is None:
-        mode = load_engine(profile.engine.name).split if profile.engine is not None else LAYER
-        assumed.append(f"placement.parallel: {mode}, as the engine does of itself")
-    if mode == TENSOR:
-        return tensor_split(model.num_layers)
-    shares = _shares(report)
-    if shares is None or len(shares) != profile.num_cards:
-        shares = profile.card_bytes
-        assumed.append("placement.tensor_split: by the cards' memory")
-    return by_shares(model.num_layers, tuple(float(share) for share in shares), mode)
+    mode = _MODES.get(str(report.part("placement").get("parallel")))
+    split, taken = divide(profile, model.num_layers, mode=mode, shares=_shares(report))
+    assumed += taken
+    return split
 
 
 def first_layers_on_cards(report: Report, model: ModelSpec) -> bool:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from ...base.errors import Internal
 from ...base.jit import jit
 from ...sim.offload.costs import CostTables
-from ...sim.offload.simulate import STREAM_SLOTS, Simulation
+from ...sim.offload.memory.device import STREAM_SLOTS
+from ...sim.offload.simulate import Simulation
 from ...sim.offload.simulators import fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import CACHED, STATIC

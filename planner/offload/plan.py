@@ -277,6 +277,11 @@ def provenance_of(simulation: Simulation) -> dict[str, Any]:
         "kv_bytes_per_value": simulation.kv_bytes_per_value,
         "context_tokens": simulation.context_tokens,
         "upload_tokens": simulation.upload_tokens,
+        **(
+            {}
+            if simulation.split is None
+            else {"split": simulation.split.to_dict(), "card_budgets": list(simulation.budgets)}
+        ),
         "trace": {
             "model": simulation.trace.model,
             "source": simulation.trace.source,
@@ -297,6 +302,7 @@ def prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
         "schedule": prediction.schedule.to_dict(),
         **metrics,
         "memory_breakdown": prediction.memory_breakdown.to_dict(),
+        **({"cards": [one.to_dict() for one in prediction.cards]} if prediction.cards else {}),
         "assumptions": list(prediction.assumptions),
         "engine": prediction.engine,
     }

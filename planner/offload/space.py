@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...base.errors import DoesNotFit, InputError
-from ...sim.offload.simulate import STREAM_SLOTS, Simulation
+from ...sim.offload.memory.device import STREAM_SLOTS
+from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
 
 ASSUMED_RECALL = 0.8

@@ -7,37 +7,31 @@ predicts any schedule on them. Ignored: which schedule is best (the planner's jo
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...base.errors import DoesNotFit, InputError, Internal
-from ...base.units import format_bytes
+from ...base.errors import InputError, Internal
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
+from ...specs.card_memory import CardMemory
 from ...specs.card_split import CardSplit
 from ...specs.machines.profile import Profile
-from ...specs.memory import PLAIN, MemoryBreakdown, MemoryNeeds, break_down_memory
-from ...specs.models import ModelSpec, WeightFormat, weight_format
+from ...specs.memory import MemoryBreakdown
+from ...specs.models import ModelSpec, WeightFormat
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.format import RoutingTrace
 from ...traces.match import check_layers
 from ..policies.bundled import knows_future
 from ..policies.state import Array, needs_prices
 from .costs import CostTables
-from .forecast import figures, least_tables, run_tables, second_format, stored_format, usual_tables
+from .forecast import figures, least_tables, run_tables, usual_tables
+from .memory.device import DeviceMemory
 from .metrics import Metrics
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput, bind
 from .simulators import Outcome, first_difference, first_steps, run_compiled, run_simpy
 from .tabulate import CostSources
 from .workload import Workload, build_workload
-
-# A static cache's misses pass through this many slots (see policies.state.make_state).
-STREAM_SLOTS = 2
-HOST_SHARE = 0.88
-"""Share of the host's memory that experts may take where a schedule leaves it to the machine; the rest is the system's.
-Public reports: experts that filled 83 % of 96 GiB and 80 % of 256 GiB ran at full speed, at 91 % of 16 GiB a machine paged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +46,12 @@ class Prediction:
     engine: str
     outcome: Outcome
     popularity_source: str
+    cards: tuple[CardMemory, ...] = ()
+    """What each card holds, where there are several."""
 
 
 @dataclass(slots=True)
-class Simulation:
+class Simulation(DeviceMemory):
     """A model, a machine and a recording, ready to predict schedules.
 
     window_steps: replay only the first so many forward passes. memory_bytes: the whole device budget (the device's own
@@ -76,6 +72,8 @@ class Simulation:
     """Passes of at least so many tokens fetch what the cores would compute, because the machine's engine does so; None: none do."""
     split: CardSplit | None = None
     """How the model lies on a machine of several cards."""
+    card_budgets: tuple[int, ...] = ()
+    """The budget of each of them; empty: `memory_bytes` each, or all they have."""
     likewise: tuple[RoutingTrace, ...] = ()
     """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
     own_rules: tuple[tuple[str, str], ...] = ()
@@ -184,136 +182,6 @@ class Simulation:
         return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
                 schedule.host, schedule.workload, schedule.cache.reset, schedule.cache.policy == "static")  # fmt: skip
 
-    def memory_breakdown(
-        self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0
-    ) -> MemoryBreakdown:
-        """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
-        stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
-        layout, tokens = self._layout, int(self.workload(schedule).step_tokens.max())
-        if layout != PLAIN:  # made for the largest micro-batch, whether or not a prompt fills it
-            tokens = max(tokens, min(schedule.workload.prefill_chunk_tokens or 0, self._context))
-        uploads = layout != PLAIN and self._uploads(schedule, cached_experts, tokens)
-        needs = MemoryNeeds(
-            model=self.model,
-            expert_format=self.expert_format(schedule),
-            dense_format=self.dense_format or weight_format("16"),
-            context_tokens=self._context,
-            kv_bytes_per_value=self.kv_bytes_per_value,
-            concurrency=schedule.workload.concurrency,
-            pass_tokens=tokens,
-            # What an engine copies matrix by matrix passes through its buffers.
-            staging_experts=schedule.predictor.staging + (0 if uploads else stream + transient_experts),
-            host_experts=self._held_by_host(schedule, cached_experts),
-            host_expert_bytes=self._host_expert_bytes(schedule),
-            below_host=schedule.copy.host_experts is not None,
-            on_cores=schedule.kernel.miss == "cpu" and not uploads,
-            runtime_bytes=int(self.profile.device.runtime_bytes.value),
-            layout=layout,
-            uploads=uploads,
-        )
-        return break_down_memory(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
-
-    @property
-    def _layout(self) -> str:
-        """How the serving engine lays memory out; cores alone have one memory for everything."""
-        engine = self.profile.engine
-        return PLAIN if engine is None or self.profile.device.kind == "cpu" else engine.memory_layout
-
-    def _uploads(self, schedule: OffloadSchedule, cached_experts: int, tokens: int) -> bool:
-        """Return whether the largest pass copies experts that lie in host memory to the device, matrix by matrix."""
-        start = 1 if schedule.kernel.miss == "fetch" else schedule.kernel.upload_tokens
-        return cached_experts < self.num_experts and start is not None and tokens >= start
-
-    def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
-        """Return how the schedule stores experts."""
-        return stored_format(schedule, self.model)
-
-    def low_format(self, schedule: OffloadSchedule) -> WeightFormat | None:
-        """Return the schedule's second format; raises InputError unless it is smaller than the first."""
-        low = second_format(schedule)
-        if low is None:
-            return None
-        if self.model.expert_bytes(low) >= self.expert_bytes(schedule):
-            raise InputError(
-                "experts.low_bits", low.name, f"not smaller than {self.expert_format(schedule).name}", "give fewer bits"
-            )
-        return low
-
-    def expert_bytes(self, schedule: OffloadSchedule) -> int:
-        """Return the bytes of one expert under the schedule."""
-        return self.model.expert_bytes(self.expert_format(schedule))
-
-    @property
-    def num_experts(self) -> int:
-        """Experts over all layers."""
-        return self.trace.num_layers * self.trace.num_experts
-
-    @property
-    def budget_bytes(self) -> int:
-        """The whole device budget."""
-        return self.memory_bytes if self.memory_bytes is not None else self.profile.memory_bytes
-
-    def slots_that_fit(self, schedule: OffloadSchedule, *, least: int = 1) -> int:
-        """Return how many cached experts, over all layers, the budget holds beside everything else of the schedule.
-
-        Raises DoesNotFit when those are fewer than the `least` that the schedule works with.
-        """
-        needed = self.memory_breakdown(schedule, cached_experts=least).device_bytes
-        if needed > self.budget_bytes:
-            what = f"{schedule.name} needs {format_bytes(needed)} of device memory with the fewest experts it can keep there, {least}"
-            raise DoesNotFit(what, needed - self.budget_bytes)
-        room = self.budget_bytes - self.memory_breakdown(schedule, cached_experts=0).device_bytes
-        return max(least, min(self.num_experts, room // self.expert_bytes(schedule)))
-
-    def host_room(self, schedule: OffloadSchedule) -> int:
-        """Return how many of the schedule's experts the machine's own memory has room for."""
-        return self._bytes_for_experts // self._host_expert_bytes(schedule)
-
-    @property
-    def _bytes_for_experts(self) -> int:
-        return int(self.profile.host.memory_bytes.value * HOST_SHARE)
-
-    def _host_expert_bytes(self, schedule: OffloadSchedule) -> int:
-        """Return what one expert takes in the host's memory: both formats where a miss may be fetched in either."""
-        low = self.low_format(schedule) if schedule.experts.low_rank is not None else None
-        return self.expert_bytes(schedule) + (0 if low is None else self.model.expert_bytes(low))
-
-    def _held_by_host(self, schedule: OffloadSchedule, cached_experts: int) -> int:
-        """Return how many experts the host holds: all, or as many as the schedule says, but none that stay on the device for good."""
-        if cached_experts >= self.num_experts:
-            return 0
-        away = self.num_experts - (cached_experts if schedule.cache.policy == "static" else 0)
-        return away if schedule.copy.host_experts is None else min(schedule.copy.host_experts or away, away)
-
-    def within_host(self, schedule: OffloadSchedule, *, cached_experts: int) -> OffloadSchedule:
-        """Return the schedule, with a disk below the host where its memory cannot hold the experts that must lie there.
-
-        Raises DoesNotFit, with the bytes that the host lacks, where the machine has no disk or the schedule cannot read from one.
-        """
-        held, room = self._held_by_host(schedule, cached_experts), self.host_room(schedule)
-        if held <= room:
-            return schedule
-        options = schedule.copy
-        reason = (
-            "and the user asked for that many" if options.host_experts is not None
-            else "and this machine's profile has no disk" if self.profile.disk is None
-            else "and a schedule on one stream reads nothing from a disk" if not options.overlap
-            else "and experts that are written back do not live on a disk" if options.write_back
-            else "" if room else "not enough for one"
-        )  # fmt: skip
-        if not reason:
-            return schedule.with_options(copy__host_experts=room)
-        needed = held * self._host_expert_bytes(schedule)
-        have = int(self.profile.host.memory_bytes.value)
-        lacking = max(0, math.ceil(needed / HOST_SHARE) - have)
-        while int((have + lacking) * HOST_SHARE) < needed:  # as the share is rounded above
-            lacking += 1
-        what = (
-            f"{schedule.name} keeps {held} experts of together {format_bytes(needed)} in the host's memory, where experts may take "
-            f"{HOST_SHARE:.0%} of {format_bytes(have)}, {reason}"
-        )
-        raise DoesNotFit(what, lacking, place="host")
-
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
         """Return the schedule with its cache's capacity filled in: as given, or the largest that fits; and with a disk below the
         host where the machine's memory cannot hold what must lie there.
@@ -411,16 +279,12 @@ class Simulation:
         metrics = self._metrics(resolved, outcome)
         metrics = metrics.reaching(self._metrics_over(number, resolved) for number in range(len(self.likewise)))
         cached = min(int(given.capacities.sum()), self.num_experts)
-        memory_breakdown = self.memory_breakdown(
-            resolved, cached_experts=cached, transient_experts=metrics.peak_transient_experts
-        )
-        if memory_breakdown.device_bytes > self.budget_bytes:
-            raise DoesNotFit(f"{resolved.name} needs {format_bytes(memory_breakdown.device_bytes)} of device memory",
-                             memory_breakdown.device_bytes - self.budget_bytes)  # fmt: skip
+        held = {"cached_experts": cached, "transient_experts": metrics.peak_transient_experts}
+        self.require_fits(resolved, resolved.name, **held)
         return Prediction(
-            schedule=resolved, metrics=metrics, memory_breakdown=memory_breakdown, assumptions=self.assumptions(resolved, workload),
-            engine=outcome.engine,
-            outcome=outcome, popularity_source=workload.popularity_source,
+            schedule=resolved, metrics=metrics, memory_breakdown=self.memory_breakdown(resolved, **held),
+            assumptions=self.assumptions(resolved, workload), engine=outcome.engine, outcome=outcome,
+            popularity_source=workload.popularity_source, cards=self.card_memory(resolved, **held),
         )  # fmt: skip
 
     def _metrics_over(self, number: int, resolved: OffloadSchedule) -> Metrics:

@@ -292,20 +292,33 @@ def make_state(
 def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:
     """Fill a static cache: with the most popular experts, or by place, of each layer, or of all when it is pooled."""
     counts = popularity.reshape(config.num_layers, config.num_experts)
-    if PLACEMENTS[config.placement] != "popularity":
-        layer, expert = np.indices(counts.shape)
-        counts = {"uniform": -expert, "front": -layer, "back": layer}[PLACEMENTS[config.placement]]
-    if config.pooled:
-        counts = counts.reshape(1, -1)
-    # Stable sorting of falling counts settles equal counts by rising key, the same way everywhere.
-    order = np.argsort(-counts, axis=1, kind="stable")
+    order = order_of_places(counts, PLACEMENTS[config.placement], pooled=bool(config.pooled))
+    width = order.shape[1]
     for pool, best in enumerate(order):
         first, experts = state.pools[pool].first_slot, state.experts
-        chosen = best[: state.pools[pool].capacity] + pool * counts.shape[1]
+        chosen = best[: state.pools[pool].capacity] + pool * width
         experts["slot"][chosen] = first + np.arange(len(chosen))
         experts["where"][chosen] = CACHED
         experts["used"][chosen] = 1
         state.pools[pool].taken = len(chosen)
+
+
+def order_of_places(popularity: Array, placement: str, *, pooled: bool) -> Array:
+    """Return experts in the order in which a static cache takes them: [num_layers, num_experts], or, of one pool, [1, all of them].
+
+    popularity: int [num_layers, num_experts]; placement: one of `schedule.PLACEMENTS`.
+    """
+    counts = popularity
+    if placement != "popularity":
+        places: Array = np.indices(popularity.shape)
+        layer: Array = places[0]
+        expert: Array = places[1]
+        counts = {"uniform": -expert, "front": -layer, "back": layer}[placement]
+    if pooled:
+        counts = counts.reshape(1, -1)
+    # Stable sorting of falling counts settles equal counts by rising key, the same way everywhere.
+    order: Array = np.argsort(-counts, axis=1, kind="stable")
+    return order
 
 
 def _load_host(config: PolicyConfig, state: PolicyState, popularity: Array) -> None:

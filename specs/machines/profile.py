@@ -265,6 +265,11 @@ class Profile:
         return tuple(int(device.memory_bytes.value) for device in devices)
 
     @property
+    def card_names(self) -> tuple[str, ...]:
+        """The name of each card."""
+        return tuple(card.name for card in self.cards) or (self.name,)
+
+    @property
     def num_cards(self) -> int:
         """Cards in the box; the cores of a machine without any count as one device."""
         return max(1, len(self.cards))

@@ -13,7 +13,8 @@ from moeplan.cli import main
 from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates
-from moeplan.sim.offload.simulate import HOST_SHARE, Simulation
+from moeplan.sim.offload.memory.host import HOST_SHARE
+from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.offload import OffloadSchedule

@@ -1,0 +1,1 @@
+"""What a prediction takes of the memory of cards and of the host."""

@@ -1,0 +1,70 @@
+"""Several cards in `simulate`: what is asked for, what each card holds, which card is too small, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moeplan import simulate
+from moeplan.base.errors import DoesNotFit, InputError, UnknownName
+
+BOX = "rtx-3090 + rtx-3060 + ryzen-9-5950x + ddr4-3200x2:64GiB"
+TWINS = "2 x rtx-3090 + ryzen-9-7950x + ddr5-6000x2:96GiB"
+FEW: Any = {"prompt_tokens": 16, "reply_tokens": 2}
+
+
+def test_two_unequal_cards_in_both_simulators() -> None:
+    found = simulate("gpt-oss-20b", BOX, simulator="both", **FEW)
+    cards = found.to_dict()["cards"]
+    assert [card["name"] for card in cards] == ["rtx-3090", "rtx-3060"]
+    assert sum(card["bytes"] for card in cards) == found.memory.device_bytes
+    assert [len(card["layers"]) for card in cards] == [17, 7]
+    assert found.to_dict()["simulator"] == "compiled, checked by simpy"
+    assert any(note.startswith("cards: layers on cards: 17, 7") for note in found.notes)
+
+
+def test_experts_that_cards_have_no_room_for_are_on_the_host() -> None:
+    found = simulate("gpt-oss-120b", TWINS, memory="24GiB,20GiB", **FEW)
+    assert found.schedule.name == "n-cpu-moe"
+    for card in found.prediction.cards:
+        assert card.budget_bytes is not None and card.num_bytes <= card.budget_bytes
+    kept = found.schedule.cache.pooled_experts
+    assert kept is not None and sum(card.resident_experts for card in found.prediction.cards) == kept
+    more = found.schedule.with_options(cache__pooled_experts=kept + 128)
+    with pytest.raises(DoesNotFit, match=r"on card 1 \(rtx-3090\), which has 20.00 GiB; [0-9]+ bytes"):
+        simulate("gpt-oss-120b", TWINS, memory="24GiB,20GiB", schedule=more, **FEW)
+
+
+def test_a_card_that_cannot_hold_its_share_is_named() -> None:
+    with pytest.raises(DoesNotFit, match=r"card 1 \(rtx-3060\)") as error:
+        simulate("gpt-oss-20b", BOX, schedule="resident", split="2,22", memory="24GiB,10GiB", **FEW)
+    assert error.value.exit_status == 3 and error.value.missing_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ("20,5", "25 layers in all, the model has 24"),
+        ("12,6,6", "3 numbers for 2 cards"),
+        ("layer:0,0", "add up to something"),
+        ("tensor:1,1", "an equal slice"),
+        ("layer:a,b", "not numbers"),
+        ("1.5,22.5", "25|24|whole layers"),
+    ],
+)
+def test_splits_that_are_none_are_refused(split: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        simulate("gpt-oss-20b", BOX, split=split, **FEW)
+
+
+def test_what_belongs_to_other_machines_is_refused() -> None:
+    with pytest.raises(InputError, match="has one card"):
+        simulate("gpt-oss-20b", "rtx-3090", split="layer", **FEW)
+    with pytest.raises(UnknownName, match="did you mean 'layer'"):
+        simulate("gpt-oss-20b", BOX, split="layers", **FEW)
+    with pytest.raises(InputError, match="3 sizes for 2 cards"):
+        simulate("gpt-oss-20b", BOX, memory="8GiB,8GiB,8GiB", **FEW)
+    with pytest.raises(InputError, match="one pool for all layers"):
+        simulate("gpt-oss-20b", BOX, settings={"cache.policy": "lru", "cache.pooled_experts": "300"}, schedule="on-demand",
+                 **FEW)  # fmt: skip
