@@ -17,16 +17,11 @@ from ..catalog import MODELS_FOLDER
 from ..catalog.bundled import resolve
 from .config import is_gguf, read_config, read_gguf, safetensors
 from .model import ModelSpec
+from .names import SAME_SHAPE, bundled_name
 
 _QUANTISERS = ("quantization_config", "quantization", "expert_dtype")
 _MAX_INDEX_BYTES = 64 * MIB
 """Largest index of a checkpoint's files: a line for each tensor, a hundred thousand of them in the largest models."""
-# Models published with the configuration of a bundled one: another training, the same shape.
-_SAME_SHAPE = {
-    "deepseek-r1": "deepseek-v3", "deepseek-r1-0528": "deepseek-v3", "deepseek-v3-0324": "deepseek-v3",
-    "deepseek-v3.1": "deepseek-v3", "deepseek-v3.1-terminus": "deepseek-v3", "glm-4.6": "glm-4.7", "minimax-m2": "minimax-m2.5",
-    "minimax-m2.1": "minimax-m2.5", "qwen3-coder-next": "qwen3-next-80b-a3b",
-}  # fmt: skip
 
 
 def list_models() -> list[str]:
@@ -36,7 +31,7 @@ def list_models() -> list[str]:
 
 def is_bundled(name: str) -> bool:
     """Return whether `name` is a bundled model's, or that of a model with the configuration of one."""
-    return name in _SAME_SHAPE or name in list_models()
+    return bundled_name(name, list_models()) is not None
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
@@ -45,7 +40,11 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     A folder, or an index of safetensors files in it, stands for the checkpoint there: where its files lie beside, their headers say how
     much everything takes. Raises UnknownName for a name that is neither, InputError for a file that is not such a configuration.
     """
-    path = resolve("model", _SAME_SHAPE.get(os.fspath(name_or_path), name_or_path), MODELS_FOLDER, list_models())
+    text = os.fspath(name_or_path)
+    named = SAME_SHAPE.get(text)
+    if named is None and not os.path.exists(text):
+        named = bundled_name(text, list_models())
+    path = resolve("model", named or text, MODELS_FOLDER, list_models())
     if is_gguf(path):
         return read_gguf(path)
     folder = path if os.path.isdir(path) else path.parent if path.name == safetensors.INDEX else None

@@ -53,12 +53,24 @@ def test_the_page_is_what_the_reader_says() -> None:
     assert PAGE.PAGE.read_text(encoding="utf-8") == PAGE.page()
 
 
+# Names that round to one or two digits, by up to 4 %; test_models.py holds them to what transformers' classes count.
+ROUNDED = (
+    "deepseek-v4-pro",
+    "ernie-4.5-21b-a3b",
+    "gemma-4-26b-a4b",
+    "kimi-k2",
+    "kimi-k2.5",
+    "kimi-linear-48b-a3b",
+    "ling-mini-2.0",
+)
+
+
 @pytest.mark.parametrize("name", sorted(PAGE.PUBLISHED))
 def test_bundled_models_have_their_published_size(name: str) -> None:
     """Within 1.5 %, or what a rounded name, a vision tower or a draft layer explains."""
     total, active, _ = PAGE.PUBLISHED[name]
     found = load_model(name)
-    slack = 0.035 if name in ("kimi-k2.5", "gemma-4-26b-a4b") else 0.015
+    slack = 0.04 if name in ROUNDED else 0.015
     assert found.total_parameters / 1e9 == pytest.approx(total, rel=slack)
     if active is not None:
         # Embeddings count whole here; names and cards round, and leave out one or both.

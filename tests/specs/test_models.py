@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.specs.models import WEIGHT_FORMATS, AttentionSpec, ModelSpec, RecurrentSpec, weight_format
-from moeplan.specs.models.load import _SAME_SHAPE, is_bundled, list_models, load_model
+from moeplan.specs.models.load import is_bundled, list_models, load_model
+from moeplan.specs.models.names import SAME_MODEL, SAME_SHAPE, bundled_name
 
 # --- weight formats ----------------------------------------------------------------------------------------------------
 
@@ -86,6 +87,14 @@ EXACT = {
     "minimax-text-01": 456_089_655_296, "nemotron-3-nano": 31_577_937_344, "nemotron-3-super": 120_668_687_360,
     "qwen3.5-122b-a10b": 122_111_526_912, "qwen3.5-35b-a3b": 34_660_610_688, "qwen3.5-397b-a17b": 396_346_350_336,
     "qwen3.6-35b-a3b": 34_660_610_688, "qwen3.8-flash-next": 176_943_899_520,
+    "deepseek-v2": 235_741_434_880, "deepseek-v3.2": 671_877_929_216, "deepseek-v4-pro": 1_572_997_179_491, "dots.llm1": 142_774_373_888,
+    "ernie-4.5-21b-a3b": 21_825_437_888, "ernie-4.5-300b-a47b": 298_636_913_856, "glm-5": 743_911_199_232,
+    "granite-3.1-3b-a800m": 3_298_793_472, "granite-4.0-h-small": 32_207_337_984, "granite-4.0-h-tiny": 6_939_037_248,
+    "hunyuan-a13b": 80_393_183_232, "jamba-1.5-mini": 51_570_323_328, "kimi-k2": 1_026_408_209_408, "kimi-linear-48b-a3b": 49_122_675_072,
+    "lfm2-8b-a1b": 8_339_929_856, "ling-mini-2.0": 16_255_638_528, "llama-4-maverick": 400_711_848_960,
+    "moonlight-16b-a3b": 15_960_108_544, "nemotron-3-ultra": 549_308_968_960, "phi-3.5-moe": 41_873_153_344,
+    "qwen1.5-moe-a2.7b": 14_315_784_192, "qwen2-57b-a14b": 57_408_658_944, "qwen3-coder-480b-a35b": 480_154_875_392,
+    "solar-open-100b": 102_651_793_408, "step-3.7-flash": 195_832_688_640, "trinity-mini": 26_123_974_400,
 }  # fmt: skip
 
 
@@ -280,4 +289,27 @@ def test_parts_add_up(hidden: int, width: int, experts: int, layers: int, fmt: s
 def test_models_of_one_shape_are_known_by_each_of_their_names() -> None:
     assert load_model("deepseek-r1") == load_model("deepseek-v3")
     assert is_bundled("glm-4.6") and is_bundled("glm-4.7") and not is_bundled("glm-9")
-    assert set(_SAME_SHAPE.values()) <= set(list_models()) and not set(_SAME_SHAPE) & set(list_models())
+    assert set(SAME_SHAPE.values()) <= set(list_models()) and not set(SAME_SHAPE) & set(list_models())
+    assert {SAME_SHAPE.get(name, name) for name in SAME_MODEL.values()} <= set(list_models())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"), ("qwen3-30b", "qwen3-30b-a3b"), ("gpt_oss_20b", "gpt-oss-20b"),
+        ("GPT-OSS 120B", "gpt-oss-120b"), ("deepseek-ai/DeepSeek-R1-0528", "deepseek-v3"), ("DeepSeek-V3-0324", "deepseek-v3"),
+        ("DeepSeek-V3.2-Exp", "deepseek-v3.2"), ("Llama-4-Scout-17B-16E-Instruct", "llama-4-scout"), ("GLM-4.5-Air", "glm-4.5-air"),
+        ("zai-org/GLM-4.6", "glm-4.7"), ("Kimi-K2-Instruct-0905", "kimi-k2"), ("unsloth/Qwen3-Coder-480B-A35B-Instruct-GGUF",
+        "qwen3-coder-480b-a35b"), ("dots.llm1.inst", "dots.llm1"), ("ERNIE-4.5-21B-A3B-Thinking", "ernie-4.5-21b-a3b"),
+        ("mixtral-8x7b-instruct-v0.1", "mixtral-8x7b"), ("qwen3:30b", "qwen3-30b-a3b"), ("nemotron-3-nano-30b-a3b", "nemotron-3-nano"),
+    ],
+)  # fmt: skip
+def test_models_are_known_as_people_write_them(text: str, name: str) -> None:
+    assert bundled_name(text, list_models()) == name and load_model(text) == load_model(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["qwen3-31b", "Qwen3-30B-A3B-FP8", "models/qwen3-30b-a3b", "/x/mixtral-8x7b", "-instruct", "", "instruct"]
+)
+def test_no_other_text_is_taken_for_a_bundled_model(text: str) -> None:
+    assert bundled_name(text, list_models()) is None

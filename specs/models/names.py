@@ -1,0 +1,87 @@
+"""Names of models as people write them: owners, capitals, separators, makers' editions and short forms.
+
+Modelled: `Qwen/Qwen3-30B-A3B-Instruct-2507`, `gpt_oss_20b` and `qwen3-30b` stand for bundled models, as do models published with the
+configuration of a bundled one. Ignored: what a name says of how weights are stored ("-FP8", "-AWQ"): such a name is not known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+# Models published with the configuration of a bundled one: another training or edition, the same shape.
+SAME_SHAPE = {
+    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "deepseek-v3.1-terminus": "deepseek-v3",
+    "deepseek-v2.5": "deepseek-v2", "deepseek-coder-v2": "deepseek-v2", "deepseek-coder-v2-lite": "deepseek-v2-lite",
+    "glm-4.5": "glm-4.7", "glm-4.6": "glm-4.7", "glm-4.5v": "glm-4.5-air", "glm-5.1": "glm-5",
+    "gpt-oss-safeguard-20b": "gpt-oss-20b", "gpt-oss-safeguard-120b": "gpt-oss-120b",
+    "kimi-k2-thinking": "kimi-k2.5", "kimi-k2.6": "kimi-k2.5", "kimi-k2.7-code": "kimi-k2.5",
+    "minimax-m2": "minimax-m2.5", "minimax-m2.1": "minimax-m2.5", "minimax-m2.7": "minimax-m2.5", "minimax-m1": "minimax-text-01",
+    "qwen3-coder-30b-a3b": "qwen3-30b-a3b", "qwen3-coder-next": "qwen3-next-80b-a3b", "qwen3-vl-30b-a3b": "qwen3-30b-a3b",
+    "qwen3-vl-235b-a22b": "qwen3-235b-a22b", "ring-mini-2.0": "ling-mini-2.0", "step-3.5-flash": "step-3.7-flash",
+    "nemotron-3.5-lightning": "nemotron-3-nano",
+}  # fmt: skip
+# Short forms and whole names of the same model.
+SAME_MODEL = {
+    "dots.llm1.inst": "dots.llm1", "dots1": "dots.llm1", "granite-4-h-small": "granite-4.0-h-small",
+    "granite-4-h-tiny": "granite-4.0-h-tiny",
+    "hunyuan-80b-a13b": "hunyuan-a13b", "jamba-mini-1.5": "jamba-1.5-mini", "ai21-jamba-1.5-mini": "jamba-1.5-mini",
+    "llama-4-maverick-17b-128e": "llama-4-maverick", "llama-4-scout-17b-16e": "llama-4-scout", "lfm2-8b": "lfm2-8b-a1b",
+    "nvidia-nemotron-3-nano-30b-a3b": "nemotron-3-nano", "nemotron-3-nano-30b-a3b": "nemotron-3-nano",
+    "nvidia-nemotron-3-super-120b-a12b": "nemotron-3-super", "nemotron-3-super-120b-a12b": "nemotron-3-super",
+    "nvidia-nemotron-3-ultra-550b-a55b": "nemotron-3-ultra", "nemotron-3-ultra-550b-a55b": "nemotron-3-ultra",
+    "nvidia-nemotron-3.5-lightning-30b-a3b": "nemotron-3.5-lightning", "nemotron-3.5-lightning-30b-a3b": "nemotron-3.5-lightning",
+    "kimi-linear": "kimi-linear-48b-a3b", "moonlight": "moonlight-16b-a3b", "olmoe": "olmoe-1b-7b", "qwen3-next": "qwen3-next-80b-a3b",
+    "qwen3-coder": "qwen3-coder-480b-a35b", "solar-open": "solar-open-100b",
+}  # fmt: skip
+OWNERS = {
+    "qwen", "openai", "deepseek-ai", "meta-llama", "mistralai", "moonshotai", "minimaxai", "zai-org", "thudm", "nvidia",
+    "google", "allenai",
+    "baidu", "tencent", "ibm-granite", "rednote-hilab", "microsoft", "liquidai", "ai21labs", "inclusionai", "upstage", "arcee-ai",
+    "stepfun-ai",
+    "xiaomimimo", "databricks", "facebook", "unsloth", "bartowski", "ggml-org", "ubergarm", "lmstudio-community",
+}  # fmt: skip
+"""Who publishes them or files of them: any other "folder/name" is a path."""
+_ACTIVE = re.compile(r"-a[0-9]+(?:\.[0-9]+)?[bm]$")
+_EDITION = re.compile(
+    r"-(?:instruct|thinking|chat|base|it|inst|pt|preview|exp|speciale|gguf|hf|bf16|[0-9]{4}|v0\.[0-9]|latest)$"
+)
+"""Makers' words at a name's end that change no shape."""
+
+
+@lru_cache(maxsize=8)
+def _table(bundled: tuple[str, ...]) -> dict[str, str]:
+    found = {_compact(name): name for name in bundled}
+    found |= {_compact(name): other for name, other in SAME_SHAPE.items()}
+    found |= {_compact(name): SAME_SHAPE.get(other, other) for name, other in SAME_MODEL.items()}
+    short: dict[str, set[str]] = {}
+    for name in (*bundled, *SAME_SHAPE):
+        cut = _ACTIVE.sub("", name)
+        if cut != name:
+            short.setdefault(_compact(cut), set()).add(SAME_SHAPE.get(name, name))
+    for one, owners in short.items():
+        if len(owners) == 1:
+            found.setdefault(one, next(iter(owners)))
+    return found
+
+
+def bundled_name(text: str, bundled: Iterable[str]) -> str | None:
+    """Return which of the `bundled` models `text` names, or one of its shape; None for any other text."""
+    table = _table(tuple(bundled))
+    owner, slash, name = text.strip().lower().rpartition("/")
+    if slash and owner not in OWNERS:
+        return None
+    while name:
+        found = table.get(_compact(name))
+        if found is not None:
+            return found
+        cut = _EDITION.sub("", name.replace("_", "-").replace(" ", "-"))
+        if cut == name:
+            return None
+        name = cut
+    return None
+
+
+def _compact(name: str) -> str:
+    return re.sub(r"[-_ :]", "", name)
