@@ -1,8 +1,9 @@
 # One word for each thing one does here. `make demo` and `make test` need nothing but make and Python 3.11 or later.
 
 PYTHON ?= python3
-# More arguments for pytest, for instance PYTEST="-k twin -x".
+# More arguments for pytest, for instance PYTEST="-k compiled -x", and how many processes share the tests.
 PYTEST ?=
+WORKERS ?= 2
 # Folder of GPU results, one stage of them (all when empty), DRY=1 for tiny sizes on any machine, seconds for each stage.
 OUT ?= out/gpu
 STAGE ?=
@@ -75,8 +76,9 @@ gpu: .typing/moeplan
 
 # --- tests and checks ------------------------------------------------------------------------------------------------
 
+# Each process gets a row of neighbouring tests, which share their modules' fixtures, and takes from the other's row at the end.
 test: .venv/.developer
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
 # Half an hour of whole GPU dry runs, papers and interpreted kernels, and properties on cases drawn anew.
 long: .venv/.developer

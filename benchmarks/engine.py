@@ -63,7 +63,7 @@ def cases() -> list[Case]:
         Case(
             "lru 1/4, recall 0.8",
             *large,
-            lru.with_options(cache__experts_per_layer=64, predictor__kind="dial", predictor__staging=16),
+            lru.with_options(cache__experts_per_layer=64, predictor__kind="synthetic", predictor__staging=16),
         ),
         Case("pre-gated", *large, load_preset("pre-gated")),
         Case("mixtral-like lru", 32, 8, 2, 2000, lru.with_options(cache__experts_per_layer=4)),

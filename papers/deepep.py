@@ -63,8 +63,8 @@ def _exchange_s(num_ranks: int, kind: str, tokens_per_rank: int, bytes_per_value
     model = dataclasses.replace(load_model("deepseek-v3"), num_layers=1, moe_layers=(0,))
     simulation = ParallelSimulation(model, load_hardware("h800-sxm"), nodes, num_ranks // nodes, constants=constants)
     schedule = ExpertParallelSchedule(name=kind).with_options(
-        exchange__kind=kind, exchange__dispatch_bytes_per_value=bytes_per_value[0],
-        exchange__combine_bytes_per_value=bytes_per_value[1],
+        all_to_all__kind=kind, all_to_all__dispatch_bytes_per_value=bytes_per_value[0],
+        all_to_all__combine_bytes_per_value=bytes_per_value[1],
     )  # fmt: skip
     experts, source = benchmark_routing(num_ranks)
     counted = count_step(experts, source, simulation.topology(_EXPERTS), schedule)

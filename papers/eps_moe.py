@@ -143,7 +143,7 @@ class _Bench:
 
     def load(self, simulation: ParallelSimulation, schedule: ExpertParallelSchedule, tokens: int) -> StepLoad:
         """Return the counts of uniform routing with `tokens` on each rank."""
-        key = (tokens, schedule.exchange.kind, schedule.num_groups, schedule.pipeline.split)
+        key = (tokens, schedule.all_to_all.kind, schedule.num_groups, schedule.pipeline.split)
         if key not in self._loads:
             model = self.model
             chance = np.full((model.num_moe_layers, 1, model.num_experts), model.top_k / model.num_experts)
@@ -170,14 +170,14 @@ def schedule_of(
 ) -> ExpertParallelSchedule:
     """Return the paper's schedule with `groups` expert groups; every choice is sent on its own, nothing else overlaps."""
     settings: dict[str, object] = {
-        "exchange.kind": "all-choices", "kernel.choice": kernel, "pipeline.shared_overlap": False,
-        "exchange.dispatch_bytes_per_value": exchange_bytes, "exchange.combine_bytes_per_value": exchange_bytes,
+        "all_to_all.kind": "all-choices", "kernel.choice": kernel, "pipeline.shared_overlap": False,
+        "all_to_all.dispatch_bytes_per_value": exchange_bytes, "all_to_all.combine_bytes_per_value": exchange_bytes,
     }  # fmt: skip
     if groups > 1:
         settings |= {
             "pipeline.split": "expert",
             "pipeline.num_groups": groups,
-            "pipeline.exchange_sm_fraction": sm_fraction,
+            "pipeline.all_to_all_sm_fraction": sm_fraction,
         }
     return apply_ep_settings(ExpertParallelSchedule(name=f"N={groups}, {kernel}"), settings)
 

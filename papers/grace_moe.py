@@ -170,7 +170,7 @@ def ladder(model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int = _R
     grace = grace_plan(plan, num, num_ranks, _NODES, ratio=_RATIO)
     grouped = _grouped(plan, num, num_ranks, grace.ratios)
     flat = ExpertParallelSchedule(name="occult").with_options(placement__policy="occult")
-    tiers = flat.with_options(exchange__kind="hierarchical", exchange__tiers="in-turn")
+    tiers = flat.with_options(all_to_all__kind="hierarchical", all_to_all__tiers="in-turn")
     static = [Candidate(placement=each, router=_home_router(each, rows)) for each, rows in (occult, grouped)]
     copied = Candidate(placement=grace.placement, router=grace.router())
     runs = [(static[0], flat), (static[0], tiers), (static[1], tiers), (copied, tiers)]
@@ -224,7 +224,7 @@ def _measure(
     volume = tables.ex_bytes.sum(axis=(0, 2))
     return Measures(
         exchange_ns=float((run.ex_end - run.ex_start).sum()), cross_bytes=float(volume[INTER]), intra_bytes=float(volume[INTRA]),
-        exchange_wait_ns=0.0 if schedule.exchange.kind == "hierarchical" else _waiting(own_ns),
+        exchange_wait_ns=0.0 if schedule.all_to_all.kind == "hierarchical" else _waiting(own_ns),
         kernel_wait_ns=_waiting(tables.work_ns[program.op_kind == OP_EXPERT]), deviation=float(load.rank_rows().std(axis=1).mean()),
     )  # fmt: skip
 

@@ -2,13 +2,13 @@
 
     Mixtral-offloading   (arXiv 2312.17238) with Mixtral-8x7B's experts in 4, 3 and 2 bits, four of eight cached in each layer: whole
                          layers fetched; only what was chosen; LRU; LRU and the next gate's guesses; the public code (LRU, one stream,
-                         victims copied back); a lookahead gate of dialled recall, one and two layers deep
+                         victims copied back); a lookahead gate of synthetic recall, one and two layers deep
     Pre-gated MoE        (arXiv 2308.12066) with Switch-Large-128's experts in float32 and bfloat16, nothing cached: on demand; every
                          expert of the next block; the next block's choice
 
 Published figures stand beside them with the machines they were measured on: their links, hosts and kernels are others than these,
 so only the order and the rough size compare. Modelled: batch 1, decoding, after a short prompt; one synthetic request with the
-published locality; the dial's recalls are assumptions. Ignored: quality.
+published locality; the synthetic predictor's recalls are assumptions. Ignored: quality.
 """
 
 from __future__ import annotations
@@ -111,15 +111,15 @@ def mixtral_schedules(bits: str) -> dict[str, OffloadSchedule]:
     """Return the rows of Mixtral-offloading's comparison, and lookahead gates, by what they do."""
     lru = {"cache__experts_per_layer": _CACHED, "experts__bits": bits}
     paper = load_preset("mixtral-offloading").with_options(**lru)
-    dial = paper.with_options(predictor__kind="dial", predictor__recall=_RECALL)
+    synthetic = paper.with_options(predictor__kind="synthetic", predictor__recall=_RECALL)
     return {
         "whole layers": load_preset("naive").with_options(experts__bits=bits),
         "on demand": load_preset("on-demand").with_options(experts__bits=bits),
         "public code": load_preset("mixtral-offloading-code").with_options(**lru),
         "LRU": paper.with_options(predictor__kind="none", predictor__staging=0),
         "LRU + next gate": paper,
-        f"lookahead, recall {_RECALL:g}, 1 layer": dial,
-        f"lookahead, recall {_RECALL:g}, 2 layers": dial.with_options(predictor__depth=2, predictor__staging=8),
+        f"lookahead, recall {_RECALL:g}, 1 layer": synthetic,
+        f"lookahead, recall {_RECALL:g}, 2 layers": synthetic.with_options(predictor__depth=2, predictor__staging=8),
     }
 
 

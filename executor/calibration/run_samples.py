@@ -159,7 +159,7 @@ def _schedules(model: ModelSpec, bits: str) -> list[tuple[tuple[str, str] | None
     lru = {"predictor__kind": "none", "predictor__staging": 0, "cache__experts_per_layer": half}
     plain = {"experts__bits": bits, "kernel__grouping": "per-expert"}
     all_of_them = {"cache__experts_per_layer": model.num_experts}
-    guesses = {"predictor__kind": "dial", "predictor__recall": _RECALL, "predictor__staging": 4}
+    guesses = {"predictor__kind": "synthetic", "predictor__recall": _RECALL, "predictor__staging": 4}
     caching, code = load_preset("mixtral-offloading"), load_preset("mixtral-offloading-code")
     return [
         (None, load_preset("resident").with_options(**plain, **all_of_them)),

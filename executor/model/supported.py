@@ -37,7 +37,7 @@ def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool) -> Non
         )
     if cache.policy == "belady":
         raise InputError("cache.policy", "belady", "knows the future, which a model does not", "choose another policy")
-    if predictor.kind in ("dial", "oracle"):
+    if predictor.kind in ("synthetic", "oracle"):
         raise InputError(
             "predictor.kind", predictor.kind, "knows the truth in advance, which a model does not", "use next-gate"
         )

@@ -41,7 +41,7 @@ def link_bytes(prepared: Prepared, runs: Sequence[RankRun], step: int) -> Array:
 def first_difference(prepared: Prepared, runs: Sequence[RankRun]) -> str | None:
     """Return None where every byte of every port and link is as predicted, else the first that is not."""
     job = prepared.job
-    each = job.schedule.exchange.dispatch_bytes_per_value * job.model.expert_hidden
+    each = job.schedule.all_to_all.dispatch_bytes_per_value * job.model.expert_hidden
     for step, (tables, load) in enumerate(zip(prepared.tables, prepared.loads, strict=True)):
         measured = port_bytes(job, runs, step)
         for at in np.argwhere(measured != tables.ex_bytes)[:1].tolist():
@@ -73,7 +73,7 @@ def worst_error(job: Job, runs: Sequence[RankRun], reference: Sequence[torch.Ten
 
 def rounding_bound(job: Job) -> float:
     """Return what `worst_error` may be: float32 everywhere, but tokens on their way as they travel."""
-    exchange = job.schedule.exchange
+    exchange = job.schedule.all_to_all
     wire = max(torch.finfo(getattr(torch, WIRE[each])).eps
                for each in (exchange.dispatch_bytes_per_value, exchange.combine_bytes_per_value))  # fmt: skip
     return _GROWTH * job.model.num_moe_layers * wire

@@ -83,11 +83,14 @@ def check_runnable(schedule: ExpertParallelSchedule, model: ModelSpec) -> None:
         raise InputError("schedule.pipeline.shared_overlap", True, "shared experts run with attention here",
                          "set pipeline.shared_overlap=false")  # fmt: skip
     for name in ("dispatch_bytes_per_value", "combine_bytes_per_value"):
-        value = float(getattr(schedule.exchange, name))
+        value = float(getattr(schedule.all_to_all, name))
         if value not in WIRE:
             known = " or ".join(f"{each:g}" for each in WIRE)
             raise InputError(
-                f"schedule.exchange.{name}", value, f"tokens travel in {known} bytes for each value", "use one of these"
+                f"schedule.all_to_all.{name}",
+                value,
+                f"tokens travel in {known} bytes for each value",
+                "use one of these",
             )
 
 
@@ -97,7 +100,7 @@ def exchange_order(schedule: ExpertParallelSchedule, program: Program, outcome: 
     An exchange of one stage is of tier BOTH. Stages that move nothing still take place: ranks cannot know that of each other.
     """
     begins = np.asarray(outcome.ex_start)
-    if schedule.exchange.kind != "hierarchical":
+    if schedule.all_to_all.kind != "hierarchical":
         order = np.lexsort((np.arange(len(begins)), begins))
         return np.stack([order, np.zeros_like(order), np.full_like(order, BOTH)], axis=1)
     rows = {} if outcome.timeline is None else _first_starts(outcome.timeline.rows)

@@ -217,7 +217,7 @@ class StepRun:
             self._kept[key] = Rows(
                 payload=h.index_select(0, at).to(network.forth), slots=slots, weights=weights.index_select(0, at)
             )
-        every = self._job.schedule.exchange.kind == "all-choices"
+        every = self._job.schedule.all_to_all.kind == "all-choices"
         self._kept[key], counted = network.dispatch(self._kept[key], self._rank.peers[tier], every)
         return counted
 
@@ -258,7 +258,7 @@ class Rank:
         self.program: Program = build_program(schedule, Shape(num_layers=job.model.num_moe_layers, has_shared=False))
         mine = slice(rank * topology.slots_per_rank, (rank + 1) * topology.slots_per_rank)
         self.experts = Experts(job.model, schedule.kernel.bits, job.physical_to_logical[:, mine], job.seed)
-        exchange = schedule.exchange
+        exchange = schedule.all_to_all
         self.network = Network(topology, rank, exchange.dispatch_bytes_per_value, exchange.combine_bytes_per_value,
                                job.inter_bytes_per_s)  # fmt: skip
         self.peers: dict[int, Peers] = make_peers(topology, rank, groups)

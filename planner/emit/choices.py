@@ -220,14 +220,14 @@ def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 # Options that say nothing about what an engine does once it serves the model and load of the plan.
 NEUTRAL = (
-    "experts.bits", "kernel.bits", "exchange.dispatch_bytes_per_value", "exchange.combine_bytes_per_value", "pipeline.shortcut",
+    "experts.bits", "kernel.bits", "all_to_all.dispatch_bytes_per_value", "all_to_all.combine_bytes_per_value", "pipeline.shortcut",
     "workload", "host", "cache.reset", "placement.policy",
 )  # fmt: skip
 _WHY = {
     "experts.bits": "the checkpoint decides: load one whose experts are stored so",
     "kernel.bits": "the checkpoint decides: load one whose experts are stored so",
-    "exchange.dispatch_bytes_per_value": "the checkpoint's precision decides",
-    "exchange.combine_bytes_per_value": "the engine decides",
+    "all_to_all.dispatch_bytes_per_value": "the checkpoint's precision decides",
+    "all_to_all.combine_bytes_per_value": "the engine decides",
     "pipeline.shortcut": "a property of the trained model",
     "workload.concurrency": "a property of the load: the prediction holds at this many requests at once",
     "cache.reset": "the prediction holds for such a cache",

@@ -11,29 +11,29 @@ from collections.abc import Mapping
 from .choices import EpChoice, Placement, contiguous
 
 # Options that every engine of this kind maps or explains through the functions below.
-COMMON = ("placement", "replica", "exchange.kind", "exchange.tiers", "parallel", "pipeline.micro_batches")
+COMMON = ("placement", "replica", "all_to_all.kind", "all_to_all.tiers", "parallel", "pipeline.micro_batches")
 
 
 def exchange_notes(choice: EpChoice) -> list[str]:
     """Return what DeepEP does otherwise than the plan's exchange."""
-    exchange = choice.schedule.exchange
+    exchange = choice.schedule.all_to_all
     notes = []
     if not normal_mode(choice):
         if exchange.kind != "all-choices":
-            notes.append(f"exchange.kind={exchange.kind}: decode steps use DeepEP's low-latency kernels, which send a token once for "
+            notes.append(f"all_to_all.kind={exchange.kind}: decode steps use DeepEP's low-latency kernels, which send a token once for "
                          "every expert; its other mode turns CUDA graphs off in decode")  # fmt: skip
         return notes
     if exchange.kind == "per-rank" and choice.placement.num_nodes > 1:
-        notes.append("exchange.kind=per-rank: DeepEP sends a token once to every node and there once to every rank, "
+        notes.append("all_to_all.kind=per-rank: DeepEP sends a token once to every node and there once to every rank, "
                      "which takes fewer bytes between nodes")  # fmt: skip
     if exchange.tiers != "together":
-        notes.append(f"exchange.tiers={exchange.tiers}: DeepEP pipelines its two stages")
+        notes.append(f"all_to_all.tiers={exchange.tiers}: DeepEP pipelines its two stages")
     return notes
 
 
 def exchange_kind(choice: EpChoice) -> str:
     """Return what DeepEP's mode is called in a schedule; inside one node both of normal mode's are the same."""
-    own = choice.schedule.exchange.kind
+    own = choice.schedule.all_to_all.kind
     if not normal_mode(choice):
         return "all-choices"
     return own if choice.placement.num_nodes == 1 else "hierarchical"
@@ -41,7 +41,7 @@ def exchange_kind(choice: EpChoice) -> str:
 
 def own_exchange_notes(choice: EpChoice, engine: str) -> list[str]:
     """Return the line for an engine that picks its all-to-all itself."""
-    return [f"exchange.kind={choice.schedule.exchange.kind}: {engine} picks its all-to-all itself"]
+    return [f"all_to_all.kind={choice.schedule.all_to_all.kind}: {engine} picks its all-to-all itself"]
 
 
 OWN_EXCHANGE = "which all-to-all moves its tokens is the engine's own choice"
@@ -66,7 +66,7 @@ def micro_batch_notes(choice: EpChoice, most: int) -> list[str]:
 
 def normal_mode(choice: EpChoice) -> bool:
     """Return whether DeepEP's normal mode is asked for: never in decode, where it takes CUDA graphs away."""
-    return not choice.decode and choice.schedule.exchange.kind != "all-choices"
+    return not choice.decode and choice.schedule.all_to_all.kind != "all-choices"
 
 
 def moved(choice: EpChoice, kinds: Mapping[str, object]) -> dict[str, object]:

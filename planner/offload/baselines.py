@@ -80,7 +80,7 @@ def _check(schedule: OffloadSchedule) -> Prediction:
 
 
 def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> OffloadSchedule:
-    """Return a preset with the bits and batching of `base`; guesses a recording lacks are replaced by a dial.
+    """Return a preset with the bits and batching of `base`; guesses a recording lacks are replaced by a synthetic predictor.
 
     Raises InputError where the preset contradicts those.
     """
@@ -89,5 +89,5 @@ def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> O
         workload__prefill_chunk_tokens=base.workload.prefill_chunk_tokens,
     )  # fmt: skip
     if schedule.predictor.kind == "next-gate" and not has_guesses:
-        schedule = schedule.with_options(predictor__kind="dial", predictor__recall=ASSUMED_RECALL)
+        schedule = schedule.with_options(predictor__kind="synthetic", predictor__recall=ASSUMED_RECALL)
     return schedule

@@ -77,7 +77,7 @@ def predictors(simulation: Simulation) -> Iterator[dict[str, object]]:
     if trace.predicted is not None:
         kind, reach, wide = "next-gate", trace.predicted.shape[2], trace.predicted.shape[3]
     else:
-        kind, reach, wide = "dial", 3, trace.num_experts
+        kind, reach, wide = "synthetic", 3, trace.num_experts
     for depth, share in _REACHES:
         width = max(1, round(share * top_k))
         if depth > min(reach, max(1, trace.num_layers - 1)) or width > wide:
@@ -85,7 +85,7 @@ def predictors(simulation: Simulation) -> Iterator[dict[str, object]]:
         for staging in (0, top_k, 4 * top_k):
             options: dict[str, object] = {"predictor.kind": kind, "predictor.depth": depth, "predictor.width": width,
                                           "predictor.staging": staging}  # fmt: skip
-            if kind == "dial":
+            if kind == "synthetic":
                 options["predictor.recall"] = ASSUMED_RECALL
             yield options
 

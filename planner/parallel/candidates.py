@@ -106,7 +106,7 @@ class Placements:
         policy, redundant, replica = schedule.placement.policy, schedule.placement.num_redundant, schedule.replica
         ours = policy == "search"
         key = (policy, 0 if policy == "grace" else redundant, replica,
-               (schedule.exchange.kind, schedule.overlaps) if ours else ())  # fmt: skip
+               (schedule.all_to_all.kind, schedule.overlaps) if ours else ())  # fmt: skip
         if key not in self._routers:
             placement = self.searched_for(schedule).placement if ours else self.placement(policy, redundant)
             self._routers[key] = Candidate(placement=placement, router=self._router(schedule, placement))
@@ -116,7 +116,7 @@ class Placements:
         """Return our placement for a schedule's slots, exchange, router and overlap."""
         planned = schedule.replica.choice == "planned"
         return self.searched(
-            schedule.placement.num_redundant, schedule.exchange.kind, planned=planned, overlapped=schedule.overlaps
+            schedule.placement.num_redundant, schedule.all_to_all.kind, planned=planned, overlapped=schedule.overlaps
         )
 
     def searched(self, redundant: int, exchange: str, *, planned: bool, overlapped: bool = False) -> Searched:

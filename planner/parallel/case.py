@@ -185,7 +185,7 @@ def dispatch_bytes_per_value(bits: str) -> float:
 def plain_schedule(bits: str) -> ExpertParallelSchedule:
     """Return plain expert parallelism with experts in `bits`; 8-bit experts are sent 8-bit tokens."""
     return ExpertParallelSchedule(name="ep").with_options(
-        kernel__bits=bits, exchange__dispatch_bytes_per_value=dispatch_bytes_per_value(bits)
+        kernel__bits=bits, all_to_all__dispatch_bytes_per_value=dispatch_bytes_per_value(bits)
     )
 
 

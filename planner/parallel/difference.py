@@ -78,11 +78,11 @@ def gain(terms: Sequence[tuple[float, EpPrediction]], wrong: Mapping[str, float]
             raise Internal(f"{one.schedule.name} was predicted without its parts")
         schedule = one.schedule
         for kind, seconds in one.parts.by_kind_s.items():
-            name, error = _cause(kind, schedule.exchange.kind, wrong)
+            name, error = _cause(kind, schedule.all_to_all.kind, wrong)
             shared[name].append(weight * error * seconds)
         hidden = max(0.0, one.compute_s + one.exchange_s - one.step_s)
         shared["overlap"].append(weight * OVERLAP_UNCERTAINTY * hidden)
-        key = (schedule.placement, schedule.replica, schedule.exchange.kind, schedule.parallel)
+        key = (schedule.placement, schedule.replica, schedule.all_to_all.kind, schedule.parallel)
         by_traffic[key].append(weight * one.step_s)
     effects = [math.fsum(each) for each in shared.values()]  # exactly nought where a schedule stands beside itself
     if exact:

@@ -97,7 +97,7 @@ class TokenEvidence:
         pipeline = schedule.pipeline
         parallelism = (
             schedule.parallel.experts,
-            schedule.exchange.kind,
+            schedule.all_to_all.kind,
             pipeline.micro_batches,
             pipeline.split,
             schedule.num_groups,
@@ -197,7 +197,7 @@ class CountEvidence:
         pipeline = schedule.pipeline
         parallelism = (
             schedule.parallel.experts,
-            schedule.exchange.kind,
+            schedule.all_to_all.kind,
             pipeline.micro_batches,
             pipeline.split,
             schedule.num_groups,

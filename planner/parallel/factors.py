@@ -17,7 +17,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from ...sim.parallel.simulate import EpPrediction
-from ...specs.schedules.parallel import EXCHANGES, PLACEMENTS, ExpertParallelSchedule
+from ...specs.schedules.parallel import ALL_TO_ALLS, PLACEMENTS, ExpertParallelSchedule
 from .difference import Gain, gain
 from .evidence import REPORT
 from .search import EpSearch, describe
@@ -123,14 +123,14 @@ def levels_of(
     )
     if policy not in PLACEMENTS:
         raise UnknownName(f"--factor {PLACEMENT}", policy, PLACEMENTS)
-    usual = "hierarchical" if nodes > 1 and base.exchange.kind != "hierarchical" else "all-choices"
-    if not prefill and base.exchange.kind != "all-choices":
+    usual = "hierarchical" if nodes > 1 and base.all_to_all.kind != "hierarchical" else "all-choices"
+    if not prefill and base.all_to_all.kind != "all-choices":
         usual = "all-choices"
     if fixed_exchange and EXCHANGE not in asked:
-        usual = base.exchange.kind
-    kind = asked.get(EXCHANGE) or (best.exchange.kind if best.exchange.kind != base.exchange.kind else usual)
-    if kind not in EXCHANGES:
-        raise UnknownName(f"--factor {EXCHANGE}", kind, EXCHANGES)
+        usual = base.all_to_all.kind
+    kind = asked.get(EXCHANGE) or (best.all_to_all.kind if best.all_to_all.kind != base.all_to_all.kind else usual)
+    if kind not in ALL_TO_ALLS:
+        raise UnknownName(f"--factor {EXCHANGE}", kind, ALL_TO_ALLS)
     count = asked.get(REPLICAS)
     if count is not None and not (count.isascii() and count.isdigit() and len(count) < 7):
         raise InputError(
@@ -169,17 +169,17 @@ def combined(
         changes |= {"replica__choice": whole.replica.choice, "replica__load_cap": whole.replica.load_cap,
                     "replica__seed": whole.replica.seed}  # fmt: skip
     if EXCHANGE in on:
-        changes["exchange__kind"] = levels.exchange
-        if levels.exchange == whole.exchange.kind:
-            changes["exchange__tiers"] = whole.exchange.tiers
-    kind = changes.get("exchange__kind", base.exchange.kind)
+        changes["all_to_all__kind"] = levels.exchange
+        if levels.exchange == whole.all_to_all.kind:
+            changes["all_to_all__tiers"] = whole.all_to_all.tiers
+    kind = changes.get("all_to_all__kind", base.all_to_all.kind)
     if OVERLAP in on:
         pipeline = levels.overlap.pipeline
         quiet = kind == "all-choices" and not search.simulation.prefill
         changes |= {
             "pipeline__split": pipeline.split, "pipeline__num_groups": pipeline.num_groups,
             "pipeline__micro_batches": pipeline.micro_batches,
-            "pipeline__exchange_sm_fraction": 0.0 if quiet else pipeline.exchange_sm_fraction or NORMAL_SM_FRACTION,
+            "pipeline__all_to_all_sm_fraction": 0.0 if quiet else pipeline.all_to_all_sm_fraction or NORMAL_SM_FRACTION,
         }  # fmt: skip
         if pipeline.split == "expert":
             slots = (
@@ -258,6 +258,6 @@ def _rest_words(schedule: ExpertParallelSchedule) -> str:
 
 def _off(base: ExpertParallelSchedule, name: str) -> str:
     return {
-        PLACEMENT: base.placement.policy, REPLICAS: "none", EXCHANGE: base.exchange.kind, OVERLAP: "none",
+        PLACEMENT: base.placement.policy, REPLICAS: "none", EXCHANGE: base.all_to_all.kind, OVERLAP: "none",
         REST: _rest_words(base),
     }[name]  # fmt: skip

@@ -80,12 +80,12 @@ def rival_of(
     own = copies if preset.placement.num_redundant else 0
     schedule = preset.with_options(
         placement__num_redundant=own, kernel__bits=base.kernel.bits,
-        exchange__dispatch_bytes_per_value=base.exchange.dispatch_bytes_per_value,
+        all_to_all__dispatch_bytes_per_value=base.all_to_all.dispatch_bytes_per_value,
     )  # fmt: skip
     if against is None:
         # DeepEP, which they use: low-latency kernels in decode, else once to every node and there once to every rank.
         shipped = "all-choices" if not search.simulation.prefill else "hierarchical" if nodes > 1 else "per-rank"
-        schedule = schedule.with_options(exchange__kind=shipped, exchange__tiers="together")
+        schedule = schedule.with_options(all_to_all__kind=shipped, all_to_all__tiers="together")
     slots = search.placements.num_slots(own) // search.simulation.num_ranks
     if schedule.pipeline.split == "expert" and schedule.num_groups > slots:
         schedule = schedule.with_options(pipeline__num_groups=slots)

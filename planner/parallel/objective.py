@@ -18,7 +18,7 @@ from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable
 from ...sim.parallel.costs import EpCosting, Tier
 from ...specs.models import weight_format
-from ...specs.schedules.parallel import EXCHANGES, ExpertParallelSchedule
+from ...specs.schedules.parallel import ALL_TO_ALLS, ExpertParallelSchedule
 from ..placement.objective import LayerCosts, WorkTable
 from ..placement.sharing import InsideTable, NodeSharing
 
@@ -39,7 +39,7 @@ def layer_costs(
 
     weight: tokens that each counted token stands for.
     """
-    constants, exchange = costing.constants, schedule.exchange
+    constants, exchange = costing.constants, schedule.all_to_all
     hidden = costing.costs.model.expert_hidden * weight
     inter = constants.inter or constants.intra
     slowdown = constants.intra.table.compute_slowdown if constants.intra.table is not None else 1.0
@@ -64,7 +64,7 @@ def layer_costs(
             tiers_together=exchange.tiers == "together" or kind != "hierarchical",
             sharing=sharing,
         )
-        for kind in EXCHANGES
+        for kind in ALL_TO_ALLS
     }
 
 
@@ -75,7 +75,7 @@ def node_sharing(
 
     weight: tokens that each counted token stands for.
     """
-    constants, exchange = costing.constants, schedule.exchange
+    constants, exchange = costing.constants, schedule.all_to_all
     table = constants.intra.table
     if table is None and not constants.shared_nic and not constants.half_duplex_nic:
         return None

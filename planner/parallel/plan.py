@@ -205,7 +205,7 @@ def _links(
     search: EpSearch, evidence: TokenEvidence | CountEvidence, schedule: ExpertParallelSchedule
 ) -> list[list[int]]:
     tokens = link_tokens(evidence, search.placements.candidate(schedule), schedule)
-    each = search.simulation.model.expert_hidden * schedule.exchange.dispatch_bytes_per_value
+    each = search.simulation.model.expert_hidden * schedule.all_to_all.dispatch_bytes_per_value
     return [[round(value) for value in row] for row in (tokens * each).tolist()]
 
 

@@ -36,7 +36,7 @@ def baselines(search: EpSearch, base: ExpertParallelSchedule,
         copies = (request.num_redundant or 0) if preset.placement.num_redundant else 0
         schedule = preset.with_options(
             placement__num_redundant=copies, kernel__bits=base.kernel.bits,
-            exchange__dispatch_bytes_per_value=base.exchange.dispatch_bytes_per_value,
+            all_to_all__dispatch_bytes_per_value=base.all_to_all.dispatch_bytes_per_value,
         )  # fmt: skip
         if not search.placements.available(schedule.placement.policy):
             left_out[name] = "needs the routing of single tokens; the recording holds counts only"
@@ -61,7 +61,7 @@ def ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertParal
             "placement__num_redundant": 0}  # fmt: skip
     ingredients: dict[str, dict[str, Any]] = {
         "parallelism": {f"parallel__{key}": value for key, value in asdict(chosen.parallel).items()},
-        "exchange": {"exchange__kind": chosen.exchange.kind, "exchange__tiers": chosen.exchange.tiers},
+        "all-to-all": {"all_to_all__kind": chosen.all_to_all.kind, "all_to_all__tiers": chosen.all_to_all.tiers},
         "placement": bare,
         "replication": {
             "placement__policy": chosen.placement.policy,
@@ -85,7 +85,7 @@ def ablation(search: EpSearch, base: ExpertParallelSchedule, chosen: ExpertParal
         "parallelism": {"parallel__attention": "data", "parallel__experts": "expert"},
         "placement": {"placement__policy": "contiguous", "placement__num_redundant": 0},
         "replication": bare,
-        "exchange": {"exchange__kind": "per-rank", "exchange__tiers": "together"},
+        "all-to-all": {"all_to_all__kind": "per-rank", "all_to_all__tiers": "together"},
         "kernels": {"kernel__choice": "grouped"},
         "routing": {"replica__choice": "nearest"},
         "pipeline": {f"pipeline__{key}": value for key, value in asdict(plain.pipeline).items()},

@@ -171,7 +171,7 @@ class EpSearch:
                     routers = (*routers, "planned")
                 for choice in routers:
                     yield base.with_options(placement__policy=policy, placement__num_redundant=copies, replica__choice=choice,
-                                            exchange__kind=kind)  # fmt: skip
+                                            all_to_all__kind=kind)  # fmt: skip
 
     def policies(self) -> list[str]:
         """Return the policies worth trying on this evidence."""
@@ -186,9 +186,9 @@ class EpSearch:
         if placed.parallel.experts in ("tensor", "node"):
             return  # nothing is exchanged that could be overlapped
         slots = self.placements.candidate(placed).placement.slots_per_rank
-        quiet = placed.exchange.kind == "all-choices" and not self.simulation.prefill
+        quiet = placed.all_to_all.kind == "all-choices" and not self.simulation.prefill
         for fraction in (0.0,) if quiet else _SM_FRACTIONS:
-            common = {"pipeline__exchange_sm_fraction": fraction, "kernel__choice": "best"}
+            common = {"pipeline__all_to_all_sm_fraction": fraction, "kernel__choice": "best"}
             yield placed.with_options(pipeline__micro_batches=2, **common)
             for groups in sorted({n for n in (*_GROUPS, slots) if 1 < n <= slots}):
                 yield placed.with_options(pipeline__split="expert", pipeline__num_groups=groups, **common)
@@ -220,13 +220,13 @@ def describe(schedule: ExpertParallelSchedule) -> str:
     words = [f"{placement.policy} + {placement.num_redundant} copies" if placement.num_redundant else placement.policy]
     words += [schedule.replica.choice] if placement.num_redundant or placement.policy == "grace" else []
     if schedule.parallel.experts not in ("tensor", "node"):
-        words.append(schedule.exchange.kind)
+        words.append(schedule.all_to_all.kind)
     if schedule.parallel.attention == "tensor":
         words.append(_PARALLELISMS[schedule.parallel.experts])
     if pipeline.micro_batches > 1:
         words.append(f"{pipeline.micro_batches} batches in alternation")
     if schedule.num_groups > 1:
         words.append(f"{schedule.num_groups} {pipeline.split} groups")
-    if schedule.overlaps and pipeline.exchange_sm_fraction:
-        words.append(f"{pipeline.exchange_sm_fraction:.0%} of multiprocessors for exchanges")
+    if schedule.overlaps and pipeline.all_to_all_sm_fraction:
+        words.append(f"{pipeline.all_to_all_sm_fraction:.0%} of multiprocessors for exchanges")
     return ", ".join([*words, f"{schedule.kernel.choice} kernels"])

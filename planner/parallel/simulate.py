@@ -80,7 +80,7 @@ def preset_for(
     Unless they are set, experts are stored as the request says and tokens travel in what they are multiplied in.
     """
     bits = str((settings or {}).get("kernel.bits", request.of_model(model).bits or "16"))
-    formats = {"kernel.bits": bits, "exchange.dispatch_bytes_per_value": dispatch_bytes_per_value(bits)}
+    formats = {"kernel.bits": bits, "all_to_all.dispatch_bytes_per_value": dispatch_bytes_per_value(bits)}
     return apply_ep_settings(load_ep_preset(name), formats | dict(settings or {}))
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.jit import jit
-from ...specs.schedules.parallel import EXCHANGES
+from ...specs.schedules.parallel import ALL_TO_ALLS
 from .counter_hash import hash_below, hash_fraction
 from .objective import Prices, port_seconds
 
 Counts = npt.NDArray[np.int64]
 
-EVERY_CHOICE, TWO_STAGES = EXCHANGES.index("all-choices"), EXCHANGES.index("hierarchical")
+EVERY_CHOICE, TWO_STAGES = ALL_TO_ALLS.index("all-choices"), ALL_TO_ALLS.index("hierarchical")
 MAX_CHOICES = 255  # choices of one token are counted in bytes
 
 SWAP_SHARE, OVERWRITE_SHARE = 0.4, 0.2  # of proposals, where copies exist; the rest re-points
@@ -75,7 +75,7 @@ class Rules(NamedTuple):
 
     ranks_per_node: int
     kind: int
-    """The exchange, as its place in `ep_schedule.EXCHANGES`."""
+    """The exchange, as its place in `specs.schedules.parallel.ALL_TO_ALLS`."""
     work: Counts
     """int64 [n]: units of work of an expert with so many rows."""
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ...base.errors import InputError, UnknownName
 from ...base.jit import jit
-from ...specs.schedules.parallel import EXCHANGES
+from ...specs.schedules.parallel import ALL_TO_ALLS
 from .sharing import NodeSharing, NodeTables, inside_seconds, node_port_tokens, node_tables
 from .traffic import Traffic
 
@@ -76,7 +76,7 @@ class LayerCosts:
     fixed_s: float = 0.0
     """What every layer takes besides (the launch)."""
     exchange: str = "hierarchical"
-    """How tokens are de-duplicated, by the names of `ep_schedule.EXCHANGES`."""
+    """How tokens are de-duplicated, by the names of `specs.schedules.parallel.ALL_TO_ALLS`."""
     tiers_together: bool = False
     """Both tiers of an exchange work at once instead of one after the other."""
     groups: int = 1
@@ -93,8 +93,8 @@ class LayerCosts:
                 raise InputError(name, value, "must be finite and positive", "take it from a profile or a data sheet")
         if self.groups < 1:
             raise InputError("groups", self.groups, "below one", "1 overlaps nothing")
-        if self.exchange not in EXCHANGES:
-            raise UnknownName("exchange", self.exchange, EXCHANGES)
+        if self.exchange not in ALL_TO_ALLS:
+            raise UnknownName("exchange", self.exchange, ALL_TO_ALLS)
         table = self.row_work
         if table is not None and (table.ndim != 1 or len(table) < 2 or table[0] != 0 or np.any(np.diff(table) < 0)):
             raise InputError(
@@ -113,8 +113,8 @@ class LayerCosts:
 
     @property
     def kind(self) -> int:
-        """The exchange as its place in `EXCHANGES`."""
-        return EXCHANGES.index(self.exchange)
+        """The exchange as its place in `ALL_TO_ALLS`."""
+        return ALL_TO_ALLS.index(self.exchange)
 
     def prices(self) -> Prices:
         """Return the constants as compiled code takes them."""

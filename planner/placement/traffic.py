@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...base.errors import InputError, UnknownName
 from ...base.jit import jit
-from ...specs.schedules.parallel import EXCHANGES
+from ...specs.schedules.parallel import ALL_TO_ALLS
 from .placement import Placement
 
 CountMatrix = npt.NDArray[np.int64]
@@ -48,10 +48,10 @@ class Traffic:
     def ports(self, exchange: str = "hierarchical") -> CountMatrix:
         """Return the tokens through every port, int64 [5, num_ranks]: node send, node receive, rank send, rank receive, rows.
 
-        `exchange` by the names of `ep_schedule.EXCHANGES`; raises UnknownName for any other.
+        `exchange` by the names of `specs.schedules.parallel.ALL_TO_ALLS`; raises UnknownName for any other.
         """
-        if exchange not in EXCHANGES:
-            raise UnknownName("exchange", exchange, EXCHANGES)
+        if exchange not in ALL_TO_ALLS:
+            raise UnknownName("exchange", exchange, ALL_TO_ALLS)
         inter, intra = self.inter_node, self.intra_node
         if exchange != "hierarchical":
             whole = self.choices if exchange == "all-choices" else self.per_rank

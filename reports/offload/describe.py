@@ -1,7 +1,7 @@
 """A schedule in words: one short phrase for a headline, one row an option for a table.
 
 Modelled: every option that changes what happens is named; options that a choice makes meaningless (a recall where nothing
-is dialled) are not. Ignored: what an option costs.
+is synthetic) are not. Ignored: what an option costs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREDICTORS = {
     "none": "nothing is fetched ahead",
     "all": "whole layers are fetched ahead",
     "next-gate": "the next gate, run early, says what to fetch ahead",
-    "dial": "guesses of an assumed recall say what to fetch ahead",
+    "synthetic": "guesses of an assumed recall say what to fetch ahead",
     "pre-gate": "a pre-gate fixes the next layer's experts",
     "oracle": "the true choices are fetched ahead",
     "activation": "what a similar request used is fetched ahead",
@@ -146,7 +146,7 @@ def _predictor_rows(schedule: OffloadSchedule) -> list[tuple[str, str]]:
     rows = [("Prediction", _PREDICTORS[predictor.kind])]
     if predictor.kind == "none":
         return rows
-    if predictor.kind == "dial":
+    if predictor.kind == "synthetic":
         decay = f"times {predictor.recall_decay:g} for each further layer"
         rows.append(("Assumed recall", f"{predictor.recall:g} one layer ahead, {decay}"))
     if predictor.kind != "pre-gate":

@@ -56,7 +56,7 @@ _KERNELS = {
 
 def parallel_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
     """Return (option, value in words) for everything that this schedule decides."""
-    placement, replica, exchange = schedule.placement, schedule.replica, schedule.exchange
+    placement, replica, exchange = schedule.placement, schedule.replica, schedule.all_to_all
     rows = [("Experts are placed", _words(_POLICIES, placement.policy))]
     if placement.num_redundant or placement.policy == "grace":
         copies = (
@@ -106,8 +106,8 @@ def _overlap_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
         rows.append(("Batches in alternation", f"{pipeline.micro_batches}: one computes while another is exchanged"))
     if pipeline.shortcut:
         rows.append(("Shortcut", "experts work on the layer before; the model is trained so"))
-    if schedule.overlaps and pipeline.exchange_sm_fraction:
-        rows.append(("Multiprocessors kept for exchanges", numbers.percent(pipeline.exchange_sm_fraction, 0)))
+    if schedule.overlaps and pipeline.all_to_all_sm_fraction:
+        rows.append(("Multiprocessors kept for exchanges", numbers.percent(pipeline.all_to_all_sm_fraction, 0)))
     return rows or [("Overlap", "none: exchanges and expert kernels take turns")]
 
 

@@ -72,7 +72,7 @@ def schedule_of(document: Document, state: str) -> ExpertParallelSchedule:
 
 def link_bytes(document: Document, state: str) -> FloatArray:
     """Return [from rank, to rank]: bytes sent in a mean step, all layers, dispatch there and combine back together."""
-    exchange = schedule_of(document, state).exchange
+    exchange = schedule_of(document, state).all_to_all
     dispatched = np.array(document["links"][state], np.float64)
     back = exchange.combine_bytes_per_value / exchange.dispatch_bytes_per_value
     return np.asarray(dispatched + dispatched.T * back)

@@ -21,7 +21,8 @@ from .plan_document import PLAIN, Document, plain_of
 INGREDIENTS = {
     "none": "plain",
     "parallelism": "parallelism",
-    "exchange": "exchange kind",
+    "all-to-all": "all-to-all kind",
+    "exchange": "all-to-all kind",  # in plans of the version before
     "placement": "placement",
     "replication": "copies",
     "routing": "copy choice",

@@ -64,14 +64,14 @@ def run_config(schedule: OffloadSchedule, trace: RoutingTrace) -> PolicyConfig:
                 "predictor.kind",
                 "next-gate",
                 "the recording holds no guesses",
-                "use predictor.kind=dial with a predictor.recall",
+                "use predictor.kind=synthetic with a predictor.recall",
             )
         if predictor.depth > distances:
             raise InputError(
                 "predictor.depth",
                 predictor.depth,
                 f"the recording's guesses reach {distances} layers",
-                f"set it to at most {distances}, or use predictor.kind=dial",
+                f"set it to at most {distances}, or use predictor.kind=synthetic",
             )
     return make_config(
         schedule,

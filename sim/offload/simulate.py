@@ -301,7 +301,7 @@ class Simulation(DeviceMemory):
     def assumptions(self, schedule: OffloadSchedule, workload: Workload) -> tuple[str, ...]:
         """Return, in words, what a reader must know before trusting the prediction."""
         found = []
-        if schedule.predictor.kind == "dial":
+        if schedule.predictor.kind == "synthetic":
             found.append(
                 f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed"
             )

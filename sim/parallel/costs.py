@@ -63,7 +63,7 @@ class Tier:
     table: ExchangeTable | None = None
     """All-to-alls between just so many ranks, measured."""
     kernels: Mapping[str, tuple[ExchangeKernel, ...]] = field(default_factory=dict)
-    """Measured kernels by operation (`EXCHANGES`): of several, the quickest for a size is taken."""
+    """Measured kernels by operation (`specs.machines.gpu_kernels.EXCHANGES`): of several, the quickest for a size is taken."""
 
     def port_ns(
         self,
@@ -314,7 +314,7 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
     tabulate_experts(costing, schedule, program, load, work, op_tokens)
     _tabulate_exchanges(costing, schedule, program, load, ex_ns, ex_bytes, ex_tokens)
     shared = costing.constants.shared_speed
-    if table is None and schedule.overlaps and shared < 1 and not schedule.pipeline.exchange_sm_fraction:
+    if table is None and schedule.overlaps and shared < 1 and not schedule.pipeline.all_to_all_sm_fraction:
         beside = np.ceil(ex_ns / shared).astype(np.int64)
         work, ex_ns = overlapped(work, ex_ns, beside, shared)
     if table is not None:
@@ -360,18 +360,18 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
                         ex_bytes: Array, ex_tokens: Array, *, beside_compute: bool = False) -> None:  # fmt: skip
     """Fill dispatches, combines and reductions."""
     hidden, constants = costing.costs.model.expert_hidden, costing.constants
-    fraction = schedule.pipeline.exchange_sm_fraction
+    fraction = schedule.pipeline.all_to_all_sm_fraction
     speed = min(1.0, fraction / SATURATING_SM_FRACTION) if schedule.overlaps and fraction else 1.0
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
     layer, micro, group = program.ex_layer[mine], program.ex_micro[mine], program.ex_group[mine]
     back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
     part, pieces = parts_of(schedule, load, micro, group)
-    mode = "low-latency" if schedule.exchange.kind == "all-choices" else "normal"
+    mode = "low-latency" if schedule.all_to_all.kind == "all-choices" else "normal"
     if len(mine):
         counted = load.expected or load
         forth, receive = counted.sent[layer, part], counted.received[layer, part]
         each = (
-            np.where(back, schedule.exchange.combine_bytes_per_value, schedule.exchange.dispatch_bytes_per_value)
+            np.where(back, schedule.all_to_all.combine_bytes_per_value, schedule.all_to_all.dispatch_bytes_per_value)
             * hidden
         )
         sent = np.where(back, receive, forth)

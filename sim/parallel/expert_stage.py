@@ -184,7 +184,7 @@ def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, progr
 
 def sm_share(schedule: ExpertParallelSchedule) -> float:
     """Return the share of multiprocessors left to kernels."""
-    return 1.0 - schedule.pipeline.exchange_sm_fraction if schedule.overlaps else 1.0
+    return 1.0 - schedule.pipeline.all_to_all_sm_fraction if schedule.overlaps else 1.0
 
 
 def parts_of(schedule: ExpertParallelSchedule, load: StepLoad, micro: Array, group: Array) -> tuple[Array, int]:

@@ -92,7 +92,7 @@ def buffer_bytes(model: ModelSpec, schedule: ExpertParallelSchedule, shape: Rank
     ranks = shape.num_nodes * shape.ranks_per_node
     if schedule.parallel.experts in ("tensor", "node") or ranks == 1:
         return 0
-    if shape.prefill or schedule.exchange.kind != "all-choices":
+    if shape.prefill or schedule.all_to_all.kind != "all-choices":
         token = model.expert_hidden * _VALUE_BYTES + _TOKEN_META_BYTES
         between = 2 * shape.num_nodes * _NODE_TOKENS if shape.num_nodes > 1 else 0
         return _CHANNELS * (shape.ranks_per_node * _PEER_TOKENS + between) * token

@@ -98,7 +98,7 @@ class _Builder:
 
 def build_program(schedule: ExpertParallelSchedule, shape: Shape) -> Program:
     """Return the program of one step of `schedule` over `shape.num_layers` MoE layers."""
-    tiers = {"together": TOGETHER, "in-turn": IN_TURN, "free": FREE}[schedule.exchange.tiers]
+    tiers = {"together": TOGETHER, "in-turn": IN_TURN, "free": FREE}[schedule.all_to_all.tiers]
     builder = _Builder(tiers)
     if schedule.parallel.experts in ("tensor", "node"):
         _tensor_parallel(builder, schedule, shape)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...base.errors import InputError
 from ...base.jit import jit
-from ...specs.schedules.parallel import EXCHANGES, ExpertParallelSchedule
+from ...specs.schedules.parallel import ALL_TO_ALLS, ExpertParallelSchedule
 from ..policies.state import Array
 from .active_experts import active_chance, most_over_mean
 from .program import INTER, INTRA, NUM_TIERS
@@ -172,7 +172,7 @@ def count_step(slots: npt.NDArray[np.integer], source_rank: npt.NDArray[np.integ
     rows = np.zeros((layers, parts, topology.num_slots), np.int64)
     sent = np.zeros((layers, parts, NUM_TIERS, ranks), np.int64)
     received, links = np.zeros_like(sent), np.zeros((ranks, ranks), np.int64)
-    kind = EXCHANGES.index(schedule.exchange.kind)
+    kind = ALL_TO_ALLS.index(schedule.all_to_all.kind)
     rule = _Rule(slots_per_rank=topology.slots_per_rank, ranks_per_node=topology.ranks_per_node, kind=kind, by_slot=by_slot,
                  sharded=int(schedule.parallel.experts == "sharded"))  # fmt: skip
     ports = _Ports(sent=sent, received=received, links=links)
@@ -215,17 +215,19 @@ def expect_step(
         # Where a node's ranks hold slices of its experts, whoever needs the node needs all of them.
         sharded = schedule.parallel.experts == "sharded"
         by_target = per_source.reshape(layers, ranks, nodes if sharded else ranks, -1)
-        hits = by_target.sum(axis=3) if schedule.exchange.kind == "all-choices" else 1 - np.prod(1 - by_target, axis=3)
+        hits = (
+            by_target.sum(axis=3) if schedule.all_to_all.kind == "all-choices" else 1 - np.prod(1 - by_target, axis=3)
+        )
         if sharded:
             hits = np.repeat(hits, ranks_per_node, axis=2)
         missed = hits
-        if schedule.exchange.kind == "hierarchical":
+        if schedule.all_to_all.kind == "hierarchical":
             missed = np.prod(1 - hits.reshape(layers, ranks, nodes, ranks_per_node), axis=3)
         _expected_ports(
             hits * share[None, :, None],
             ranks_per_node,
             nodes,
-            schedule.exchange.kind,
+            schedule.all_to_all.kind,
             missed,
             share,
             out[:, :, group],

@@ -24,7 +24,7 @@ class Steps(NamedTuple):
     step_phase: Array  # uint8 [num_steps]: 0 prefill, 1 decode
     step_first: Array  # uint8 [num_steps]: 1 where a request starts
     step_reset: Array  # uint8 [num_steps]: 1 where a new request starts and the cache is to be emptied
-    experts: Array  # uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself (for dial guesses)
+    experts: Array  # uint8 or uint16 [num_rows, num_layers, top_k]: the recording itself (for synthetic guesses)
     predicted: Array  # int16 [num_rows, num_layers, distance, width], or all lengths zero
     predicted_prob: Array  # int16, same shape: probability times 32767
     first_layer_step: int  # layer steps of the run before these steps (long recordings are replayed piece by piece)

@@ -8,6 +8,7 @@ cost (`calibrate/`). Options are plain frozen dataclasses so that a machine with
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from . import rules
 CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation", "lfuda")
 PLACEMENTS = ("popularity", "uniform", "front", "back")
 CACHE_RESETS = ("never", "request")
-PREDICTORS = ("none", "all", "next-gate", "dial", "pre-gate", "oracle", "activation")
+PREDICTORS = ("none", "all", "next-gate", "synthetic", "pre-gate", "oracle", "activation")
 KERNEL_GROUPINGS = ("per-expert", "grouped")
 FETCHES = ("routed", "layer", "layer-streamed")
 MISS_CHOICES = ("fetch", "cpu", "cheaper", "balanced")
@@ -71,7 +72,7 @@ class PredictorOptions:
     """What is guessed about the next layers, and how much of it is fetched ahead of use."""
 
     kind: str = "none"
-    """none; all (every expert of the next layers); next-gate (guesses in the recording); dial (the truth spoilt to a
+    """none; all (every expert of the next layers); next-gate (guesses in the recording); synthetic (the truth spoilt to a
     given recall); pre-gate (the next layer's choice is known and final); oracle (the truth, any depth); activation (what
     the nearest earlier request used, matched anew at every pass)."""
     depth: int = 1
@@ -81,14 +82,14 @@ class PredictorOptions:
     staging: int = 0
     """Buffers for guessed experts, shared by all layers; 0 admits guesses straight into the cache."""
     recall: float = 0.8
-    """dial only: the chance that a true choice is among the guesses one layer ahead."""
+    """synthetic only: the chance that a true choice is among the guesses one layer ahead."""
     recall_decay: float = 0.9
-    """dial only: recall is multiplied by this for every further layer of distance. 0.9 is the mean ratio of the
+    """synthetic only: recall is multiplied by this for every further layer of distance. 0.9 is the mean ratio of the
     published recalls .68/.60/.54 (2 guesses) and .83/.77/.71 (4 guesses) of an untrained next gate."""
     seed: int = 0
-    """dial only: seed of the counter-based hash that spoils the truth."""
+    """synthetic only: seed of the counter-based hash that spoils the truth."""
     threshold: float = 0.0
-    """Guesses less probable than this are not fetched; a dial's guesses are as probable as its recall."""
+    """Guesses less probable than this are not fetched; a synthetic predictor's guesses are as probable as its recall."""
     benefit: bool = False
     """Fetch a guess only while the time it is expected to hide exceeds the time a wrong one is expected to cost, both
     from predicted costs and from the link's predicted backlog."""
@@ -204,6 +205,9 @@ class OffloadSchedule:
 # --- keys, values and their checks -----------------------------------------------------------------------------------
 
 _SECTIONS = ("cache", "experts", "predictor", "kernel", "copy", "host", "workload")
+# Values by the names of the version before, and what they are called now.
+_OLD_VALUES = {("predictor.kind", "dial"): "synthetic"}
+_log = logging.getLogger(__name__)
 
 
 def setting_keys() -> dict[str, str]:
@@ -259,6 +263,9 @@ def apply_settings(schedule: OffloadSchedule, settings: Mapping[str, Any]) -> Of
             continue
         if key not in kinds:
             raise UnknownName("schedule key", key, kinds)
+        if (key, value) in _OLD_VALUES:
+            _log.warning("schedule: %s=%s is now called %s=%s", key, value, key, _OLD_VALUES[key, value])
+            value = _OLD_VALUES[key, value]
         section, _, option = key.partition(".")
         changes.setdefault(section, {})[option] = value
     sizes = _SIZES

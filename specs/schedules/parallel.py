@@ -9,6 +9,7 @@ Options are plain frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ ATTENTION_PARALLELISMS = ("data", "tensor")
 EXPERT_PARALLELISMS = ("expert", "tensor", "node", "sharded")
 PLACEMENTS = ("contiguous", "round-robin", "eplb", "eplb-hierarchical", "grace", "occult", "metro", "search")
 REPLICA_CHOICES = ("nearest", "even", "capped", "weighted", "activated", "planned")
-EXCHANGES = ("all-choices", "per-rank", "hierarchical")
+ALL_TO_ALLS = ("all-choices", "per-rank", "hierarchical")
 TIER_ORDERS = ("together", "in-turn", "free")
 SPLITS = ("none", "expert", "token", "tile")
 KERNELS = ("grouped", "dense", "best")
@@ -65,7 +66,7 @@ class ReplicaOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeOptions:
+class AllToAllOptions:
     """How tokens travel to their experts and back."""
 
     kind: str = "per-rank"
@@ -91,7 +92,7 @@ class PipelineOptions:
     """Batches run in alternation, attention included, so that one computes while the other is exchanged."""
     shortcut: bool = False
     """A layer's experts work on the layer before (the model is trained so): their exchanges overlap the next layer."""
-    exchange_sm_fraction: float = 0.0
+    all_to_all_sm_fraction: float = 0.0
     """Share of the device's multiprocessors kept for exchanges while they overlap compute."""
     shared_overlap: bool = True
     """Shared experts run while tokens are dispatched."""
@@ -116,7 +117,7 @@ class ExpertParallelSchedule:
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     replica: ReplicaOptions = field(default_factory=ReplicaOptions)
-    exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+    all_to_all: AllToAllOptions = field(default_factory=AllToAllOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     kernel: ExpertKernelOptions = field(default_factory=ExpertKernelOptions)
 
@@ -155,21 +156,21 @@ _TBO_SM = 24 / 132
 EP_PRESETS: Mapping[str, Callable[[], ExpertParallelSchedule]] = {
     "tensor-parallel": lambda: _preset("tensor-parallel", parallel__attention="tensor", parallel__experts="tensor"),
     "ep": lambda: _preset("ep"),
-    "eps-moe": lambda: _preset("eps-moe", pipeline__split="expert", pipeline__num_groups=5, pipeline__exchange_sm_fraction=_EPS_SM,
+    "eps-moe": lambda: _preset("eps-moe", pipeline__split="expert", pipeline__num_groups=5, pipeline__all_to_all_sm_fraction=_EPS_SM,
                                kernel__choice="best"),
-    "tbo": lambda: _preset("tbo", pipeline__micro_batches=2, pipeline__exchange_sm_fraction=_TBO_SM),
-    "tutel": lambda: _preset("tutel", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
-                             exchange__tiers="in-turn"),
+    "tbo": lambda: _preset("tbo", pipeline__micro_batches=2, pipeline__all_to_all_sm_fraction=_TBO_SM),
+    "tutel": lambda: _preset("tutel", pipeline__split="token", pipeline__num_groups=2, all_to_all__kind="hierarchical",
+                             all_to_all__tiers="in-turn"),
     "comet": lambda: _preset("comet", pipeline__split="tile", pipeline__num_groups=16),
     "scmoe": lambda: _preset("scmoe", pipeline__shortcut=True),
-    "grace": lambda: _preset("grace", placement__policy="grace", replica__choice="weighted", exchange__kind="hierarchical"),
+    "grace": lambda: _preset("grace", placement__policy="grace", replica__choice="weighted", all_to_all__kind="hierarchical"),
     "occult": lambda: _preset("occult", placement__policy="occult"),
     "eplb": lambda: _preset("eplb", placement__policy="eplb", placement__num_redundant=32),
     "eplb-hierarchical": lambda: _preset("eplb-hierarchical", placement__policy="eplb-hierarchical", placement__num_redundant=32,
-                                         exchange__kind="hierarchical"),
+                                         all_to_all__kind="hierarchical"),
     "metro": lambda: _preset("metro", placement__policy="metro", placement__num_redundant=32, replica__choice="activated"),
-    "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, exchange__kind="hierarchical",
-                             exchange__tiers="free"),
+    "fsmoe": lambda: _preset("fsmoe", pipeline__split="token", pipeline__num_groups=2, all_to_all__kind="hierarchical",
+                             all_to_all__tiers="free"),
     "parallel-folding": lambda: _preset("parallel-folding", parallel__attention="tensor"),
     "parm": lambda: _preset("parm", parallel__attention="tensor", parallel__experts="sharded"),
     "ppmoe": lambda: _preset("ppmoe", parallel__attention="tensor", parallel__experts="node"),
@@ -183,7 +184,12 @@ def load_ep_preset(name: str) -> ExpertParallelSchedule:
     return EP_PRESETS[name]()
 
 
-_SECTIONS = ("parallel", "placement", "replica", "exchange", "pipeline", "kernel")
+_SECTIONS = ("parallel", "placement", "replica", "all_to_all", "pipeline", "kernel")
+# Keys by the names of the version before, and what they are called now.
+_OLD_NAMES = {"exchange": "all_to_all", "pipeline.exchange_sm_fraction": "pipeline.all_to_all_sm_fraction"} | {
+    f"exchange.{option.name}": f"all_to_all.{option.name}" for option in dataclasses.fields(AllToAllOptions)
+}
+_log = logging.getLogger(__name__)
 
 
 def ep_setting_keys() -> dict[str, str]:
@@ -197,13 +203,20 @@ def ep_setting_keys() -> dict[str, str]:
     return keys
 
 
+def _current(key: str) -> str:
+    """Return today's name of a key, and say so where it was given by the name of the version before."""
+    if key in _OLD_NAMES:
+        _log.warning("schedule: %r is now called %r", key, _OLD_NAMES[key])
+    return _OLD_NAMES.get(key, key)
+
+
 def parse_ep_setting(text: str) -> tuple[str, Any]:
     """Return (key, value) of a `key=value` argument; raises InputError for a wrong form, key or type."""
     key, equals, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not equals:
         raise InputError("--set", text, "not of the form key=value", "write for instance --set pipeline.num_groups=5")
-    kinds = ep_setting_keys()
+    key, kinds = _current(key), ep_setting_keys()
     if key not in kinds:
         raise UnknownName("--set", key, kinds)
     kind = kinds[key]
@@ -226,6 +239,7 @@ def apply_ep_settings(schedule: ExpertParallelSchedule, settings: Mapping[str, A
     for key, value in settings.items():
         if key == "name":
             continue
+        key = _current(key)
         if key not in kinds:
             raise UnknownName("schedule key", key, kinds)
         section, _, option = key.partition(".")
@@ -240,7 +254,7 @@ def ep_schedule_from_dict(data: Mapping[str, Any]) -> ExpertParallelSchedule:
     for section, options in data.items():
         if section == "name":
             flat["name"] = options
-        elif section not in _SECTIONS:
+        elif _OLD_NAMES.get(section, section) not in _SECTIONS:
             raise UnknownName("schedule key", section, _SECTIONS)
         elif not isinstance(options, Mapping):
             raise InputError(f"schedule {section}", options, "not a table of options", "give option: value pairs")
@@ -251,14 +265,14 @@ def ep_schedule_from_dict(data: Mapping[str, Any]) -> ExpertParallelSchedule:
 
 def _check(schedule: ExpertParallelSchedule) -> None:
     """Return nothing; raises InputError for the first option whose value breaks a rule."""
-    parallel, pipeline, exchange = schedule.parallel, schedule.pipeline, schedule.exchange
+    parallel, pipeline, all_to_all = schedule.parallel, schedule.pipeline, schedule.all_to_all
     for key, value, valid in (
         ("parallel.attention", parallel.attention, ATTENTION_PARALLELISMS),
         ("parallel.experts", parallel.experts, EXPERT_PARALLELISMS),
         ("placement.policy", schedule.placement.policy, PLACEMENTS),
         ("replica.choice", schedule.replica.choice, REPLICA_CHOICES),
-        ("exchange.kind", exchange.kind, EXCHANGES),
-        ("exchange.tiers", exchange.tiers, TIER_ORDERS),
+        ("all_to_all.kind", all_to_all.kind, ALL_TO_ALLS),
+        ("all_to_all.tiers", all_to_all.tiers, TIER_ORDERS),
         ("pipeline.split", pipeline.split, SPLITS),
         ("kernel.choice", schedule.kernel.choice, KERNELS),
     ):
@@ -269,17 +283,17 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     _whole("pipeline.micro_batches", pipeline.micro_batches, 1, MAX_MICRO_BATCHES)
     _whole("replica.seed", schedule.replica.seed, 0, 2**31)
     _number("replica.load_cap", schedule.replica.load_cap, 0.01, 100.0)
-    _number("pipeline.exchange_sm_fraction", pipeline.exchange_sm_fraction, 0.0, 0.9)
+    _number("pipeline.all_to_all_sm_fraction", pipeline.all_to_all_sm_fraction, 0.0, 0.9)
     for name in ("dispatch_bytes_per_value", "combine_bytes_per_value"):
-        _number(f"exchange.{name}", getattr(exchange, name), 0.25, 8.0)
+        _number(f"all_to_all.{name}", getattr(all_to_all, name), 0.25, 8.0)
     for name in ("shortcut", "shared_overlap"):
         if not isinstance(getattr(pipeline, name), bool):
             raise InputError(f"pipeline.{name}", getattr(pipeline, name), "not true or false", "write true or false")
     if not isinstance(schedule.kernel.bits, str):
         raise InputError("kernel.bits", schedule.kernel.bits, "not a weight format's name", "write for instance 8")
-    if exchange.tiers != "together" and exchange.kind != "hierarchical":
-        raise InputError("exchange.tiers", exchange.tiers, f"a {exchange.kind} exchange has no stages",
-                         "set exchange.kind=hierarchical")  # fmt: skip
+    if all_to_all.tiers != "together" and all_to_all.kind != "hierarchical":
+        raise InputError("all_to_all.tiers", all_to_all.tiers, f"a {all_to_all.kind} all-to-all has no stages",
+                         "set all_to_all.kind=hierarchical")  # fmt: skip
     if pipeline.split == "none" and pipeline.num_groups > 1:
         raise InputError("pipeline.num_groups", pipeline.num_groups, "nothing is split", "set pipeline.split=expert")
     if pipeline.shortcut and pipeline.micro_batches > 1:
@@ -294,9 +308,9 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     if parallel.experts == "node" and parallel.attention != "tensor":
         raise InputError("parallel.experts", "node", "the ranks of a node must hold the same tokens",
                          "set parallel.attention=tensor")  # fmt: skip
-    if parallel.experts == "sharded" and (exchange.kind == "hierarchical" or pipeline.shortcut):
+    if parallel.experts == "sharded" and (all_to_all.kind == "hierarchical" or pipeline.shortcut):
         raise InputError("parallel.experts", "sharded", "the exchange goes to all ranks of a node at once, in its own layer",
-                         "set exchange.kind=per-rank and pipeline.shortcut=false")  # fmt: skip
+                         "set all_to_all.kind=per-rank and pipeline.shortcut=false")  # fmt: skip
 
 
 def _whole(key: str, value: Any, least: int, most: int) -> None:

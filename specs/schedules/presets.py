@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Callable[[], OffloadSchedule]] = {
         "moe-infinity", cache__policy="activation", predictor__kind="activation", predictor__depth=2, kernel__grouping="per-expert",
     ),
     "promoe": lambda: _preset(
-        "promoe", predictor__kind="dial", predictor__recall=0.9, predictor__depth=2, copy__chunk_bytes=1 << 20, copy__cancel=True,
+        "promoe", predictor__kind="synthetic", predictor__recall=0.9, predictor__depth=2, copy__chunk_bytes=1 << 20, copy__cancel=True,
     ),
     "read-me": lambda: _preset("read-me", cache__policy="belady", predictor__kind="oracle", predictor__depth=4),
     "fiddler": lambda: _preset("fiddler", cache__policy="static", kernel__miss="cheaper", kernel__grouping="per-expert"),

@@ -276,7 +276,7 @@ def test_an_expert_parallel_step_takes_whole_operations_and_measured_exchanges(k
     model = dataclasses.replace(load_model("deepseek-v2-lite"), num_layers=3, moe_layers=(1, 2))
     profile = with_kernels(load_hardware("h200-sxm"))
     case = ParallelSimulation(model, profile, 1, 8, prefill=False)
-    schedule = ExpertParallelSchedule().with_options(exchange__kind=kind)
+    schedule = ExpertParallelSchedule().with_options(all_to_all__kind=kind)
     load = count_step(*routed(512), case.topology(64), schedule)
     program, tables = case.program(schedule), case.tables(schedule, load)
     rows = load.slot_rows[0, 0].reshape(8, 8)

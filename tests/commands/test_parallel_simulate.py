@@ -101,8 +101,8 @@ def test_every_preset_is_predicted_or_says_what_it_needs(moeplan, name: str) -> 
 
 
 @pytest.mark.parametrize("setting", [
-    "placement.policy=eplb", "placement.policy=round-robin", "exchange.kind=hierarchical", "exchange.kind=all-choices",
-    "exchange.dispatch_bytes_per_value=1", "exchange.combine_bytes_per_value=1", "pipeline.micro_batches=2", "kernel.choice=dense",
+    "placement.policy=eplb", "placement.policy=round-robin", "all_to_all.kind=hierarchical", "all_to_all.kind=all-choices",
+    "all_to_all.dispatch_bytes_per_value=1", "all_to_all.combine_bytes_per_value=1", "pipeline.micro_batches=2", "kernel.choice=dense",
     "kernel.bits=8", "parallel.attention=tensor", "pipeline.shortcut=true",
 ])  # fmt: skip
 def test_options_change_the_step(moeplan, setting: str) -> None:

@@ -18,7 +18,7 @@ from moeplan.sim.offload.run_input import RunInput
 from moeplan.sim.offload.simulators import run_compiled
 from moeplan.sim.policies.state import DEMAND, PREFETCH
 
-WRONG_GUESSES = {"predictor__kind": "dial", "predictor__recall": 0.4, "predictor__depth": 2, "copy__cancel": True}
+WRONG_GUESSES = {"predictor__kind": "synthetic", "predictor__recall": 0.4, "predictor__depth": 2, "copy__cancel": True}
 SCHEDULES = {
     "into the cache": preset("promoe", predictor__recall=0.4, copy__chunk_bytes=4096),
     "into staging buffers": preset("mixtral-offloading", **WRONG_GUESSES),

@@ -41,7 +41,7 @@ SCHEDULES = {
     "balanced": preset("hybrimoe"),
     "balanced, grouped": preset("hybrimoe", kernel__grouping="grouped", workload__concurrency=3),
     "balanced, nothing kept": preset(
-        "on-demand", kernel__miss="balanced", predictor__kind="dial", predictor__recall=0.5
+        "on-demand", kernel__miss="balanced", predictor__kind="synthetic", predictor__recall=0.5
     ),
     "cores and write-backs": preset("hybrimoe", copy__write_back=True, cache__experts_per_layer=1),
 }

@@ -53,7 +53,7 @@ def test_what_ranks_send_by_themselves_is_what_is_counted_for_all(
     kind: str, shape: tuple[int, int, str, int], seed: int
 ) -> None:
     batches, _, cut, groups = shape
-    schedule = preset32("ep", exchange__kind=kind, pipeline__micro_batches=batches, pipeline__split=cut,
+    schedule = preset32("ep", all_to_all__kind=kind, pipeline__micro_batches=batches, pipeline__split=cut,
                         pipeline__num_groups=groups)  # fmt: skip
     topology = Topology(num_ranks=4, num_nodes=2, slots_per_rank=3)
     draw = np.random.default_rng(seed)
@@ -98,4 +98,4 @@ def test_schedules_that_are_only_simulated_are_refused(name: str, said: str) -> 
 
 def test_tokens_of_other_widths_are_refused() -> None:
     with pytest.raises(InputError, match="tokens travel in 4 or 2 bytes for each value"):
-        prepared(preset32("ep", exchange__dispatch_bytes_per_value=1.03125))
+        prepared(preset32("ep", all_to_all__dispatch_bytes_per_value=1.03125))

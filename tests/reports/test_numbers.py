@@ -131,7 +131,7 @@ def test_every_preset_has_a_phrase_and_a_table() -> None:
 
 def test_the_table_of_a_schedule_names_every_option_that_matters() -> None:
     schedule = OffloadSchedule().with_options(
-        cache__bytes=3 * 2**30, cache__reset="request", experts__bits="mxfp4", predictor__kind="dial", predictor__depth=2,
+        cache__bytes=3 * 2**30, cache__reset="request", experts__bits="mxfp4", predictor__kind="synthetic", predictor__depth=2,
         predictor__recall=0.7, predictor__staging=4, kernel__grouping="per-expert", copy__chunk_bytes=2**20, copy__write_back=True,
         copy__pinned=False, host__per_layer_s=2e-5, workload__prefill_chunk_tokens=64,
     )  # fmt: skip

@@ -240,11 +240,11 @@ def test_what_is_not_exchanged_is_what_reductions_sent() -> None:
 
 PARALLELISMS: dict[str, dict[str, object]] = {
     "flat": {},
-    "every choice": {"exchange__kind": "all-choices"},
-    "hierarchical": {"exchange__kind": "hierarchical", "placement__policy": "eplb", "placement__num_redundant": 4},
-    "groups": {"pipeline__split": "expert", "pipeline__num_groups": 3, "exchange__kind": "hierarchical"},
+    "every choice": {"all_to_all__kind": "all-choices"},
+    "hierarchical": {"all_to_all__kind": "hierarchical", "placement__policy": "eplb", "placement__num_redundant": 4},
+    "groups": {"pipeline__split": "expert", "pipeline__num_groups": 3, "all_to_all__kind": "hierarchical"},
     "chunks of two batches": {"pipeline__split": "token", "pipeline__num_groups": 2, "pipeline__micro_batches": 2},
-    "eight bits there": {"exchange__dispatch_bytes_per_value": 1.03125},
+    "eight bits there": {"all_to_all__dispatch_bytes_per_value": 1.03125},
 }
 
 
@@ -254,7 +254,7 @@ def test_links_of_every_parallelism_add_up_to_the_bytes_of_its_prediction(name) 
     schedule = load_ep_preset("ep").with_options(kernel__bits="16", **PARALLELISMS[name])
     predicted = search.predict(schedule, REPORT)
     tokens = link_tokens(search.evidence, search.placements.candidate(schedule), schedule)
-    exchange = schedule.exchange
+    exchange = schedule.all_to_all
     each = tokens * exchange.dispatch_bytes_per_value + tokens.T * exchange.combine_bytes_per_value
     near = np.arange(4)[:, None] // 2 == np.arange(4)[None, :] // 2
     num_bytes = each * MODEL.hidden_size

@@ -10,7 +10,7 @@ SCHEDULES = {
     "pre-gated": preset("pre-gated"),
     "all ahead": preset("pre-gated", predictor__kind="all", kernel__grouping="grouped"),
     "wrong guesses, nothing kept": preset(
-        "on-demand", predictor__kind="dial", predictor__recall=0.5, predictor__depth=2
+        "on-demand", predictor__kind="synthetic", predictor__recall=0.5, predictor__depth=2
     ),
     "staged guesses": preset("mixtral-offloading"),
     "staged guesses in pieces": preset("mixtral-offloading", copy__chunk_bytes=4096, predictor__depth=2),

@@ -19,23 +19,29 @@ LAYERS, EXPERTS, TOP_K = 3, 8, 2
 
 def preset32(name: str, **changes: object) -> ExpertParallelSchedule:
     """Return a preset whose experts and tokens have 32 bits, so that nothing is rounded on the way."""
-    exact = {"exchange__dispatch_bytes_per_value": 4.0, "exchange__combine_bytes_per_value": 4.0, "kernel__bits": "32"}
+    exact = {
+        "all_to_all__dispatch_bytes_per_value": 4.0,
+        "all_to_all__combine_bytes_per_value": 4.0,
+        "kernel__bits": "32",
+    }
     return load_ep_preset(name).with_options(**(exact | changes))
 
 
 TWO_RANKS = {
     "plain": preset32("ep"),
-    "every choice": preset32("ep", exchange__kind="all-choices"),
+    "every choice": preset32("ep", all_to_all__kind="all-choices"),
     "groups of experts": preset32("eps-moe", pipeline__num_groups=2),
     "chunks of tokens": preset32("ep", pipeline__split="token", pipeline__num_groups=2),
     "two batches": preset32("tbo"),
     "batches and groups": preset32("tbo", pipeline__split="expert", pipeline__num_groups=2),
     "shortcut": preset32("scmoe"),
     "copies": preset32("eplb", placement__num_redundant=4, replica__choice="even"),
-    "16 bits on the way": preset32("ep", exchange__dispatch_bytes_per_value=2.0, exchange__combine_bytes_per_value=2.0),
+    "16 bits on the way": preset32(
+        "ep", all_to_all__dispatch_bytes_per_value=2.0, all_to_all__combine_bytes_per_value=2.0
+    ),
 }
 FOUR_RANKS = {
-    "hierarchical": preset32("ep", exchange__kind="hierarchical"),
+    "hierarchical": preset32("ep", all_to_all__kind="hierarchical"),
     "stages in turn": preset32("tutel"),
     "stages free": preset32("fsmoe"),
     "copies by node": preset32("eplb-hierarchical", placement__num_redundant=4),

@@ -23,7 +23,7 @@ def covers(schedule: OffloadSchedule) -> bool:
     """Return whether the rules written here are all that a schedule needs."""
     return (
         schedule.cache.policy not in ("affinity", "activation")
-        and schedule.predictor.kind not in ("activation", "dial")
+        and schedule.predictor.kind not in ("activation", "synthetic")
         and not schedule.predictor.benefit
         and schedule.kernel.miss in ("fetch", "cpu")
         and not schedule.copy.cancel

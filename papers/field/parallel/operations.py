@@ -114,7 +114,7 @@ def predict_exchange(row: Row) -> Served:
     simulation = ParallelSimulation(model, profile, nodes, seats)
     kind = "all-choices" if low else "per-rank" if nodes == 1 else "hierarchical"
     schedule = ExpertParallelSchedule(name=kind).with_options(
-        exchange__kind=kind, exchange__dispatch_bytes_per_value=_FP8_BYTES, exchange__combine_bytes_per_value=2.0
+        all_to_all__kind=kind, all_to_all__dispatch_bytes_per_value=_FP8_BYTES, all_to_all__combine_bytes_per_value=2.0
     )
     ranks = nodes * seats
     chance = np.full((1, 1, model.num_experts), model.top_k / model.num_experts)

@@ -134,7 +134,7 @@ def _set_up(row: Row, phase: str, tokens: int | None, context: int | None, assum
     bits, dense = _formats(row, model, assumed)
     # Eighth-bit tokens are what 8-bit experts are sent.
     narrow = _FP8_BYTES if weight_format(bits).bits <= 8 else 2.0
-    schedule = schedule.with_options(kernel__bits=bits, exchange__dispatch_bytes_per_value=narrow)
+    schedule = schedule.with_options(kernel__bits=bits, all_to_all__dispatch_bytes_per_value=narrow)
     return Setup(model=model, profile=profile, nodes=nodes, ranks_per_node=ranks_per_node, prefill=prefill, context=context,
                  tokens_per_rank=tokens, schedule=schedule, dense_bits=dense, planned=planned, served=served, assumed=assumed)  # fmt: skip
 
@@ -204,10 +204,10 @@ def _schedule(
         batches = 1
     plain = experts in ("tensor", "node")
     return ExpertParallelSchedule(name="reported").with_options(
-        parallel__attention=attention, parallel__experts=experts, exchange__kind="per-rank" if plain else exchange,
+        parallel__attention=attention, parallel__experts=experts, all_to_all__kind="per-rank" if plain else exchange,
         placement__policy="contiguous" if plain else policy, placement__num_redundant=0 if plain else copies,
         pipeline__micro_batches=batches,
-        pipeline__exchange_sm_fraction=_TBO_SM if batches > 1 and exchange != "all-choices" else 0.0,
+        pipeline__all_to_all_sm_fraction=_TBO_SM if batches > 1 and exchange != "all-choices" else 0.0,
     ), popularity  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     flags["--enable-microbatch"] = pipeline.micro_batches > 1
     changes: dict[str, object] = {
         "placement__policy": "contiguous", "placement__num_redundant": 0, "pipeline__micro_batches": min(pipeline.micro_batches, 2),
-        "exchange__kind": exchange_kind(choice), "exchange__tiers": "together",
+        "all_to_all__kind": exchange_kind(choice), "all_to_all__tiers": "together",
     }  # fmt: skip
     notes = [*exchange_notes(choice), *micro_batch_notes(choice, 2)]
     if choice.schedule.placement.policy != "contiguous" or planned.num_redundant:

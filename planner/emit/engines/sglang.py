@@ -114,13 +114,13 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
             "--ep-dispatch-algorithm": "dynamic" if dynamic else "static",
         }
         notes = [*exchange_notes(choice), *replica_notes(choice, "even" if dynamic else "nearest", how), *notes]
-        changes |= {"exchange__kind": exchange_kind(choice), "exchange__tiers": "together",
+        changes |= {"all_to_all__kind": exchange_kind(choice), "all_to_all__tiers": "together",
                     "replica__choice": "even" if dynamic else "nearest"}  # fmt: skip
     else:
         notes.insert(0, f"placement: SGLang takes no placement for {model.family} models: experts stay in their order, without copies, "
                      "and none is asked for, because a file would end the start at the first MoE layer")  # fmt: skip
     flags["--enable-two-batch-overlap"] = pipeline.micro_batches > 1
-    notes += left_out(choice.schedule, COMMON, {"pipeline.exchange_sm_fraction": "set num_sms in --deepep-config"})
+    notes += left_out(choice.schedule, COMMON, {"pipeline.all_to_all_sm_fraction": "set num_sms in --deepep-config"})
     files[FLAGS_FILE] = flag_lines(flags)
     kept = (*COMMON, "pipeline.shared_overlap")
     runs = as_run(choice.schedule, kept, **moved(choice, changes)) if honoured else None

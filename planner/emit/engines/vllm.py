@@ -127,7 +127,7 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     ]
     facts = _facts(choice)
     changes: dict[str, object] = {
-        "exchange__kind": exchange_kind(choice), "exchange__tiers": "together", "replica__choice": "even",
+        "all_to_all__kind": exchange_kind(choice), "all_to_all__tiers": "together", "replica__choice": "even",
         "pipeline__micro_batches": min(choice.schedule.pipeline.micro_batches, 2),
     }  # fmt: skip
     if is_linear(placement):

@@ -25,7 +25,7 @@ from moeplan.planner.emit.targets import OFFLOAD_TARGETS, PARALLEL_TARGETS, TARG
 from moeplan.specs.models import ModelSpec
 from moeplan.specs.models.config.families import FAMILIES as FAMILIES_READ
 from moeplan.specs.models.load import load_model
-from moeplan.specs.schedules.parallel import EXCHANGES, REPLICA_CHOICES, ExpertParallelSchedule
+from moeplan.specs.schedules.parallel import ALL_TO_ALLS, REPLICA_CHOICES, ExpertParallelSchedule
 
 TINY = load_model("tiny-moe")
 FLAG = re.compile(r"--[a-z][a-z0-9-]+")
@@ -86,7 +86,7 @@ def schedules(draw: st.DrawFn) -> ExpertParallelSchedule:
     return ExpertParallelSchedule(name="search").with_options(
         placement__policy="search", placement__num_redundant=2,
         parallel__attention=draw(st.sampled_from(["data", "tensor"])), replica__choice=draw(st.sampled_from(REPLICA_CHOICES)),
-        exchange__kind=draw(st.sampled_from(EXCHANGES)), pipeline__micro_batches=draw(st.integers(1, 3)),
+        all_to_all__kind=draw(st.sampled_from(ALL_TO_ALLS)), pipeline__micro_batches=draw(st.integers(1, 3)),
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def predicted(text: str) -> list[str]:
 
 
 def test_the_prediction_beside_the_files_is_that_of_the_files(tmp_path: Path) -> None:
-    schedule = SCHEDULE.with_options(exchange__kind="all-choices")
+    schedule = SCHEDULE.with_options(all_to_all__kind="all-choices")
     plan = ep_plan(schedule) | {"best": {"step_s": 0.002, "relative_uncertainty": 0.1, "tokens_per_s": 1000.0}}
     assert predicted(emitted(tmp_path, plan, "sglang")["NOTES.txt"]) == [
         "- 2.000 ms a step, within 10%, 1,000 tokens/s"

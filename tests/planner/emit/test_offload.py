@@ -207,13 +207,13 @@ def test_the_checkpoints_own_format_needs_no_word() -> None:
 
 def test_every_option_that_is_not_expressed_is_named() -> None:
     options = {
-        "cache__experts_per_layer": 2, "experts__bits": "4", "predictor__kind": "dial", "predictor__depth": 2,
+        "cache__experts_per_layer": 2, "experts__bits": "4", "predictor__kind": "synthetic", "predictor__depth": 2,
         "kernel__grouping": "per-expert", "copy__overlap": False, "copy__write_back": True, "copy__chunk_bytes": 8192,
         "copy__pinned": False, "host__per_layer_s": 0.001, "workload__concurrency": 3, "workload__prefill_chunk_tokens": 64,
     }  # fmt: skip
     for target in sorted(set(OFFLOAD_TARGETS) - {"mixtral-offloading"}):
         text = "\n".join(notes(target, **options))
-        for key in ("experts.bits=4", "predictor.kind=dial (depth 2", "kernel.grouping=per-expert", "copy.overlap=False",
+        for key in ("experts.bits=4", "predictor.kind=synthetic (depth 2", "kernel.grouping=per-expert", "copy.overlap=False",
                     "copy.write_back=True", "copy.chunk_bytes=8192", "copy.pinned=False", "host.per_layer_s=0.001",
                     "workload.concurrency=3", "workload.prefill_chunk_tokens=64"):  # fmt: skip
             assert key in text, target

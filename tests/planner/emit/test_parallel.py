@@ -49,7 +49,7 @@ def test_sglang(tmp_path: Path) -> None:
 def test_sglang_says_what_it_cannot() -> None:
     schedule = SCHEDULE.with_options(
         parallel__attention="tensor", replica__choice="capped", replica__load_cap=1.2, pipeline__micro_batches=3,
-        pipeline__exchange_sm_fraction=0.125, kernel__bits="8",
+        pipeline__all_to_all_sm_fraction=0.125, kernel__bits="8",
     )  # fmt: skip
     emission = render(ep_plan(schedule, num_nodes=2), "sglang", SMALL)
     assert (
@@ -58,18 +58,18 @@ def test_sglang_says_what_it_cannot() -> None:
     )
     assert emission.notes == (
         (
-            "exchange.kind=per-rank: DeepEP sends a token once to every node and there once to every rank, which takes fewer bytes "
+            "all_to_all.kind=per-rank: DeepEP sends a token once to every node and there once to every rank, which takes fewer bytes "
             "between nodes"
         ),
         "replica.choice=capped: SGLang's static choice is nearest first: own device, own node, then spread evenly",
         "pipeline.micro_batches=3: at most 2 here",
-        "pipeline.exchange_sm_fraction=0.125: set num_sms in --deepep-config",
+        "pipeline.all_to_all_sm_fraction=0.125: set num_sms in --deepep-config",
         "kernel.bits=8: the checkpoint decides: load one whose experts are stored so",
     )
 
 
 def test_exchanges_and_replicas_that_sglang_knows() -> None:
-    schedule = SCHEDULE.with_options(exchange__kind="all-choices", replica__choice="even")
+    schedule = SCHEDULE.with_options(all_to_all__kind="all-choices", replica__choice="even")
     emission = render(ep_plan(schedule), "sglang", SMALL)
     assert "--deepep-mode low_latency\n" in emission.files["flags.txt"]
     assert "--ep-dispatch-algorithm dynamic\n" in emission.files["flags.txt"]
@@ -87,7 +87,7 @@ def test_trtllm(tmp_path: Path) -> None:
         "moe_config": {"backend": "CUTLASS", "load_balancer": "./moe_load_balancer.yaml"},
     }  # fmt: skip
     assert notes_of(files["NOTES.txt"]) == [
-        "exchange.kind=per-rank: TensorRT-LLM picks its all-to-all itself",
+        "all_to_all.kind=per-rank: TensorRT-LLM picks its all-to-all itself",
         "replica.choice=nearest: TensorRT-LLM spreads tokens evenly over an expert's copies",
     ]
 

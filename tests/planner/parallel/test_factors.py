@@ -111,7 +111,7 @@ def test_the_number_of_copies_is_searched() -> None:
 def test_the_headline_is_against_what_engines_ship_or_what_is_named() -> None:
     usual = planned().headline
     assert usual.rival.schedule.placement.policy.startswith("eplb") and "engines ship" in usual.why
-    assert usual.rival.schedule.exchange.kind == "all-choices"  # low-latency kernels, in decode
+    assert usual.rival.schedule.all_to_all.kind == "all-choices"  # low-latency kernels, in decode
     named = planned(Ask(against="tbo")).headline
     assert named.rival.schedule.name == "tbo" and named.why == "tbo"
     low, high = named.interval

@@ -61,7 +61,7 @@ def test_objective_is_the_simulated_step_to_the_nanosecond_of_each_operation(
 ) -> None:
     search = search_over(shared=shared, tokens_per_rank=tokens_per_rank)
     schedule = plain_schedule("16").with_options(
-        placement__policy=policy, placement__num_redundant=4, replica__choice="capped", exchange__kind=kind
+        placement__policy=policy, placement__num_redundant=4, replica__choice="capped", all_to_all__kind=kind
     )
     simulated = search.predict(schedule, REPORT)
     steps = search.evidence.parts[REPORT]

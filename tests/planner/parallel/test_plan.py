@@ -94,7 +94,7 @@ def test_links_add_up_to_the_bytes_of_the_dispatch(plan):
 
 @pytest.mark.parametrize("kind", ["per-rank", "hierarchical", "all-choices"])
 def test_expected_links_add_up_too(kind):
-    schedule = load_ep_preset("ep").with_options(exchange__kind=kind)
+    schedule = load_ep_preset("ep").with_options(all_to_all__kind=kind)
     found = make_ep_plan(MODEL, HARDWARE, counts(), REQUEST)
     candidate = found.search.placements.candidate(schedule)
     tokens = link_tokens(found.search.evidence, candidate, schedule)
@@ -116,7 +116,7 @@ def test_one_schedule_is_simulated_by_both_engines():
 def test_ablation_leads_from_plain_to_best(plan):
     added = [row for row in plan.ablation if row["kind"] == "added"]
     assert [row["ingredient"] for row in added] == [
-        "none", "parallelism", "exchange", "placement", "replication", "routing", "pipeline", "kernels",
+        "none", "parallelism", "all-to-all", "placement", "replication", "routing", "pipeline", "kernels",
     ]  # fmt: skip
     plain = next(each for each in plan.baselines if each.schedule.name == "ep")
     assert added[0]["step_s"] == plain.step_s

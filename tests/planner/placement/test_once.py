@@ -13,7 +13,7 @@ from moeplan.planner.parallel.candidates import Placements
 from moeplan.planner.parallel.evidence import CHOOSE, PLAN, REPORT, TokenEvidence
 from moeplan.planner.placement.placement import Placement
 from moeplan.planner.placement.search import SearchSettings
-from moeplan.specs.schedules.parallel import EXCHANGES, PLACEMENTS
+from moeplan.specs.schedules.parallel import ALL_TO_ALLS, PLACEMENTS
 from placement_cases import COSTS, clustered_step
 
 
@@ -23,7 +23,7 @@ def placements(nodes: int, per_node: int, experts: int, seed: int) -> Placements
         name: [clustered_step(seed + at, num_tokens=96, num_logical=experts, num_ranks=ranks)]
         for at, name in enumerate((PLAN, CHOOSE, REPORT))
     }
-    costs = dict.fromkeys(EXCHANGES, COSTS)
+    costs = dict.fromkeys(ALL_TO_ALLS, COSTS)
     return Placements(TokenEvidence(parts, experts), experts, ranks, nodes, costs, SearchSettings(num_moves=400))
 
 

@@ -24,7 +24,7 @@ SCHEDULES = {
     "n-cpu-moe": load_preset("n-cpu-moe=9"),
     "uploads": load_preset("n-cpu-moe=9").with_upload(16),
     "lru": load_preset("mixtral-offloading-code").with_options(cache__experts_per_layer=7),
-    "guesses": load_preset("mixtral-offloading").with_options(cache__experts_per_layer=6, predictor__kind="dial"),
+    "guesses": load_preset("mixtral-offloading").with_options(cache__experts_per_layer=6, predictor__kind="synthetic"),
     "balanced": load_preset("on-demand").with_options(kernel__miss="balanced"),
 }
 

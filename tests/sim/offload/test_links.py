@@ -166,7 +166,7 @@ def test_presets_are_no_faster_than_their_links(name):
     profile = load_hardware("a100-80gb-sxm")
     schedule = load_preset(name)
     if schedule.predictor.kind == "next-gate":
-        schedule = schedule.with_options(predictor__kind="dial")
+        schedule = schedule.with_options(predictor__kind="synthetic")
     if schedule.cache.policy != "none" and name != "resident":
         size = (
             {"cache__pooled_experts": 16}

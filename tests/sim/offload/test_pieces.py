@@ -90,7 +90,7 @@ def test_what_is_under_way_between_two_pieces_goes_on(monkeypatch):
             OffloadSchedule(name="slow link"),
             {
                 "cache.policy": "lru", "cache.experts_per_layer": 3, "copy.chunk_bytes": 4096, **tier,
-                "predictor.kind": ("all", "next-gate", "dial")[seed // 2 % 3], "predictor.depth": 2, "predictor.width": 4,
+                "predictor.kind": ("all", "next-gate", "synthetic")[seed // 2 % 3], "predictor.depth": 2, "predictor.width": 4,
                 "predictor.staging": (0, 4)[seed // 6 % 2], "predictor.recall": 0.3,
             },
         )  # fmt: skip

@@ -178,11 +178,11 @@ def test_presets_survive_a_file(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exchange.tiers": "in-turn"}, "has no stages"),
+        ({"all_to_all.tiers": "in-turn"}, "has no stages"),
         ({"pipeline.num_groups": 4}, "nothing is split"),
         ({"pipeline.shortcut": True, "pipeline.micro_batches": 2}, "within one batch"),
         ({"parallel.experts": "tensor", "placement.num_redundant": 8}, "neither exchanged"),
-        ({"pipeline.exchange_sm_fraction": 2.0}, "not a number from 0 to 0.9"),
+        ({"pipeline.all_to_all_sm_fraction": 2.0}, "not a number from 0 to 0.9"),
         ({"kernel.choice": "fast"}, "not one of"),
     ],
 )

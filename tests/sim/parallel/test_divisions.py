@@ -35,7 +35,7 @@ def drawn(seed: int, num_tokens: int = 64, layers: int = 1, top_k: int = 6) -> t
 @settings(max_examples=examples(40), deadline=None)
 def test_a_token_goes_to_every_rank_of_each_node_it_needs(seed: int, kind: str) -> None:
     slots, source = drawn(seed)
-    load = count_step(slots, source, TOPOLOGY, load_ep_preset("parm").with_options(exchange__kind=kind))
+    load = count_step(slots, source, TOPOLOGY, load_ep_preset("parm").with_options(all_to_all__kind=kind))
     links = np.zeros((4, 4), int)
     for choices, rank in zip(slots[:, 0].tolist(), source.tolist(), strict=True):
         nodes = [slot // 32 for slot in choices]
@@ -51,7 +51,7 @@ def test_a_token_goes_to_every_rank_of_each_node_it_needs(seed: int, kind: str) 
 
 @pytest.mark.parametrize("kind", ["per-rank", "all-choices"])
 def test_certain_choices_are_expected_as_they_are_counted(kind: str) -> None:
-    schedule = load_ep_preset("parm").with_options(exchange__kind=kind)
+    schedule = load_ep_preset("parm").with_options(all_to_all__kind=kind)
     chosen = np.array([[0, 1, 20], [40, 41, 50], [3, 33, 60], [17, 18, 19]])  # slots of every token of a source rank
     slots, source = np.repeat(chosen, 5, axis=0)[:, None, :], np.repeat(np.arange(4), 5)
     chance = np.zeros((1, 4, 64))
@@ -135,7 +135,7 @@ def test_both_engines_agree_and_memory_is_counted(name: str) -> None:
         ("ppmoe", {"parallel__attention": "data"}, "must hold the same tokens"),
         ("ppmoe", {"placement__num_redundant": 8}, "neither exchanged, grouped nor copied"),
         ("ppmoe", {"pipeline__split": "token", "pipeline__num_groups": 2}, "neither exchanged, grouped nor copied"),
-        ("parm", {"exchange__kind": "hierarchical"}, "all ranks of a node at once"),
+        ("parm", {"all_to_all__kind": "hierarchical"}, "all ranks of a node at once"),
         ("parm", {"pipeline__shortcut": True}, "all ranks of a node at once"),
     ],
 )

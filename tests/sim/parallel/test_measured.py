@@ -106,7 +106,7 @@ def test_what_overlaps_slows_down_and_what_does_not_stays(profile: Profile) -> N
     kept = {name: curve for name, curve in profile.curves.items() if not name.startswith("slowdown.")}
     bare = dataclasses.replace(profile, curves=kept)
     for name in ("ep", "tbo"):
-        schedule = dataclasses.replace(load_ep_preset(name)).with_options(pipeline__exchange_sm_fraction=0.0)
+        schedule = dataclasses.replace(load_ep_preset(name)).with_options(pipeline__all_to_all_sm_fraction=0.0)
         steps = []
         for machine in (profile, bare):
             case = simulation(machine, 2)

@@ -16,7 +16,7 @@ SHAPE = RankShape(
     num_nodes=4, ranks_per_node=8, slots_per_rank=9, context_tokens=4096, prefill=False, kv_bytes_per_value=2,
     dense_format=weight_format("8"), runtime_bytes=10**9,
 )  # fmt: skip
-EP = load_ep_preset("ep").with_options(kernel__bits="8", exchange__kind="all-choices")
+EP = load_ep_preset("ep").with_options(kernel__bits="8", all_to_all__kind="all-choices")
 
 
 def test_items_are_those_of_the_published_sizes() -> None:

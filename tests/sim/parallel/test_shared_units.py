@@ -23,7 +23,7 @@ MODEL = dataclasses.replace(load_model("deepseek-v3"), num_layers=8, moe_layers=
 def step_s(speed: float, **options: object) -> float:
     constants = dataclasses.replace(constants_of(PROFILE, 4, 8), shared_speed=speed)
     simulation = ParallelSimulation(MODEL, PROFILE, 4, 8, False, 2048, constants=constants)
-    schedule = ExpertParallelSchedule(name="x").with_options(exchange__kind="all-choices", **options)
+    schedule = ExpertParallelSchedule(name="x").with_options(all_to_all__kind="all-choices", **options)
     chance = np.full((MODEL.num_moe_layers, 1, 256), 8 / 256)
     load = expect_step(chance, np.full(32, 128, np.int64), simulation.topology(256), schedule)
     return simulation.predict(schedule, [load], engine="both", check_memory=False).step_s
@@ -41,7 +41,7 @@ def test_nothing_that_does_not_overlap_is_slowed() -> None:
 
 
 def test_multiprocessors_that_are_kept_for_exchanges_are_not_shared() -> None:
-    kept = {"pipeline__micro_batches": 2, "pipeline__exchange_sm_fraction": 0.18}
+    kept = {"pipeline__micro_batches": 2, "pipeline__all_to_all_sm_fraction": 0.18}
     assert step_s(0.8, **kept) == step_s(1.0, **kept)
 
 

@@ -31,7 +31,7 @@ from moeplan.sim.parallel.costs import constants_of
 from moeplan.sim.parallel.program import INTRA, OP_DENSE, OP_HEAD
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.specs.machines.profile import Constant, Profile
-from moeplan.specs.schedules.parallel import EXCHANGES, ExpertParallelSchedule
+from moeplan.specs.schedules.parallel import ALL_TO_ALLS, ExpertParallelSchedule
 from placement_cases import clustered_step, drawn_row
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 3
@@ -106,7 +106,7 @@ def drawn_steps(case: ParallelSimulation, num_tokens: int, seed: int, concentrat
 
 @given(
     machine=st.sampled_from(sorted(MACHINES)),
-    kind=st.sampled_from(EXCHANGES),
+    kind=st.sampled_from(ALL_TO_ALLS),
     copies=st.integers(0, 2),
     capped=st.booleans(),
     tokens_per_rank=st.integers(3, 100),
@@ -130,7 +130,7 @@ def test_objective_is_the_simulated_layer_to_the_nanosecond_of_each_operation(
     placement, steps = drawn_placement(case, copies, seed), drawn_steps(case, num_tokens, seed, concentration)
     router = CappedChoice() if capped else StaticChoice(table=nearest_table(placement))
     candidate = Candidate(placement=placement, router=router)
-    schedule = ExpertParallelSchedule().with_options(exchange__kind=kind)
+    schedule = ExpertParallelSchedule().with_options(all_to_all__kind=kind)
     evidence = TokenEvidence({REPORT: steps}, EXPERTS, weight=weight)
     loads = evidence.loads(REPORT, candidate, schedule)
     program, tables = case.program(schedule), [case.tables(schedule, load) for load in loads]

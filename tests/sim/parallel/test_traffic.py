@@ -52,7 +52,7 @@ def test_one_part_equals_the_count_of_the_placement_room(seed, tokens):
     placement = contiguous(2, 16, 16, 4, 2)
     near = np.arange(4)[:, None] // 2 == np.arange(4)[None, :] // 2
     for kind in ("all-choices", "per-rank", "hierarchical"):
-        load = count_step(slots, source, TOPOLOGY, ExpertParallelSchedule().with_options(exchange__kind=kind))
+        load = count_step(slots, source, TOPOLOGY, ExpertParallelSchedule().with_options(all_to_all__kind=kind))
         for layer in range(2):
             traffic = count_traffic(slots[:, layer], source, placement)
             inter, intra = traffic.inter_node, traffic.intra_node
@@ -74,7 +74,7 @@ def test_a_token_that_needs_a_rank_in_two_groups_travels_twice():
 
 def test_hierarchical_exchange_crosses_once_and_forwards():
     # From rank 0 (node 0) to slots on ranks 2 and 3 (node 1): once to rank 2, which has rank 0's place, and on to rank 3.
-    schedule = ExpertParallelSchedule().with_options(exchange__kind="hierarchical")
+    schedule = ExpertParallelSchedule().with_options(all_to_all__kind="hierarchical")
     load = count_step(np.array([[[8, 12]]]), np.array([0]), TOPOLOGY, schedule)
     assert load.sent[0, 0].tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
     assert load.received[0, 0].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
@@ -92,7 +92,7 @@ def test_expectations_are_means_of_independent_choices(kind):
     """Tokens drawn slot by slot with the given chances: their mean counts are what is expected."""
     rng = np.random.default_rng(3)
     chance = rng.uniform(0.02, 0.4, 16)
-    schedule = ExpertParallelSchedule().with_options(exchange__kind=kind)
+    schedule = ExpertParallelSchedule().with_options(all_to_all__kind=kind)
     tokens = 40_000
     drawn = rng.random((tokens, 16)) < chance
     source = np.arange(tokens) % 4

@@ -56,14 +56,14 @@ def plan() -> ParallelPlan:
     made = make_ep_plan(MODEL, HARDWARE, recording(), REQUEST, others={"flat <b>": counts()})
     search, base = made.search, plain_schedule("16")
     best = base.with_options(
-        name="best", placement__policy="eplb", placement__num_redundant=4, exchange__kind="hierarchical", pipeline__split="expert",
-        pipeline__num_groups=3, pipeline__exchange_sm_fraction=0.125, kernel__choice="best",
+        name="best", placement__policy="eplb", placement__num_redundant=4, all_to_all__kind="hierarchical", pipeline__split="expert",
+        pipeline__num_groups=3, pipeline__all_to_all_sm_fraction=0.125, kernel__choice="best",
     )  # fmt: skip
     candidate = search.placements.candidate(best)
     links, rows = {}, {}
     for name, schedule in (("before", base), ("after", best)):
         there = search.placements.candidate(schedule)
-        num_bytes = MODEL.hidden_size * schedule.exchange.dispatch_bytes_per_value
+        num_bytes = MODEL.hidden_size * schedule.all_to_all.dispatch_bytes_per_value
         links[name] = np.rint(link_tokens(search.evidence, there, schedule) * num_bytes).astype(int).tolist()
         rows[name] = search.evidence.loads(REPORT, there, schedule)[0].rank_rows().tolist()
     return dataclasses.replace(

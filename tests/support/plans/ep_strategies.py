@@ -16,11 +16,11 @@ def ep_schedules(draw: st.DrawFn) -> ExpertParallelSchedule:
     if draw(st.booleans()):
         return load_ep_preset(draw(st.sampled_from(sorted(EP_PRESETS))))
     settings: dict[str, object] = {"parallel.attention": draw(st.sampled_from(["data", "tensor"]))}
-    settings["exchange.kind"] = kind = draw(
+    settings["all_to_all.kind"] = kind = draw(
         st.sampled_from(["all-choices", "per-rank", "hierarchical", "hierarchical"])
     )
     if kind == "hierarchical":
-        settings["exchange.tiers"] = draw(st.sampled_from(["together", "in-turn", "free"]))
+        settings["all_to_all.tiers"] = draw(st.sampled_from(["together", "in-turn", "free"]))
     settings["pipeline.shortcut"] = shortcut = draw(st.booleans())
     if not shortcut:
         settings["pipeline.micro_batches"] = draw(st.integers(1, 3))
