@@ -29,6 +29,7 @@ __all__ = [
     "Profile",
     "RoutingTrace",
     "SimulationResult",
+    "StudyResult",
     "Validation",
     "__version__",
     "diagnose",
@@ -39,10 +40,11 @@ __all__ = [
     "load_trace",
     "plan",
     "simulate",
+    "sweep",
     "validate",
 ]
 
-# Name → module below this package. What comes later (sweep, fit, reproduce) is a line here, in `__all__` and below.
+# Name → module below this package. What comes later (reproduce) is a line here, in `__all__` and below.
 _HOMES = {
     "Diagnosis": "diagnosis.diagnose",
     "DoesNotFit": "base.errors",
@@ -59,6 +61,7 @@ _HOMES = {
     "Profile": "specs.machines.profile",
     "RoutingTrace": "traces.recording",
     "SimulationResult": "api.simulate",
+    "StudyResult": "studies.sweep",
     "Validation": "executor.validation.validate",
     "diagnose": "api.diagnose",
     "fit": "api.fit",
@@ -68,6 +71,7 @@ _HOMES = {
     "load_trace": "api.load",
     "plan": "api.plan",
     "simulate": "api.simulate",
+    "sweep": "studies.sweep",
     "validate": "api.validate",
 }
 
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
     from .specs.machines.profile import Profile
     from .specs.models import ModelSpec
     from .specs.schedules.offload import OffloadSchedule
+    from .studies.sweep import StudyResult, sweep
     from .traces.recording import LoadProfile, RoutingTrace
 else:
 

@@ -58,9 +58,16 @@ def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: i
     return RequestLengths.alike(prompt_tokens=prompt, reply_tokens=reply, requests=requests)
 
 
-def routing_of(model: ModelSpec, trace: Trace, lengths: RequestLengths | None) -> Routing:
-    """Return what is replayed: `trace`, requests of `lengths` put together from it, or made up where there is no recording."""
+def routing_of(model: ModelSpec, trace: Trace, lengths: RequestLengths | None, seed: int = 0) -> Routing:
+    """Return what is replayed: `trace`, requests of `lengths` put together from it, or made up where there is no recording.
+
+    seed: decides what is drawn where routing is made up; raises InputError for another than 0 beside a recording.
+    """
     if trace is not None:
+        if seed:
+            raise InputError(
+                "seed", seed, "a recording is replayed, nothing is drawn", "leave it out, or the recording"
+            )
         recording = as_routing(trace)
         name = recording.source or ("given" if isinstance(trace, RoutingTrace | LoadProfile) else os.fspath(trace))
         if lengths is None:
@@ -73,7 +80,7 @@ def routing_of(model: ModelSpec, trace: Trace, lengths: RequestLengths | None) -
 
     lengths = lengths or RequestLengths.alike(prompt_tokens=DEFAULT_PROMPT, reply_tokens=DEFAULT_REPLY)
     return Routing(
-        recording=prior_recording(model, lengths), spread=spread_recordings(model, lengths),
+        recording=prior_recording(model, lengths, seed=seed), spread=spread_recordings(model, lengths, seed=seed),
         words=f"no recording: routing as {prior_name(model)}'s, in this model's shape; {lengths.words()}",
     )  # fmt: skip
 

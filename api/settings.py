@@ -267,6 +267,11 @@ def _with_constants(profile: Profile, path: str, values: Mapping[str, Any]) -> P
 # --- plain fields ------------------------------------------------------------------------------------------------------
 
 
+def plain_keys(noun: Any) -> list[str]:
+    """Return the (dotted) names of a dataclass's fields that a setting can give."""
+    return list(_plain_fields(noun))
+
+
 def _plain_fields(noun: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Return (declared type, value) by dotted name of every field of a dataclass that one value of a command line can give."""
     found: dict[str, tuple[Any, Any]] = {}

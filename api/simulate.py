@@ -101,6 +101,7 @@ def simulate(
     split: str | None = None,
     simulator: str = "compiled",
     timeline: bool = False,
+    seed: int = 0,
 ) -> SimulationResult:
     """Return the prediction of one schedule of one model on one machine.
 
@@ -113,6 +114,7 @@ def simulate(
     or "22GiB,20GiB". split: how the model lies on several cards (`specs.card_split.read_split`); None: as the engine does of itself.
     context, ubatch, window: tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled",
     "simpy" or "both" (compared to the nanosecond). timeline: keep rows.
+    seed: draws other routing like that of the model's family, where there is no trace.
 
     Raises InputError for options that contradict each other, DoesNotFit where the memory does not suffice.
     """
@@ -122,7 +124,7 @@ def simulate(
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, lengths=lengths, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type,
-        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, split=split, settings=changes,
+        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, split=split, settings=changes, seed=seed,
     )  # fmt: skip
     chosen = subject.at_once(schedule) if isinstance(schedule, OffloadSchedule) else subject.start(schedule)
     own = None if policy is None else load_policy(policy)

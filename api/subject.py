@@ -79,7 +79,8 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, lengths: LengthsLike = None,
                  context: int | None = None, concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16",
                  memory: int | str | None = None, window: int | None = None, dense_bits: str | None = None,
-                 reserve: int | str | None = None, split: str | None = None, settings: SettingsLike = None) -> Subject:  # fmt: skip
+                 reserve: int | str | None = None, split: str | None = None, settings: SettingsLike = None,
+                 seed: int = 0) -> Subject:  # fmt: skip
     """Return what is asked about; raises InputError for options that contradict each other.
 
     Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
@@ -103,7 +104,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     )
     asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, max(1, made_for), recorded=trace is not None,
                                 longest=spec.longest_context)  # fmt: skip
-    routed = routing_of(spec, trace, asked_lengths)
+    routed = routing_of(spec, trace, asked_lengths, seed)
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
     if asked_lengths is not None:
         notes.append(routed.words)

@@ -26,6 +26,7 @@ from . import (
     reproduce,
     run,
     simulate,
+    sweep,
     trace,
 )
 from .options import hardware, model, schedule
@@ -53,6 +54,7 @@ for _module in (
     trace,
     simulate,
     plan,
+    sweep,
     fit,
     diagnose,
     measure,

@@ -17,7 +17,18 @@ from house import ROOT
 from moeplan.base.errors import InputError
 from moeplan.traces.recording import LoadProfile
 
-FUNCTIONS = ("diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "validate")
+FUNCTIONS = (
+    "diagnose",
+    "emit",
+    "fit",
+    "load_machine",
+    "load_model",
+    "load_trace",
+    "plan",
+    "simulate",
+    "sweep",
+    "validate",
+)
 HEAVY = ("numba", "numpy", "pandas", "plotly", "pydantic", "scipy", "torch", "typer")
 BLOCK = re.compile(r"^```python( long)?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 LONG = bool(os.environ.get("MOEPLAN_LONG"))
@@ -27,8 +38,8 @@ def test_public_names_are_these() -> None:
     assert sorted(moeplan.__all__) == [
         "Diagnosis", "DoesNotFit", "FitResult", "InputError", "LoadProfile", "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest",
         "OffloadSchedule",
-        "ParallelPlan", "ParallelRequest", "Profile", "RoutingTrace", "SimulationResult", "Validation", "__version__", "diagnose", "emit",
-        "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "validate",
+        "ParallelPlan", "ParallelRequest", "Profile", "RoutingTrace", "SimulationResult", "StudyResult", "Validation", "__version__",
+        "diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "sweep", "validate",
     ]  # fmt: skip
     assert set(moeplan.__all__) <= set(dir(moeplan))
 

@@ -76,6 +76,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "gates train": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--steps", "1", "--length", "4", "-o", "w.safetensors")},
     "gates evaluate": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--length", "4")},
+    "sweep": {"": ("study.yaml", "--store", "s.sqlite")},
     "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
@@ -91,7 +92,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "schedule show": {"": ("on-demand",)},
 }  # fmt: skip
 # Options that name files to write: any word is one.
-OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share", "markdown"}
+OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share", "markdown", "parquet", "store"}
 NONSENSE = ("nonsense", "-7", "nan")
 # A seed may be any whole number, a reason any text.
 ALLOWED = {("trace synth", "seed", "-7"), *(("check", "why", word) for word in NONSENSE)}
@@ -189,6 +190,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "lengths.csv").write_text("prompt_tokens,reply_tokens\n30,5\n")
     (here / "t.csv").write_text("scenario,predicted,measured\na,1,1\n")
     (here / "n.json").write_text("{}")
+    (here / "study.yaml").write_text(
+        "base: {model: tiny-moe, hardware: t4, trace: bundled, window: 2, memory: 450MiB}\n"
+    )
     (here / "prompt.txt").write_text("def main():")
     with contextlib.suppress(ImportError):  # without transformers every run is refused in one line
         save(build("mixtral"), here / "checkpoint")

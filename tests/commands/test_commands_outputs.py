@@ -19,7 +19,7 @@ from moeplan.commands.app import app
 
 # What makes an option an output, and the commands' other arguments. A command with an option of such a name and no line here
 # fails the test below.
-_OUTPUTS = ("--output", "--report", "--timeline", "--samples", "--record")
+_OUTPUTS = ("--output", "--report", "--timeline", "--samples", "--record", "--parquet")
 _NAMED = ["--model", "model.json", "--hardware", "machine.json", "--trace", "trace.safetensors"]
 _ARGUMENTS = {
     "demo": [],
@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "report": ["plan.json", "--trace", "trace.safetensors"],
     "gates train": ["--model", "model", "--text", "file"],
     "trace record": ["--model", "model", "--text", "file"],
+    "sweep": ["file", "--store", "s.sqlite"],
     "run": ["--model", "model", "--plan", "plan.json", "--prompt-file", "file"],
     "machine": ["--gpu", "rtx-3060"],
     "reproduce": ["field", "--reports", "reports.jsonl"],
