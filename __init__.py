@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from .base.version import __version__
 
 __all__ = [
+    "CheckResult",
     "Diagnosis",
     "DoesNotFit",
+    "FieldReproduction",
     "FitResult",
     "InputError",
     "LoadProfile",
@@ -27,11 +29,13 @@ __all__ = [
     "ParallelPlan",
     "ParallelRequest",
     "Profile",
+    "Reproduction",
     "RoutingTrace",
     "SimulationResult",
     "StudyResult",
     "Validation",
     "__version__",
+    "check",
     "diagnose",
     "emit",
     "fit",
@@ -39,15 +43,18 @@ __all__ = [
     "load_model",
     "load_trace",
     "plan",
+    "reproduce",
     "simulate",
     "sweep",
     "validate",
 ]
 
-# Name → module below this package. What comes later (reproduce) is a line here, in `__all__` and below.
+# Name → module below this package: a new public name is a line here, in `__all__` and below.
 _HOMES = {
+    "CheckResult": "baselines.check",
     "Diagnosis": "diagnosis.diagnose",
     "DoesNotFit": "base.errors",
+    "FieldReproduction": "api.reproduce",
     "FitResult": "api.fit",
     "InputError": "base.errors",
     "LoadProfile": "traces.recording",
@@ -59,10 +66,12 @@ _HOMES = {
     "ParallelPlan": "planner.parallel.plan",
     "ParallelRequest": "planner.parallel.case",
     "Profile": "specs.machines.profile",
+    "Reproduction": "papers.cells",
     "RoutingTrace": "traces.recording",
     "SimulationResult": "api.simulate",
     "StudyResult": "studies.sweep",
     "Validation": "executor.validation.validate",
+    "check": "baselines.check",
     "diagnose": "api.diagnose",
     "fit": "api.fit",
     "emit": "api.emit",
@@ -70,6 +79,7 @@ _HOMES = {
     "load_model": "api.load",
     "load_trace": "api.load",
     "plan": "api.plan",
+    "reproduce": "api.reproduce",
     "simulate": "api.simulate",
     "sweep": "studies.sweep",
     "validate": "api.validate",
@@ -81,11 +91,14 @@ if TYPE_CHECKING:
     from .api.fit import FitResult, fit
     from .api.load import load_machine, load_model, load_trace
     from .api.plan import plan
+    from .api.reproduce import FieldReproduction, reproduce
     from .api.simulate import SimulationResult, simulate
     from .api.validate import validate
     from .base.errors import DoesNotFit, InputError, MoeplanError
+    from .baselines.check import CheckResult, check
     from .diagnosis.diagnose import Diagnosis
     from .executor.validation.validate import Validation
+    from .papers.cells import Reproduction
     from .planner.offload.plan import OffloadPlan, OffloadRequest
     from .planner.parallel.case import ParallelRequest
     from .planner.parallel.plan import ParallelPlan

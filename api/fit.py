@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
+from ..base.frames import Tabular, flat
 from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
 from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
@@ -68,15 +69,23 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitResult:
+class FitResult(Tabular):
     """Everything that fits, the largest models first, and what does not."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "model", "quant", "placement", "decode_tokens_per_s", "decode_tokens_per_s_low", "decode_tokens_per_s_high",
+        "prefill_tokens_per_s", "bound",
+    )  # fmt: skip
     machine: str
     engine: str
     context_tokens: int
     rows: tuple[Fit, ...]
     left_out: dict[str, str]
     """Model → why no format of it is among the rows."""
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for every model and format that fits."""
+        return [flat(one.to_dict()) for one in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan fit --json` prints."""

@@ -10,9 +10,10 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base.errors import UnknownName
+from ..base.frames import Tabular, flat
 from ..planner.offload.plan import prediction_to_dict
 from ..sim.offload.metrics import Metrics
 from ..sim.offload.simulate import Prediction
@@ -31,9 +32,19 @@ SIMULATORS = ("compiled", "simpy", "both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulationResult:
+class SimulationResult(Tabular):
     """What one schedule is predicted to do, and of what that is a prediction."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "name",
+        "decode_tokens_per_s",
+        "decode_tokens_per_s_low",
+        "decode_tokens_per_s_high",
+        "prefill_tokens_per_s",
+        "ttft_s",
+        "hit_rate",
+        "bound",
+    )
     prediction: Prediction
     subject: Subject = field(repr=False)
     """What was asked about: model, machine, recording and what was taken where nothing was said."""
@@ -66,6 +77,10 @@ class SimulationResult:
     def notes(self) -> tuple[str, ...]:
         """What was taken where nothing was said, and what the prediction assumes."""
         return self.subject.notes + self.prediction.assumptions
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return one row: the schedule's options and every figure of its prediction."""
+        return [flat(prediction_to_dict(self.prediction))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan simulate --json` prints."""

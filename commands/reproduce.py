@@ -49,44 +49,39 @@ def reproduce(
     as_json: JsonFlag = False,
 ) -> None:
     """Set a paper's published figures beside the simulator's, cell by cell, with what was fitted to which cell."""
-    from ..papers.registry import reproduce as run
-
-    if paper == "field":
-        for name, value in (("--hardware", hardware), ("--bits", bits)):
-            if value is not None:
-                raise InputError(name, value, "reports state their own machines and formats", "leave it out")
-        check_outputs({"--report": report}, {} if reports is None else {"--reports": reports})
-        if not parallel:
-            _field(reports, report, as_json)
-            return
-        if report is not None:
-            raise InputError("--report", str(report), "figures of expert parallelism have no page yet", "use --json")
-        _parallel(reports, as_json)
-        return
-    for name, given in (("--reports", reports), ("--report", report), ("--parallel", parallel or None)):
-        if given is not None:
-            raise InputError(name, str(given), f"{paper} has its own figures", "give it to reproduce field")
-    document = run(paper, hardware=hardware, bits=bits).to_dict()
-    if as_json:
-        print_json(document)
-    else:
-        _print(document)
-
-
-def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
-    """Predict every report and print the scores."""
+    from ..api.reproduce import FIELD
+    from ..api.reproduce import reproduce as run
     from ..base.progress import reporter
-    from ..papers.field.rows import read_reports
-    from ..papers.field.scores import document, predict_all
 
-    found = document(predict_all(read_reports(reports), reporter("field")), bundled=reports is None)
+    if report is not None and (paper != FIELD or parallel):
+        if parallel:
+            raise InputError("--report", str(report), "figures of expert parallelism have no page yet", "use --json")
+        raise InputError("--report", str(report), f"{paper} has its own figures", "give it to reproduce field")
+    check_outputs({"--report": report}, {} if reports is None else {"--reports": reports})
+    found = run(
+        paper,
+        hardware=hardware,
+        bits=bits,
+        reports=reports,
+        parallel=parallel,
+        progress=reporter("field") if paper == FIELD else None,
+    ).to_dict()
     if report is not None:
         from ..reports.field_page import write_field_page
 
         write_field_page(report, found)
     if as_json:
         print_json(found)
-        return
+    elif paper != FIELD:
+        _print(found)
+    elif parallel:
+        _parallel(found)
+    else:
+        _field(found)
+
+
+def _field(found: dict[str, Any]) -> None:
+    """Print the scores of reports on one box, and what was missed."""
     _scores(found)
     if found["in_sample"]:
         away = ", ".join(f"{kind} {one['median_relative_error']:.0%}" for kind, one in found["left_out"].items())
@@ -94,17 +89,8 @@ def _field(reports: str | None, report: Path | None, as_json: bool) -> None:
     _rows(found)
 
 
-def _parallel(reports: str | None, as_json: bool) -> None:
-    """Predict every figure of expert parallelism and print the scores."""
-    from ..base.progress import reporter
-    from ..papers.field.parallel.predict import predict_all
-    from ..papers.field.parallel.rows import read_rows
-    from ..papers.field.parallel.scores import document
-
-    found = document(predict_all(read_rows(reports), reporter("field")), bundled=reports is None)
-    if as_json:
-        print_json(found)
-        return
+def _parallel(found: dict[str, Any]) -> None:
+    """Print the scores of figures of expert parallelism, and what was missed."""
     _scores(found)
     if found["fitted_on"]:
         away = ", ".join(f"{source} {one['median_relative_error']:.0%}" for source, one in found["left_out"].items())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base.errors import DoesNotFit, InputError
+from ..base.frames import Tabular, flat
 from ..planner.served import llamacpp as served
 from .case import DECODE, METRICS, PREFILL, Case
 from .causes import Cause, causes_of, host_overflow_bytes, with_unlimited_host
@@ -90,9 +91,10 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+class Diagnosis(Tabular):
     """Whether measured speeds are what this run should give, and what to do about it."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = ("metric", "measured", "predicted", "low", "high", "verdict", "bound")
     verdict: str
     """The worst of its speeds': slow before faster than believable before normal."""
     speeds: tuple[Speed, ...]
@@ -106,6 +108,14 @@ class Diagnosis:
     notes: tuple[str, ...]
     case: Case = field(repr=False)
     command: str | None = None
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for every measured speed."""
+        return [flat(one.to_dict()) for one in self.speeds]
+
+    def table_title(self) -> str:
+        """Return the verdict."""
+        return self.verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan diagnose --json` prints."""

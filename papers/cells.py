@@ -9,7 +9,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from ..base.frames import Tabular
 
 FITTED, CHECKED, PREDICTED = "fitted", "checked", "predicted"
 
@@ -60,14 +62,32 @@ class FittedConstant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reproduction:
+class Reproduction(Tabular):
     """One paper's tables beside the simulator's."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "table",
+        "row",
+        "column",
+        "unit",
+        "published",
+        "simulated",
+        "relative_error",
+        "role",
+    )
     paper: str
     citation: str
     constants: tuple[FittedConstant, ...]
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for every cell."""
+        return [one.to_dict() for one in self.cells]
+
+    def table_title(self) -> str:
+        """Return where the figures were published."""
+        return self.citation
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reproduction as plain values."""

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ...base.errors import InputError, MoeplanError
+from ...base.frames import Tabular, flat
 from ...base.units import NS_PER_S
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.fitted_model import check_profile_matches, load_costs
@@ -70,8 +71,19 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
+class Validation(Tabular):
     """A whole grid."""
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "name",
+        "predicted_step_s",
+        "low_s",
+        "high_s",
+        "measured_step_s",
+        "relative_error",
+        "hit_rate_predicted",
+        "hit_rate_measured",
+    )
 
     validated: tuple[Validated, ...]
     calibration: Calibration | None
@@ -84,6 +96,13 @@ class Validation:
     """Times of reference runs now over those of the profile, by table; None where none were made."""
     without_drift: tuple[Compared, ...] = ()
     """Every configuration once more, predicted for the machine as it is now."""
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for every configuration: predicted beside measured."""
+        return [
+            flat(one.to_dict()) | dict(zip(("low_s", "high_s"), one.interval_s, strict=True))
+            for one in (each.compared for each in self.validated)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `moeplan validate --json` prints."""

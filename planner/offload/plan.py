@@ -12,9 +12,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...base.errors import DoesNotFit, InputError, Internal
+from ...base.frames import Tabular, flat
 from ...base.units import NS_PER_S
 from ...base.version import __version__
 from ...sim.offload.simulate import Prediction, Simulation
@@ -71,9 +72,21 @@ class OffloadRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OffloadPlan:
+class OffloadPlan(Tabular):
     """A finished plan."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "role",
+        "name",
+        "decode_tokens_per_s",
+        "decode_tokens_per_s_low",
+        "decode_tokens_per_s_high",
+        "prefill_tokens_per_s",
+        "ttft_s",
+        "request_s",
+        "hit_rate",
+        "bound",
+    )
     request: OffloadRequest
     best: Prediction
     baselines: tuple[Prediction, ...]
@@ -106,6 +119,17 @@ class OffloadPlan:
     """What settings have changed, each with what stood there before."""
     policy: dict[str, str] | None = None
     """The policy file whose rules were tried beside the bundled ones."""
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for the best, for every published schedule, and for every reference that is out of reach."""
+        found = [("best", prediction_to_dict(self.best))]
+        found += [("published", prediction_to_dict(one)) for one in self.baselines]
+        found += [("reference", prediction_to_dict(one) | {"name": name}) for name, one in self.references.items()]
+        return [{"role": role} | flat(one) for role, one in found]
+
+    def table_title(self) -> str:
+        """Return the verdict."""
+        return self.verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, as plan.json holds it."""

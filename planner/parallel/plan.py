@@ -12,11 +12,12 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...base.errors import DoesNotFit, Internal
+from ...base.frames import Tabular, flat
 from ...base.units import GIB, NS_PER_S
 from ...base.version import __version__
 from ...sim.parallel.program import OP_EXPERT
@@ -54,8 +55,18 @@ from .search import EpProgress, EpSearch, Scored, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParallelPlan:
+class ParallelPlan(Tabular):
     """A finished plan."""
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "role",
+        "name",
+        "step_s",
+        "tokens_per_s",
+        "exposed_s",
+        "max_over_mean_load",
+        "bound",
+    )
 
     request: ParallelRequest
     best: EpPrediction
@@ -97,6 +108,16 @@ class ParallelPlan:
     search: EpSearch = field(repr=False)
     set_by_user: tuple[dict[str, Any], ...] = ()
     """What settings have changed, each with what stood there before."""
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return a row for the best, for every published schedule, and for every reference that is out of reach."""
+        found = [("best", self.best), *(("published", one) for one in self.baselines)]
+        found += [("reference", one) for one in self.references]
+        return [{"role": role} | flat(_rival(one)) for role, one in found]
+
+    def table_title(self) -> str:
+        """Return the verdict."""
+        return self.verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, as plan.json holds it."""

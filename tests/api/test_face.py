@@ -18,6 +18,7 @@ from moeplan.base.errors import InputError
 from moeplan.traces.recording import LoadProfile
 
 FUNCTIONS = (
+    "check",
     "diagnose",
     "emit",
     "fit",
@@ -25,6 +26,7 @@ FUNCTIONS = (
     "load_model",
     "load_trace",
     "plan",
+    "reproduce",
     "simulate",
     "sweep",
     "validate",
@@ -36,10 +38,11 @@ LONG = bool(os.environ.get("MOEPLAN_LONG"))
 
 def test_public_names_are_these() -> None:
     assert sorted(moeplan.__all__) == [
-        "Diagnosis", "DoesNotFit", "FitResult", "InputError", "LoadProfile", "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest",
-        "OffloadSchedule",
-        "ParallelPlan", "ParallelRequest", "Profile", "RoutingTrace", "SimulationResult", "StudyResult", "Validation", "__version__",
-        "diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan", "simulate", "sweep", "validate",
+        "CheckResult", "Diagnosis", "DoesNotFit", "FieldReproduction", "FitResult", "InputError", "LoadProfile",
+        "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest", "OffloadSchedule", "ParallelPlan",
+        "ParallelRequest", "Profile", "Reproduction", "RoutingTrace", "SimulationResult", "StudyResult", "Validation",
+        "__version__", "check", "diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan",
+        "reproduce", "simulate", "sweep", "validate",
     ]  # fmt: skip
     assert set(moeplan.__all__) <= set(dir(moeplan))
 
