@@ -227,12 +227,13 @@ def _without_schedule(said: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in said.items() if key not in ("name", "schedule", "description", "engine")}
 
 
-def _reproduce(*, paper: str, kind: str | None = None) -> Said:
+def _reproduce(*, paper: str, kind: str | None = None, parallel: bool = False) -> Said:
     """Return the cells and fitted constants of `moeplan reproduce`, or the predictions of public reports of one kind and their scores."""
     if paper == "field":
-        return _field(kind)
-    if kind is not None:
-        raise InputError("kind", kind, f"{paper} has none", "leave it out")
+        return _parallel_field(kind) if parallel else _field(kind)
+    for name, value in (("kind", kind), ("parallel", parallel or None)):
+        if value is not None:
+            raise InputError(name, value, f"{paper} has none", "leave it out")
     from ..papers.registry import reproduce
 
     found = reproduce(paper)
@@ -266,6 +267,25 @@ def _field(kind: str | None) -> Said:
         },
         measured={f"reports.{report.id}.predicted": Measured(value=report.measured) for report in reports},
         data=fingerprint([configs, [dict(report.row) for report in reports]]),
+    )  # fmt: skip
+
+
+def _parallel_field(kind: str | None) -> Said:
+    from ..papers.field.parallel.predict import predict_all
+    from ..papers.field.parallel.rows import KINDS, read_rows
+    from ..papers.field.parallel.scores import document
+
+    if kind not in KINDS:
+        raise UnknownName("kind", kind, KINDS)
+    rows = [row for row in read_rows(None) if row.reason is None and row.kind == kind]
+    said = document(predict_all(rows), bundled=True)
+    return Said(
+        figures={
+            "reports": {row["id"]: {key: row[key] for key in ("predicted", "low", "high")} for row in said["rows"]},
+            "scores": said["kinds"][kind], "num_predicted": said["num_predicted"],
+        },
+        measured={f"reports.{row.id}.predicted": Measured(value=row.measured) for row in rows},
+        data=fingerprint([dict(row.row) for row in rows]),
     )  # fmt: skip
 
 

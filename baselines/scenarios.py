@@ -1,8 +1,8 @@
 """The project's own scenarios: what `tests/baselines/default.json` pins.
 
 Modelled: every published schedule for one device on six machines with half of the experts' room; plans for many devices; the papers;
-the public reports of every kind; stored validations on a CPU; machines made of parts under several engines. Ignored: GRACE-MoE's
-paper, whose placement of 8 models takes most of a minute.
+the public reports of every kind, on one box and of many ranks; stored validations on a CPU; machines made of parts under several
+engines. Ignored: plans for one device, whose search is made of the simulations.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..papers.field.parallel.rows import KINDS as PARALLEL_KINDS
 from ..papers.field.scores import KINDS
 from ..papers.registry import PAPERS
 from ..specs.schedules.presets import PRESETS
 from .document import Scenario
 
-SLOW_PAPERS = ("grace-moe",)
 _VALIDATED = "../../benchmarks/results/validate_cpu.json"
 """As seen from the file of pinned figures."""
 VALIDATIONS = (
@@ -85,10 +85,15 @@ def _all() -> Iterator[Scenario]:
     for name, options in _PLANS.items():
         yield Scenario(name=f"plans/{name}", command="plan --mode ep", options=options)
     for paper in PAPERS:
-        if paper not in SLOW_PAPERS:
-            yield Scenario(name=f"papers/{paper}", command="reproduce", options={"paper": paper})
+        yield Scenario(name=f"papers/{paper}", command="reproduce", options={"paper": paper})
     for kind in KINDS:
         yield Scenario(name=f"field/{kind}", command="reproduce", options={"paper": "field", "kind": kind})
+    for kind in PARALLEL_KINDS:
+        yield Scenario(
+            name=f"field of many ranks/{kind}",
+            command="reproduce",
+            options={"paper": "field", "kind": kind, "parallel": True},
+        )
     for run in VALIDATIONS:
         yield Scenario(
             name=f"validation on a CPU/{run}", command="validation", options={"file": _VALIDATED, "run": run}
