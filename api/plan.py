@@ -58,6 +58,7 @@ def plan(
     window: int | None = ...,
     settings: SettingsLike = ...,
     policy: str | os.PathLike[str] | None = ...,
+    seconds: float | None = ...,
     progress: Progress | None = ...,
 ) -> OffloadPlan: ...
 
@@ -118,10 +119,9 @@ def plan(
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
     `simulate` takes them; window, forward passes to search on (2000 of a recording); policy, a file with rules of one's own,
-    which is run, and whose rules are tried too. For many:
+    which is run, and whose rules are tried too. seconds: after so long the search begins no further candidate. For many:
     target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; against, the preset that the
-    headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`); seconds, after
-    which no further candidate is begun.
+    headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`).
 
     Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
     """
@@ -144,12 +144,19 @@ def plan(
             raise UnknownName("--against", against, EP_PRESETS)
         ask = Ask(target=target, against=against, factors=factors or {}, seconds=seconds)
         return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress=progress)
-    many = {"--evaluate-on": None if evaluate_on is None else sorted(evaluate_on), "--against": against, "--factor": factors,
-            "--seconds": seconds}  # fmt: skip
+    many = {
+        "--evaluate-on": None if evaluate_on is None else sorted(evaluate_on),
+        "--against": against,
+        "--factor": factors,
+    }
     for name, value in many.items():
         if value is not None:
             raise InputError(name, value, "counts for expert parallel only", "leave it out")
     request = request or OffloadRequest(objective="request_s" if trace is None else "tokens_per_s")
+    if seconds is not None and request.seconds is not None:
+        raise InputError("--seconds", seconds, "the request says it already", "give one of the two")
+    if seconds is not None:
+        request = dataclasses.replace(request, seconds=seconds)
     if trace is not None and window is None:
         one_device["window"] = WINDOW
     one_device |= {"engine": _engine_of(target, engine), "reserve": reserve}

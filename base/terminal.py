@@ -131,6 +131,8 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     count = {name: document[f"num_{name}"] for name in ("candidates", "evaluated", "abandoned", "raced_out", "pruned")}
     print(f"best of {count['candidates']} candidates ({count['evaluated']} simulated to the end, {count['abandoned']} until beaten, "
           f"{count['raced_out']} eliminated by racing, {count['pruned']} pruned by their bound):")  # fmt: skip
+    if document.get("num_skipped"):
+        print(f"{document['num_skipped']} more were not looked at: the time given for the search was over")
     print(f"ranked by {RANKED[document['ranked_by']]}")
     print_prediction(best)
     print(f"  schedule  {_options(best['schedule'])}")

@@ -65,7 +65,7 @@ from .parts.parallel import print_parallel_answer
 # Fields of a request and the parameters whose options say the same.
 _REQUEST_OPTIONS = {
     "objective": "objective", "floor_tokens_per_s": "floor", "prefill_chunk_tokens": "ubatch", "ttft_s": "ttft", "tpot_s": "tpot",
-    "exhaustive": "exhaustive", **REQUEST_OPTIONS,
+    "exhaustive": "exhaustive", "seconds": "seconds", **REQUEST_OPTIONS,
 }  # fmt: skip
 FormatsOption = Annotated[
     str,
@@ -240,7 +240,7 @@ def plan(
         request = OffloadRequest(
             bits=formats, objective=objective or ("request_s" if trace is None else "tokens_per_s"), floor_tokens_per_s=floor,
             ttft_s=_time(ttft, "--ttft"), tpot_s=_time(tpot, "--tpot"), exhaustive=exhaustive, concurrency=concurrency or 1,
-            prefill_chunk_tokens=ubatch,
+            prefill_chunk_tokens=ubatch, seconds=seconds,
         )  # fmt: skip
         listed = lengths_asked(
             prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, cached_tokens=cached_tokens, spread=length_spread,

@@ -173,7 +173,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "nodes": (EXPERT_PARALLEL,),
         "ranks_per_node": (EXPERT_PARALLEL,),
         "redundant": (EXPERT_PARALLEL,),
-        **dict.fromkeys(("against", "factor", "seconds"), (EXPERT_PARALLEL,)),
+        **dict.fromkeys(("against", "factor"), (EXPERT_PARALLEL,)),
         "phase": (EXPERT_PARALLEL,),
         "tokens_per_rank": (EXPERT_PARALLEL,),
         "search_moves": (EXPERT_PARALLEL,),

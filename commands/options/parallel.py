@@ -70,7 +70,9 @@ FactorOption = Annotated[
 SecondsOption = Annotated[
     float | None,
     typer.Option(
-        "--seconds", help="ep: after so long no further candidate is begun.", callback=between(1e-3, WEEK_S, "seconds")
+        "--seconds",
+        help="After so long the search begins no further candidate; default: all of them.",
+        callback=between(1e-3, WEEK_S, "seconds"),
     ),
 ]
 BitsOption = Annotated[

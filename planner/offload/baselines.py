@@ -1,7 +1,7 @@
 """Every preset at the same memory, bits and batching as the search: what the answer has to beat.
 
 Modelled: each preset gets its own best capacity; for the caches the presets use, more is never worse, so that is the most
-that fits. Each is run by both engines, which must agree over the first passes; since the SimPy model takes seconds, the presets
+that fits. Each is run by both engines, which must agree over a part of the window; since the SimPy model takes seconds, the presets
 run in processes of their own, beside the search. Ignored: presets that do not fit, which are named with what they lack.
 """
 
@@ -19,10 +19,12 @@ from ...base.workers import worker_pool
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import PRESETS, load_preset
+from .parts import part_of
 from .space import ASSUMED_RECALL
 
-CHECKED_STEPS = 200
-"""Forward passes over which the SimPy model must agree with the compiled simulator; a few seconds a schedule."""
+CHECKED_STEPS, CHECKED_PROMPT_PASSES = 100, 2
+"""Passes that generate tokens, and passes of each prompt, over which the SimPy model must agree with the compiled simulator: about a
+second a schedule."""
 # Set in the parent before the workers are forked: a recording need not be copied to reach them.
 _SHARED: list[Simulation] = []
 
@@ -76,7 +78,9 @@ class CheckedRuns:
 
 
 def _check(schedule: OffloadSchedule) -> Prediction:
-    return _SHARED[0].predict(schedule, engine="both", checked_steps=CHECKED_STEPS)
+    simulation = _SHARED[0]
+    part = part_of(simulation.workload(schedule), CHECKED_STEPS, CHECKED_PROMPT_PASSES)
+    return simulation.predict(schedule, engine="both", checked_steps=part)
 
 
 def preset_schedule(name: str, base: OffloadSchedule, *, has_guesses: bool) -> OffloadSchedule:

@@ -42,6 +42,8 @@ _DIVIDING = (*_FETCHING, (1.0, 0.0, 0.0), *((share, 1 - share, 0.0) for share in
              (0.5, 0.0, 0.5), (0.0, 0.5, 0.5), (0.34, 0.33, 0.33))  # fmt: skip
 # Numbers of tokens an expert may have are told apart up to so many kinds; beyond that, neighbours share the least price of all.
 _MOST_KINDS = 256
+# What is left from a step on is computed for so many steps at most; other steps have what is left from the next of these on.
+_MOST_MARKS = 128
 # Sums of prices are floating-point numbers, exact to the nanosecond below 2**53; weights are not, and are rounded down by this.
 _ROUNDING = 1e-9
 
@@ -49,32 +51,55 @@ _ROUNDING = 1e-9
 @jit
 def _fewest_loads(layer_step_start: Array, layer_step_expert: Array, next_use: Array, num_layers: int, num_experts: int, pooled: bool,
                   slots: int) -> Any:  # fmt: skip
-    """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all."""
+    """Return each step's loads under the farthest-next-use rule with `slots` places per layer, or in one pool for all.
+
+    What a pool holds lies in a heap with the farthest next use on top: a use only ever moves an expert towards the top, and only the
+    top leaves.
+    """
     num_keys = num_layers * num_experts
-    held = np.zeros(num_keys, np.uint8)
+    heap = np.zeros(num_keys, np.int64)
+    place = np.full(num_keys, -1, np.int64)
     upcoming = np.full(num_keys, 2**62, np.int64)
     size = np.zeros(1 if pooled else num_layers, np.int64)
     loads = np.zeros((layer_step_start.shape[0] - 1) // num_layers, np.int64)
     for layer_step in range(layer_step_start.shape[0] - 1):
         layer = layer_step % num_layers
-        base = layer * num_experts
-        pool = 0 if pooled else layer
+        pool, low = (0, 0) if pooled else (layer, layer * num_experts)
         for index in range(layer_step_start[layer_step], layer_step_start[layer_step + 1]):
-            key = base + layer_step_expert[index]
+            key = layer * num_experts + layer_step_expert[index]
             upcoming[key] = next_use[index]
-            if not held[key]:
+            at = place[key]
+            if at < 0:
                 loads[layer_step // num_layers] += 1
-                held[key] = 1
+                at = size[pool]
                 size[pool] += 1
-        low = 0 if pooled else base
-        high = num_keys if pooled else base + num_experts
+            while at > 0:
+                above = (at - 1) // 2
+                other = heap[low + above]
+                if upcoming[other] >= upcoming[key]:
+                    break
+                heap[low + at] = other
+                place[other] = at
+                at = above
+            heap[low + at] = key
+            place[key] = at
         while size[pool] > slots:
-            farthest = -1
-            for key in range(low, high):
-                if held[key] and (farthest < 0 or upcoming[key] > upcoming[farthest]):
-                    farthest = key
-            held[farthest] = 0
+            place[heap[low]] = -1
             size[pool] -= 1
+            key, at = heap[low + size[pool]], 0
+            while 2 * at + 1 < size[pool]:
+                below = 2 * at + 1
+                if below + 1 < size[pool] and upcoming[heap[low + below + 1]] > upcoming[heap[low + below]]:
+                    below += 1
+                other = heap[low + below]
+                if upcoming[other] <= upcoming[key]:
+                    break
+                heap[low + at] = other
+                place[other] = at
+                at = below
+            if size[pool] > 0:
+                heap[low + at] = key
+                place[key] = at
     return loads
 
 
@@ -113,11 +138,11 @@ class _Prices:
     """What uses of experts cost under one set of tables, by the number of tokens; and what is paid whatever is cached."""
 
     chain_ns: Array
-    """[num_steps + 1] from each step to the end: dense parts, and host work that nothing overlaps."""
+    """[marks] from each marked step to the end: dense parts, and host work that nothing overlaps."""
     launch_ns: Array
-    """[num_steps + 1] besides, on the stream: launches that it must wait for."""
+    """[marks] besides, on the stream: launches that it must wait for."""
     base_ns: Array
-    """[num_steps + 1] besides, on the stream: what grouped launches cost themselves."""
+    """[marks] besides, on the stream: what grouped launches cost themselves."""
     copy_ns: int
     submit_ns: int
     kernel_ns: Array
@@ -134,6 +159,10 @@ class Bounds:
         self._workload: Workload = simulation.workload(base, with_next_use=True)
         self._loads: dict[tuple[int, bool], Array] = {}
         self._prices: dict[object, tuple[CostTables, _Prices]] = {}
+        self._bounds: dict[object, Bound] = {}
+        num_steps = self._workload.num_steps
+        # Steps from which what is left is computed, the first and the end among them.
+        self._marks = np.unique(np.linspace(0, num_steps, min(_MOST_MARKS, num_steps) + 1).astype(np.int64))
         steps = self._workload.steps
         self._step_of = np.repeat(
             np.arange(self._workload.num_steps), np.diff(steps.layer_step_start[:: self._workload.num_layers])
@@ -145,7 +174,7 @@ class Bounds:
         )
         self._bin_of = np.searchsorted(self._bins, self._kind_of, side="right") - 1
         self._uses = self._counted(np.ones(len(self._bin_of), bool))
-        self._all_loads = np.bincount(self._step_of, minlength=self._workload.num_steps)
+        self._all_loads = np.bincount(self._step_of, minlength=num_steps)
 
     def of(self, candidate: Candidate) -> Bound:
         """Return what the candidate's run cannot take less than."""
@@ -155,23 +184,40 @@ class Bounds:
         if cache.policy == "static" and not guessing:
             return self._of_fixed(schedule, prices)
         if cache.policy == "none":
-            loads, places = self._all_loads, 0
+            slots, pooled = 0, True
         else:
             spare = schedule.predictor.staging + (STREAM_SLOTS if cache.policy == "static" else 0)
             pooled = cache.pooled_experts is not None
             slots = (cache.pooled_experts if cache.pooled_experts is not None else cache.experts_per_layer or 0) + spare
+        full = cache.policy == "static"
+        # How far and how wide a schedule looks ahead, or what it evicts, bounds nothing: many candidates share a bound.
+        key = (id(prices), slots, pooled, full, cache.policy == "none", schedule.copy.overlap, guessing)
+        if key not in self._bounds:
+            self._bounds[key] = self._of_changing(schedule, prices, slots, pooled=pooled)
+        return self._bounds[key]
+
+    # --- parts ------------------------------------------------------------------------------------------------------------
+
+    def _of_changing(self, schedule: OffloadSchedule, prices: _Prices, slots: int, *, pooled: bool) -> Bound:
+        """Return the bound of a cache with `slots` places (per layer, or pooled) whose content changes, or of none."""
+        if schedule.cache.policy == "none":
+            loads, places = self._all_loads, 0
+        else:
             loads, places = self._fewest(slots, pooled=pooled), slots if pooled else slots * self._workload.num_layers
         # What the cache holds when a step begins may save that many loads: what a schedule has kept by then is not known.
         # (Starting from any content saves at most as many loads as there are places, against starting empty; and a
         # farthest-next-use run that already holds something never loads more than one that starts empty.)
-        missing = np.maximum(_from_each_on(loads) - places, 0)
+        missing = np.maximum(_from_each_on(loads)[self._marks] - places, 0)
         later = self._least(schedule, prices, self._uses, missing)
-        if cache.policy == "static":  # starts full
-            return Bound(whole_ns=int(later[0]), later_ns=later)
+        if schedule.cache.policy == "static":  # starts full
+            return self._bound(int(later[0]), later)
         whole = self._least(schedule, prices, self._uses[:1], np.array([loads.sum()]))
-        return Bound(whole_ns=int(whole[0]), later_ns=later)
+        return self._bound(int(whole[0]), later)
 
-    # --- parts ------------------------------------------------------------------------------------------------------------
+    def _bound(self, whole_ns: int, later: Array) -> Bound:
+        """Return a bound; later: [marks] what is left from each mark on."""
+        following = np.searchsorted(self._marks, np.arange(self._workload.num_steps + 1))
+        return Bound(whole_ns=whole_ns, later_ns=later[following])
 
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
@@ -186,11 +232,11 @@ class Bounds:
         )
         away = state.experts["where"][layer * self._workload.num_experts + steps.layer_step_expert] != CACHED
         later = self._least(schedule, prices, self._counted(~away), None, missed=self._counted(away))
-        return Bound(whole_ns=int(later[0]), later_ns=later)
+        return self._bound(int(later[0]), later)
 
     def _least(self, schedule: OffloadSchedule, prices: _Prices, uses: Array, missing: Array | None,
                missed: Array | None = None) -> Array:  # fmt: skip
-        """Return, from each step on, a time that these uses of experts cannot take less than.
+        """Return, from each mark on, a time that these uses of experts cannot take less than.
 
         uses: [n, kinds] of which at least `missing` [n] miss, which ones being free. missed: [n, kinds] that all miss, besides.
         """
@@ -230,10 +276,11 @@ class Bounds:
         return self._loads[key]
 
     def _counted(self, which: Any) -> Array:
-        """Return [num_steps + 1, kinds] how many of the uses that `which` marks lie in each step or later, by tokens."""
-        steps, kinds = self._workload.num_steps, len(self._bins)
-        place = self._step_of[which] * kinds + self._bin_of[which]
-        return _from_each_on(np.bincount(place, minlength=steps * kinds).reshape(steps, kinds))
+        """Return [marks, kinds] how many of the uses that `which` marks lie in each marked step or later, by tokens."""
+        spans, kinds = len(self._marks) - 1, len(self._bins)
+        span = np.searchsorted(self._marks, self._step_of[which], side="right") - 1
+        place = span * kinds + self._bin_of[which]
+        return _from_each_on(np.bincount(place, minlength=spans * kinds).reshape(spans, kinds))
 
     def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
         tables = self._simulation.least_tables(schedule)
@@ -250,10 +297,10 @@ class Bounds:
         each_step = int(host.step + host.kernel)
         copies = tables.chunk_ns[:, 0] * (tables.num_chunks - 1) + tables.chunk_ns[:, 1]
         return _Prices(
-            chain_ns=_from_each_on(dense + layers * int(host.layer) + each_step),
-            launch_ns=_from_each_on(np.full(steps, layers * int(host.kernel))),
+            chain_ns=_from_each_on(dense + layers * int(host.layer) + each_step)[self._marks],
+            launch_ns=_from_each_on(np.full(steps, layers * int(host.kernel)))[self._marks],
             # Every layer step launches something, unless the cores may compute all of it.
-            base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped))),
+            base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped)))[self._marks],
             copy_ns=int(copies.min()),
             submit_ns=int(host.transfer),
             kernel_ns=tables.kernel_ns.min(axis=0)[self._tokens],

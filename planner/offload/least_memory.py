@@ -10,7 +10,9 @@ slower).
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -28,9 +30,10 @@ _STEPS = 12
 
 
 def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per_s: float, *, low_bits: str | None = None,
-                 progress: Progress | None = None) -> SearchResult:  # fmt: skip
+                 seconds: float | None = None, progress: Progress | None = None) -> SearchResult:  # fmt: skip
     """Return the schedule that reaches `floor_tokens_per_s` with the least device memory.
 
+    seconds: after so long the least found so far is the answer; how many amounts of memory below it were not tried is then counted.
     Raises DoesNotFit where that is more than the simulation's budget, or where no memory is enough.
     """
     workload = simulation.workload(base)
@@ -39,7 +42,8 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
     levels = _Levels(simulation=simulation, base=base, bounds=Bounds(simulation, base), low_bits=low_bits, limit_ns=limit_ns,
                      progress=progress)  # fmt: skip
     low, top, found = 0, simulation.num_experts, None
-    while top - low > 1 or found is None:
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    while found is None or (top - low > 1 and time.monotonic() < until):
         step = -(-(top - low) // _STEPS)
         for level in (*range(low + step, top, step), *([top] if found is None else [])):
             reached = levels.fewest_bytes(level)
@@ -61,7 +65,7 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
         raise DoesNotFit(what, point.device_bytes - simulation.budget_bytes)
     return SearchResult(
         best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,
-        num_pruned=levels.num_pruned, lower_bound_ns=levels.lowest[top],
+        num_pruned=levels.num_pruned, num_skipped=top - low - 1, lower_bound_ns=levels.lowest[top],
     )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ class OffloadRequest:
     """Most that the first token of a request may take."""
     tpot_s: float | None = None
     """Most that each further token may take."""
+    seconds: float | None = None
+    """After so long the search begins no further candidate (several weight formats share it); None: all are looked at."""
 
     @property
     def limits(self) -> Limits:
@@ -63,6 +65,8 @@ class OffloadRequest:
             if limit is not None and self.objective == "least_memory":
                 rule = "least memory has a floor, no limits"
                 raise InputError(name, limit, rule, "give floor_tokens_per_s, or choose another objective")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise InputError("seconds", self.seconds, "not a time above zero", "give seconds")
         floor = self.floor_tokens_per_s
         if floor is not None and not 0 < floor < math.inf:
             raise InputError("floor_tokens_per_s", floor, "not a speed above zero", "give tokens per second")
@@ -100,6 +104,8 @@ class OffloadPlan(Tabular):
     num_abandoned: int
     num_pruned: int
     num_raced_out: int
+    num_skipped: int
+    """Not looked at: time was up."""
     lower_bound_step_s: float
     optimality_gap: float
     """How much slower the best is than the lower bound, as a fraction of the bound."""
@@ -190,11 +196,14 @@ def make_plan(simulation: Simulation, request: OffloadRequest, *, progress: Prog
         left_out=left_out,
         front=tuple(result.front),
         references=references,
-        num_candidates=sum(r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_raced_out for _, r in results),
+        num_candidates=sum(
+            r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_raced_out + r.num_skipped for _, r in results
+        ),
         num_evaluated=sum(r.num_evaluated for _, r in results),
         num_abandoned=sum(r.num_abandoned for _, r in results),
         num_pruned=sum(r.num_pruned for _, r in results),
         num_raced_out=sum(r.num_raced_out for _, r in results),
+        num_skipped=sum(r.num_skipped for _, r in results),
         lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
         verdict=verdict(
@@ -225,6 +234,7 @@ def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: 
                 low_bits=_smaller(simulation, base, bases),
                 exhaustive=request.exhaustive,
                 limits=request.limits,
+                seconds=None if request.seconds is None else request.seconds / len(bases),
                 progress=progress,
             )
             results.append((base, found))
@@ -365,6 +375,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "num_abandoned": plan.num_abandoned,
         "num_pruned": plan.num_pruned,
         "num_raced_out": plan.num_raced_out,
+        "num_skipped": plan.num_skipped,
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,

@@ -60,6 +60,8 @@ class SearchResult:
     """Too far behind after a part of the window."""
     num_pruned: int = 0
     """Never simulated: their bound was no better than the best."""
+    num_skipped: int = 0
+    """Not looked at: time was up."""
     lower_bound_ns: int = 0
     """No schedule of the space can take less for the whole window."""
 

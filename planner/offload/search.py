@@ -1,147 +1,160 @@
 """The search: every candidate bounded, most of them simulated by the compiled simulator, the answer checked by the SimPy model.
 
-Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what
-the same or less memory already reached, so pruning never loses the best. What is left races: after 60 and after 400 forward
-passes, candidates that lag behind the leader by more than a margin are out. Where prompts come first and all answers after them, the
-passes are counted from the end of the prompts, and what is compared is the window's time if answers go on as they began. That may
-lose a schedule that starts badly and ends well, so margins are wide, the plan says how many were eliminated by racing, and
-`exhaustive` runs every one of them on. Ignored: randomness; the search is the same every time.
+Modelled: levels of memory are searched upwards; a candidate is pruned when its lower bound on time is no better than what the same
+or less memory already reached, so pruning never loses the best. What is left races (`race`): after 60, 400, 1,600 and 6,400 passes
+that generate tokens, candidates that lag behind the leader by more than a margin are out. That may lose a schedule that starts
+badly and ends well, so margins are wide, the plan says how many were eliminated by racing, and `exhaustive` runs every one of them
+on. Runs are made in batches of a fixed size, each over all cores: nothing that is found depends on how many there are. Ignored:
+randomness; the search is the same every time, unless it is given so many seconds and no more: each level of memory then gets its
+share of what is left.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from ...base.errors import DoesNotFit, InputError
 from ...sim.offload.simulate import Simulation
+from ...sim.offload.workload import Workload
 from ...specs.schedules.offload import OffloadSchedule
-from .bounds import Bound, Bounds
+from .bounds import Bounds
 from .least_memory import least_memory
-from .objective import NO_LIMITS, Limits, check_objective, is_of_one_request
+from .objective import NO_LIMITS, Limits, check_objective, decided_by_window
+from .race import BATCH, Entry, race
 from .scoring import Progress, Scored, SearchResult, front_point, is_better, score
-from .space import Candidate, candidates, levels
-
-# (forward passes, how far behind the leader a candidate may lie and stay): the first sees mostly cold caches, hence its width.
-RUNGS = ((60, 0.4), (400, 0.1))
+from .space import candidates, levels
 
 
 def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "tokens_per_s", floor_tokens_per_s: float | None = None,
-           low_bits: str | None = None, exhaustive: bool = False, limits: Limits = NO_LIMITS, progress: Progress | None = None,
-           ) -> SearchResult:  # fmt: skip
+           low_bits: str | None = None, exhaustive: bool = False, limits: Limits = NO_LIMITS, seconds: float | None = None,
+           progress: Progress | None = None, workers: int | None = None) -> SearchResult:  # fmt: skip
     """Return the best schedule on the simulation's window that keeps the bits and batching of `base`.
 
     low_bits: a second weight format that experts may have. exhaustive: let no candidate be eliminated by racing.
     objective: one of `OBJECTIVES`; least_memory is the least device memory that reaches `floor_tokens_per_s`. limits: where nothing
-    keeps them, the best is what comes nearest. Raises DoesNotFit when no schedule fits the budget, InputError for an unknown objective
-    or a missing floor.
+    keeps them, the best is what comes nearest. seconds: after so long no further candidates are begun, once there is an answer.
+    workers: threads that simulate; None: one a core, four at most.
+
+    Raises DoesNotFit when no schedule fits the budget, InputError for an unknown objective or a missing floor.
     """
     workload = simulation.workload(base)
     check_objective(objective, limits, workload)
     if objective == "least_memory" and floor_tokens_per_s is None:
         raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
     if objective == "least_memory" and floor_tokens_per_s is not None:
-        return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, progress=progress)
+        return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, seconds=seconds, progress=progress)
+    until = math.inf if seconds is None else time.monotonic() + seconds
     bounds = Bounds(simulation, base)
     refused: list[DoesNotFit] = []
     every = {
         level: list(candidates(simulation, base, level, low_bits, refused, exhaustive=exhaustive))
         for level in levels(simulation, base)
     }
-    total = sum(len(found) for found in every.values())
-    done = 0
-    lowest: list[int] = []
-    result: SearchResult | None = None
-    incumbent: Scored | None = None
     # Runs may be given up as soon as they take too long where the time of the window is what decides.
-    whole = objective in ("tokens_per_s", "requests_per_s") or (
-        objective == "request_s" and is_of_one_request(workload)
-    )
-    workers = max(1, min(4, os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers) as pool:
-        for level, found in every.items():
-            race = not exhaustive and whole and not limits
-            bounded = [(candidate, bounds.of(candidate)) for candidate in found]
-            lowest += [bound.whole_ns for _, bound in bounded]
-            if race and incumbent is not None:
-                bounded = [one for one in bounded if one[1].whole_ns < incumbent.total_ns]
-            scored, pruned, abandoned = [], len(found) - len(bounded), 0
-            entries = _in_order(simulation, bounded, pool, race=race)
-            raced_out = len(bounded) - len(entries)
-            done += len(found) - len(entries)
-            for begin in range(0, len(entries), 4 * workers):
-                batch = entries[begin : begin + 4 * workers]
-                done += len(batch)
-                # A run is given up once what it has taken and the least it must still take exceed the best so far.
-                beaten = whole and incumbent is not None and not limits.excess(incumbent.figures)
-                limit = incumbent.total_ns if beaten and incumbent is not None else 0
-                hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
-                pruned += len(batch) - len(hopeful)
-                for one in pool.map(
-                    lambda one, limit=limit: score(simulation, one[0], one[1], workload, limit), hopeful
-                ):
-                    if one is None:
-                        abandoned += 1
-                        continue
-                    scored.append(one)
-                    if one.transient > level:
-                        continue  # without a cache, a step's experts must fit all the same
-                    if incumbent is None or is_better(one, incumbent, objective, limits):
-                        incumbent = one
-                if progress is not None:
-                    progress(done, total, f"{level} expert slots")
-            if incumbent is None:
-                continue
-            if result is None:
-                result = SearchResult(best=incumbent, front=[])
-            result.num_evaluated += len(scored)
-            result.num_pruned += pruned
-            result.num_abandoned += abandoned
-            result.num_raced_out += raced_out
-            result.best = incumbent
-            result.front.append(front_point(simulation, level, incumbent))
+    whole = decided_by_window(objective, workload)
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)) if workers is None else workers) as pool:
+        going = _Going(
+            simulation=simulation, workload=workload, objective=objective, limits=limits, pool=pool, whole=whole,
+            racing=not exhaustive and not limits and (whole or objective in ("ttft_s", "decode_tokens_per_s")), progress=progress,
+            total=sum(len(found) for found in every.values()),
+        )  # fmt: skip
+        for number, (level, found) in enumerate(every.items()):
+            now = time.monotonic()
+            going.until = now + (until - now) / (len(every) - number)
+            going.search_level(level, [(candidate, bounds.of(candidate)) for candidate in found])
+    result = going.result
     if result is None and refused:
         raise min(refused, key=lambda reason: reason.missing_bytes)
     if result is None:
         raise DoesNotFit(
             "no schedule of the search space", simulation.model.expert_bytes(simulation.expert_format(base))
         )
-    result.lower_bound_ns = min(lowest)
+    result.lower_bound_ns = min(going.lowest)
     return result
 
 
-def _in_order(simulation: Simulation, bounded: list[tuple[Candidate, Bound]], pool: ThreadPoolExecutor, *,
-              race: bool) -> list[tuple[Candidate, Bound]]:  # fmt: skip
-    """Return those still in the race, the most promising first.
+@dataclass(slots=True, kw_only=True)
+class _Going:
+    """A search as it goes from level to level."""
 
-    Promise is how long the first steps take: a good candidate early makes all later ones easy to give up.
-    """
-    entries = list(enumerate(bounded))
-    if not bounded:
-        return []
-    workload = simulation.workload(bounded[0][0].schedule)
-    prompts = int(np.count_nonzero(workload.step_phase == 0))
-    first = prompts if np.all(workload.step_phase[:prompts] == 0) and prompts < workload.num_steps else 0
-    for rung, (length, margin) in enumerate(RUNGS):
-        if first + length >= workload.num_steps and rung:
-            break
+    simulation: Simulation
+    workload: Workload
+    objective: str
+    limits: Limits
+    pool: ThreadPoolExecutor
+    whole: bool
+    """The time of the window decides."""
+    racing: bool
+    progress: Progress | None
+    total: int
+    """Candidates of all levels."""
+    until: float = math.inf
+    """Clock reading after which no further candidate of this level is begun."""
+    done: int = 0
+    lowest: list[int] = field(default_factory=list)
+    """What each candidate cannot take less than."""
+    best: Scored | None = None
+    result: SearchResult | None = None
 
-        def time_of(entry: tuple[int, tuple[Candidate, Bound]], length: int = first + length) -> float:
-            ends = simulation.run(entry[1][0].schedule, max_steps=length).step_end
-            if not first or length >= workload.num_steps:
-                return float(ends[-1])
-            answering = float(ends[-1] - ends[first - 1]) / (len(ends) - first)
-            return float(ends[first - 1]) + answering * (workload.num_steps - first)
+    def search_level(self, level: int, found: list[Entry]) -> None:
+        """Look at the candidates of one amount of memory, given with their bounds."""
+        self.lowest += [bound.whole_ns for _, bound in found]
+        limit = self.best_ns
+        bounded = [one for one in found if not limit or one[1].whole_ns < limit]
+        pruned, abandoned, scored = len(found) - len(bounded), 0, 0
+        heat = race(
+            self.simulation, self.workload, bounded, self.pool, objective=self.objective, racing=self.racing, until=self.until,
+            told=lambda out: self.tell(level, out),
+        )  # fmt: skip
+        raced_out = len(bounded) - len(heat.entries) - heat.num_skipped
+        self.done += pruned
+        waiting = list(heat.entries)
+        while waiting and (self.best is None or time.monotonic() < self.until):
+            batch, waiting = waiting[:BATCH], waiting[BATCH:]
+            # A run is given up once what it has taken and the least it must still take exceed the best so far.
+            limit = self.best_ns
+            hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
+            pruned += len(batch) - len(hopeful)
+            for one in self.pool.map(lambda entry, limit=limit: self.scored(entry, limit), hopeful):
+                abandoned += one is None
+                scored += one is not None
+                if (
+                    one is not None and one.transient <= level
+                ):  # without a cache, a step's experts must fit all the same
+                    if self.best is None or is_better(one, self.best, self.objective, self.limits):
+                        self.best = one
+            self.tell(level, len(batch))
+        if self.best is None:
+            return
+        if self.result is None:
+            self.result = SearchResult(best=self.best, front=[])
+        result = self.result
+        result.num_evaluated += scored
+        result.num_pruned += pruned
+        result.num_abandoned += abandoned
+        result.num_raced_out += raced_out
+        result.num_skipped += heat.num_skipped + len(waiting)
+        result.best = self.best
+        result.front.append(front_point(self.simulation, level, self.best))
 
-        times = list(pool.map(time_of, entries))
-        limit = min(times, default=0) * (1 + margin)
-        ranked = sorted(
-            ((time, *entry) for time, entry in zip(times, entries, strict=True) if time <= limit or not race),
-            key=lambda one: one[:2],
-        )
-        entries = [(at, entry) for _, at, entry in ranked]
-        if not race:
-            break
-    return [entry for _, entry in entries]
+    @property
+    def best_ns(self) -> int:
+        """What a run may take at most where it is to be the best; 0 where its time alone does not decide."""
+        if not self.whole or self.best is None or self.limits.excess(self.best.figures):
+            return 0
+        return self.best.total_ns
+
+    def scored(self, entry: Entry, limit_ns: int) -> Scored | None:
+        """Return the score of a candidate, None where it was given up."""
+        candidate, bound = entry
+        return score(self.simulation, candidate, bound, self.workload, limit_ns)
+
+    def tell(self, level: int, more: int) -> None:
+        """Report so many further candidates as done with."""
+        self.done += more
+        if self.progress is not None:
+            self.progress(self.done, self.total, f"{level} expert slots")

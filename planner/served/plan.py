@@ -8,7 +8,11 @@ by, the plan says so. Ignored: which flags that means (`emit`).
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +25,7 @@ from ..offload.baselines import CheckedRuns
 from ..offload.bounds import Bounds
 from ..offload.objective import check_objective, out_of_reach, value_of
 from ..offload.plan import OffloadPlan, OffloadRequest, base_schedule, provenance_of
+from ..offload.race import BATCH
 from ..offload.scoring import FrontPoint, Progress
 from ..offload.space import Candidate
 from ..offload.verdict import run_ns
@@ -85,11 +90,7 @@ def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: st
     check_objective(request.objective, request.limits, simulation.workload(every[0].schedule))
     left_out: dict[str, str] = {}
     defaults = space.defaults(simulation, request.concurrency, ubatch, left_out)
-    tried = []
-    for number, one in enumerate(every):
-        tried.append(_try(simulation, one))
-        if progress is not None and number % 16 == 0:
-            progress(number, len(every), one.words)
+    tried = _try_each(simulation, every, request.seconds, progress)
     best = min(tried, key=lambda one: _merit(one, request, simulation))
     excess = _merit(best, request, simulation)[0]
     if excess and request.limits:
@@ -106,11 +107,11 @@ def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: st
         nearly = _merit(unset, request, simulation, max(granted, _SAME))
         if nearly <= _merit(best, request, simulation):
             best = unset
-    return _finished(simulation, request, best, defaults, tried, left_out, granted)
+    return _finished(simulation, request, best, defaults, tried, left_out, granted, len(every))
 
 
 def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defaults: list[Setting], tried: list[Tried],
-              left_out: dict[str, str], granted: float) -> ServedPlan:  # fmt: skip
+              left_out: dict[str, str], granted: float, num_settings: int) -> ServedPlan:  # fmt: skip
     """Return the plan of the setting that was chosen, run again by both simulators beside the engine's defaults."""
     winner = best.setting.schedule.with_options(name="best")
     simulation.warm(base_schedule(request, winner.experts.bits))  # compile before forking, so that the workers need not
@@ -137,8 +138,9 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
         beside = difference(simulation, best.setting.schedule, default.schedule, request.objective, granted=granted)
     plan = OffloadPlan(
         request=dataclasses.replace(request, prefill_chunk_tokens=best.setting.ubatch), best=shown, baselines=tuple(rivals),
-        left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=len(tried),
-        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_raced_out=0, lower_bound_step_s=bound_s,
+        left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=num_settings,
+        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_raced_out=0, num_skipped=num_settings - len(tried),
+        lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"), verdict=_verdict(shown, best, default, beside),
         provenance=provenance_of(simulation), made_of=made_of(simulation.model, simulation.profile),
         simulation=simulation,
@@ -167,6 +169,21 @@ def _setting_to_dict(one: Setting) -> dict[str, Any]:
         "part_of_layer": one.part_of_layer, "told_layers": one.told_layers, "card": one.card, "experts_per_layer": one.experts_per_layer,
         "upload_tokens": one.schedule.kernel.upload_tokens,
     }  # fmt: skip
+
+
+def _try_each(
+    simulation: Simulation, every: list[Setting], seconds: float | None, progress: Progress | None
+) -> list[Tried]:
+    """Return what becomes of every setting, in their order, simulated over all cores; seconds: after so long no further are begun."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    tried: list[Tried] = []
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+        while len(tried) < len(every) and (not tried or time.monotonic() < until):
+            batch = every[len(tried) : len(tried) + BATCH]
+            tried += pool.map(lambda one: _try(simulation, one), batch)
+            if progress is not None:
+                progress(len(tried), len(every), batch[-1].words)
+    return tried
 
 
 def _try(simulation: Simulation, one: Setting) -> Tried:

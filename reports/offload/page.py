@@ -147,12 +147,13 @@ def _sentence(text: str) -> str:
 
 def _speed(document: Document, every: Sequence[Entry]) -> Section:
     misfits = document["baselines_that_do_not_fit"]
-    raced_out = document.get("num_raced_out", 0)
+    raced_out, skipped = document.get("num_raced_out", 0), document.get("num_skipped", 0)
     search = (
         f"{document['num_candidates']:,} schedules were considered: {document['num_evaluated']:,} simulated to the end, "
         f"{document['num_abandoned']:,} until they could no longer win, {document['num_pruned']:,} ruled out beforehand by a "
         f"bound on their time"
         + (f", {raced_out:,} given up after a part of the window, too far behind" if raced_out else "")
+        + (f", {skipped:,} not looked at, since the time given was over" if skipped else "")
         + f". No schedule of the space can have a mean step below {numbers.seconds(document['lower_bound_step_s'])}."
     )
     told = told_by(document)

@@ -29,9 +29,9 @@ from .memory.device import DeviceMemory
 from .metrics import Metrics
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput, bind
-from .simulators import Outcome, first_difference, first_steps, run_compiled, run_simpy
+from .simulators import Outcome, first_difference, run_compiled, run_simpy, some_steps
 from .tabulate import CostSources
-from .workload import Workload, build_workload
+from .workload import Workload, build_workload, picked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,8 @@ class Simulation(DeviceMemory):
     """The budget of each of them; empty: `memory_bytes` each, or all they have."""
     likewise: tuple[RoutingTrace, ...] = ()
     """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
+    picked_steps: Array | None = None
+    """Numbers, rising, of the window's forward passes that are replayed, as a run of their own; None: all."""
     own_rules: tuple[tuple[str, str], ...] = ()
     """(option of a schedule, name) of the rules of a policy file, which a search then tries beside the bundled ones."""
     _workloads: dict[Any, Workload] = field(default_factory=dict)
@@ -118,13 +120,14 @@ class Simulation(DeviceMemory):
         reset = schedule.cache.reset == "request"
         key = (schedule.workload, reset, with_next_use)
         if key not in self._workloads:
-            self._workloads[key] = build_workload(
+            whole = build_workload(
                 self.trace,
                 schedule.workload,
                 reset_per_request=reset,
                 max_steps=self.window_steps,
                 with_next_use=with_next_use,
             )
+            self._workloads[key] = whole if self.picked_steps is None else picked(whole, self.picked_steps)
         return self._workloads[key]
 
     def given(self, schedule: OffloadSchedule) -> RunInput:
@@ -232,11 +235,11 @@ class Simulation(DeviceMemory):
         return schedule.with_options(cache__experts_per_layer=int(each))
 
     def run(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False, limit_ns: int = 0,
-            later_ns: Array | None = None, max_steps: int | None = None, checked_steps: int | None = None) -> Outcome:  # fmt: skip
+            later_ns: Array | None = None, max_steps: int | None = None, checked_steps: Array | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
 
         limit_ns, later_ns: the compiled simulator gives up on a longer run (see `run_compiled`). max_steps: run only so many steps.
-        checked_steps: "both" compares only the first so many steps, of runs that end there (None: all).
+        checked_steps: "both" compares only the steps of these numbers, as runs of their own (None: all).
         """
         given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)
         config, workload, capacities, weighed = given.config, given.workload, given.capacities, given.weighed
@@ -247,16 +250,16 @@ class Simulation(DeviceMemory):
                            later_ns=later_ns, max_steps=max_steps, weighed=weighed)  # fmt: skip
         if engine == "both":
             checked = outcome
-            if checked_steps is not None and checked_steps < workload.num_steps:
+            if checked_steps is not None and len(checked_steps) < workload.num_steps:
                 whole = workload
-                workload, tables = first_steps(whole, tables, checked_steps)
-                weighed = None if weighed is None else first_steps(whole, weighed, checked_steps)[1]
+                workload, tables = some_steps(whole, tables, checked_steps)
+                weighed = None if weighed is None else some_steps(whole, weighed, checked_steps)[1]
                 checked = run_compiled(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             difference = first_difference(reference, checked)
             if difference is not None:
                 raise Internal(f"the engines disagree on {schedule.name}: {difference}")
-            note = "" if checked is outcome else f" over the first {workload.num_steps} steps"
+            note = "" if checked is outcome else f" over {workload.num_steps} of its steps"
             outcome = dataclasses.replace(outcome, engine=f"compiled, checked by simpy{note}")
         return outcome
 
@@ -270,7 +273,7 @@ class Simulation(DeviceMemory):
         short.run(base.with_options(cache__pooled_experts=1), engine="both")
 
     def predict(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False,
-                checked_steps: int | None = None) -> Prediction:  # fmt: skip
+                checked_steps: Array | None = None) -> Prediction:  # fmt: skip
         """Return the prediction for a schedule; raises DoesNotFit when it exceeds the budget."""
         resolved = self.resolve(schedule)
         workload = self.workload(resolved)

@@ -6,7 +6,6 @@ the same. Ignored: how those inputs come about (`simulate`).
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ from .compiled import run_overlapped
 from .compiled_serial import run_serial
 from .costs import CostTables
 from .run_records import ABANDONED, CLOCK, DEADLOCK, QUEUE_FULL, Run, make_run
-from .workload import Workload
+from .workload import Workload, picked
 
-_QUEUE_ROOM = 1024
+_QUEUE_ROOM = 4096
 # Which operations' time each busy entry of the clock adds up.
 _BUSY_OPS = {
     "busy_dense": [OP_DENSE], "busy_expert": [OP_EXPERT], "busy_head": [OP_HEAD], "busy_demand": [OP_DEMAND],
@@ -202,17 +201,9 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
                    timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
 
 
-def first_steps(workload: Workload, costs: CostTables, count: int) -> tuple[Workload, CostTables]:
-    """Return the workload and the tables of the first `count` steps alone; popularity and costs stay those of the whole."""
-    cut = dataclasses.replace(
-        workload, step_start=workload.step_start[: count + 1], step_token=workload.step_token[: workload.step_start[count]],
-        step_phase=workload.step_phase[:count], step_first=workload.step_first[:count], step_reset=workload.step_reset[:count],
-        step_tokens=workload.step_tokens[:count], step_context=workload.step_context[:count],
-        # A share of the whole's, so that what a mean layer step is predicted to take stays what it was.
-        layer_step_sizes=workload.layer_step_sizes * count // workload.num_steps, piece_start=np.array([0, count], np.int64),
-        prompts=workload.prompts[workload.prompts[:, 1] < count], requests=workload.requests[workload.requests[:, 1] < count],
-    )  # fmt: skip
-    return cut, costs._replace(step_class=costs.step_class[:count])
+def some_steps(workload: Workload, costs: CostTables, which: Array) -> tuple[Workload, CostTables]:
+    """Return the workload and the tables of the steps `which` (rising numbers) alone; popularity and costs stay those of the whole."""
+    return picked(workload, which), costs._replace(step_class=costs.step_class[which])
 
 
 def first_difference(one: Outcome, other: Outcome) -> str | None:

@@ -9,6 +9,7 @@ Ignored: arrival times (requests wait in line and are always there), prompts mix
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -163,6 +164,32 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
         num_experts=num_experts, top_k=trace.top_k, layer_step_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
         num_tokens=int(tokens.shape[0]), prompts=prompts, requests=requests,
         experts=rows, predicted=predicted, predicted_prob=prob, piece_start=borders, upcoming=upcoming,
+    )  # fmt: skip
+
+
+def picked(workload: Workload, which: Array) -> Workload:
+    """Return the steps `which` (rising numbers) of a workload as a run of their own; popularity stays that of the whole.
+
+    Prompts and requests are those all of whose steps are there.
+    """
+    tokens = workload.step_tokens[which]
+    rows = [workload.step_token[workload.step_start[at] : workload.step_start[at + 1]] for at in which]
+    place = np.searchsorted(
+        which, np.arange(workload.num_steps + 1)
+    )  # of each step among those picked, or of the next that is
+
+    def spans(whole: Array) -> Array:
+        first, after = place[whole[:, 0]], place[whole[:, 1] + 1]
+        kept = after - first == whole[:, 1] + 1 - whole[:, 0]
+        return np.stack([first, after - 1], 1)[kept]
+
+    return dataclasses.replace(
+        workload, step_start=np.concatenate(([0], np.cumsum(tokens))), step_token=np.concatenate(rows),
+        step_phase=workload.step_phase[which], step_first=workload.step_first[which], step_reset=workload.step_reset[which],
+        step_tokens=tokens, step_context=workload.step_context[which],
+        # A share of the whole's, so that what a mean layer step is predicted to take stays what it was.
+        layer_step_sizes=workload.layer_step_sizes * len(which) // workload.num_steps, piece_start=np.array([0, len(which)], np.int64),
+        prompts=spans(workload.prompts), requests=spans(workload.requests),
     )  # fmt: skip
 
 

@@ -255,6 +255,7 @@ COUNTS = {
         "ubatch",
         "kv_type",
         "reserve",
+        "seconds",
     },
     "measuring": {"device", "quick", "model", "bits", "seconds", "samples"},
     "importing": {"hardware", "samples"},

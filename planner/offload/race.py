@@ -1,0 +1,99 @@
+"""A race of candidates: all run a part of the window, and those far behind the leader run no further.
+
+Modelled: parts of so many passes that generate tokens, in the shortest one with prompts cut short (`parts`). What is compared is the
+time that the search wants to be least as it would be if the rest went like the part, each kind of pass by its own share, so that a part
+in which prompts weigh more or less than in the whole favours nobody; the first pass, in which most caches fill, happens once. Ignored:
+that caches are colder at first; hence margins, the wider the shorter the part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ...sim.offload.simulate import Simulation
+from ...sim.offload.workload import Workload
+from ...sim.policies.state import Array
+from .bounds import Bound
+from .parts import part_of
+from .space import Candidate
+
+RUNGS = ((60, 3, 0.4), (400, None, 0.1), (1600, None, 0.05), (6400, None, 0.03))
+"""(passes that generate tokens, passes of each prompt, how far behind the leader a candidate may lie and stay)."""
+BATCH = 16
+"""Runs between two looks at the clock and at what is best: fixed, so that the answer is that of any number of cores."""
+_PHASES: Mapping[str, tuple[int, ...]] = {"ttft_s": (0,), "decode_tokens_per_s": (1,)}
+"""Phases, 0 prompts and 1 generated tokens, whose time is all that an objective is about; of others both."""
+Entry: TypeAlias = tuple[Candidate, Bound]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heat:
+    """Who is left of a race."""
+
+    entries: Sequence[Entry]
+    """The most promising first: a good candidate early makes all later ones easy to give up."""
+    num_skipped: int
+    """Not looked at: time was up."""
+
+
+def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], pool: ThreadPoolExecutor, *, objective: str,
+         racing: bool, until: float, told: Callable[[int], None]) -> Heat:  # fmt: skip
+    """Return those of `bounded` still in the race.
+
+    racing: let those that lag be out; else they are only put in order. until: clock reading after which no further part is begun, once
+    there is one. told: is given how many more are out.
+    """
+    # Ties, and what is left when time is up, go by promise: the least bound first.
+    waiting = sorted(range(len(bounded)), key=lambda at: (bounded[at][1].whole_ns, at))
+    skipped = 0
+    for rung, (passes, prompt_passes, margin) in enumerate(RUNGS):
+        steps = part_of(workload, passes, prompt_passes)
+        if rung and (len(steps) >= workload.num_steps or not racing or len(waiting) < 2):
+            break
+        part = simulation.over(simulation.trace, picked_steps=steps, likewise=())
+        weights = part_weights(workload, steps, _PHASES.get(objective, (0, 1)))
+
+        def value(at: int, part: Simulation = part, weights: Array = weights) -> float:
+            ends = part.run(bounded[at][0].schedule).step_end
+            return float(np.diff(ends, prepend=0) @ weights)
+
+        values: dict[int, float] = {}
+        begun = 0
+        while begun < len(waiting) and (not begun or time.monotonic() < until):
+            batch = waiting[begun : begun + BATCH]
+            values |= dict(zip(batch, pool.map(value, batch), strict=True))
+            begun += len(batch)
+        skipped += len(waiting) - begun
+        limit = min(values.values(), default=0.0) * (1 + margin)
+        left = [at for at in values if values[at] <= limit or not racing]
+        told(len(waiting) - len(left))
+        waiting = sorted(left, key=lambda at: (values[at], at))
+        if time.monotonic() >= until:
+            break
+    return Heat(entries=[bounded[at] for at in waiting], num_skipped=skipped)
+
+
+def part_weights(workload: Workload, steps: Array, phases: Sequence[int]) -> Array:
+    """Return [steps of the part] how often each counts, so that the part stands for the whole window; 0 for other phases.
+
+    Prompts by their tokens, since passes of a prompt differ in length; what generates by its passes.
+    """
+    found = np.zeros(len(steps))
+    for phase in phases:
+        all_of_it = workload.step_phase == phase
+        amount = np.where(all_of_it, workload.step_tokens if phase == 0 else 1, 0).astype(np.float64)
+        mine = all_of_it[steps]
+        once = mine & (np.arange(len(steps)) == 0)
+        found[once] = 1.0
+        rest, whole = mine & ~once, amount.sum() - amount[steps[once]].sum()
+        if rest.any():
+            found[rest] = whole / amount[steps[rest]].sum()
+        elif mine.any():
+            found[once] = amount.sum() / amount[steps[once]].sum()
+    return found
