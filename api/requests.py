@@ -32,14 +32,21 @@ class Routing:
     words: str
 
 
-def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: int | None, requests: int, *,
-                recorded: bool, longest: int | None = None) -> RequestLengths | None:  # fmt: skip
-    """Return the requests asked for; None for a recording's own. Raises InputError for none at all, or for two answers.
+def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: int | None, requests: int | None = None, *,
+                recorded: bool, together: int = 1, longest: int | None = None, cached_tokens: int | None = None,
+                spread: float | None = None) -> RequestLengths | None:  # fmt: skip
+    """Return the requests asked for, by every command and function; None for a recording's own.
 
-    requests: how many, where nothing says so. longest: context of the model, which the usual prompt does not exceed.
+    requests: how many; None: as many as are decoded `together`, `DEFAULT_REQUESTS` or more where lengths differ. longest: context of
+    the model, which the usual prompt does not exceed. cached_tokens: of each prompt, those whose keys and values are there already.
+    spread: lengths are lognormal, two thirds of them within this factor.
+
+    Raises InputError for none at all, for two answers, or for a file that lists no requests.
     """
-    given = {"--prompt-tokens": prompt_tokens, "--reply-tokens": reply_tokens}
+    many = requests or max(DEFAULT_REQUESTS, 4 * together)
     if lengths is not None:
+        given = {"--prompt-tokens": prompt_tokens, "--reply-tokens": reply_tokens, "--cached-tokens": cached_tokens,
+                 "--length-spread": spread}  # fmt: skip
         for option, value in given.items():
             if value is not None:
                 raise InputError(option, value, "the lengths of requests are given already", "give one of the two")
@@ -47,15 +54,28 @@ def requests_of(lengths: LengthsLike, prompt_tokens: int | None, reply_tokens: i
             return lengths
         from ..traces.readers.files.lengths import read_lengths
 
-        return read_lengths(lengths, max(DEFAULT_REQUESTS, requests))
-    if recorded and prompt_tokens is None and reply_tokens is None:
+        return read_lengths(lengths, many)
+    said = (prompt_tokens, reply_tokens, cached_tokens, spread, requests)
+    if recorded and all(one is None for one in said):
         return None
-    reply = (0 if recorded else DEFAULT_REPLY) if reply_tokens is None else reply_tokens
+    # Beside a recording, one length that is given alone is all that a request has; what is said of prompts says there are some.
+    alone = recorded and cached_tokens is None and spread is None and requests is None
+    reply = (0 if alone else DEFAULT_REPLY) if reply_tokens is None else reply_tokens
     room = DEFAULT_PROMPT if longest is None else max(0, min(DEFAULT_PROMPT, longest - reply))
-    prompt = (0 if recorded else room) if prompt_tokens is None else prompt_tokens
+    prompt = (0 if alone else room) if prompt_tokens is None else prompt_tokens
     if prompt + reply == 0:
         raise InputError("--reply-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens")
-    return RequestLengths.alike(prompt_tokens=prompt, reply_tokens=reply, requests=requests)
+    cached = cached_tokens or 0
+    if cached and cached >= prompt:
+        rule = f"the prompt has {prompt} tokens, and at least its last is computed"
+        raise InputError("--cached-tokens", cached, rule, "give fewer, or a longer prompt")
+    if spread is None:
+        return RequestLengths.alike(
+            prompt_tokens=prompt, reply_tokens=reply, requests=requests or together, cached_tokens=cached
+        )
+    return RequestLengths.lognormal(
+        prompt_tokens=prompt, reply_tokens=reply, cached_tokens=cached, spread=spread, requests=many
+    )
 
 
 def routing_of(model: ModelSpec, trace: Trace, lengths: RequestLengths | None, seed: int = 0) -> Routing:

@@ -102,8 +102,8 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     made_for = (
         int(said) if concurrency is None and said.isascii() and said.isdigit() and 0 < len(said) < 6 else together
     )
-    asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, max(1, made_for), recorded=trace is not None,
-                                longest=spec.longest_context)  # fmt: skip
+    asked_lengths = requests_of(lengths, prompt_tokens, reply_tokens, recorded=trace is not None,
+                                together=max(1, made_for), longest=spec.longest_context)  # fmt: skip
     routed = routing_of(spec, trace, asked_lengths, seed)
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
     if asked_lengths is not None:

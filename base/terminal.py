@@ -137,16 +137,16 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     print_prediction(best)
     print(f"  schedule  {_options(best['schedule'])}")
     families = list(dict.fromkeys(one["family"] for one in document["baselines"]))
-    family = None
+    family, ranked = None, document["ranked_by"]
     for one in sorted(document["baselines"], key=lambda one: families.index(one["family"])):
         if one["family"] != family:
             family = one["family"]
             print(f"  {family}:")
-        print(f"    {_beside(one, best)}")
+        print(f"    {_beside(one, best, ranked, _told(document, one))}")
     if document["baselines_that_need_more"]:
         print("  apart, since they need more than this model and this machine:")
     for one in document["baselines_that_need_more"]:
-        print(f"    {_beside(one, best)}   needs {one['needs']}")
+        print(f"    {_beside(one, best, ranked)}   needs {one['needs']}")
     if document["baselines_that_do_not_fit"] and document["request"].get("objective") == "least_memory":
         print("  in the memory found, not in the budget:")
     for name, why in document["baselines_that_do_not_fit"].items():
@@ -159,12 +159,24 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     print(f"written to {output}")
 
 
-def _beside(one: dict[str, Any], best: dict[str, Any]) -> str:
-    """Return one schedule's speed beside the best's."""
+def _told(document: dict[str, Any], one: dict[str, Any]) -> float | None:
+    """Return by how many times the best is faster than what an engine does of itself, as the verdict says it; None for other schedules."""
+    served = document.get("for") or {}
+    default, beside = served.get("default"), served.get("difference")
+    return beside["ratio"] if default and beside and default["name"] == one["name"] else None
+
+
+def _beside(one: dict[str, Any], best: dict[str, Any], ranked: str, told: float | None = None) -> str:
+    """Return one schedule's speed beside the best's, compared by what the plan ranks by where that is a figure of a request.
+
+    told: the comparison that the verdict makes, which credits an engine with what is not simulated of its own setting.
+    """
     phase, speed = main_speed(one)
+    figure = ranked if one.get(ranked) and best.get(ranked) else "window_s"
+    faster = best[figure] / one[figure] if figure.endswith("per_s") else one[figure] / best[figure]
     return (
         f"{one['name']:26} {phase} {speed:9.2f} tokens/s   window {one['window_s']:9.3f} s: "
-        f"the best is {one['window_s'] / best['window_s']:5.2f} x as fast"
+        f"the best is {faster if told is None else told:5.2f} x as fast"
     )
 
 

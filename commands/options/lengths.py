@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...base.errors import InputError
 from .bounds import CONTEXT_TOKENS as TOKENS
 from .bounds import REQUESTS_TOGETHER, between
 
@@ -74,33 +73,9 @@ def lengths_asked(*, prompt_tokens: int | None, reply_tokens: int | None, cached
 
     Raises InputError for options that contradict each other, or a file that lists no requests.
     """
-    from ...api.requests import DEFAULT_PROMPT, DEFAULT_REPLY, DEFAULT_REQUESTS
-    from ...traces.lengths import RequestLengths
-
-    together = concurrency or 1
-    if file is not None:
-        from ...traces.readers.files.lengths import read_lengths
-
-        said = {"--prompt-tokens": prompt_tokens, "--reply-tokens": reply_tokens, "--cached-tokens": cached_tokens}
-        for option, value in (said | {"--length-spread": spread}).items():
-            if value is not None:
-                raise InputError(option, value, "--lengths says how long each request is", "give one of the two")
-        return read_lengths(file, requests or max(DEFAULT_REQUESTS, 4 * together))
-    if cached_tokens is None and spread is None and requests is None:
+    if file is None and cached_tokens is None and spread is None and requests is None:
         return None
-    prompt = DEFAULT_PROMPT if prompt_tokens is None else prompt_tokens
-    reply = DEFAULT_REPLY if reply_tokens is None else reply_tokens
-    if prompt + reply == 0:
-        raise InputError("--reply-tokens", 0, "a request without any token", "give --prompt-tokens or --reply-tokens")
-    cached = cached_tokens or 0
-    if cached and cached >= prompt:
-        rule = f"the prompt has {prompt} tokens, and at least its last is computed"
-        raise InputError("--cached-tokens", cached, rule, "give fewer, or a longer prompt")
-    if spread is None:
-        return RequestLengths.alike(
-            prompt_tokens=prompt, reply_tokens=reply, requests=requests or together, cached_tokens=cached
-        )
-    count = requests or max(DEFAULT_REQUESTS, 4 * together)
-    return RequestLengths.lognormal(
-        prompt_tokens=prompt, reply_tokens=reply, cached_tokens=cached, spread=spread, requests=count
-    )
+    from ...api.requests import requests_of
+
+    return requests_of(file, prompt_tokens, reply_tokens, requests, recorded=False, together=concurrency or 1,
+                       cached_tokens=cached_tokens, spread=spread)  # fmt: skip

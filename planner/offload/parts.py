@@ -29,4 +29,5 @@ def part_of(workload: Workload, passes: int, prompt_passes: int | None) -> Array
     opens = np.concatenate(([True], decoding[:-1]))
     since = steps - np.maximum.accumulate(np.where(opens, steps, 0))
     kept = decoding | (since < prompt_passes) | (workload.step_first == 1)
-    return steps[:end][kept[:end]]
+    found: Array = steps[:end][kept[:end]]
+    return found

@@ -181,7 +181,8 @@ def picked(workload: Workload, which: Array) -> Workload:
     def spans(whole: Array) -> Array:
         first, after = place[whole[:, 0]], place[whole[:, 1] + 1]
         kept = after - first == whole[:, 1] + 1 - whole[:, 0]
-        return np.stack([first, after - 1], 1)[kept]
+        found: Array = np.stack([first, after - 1], 1)[kept]
+        return found
 
     return dataclasses.replace(
         workload, step_start=np.concatenate(([0], np.cumsum(tokens))), step_token=np.concatenate(rows),

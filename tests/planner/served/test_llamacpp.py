@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from long_runs import examples
 from moeplan.api.subject import open_subject
 from moeplan.base.errors import InputError, UnknownName
+from moeplan.base.terminal import print_plan
 from moeplan.cli import main
 from moeplan.planner.emit.engines.llamacpp_commands import BENCH, SERVER, check_served
 from moeplan.planner.emit.targets import render
@@ -87,7 +88,7 @@ def test_fit_fills_whole_layers_from_the_front_and_leaves_its_margin(memory: int
 
 @pytest.mark.parametrize("lengths", [("4000", "16"), ("20", "200")])
 def test_a_plan_is_never_slower_than_doing_nothing_and_says_when_it_promises_nothing(
-    planned: Any, lengths: tuple[str, str]
+    planned: Any, lengths: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = planned("--prompt-tokens", lengths[0], "--reply-tokens", lengths[1])
     fit = next(one for one in plan["baselines"] if one["name"].startswith("--fit"))
@@ -101,6 +102,10 @@ def test_a_plan_is_never_slower_than_doing_nothing_and_says_when_it_promises_not
     else:
         assert found["low"] < found["ratio"] < found["high"] and found["promised"] == (found["low"] > 1)
         assert ("no difference that this prediction can promise" in plan["verdict"]) == (not found["promised"])
+        print_plan(plan, "plan.json")
+        line = next(each for each in capsys.readouterr().out.splitlines() if each.lstrip().startswith("--fit"))
+        # The table compares as the verdict does.
+        assert line.endswith(f"the best is {found['ratio']:5.2f} x as fast") and f"{found['ratio']:.2f} times" in plan["verdict"]
     if lengths[0] == "4000":  # every micro-batch copies the experts anew: larger ones are the gain
         assert plan["for"]["setting"]["ubatch"] > 512 and found["promised"] and found["ratio"] > 1.3
 
