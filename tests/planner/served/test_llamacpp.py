@@ -105,7 +105,10 @@ def test_a_plan_is_never_slower_than_doing_nothing_and_says_when_it_promises_not
         print_plan(plan, "plan.json")
         line = next(each for each in capsys.readouterr().out.splitlines() if each.lstrip().startswith("--fit"))
         # The table compares as the verdict does.
-        assert line.endswith(f"the best is {found['ratio']:5.2f} x as fast") and f"{found['ratio']:.2f} times" in plan["verdict"]
+        assert (
+            line.endswith(f"the best is {found['ratio']:5.2f} x as fast")
+            and f"{found['ratio']:.2f} times" in plan["verdict"]
+        )
     if lengths[0] == "4000":  # every micro-batch copies the experts anew: larger ones are the gain
         assert plan["for"]["setting"]["ubatch"] > 512 and found["promised"] and found["ratio"] > 1.3
 
