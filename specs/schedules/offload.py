@@ -8,13 +8,13 @@ cost (`calibrate/`). Options are plain frozen dataclasses so that a machine with
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from . import rules
+from .keys import Keys, replaced
 
 CACHE_POLICIES = ("none", "lru", "lfu", "static", "belady", "least-stale", "affinity", "activation", "lfuda")
 PLACEMENTS = ("popularity", "uniform", "front", "back")
@@ -204,91 +204,32 @@ class OffloadSchedule:
 
 # --- keys, values and their checks -----------------------------------------------------------------------------------
 
-_SECTIONS = ("cache", "experts", "predictor", "kernel", "copy", "host", "workload")
-# Values by the names of the version before, and what they are called now.
-_OLD_VALUES = {("predictor.kind", "dial"): "synthetic"}
-_log = logging.getLogger(__name__)
-
-
-def setting_keys() -> dict[str, str]:
-    """Return every dotted key of a schedule with its declared type, in declaration order."""
-    keys = {}
-    for section in dataclasses.fields(OffloadSchedule):
-        if section.name in _SECTIONS:
-            options: Any = section.default_factory
-            for option in dataclasses.fields(options):
-                keys[f"{section.name}.{option.name}"] = str(option.type)
-    return keys
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Return (key, value) of a `key=value` argument, with the value converted to the key's type.
-
-    Raises InputError for a missing `=`, an unknown key (naming the nearest valid one) or a value of the wrong type.
-    """
-    key, equals, raw = text.partition("=")
-    key = key.strip()
-    if not equals:
-        raise InputError("--set", text, "not of the form key=value", "write for instance --set cache.policy=lru")
-    kinds = setting_keys()
-    if key not in kinds:
-        raise UnknownName("--set", key, kinds)
-    return key, _convert(key, kinds[key], raw.strip())
-
-
-def _convert(key: str, kind: str, raw: str) -> Any:
-    if "None" in kind and raw.lower() in ("none", ""):
-        return None
-    try:
-        if kind.startswith("int"):
-            return int(raw)
-        if kind.startswith("float"):
-            return float(raw)
-        if kind.startswith("bool"):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]
-    except (ValueError, KeyError):
-        raise InputError(key, raw, f"not a value of type {kind}", f"give {kind}") from None
-    return raw
+_KEYS = Keys(
+    sections={
+        "cache": CacheOptions, "experts": ExpertOptions, "predictor": PredictorOptions, "kernel": KernelOptions, "copy": CopyOptions,
+        "host": HostOptions, "workload": WorkloadOptions,
+    },
+    example="cache.policy=lru", old_values={("predictor.kind", "dial"): "synthetic"},
+)  # fmt: skip
+setting_keys = _KEYS.kinds
+parse_setting = _KEYS.parse
 
 
 def apply_settings(schedule: OffloadSchedule, settings: Mapping[str, Any]) -> OffloadSchedule:
-    """Return `schedule` with dotted keys replaced; giving one cache size clears the other two.
+    """Return `schedule` with dotted keys replaced; giving one cache size clears the other three.
 
     Raises UnknownName for a key that does not exist and InputError for a value that breaks a rule.
     """
-    kinds = setting_keys()
-    changes: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        if key == "name":
-            continue
-        if key not in kinds:
-            raise UnknownName("schedule key", key, kinds)
-        if (key, value) in _OLD_VALUES:
-            _log.warning("schedule: %s=%s is now called %s=%s", key, value, key, _OLD_VALUES[key, value])
-            value = _OLD_VALUES[key, value]
-        section, _, option = key.partition(".")
-        changes.setdefault(section, {})[option] = value
-    sizes = _SIZES
-    given = [size for size in sizes if changes.get("cache", {}).get(size) is not None]
-    if given:
-        changes["cache"] = dict.fromkeys(sizes) | changes["cache"]
-    parts = {name: dataclasses.replace(getattr(schedule, name), **options) for name, options in changes.items()}
-    return dataclasses.replace(schedule, name=settings.get("name", schedule.name), **parts)
+    changes = _KEYS.by_section(settings)
+    if any(changes.get("cache", {}).get(size) is not None for size in _SIZES):
+        changes["cache"] = dict.fromkeys(_SIZES) | changes["cache"]
+    made: OffloadSchedule = replaced(schedule, settings, changes)
+    return made
 
 
 def schedule_from_dict(data: Mapping[str, Any]) -> OffloadSchedule:
     """Return the schedule of nested plain values as written by `to_dict`; unknown keys are errors."""
-    flat: dict[str, Any] = {}
-    for section, options in data.items():
-        if section == "name":
-            flat["name"] = options
-        elif section not in _SECTIONS:
-            raise UnknownName("schedule key", section, _SECTIONS)
-        elif not isinstance(options, Mapping):
-            raise InputError(f"schedule {section}", options, "not a table of options", "give option: value pairs")
-        else:
-            flat |= {f"{section}.{option}": value for option, value in options.items()}
-    return apply_settings(OffloadSchedule(), flat)
+    return apply_settings(OffloadSchedule(), _KEYS.dotted(data))
 
 
 def check_schedule(schedule: OffloadSchedule) -> None:

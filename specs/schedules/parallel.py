@@ -9,12 +9,12 @@ Options are plain frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...base.errors import InputError, UnknownName
+from .keys import Keys, replaced
 
 ATTENTION_PARALLELISMS = ("data", "tensor")
 EXPERT_PARALLELISMS = ("expert", "tensor", "node", "sharded")
@@ -184,83 +184,28 @@ def load_ep_preset(name: str) -> ExpertParallelSchedule:
     return EP_PRESETS[name]()
 
 
-_SECTIONS = ("parallel", "placement", "replica", "all_to_all", "pipeline", "kernel")
-# Keys by the names of the version before, and what they are called now.
-_OLD_NAMES = {"exchange": "all_to_all", "pipeline.exchange_sm_fraction": "pipeline.all_to_all_sm_fraction"} | {
-    f"exchange.{option.name}": f"all_to_all.{option.name}" for option in dataclasses.fields(AllToAllOptions)
-}
-_log = logging.getLogger(__name__)
-
-
-def ep_setting_keys() -> dict[str, str]:
-    """Return every dotted key of a schedule with its declared type, in declaration order."""
-    keys = {}
-    for section in dataclasses.fields(ExpertParallelSchedule):
-        if section.name in _SECTIONS:
-            options: Any = section.default_factory
-            for option in dataclasses.fields(options):
-                keys[f"{section.name}.{option.name}"] = str(option.type)
-    return keys
-
-
-def _current(key: str) -> str:
-    """Return today's name of a key, and say so where it was given by the name of the version before."""
-    if key in _OLD_NAMES:
-        _log.warning("schedule: %r is now called %r", key, _OLD_NAMES[key])
-    return _OLD_NAMES.get(key, key)
-
-
-def parse_ep_setting(text: str) -> tuple[str, Any]:
-    """Return (key, value) of a `key=value` argument; raises InputError for a wrong form, key or type."""
-    key, equals, raw = text.partition("=")
-    key, raw = key.strip(), raw.strip()
-    if not equals:
-        raise InputError("--set", text, "not of the form key=value", "write for instance --set pipeline.num_groups=5")
-    key, kinds = _current(key), ep_setting_keys()
-    if key not in kinds:
-        raise UnknownName("--set", key, kinds)
-    kind = kinds[key]
-    try:
-        if kind == "int":
-            return key, int(raw)
-        if kind == "float":
-            return key, float(raw)
-        if kind == "bool":
-            return key, {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]
-    except (ValueError, KeyError):
-        raise InputError(key, raw, f"not a value of type {kind}", f"give {kind}") from None
-    return key, raw
+_KEYS = Keys(
+    sections={
+        "parallel": ParallelOptions, "placement": PlacementOptions, "replica": ReplicaOptions, "all_to_all": AllToAllOptions,
+        "pipeline": PipelineOptions, "kernel": ExpertKernelOptions,
+    },
+    example="pipeline.num_groups=5",
+    old_names={"exchange": "all_to_all", "pipeline.exchange_sm_fraction": "pipeline.all_to_all_sm_fraction"}
+    | {f"exchange.{option.name}": f"all_to_all.{option.name}" for option in dataclasses.fields(AllToAllOptions)},
+)  # fmt: skip
+ep_setting_keys = _KEYS.kinds
+parse_ep_setting = _KEYS.parse
 
 
 def apply_ep_settings(schedule: ExpertParallelSchedule, settings: Mapping[str, Any]) -> ExpertParallelSchedule:
     """Return `schedule` with dotted keys replaced; raises UnknownName or InputError for what breaks a rule."""
-    kinds = ep_setting_keys()
-    changes: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        if key == "name":
-            continue
-        key = _current(key)
-        if key not in kinds:
-            raise UnknownName("schedule key", key, kinds)
-        section, _, option = key.partition(".")
-        changes.setdefault(section, {})[option] = value
-    parts = {name: dataclasses.replace(getattr(schedule, name), **options) for name, options in changes.items()}
-    return dataclasses.replace(schedule, name=settings.get("name", schedule.name), **parts)
+    made: ExpertParallelSchedule = replaced(schedule, settings, _KEYS.by_section(settings))
+    return made
 
 
 def ep_schedule_from_dict(data: Mapping[str, Any]) -> ExpertParallelSchedule:
     """Return the schedule of nested plain values as written by `to_dict`; unknown keys are errors."""
-    flat: dict[str, Any] = {}
-    for section, options in data.items():
-        if section == "name":
-            flat["name"] = options
-        elif _OLD_NAMES.get(section, section) not in _SECTIONS:
-            raise UnknownName("schedule key", section, _SECTIONS)
-        elif not isinstance(options, Mapping):
-            raise InputError(f"schedule {section}", options, "not a table of options", "give option: value pairs")
-        else:
-            flat |= {f"{section}.{option}": value for option, value in options.items()}
-    return apply_ep_settings(ExpertParallelSchedule(), flat)
+    return apply_ep_settings(ExpertParallelSchedule(), _KEYS.dotted(data))
 
 
 def _check(schedule: ExpertParallelSchedule) -> None:
