@@ -8,7 +8,6 @@ grow evenly with context. Several cards are divided as stated or as the engine d
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,6 +29,7 @@ from ...traces.lengths import RequestLengths
 from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording
 from ..model_code import CALLS_EVERY_EXPERT
+from .formats import known_name
 from .machine import NotExpressible, machine_of, streaming
 from .rows import Report
 from .split import first_layers_on_cards, split_of
@@ -43,11 +43,6 @@ _OF_MEMORY = 0.75
 """Share of a memory that an engine fills with experts where its sizes are not stated."""
 _MOST_BATCH, _MOST_TOKENS, _MOST_PASS = 1024, 1 << 24, 1 << 15
 _AGREES = 0.01
-_FORMATS = {
-    "BF16": "16", "FP16": "16", "F16": "16", "FP32": "32", "FP8": "8", "INT8": "8", "AWQ": "int4-g128-zero", "GPTQ": "int4-g128",
-    "INT4": "int4-g64", "NVFP4": "nvfp4", "MLX-4bit": "mlx4-g64", "MLX-8bit": "mlx8-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
-}  # fmt: skip
-_EXL = re.compile(r"EXL[23]-([0-9.]+)bpw", re.IGNORECASE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,16 +180,11 @@ def _as_the_file(
 
 def stored_by_name(model: ModelSpec, experts: str | None, dense: str | None) -> tuple[WeightFormat, WeightFormat]:
     """Return the formats of experts and of everything else, by the names that reports give them; a checkpoint's rest is at 16 bits."""
-    of_dense = _name(dense or experts or "BF16")
+    of_dense = known_name(dense or experts or "BF16")
     try:
-        return quantised_as(model.native_bits if experts is None else _name(experts), of_dense, model)
+        return quantised_as(model.native_bits if experts is None else known_name(experts), of_dense, model)
     except InputError:
         raise NotExpressible(f"weight format {(experts or of_dense)[:40]} or {of_dense[:40]} is not known") from None
-
-
-def _name(name: str) -> str:
-    found = _EXL.fullmatch(name)
-    return f"{float(found[1]):.4g}bpw" if found is not None else _FORMATS.get(name, name)
 
 
 def _stated(bits_per_weight: float) -> WeightFormat:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...base.units import GIB, GIGA, US_PER_S
 from .bundled_kernels import bundled_kernels
-from .catalogue import cpu_parts
+from .catalogue import architectures, cpu_parts
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
@@ -258,6 +258,14 @@ def _reach(gpu: GpuPart, engine: Engine, backend: str, found: EngineRates) -> Co
     less well. Kernels for Metal show none of it.
     """
     share = found["memory_efficiency"]
+    known = architectures().get(gpu.architecture or "", {})
+    if "matvec_share" in known:  # measured on dense models, where no public report of experts is to fit on
+        return Constant(
+            value=known["matvec_share"],
+            source="published",
+            citation=known["matvec_source"],
+            relative_uncertainty=share.relative_uncertainty,
+        )
     if engine.products != "units" or backend == "metal" or gpu.units is None or gpu.boost_ghz is None:
         return share
     drawn = gpu.units * gpu.boost_ghz * GIGA * found["unit_bytes_per_cycle"].value
@@ -336,7 +344,7 @@ def _engine_constants(
     )  # fmt: skip
     if gpu is None:
         return _on_cores(constants)
-    launches = engine.launched(built)
+    launches = engine.launched(built, backend)
     kernel = found[f"{launches}_kernel_s"]
     # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.
     pace = _USUAL_CLOCK_GHZ / (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) if launches == "graph" else 1.0

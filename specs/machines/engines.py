@@ -20,13 +20,18 @@ from ...base.errors import InputError, UnknownName
 from ..catalog import ENGINES_FOLDER
 from .profile import Constant
 
-BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu")
+BACKENDS = ("cuda", "rocm", "vulkan", "sycl", "metal", "cpu")
 GENERIC = "generic"
 FUSED = 0.85
 """Kernels' time of builds that merge some of them, over what constants are of, which are of both sorts: two steps of 4 to 8 % of a token's
 time each (pull requests 16130 and 16991 of llama.cpp)."""
 LAUNCHES = ("graph", "eager", "python")
 PRODUCTS = ("peak", "units")
+_HOST_PACED = ("sycl",)
+"""Backends whose host waits for each layer's choice and asks for its experts one at a time, as loops in Python do: a B70 under SYCL decodes
+Qwen3-Coder-30B-A3B at 17 tokens/s (issue 22413 of llama.cpp), three times slower than under Vulkan (issue 26010)."""
+_OTHER_BACKEND = 1.0
+"""How much further off a backend without reports may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +73,11 @@ class Engine:
     cannot: tuple[str, ...] = ()
     source: str = ""
 
-    def launched(self, built: str | None) -> str:
+    def launched(self, built: str | None, backend: str) -> str:
         """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
         early = built is not None and self.eager_before is not None and built < self.eager_before
+        if backend in _HOST_PACED:
+            return "python"
         return LAUNCHES[max(LAUNCHES.index(self.launches), int(early))]
 
     def kernels_left(self, built: str | None, backend: str) -> float:
@@ -176,6 +183,10 @@ def rates(
         citation = f"{citation}; no report is of this generation of cards"
         for name in _OF_GENERATIONS:
             values[name]["uncertainty"] = math.hypot(values[name]["uncertainty"], _OTHER_GENERATION)
+    if backend in _HOST_PACED:
+        citation = f"{citation}; no report is of this backend"
+        for name in (*_OF_GENERATIONS, "python_kernel_s"):
+            values[name]["uncertainty"] = math.hypot(values[name]["uncertainty"], _OTHER_BACKEND)
     return EngineRates(
         constants={
             name: Constant(
