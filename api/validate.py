@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError, UnknownName
 from ..sim.policies.policy_file import load_policy
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
 from .emit import PlanLike, as_document
-from .load import Recording, as_routing, bundled_trace_path
+from .load import Recording, as_recording, as_routing, bundled_trace_path
 from .plan import Progress
-from .requests import planned_routing, prior_lengths
+from .requests import planned_routing, prior_lengths, trace_name
 from .settings import SettingsLike, open_settings
 from .subject import bytes_of
 
 if TYPE_CHECKING:
+    from ..executor.validation.ranks import RanksValidation
     from ..executor.validation.validate import Validation
 
 DEVICES = ("cpu", "cuda")
@@ -42,12 +43,14 @@ def validate(
     settings: SettingsLike = None,
     policy: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> Validation:
-    """Return predicted and measured of an offload plan's best schedule and its rivals, or of every schedule of a grid.
+) -> Validation | RanksValidation:
+    """Return predicted and measured of a plan's best schedule and its rivals, or of every schedule of a grid.
+
+    An expert-parallel plan runs as so many processes of this machine as it has ranks, which exchange tokens.
 
     plan: a plan just made, its document or its file; grid: a .yaml of configurations; one of the two. profile: of this device; None: it
-    is measured in the same run. trace: the recording that the plan was made from; None: the bundled one, or the
-    routing that was made up for the plan. baselines: rivals to run beside it. steps: forward
+    is measured in the same run, or, for ranks, the machine that the plan was made for. trace: the recording that the plan was made
+    from; None: the bundled one, or the routing that was made up for the plan. baselines: rivals to run beside it. steps: forward
     passes to run; None: 64, or what ends in about `seconds` seconds. memory: bytes that runs may take, or a text such as "6GiB".
     settings: constants of the profile, `{"machine.host.per_layer_s": "50us"}`. policy: the file with rules of one's own that the plan or
     the grid names; it is run.
@@ -84,12 +87,18 @@ def validate(
                              progress=report)  # fmt: skip
     from ..executor.validation.validate_plan import validate_plan
     from ..sim.offload.simulate import check_match
+    from ..specs.plans.document import EXPERT_PARALLEL, check_plan, plan_kind
     from ..specs.provenance import model_of
 
     document = as_document(plan)
-    if document.get("kind") != "offload":
-        raise InputError("plan.kind", document.get("kind"), "only plans for one device can be run",
-                         "make one with moeplan plan --mode offload")  # fmt: skip
+    if plan_kind(document) == EXPERT_PARALLEL:
+        check_plan(document, EXPERT_PARALLEL)
+        for option, value in (("--policy", policy), ("--device", None if device == "cpu" else device)):
+            if value is not None:
+                raise InputError(
+                    option, value, "counts for plans of one device; ranks run on this machine's cores", "leave it out"
+                )
+        return _ranks(document, trace, known, baselines, steps, seconds, memory_bytes, repeats, report)
     model = model_of(document)
     replayed = "bundled" if trace is None and prior_lengths(document) is None else trace
     recording = planned_routing(document, model, replayed).recording
@@ -97,6 +106,30 @@ def validate(
     return validate_plan(
         document, model, recording, profile=known, device=device, num_baselines=baselines, steps=steps, repeats=repeats,
         seconds=seconds, memory_bytes=memory_bytes, progress=report,
+    )  # fmt: skip
+
+
+def _ranks(
+    document: dict[str, Any],
+    trace: str | os.PathLike[str] | Recording | None,
+    profile: Profile | None,
+    baselines: int,
+    steps: int | None,
+    seconds: float,
+    memory_bytes: int | None,
+    repeats: int,
+    progress: Progress,
+) -> RanksValidation:
+    """Return predicted and measured of an expert-parallel plan."""
+    from ..executor.validation.ranks import validate_ranks
+    from ..specs.provenance import machine_of, model_of
+    from ..traces.content import check_recording
+
+    recording = as_recording("bundled" if trace is None else trace)
+    check_recording(document, recording, "bundled" if trace is None else trace_name(trace))
+    return validate_ranks(
+        document, model_of(document), recording, profile=profile or machine_of(document), num_baselines=baselines, steps=steps,
+        repeats=repeats, seconds=seconds, memory_bytes=memory_bytes, progress=progress,
     )  # fmt: skip
 
 

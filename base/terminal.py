@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from .units import GIB, GIGA, MS_PER_S
+from .units import GIB, GIGA, MEGA, MS_PER_S
 
 # Between columns of a table; and how narrow its last column may be folded.
 _GAP = "  "
@@ -248,6 +248,15 @@ def print_calibration(document: dict[str, Any]) -> None:
     print(f"written to {document['profile']}")
 
 
+def _print_ranks(one: dict[str, Any]) -> None:
+    """Print what ranks of one schedule sent, and how far their results are from one process's."""
+    between, inside = (one[f"{tier}_node_bytes"] / MEGA for tier in ("inter", "intra"))
+    said = "as predicted over every link" if one["bytes_equal"] else "not as predicted"
+    print(f"    bytes     {between:.3f} MB between nodes and {inside:.3f} MB inside, {said}; "
+          f"headers and sizes {one['other_bytes'] / MEGA:.3f} MB")  # fmt: skip
+    print(f"    states    {one['states_error']:.1e} from one process's; rounding allows {one['states_bound']:.1e}")
+
+
 def print_validation(document: dict[str, Any]) -> None:
     """Print how far predictions were off: what ran where that is not the whole plan, each configuration, the figures over all."""
     if document.get("reduced"):
@@ -260,6 +269,8 @@ def print_validation(document: dict[str, Any]) -> None:
             f"({low * MS_PER_S:.2f} to {high * MS_PER_S:.2f}), measured {one['measured_step_s'] * MS_PER_S:9.2f} ms "
             f"{one['relative_error']:+7.1%} a step"
         )
+        if "states_error" in one:
+            _print_ranks(one)
         for name, title, unit in SPEEDS:
             if one["measured"].get(name) is not None:
                 print(f"    {title:9} predicted {_speed(one['predicted'], name, unit)}")

@@ -285,6 +285,8 @@ def validate(
     from ..api.settings import open_settings
     from ..api.validate import validate as run
 
+    if report is not None and plan_path is not None:
+        _check_page(report, plan_path)
     changes = open_settings(settings)
     found = run(
         plan_path, grid=grid_path, profile=profile, device=device, trace=trace, baselines=baselines, steps=steps, seconds=seconds,
@@ -293,6 +295,8 @@ def validate(
     document = found.to_dict() if plan_path is None else found.to_dict() | found.best_to_dict()
     document["set_by_user"] = changes.made
     document["failed"] = limits.broken(document, document["num_configurations"], document["num_configurations"])
+    if document.get("kind") == "expert-parallel":
+        document["failed"] += document["wrong"]
     if output is not None:
         write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
     if report is not None:
@@ -306,6 +310,14 @@ def validate(
         print_validation(document)
         print_settings(document)
     _end(document, as_json)
+
+
+def _check_page(report: Path, plan_path: Path) -> None:
+    """Return nothing; raises InputError where a page is asked for of a plan that has none."""
+    from ..specs.plans.document import EXPERT_PARALLEL, read_plan
+
+    if read_plan(plan_path).get("kind") == EXPERT_PARALLEL:
+        raise InputError("--report", str(report), "pages are of plans for one device", "leave it out, or use --output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ...sim.parallel.program import INTER, INTRA, NUM_TIERS, OP_DISPATCH
+from ...sim.parallel.runnable import WIRE
 from ...sim.policies.state import Array
-from .job import WIRE, Job
+from .job import Job
 from .launch import RankRun
 from .prepare import Prepared
 

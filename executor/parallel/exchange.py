@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from ...base.units import NS_PER_S
 from ...sim.parallel.program import INTER, INTRA
+from ...sim.parallel.runnable import WIRE
 from ...sim.parallel.traffic import Topology
-from .job import BOTH, WIRE
+from .job import BOTH
 from .routes import IntArray, Split, split
 
 _SLOT_BYTES, _WEIGHT_BYTES, _SIZE_BYTES = 4, 4, 8

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import InputError
 from ...sim.parallel.program import FREE, IN_TURN, Program
 from ...sim.parallel.simulators import EpOutcome
 from ...sim.parallel.timeline import EP_GROUP, EP_LANE, EP_LAYER, EP_MICRO, EP_OP, EP_START, LANE_INTER
@@ -29,11 +28,11 @@ from ...specs.models import ModelSpec
 from ...specs.provenance import model_from_values
 from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from_dict
 
-WIRE = {4.0: "float32", 2.0: "bfloat16"}
-"""What tokens travel as, by their bytes for each value."""
 # A line of an order: exchange, stage, tier. A stage of both tiers at once is of tier BOTH.
 BOTH = 2
 _JOB, _ARRAYS = "job.json", "job.npz"
+ROUNDS = "rounds"
+"""File in which the first rank says how many rounds are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,30 +67,6 @@ class Job:
     """After so long without an answer another rank is taken for dead."""
     inter_bytes_per_s: float = 0.0
     """Rate of the in-process limiter between nodes; 0 where the network itself is slow."""
-
-
-def check_runnable(schedule: ExpertParallelSchedule, model: ModelSpec) -> None:
-    """Return nothing; raises InputError for what is only simulated."""
-    parallel, pipeline = schedule.parallel, schedule.pipeline
-    if parallel.attention != "data" or parallel.experts != "expert":
-        raise InputError("schedule.parallel", f"{parallel.attention}, {parallel.experts}", "slices of layers: simulated but not executed",
-                         "plan with parallel.attention=data and parallel.experts=expert")  # fmt: skip
-    if pipeline.split == "tile":
-        raise InputError("schedule.pipeline.split", "tile", "an idealised division: simulated but not executed",
-                         "use expert or token")  # fmt: skip
-    if model.num_shared_experts and (pipeline.shared_overlap or pipeline.shortcut):
-        raise InputError("schedule.pipeline.shared_overlap", True, "shared experts run with attention here",
-                         "set pipeline.shared_overlap=false")  # fmt: skip
-    for name in ("dispatch_bytes_per_value", "combine_bytes_per_value"):
-        value = float(getattr(schedule.all_to_all, name))
-        if value not in WIRE:
-            known = " or ".join(f"{each:g}" for each in WIRE)
-            raise InputError(
-                f"schedule.all_to_all.{name}",
-                value,
-                f"tokens travel in {known} bytes for each value",
-                "use one of these",
-            )
 
 
 def exchange_order(schedule: ExpertParallelSchedule, program: Program, outcome: EpOutcome) -> Array:

@@ -22,8 +22,9 @@ import numpy as np
 
 from ...base.errors import InputError, Internal
 from ...sim.policies.state import Array
+from ..running.execute import Progress, silent
 from ..running.failures import ExecutionFailed
-from .job import Job, write_job
+from .job import ROUNDS, Job, write_job
 from .network import Nodes
 
 _POLL_S, _END_S = 0.05, 3.0
@@ -53,11 +54,13 @@ def run_job(job: Job, nodes: Nodes | None = None) -> list[RankRun]:
     return run_jobs([job], nodes)[0]
 
 
-def run_jobs(jobs: Sequence[Job], nodes: Nodes | None = None, *, seconds: float = 600.0) -> list[list[RankRun]]:
+def run_jobs(
+    jobs: Sequence[Job], nodes: Nodes | None = None, *, seconds: float = 600.0, progress: Progress = silent
+) -> list[list[RankRun]]:
     """Return what every rank found of every job; ranks run all jobs once to warm up, then in turns.
 
-    nodes: where ranks run. seconds: longest that all may take. Raises ExecutionFailed where a rank died, hung or refused; InputError
-    for jobs of different numbers of ranks.
+    nodes: where ranks run. seconds: longest that all may take. progress: told of every round. Raises ExecutionFailed where a
+    rank died, hung or refused; InputError for jobs of different numbers of ranks.
     """
     shapes = {(job.topology.num_ranks, job.topology.num_nodes) for job in jobs}
     if len(shapes) != 1:
@@ -66,7 +69,7 @@ def run_jobs(jobs: Sequence[Job], nodes: Nodes | None = None, *, seconds: float 
         folder = Path(name)
         places = [write_numbered(folder, number, job) for number, job in enumerate(jobs)]
         with started(folder, jobs[0], nodes) as ranks:
-            watch(folder, jobs[0], ranks, seconds)
+            watch(folder, jobs[0], ranks, seconds, progress)
         return [
             [_read(place, rank, job) for rank in range(job.topology.num_ranks)]
             for place, job in zip(places, jobs, strict=True)
@@ -112,10 +115,17 @@ def started(
         end(ranks)
 
 
-def watch(folder: Path, job: Job, ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def watch(
+    folder: Path, job: Job, ranks: Sequence[subprocess.Popen[bytes]], seconds: float, progress: Progress = silent
+) -> None:
     """Return once all ranks have ended well; raises ExecutionFailed, naming the rank that did not and what the others waited for."""
-    until = time.monotonic() + seconds + _SETUP_S
+    until, done = time.monotonic() + seconds + _SETUP_S, -1
     while any(rank.poll() is None for rank in ranks):
+        with contextlib.suppress(OSError, ValueError):
+            now = int((folder / ROUNDS).read_text())
+            if now > done:
+                done = now
+                progress(done, job.repeats + 1, f"rounds of {job.topology.num_ranks} ranks")
         if any(rank.poll() for rank in ranks):
             _fail(folder, ranks, min(job.timeout_s, seconds) + _GRACE_S)
         if time.monotonic() > until:

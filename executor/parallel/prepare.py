@@ -16,12 +16,13 @@ from ...planner.parallel.evidence import REPORT, TokenEvidence, topology_of
 from ...planner.parallel.search import EpSearch
 from ...planner.placement.comparison import Candidate
 from ...sim.parallel.program import Program
+from ...sim.parallel.runnable import check_runnable
 from ...sim.parallel.simulate import ParallelSimulation
 from ...sim.parallel.simulators import EpOutcome
 from ...sim.parallel.tables import EpTables
 from ...sim.parallel.traffic import StepLoad, count_step
 from ...specs.schedules.parallel import ExpertParallelSchedule
-from .job import Job, Step, check_runnable, exchange_order
+from .job import Job, Step, exchange_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -44,7 +44,7 @@ from ...sim.parallel.program import (
 )  # fmt: skip
 from ...sim.parallel.timeline import EP_FIELDS, LANE_COMPUTE, LANE_INTER
 from .exchange import Counted, Groups, Network, Peers, Rows, make_groups, make_peers
-from .job import BOTH, Job, job_folders, job_sha256, read_job
+from .job import BOTH, ROUNDS, Job, job_folders, job_sha256, read_job
 from .routes import IntArray, parts_of_tokens, slots_of_group
 from .work import Dense, Experts, check_batches, hidden_states
 
@@ -108,8 +108,6 @@ class StepRun:
         for op in range(len(program.op_kind)):
             for ex in program.wait_list[program.wait_start[op] : program.wait_start[op + 1]].tolist():
                 self._wait(self._done[ex], failures)
-                if program.ex_kind[ex] == OP_COMBINE:
-                    self._take_in(ex)
             self._compute(op)
             for ex in followers.get(op, ()):
                 self._ready[ex].set()
@@ -144,6 +142,9 @@ class StepRun:
             int(column[op]) for column in (program.op_kind, program.op_layer, program.op_micro, program.op_group)
         )
         began = _CLOCK()
+        for ex in program.wait_list[program.wait_start[op] : program.wait_start[op + 1]].tolist():
+            if program.ex_kind[ex] == OP_COMBINE:
+                self._take_in(ex)
         if kind == OP_DENSE:
             tokens = len(self._x[micro])
             x, h, logits = self._rank.dense[micro, tokens].group(layer, self._x[micro])
@@ -326,6 +327,8 @@ def main(folder: Path, rank: int) -> None:
         for job, one in zip(jobs, mine, strict=True):
             if repeat <= job.repeats:
                 one.run(repeat)
+        if rank == 0:
+            (folder / ROUNDS).write_text(str(repeat + 1))
     for one, place in zip(mine, folders, strict=True):
         one.write(place)
     dist.barrier()  # nobody closes its connections while another one still talks

@@ -201,7 +201,7 @@ def reduced_to(
 def needs_of(model: ModelSpec, trace: RoutingTrace, cases: Sequence[Case], *, window: int, dtype: torch.dtype) -> Needs:
     """Return the memory that running `cases` on one stage takes, apart from activations."""
     inputs = [run_input(case.schedule, trace, window_steps=window) for case in cases]
-    counting = _CountingDevice()
+    counting = CountingDevice()
     DensePart(model, counting, dtype=dtype, largest=largest_pass([given.workload for given in inputs]))
     in_memory: set[tuple[str, int]] = set()
     on_disk: set[tuple[str, int]] = set()
@@ -323,7 +323,7 @@ def _width(size: int, numerator: int, denominator: int) -> int:
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
-class _CountingDevice(CpuDevice):
+class CountingDevice(CpuDevice):
     """A device that gives tensors without memory and counts their bytes."""
 
     def __init__(self) -> None:
@@ -331,6 +331,7 @@ class _CountingDevice(CpuDevice):
         self.place = torch.device("meta")
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, what: str, *, scale: float, seed: int) -> torch.Tensor:
+        """Return a tensor without memory, counted."""
         return self.empty(shape, dtype, what)
 
 

@@ -21,6 +21,7 @@ from ...base.frames import Tabular, flat
 from ...base.units import GIB, NS_PER_S
 from ...base.version import __version__
 from ...sim.parallel.program import OP_EXPERT
+from ...sim.parallel.runnable import as_run_on_cores
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.bundled_kernels import kernel_machines
 from ...specs.machines.profile import Profile
@@ -145,6 +146,9 @@ def make_ep_plan(
     """
     began = time.monotonic()
     request, ask = request.of_model(model), ask or Ask()
+    on_cores = ask.runs is None and profile.device.kind == "cpu"
+    if on_cores:
+        ask = dataclasses.replace(ask, runs=lambda schedule, placement: as_run_on_cores(schedule, model))
     check_ep_match(model, recording, request)
     profile = serving_machine(profile, engine)
     evidence = evidence_of(model, recording, request)
@@ -159,7 +163,7 @@ def make_ep_plan(
     )
     best = search.predict(chosen, REPORT, engine="both", rows=True, parts=True)
     levels = levels_of(chosen, told, ask.factors, replicas=copies or _usual_copies(request, model), prefill=request.prefill,
-                       nodes=request.num_nodes, fixed_exchange=ask.runs is not None)  # fmt: skip
+                       nodes=request.num_nodes, fixed_exchange=ask.runs is not None and not on_cores)  # fmt: skip
     request = dataclasses.replace(request, num_redundant=copies)
     rivals, references, left_out = baselines(search, base, request)
     plain = next(each for each in rivals if each.schedule.name == "ep")

@@ -56,7 +56,7 @@ def replay_ep_plan(document: Mapping[str, Any], model: ModelSpec, profile: Profi
     schedule = ep_schedule_from_dict(document["best"]["schedule"])
     base = plain_schedule(schedule.kernel.bits)
     search = prepare_ep(model, profile, evidence_of(model, recording, request), request, base)
-    loads = search.evidence.loads(REPORT, _candidate(search, schedule, document), schedule)
+    loads = search.evidence.loads(REPORT, planned_candidate(search, schedule, document), schedule)
     after = search.simulation.predict(schedule, loads, rows=True)
     stated = float(document["best"]["step_s"])
     if not math.isclose(after.step_s, stated, rel_tol=_SAME_FRACTION):
@@ -67,7 +67,7 @@ def replay_ep_plan(document: Mapping[str, Any], model: ModelSpec, profile: Profi
     return EpReplay(before=search.predict(base, REPORT, rows=True), after=after)
 
 
-def _candidate(search: EpSearch, schedule: ExpertParallelSchedule, document: Mapping[str, Any]) -> Candidate:
+def planned_candidate(search: EpSearch, schedule: ExpertParallelSchedule, document: Mapping[str, Any]) -> Candidate:
     """Return the plan's placement with its router; a searched placement is taken from the document, not searched again."""
     placement = placement_from_dict(document["placement"])
     router: ReplicaChoice
