@@ -283,10 +283,13 @@ def network_of(simulation: ParallelSimulation) -> Iterator[tuple[Nodes | None, f
 
 def first_steps(prepared: Prepared, number: int) -> Prepared:
     """Return a job's first steps."""
-    job = prepared.job
-    cut = {name: list(getattr(prepared, name))[:number] for name in ("loads", "tables", "outcomes")}
-    short = dataclasses.replace(job, steps=tuple(job.steps[:number]), orders=list(job.orders)[:number])
-    return dataclasses.replace(prepared, job=short, **cut)
+    short = dataclasses.replace(
+        prepared.job, steps=tuple(prepared.job.steps[:number]), orders=list(prepared.job.orders)[:number]
+    )
+    return dataclasses.replace(
+        prepared, job=short, loads=list(prepared.loads)[:number], tables=list(prepared.tables)[:number],
+        outcomes=list(prepared.outcomes)[:number],
+    )  # fmt: skip
 
 
 def compare_runs(
