@@ -13,26 +13,45 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
+from .options.conditions import ConditionedCommand
 from .options.declarations import JsonFlag, OptionalTraceOption
 from .parts.artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
 
 
 def report(
-    plan_path: Annotated[Path, typer.Argument(help="plan.json, as moeplan plan writes it.")],
+    plan_path: Annotated[Path | None, typer.Argument(help="plan.json, as moeplan plan writes it.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            help="Instead of a plan: a store of studies (file or SQLAlchemy URL), as moeplan sweep writes it.",
+        ),
+    ] = None,
+    study: Annotated[str | None, typer.Option("--study", help="with --store: only the study of this name.")] = None,
     trace: OptionalTraceOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     timeline: Annotated[Path | None, typer.Option("--timeline", help="Also write a Perfetto timeline (.json).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the HTML report of a plan; the plan's best schedule is replayed for its timeline."""
+    """Write the HTML report of a plan, whose best schedule is replayed for its timeline, or of the studies of a store."""
     from ..specs.plans.document import read_plan
 
-    check_outputs({"--output": output, "--timeline": timeline}, {"the plan": plan_path, "--trace": trace})
-    document = read_plan(plan_path)
-    if document.get("kind") == "expert-parallel":
-        _parallel(document, trace, output, timeline)
+    inputs = {"the plan": plan_path, "--trace": trace, "--store": store}
+    check_outputs({"--output": output, "--timeline": timeline}, inputs)
+    if store is not None:
+        from ..studies.pages import report_store
+
+        if plan_path is not None:
+            raise InputError("--store", store, "a plan is given too", "give one of the two")
+        report_store(store, output, study)
+    elif plan_path is None:
+        raise InputError("plan_path", "(absent)", "there is nothing to report", "give plan.json, or --store")
     else:
-        _offload(document, trace, output, timeline)
+        document = read_plan(plan_path)
+        if document.get("kind") == "expert-parallel":
+            _parallel(document, trace, output, timeline)
+        else:
+            _offload(document, trace, output, timeline)
     if as_json:
         print_json({"path": str(output)})
     else:
@@ -71,4 +90,4 @@ def _parallel(document: dict[str, Any], trace: str | None, output: Path, timelin
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    app.command()(report)
+    app.command(cls=ConditionedCommand)(report)

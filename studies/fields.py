@@ -15,10 +15,15 @@ from typing import Any
 
 from ..api.load import load_machine
 from ..api.settings import machine_keys, plain_keys
+from ..api.simulate import SIMULATORS
+from ..api.subject import bytes_of
 from ..base.errors import InputError, UnknownName
+from ..base.units import parse_quantity, unit_of
 from ..planner.offload.plan import OffloadRequest
 from ..specs.models.load import load_model
-from ..specs.schedules.offload import OffloadSchedule, setting_keys
+from ..specs.models.mixes.names import mix, mix_names
+from ..specs.schedules.offload import OffloadSchedule, parse_setting, setting_keys
+from ..specs.schedules.presets import load_preset
 
 SIMULATE, PLAN = "simulate", "plan"
 QUESTIONS = (SIMULATE, PLAN)
@@ -36,6 +41,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 """What each question takes, and what its value is: the arguments of the functions of the same names."""
 _ENGINE = "engine."
 _MOST = 2**40
+_MOST_CHECKED = 200
 
 
 def is_field(name: str) -> bool:
@@ -71,6 +77,7 @@ class Fields:
     def check_settings(self, where: str, tables: Iterable[Mapping[str, Any]]) -> None:
         """Return nothing; raises UnknownName for a key that neither any machine nor any model of the study has."""
         found = list(tables)
+        self._check_values(where, found)
         named = {name: {table[name] for table in found if table.get(name) is not None} for name in _SHARED}
         keys = {key for table in found for key in table}
         asked = [key for key in keys if key.startswith("model.")]
@@ -82,6 +89,34 @@ class Fields:
             engines = named["engine"] or {None}
             machines = [load_machine(name, engine=engine) for name in named["hardware"] for engine in engines]
             _refuse_unknown(asked, {f"machine.{key}" for machine in machines for key in machine_keys(machine)}, where)
+
+    def _check_values(self, where: str, tables: Iterable[Mapping[str, Any]]) -> None:
+        """Return nothing; raises InputError for a value that no model or machine could have; of many values the first are looked at."""
+        values: dict[str, dict[Any, None]] = {}
+        for table in tables:
+            for name, value in table.items():
+                if value is not None and len(values.setdefault(name, {})) < _MOST_CHECKED:
+                    values[name][value] = None
+        for name, found in values.items():
+            for value in found:
+                _check_value(name, value, f"{where}: {name}")
+
+
+def _check_value(name: str, value: Any, place: str) -> None:
+    if name == "quant":
+        if mix(value) is None and value not in mix_names():
+            raise UnknownName(place, value, mix_names())
+    elif name == "schedule":
+        load_preset(value)
+    elif name == "simulator" and value not in SIMULATORS:
+        raise UnknownName(place, value, SIMULATORS)
+    elif name in ("memory", "reserve"):
+        if "," not in str(value):  # of several cards each one's
+            bytes_of(value, place)
+    elif "." in name and name in setting_keys():
+        parse_setting(f"{name}={value}")
+    elif name.startswith("machine.") and unit_of(name) != "number":
+        parse_quantity(value, unit_of(name), place)
 
 
 def _refuse_unknown(asked: Iterable[str], valid: set[str], where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -78,7 +78,9 @@ def answers_here(predict: str, batches: Batches, jobs: int) -> Iterator[list[Ans
         suspects = [run for run in suspects if strikes.get(run.key, 0) < _STRIKES]
 
 
-def _until_broken(predict: str, batches: Batches, suspects: list[Asked], jobs: int) -> Iterator[list[Answer]]:
+def _until_broken(
+    predict: str, batches: Batches, suspects: list[Asked], jobs: int
+) -> Generator[list[Answer], None, list[Asked]]:
     """Yield answers; return the runs that were under way when a process died, none at the end."""
     waiting: dict[Future[list[Answer]], tuple[list[Asked], float]] = {}
     rules = rules_sha256()

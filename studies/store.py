@@ -139,7 +139,7 @@ class Store:
         digest = hashlib.sha256("\n".join((study.name, study.predict, axes, base, *keys)).encode()).hexdigest()
         with self._begun() as database:
             if database.scalar(sa.select(_STUDIES.c.num_runs).where(_STUDIES.c.study == digest)) is None:
-                number = database.scalar(sa.select(sa.func.coalesce(sa.func.max(_STUDIES.c.number), 0))) + 1
+                number = (database.scalar(sa.select(sa.func.max(_STUDIES.c.number))) or 0) + 1
                 row = {"study": digest, "number": number, "name": study.name, "predict": study.predict, "num_runs": len(keys), "axes": axes,
                        "base": base}  # fmt: skip
                 self._put(database, _STUDIES, [row])

@@ -153,8 +153,7 @@ def _axis(name: str, given: Any, where: str, fields: Fields) -> Axis:
     if not isinstance(given, (list, Mapping)) or not 0 < len(given) <= _MOST_LEVELS:
         rule = f"neither 1 to {_MOST_LEVELS:,} values nor a table of named levels"
         raise InputError(place, given, rule, "write [value, value]")
-    named = isinstance(given, Mapping)
-    if named and not is_field(name):
+    if isinstance(given, Mapping) and not is_field(name):
         levels = [Level(label=label, sets=_sets(sets, f"{place}.{label}", fields)) for label, sets in given.items()]
     else:
         full = fields.full_name(name, where)

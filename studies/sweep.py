@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 BACKENDS = ("local",)
 _MOST_JOBS = 1024
-_FIRST_RUNS = 16
+_FIRST_RUNS_S = 30.0
 _WINDOW_S = 60.0
 _SURE_AFTER_S = 1.0
 
@@ -154,7 +154,8 @@ def _make(
 
 def _answers(predict: str, batches: Batches, jobs: int, meter: _Meter) -> Iterator[list[Answer]]:
     """Yield answers: the first here, until one ran to its end, so that machine code is compiled once and processes inherit it."""
-    for _ in range(_FIRST_RUNS):
+    began = time.monotonic()
+    while time.monotonic() - began < _FIRST_RUNS_S:
         first = batches.take()
         if not first:
             return

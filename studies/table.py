@@ -21,7 +21,7 @@ RUN, STATE, REASON = "run", "state", "reason"
 def labels_of(study: KeptStudy, number: int) -> dict[str, Any]:
     """Return the labels of the levels that a run's number stands for, by axis."""
     found: dict[str, Any] = {}
-    for name, labels in reversed(study.axes.items()):
+    for name, labels in reversed(list(study.axes.items())):
         number, at = divmod(number, len(labels))
         found[name] = labels[at]
     return dict(reversed(found.items()))

@@ -124,6 +124,16 @@ NOT_STRICT = Condition(
     rule="--strict lets no figure move",
     remedy="give one of the two",
 )
+A_PLAN = Condition(
+    holds=lambda given: given["store"] is None,
+    rule="counts for a plan; a store of studies has none",
+    remedy="leave it out",
+)
+A_STORE = Condition(
+    holds=lambda given: given["store"] is not None,
+    rule="only a store holds studies",
+    remedy="leave it out, or add --store",
+)
 NO_STEPS = Condition(
     holds=lambda given: given["steps"] is None,
     rule="--steps says already how long the runs are",
@@ -193,6 +203,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "engine": (SPEEDS_OR_KERNELS,),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
+    "report": {"trace": (A_PLAN,), "timeline": (A_PLAN,), "study": (A_STORE,)},
     "diagnose": dict.fromkeys(
         ("measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"), (A_COMMAND,)
     ),

@@ -56,7 +56,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
                     "--measured-decode", "50"),
         "lines": ("--hardware", "rtx-4090", "--from", "llama-bench", "l.json"),
     },
-    "report": {"offload": ("p.json", "--trace", "bundled"), "ep": ("ep.json", "--trace", "loads.safetensors")},
+    "report": {"a plan": ("p.json", "--trace", "bundled"), "an ep plan": ("ep.json", "--trace", "loads.safetensors"),
+               "studies": ("--store", "s.sqlite")},
     "emit": {"offload": ("p.json", "--target", "accelerate"), "ep": ("ep.json", "--target", "vllm")},
     "calibrate": {
         "measuring": ("-o", "c.json"), "importing": ("--from", "nvbandwidth", "n.json", "--hardware", "t4", "-o", "c.json"),
@@ -92,10 +93,13 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "schedule show": {"": ("on-demand",)},
 }  # fmt: skip
 # Options that name files to write: any word is one.
-OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share", "markdown", "parquet", "store"}
+OUTPUTS = {"output", "folder", "samples", "report", "timeline", "record", "share", "markdown", "parquet"}
 NONSENSE = ("nonsense", "-7", "nan")
-# A seed may be any whole number, a reason any text.
-ALLOWED = {("trace synth", "seed", "-7"), *(("check", "why", word) for word in NONSENSE)}
+# A seed may be any whole number, a reason any text, a new store any file.
+ALLOWED = {
+    ("trace synth", "seed", "-7"),
+    *((command, option, word) for command, option in (("check", "why"), ("sweep", "store")) for word in NONSENSE),
+}
 # A value of each option of `plan` that is not the default, by mode where it must be another.
 VALUES: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "hardware": "a100-sxm-80gb", "trace": "others.safetensors", "memory": "14GiB", "bits": "4",
@@ -200,6 +204,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "v.json").write_text(json.dumps(serve()))
     assert call("plan", *TINY, "--bits", "16", "-o", "p.json").status == 0
     assert call("plan", *CALLS["plan"]["ep, counts"], "-o", "ep.json").status == 0
+    assert call("sweep", "study.yaml", "--store", "s.sqlite", "--jobs", "1").status == 0
     yield here
     os.chdir(before)
 
@@ -305,6 +310,8 @@ COUNTS["recording"] = COUNTS["lengths"] = {
     "requests",
     "lengths",
 }
+COUNTS["a plan"] = COUNTS["an ep plan"] = {"trace", "timeline"}
+COUNTS["studies"] = {"study"}
 COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"}
 FOREIGN = [
     each

@@ -52,6 +52,8 @@ def test_a_list_of_cases_is_an_axis_of_combinations() -> None:
         ({"base": BASE, "grid": {"model.topk": [1]}}, "'model.top_k'"),
         ({"base": BASE, "grid": {"request.concurency": [1]}}, "'request.concurrency'"),
         ({"base": BASE, "predict": "simulat"}, "'simulate'"),
+        ({"base": BASE, "grid": {"quant": ["Q4_K_M", "Q4KM"]}}, "'Q4_K_M'"),
+        ({"base": BASE, "grid": {"schedule": ["mixtral-ofloading"]}}, "'mixtral-offloading'"),
         ({"base": BASE | {"model": "tiny-mo"}, "grid": {"model.top_k": [1]}}, "'tiny-moe'"),
     ],
 )  # fmt: skip
@@ -70,6 +72,9 @@ def test_a_typo_names_the_nearest_key(content: dict[str, Any], named: str) -> No
         {"base": BASE, "grid": {"window": [7]}},
         {"base": BASE | {"window": "six"}},
         {"base": BASE, "grid": {"memory": [[1]]}},
+        {"base": BASE, "grid": {"memory": ["6 gigs"]}},
+        {"base": BASE, "grid": {"cache.experts_per_layer": ["few"]}},
+        {"base": BASE, "grid": {"machine.host_to_device.pinned_bytes_per_s": ["12GB/s", "12 parsecs"]}},
         {"base": BASE, "seeds": [0], "repeats": 1},
         {"base": BASE, "seeds": [-1]},
         {"base": BASE, "repeats": 0},

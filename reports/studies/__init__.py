@@ -1,0 +1,1 @@
+"""Pages of studies: how the answer changes over a grid of inputs."""
