@@ -20,8 +20,9 @@ from ..api.subject import bytes_of
 from ..base.errors import InputError, UnknownName
 from ..base.units import parse_quantity, unit_of
 from ..planner.offload.plan import OffloadRequest
+from ..specs.models import weight_format
 from ..specs.models.load import load_model
-from ..specs.models.mixes.names import mix, mix_names
+from ..specs.models.mixes.names import mix_names
 from ..specs.schedules.offload import OffloadSchedule, parse_setting, setting_keys
 from ..specs.schedules.presets import load_preset
 
@@ -104,8 +105,10 @@ class Fields:
 
 def _check_value(name: str, value: Any, place: str) -> None:
     if name == "quant":
-        if mix(value) is None and value not in mix_names():
-            raise UnknownName(place, value, mix_names())
+        try:
+            weight_format(value)
+        except UnknownName:
+            raise UnknownName(place, value, mix_names()) from None
     elif name == "schedule":
         load_preset(value)
     elif name == "simulator" and value not in SIMULATORS:

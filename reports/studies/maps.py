@@ -21,7 +21,8 @@ MOST_MAPS, MOST_CHOICES = 6, 60
 _ROW_PX, _LEAST_PX, _MOST_PX, _TITLE_PX, _FOOT_PX = 30, 90, 420, 34, 64
 _GAP_PX = 70
 _MOST_TEXTS = 14
-_COLUMNS = 3
+_COLUMNS, _CELLS = 3, 18
+"""Maps side by side, and the cells that a row of them has room for."""
 _COLOURS = [[0, "#f0f4f8"], [0.5, "#7fb2d9"], [1, "#08519c"]]
 
 
@@ -126,7 +127,7 @@ def _cells(
 def _figure(data: list[dict[str, Any]], titles: Sequence[str], names: Sequence[str], places: Layout, tall: int,
             span: tuple[float, float], metric: Metric) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Return the figure of some maps side by side, below each other on a phone, and its height at a desk."""
-    columns = min(_COLUMNS, len(data))
+    columns = max(1, min(_COLUMNS, len(data), _CELLS // len(data[0]["x"])))
     plan = layout(annotations=[], showlegend=False)
     low, high = span if span[0] < span[1] else (span[0] * 0.99, span[1] * 1.01)
     bar = {"orientation": "h", "x": 0, "xanchor": "left", "len": 0.5, "thickness": 10, "y": 0, "yref": "container", "yanchor": "bottom",
