@@ -104,7 +104,9 @@ def _cells(
     """Return one map's values, texts and what it says where one points."""
     found: dict[str, list[list[Any]]] = {"z": [], "text": [], "customdata": []}
     for row in range(len(_y_labels(places, labels))):
-        z, texts, hovers = [], [], []
+        z: list[float | None] = []
+        texts: list[str] = []
+        hovers: list[str] = []
         for column in range(len(labels[places.x])):
             chosen = {**fixed, places.x: column}
             if places.y is not None:
@@ -119,8 +121,9 @@ def _cells(
                 missing.get(levels, "no answer yet") if value is None else f"{numbers.significant(value)} {metric.unit}"
             )
             hovers.append(escape(said[:160]))
-        for name, line in zip(found, (z, texts, hovers), strict=True):
-            found[name].append(line)
+        found["z"].append(z)
+        found["text"].append(texts)
+        found["customdata"].append(hovers)
     return dict(found)
 
 
@@ -142,7 +145,7 @@ def _figure(data: list[dict[str, Any]], titles: Sequence[str], names: Sequence[s
         row, column = divmod(at, columns)
         across = _part(column, columns, 0.06) if columns > 1 else [0.0, 1.0]
         up = _part(rows - 1 - row, rows, _GAP_PX / (rows * tall + (rows - 1) * _GAP_PX))
-        sides = {"type": "category", "categoryorder": "array", "showgrid": False, "ticks": ""}
+        sides: dict[str, Any] = {"type": "category", "categoryorder": "array", "showgrid": False, "ticks": ""}
         across_end, up_end = len(data[at]["x"]) - 0.5, len(data[at]["y"]) - 0.5
         plan[f"xaxis{x[1:]}"] = axis(
             names[places.x], domain=across, anchor=y, categoryarray=data[at]["x"], range=[-0.5, across_end], **sides

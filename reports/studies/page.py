@@ -132,7 +132,7 @@ def _effects_plot(found: Sequence[Effect], metric: Metric, plot_id: str) -> Plot
     ends = {"type": "data", "symmetric": False, "array": [one.most - one.ratio for one in found],
             "arrayminus": [one.ratio - one.least for one in found], "color": "#57606a", "thickness": 1, "width": 4}  # fmt: skip
     bars = lying_bars([gain - 1 for gain in gains], at, hover, base=1, marker={"color": BLUE}, error_x=ends)
-    ticks = {
+    ticks: dict[str, Any] = {
         "tickmode": "array",
         "tickvals": at,
         "ticktext": [wrapped(one.axis, 24) for one in found],
