@@ -73,7 +73,8 @@ class Keys:
         for name, hashed in (("trace", _recording_sha256), ("lengths", _file_sha256), ("policy", _file_sha256)):
             if name in asked:
                 content[name] = self._once((name, asked[name]), hashed)
-        return hashlib.sha256(as_text(content).encode()).hexdigest()
+        # All are plain numbers and texts, whose `repr` is exact, and quicker than JSON: a study may have 100,000 runs.
+        return hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()
 
     def _once(self, what: tuple[Any, ...], hashed: Callable[..., str]) -> str:
         found = self._known.get(what)
