@@ -65,8 +65,8 @@ def main() -> None:
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"a run costs           {found['overhead_ms']:.2f} ms over its simulation, {found['overhead_cpu_ms']:.2f} ms of processor time beside "
-          f"{found['simulate_cpu_ms']:.2f}   ({found['runs']} runs, rounds: {_list(found['overheads_cpu_ms'])})")  # fmt: skip
+    print(f"a run costs           {found['overhead_ms']:.2f} ms over its simulation, {found['overhead_cpu_ms']:.2f} ms of processor time "
+          f"beside {found['simulate_cpu_ms']:.2f}   ({found['runs']} runs, rounds: {_list(found['overheads_cpu_ms'])})")  # fmt: skip
     print(f"{found['resume_runs']:,} runs resume   in {found['resume_s']:.2f} s ({found['resume_cpu_s']:.2f} s of processor time), "
           f"{found['resume_command_s']:.2f} s ({found['resume_command_cpu_s']:.2f}) with the command's start")  # fmt: skip
     print(f"two processes         {found['efficiency']:.0%} efficient, {found['cpu_efficiency']:.0%} by processor time   "
