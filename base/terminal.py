@@ -152,8 +152,8 @@ def print_plan(document: dict[str, Any], output: str) -> None:
     for name, why in document["baselines_that_do_not_fit"].items():
         print(f"  left out  {name:26} {why}")
     print(
-        f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a step: "
-        f"the best is within {document['optimality_gap']:.1%} of it"
+        f"  bound     {document['lower_bound_step_s'] * MS_PER_S:.2f} ms a forward pass, prompts included: the best's mean "
+        f"is within {document['optimality_gap']:.1%} of it"
     )
     print(f"  verdict   {document['verdict']}")
     print(f"written to {output}")

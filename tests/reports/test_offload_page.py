@@ -144,7 +144,7 @@ def test_the_comparison_has_a_row_a_schedule(page: Page) -> None:
         "2,345 schedules were considered: 2,000 simulated to the end, 45 until they could no longer win, 300 ruled out"
     )
     assert counted in page.sections["speed"]
-    assert "mean step below 20.0 ms" in page.sections["speed"]
+    assert "mean forward pass, prompts included, below 20.0 ms" in page.sections["speed"]
 
 
 def test_what_schedules_need_is_said_and_marked() -> None:
