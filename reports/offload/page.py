@@ -154,7 +154,7 @@ def _speed(document: Document, every: Sequence[Entry]) -> Section:
         f"bound on their time"
         + (f", {raced_out:,} given up after a part of the window, too far behind" if raced_out else "")
         + (f", {skipped:,} not looked at, since the time given was over" if skipped else "")
-        + f". No schedule of the space can have a mean forward pass, prompts included, below "
+        + ". No schedule of the space can have a mean forward pass, prompts included, below "
         + f"{numbers.seconds(document['lower_bound_step_s'])}."
     )
     told = told_by(document)
