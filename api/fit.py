@@ -1,39 +1,47 @@
 """What can this machine run, and how: the function behind `moeplan fit`.
 
 Modelled: every bundled decoder in the formats that its files are published in, placed as llama.cpp or ik_llama.cpp would be told: the
-fewest layers' experts in host memory with which the card keeps a gigabyte free at the context asked for. Speeds are those of a prompt of
-512 tokens and the reply after it, one request at a time. Ignored: how good the answers are (bits are shown), whether a build reads a model,
-files that publishers make by recipes of their own.
+fewest layers' experts in host memory with which the card keeps a gigabyte free at the context asked for, with the micro-batch of two with
+which a request takes less. Of one model alone all formats are looked at; of every model the largest that fits, the largest of about four
+bits, the largest that is wholly on the card. Speeds are those of one request at a time, a prompt of 2,048 tokens and the reply after it.
+Ignored: how good the answers are (bits are shown), files that publishers make by recipes of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
 from ..base.frames import Tabular, flat
+from ..base.units import GIB
 from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
-from ..planner.served.llamacpp import FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
+from ..planner.served.llamacpp import DEFAULT_UBATCH, FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
 from ..planner.served.setting import Setting
-from ..sim.offload.metrics import Interval
+from ..sim.offload.memory.host import HOST_SHARE
+from ..sim.offload.metrics import Interval, figures_of
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Profile
 from ..specs.memory import HOST
 from ..specs.models import ModelSpec, WeightFormat, weight_format
 from ..specs.models.load import list_models
+from ..specs.models.mixes.published import published_files
 from .load import as_machine, as_model
 from .subject import open_subject
 
 Progress = Callable[[int, int, str], None]
-FORMATS = ("Q8_0", "Q6_K", "Q4_K_M", "IQ3_XXS", "IQ2_XXS")
-"""Mixes that most models are published in, the largest first; models that are published in four bits are taken as they are."""
-OWN_FORMATS = {"mxfp4": ("MXFP4_MOE",)}
 ENGINES = {one.name: one for one in (LLAMA_CPP, IK_LLAMA_CPP)}
-DEFAULT_CONTEXT, PROMPT_TOKENS, REPLY_TOKENS, UBATCH = 32768, 512, 32, 512
+DEFAULT_CONTEXT, PROMPT_TOKENS, REPLY_TOKENS = 32768, 2048, 32
+UBATCHES = (512, 2048)
+"""Micro-batches that are tried where experts lie in host memory: each copies or computes them anew."""
+WHOLE_REPLY_TOKENS = 256
+"""Generated tokens of the request by whose time a micro-batch is chosen; fewer are simulated, since they are alike."""
+ABOUT_FOUR_BITS = 5.3
+_SAME_BITS = 0.98
 _NO_DECODERS = ("nllb_moe", "switch_transformers")
 _LEAST_PARAMETERS = 1e9
 
@@ -62,6 +70,8 @@ class Fit:
     """What binds decoding and prompt together."""
     command: str
     """Ready to run; MODEL.gguf stands for the file."""
+    from_disk: bool
+    """What the host's memory cannot hold, experts or tables, is read from the disk when it is needed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain values."""
@@ -127,17 +137,7 @@ def fit(
         if progress is not None:
             progress(number, len(names), name)
         tokens = context if spec.longest_context is None else min(context, spec.longest_context)
-        found, why = [], "no format of it fits"
-        for quant in _formats_of(spec):
-            try:
-                one = _row(name, spec, quant, profile, tokens, engine, kv_type)
-            except (DoesNotFit, InputError) as reason:
-                why = str(reason)
-                continue
-            if min_decode is not None and one.decode_tokens_per_s < min_decode:
-                why = f"{one.quant} generates {one.decode_tokens_per_s:.3g} tokens/s"
-                continue
-            found.append(one)
+        found, why = _formats(name, spec, profile, tokens, engine, kv_type, min_decode, every=model is not None)
         rows += found
         if not found:
             left_out[name] = why
@@ -156,49 +156,117 @@ def _decoders() -> list[str]:
     ]  # fmt: skip
 
 
-def _formats_of(spec: ModelSpec) -> Iterator[str | None]:
-    """Yield the formats to look at; None: a file's own."""
-    if weight_format(spec.native_dense_bits).head_bits is not None:
-        yield None
-        return
-    yield from OWN_FORMATS.get(spec.native_bits, FORMATS)
+def _formats(
+    name: str,
+    spec: ModelSpec,
+    profile: Profile,
+    context: int,
+    engine: str,
+    kv_type: str,
+    min_decode: float | None,
+    *,
+    every: bool,
+) -> tuple[list[Fit], str]:
+    """Return the formats of a model that are shown, the largest first, and why others are not; every: show all that fit."""
+    found: list[Fit] = []
+    of_file = weight_format(spec.native_dense_bits).head_bits is not None
+    published: tuple[str | None, ...] = (None,) if of_file else published_files(spec)
+    why = "no format of it fits" if published else "llama.cpp does not run it, or no file of it is published"
+    for quant in published:
+        try:
+            placed = _placed(name, quant, profile, context, engine, kv_type)
+            bits = _mean_bits(*placed)
+            if found and not every and not _is_wanted(placed[1], bits, found):
+                continue
+            if found and bits > found[-1].bits_per_weight * _SAME_BITS:
+                continue  # where rows are no whole blocks, a name of fewer bits stores as many
+            one = _row(*placed, spec, quant, context, kv_type)
+        except (DoesNotFit, InputError) as reason:
+            why = str(reason)
+            continue
+        if min_decode is not None and one.decode_tokens_per_s < min_decode:
+            why = f"{one.quant} generates {one.decode_tokens_per_s:.3g} tokens/s"
+            continue
+        found.append(one)
+        if not every and one.host_layers == 0:
+            break
+    return found, why
 
 
-def _row(
-    name: str, spec: ModelSpec, quant: str | None, profile: Profile, context: int, engine: str, kv_type: str
-) -> Fit:
-    """Return one format of one model; raises DoesNotFit, or InputError for a format that its matrices cannot have."""
-    simulation = open_subject(
-        model=name, hardware=profile, quant=quant, prompt_tokens=min(PROMPT_TOKENS, context - REPLY_TOKENS), reply_tokens=REPLY_TOKENS,
-        context=context, kv_type=kv_type, engine=None,
-    ).simulation  # fmt: skip
-    one = _placed(simulation)
-    simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+def _is_wanted(one: Setting, bits: float, found: list[Fit]) -> bool:
+    """Return whether a format adds something to those found: the first of about four bits, or the first wholly on the card."""
+    return one.host_layers == 0 or (bits <= ABOUT_FOUR_BITS < found[-1].bits_per_weight)
+
+
+def _row(simulation: Simulation, one: Setting, spec: ModelSpec, quant: str | None, context: int, kv_type: str) -> Fit:
+    """Return one format of one model as it is placed; raises DoesNotFit, or InputError for a format that its matrices cannot have."""
     predicted = simulation.predict(one.schedule)
     metrics, memory = predicted.metrics, predicted.memory_breakdown
     ends = metrics.prefill_tokens_per_s_interval, metrics.decode_tokens_per_s_interval
     prefill, decode = metrics.prefill_tokens_per_s, metrics.decode_tokens_per_s
     if prefill is None or decode is None or ends[0] is None or ends[1] is None:
         raise InputError("context", context, "no prompt and reply fit into it", "ask for more")
+    host_bytes = sum(item.num_bytes for item in memory.items if item.place == HOST)
+    from_disk = predicted.schedule.copy.host_experts is not None or _is_paged(simulation, host_bytes)
     return Fit(
         model=spec.name, quant=quant or "the file's", total_parameters=spec.total_parameters,
-        bits_per_weight=_mean_bits(simulation, one), context_tokens=context, placement=one.words, host_layers=one.host_layers,
-        device_bytes=memory.device_bytes, host_bytes=sum(item.num_bytes for item in memory.items if item.place == HOST),
+        bits_per_weight=_mean_bits(simulation, one), context_tokens=context,
+        placement=f"{one.words}{', partly paged from disk' if from_disk else ''}", host_layers=one.host_layers,
+        device_bytes=memory.device_bytes, host_bytes=host_bytes,
         prefill_tokens_per_s=prefill, prefill_tokens_per_s_interval=ends[0], decode_tokens_per_s=decode,
-        decode_tokens_per_s_interval=ends[1], bound=metrics.bound, command=_command(one, context, kv_type),
+        decode_tokens_per_s_interval=ends[1], bound=metrics.bound, command=_command(one, context, kv_type), from_disk=from_disk,
     )  # fmt: skip
 
 
-def _placed(simulation: Simulation) -> Setting:
+def _is_paged(simulation: Simulation, host_bytes: int) -> bool:
+    """Return whether tables beside experts exceed the host's memory and lie on a disk; raises DoesNotFit where there is none."""
+    memory = simulation.profile.host.memory_bytes
+    if memory is None or host_bytes <= HOST_SHARE * memory.value:
+        return False
+    if simulation.profile.disk is None:
+        what = f"{simulation.model.name} keeps experts and tables of together {host_bytes / GIB:.2f} GiB in the host's memory"
+        raise DoesNotFit(what, int(host_bytes - HOST_SHARE * memory.value))
+    return True
+
+
+def _placed(
+    name: str, quant: str | None, profile: Profile, context: int, engine: str, kv_type: str
+) -> tuple[Simulation, Setting]:
+    """Return a model in one format and how it is told: the fewest layers' experts in host memory, the quicker micro-batch.
+
+    Raises DoesNotFit where not even all of them there suffice, InputError for a format that its matrices cannot have.
+    """
+    simulation = open_subject(
+        model=name, hardware=profile, quant=quant, prompt_tokens=min(PROMPT_TOKENS, context - REPLY_TOKENS), reply_tokens=REPLY_TOKENS,
+        context=context, kv_type=kv_type, engine=None,
+    ).simulation  # fmt: skip
+    first = _with_ubatch(simulation, UBATCHES[0])
+    found = [first]
+    if first.host_layers:
+        for ubatch in UBATCHES[1:]:
+            with contextlib.suppress(DoesNotFit):
+                found.append(_with_ubatch(simulation, ubatch))
+    return simulation, min(found, key=lambda one: _request_s(simulation, one)) if len(found) > 1 else first
+
+
+def _request_s(simulation: Simulation, one: Setting) -> float:
+    """Return the seconds of a request with the whole reply under a setting."""
+    schedule = simulation.resolve(one.schedule)
+    told = figures_of(simulation.run(schedule).step_end, simulation.workload(schedule))
+    return (told["ttft_s"] or 0.0) + WHOLE_REPLY_TOKENS * (told["step_s"] or 0.0)
+
+
+def _with_ubatch(simulation: Simulation, ubatch: int) -> Setting:
     """Return the setting with the fewest layers' experts in host memory; raises DoesNotFit where not even all suffice."""
     layers = simulation.trace.num_layers
     split = simulation.profile.device.kind != "cpu" and not simulation.profile.device.unified_memory
     counts, free = (range(layers + 1), FIT_MARGIN_BYTES) if split else (range(1), 0)
-    one, missing = fewest_on_host(simulation, counts, 1, UBATCH, free_bytes=free)
-    if not missing:
-        return one
-    where = "with all experts in host memory" if split else "in the one memory there is"
-    raise DoesNotFit(f"{simulation.model.name} {where}", missing)
+    one, missing = fewest_on_host(simulation, counts, 1, ubatch, free_bytes=free)
+    if missing:
+        where = "with all experts in host memory" if split else "in the one memory there is"
+        raise DoesNotFit(f"{simulation.model.name} {where}", missing)
+    simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+    return one
 
 
 def _mean_bits(simulation: Simulation, one: Setting) -> float:
@@ -214,6 +282,8 @@ def _command(one: Setting, context: int, kv_type: str) -> str:
         flags["--n-gpu-layers"] = 999
     if one.told_layers:
         flags["--n-cpu-moe"] = one.told_layers
+    if one.ubatch != DEFAULT_UBATCH:
+        flags["--ubatch-size"] = one.ubatch
     if kv_type != "f16":
         keys, _, values = kv_type.partition("/")
         flags |= {"--cache-type-k": keys, "--cache-type-v": values or keys}

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import DoesNotFit, InputError
+from ..base.errors import InputError
+from ..base.units import MIB
 from ..calibrate.imports.bench_line import BenchLine
 from ..papers.field.machine import NotExpressible
 from ..papers.field.own.placement import placement_of
@@ -137,7 +138,7 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
             else {"kind": "cpu-moe"}
         )
     if not call.placed:
-        return _fitted(case)
+        return _fitted(case, call)
     how = {"prefill_compute": "-rtr"} if call.repacked else {} if call.uploads else {"prefill_compute": "cpu"}
     if call.gpu_layers is not None and call.gpu_layers < model.num_layers:
         if call.gpu_layers == 0:
@@ -153,13 +154,10 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
     return placed | how if placed["kind"] != "gpu" else placed
 
 
-def _fitted(case: Case) -> Mapping[str, Any]:
+def _fitted(case: Case, call: Call) -> Mapping[str, Any]:
     """Return what the engine makes of itself (`--fit`); raises DoesNotFit where layers would leave the card."""
-    left_out: dict[str, str] = {}
-    found = served.LLAMA_CPP.defaults(case.memory(), case.concurrency, case.ubatch, left_out)
-    chosen = next((one for one in found if one.fitted), None)
-    if chosen is None:
-        raise DoesNotFit(left_out.get("--fit (the default)", "what the engine places of itself"), 0)
+    free_bytes = served.FIT_MARGIN_BYTES if call.fit_free_mib is None else call.fit_free_mib * MIB
+    chosen = served.fitted(case.memory(), case.concurrency, case.ubatch, free_bytes)
     layers = case.model.num_moe_layers
     if chosen.host_layers == 0:
         return {"kind": "gpu"}

@@ -46,6 +46,8 @@ class Call:
     context: int | None = None
     """Tokens that the cache has room for, over all slots."""
     slots: int = 1
+    fit_free_mib: int | None = None
+    """What the engine leaves free of the card where it places layers itself; None: its own default."""
     threads: int | None = None
     kv_types: tuple[str, str] = ("f16", "f16")
     backend: str | None = None

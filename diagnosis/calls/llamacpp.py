@@ -42,17 +42,21 @@ def read(program: str, words: Sequence[str], engine: str | None) -> Call:
     remarks = []
     if _on(told, "flash_attn") is False or told.given("no_flash_attn"):
         remarks.append("flash attention off is not predicted: figures are with it")
-    if told.given("fit") and placed and _on(told, "fit"):
-        remarks.append("--fit stays out of the way where layers are placed by hand")
+    for role in ("fit", "fit_target", "fit_ctx"):
+        if placed and told.given(role) and (role != "fit" or _on(told, "fit")):
+            remarks.append(f"{told.names[role]} stays out of the way where layers are placed by hand")
+    # Fitting gives up context, down to this, before it takes experts off the card.
+    at_least = None if placed else told.whole("fit_ctx", 0, MOST_TOKENS) or None
+    context = told.whole("context", 0, MOST_TOKENS) or at_least
     return Call(
         program=program, engine=name, text=" ".join((program, *words)),
         model=told.text("file") or told.text("model") or told.text("repository"),
         quant=quant_in(told.text("file"), told.text("model"), told.text("repository")), gpu_layers=layers, placed=placed,
         cpu_moe_layers=ALL_LAYERS if told.given("cpu_moe") else told.whole("n_cpu_moe", 0, ALL_LAYERS) or 0, overrides=overrides,
         uploads=_on(told, "no_op_offload") is not True, repacked=told.given("repack") and told.text("repack") != "0",
-        ubatch=min(batch, ubatch), context=told.whole("context", 0, MOST_TOKENS) or None, slots=max(1, told.whole("slots", -1, 1024) or 1),
+        ubatch=min(batch, ubatch), context=context, slots=max(1, told.whole("slots", -1, 1024) or 1),
         threads=_threads(told), kv_types=(_kv(told, "keys"), _kv(told, "values")), backend=backend, prompt=prompt, reply=reply,
-        depth=depth, remarks=tuple(remarks),
+        depth=depth, fit_free_mib=None if placed else _fit_target(told), remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -134,6 +138,14 @@ def _layers(told: Told, program: str, engine: str) -> tuple[int | None, bool]:
         return None, True
     count = told.whole("gpu_layers", 0, 1_000_000)
     return (count if count is not None else None), True
+
+
+def _fit_target(told: Told) -> int | None:
+    """Return the MiB of the card that fitting leaves free; raises InputError where several cards have one each."""
+    text = told.text("fit_target")
+    if text is not None and "," in text:
+        raise refuse(told.names["fit_target"], text, "several cards take part: not predicted", "give one number")
+    return told.whole("fit_target", 0, 1_000_000)
 
 
 def _threads(told: Told) -> int | None:

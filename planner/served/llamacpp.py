@@ -65,7 +65,7 @@ class LlamaSpace:
         found = []
         if self.fits:
             try:
-                found.append(_fitted(simulation, concurrency, each))
+                found.append(fitted(simulation, concurrency, each))
             except DoesNotFit as reason:
                 left_out[FITTED] = str(reason)
         layers = simulation.trace.num_layers
@@ -138,20 +138,23 @@ def fewest_on_host(simulation: Simulation, counts: Sequence[int], concurrency: i
     return one, missing
 
 
-def _fitted(simulation: Simulation, concurrency: int, ubatch: int) -> Setting:
-    """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card."""
+def fitted(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int = FIT_MARGIN_BYTES) -> Setting:
+    """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card.
+
+    free_bytes: of the card, what it leaves free (`--fit-target`).
+    """
     chosen, missing = fewest_on_host(
-        simulation, _numbers(simulation), concurrency, ubatch, free_bytes=FIT_MARGIN_BYTES, front=True
+        simulation, _numbers(simulation), concurrency, ubatch, free_bytes=free_bytes, front=True
     )
     if missing:
-        free = f"{FIT_MARGIN_BYTES // MIB} MiB left free"
+        free = f"{free_bytes // MIB} MiB left free"
         raise DoesNotFit(
             f"everything but experts, with {free}: layers would leave the card, which is not modelled", missing
         )
     check_fits(simulation, chosen)
     layer_bytes = simulation.expert_bytes(chosen.schedule) * simulation.trace.num_experts
     matrices = 3 if simulation.model.gated else 2
-    left = simulation.budget_bytes - FIT_MARGIN_BYTES - device_bytes(simulation, chosen)
+    left = simulation.budget_bytes - free_bytes - device_bytes(simulation, chosen)
     part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
     schedule = chosen.schedule.with_options(name=FITTED)
     return dataclasses.replace(chosen, schedule=schedule, words=FITTED, fitted=True, part_of_layer=part)

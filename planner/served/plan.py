@@ -250,9 +250,13 @@ def _verdict(best: Prediction, chosen: Tried, default: Setting | None, beside: D
         return f"{said}; what the engine does when it is told nothing is not modelled here"
     if beside is None:
         return f"{said}; nothing to set: no setting is predicted faster than what the engine does when it is told nothing, {default.words}"
+    credited = f", credited with {default.part_of_layer:.0%} of one more layer" if default.part_of_layer else ""
+    against = f"{default.words}{credited}"
     if not beside.promised:
         told = chosen.setting.words
-        return f"{said}; no difference that this prediction can promise: {told} is predicted {beside.words} as {default.words}"
+        return (
+            f"{said}; no difference that this prediction can promise: {told} is predicted {beside.words} as {against}"
+        )
     cause = next(iter(beside.shares), None)
     unsure = "" if cause is None else f"; most of that range is {cause}"
-    return f"{said}; {chosen.setting.words} is predicted {beside.words} as {default.words}, shared errors cancelled{unsure}"
+    return f"{said}; {chosen.setting.words} is predicted {beside.words} as {against}, shared errors cancelled{unsure}"

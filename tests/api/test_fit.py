@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
-from moeplan.api.fit import ENGINES, FORMATS, fit
+from moeplan.api.fit import ABOUT_FOUR_BITS, ENGINES, fit
 from moeplan.api.load import load_machine
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.base.units import GIB
 from moeplan.cli import main
 from moeplan.planner.emit.engines.llamacpp_commands import SERVER
+from moeplan.specs.models.load import load_model
+from moeplan.specs.models.mixes.published import published_files
 
 SMALL = "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:32GiB"
 
@@ -30,23 +32,53 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_fewer_bits_need_less_memory_and_are_faster() -> None:
     found = fit(SMALL, model="qwen3-30b-a3b", context=4096)
-    assert [one.quant for one in found.rows] == [*FORMATS] and not found.left_out
+    published = published_files(load_model("qwen3-30b-a3b"))
+    names = [one.quant for one in found.rows]
+    # Each name once, in the publishers' order; those that store no fewer bits than a larger one are left out.
+    assert len(names) > 6 and names == [name for name in published if name in names] and not found.left_out
     for one, next_one in zip(found.rows, found.rows[1:], strict=False):
         assert one.bits_per_weight > next_one.bits_per_weight and one.host_layers >= next_one.host_layers
-        assert one.decode_tokens_per_s < next_one.decode_tokens_per_s
     for one in found.rows:
         assert one.device_bytes <= 11 * GIB and one.host_bytes <= 32 * GIB
         low, high = one.decode_tokens_per_s_interval
         assert low < one.decode_tokens_per_s < high
         assert {word for word in one.command.split() if word.startswith("--")} <= set(SERVER.flags)
         assert (f"--n-cpu-moe {one.host_layers}" in one.command) == bool(one.host_layers)
+        # Each micro-batch copies or computes what lies in host memory anew: the larger one pays where anything does.
+        assert ("--ubatch-size 2048" in one.command) == bool(one.host_layers) and not one.from_disk
 
 
 def test_what_is_too_slow_or_too_large_is_left_out_with_its_reason() -> None:
     fast = fit(SMALL, model="qwen3-30b-a3b", context=4096, min_decode=60.0)
-    assert 0 < len(fast.rows) < len(FORMATS) and all(one.decode_tokens_per_s >= 60 for one in fast.rows)
+    assert 0 < len(fast.rows) < 10 and all(one.decode_tokens_per_s >= 60 for one in fast.rows)
     large = fit(SMALL, model="deepseek-v3")
     assert not large.rows and "host" in large.left_out["deepseek-v3"]
+
+
+def test_of_every_model_the_largest_formats_worth_showing_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeplan.api.fit.list_models", lambda: ["gpt-oss-20b", "jamba-1.5-mini", "qwen3-30b-a3b"])
+    found = fit(SMALL, context=4096)
+    rows = [one for one in found.rows if one.model == "qwen3-30b-a3b"]
+    alone = fit(SMALL, model="qwen3-30b-a3b", context=4096).rows
+    assert rows[0] == alone[0] and len(rows) <= 3
+    assert rows[-1] == next(one for one in alone if one.host_layers == 0)
+    assert next(one for one in alone if one.bits_per_weight <= ABOUT_FOUR_BITS) in rows
+    assert [one.quant for one in found.rows if one.model == "gpt-oss-20b"] == ["MXFP4_MOE"]
+    assert "no file of it is published" in found.left_out["jamba-1.5-mini"]
+
+
+def test_what_is_paged_from_a_disk_says_so() -> None:
+    found = fit("rtx-3060 + ryzen-7-7700x + ddr5-5600x2:32GiB + disk:7GB/s", model="gpt-oss-120b", context=4096)
+    (one,) = found.rows
+    assert one.from_disk and one.placement.endswith("paged from disk") and one.bound == "disk"
+
+
+def test_tables_beside_experts_must_have_a_place_too() -> None:
+    machine = "rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
+    alone = fit(machine, model="qwen3.8-flash-next").rows
+    assert alone and all(one.host_bytes <= 0.88 * 64 * GIB and not one.from_disk for one in alone)
+    paged = fit(f"{machine} + disk:7GB/s", model="qwen3.8-flash-next").rows
+    assert any(one.from_disk and "disk" in one.placement for one in paged) and len(paged) > len(alone)
 
 
 def test_one_memory_is_not_divided() -> None:

@@ -7,6 +7,7 @@ import pytest
 from moeplan.base.errors import InputError
 from moeplan.diagnosis.calls.call import ALL_LAYERS, quant_in
 from moeplan.diagnosis.calls.read import read_command
+from moeplan.diagnosis.origin import Asked, case_of_call
 
 
 def test_the_command_of_a_server() -> None:
@@ -29,6 +30,10 @@ def test_the_command_of_a_server() -> None:
         ("llama-server", {"placed": False, "gpu_layers": None}),
         ("llama-server --fit off", {"placed": True}),
         ("llama-server -ngl auto", {"placed": False}),
+        ("llama-bench --fit-target 1024 --fit-ctx 16384", {"placed": False, "fit_free_mib": 1024, "context": 16384}),
+        ("llama-server -fitt 512 -fitc 4096 -c 9000", {"placed": False, "fit_free_mib": 512, "context": 9000}),
+        ("llama-server -fitt 512 -ngl 99", {"placed": True, "fit_free_mib": None, "context": None,
+        "remarks": ("-fitt stays out of the way where layers are placed by hand",)}),
         ("llama-server -ngl all -cmoe", {"cpu_moe_layers": ALL_LAYERS, "gpu_layers": None, "placed": True}),
         ("llama-server -ub 4096", {"ubatch": 2048}),
         ("llama-server -ub 4096 -b 4096", {"ubatch": 4096}),
@@ -79,6 +84,7 @@ def test_what_commands_say(text: str, said: dict[str, object]) -> None:
         ("llama-server -dev CUDA0,CUDA1", "several cards"),
         ("llama-server -ts 1,1", "several cards"),
         ("llama-server -nkvo", "not predicted"),
+        ("llama-server -fitt 1024,512", "several cards"),
         ("llama-server -md draft.gguf", "drafted tokens are not predicted"),
         ("llama-server --moe-cache-mib 4096", "not predicted yet"),
         ("llama-server --rpc host:1", "several machines"),
@@ -118,3 +124,12 @@ def test_an_engine_that_is_not_of_the_program_is_refused() -> None:
 )  # fmt: skip
 def test_the_weight_format_in_a_name(name: str | None, quant: str | None) -> None:
     assert quant_in(name) == quant
+
+
+def test_what_fitting_leaves_free_decides_how_many_layers_stay_on_the_cores() -> None:
+    asked = Asked(model="gpt-oss-120b", hardware="rtx-3090 + ryzen-9-7950x + ddr5-6000x2:96GiB")
+    told = ("", " --fit-target 1024", " --fit-target 6144", " --fit-ctx 65536")
+    least, same, roomy, long = (
+        case_of_call(read_command(f"llama-server{more}"), asked).placement["cpu_layers"] for more in told
+    )
+    assert least == same < roomy and least < long
