@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from ...base.errors import InputError, MissingCalibration, UnknownName
 from ...specs.machines.profile import LANES, SOURCES, Constant, LinkDirection, Profile
-from ...specs.models import FLOPS_PER_WEIGHT, AttentionSpec, ModelSpec, WeightFormat, weight_format
+from ...specs.models import FLOPS_PER_WEIGHT, ModelSpec, WeightFormat, weight_format
+from .attention import attended
 
 Array: TypeAlias = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -161,7 +162,7 @@ class CostModel:
             values = 2 * model.recurrent.state_values * requests  # read and written
             flops = 2.0 * FLOPS_PER_WEIGHT * model.recurrent.state_values * tokens
         elif attention is not None:
-            pairs, read, index = _attended(attention, model.window_of(layer), tokens, context_tokens, requests)
+            pairs, read, index = attended(attention, model.window_of(layer), tokens, context_tokens, requests)
             mixers = model.variant(layer).num_mixers
             values = mixers * ((read + tokens) * attention.kv_values_per_token + index)
             flops = mixers * attention.flops(pairs, read)
@@ -354,44 +355,6 @@ class CostModel:
 
     def _missing(self, name: str, rule: str, remedy: str) -> MissingCalibration:
         return MissingCalibration(f"hardware {self.profile.name}: {name}", None, rule, remedy)
-
-
-def attention_work(tokens: int, context_tokens: int, num_requests: int, window: int | None) -> tuple[float, float]:
-    """Return (query–context pairs, context tokens read) of one layer's causal attention.
-
-    The pass's tokens are the last ones of their requests' contexts, spread evenly over `num_requests`. With a window each
-    token meets at most that many, and a request's tokens read its window before the first of them and everything since.
-    """
-    if tokens == 0:
-        return 0.0, 0.0
-    new = tokens / num_requests
-    context = max(context_tokens / num_requests, new)
-    before = context - new
-    if window is None or context <= window:
-        return tokens * (before + (new + 1) / 2), context * num_requests
-    growing = min(max(window - before, 0.0), new)  # tokens that still see less than a full window
-    each = growing * (min(before, window) + (growing + 1) / 2) + (new - growing) * window
-    return each * num_requests, min(context, window + new - 1) * num_requests
-
-
-def _attended(
-    attention: AttentionSpec, window: int | None, tokens: int, context_tokens: int, num_requests: int
-) -> tuple[float, float, float]:
-    """Return (query–entry pairs, entries read, values of an index read) of one layer's causal attention.
-
-    Beyond a window there are compressed entries, or none; sparse attention reads the entries it selects, a token at most
-    `selected` of them, and its whole index.
-    """
-    pairs, read = attention_work(tokens, context_tokens, num_requests, window)
-    all_pairs, all_read = attention_work(tokens, context_tokens, num_requests, None)
-    index = all_read / attention.tokens_per_index * attention.index_values
-    if window is not None and not attention.compressed:
-        return pairs, read, index
-    entry_pairs, entries = all_pairs / attention.tokens_per_entry, all_read / attention.tokens_per_entry
-    if attention.selected is not None:
-        most = tokens * float(attention.selected)
-        entry_pairs, entries = min(entry_pairs, most), min(entries, most)
-    return (entry_pairs, entries, index) if window is None else (pairs + entry_pairs, read + entries, index)
 
 
 def _copy(link: LinkDirection, num_bytes: int, pinned: bool) -> Estimate:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...specs.machines.gpu_kernels import GpuKernels
-from ...specs.machines.profile import Constant, Profile, constant_range
+from ...specs.machines.profile import Constant, Profile
+from ...specs.machines.ranges import constant_range
 
 FACTOR_OF_INTERVAL = 1.645
 """An uncertainty is half an interval that nine in ten true values lie in: so many standard deviations."""

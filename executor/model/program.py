@@ -20,7 +20,7 @@ from ...sim.policies.offload import begin_step, decide_layer_step
 from ...sim.policies.state import Decision, PolicyConfig, PolicyState, make_decision
 from ...sim.timeline import OP_DENSE, OP_HEAD, OP_HOST_STEP
 from ..running.copy_engine import Gate
-from ..running.program import LayerSteps
+from ..running.layer_steps import LayerSteps
 from ..running.workers import Workers
 from .guesses import Guesser
 from .passes import LivePass

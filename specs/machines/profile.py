@@ -19,6 +19,7 @@ from typing import Any
 from ...base.errors import InputError, UnknownName
 from ...base.units import format_bytes
 from .gpu_kernels import GpuKernels, check_kernels
+from .ranges import MOST_UNCERTAIN, check_number, check_points, check_uncertainty, range_of
 
 SCHEMA_VERSION = 1
 SET_BY_USER = "set by the user"
@@ -293,7 +294,7 @@ class Profile:
             changes = {
                 name: dataclasses.replace(
                     constant,
-                    relative_uncertainty=min(math.hypot(constant.relative_uncertainty, spread), _MOST_UNCERTAIN),
+                    relative_uncertainty=min(math.hypot(constant.relative_uncertainty, spread), MOST_UNCERTAIN),
                 )
                 for name, constant in ((name, getattr(part, name)) for name in names)
             }
@@ -326,25 +327,7 @@ def profile_to_json(profile: Profile) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-# What a constant's last name says about the range of its value: (ending, least, most, in words). Limits are wide: they
-# keep sums, quotients and nanoseconds finite, and catch slips of many powers of ten.
-_RANGES = (
-    ("bytes_per_s", 1.0, 1e18, "bytes per second"),
-    ("flops_per_s", 1.0, 1e21, "operations per second"),
-    ("memory_bytes", 2.0**20, 1e18, "bytes"),
-    ("_efficiency", 1e-3, 1.0, "a share of a peak"),
-    ("_bytes", 0.0, 1e18, "bytes"),
-    ("_s", 0.0, 3600.0, "seconds"),
-    ("kernels_per_dense_layer", 0.0, 1e6, "a number of kernels"),
-    ("kernels_per_head", 0.0, 1e6, "a number of kernels"),
-    ("tile_tokens", 0.0, 1e6, "a number of tokens"),
-)
-# Beyond that a figure says nothing: the value may be nought, or a hundred times as large.
-_MOST_UNCERTAIN = 100.0
 _MAX_GPUS = 2**16
-LEAST_TOGETHER = 1e-2
-"""The least share of its own speed that a lane can be said to keep beside another; what is less was something else."""
-_SPEED_TOGETHER = (LEAST_TOGETHER, 1.0, "a share of the speed alone")
 
 
 def _constants(prefix: str, part: Any) -> Iterator[tuple[str, Constant]]:
@@ -386,7 +369,9 @@ def _check_profile(profile: Profile) -> None:
     for name, constant in profile.constants():
         _check_constant(name, constant)
     for name, curve in profile.curves.items():
-        _check_curve(f"curves.{name}", curve)
+        check_points(f"curves.{name}", curve.arguments, curve.seconds, curve.relative_uncertainty)
+        if curve.source not in SOURCES:
+            raise UnknownName(f"curves.{name}.source", curve.source, SOURCES)
     if profile.kernels is not None:
         check_kernels(profile.kernels, SOURCES)
 
@@ -399,49 +384,10 @@ def _check_constant(name: str, constant: Constant) -> None:
             f"{name}.citation", constant.citation, "every constant says where it comes from", "name the source"
         )
     for key in ("value", "relative_uncertainty"):
-        _check_number(f"{name}.{key}", getattr(constant, key))
-    _check_uncertainty(name, constant.relative_uncertainty)
-    least, most, words = _range(name)
+        check_number(f"{name}.{key}", getattr(constant, key))
+    check_uncertainty(name, constant.relative_uncertainty)
+    least, most, words = range_of(name)
     if not least <= constant.value <= most:
         ends = [format_bytes(int(end)) if words == "bytes" else f"{end:g}" for end in (least, most)]
         rule = f"{words} from {ends[0]} to {ends[1]} expected"
         raise InputError(f"{name}.value", constant.value, rule, "correct the profile")
-
-
-def constant_range(name: str) -> tuple[float, float]:
-    """Return the least and the most value that the constant called `name` may have."""
-    return _range(name)[:2]
-
-
-def _range(name: str) -> tuple[float, float, str]:
-    """Return (least, most, in words) for the constant called `name`."""
-    if name.startswith("contention."):
-        return _SPEED_TOGETHER
-    # Tables of constants are named after what they hold: `peak_flops_per_s.float16`.
-    kinds = [part for part in name.split(".") if part.endswith(tuple(ending for ending, *_ in _RANGES))]
-    return next((least, most, words) for ending, least, most, words in _RANGES if kinds[-1].endswith(ending))
-
-
-def _check_curve(name: str, curve: Curve) -> None:
-    lengths = {len(axis) for axis in curve.arguments.values()} | {len(curve.seconds)}
-    if len(lengths) != 1 or not curve.seconds:
-        raise InputError(
-            name, sorted(lengths), "axes and seconds of different or zero length", "give one argument per point"
-        )
-    points = (*curve.seconds, *(value for axis in curve.arguments.values() for value in axis))
-    for number in (*points, curve.relative_uncertainty):
-        _check_number(name, number)
-    _check_uncertainty(name, curve.relative_uncertainty)
-    if curve.source not in SOURCES:
-        raise UnknownName(f"{name}.source", curve.source, SOURCES)
-
-
-def _check_uncertainty(name: str, fraction: float) -> None:
-    if fraction > _MOST_UNCERTAIN:
-        rule = f"at most {_MOST_UNCERTAIN:g}, a share of the value, expected"
-        raise InputError(f"{name}.relative_uncertainty", fraction, rule, "correct the profile")
-
-
-def _check_number(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
-        raise InputError(name, number, "not a finite number of at least zero", "correct the profile")
