@@ -98,7 +98,10 @@ def validate(
                 raise InputError(
                     option, value, "counts for plans of one device; ranks run on this machine's cores", "leave it out"
                 )
-        return _ranks(document, trace, known, baselines, steps, seconds, memory_bytes, repeats, report)
+        return _ranks(
+            document, trace, known, baselines=baselines, steps=steps, seconds=seconds, memory_bytes=memory_bytes, repeats=repeats,
+            progress=report,
+        )  # fmt: skip
     model = model_of(document)
     replayed = "bundled" if trace is None and prior_lengths(document) is None else trace
     recording = planned_routing(document, model, replayed).recording
@@ -113,6 +116,7 @@ def _ranks(
     document: dict[str, Any],
     trace: str | os.PathLike[str] | Recording | None,
     profile: Profile | None,
+    *,
     baselines: int,
     steps: int | None,
     seconds: float,

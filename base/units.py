@@ -48,6 +48,11 @@ def parse_bytes(text: str | int, field: str = "bytes", *, bare: bool = False) ->
     return round(amount)
 
 
+def format_rate(bytes_per_s: float) -> str:
+    """Return a link's speed as people write it: decimal megabytes or gigabytes a second."""
+    return f"{bytes_per_s / 10**9:.4g} GB/s" if bytes_per_s >= 10**9 else f"{bytes_per_s / 10**6:.4g} MB/s"
+
+
 def format_bytes(num_bytes: int) -> str:
     """Return `num_bytes` in the largest binary unit that keeps the number at or above one, e.g. "5.94 GiB"."""
     for scale, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from ...base.errors import DoesNotFit, InputError
-from ...base.units import NS_PER_S
+from ...base.units import NS_PER_S, format_rate
 from ...devices.dense_part import DensePart
 from ...devices.device import available_host_bytes
 from ...devices.stores.slot_sizes import expert_layout
@@ -272,13 +272,13 @@ def network_of(simulation: ParallelSimulation) -> Iterator[tuple[Nodes | None, f
         return
     rate = simulation.costing.constants.tier(0).bytes_per_s
     if simulation.num_nodes != 2:
-        yield None, rate, f"links between nodes of {rate / 1e6:.4g} MB/s by a limiter inside each rank"
+        yield None, rate, f"links between nodes of {format_rate(rate)} by a limiter inside each rank"
         return
     try:
         with two_nodes(rate) as nodes:
-            yield nodes, 0.0, f"two network namespaces with {rate / 1e6:.4g} MB/s between them"
+            yield nodes, 0.0, f"two network namespaces with {format_rate(rate)} between them"
     except Unavailable as reason:
-        yield None, rate, f"links between nodes of {rate / 1e6:.4g} MB/s by a limiter inside each rank ({reason})"
+        yield None, rate, f"links between nodes of {format_rate(rate)} by a limiter inside each rank ({reason})"
 
 
 def first_steps(prepared: Prepared, number: int) -> Prepared:
