@@ -50,7 +50,7 @@ def parse_bytes(text: str | int, field: str = "bytes", *, bare: bool = False) ->
 
 def format_rate(bytes_per_s: float) -> str:
     """Return a link's speed as people write it: decimal megabytes or gigabytes a second."""
-    return f"{bytes_per_s / 10**9:.4g} GB/s" if bytes_per_s >= 10**9 else f"{bytes_per_s / 10**6:.4g} MB/s"
+    return f"{bytes_per_s / GIGA:.4g} GB/s" if bytes_per_s >= GIGA else f"{bytes_per_s / MEGA:.4g} MB/s"
 
 
 def format_bytes(num_bytes: int) -> str:
