@@ -14,8 +14,7 @@ import typer
 from ..base.errors import InputError
 from ..base.terminal import print_json, print_parallel_plan, print_plan
 from ..base.text_files import check_outputs, write_atomic
-from ..base.units import parse_quantity
-from .options.bounds import MOVES, PASSES, TOKENS_PER_S, WEEK_S, between
+from .options.bounds import MOVES, PASSES, TOKENS_PER_S, between
 from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
     ConcurrencyOption,
@@ -45,10 +44,13 @@ from .options.lengths import (
 )
 from .options.parallel import (
     REQUEST_OPTIONS,
+    AcceptanceOption,
     AgainstOption,
+    DraftTokensOption,
     FactorOption,
     NodesOption,
     PhaseOption,
+    PrefillShareOption,
     RanksOption,
     RedundantOption,
     SecondsOption,
@@ -56,7 +58,9 @@ from .options.parallel import (
     check_mode,
     contexts_of,
     factors_of,
+    latency_of,
     parallel_request,
+    time_of,
 )
 from .options.settings import print_settings
 from .parts.artefacts import write_offload_report, write_parallel_artefacts, write_perfetto
@@ -96,10 +100,14 @@ WindowOption = Annotated[
     ),
 ]
 TtftOption = Annotated[
-    str | None, typer.Option("--ttft", help="offload: most that the first token of a request may take, e.g. 2s.")
+    str | None, typer.Option("--ttft", help="Most that the first token of a request may take, e.g. 2s.")
 ]
 TpotOption = Annotated[
-    str | None, typer.Option("--tpot", help="offload: most that each further token may take, e.g. 50ms.")
+    str | None,
+    typer.Option(
+        "--tpot",
+        help="Most that each further token may take, e.g. 50ms; ep without a batch: the largest that keeps it is planned for.",
+    ),
 ]
 SearchMovesOption = Annotated[
     int | None,
@@ -161,6 +169,9 @@ def plan(
     seconds: SecondsOption = None,
     phase: PhaseOption = "decode",
     tokens_per_rank: TokensPerRankOption = None,
+    draft_tokens: DraftTokensOption = None,
+    acceptance: AcceptanceOption = None,
+    prefill_share: PrefillShareOption = None,
     search_moves: SearchMovesOption = None,
     evaluate_on: Annotated[
         list[str] | None,
@@ -213,6 +224,7 @@ def plan(
             phase, ",".join(formats), num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant,
             tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
             **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **moves,
+            **latency_of(ctx),
         )  # fmt: skip
         _check_moves(search_moves, trace)
         planned = search(
@@ -239,7 +251,7 @@ def plan(
 
         request = OffloadRequest(
             bits=formats, objective=objective or ("request_s" if trace is None else "tokens_per_s"), floor_tokens_per_s=floor,
-            ttft_s=_time(ttft, "--ttft"), tpot_s=_time(tpot, "--tpot"), exhaustive=exhaustive, concurrency=concurrency or 1,
+            ttft_s=time_of(ttft, "--ttft"), tpot_s=time_of(tpot, "--tpot"), exhaustive=exhaustive, concurrency=concurrency or 1,
             prefill_chunk_tokens=ubatch, seconds=seconds,
         )  # fmt: skip
         listed = lengths_asked(
@@ -270,16 +282,6 @@ def plan(
             typer.echo(f"command lines for {document['for']['engine']}: moeplan emit {output}")
     if not as_json:
         print_settings(document)
-
-
-def _time(text: str | None, option: str) -> float | None:
-    """Return a time that is asked for in seconds; raises InputError for nought."""
-    if text is None:
-        return None
-    seconds = parse_quantity(text, "s", option)
-    if not 0 < seconds <= WEEK_S:
-        raise InputError(option, text, f"not a time above zero, up to {WEEK_S:g} s", "write for instance 50ms")
-    return seconds
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:

@@ -46,9 +46,14 @@ from .options.lengths import (
     lengths_asked,
 )
 from .options.parallel import (
+    AcceptanceOption,
     BitsOption,
+    DraftTokensOption,
+    EpTpotOption,
+    EpTtftOption,
     NodesOption,
     PhaseOption,
+    PrefillShareOption,
     RanksOption,
     TokensPerRankOption,
     check_mode,
@@ -102,6 +107,11 @@ def simulate(
     ranks_per_node: RanksOption = 8,
     phase: PhaseOption = "decode",
     tokens_per_rank: TokensPerRankOption = None,
+    draft_tokens: DraftTokensOption = None,
+    acceptance: AcceptanceOption = None,
+    prefill_share: PrefillShareOption = None,
+    ttft: EpTtftOption = None,
+    tpot: EpTpotOption = None,
     bits: BitsOption = None,
     as_json: JsonFlag = False,
 ) -> None:

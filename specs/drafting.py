@@ -18,9 +18,15 @@ from dataclasses import dataclass
 
 from ..base.errors import InputError
 from ..base.text_files import read_text
+from .models import ModelSpec
 
 MOST_DRAFTED = 64
 """Guesses a step, at most: more than any engine takes by default."""
+DRAFTED = frozenset(
+    {"deepseek_v3", "deepseek_v32", "deepseek_v4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "mimo_v2_flash", "minimax_m2",
+     "qwen3_next", "qwen3_5_moe", "qwen4_exp", "nemotron_h", "exaone_moe", "ernie4_5_moe", "longcat_flash", "step3p5"}
+)  # fmt: skip
+"""Families whose published checkpoints have multi-token-prediction layers after the last one."""
 _MOST_FILE_BYTES = 1 << 20
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0..1, whatever their number
 
@@ -166,3 +172,8 @@ def _of_file(path: str, field: str) -> str:
     found = found.get("acceptance") if isinstance(found, dict) else found
     listed = found if isinstance(found, list) else [found]
     return ",".join(repr(_number(each, field)) for each in listed)
+
+
+def has_drafts(model: ModelSpec) -> bool:
+    """Return whether checkpoints of the model's family have draft layers; a checkpoint at hand may have lost them."""
+    return model.family in DRAFTED

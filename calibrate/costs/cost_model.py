@@ -154,6 +154,12 @@ class CostModel:
         num_bytes = float(self.model.dense_layer_bytes(layer, self.dense_format))
         return self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), num_bytes, self.dense_format)
 
+    def product(self, width: int, depth: int, tokens: int) -> Estimate:
+        """Return the time of one more product with weights stored as the dense part is: every token's `depth` values become `width`."""
+        parameters = width * depth
+        return self._roofline(float(FLOPS_PER_WEIGHT * parameters * tokens), float(self.dense_format.num_bytes(parameters)),
+                              self.dense_format)  # fmt: skip
+
     def mixer_work(self, layer: int, tokens: int, context_tokens: int, requests: int) -> tuple[float, float]:
         """Return (values of caches and states read and written, operations on them) of one layer's mixing of tokens."""
         model = self.model

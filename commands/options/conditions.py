@@ -159,7 +159,10 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
             ("quant", "ubatch", "window", "split", "cached_tokens", "length_spread", "requests", "lengths", "policy"),
             (OFFLOAD,),
         ),
-        **dict.fromkeys(("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"), (EXPERT_PARALLEL,)),
+        **dict.fromkeys(
+            ("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot"), (EXPERT_PARALLEL,)
+        ),
+        **dict.fromkeys(("draft_tokens", "acceptance", "prefill_share"), (EXPERT_PARALLEL,)),
     },
     "plan": {
         "objective": (OFFLOAD,),
@@ -169,8 +172,6 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "policy": (OFFLOAD, NO_TARGET),
         **dict.fromkeys(
             (
-                "ttft",
-                "tpot",
                 "quant",
                 "cached_tokens",
                 "length_spread",
@@ -186,6 +187,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         **dict.fromkeys(("against", "factor"), (EXPERT_PARALLEL,)),
         "phase": (EXPERT_PARALLEL,),
         "tokens_per_rank": (EXPERT_PARALLEL,),
+        **dict.fromkeys(("draft_tokens", "acceptance", "prefill_share"), (EXPERT_PARALLEL,)),
         "search_moves": (EXPERT_PARALLEL,),
         "evaluate_on": (EXPERT_PARALLEL,),
     },

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...base.errors import InputError, UnknownName
+from ...base.units import parse_quantity
+from ...specs.drafting import MOST_DRAFTED
 from .bounds import RANKS, SLOTS, TOKENS_PER_RANK, WEEK_S, between
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ _EP = "ep"
 REQUEST_OPTIONS = {
     "bits": "bits", "num_nodes": "nodes", "ranks_per_node": "ranks_per_node", "num_redundant": "redundant", "prefill": "phase",
     "context_tokens": "context", "kept_context_tokens": "context", "tokens_per_rank": "tokens_per_rank", "concurrency": "concurrency",
+    "draft_tokens": "draft_tokens", "acceptance": "acceptance", "prefill_share": "prefill_share", "prompt_tokens": "prompt_tokens",
+    "ttft_s": "ttft", "tpot_s": "tpot",
     "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
 }  # fmt: skip
 
@@ -50,6 +54,41 @@ TokensPerRankOption = Annotated[
         "--tokens-per-rank",
         help="ep: tokens on each rank in a step (else 4096 in prefill, 128 in decode, or what --concurrency says).",
         callback=between(1, TOKENS_PER_RANK, "tokens"),
+    ),
+]
+DraftTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--draft-tokens",
+        help="ep: tokens that the model's draft layer (MTP) drafts in a step for every sequence; beside --acceptance.",
+        callback=between(1, MOST_DRAFTED, "drafted tokens"),
+    ),
+]
+AcceptanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--acceptance",
+        help="ep: how many drafts are accepted: the chance of each whose forerunners were right (0.85), or by position the shares "
+        "that engines print (0.85,0.7,0.55), or a file with either.",
+    ),
+]
+PrefillShareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefill-share",
+        help="ep: of all tokens that a decoding server computes, those of prompts that it takes in meanwhile (0.5), or 'lengths': "
+        "as --prompt-tokens and --reply-tokens have it; default: none.",
+    ),
+]
+EpTtftOption = Annotated[
+    str | None,
+    typer.Option("--ttft", help="ep: most that the first token may take, e.g. 2s; whether that is kept is said."),
+]
+EpTpotOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tpot",
+        help="ep: most that each further token may take, e.g. 50ms; says the largest batch that keeps it.",
     ),
 ]
 AgainstOption = Annotated[
@@ -92,6 +131,44 @@ def factors_of(texts: list[str] | None) -> dict[str, str]:
             raise InputError("--factor", name, "is given twice", "give it once")
         found[name] = value
     return found
+
+
+def latency_of(ctx: typer.Context) -> dict[str, Any]:
+    """Return drafts, the prompts' share and limits of a request as the command line has them; raises InputError."""
+    from ...specs.drafting import read_acceptance
+
+    given = ctx.params
+    acceptance = None if given["acceptance"] is None else read_acceptance(given["acceptance"]).to_text()
+    return {
+        "draft_tokens": given["draft_tokens"] or 0, "acceptance": acceptance,
+        "prefill_share": _share(given["prefill_share"], given["prompt_tokens"], given["reply_tokens"]),
+        "prompt_tokens": given["prompt_tokens"] or None,
+        "ttft_s": time_of(given["ttft"], "--ttft"), "tpot_s": time_of(given["tpot"], "--tpot"),
+    }  # fmt: skip
+
+
+def _share(text: str | None, prompt: int | None, reply: int | None) -> float | None:
+    if text is None:
+        return None
+    if text == "lengths":
+        if not prompt or not reply:
+            raise InputError("--prefill-share", text, "lengths of prompts and replies are not both given",
+                             "add --prompt-tokens and --reply-tokens")  # fmt: skip
+        return prompt / (prompt + reply)
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError("--prefill-share", text, "neither a number nor 'lengths'", "write for instance 0.5") from None
+
+
+def time_of(text: str | None, option: str) -> float | None:
+    """Return a time that is asked for in seconds; raises InputError for nought."""
+    if text is None:
+        return None
+    seconds = parse_quantity(text, "s", option)
+    if not 0 < seconds <= WEEK_S:
+        raise InputError(option, text, f"not a time above zero, up to {WEEK_S:g} s", "write for instance 50ms")
+    return seconds
 
 
 def check_mode(mode: str) -> bool:

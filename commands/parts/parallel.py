@@ -16,7 +16,7 @@ from ...base.errors import InputError
 from ...base.terminal import print_table
 from ...reports import numbers
 from ..options.conditions import was_given
-from ..options.parallel import REQUEST_OPTIONS, contexts_of, parallel_request
+from ..options.parallel import REQUEST_OPTIONS, contexts_of, latency_of, parallel_request
 
 # What the kinds of a step's operations are called where people read them.
 PARTS: Mapping[str, str] = {
@@ -53,6 +53,7 @@ def simulate_many(
     request = parallel_request(
         given["phase"], given["bits"] or "native", num_nodes=given["nodes"], **{name: given[name] for name in names},
         **contexts_of(given["context"], given["prompt_tokens"], given["reply_tokens"], prefill=prefill),
+        **latency_of(ctx),
     )  # fmt: skip
     found = simulate_parallel(
         trace=trace,
@@ -81,6 +82,7 @@ def print_parallel_prediction(document: Mapping[str, Any]) -> None:
     user = document["tokens_per_s_per_user"]
     speed = f"{numbers.significant(document['tokens_per_s'])} tokens/s, {numbers.significant(document['tokens_per_s_per_gpu'])} per GPU"
     _line("speed", speed + ("" if user is None else f", {numbers.significant(user)} per user"))
+    _print_latency(document)
     for kind, value in document["parts_s"].items():
         more = ""
         if kind == "expert" and document["imbalance_s"]:
@@ -96,7 +98,7 @@ def print_parallel_prediction(document: Mapping[str, Any]) -> None:
     for item in memory["items"]:
         if item["bytes"]:
             _line("", f"{numbers.size(item['bytes']):>9}  {item['name']}: {item['note']}")
-    _line("batch", f"at most {most:,} tokens on each GPU fit, {most * ranks:,} in all")
+    _line("batch", _batch(document, most, ranks))
     for text in document["assumptions"]:
         _line("assumed", text)
 
@@ -109,7 +111,7 @@ def print_parallel_answer(document: Mapping[str, Any]) -> None:
     request, step, user = document["request"], best["step_s"], ""
     ranks = request["num_nodes"] * request["ranks_per_node"]
     if not request["prefill"]:
-        user = f", {numbers.significant(1 / step)} per user"
+        user = f", {numbers.significant(document['tokens_a_step'] / step)} per user"
     typer.echo(f"{head['words']}: {numbers.seconds(step)} a step instead of {numbers.seconds(head['step_s'])}, "
                f"{numbers.significant(best['tokens_per_s'] / ranks)} tokens/s per GPU{user}")  # fmt: skip
     base = factors["baseline"]
@@ -135,9 +137,49 @@ def print_parallel_answer(document: Mapping[str, Any]) -> None:
         "memory",
         f"{numbers.size(memory['device_bytes'])} of {numbers.size(document['memory_budget_bytes'])} on each GPU: {items}",
     )
-    _line("batch", f"at most {document['largest_tokens_per_rank']:,} tokens on each GPU fit")
+    _print_latency(document)
+    _line("batch", _batch(document, document["largest_tokens_per_rank"], ranks))
     if document["num_skipped"]:
         _line("stopped", f"time was up: {document['num_skipped']} candidates were left out")
+
+
+def _batch(document: Mapping[str, Any], most: int, ranks: int) -> str:
+    """Return the largest batch that fits, in words."""
+    drafted = document["request"]["draft_tokens"]
+    if not drafted:
+        return f"at most {most:,} tokens on each GPU fit, {most * ranks:,} in all"
+    each = most // (drafted + 1)
+    return f"at most {each:,} sequences on each GPU fit, {each * ranks:,} in all"
+
+
+def _print_latency(document: Mapping[str, Any]) -> None:
+    """Print what users wait for, where more than a plain decode step was asked for."""
+    request, found = document["request"], document["latency"]
+    if request["draft_tokens"]:
+        _line(
+            "drafts",
+            f"{request['draft_tokens']} checked for each sequence, {document['tokens_a_step']:.4g} tokens a step",
+        )
+    if request["prefill_share"]:
+        _line("prompts", f"{numbers.percent(request['prefill_share'])} of all tokens, steps of {numbers.seconds(found['prompt_step_s'])}; "
+                         f"left are {numbers.significant(found['tokens_per_s'])} generated tokens/s")  # fmt: skip
+    for name, said, limit in (
+        ("ttft_s", "first token", request["ttft_s"]),
+        ("tpot_s", "further token", request["tpot_s"]),
+    ):
+        if found[name] is None or (limit is None and not (request["prefill_share"] or request["draft_tokens"])):
+            continue
+        kept = (
+            ""
+            if limit is None
+            else f", {'within' if found[name] <= limit else 'over'} the limit of {numbers.seconds(limit)}"
+        )
+        _line("wait", f"{said} {numbers.seconds(found[name])}{kept}")
+    if found["largest_within"] is not None:
+        _line(
+            "",
+            f"at most {found['largest_within']:,} sequences on each GPU keep {numbers.seconds(request['tpot_s'])} a token",
+        )
 
 
 def _line(title: str, text: str) -> None:

@@ -7,12 +7,14 @@ which schedules are scored (`ep_search`, `ep_plan`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ...base.errors import InputError
 from ...sim.parallel.simulate import ParallelSimulation
+from ...specs.drafting import has_drafts, read_acceptance, tokens_per_step
 from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import ModelSpec, WeightFormat, weight_format
@@ -38,9 +40,11 @@ _LEAST_DENSE_BITS = 8
 # Beyond, arrays of a step outgrow memory long before any machine serves it.
 _MOST = {
     "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
-    "kept_context_tokens": 2**30, "concurrency": 2**26,
+    "kept_context_tokens": 2**30, "concurrency": 2**26, "prompt_tokens": 2**30,
 }  # fmt: skip
 _MOST_MOVES = 10**9
+# Beyond, a server computes prompts and hardly anything else.
+_MOST_PREFILL = 0.999
 # Slots more on every rank that are tried where the number of copies is searched.
 _MORE_SLOTS = (1, 2, 4)
 
@@ -60,9 +64,21 @@ class ParallelRequest:
     kept_context_tokens: int | None = None
     """Context of every request that memory is kept for; None: the one that a step is timed at."""
     tokens_per_rank: int | None = None
-    """Tokens on each rank in a step; None takes 4096 in prefill and 128 in decode."""
+    """Tokens on each rank in a step (sequences where each brings drafts too); None takes 4096 in prefill and 128 in decode."""
+    draft_tokens: int = 0
+    """Tokens that the model's own draft layer (MTP) drafts in a decode step for every sequence, all of which the next step checks."""
+    acceptance: str | None = None
+    """How many of them are accepted, as `specs.drafting.read_acceptance` reads it: a chance, or the shares of drafts by position."""
     concurrency: int | None = None
     """Requests decoded together over all ranks, in place of tokens on each rank."""
+    prompt_tokens: int | None = None
+    """Length of a prompt, where prompts are mixed into decoding; None: the context that steps are timed at."""
+    prefill_share: float | None = None
+    """Of all tokens that a decoding server computes, those of prompts that it takes in meanwhile; None: none."""
+    ttft_s: float | None = None
+    """Most that the first token may take."""
+    tpot_s: float | None = None
+    """Most that each further token may take."""
     kv_type: str = "f16"
     """How keys and values are kept, by a name of `specs.memory.KV_TYPES`."""
     bits: str | None = "native"
@@ -83,10 +99,18 @@ class ParallelRequest:
     @property
     def step_tokens(self) -> int:
         """Tokens of one step over all ranks."""
+        drafted = self.draft_tokens + 1
         if self.concurrency is not None:
-            return self.concurrency
+            return self.concurrency * drafted
         each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
-        return each * self.num_nodes * self.ranks_per_node
+        return each * self.num_nodes * self.ranks_per_node * drafted
+
+    @property
+    def tokens_a_step(self) -> float:
+        """Tokens that a decode step yields for every sequence in the mean."""
+        if self.acceptance is None or not self.draft_tokens:
+            return 1.0
+        return tokens_per_step(self.draft_tokens, read_acceptance(self.acceptance))
 
     def of_model(self, model: ModelSpec) -> ParallelRequest:
         """Return the request with formats that are the checkpoint's by name."""
@@ -152,9 +176,49 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
     if request.concurrency is not None and request.prefill:
         raise InputError("concurrency", request.concurrency, "counts in decode steps; a prefill step has tokens of prompts",
                          "give tokens on each rank")  # fmt: skip
+    _check_drafts(model, request)
+    _check_latency(request)
     ranks = request.num_nodes * request.ranks_per_node
     if ranks > model.num_experts:
         raise InputError("ranks", ranks, "more ranks than experts of a layer", f"use at most {model.num_experts}")
+
+
+def _check_drafts(model: ModelSpec, request: ParallelRequest) -> None:
+    if not request.draft_tokens:
+        if request.acceptance is not None:
+            rule = "nothing is drafted that could be accepted"
+            raise InputError("--acceptance", request.acceptance, rule, "add --draft-tokens, or leave it out")
+        return
+    if request.prefill:
+        raise InputError(
+            "--draft-tokens", request.draft_tokens, "nothing is drafted for prompts", "leave it out, or plan decode"
+        )
+    if not has_drafts(model):
+        raise InputError("--draft-tokens", request.draft_tokens, f"{model.name}'s checkpoints bring no draft (MTP) layer",
+                         "leave it out")  # fmt: skip
+    if request.acceptance is None:
+        raise InputError("--draft-tokens", request.draft_tokens, "how many drafts are accepted is not said",
+                         "add --acceptance, a number or one for each position")  # fmt: skip
+    tokens_per_step(request.draft_tokens, read_acceptance(request.acceptance))
+
+
+def _check_latency(request: ParallelRequest) -> None:
+    share = request.prefill_share
+    if share is not None:
+        if request.prefill:
+            raise InputError("--prefill-share", share, "a step of prompts has nothing else", "leave it out")
+        if not 0 < share <= _MOST_PREFILL:
+            rule = f"not above 0 and up to {_MOST_PREFILL:g}"
+            raise InputError("--prefill-share", share, rule, "give the prompts' share of all tokens, or leave it out")
+    for name, value in (("--ttft", request.ttft_s), ("--tpot", request.tpot_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(name, value, "not a time above zero", "give seconds")
+    if request.ttft_s is not None and not request.prefill and share is None:
+        raise InputError(
+            "--ttft", request.ttft_s, "decode steps compute no prompts", "add --prefill-share, or plan --phase prefill"
+        )
+    if request.tpot_s is not None and request.prefill:
+        raise InputError("--tpot", request.tpot_s, "prompts have no further tokens", "leave it out, or plan decode")
 
 
 def redundant_counts(request: ParallelRequest, num_experts: int) -> tuple[int, ...]:
@@ -170,11 +234,14 @@ def redundant_counts(request: ParallelRequest, num_experts: int) -> tuple[int, .
 def evidence_of(model: ModelSpec, recording: Recording, request: ParallelRequest) -> TokenEvidence | CountEvidence:
     """Return what a recording tells of routing, in steps as the request wants them; raises InputError."""
     if isinstance(recording, LoadProfile):
-        return count_evidence(recording, top_k=model.top_k, step_tokens=request.step_tokens)
+        return count_evidence(
+            recording, top_k=model.top_k, step_tokens=request.step_tokens, sequence_tokens=request.draft_tokens + 1
+        )
     ranks = request.num_nodes * request.ranks_per_node
     return token_evidence(
-        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed
-    )
+        recording, num_ranks=ranks, step_tokens=request.step_tokens, prefill=request.prefill, seed=request.seed,
+        sequence_tokens=request.draft_tokens + 1,
+    )  # fmt: skip
 
 
 def dispatch_bytes_per_value(bits: str) -> float:
@@ -213,6 +280,8 @@ def prepare_ep(
         memory_bytes=request.memory_bytes,
         kv_bytes_per_value=kv_bytes_of(request.kv_type, model),
         kept_context_tokens=request.kept_context_tokens,
+        draft_tokens=request.draft_tokens,
+        tokens_a_step=request.tokens_a_step,
     )
     costs = layer_costs(
         simulation.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=simulation.num_ranks,

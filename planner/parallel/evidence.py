@@ -127,9 +127,9 @@ class TokenEvidence:
 
 
 def token_evidence(
-    trace: RoutingTrace, *, num_ranks: int, step_tokens: int, prefill: bool, seed: int = 0
+    trace: RoutingTrace, *, num_ranks: int, step_tokens: int, prefill: bool, seed: int = 0, sequence_tokens: int = 1
 ) -> TokenEvidence:
-    """Return the evidence of a recording, in steps of about `step_tokens` tokens of one phase.
+    """Return the evidence of a recording, in steps of about `step_tokens` tokens of one phase, `sequence_tokens` at once of each request.
 
     Where a part is shorter, each of its tokens stands for several: kernels then work at the size asked for, and steps are
     as uneven as the recorded sample.
@@ -148,6 +148,7 @@ def token_evidence(
     sets = split_requests(request, SPLIT_FRACTIONS, seed)
     parts = {}
     size = min(step_tokens, *(int(np.isin(request, ids).sum()) for ids in sets))
+    size -= size % sequence_tokens
     if size < num_ranks:
         raise InputError(
             "trace", f"{len(rows)} tokens", f"too few for steps over {num_ranks} ranks", "record more tokens"
@@ -158,10 +159,14 @@ def token_evidence(
                      "real steps of that size are a little more even")  # fmt: skip
     if size * weight < step_tokens:
         notes.append(f"steps have {size * weight} tokens instead of {step_tokens}")
+    if sequence_tokens > 1:
+        notes.append(f"the {sequence_tokens} tokens of a sequence that a step checks are consecutive recorded ones: refused drafts "
+                     "are taken to be routed like them")  # fmt: skip
     for name, ids, shuffles in ((PLAN, sets[0], PLANNING_SHUFFLES), (CHOOSE, sets[1], 1), (REPORT, sets[2], 1)):
         parts[name] = request_batches(
-            experts, request, ids, batch_tokens=size, num_ranks=num_ranks, seed=seed, shuffles=shuffles
-        )
+            experts, request, ids, batch_tokens=size, num_ranks=num_ranks, seed=seed, shuffles=shuffles,
+            together=sequence_tokens,
+        )  # fmt: skip
     return TokenEvidence(parts, trace.num_experts, tuple(notes), weight)
 
 
@@ -233,8 +238,8 @@ def _slot_chance(chance: npt.NDArray[np.float64], candidate: Candidate) -> npt.N
     return np.take_along_axis(share, row, axis=1)[:, None, :]
 
 
-def count_evidence(profile: LoadProfile, *, top_k: int, step_tokens: int) -> CountEvidence:
-    """Return the evidence of counts; raises InputError where a layer has none."""
+def count_evidence(profile: LoadProfile, *, top_k: int, step_tokens: int, sequence_tokens: int = 1) -> CountEvidence:
+    """Return the evidence of counts; raises InputError where a layer has none. sequence_tokens: of each request in a step."""
     empty = np.flatnonzero(profile.counts.sum(axis=1) == 0)
     if len(empty):
         raise InputError(f"counts[{empty[0]}]", 0, "the layer has no tokens", "leave dense layers out of the recording")
@@ -242,7 +247,11 @@ def count_evidence(profile: LoadProfile, *, top_k: int, step_tokens: int) -> Cou
         "counts only: traffic assumes that a token's choices are independent given how often each expert is used, and plan "
         "and report share the same counts (in sample)"
     )
-    return CountEvidence(profile.counts.astype(np.float64), top_k, step_tokens, (note,))
+    notes = [note]
+    if sequence_tokens > 1:
+        notes.append(f"the {sequence_tokens} tokens of a sequence that a step checks are taken to choose independently: "
+                     "consecutive ones share experts, so that real steps read fewer")  # fmt: skip
+    return CountEvidence(profile.counts.astype(np.float64), top_k, step_tokens, tuple(notes))
 
 
 def num_steps(evidence: Evidence, part: str) -> int:

@@ -48,6 +48,7 @@ from .difference import PAYS
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
 from .factors import FactorTable, factor_table, levels_of
 from .headline import Headline, headline, rival_of
+from .latency import Latency, latency
 from .links import link_tokens
 from .maps import placement_to_dict, plan_maps
 from .migration import Migration, migration
@@ -95,6 +96,8 @@ class ParallelPlan(Tabular):
     """Of a rank under the best."""
     largest_tokens_per_rank: int
     """Most tokens of a rank in a step that fit under the best."""
+    latency: Latency
+    """What users of the best wait for."""
     target: str | None
     """The engine that the plan is for."""
     verdict: str
@@ -152,11 +155,13 @@ def make_ep_plan(
     check_ep_match(model, recording, request)
     profile = serving_machine(profile, engine)
     evidence = evidence_of(model, recording, request)
-    search, base = _first_that_fits(model, profile, evidence, request, progress)
-    search.engine_runs = ask.runs
-    search.deadline_s = None if ask.seconds is None else began + ask.seconds
+    search, base, ranked = _ranked(model, profile, evidence, request, progress, ask, began)
+    fitted = _batch_within(search, recording, request, ranked[0])
+    if fitted is not None:
+        request = dataclasses.replace(request, tokens_per_rank=fitted)
+        evidence = evidence_of(model, recording, request)
+        search, base, ranked = _ranked(model, profile, evidence, request, progress, ask, began)
     counts = redundant_counts(request, model.num_experts)
-    ranked = search.best(base, counts, CHOOSE)
     chosen, told = ranked[0].schedule.with_options(name="best"), search.told(base) or base
     copies = chosen.placement.num_redundant or (
         request.num_redundant if request.num_redundant is not None else _best_copies(ranked, counts)
@@ -178,6 +183,8 @@ def make_ep_plan(
         expert_bytes=model.expert_bytes(weight_format(base.kernel.bits)), constants=search.simulation.costing.constants,
     )  # fmt: skip
     memory, most = search.memory(chosen)
+    waits = latency(search, recording, request, chosen, best.step_s, most)
+    waits.check(request, describe(chosen))
     bound = _lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
     return ParallelPlan(
@@ -186,12 +193,36 @@ def make_ep_plan(
         migration=moved, staleness=tuple(staleness(search, chosen, base, request, model, others or {})),
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
-        headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, target=ask.target,
+        headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, latency=waits, target=ask.target,
         verdict=ep_verdict(best, plain, beside, moved), assumptions=_assumptions(search, evidence, base, chosen),
         provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
     )  # fmt: skip
+
+
+def _ranked(
+    model: ModelSpec, profile: Profile, evidence: TokenEvidence | CountEvidence, request: ParallelRequest,
+    progress: EpProgress | None, ask: Ask, began: float,
+) -> tuple[EpSearch, ExpertParallelSchedule, list[Scored]]:  # fmt: skip
+    """Return a search, the plain schedule that it starts from, and every schedule that fits, best first."""
+    search, base = _first_that_fits(model, profile, evidence, request, progress)
+    search.engine_runs = ask.runs
+    search.deadline_s = None if ask.seconds is None else began + ask.seconds
+    return search, base, search.best(base, redundant_counts(request, model.num_experts), CHOOSE)
+
+
+def _batch_within(search: EpSearch, recording: Recording, request: ParallelRequest, best: Scored) -> int | None:
+    """Return the sequences on a rank with which the best so far just keeps --tpot, where the request leaves the batch open; else None."""
+    if (
+        request.tpot_s is None
+        or request.prefill
+        or request.tokens_per_rank is not None
+        or request.concurrency is not None
+    ):
+        return None
+    found = latency(search, recording, request, best.schedule, best.prediction.step_s, search.memory(best.schedule)[1])
+    return found.largest_within or None
 
 
 def _first_that_fits(
@@ -364,7 +395,8 @@ def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
         "headline": plan.headline.to_dict(), "factors": plan.factors.to_dict(), "target": plan.target,
         "memory": plan.memory.to_dict(), "memory_budget_bytes": plan.search.simulation.budget_bytes,
-        "largest_tokens_per_rank": plan.largest_tokens_per_rank, "num_skipped": plan.search.num_skipped,
+        "largest_tokens_per_rank": plan.largest_tokens_per_rank, "latency": plan.latency.to_dict(),
+        "tokens_a_step": plan.request.tokens_a_step, "num_skipped": plan.search.num_skipped,
         "staleness": list(plan.staleness), "links": plan.links, "rank_rows": plan.rank_rows,
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,

@@ -19,6 +19,7 @@ from ...specs.models import ModelSpec
 from ...specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings, load_ep_preset
 from .case import ParallelRequest, Recording, check_ep_match, dispatch_bytes_per_value, evidence_of, prepare_ep
 from .evidence import REPORT
+from .latency import Latency, latency
 from .search import EpSearch, describe
 
 
@@ -34,6 +35,8 @@ class ParallelAnswer:
     """Memory of one rank."""
     largest_tokens_per_rank: int
     """Most tokens of a rank in a step that fit beside everything else."""
+    latency: Latency
+    """What users wait for."""
     notes: tuple[str, ...]
     search: EpSearch = field(repr=False)
 
@@ -56,7 +59,7 @@ class ParallelAnswer:
     @property
     def tokens_per_s_per_user(self) -> float | None:
         """Tokens a second of each request; None in prefill."""
-        return None if self.request.prefill else 1 / self.prediction.step_s
+        return None if self.request.prefill else self.request.tokens_a_step / self.prediction.step_s
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -66,7 +69,8 @@ class ParallelAnswer:
             "step_s_interval": list(low_high), "num_ranks": self.num_ranks, "step_tokens": self.search.evidence.step_tokens,
             "tokens_per_s_per_gpu": self.tokens_per_s_per_rank, "tokens_per_s_per_user": self.tokens_per_s_per_user,
             "memory": self.memory.to_dict(), "memory_budget_bytes": self.budget_bytes,
-            "largest_tokens_per_rank": self.largest_tokens_per_rank,
+            "largest_tokens_per_rank": self.largest_tokens_per_rank, "tokens_a_step": self.request.tokens_a_step,
+            "latency": self.latency.to_dict() | {"missed": self.latency.misses(self.request)},
             "request": {key: value for key, value in dataclasses.asdict(self.request).items() if key != "workers"},
             "assumptions": list(self.notes),
         }  # fmt: skip
@@ -109,6 +113,7 @@ def answer_ep(
              "costs: " + simulation.sources() + "; kernels are issued ahead, so the host costs nothing")  # fmt: skip
     return ParallelAnswer(
         request=request, prediction=prediction, memory=memory, budget_bytes=simulation.budget_bytes, largest_tokens_per_rank=most,
+        latency=latency(search, recording, request, schedule, prediction.step_s, most),
         notes=notes, search=search,
     )  # fmt: skip
 

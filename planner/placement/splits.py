@@ -70,12 +70,13 @@ def request_batches(
     seed: int = 0,
     shuffles: int = 1,
     source: SourceRule = "token",
+    together: int = 1,
 ) -> list[StepTokens]:
     """Return steps of exactly `batch_tokens` tokens made of whole `requests`, in `shuffles` different orders.
 
     `experts: [tokens, num_layers, top_k]`, `request: [tokens]`. What is left over at the end of an order is dropped; when all
     the requests together are shorter than one step, each order gives one shorter step. Raises InputError when no token
-    belongs to the requests or sizes are not positive.
+    belongs to the requests or sizes are not positive. together: consecutive tokens that live on one rank.
     """
     if batch_tokens < num_ranks or shuffles < 1:
         raise InputError(
@@ -95,17 +96,20 @@ def request_batches(
         rows = np.concatenate([rows_of[ids[place]] for place in shuffled(len(ids), seed, 1 + order)])
         for first in range(0, num_tokens - size + 1, size):
             chunk = np.ascontiguousarray(experts[rows[first : first + size]], dtype=np.int32)
-            steps.append(StepTokens(experts=chunk, source_rank=source_ranks(size, num_ranks, source)))
+            steps.append(StepTokens(experts=chunk, source_rank=source_ranks(size, num_ranks, source, together)))
     return steps
 
 
-def source_ranks(num_tokens: int, num_ranks: int, source: SourceRule = "token") -> npt.NDArray[np.int32]:
+def source_ranks(
+    num_tokens: int, num_ranks: int, source: SourceRule = "token", together: int = 1
+) -> npt.NDArray[np.int32]:
     """Return the rank each of a step's tokens lives on, int32 [tokens]; equally many on every rank, give or take one.
 
-    "token": round-robin. "request": consecutive blocks, so that consecutive tokens of a request share a rank.
+    "token": round-robin, `together` consecutive tokens at a time. "request": consecutive blocks, so that consecutive tokens of a request
+    share a rank.
     """
     index = np.arange(num_tokens)
-    ranks = index % num_ranks if source == "token" else index * num_ranks // num_tokens
+    ranks = index // together % num_ranks if source == "token" else index * num_ranks // num_tokens
     return ranks.astype(np.int32)
 
 

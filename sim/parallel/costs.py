@@ -181,14 +181,15 @@ class EpCosting:
     """Durations of one model on one kind of rank; keeps what it has looked up.
 
     context_tokens: context of each request. prefill: a step's tokens are whole prompts of that length, otherwise one token of
-    each request.
+    each request, and as many more as are drafted for it.
     """
 
     costs: CostModel
     constants: EpConstants
     prefill: bool
     context_tokens: int
-    _dense: dict[tuple[int, int], tuple[Estimate, float]] = field(default_factory=dict)
+    draft_tokens: int = 0
+    _dense: dict[tuple[int, int, int], tuple[Estimate, float]] = field(default_factory=dict)
     _items: dict[tuple[str, int, bool], tuple[float, bool]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
@@ -207,23 +208,31 @@ class EpCosting:
         return groups
 
     def dense_s(self, moe_layer: int, tokens: int, share: int) -> tuple[float, float]:
-        """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks."""
+        """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks.
+
+        Layers beyond the model's are passes of its draft layer: made like its last one, behind a projection of two hidden states.
+        """
         if tokens == 0:
             return 0.0, 0.0
         whole = shared = 0.0
-        for layer in self.layer_groups[moe_layer]:
-            each, inside = self._dense_layer(layer, tokens)
+        model, queries = self.costs.model, self.draft_tokens + 1
+        layers = self.layer_groups[moe_layer] if moe_layer < model.num_moe_layers else [model.moe_layers[-1]]
+        if moe_layer >= model.num_moe_layers:
+            whole += self.costs.product(model.hidden_size, 2 * model.hidden_size, tokens).seconds / share
+            queries = queries if moe_layer == model.num_moe_layers else 1
+        for layer in layers:
+            each, inside = self._dense_layer(layer, tokens, queries)
             fixed = min(each.launch_s, each.seconds)
             whole += fixed + (each.seconds - fixed) / share
             shared += inside / share
             self.estimates["dense"] = each
         return whole, shared
 
-    def _dense_layer(self, layer: int, tokens: int) -> tuple[Estimate, float]:
-        """Return the estimate of a layer and the seconds of its shared experts."""
-        key = (self._kind(layer), tokens)
+    def _dense_layer(self, layer: int, tokens: int, queries: int) -> tuple[Estimate, float]:
+        """Return the estimate of a layer and the seconds of its shared experts; queries: tokens of each request in a decode step."""
+        key = (self._kind(layer), tokens, queries)
         if key not in self._dense:
-            context, requests = self._context(tokens)
+            context, requests = self._context(tokens, queries)
             whole = self.costs.dense_layer(layer, tokens, context, requests)
             model, inside = self.costs.model, 0.0
             if model.num_shared_experts and layer in model.moe_layers:
@@ -243,22 +252,27 @@ class EpCosting:
         mark = model.kind_of(layer)
         return next(at for at in range(layer + 1) if model.kind_of(at) == mark)
 
-    def _context(self, tokens: int) -> tuple[int, int]:
+    def _context(self, tokens: int, queries: int) -> tuple[int, int]:
         """Return (context tokens read, requests) of a rank's `tokens`."""
         if not self.prefill:
-            return tokens * self.context_tokens, tokens
+            requests = -(-tokens // queries)
+            return max(tokens, requests * self.context_tokens), requests
         requests = max(1, round(tokens / self.context_tokens))
         return max(tokens, requests * self.context_tokens), requests
 
     def head_s(self, tokens: int, share: int) -> float:
-        """Return the seconds of what follows the last MoE layer; logits of each request's last token."""
+        """Return the seconds of what follows the last MoE layer; logits of each request's last token, of every token in decoding."""
         if tokens == 0:
             return 0.0
-        _, requests = self._context(tokens)
-        head = self.costs.head(requests)
+        queries = self.draft_tokens + 1
+        head = self.costs.head(self._context(tokens, queries)[1] if self.prefill else tokens)
         self.estimates["head"] = head
         tail = range(self.costs.model.moe_layers[-1] + 1, self.costs.model.num_layers)
-        return (head.seconds + sum(self._dense_layer(layer, tokens)[0].seconds for layer in tail)) / share
+        return (head.seconds + sum(self._dense_layer(layer, tokens, queries)[0].seconds for layer in tail)) / share
+
+    def draft_head_s(self, sequences: int, share: int) -> float:
+        """Return the seconds of the output head after a pass of the draft layer: logits of one token of every sequence."""
+        return self.costs.head(sequences).seconds / share if sequences else 0.0
 
     # --- experts --------------------------------------------------------------------------------------------------
 
@@ -342,14 +356,17 @@ def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, progra
     # Two batches overlap everything; groups only overlap experts.
     slow = sm_share(schedule) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
     apart = bool((program.op_kind == OP_DENSE + 1).any())
+    own, drafts = costing.costs.model.num_moe_layers, costing.draft_tokens
     for op, kind in enumerate(program.op_kind.tolist()):
         if kind == OP_EXPERT:
             continue
-        mine = tokens[program.op_micro[op]]
+        mine, drafted = tokens[program.op_micro[op]], int(program.op_layer[op]) - own
+        if drafted > 0 or (drafted == 0 and kind == OP_HEAD):
+            mine = -(-mine // (drafts + 1))  # one token of every sequence
         op_tokens[op] = mine
         for count in np.unique(mine).tolist():
             if kind == OP_HEAD:
-                seconds = costing.head_s(count, share)
+                seconds = costing.head_s(count, share) if drafted < 0 else costing.draft_head_s(count, share)
             else:
                 whole, shared = costing.dense_s(int(program.op_layer[op]), count, share)
                 seconds = shared if kind != OP_DENSE else whole - shared if apart else whole

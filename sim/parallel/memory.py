@@ -1,7 +1,8 @@
 """What one rank holds while it serves: weights by kind, KV cache by its type, buffers; and the largest batch that fits beside them.
 
 Modelled: the experts of its slots (or its slices of them), its part of everything else, keys and values of the requests it keeps,
-activations of its step, the buffers of the all-to-all, what the runtime takes. Ranks that share attention split weights and keys and
+activations of its step, the buffers of the all-to-all, what the runtime takes; where drafts are checked, a draft layer with its experts,
+keys and values of drafted tokens and of that layer. Ranks that share attention split weights and keys and
 values by heads: a latent has none, and lies whole on each of them. Buffers are those of DeepEP's low-latency kernels
 (csrc/config.hpp at 030cdf0a: two pairs of a message for each expert and token), of which the decode step of an all-choices exchange
 needs one set; in other exchanges those of its normal kernels (the same file's hints at its defaults: for each of 10 channels 288 tokens
@@ -11,6 +12,7 @@ Ignored: fragmentation beyond the runtime's share, weights that an engine keeps 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,14 +68,25 @@ def rank_memory(
         held = f"{slots} experts a layer"
     tokens = rank_tokens * share
     requests = max(1, round(tokens / shape.context_tokens)) if shape.prefill else -(-tokens // shape.tokens_per_request)
-    each = model.kv_bytes(shape.context_tokens, shape.kv_bytes_per_value, 0)
+    drafts = shape.tokens_per_request - 1
+    kept = shape.context_tokens + drafts
+    each = model.kv_bytes(kept, shape.kv_bytes_per_value, 0)
+    dense = model.dense_bytes(shape.dense_format)
+    drafting = ""
+    if drafts:  # a layer like the last one, behind a projection of two hidden states to one
+        last = model.moe_layers[-1]
+        each += math.ceil(model.kept_values(last, kept, 0) * shape.kv_bytes_per_value)
+        dense += model.dense_layer_bytes(last, shape.dense_format) + shape.dense_format.num_bytes(
+            2 * model.hidden_size**2
+        )
+        layers, drafting = layers + 1, ", the draft layer included"
     cached = requests * each // kv_shares(model, share)
     divided = f", over {share} ranks" if share > 1 else ""
     items = (
-        _item("expert weights", experts * layers, f"{held} in {fmt.name} bits, {layers} layers"),
-        _item("other weights", -(-model.dense_bytes(shape.dense_format) // share), f"attention, shared experts, embeddings in "
+        _item("expert weights", experts * layers, f"{held} in {fmt.name} bits, {layers} layers{drafting}"),
+        _item("other weights", -(-dense // share), f"attention, shared experts, embeddings in "
               f"{shape.dense_format.name} bits{divided}"),
-        _item("kv cache", cached, f"{requests} requests of {shape.context_tokens} tokens, {shape.kv_bytes_per_value:g} bytes a value"
+        _item("kv cache", cached, f"{requests} requests of {kept} tokens, {shape.kv_bytes_per_value:g} bytes a value"
               + (divided if kv_shares(model, share) > 1 else "")),
         _item("activations", activation_bytes(model, tokens, requests, shape.dense_format) // share, f"a step of {tokens} tokens"),
         _item("exchange buffers", buffer_bytes(model, schedule, shape, rank_tokens), "of the all-to-all"),

@@ -2,15 +2,16 @@
 
 Modelled: every rank runs the same list of compute operations in program order; an exchange is requested when all ranks
 have done the operation (or the exchange has ended) that it follows, and an operation waits for the exchanges it consumes. All
-overlap (expert groups, chunks of tokens, two batches, a shortcut) is a different list, not a different engine. Ignored: how
+overlap (expert groups, chunks of tokens, two batches, a shortcut) is a different list, not a different engine; so are the passes of a
+draft layer behind the output head. Ignored: how
 long anything takes (`sim/ep_costs`) and who sends what to whom (`sim/ep_traffic`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Shape:
     """MoE layers."""
     has_shared: bool
     """Shared experts are an operation of their own."""
+    drafts: int = 0
+    """Passes of a draft layer after the output head; pass p is layer `num_layers` + p."""
 
 
 class _Builder:
@@ -94,6 +97,9 @@ class _Builder:
         flat = np.array([exchange for wait in self.waits for exchange in wait], np.int64)
         columns = [np.ascontiguousarray(column) for column in (*ops, start, flat, *exchanges)]
         return Program(*columns)
+
+
+_LayerOf: TypeAlias = Callable[[_Builder, ExpertParallelSchedule, Shape, int, Sequence[Sequence[int]]], list[list[int]]]
 
 
 def build_program(schedule: ExpertParallelSchedule, shape: Shape) -> Program:
@@ -138,19 +144,38 @@ def _layer_by_layer(builder: _Builder, schedule: ExpertParallelSchedule, shape: 
     batches = range(schedule.pipeline.micro_batches)
     combines: list[list[int]] = [[] for _ in batches]
     for layer in range(shape.num_layers):
-        dispatches, reductions = [], []
-        for micro in batches:
-            op, reduction = _dense(builder, schedule, layer, micro, combines[micro])
-            dispatches.append(_dispatches(builder, schedule.num_groups, layer, micro, op, reduction))
-            reductions.append(reduction)
-        for micro in batches:
-            if shape.has_shared:
-                builder.op(OP_SHARED, layer, micro, 0, [] if reductions[micro] == NONE else [reductions[micro]])
-            combines[micro] = _experts(builder, layer, micro, dispatches[micro])
-            if gathered(schedule):
-                combines[micro].append(builder.exchange(OP_REDUCE, layer, micro, GATHER, ex=combines[micro][-1]))
+        combines = _layer(builder, schedule, shape, layer, combines)
     for micro in batches:
         builder.op(OP_HEAD, shape.num_layers - 1, micro, 0, combines[micro])
+    _drafts(builder, schedule, shape, _layer)
+
+
+def _layer(
+    builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape, layer: int, before: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Add a layer that waits for what was combined `before` it, batch by batch; return its own combines."""
+    batches = range(schedule.pipeline.micro_batches)
+    dispatches, reductions, combines = [], [], []
+    for micro in batches:
+        op, reduction = _dense(builder, schedule, layer, micro, before[micro])
+        dispatches.append(_dispatches(builder, schedule.num_groups, layer, micro, op, reduction))
+        reductions.append(reduction)
+    for micro in batches:
+        if shape.has_shared:
+            builder.op(OP_SHARED, layer, micro, 0, [] if reductions[micro] == NONE else [reductions[micro]])
+        combines.append(_experts(builder, layer, micro, dispatches[micro]))
+        if gathered(schedule):
+            combines[micro].append(builder.exchange(OP_REDUCE, layer, micro, GATHER, ex=combines[micro][-1]))
+    return combines
+
+
+def _drafts(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape, layer_of: _LayerOf) -> None:
+    """Add the passes of a draft layer, each with the output head: a guess is known when the pass before has ended."""
+    batches = range(schedule.pipeline.micro_batches)
+    for layer in range(shape.num_layers, shape.num_layers + shape.drafts):
+        combines = layer_of(builder, schedule, shape, layer, [[] for _ in batches])
+        for micro in batches:
+            builder.op(OP_HEAD, layer, micro, 0, combines[micro])
 
 
 def gathered(schedule: ExpertParallelSchedule) -> bool:
@@ -171,6 +196,7 @@ def _shortcut(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape)
             builder.op(OP_SHARED, layer, 0, 0, [] if reduction == NONE else [reduction])
     last = _experts(builder, shape.num_layers - 1, 0, pending)
     builder.op(OP_HEAD, shape.num_layers - 1, 0, 0, [*combines, *last])
+    _drafts(builder, schedule, shape, _layer)
 
 
 def _tensor_parallel(builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape) -> None:
@@ -178,14 +204,25 @@ def _tensor_parallel(builder: _Builder, schedule: ExpertParallelSchedule, shape:
     batches = range(schedule.pipeline.micro_batches)
     before: list[list[int]] = [[] for _ in batches]
     for layer in range(shape.num_layers):
-        reductions = []
-        for micro in batches:
-            _, reduction = _dense(builder, schedule, layer, micro, before[micro])
-            reductions.append([] if reduction == NONE else [reduction])
-        for micro in batches:
-            if shape.has_shared:
-                builder.op(OP_SHARED, layer, micro, 0, reductions[micro])
-            op = builder.op(OP_EXPERT, layer, micro, 0, reductions[micro])
-            before[micro] = [builder.exchange(OP_REDUCE, layer, micro, 1, op=op)]
+        before = _reduced_layer(builder, schedule, shape, layer, before)
     for micro in batches:
         builder.op(OP_HEAD, shape.num_layers - 1, micro, 0, before[micro])
+    _drafts(builder, schedule, shape, _reduced_layer)
+
+
+def _reduced_layer(
+    builder: _Builder, schedule: ExpertParallelSchedule, shape: Shape, layer: int, before: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Add a layer whose results are reduced, after what was reduced `before` it, batch by batch; return its own reductions."""
+    batches = range(schedule.pipeline.micro_batches)
+    reductions: list[list[int]] = []
+    for micro in batches:
+        _, reduction = _dense(builder, schedule, layer, micro, before[micro])
+        reductions.append([] if reduction == NONE else [reduction])
+    found = []
+    for micro in batches:
+        if shape.has_shared:
+            builder.op(OP_SHARED, layer, micro, 0, reductions[micro])
+        op = builder.op(OP_EXPERT, layer, micro, 0, reductions[micro])
+        found.append([builder.exchange(OP_REDUCE, layer, micro, 1, op=op)])
+    return found

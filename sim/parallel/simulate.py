@@ -22,6 +22,7 @@ from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .costs import EpConstants, EpCosting, constants_of, tabulate_ep
 from .critical_path import CriticalPath, critical_path
+from .draft_layers import with_draft_layers
 from .memory import RankShape, rank_memory
 from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
 from .simulators import EpOutcome, first_ep_difference, run_ep_compiled, run_ep_simpy
@@ -112,6 +113,10 @@ class ParallelSimulation:
     kv_bytes_per_value: float = 2
     kept_context_tokens: int | None = None
     """Context of a request that memory is kept for; None: as long as the one steps are timed at."""
+    draft_tokens: int = 0
+    """Drafted tokens that a decode step checks for every sequence, beside the one that is certain."""
+    tokens_a_step: float = 1.0
+    """Tokens that such a step yields for every sequence in the mean."""
     _costing: EpCosting | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -139,7 +144,7 @@ class ParallelSimulation:
             costs = load_costs(
                 self.profile, self.model, tables=False, dense_format=dense, kv_bytes_per_value=self.kv_bytes_per_value
             )
-            self._costing = EpCosting(costs, constants, self.prefill, self.context_tokens)
+            self._costing = EpCosting(costs, constants, self.prefill, self.context_tokens, self.draft_tokens)
         return self._costing
 
     def topology(self, num_slots: int) -> Topology:
@@ -153,14 +158,21 @@ class ParallelSimulation:
     def program(self, schedule: ExpertParallelSchedule) -> Program:
         """Return the schedule's program over the model's MoE layers."""
         apart = self.model.num_shared_experts > 0 and (schedule.pipeline.shared_overlap or schedule.pipeline.shortcut)
-        return build_program(schedule, Shape(num_layers=self.model.num_moe_layers, has_shared=apart))
+        shape = Shape(num_layers=self.model.num_moe_layers, has_shared=apart, drafts=self.draft_tokens)
+        return build_program(schedule, shape)
+
+    @property
+    def kept_share(self) -> float:
+        """Of the tokens that a step computes, those that it yields."""
+        return self.tokens_a_step / (self.draft_tokens + 1)
 
     def tables(self, schedule: ExpertParallelSchedule, load: StepLoad) -> EpTables:
         """Return the cost tables of one step."""
         if load.num_layers != self.model.num_moe_layers:
             raise InputError("trace", f"{load.num_layers} MoE layers", f"{self.model.name} has {self.model.num_moe_layers}",
                              "choose the model the recording was made with")  # fmt: skip
-        return tabulate_ep(self.costing, schedule, self.program(schedule), load)
+        drafted = with_draft_layers(load, schedule, self.draft_tokens)
+        return tabulate_ep(self.costing, schedule, self.program(schedule), drafted)
 
     def memory_of(self, schedule: ExpertParallelSchedule, slots_per_rank: int, rank_tokens: int) -> MemoryBreakdown:
         """Return what a rank of so many slots a layer holds in steps of `rank_tokens` tokens of its own, item by item."""
@@ -168,7 +180,7 @@ class ParallelSimulation:
             num_nodes=self.num_nodes, ranks_per_node=self.ranks_per_node, slots_per_rank=slots_per_rank,
             context_tokens=self.kept_context_tokens or self.context_tokens, prefill=self.prefill,
             kv_bytes_per_value=self.kv_bytes_per_value, dense_format=self.dense_format or weight_format("16"),
-            runtime_bytes=int(self.profile.device.runtime_bytes.value),
+            runtime_bytes=int(self.profile.device.runtime_bytes.value), tokens_per_request=self.draft_tokens + 1,
         )  # fmt: skip
         return rank_memory(self.model, schedule, shape, rank_tokens)
 
@@ -222,12 +234,13 @@ class ParallelSimulation:
         busy = np.mean([outcome.busy_ns.mean(axis=0) / outcome.makespan_ns for outcome in outcomes], axis=0).tolist()
         names = {"compute": LANE_COMPUTE, "inter": LANE_INTER + INTER, "intra": LANE_INTER + INTRA}
         volume = np.mean(sizes, axis=0)
+        yielded = self.kept_share * float(np.mean([load.num_tokens for load in loads]))
         return EpPrediction(
             schedule=schedule, step_s=step_s, relative_uncertainty=self._uncertainty(compute, exchange, loads[0].exact),
             steps_s=tuple(steps_s.tolist()), layer_s=step_s / self.model.num_moe_layers, compute_s=compute, expert_s=expert,
             exchange_s=exchange, exposed_s=step_s - compute, busy_fraction={name: busy[lane] for name, lane in names.items()},
             max_over_mean_load=float(np.mean([load.max_over_mean() for load in loads])), inter_node_bytes=int(volume[INTER]),
-            intra_node_bytes=int(volume[INTRA]), tokens_per_s=float(np.mean([load.num_tokens for load in loads])) / step_s,
+            intra_node_bytes=int(volume[INTRA]), tokens_per_s=yielded / step_s,
             bound="compute" if compute >= exchange else "exchange", outcome=outcomes[0], parts=_mean_parts(paths) if paths else None,
         )  # fmt: skip
 

@@ -245,7 +245,7 @@ def expect_step(
         active = -np.expm1(np.log1p(-np.minimum(active, 1 - 1e-16)) / nodes)
     expected = Expectation(
         rows=rows, active=active, sent=ports[0], received=ports[1],
-        slowest=most_over_mean(_by_unit(active, topology, schedule.parallel.experts)),
+        slowest=most_over_mean(by_unit(active, topology, schedule.parallel.experts)),
     )  # fmt: skip
     whole, counted = np.rint(rows).astype(np.int64), np.rint(ports).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
@@ -253,7 +253,7 @@ def expect_step(
                     received=counted[1], links=np.rint(links * micro).astype(np.int64), exact=False, expected=expected)  # fmt: skip
 
 
-def _by_unit(active: FloatArray, topology: Topology, parallelism: str) -> FloatArray:
+def by_unit(active: FloatArray, topology: Topology, parallelism: str) -> FloatArray:
     """Return [layers, parts, units, slots]: `active: [layers, parts, slots]` by what runs on its own and ends with the slowest."""
     shape, ranks_per_node, nodes = active.shape[:2], topology.ranks_per_node, topology.num_nodes
     if parallelism == "tensor":

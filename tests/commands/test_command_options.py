@@ -107,7 +107,7 @@ VALUES: dict[str, Any] = {
     "target": "llama.cpp", "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0",
     "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv", "policy": "own.py",
     "reserve": "100MiB",
-    "ttft": "2s", "tpot": "50ms",
+    "ttft": "2s", "tpot": "50ms", "draft_tokens": "1", "acceptance": "0.85", "prefill_share": "0.5",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
     "search_moves": "70", "against": "tbo", "factor": "replicas=2", "seconds": "60",
     "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
@@ -296,6 +296,11 @@ COUNTS = {
         "seconds",
         "phase",
         "tokens_per_rank",
+        "draft_tokens",
+        "acceptance",
+        "prefill_share",
+        "ttft",
+        "tpot",
         "search_moves",
         "evaluate_on",
     },
@@ -312,7 +317,8 @@ COUNTS["recording"] = COUNTS["lengths"] = {
 }
 COUNTS["a plan"] = COUNTS["an ep plan"] = {"trace", "timeline"}
 COUNTS["studies"] = {"study"}
-COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits"}
+COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot", "prefill_share"}
+COUNTS["many"] |= {"draft_tokens", "acceptance"}
 FOREIGN = [
     each
     for each in WALK

@@ -40,6 +40,8 @@ _FOUR_OVER_EIGHT = 2.0
 _UNMEASURED = 0.3
 """What is added to the uncertainty where a format or a layer takes the kernel of another."""
 _BLOCK_WEIGHTS = 128 * 128
+_MOST_QUERIES = 8
+"""Tokens of a request at most that a decoding kernel takes at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class KernelCosts(CostModel):
                          launch_s=seconds)  # fmt: skip
         found["small"] = small + rate_term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
         return found
+
+    def product(self, width: int, depth: int, tokens: int) -> Estimate:
+        """Return the time of one more product with weights stored as the dense part is."""
+        return self._product(Matrix(role="other", width=width, depth=depth), tokens)
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
@@ -192,28 +198,29 @@ class KernelCosts(CostModel):
             "fp8" if self.kv_bytes_per_value < _SIXTEEN else "bf16",
         )
         num_bytes, each = values * self.kv_bytes_per_value, tokens / requests
+        decoding = _decodes(tokens, context, requests)
         window = self.model.window_of(layer)
         seen = context / requests if window is None else min(context / requests, window)
         if attention is not None and attention.kind == "mla":
             heads = attention.num_heads
-            if tokens <= requests and cache in kernels.latent_decode:
+            if decoding and cache in kernels.latent_decode:
                 decode = kernels.latent_decode[cache]
-                outer = requests * heads * (2 * attention.kv_lora_rank + attention.qk_rope_head_dim) * _SIXTEEN
+                outer = tokens * heads * (2 * attention.kv_lora_rank + attention.qk_rope_head_dim) * _SIXTEEN
                 seconds = latent_decode_s(decode, num_bytes, flops / heads, heads, outer, seen)
                 return self._estimate(float(seconds), decode, "memory")
-            if tokens > requests and cache in kernels.latent_prompt:
+            if not decoding and cache in kernels.latent_prompt:
                 prompt = kernels.latent_prompt[cache]
                 outer = tokens * heads * (attention.head_dim + attention.v_head_dim) * _SIXTEEN
                 seconds = prompt_s(prompt, flops, outer, requests, heads, each, units, full_waves=True)
                 return self._estimate(float(seconds), prompt, "compute")
         elif attention is not None:
             heads, kv_heads = attention.num_heads, attention.num_kv_heads
-            if tokens <= requests and cache in kernels.decode_attention:
+            if decoding and cache in kernels.decode_attention:
                 found = kernels.decode_attention[cache]
                 return self._estimate(
                     float(decode_s(found, num_bytes, requests, kv_heads, seen, units)), found, "memory"
                 )
-            if tokens > requests and cache in kernels.prompt_attention:
+            if not decoding and cache in kernels.prompt_attention:
                 prompt = kernels.prompt_attention[cache]
                 outer = heads * (attention.head_dim + attention.v_head_dim) + attention.kv_values_per_token
                 moved = tokens * outer * _SIXTEEN + num_bytes
@@ -232,7 +239,7 @@ class KernelCosts(CostModel):
         attention = self.model.attention_of(layer)
         if attention is None or attention.kind != "mla" or attention.selected is not None:
             return None
-        phase = "decode" if tokens <= requests else "prefill"
+        phase = "decode" if _decodes(tokens, context, requests) else "prefill"
         number = number_of(self.dense_format)
         kernel = self.kernels.latent_layer.get(f"{phase}/{number}")
         if kernel is None:
@@ -334,6 +341,14 @@ def number_of(fmt: WeightFormat) -> str:
         whole = fmt.group is None or fmt.group > _BLOCK_WEIGHTS
         return "fp8" if whole else "fp8-block"
     return "bf16"
+
+
+def _decodes(tokens: int, context: int, requests: int) -> bool:
+    """Return whether attention takes its decoding kernel: for one token of each request, or a few of them over a longer cache.
+
+    So engines check drafted tokens (vLLM: a batch is decoded up to 1 + drafted tokens a request).
+    """
+    return tokens <= requests or (tokens <= _MOST_QUERIES * requests and context > 2 * tokens)
 
 
 def _wide(fmt: WeightFormat) -> WeightFormat:

@@ -12,14 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....base.units import MS_PER_S
+from ....planner.parallel.latency import chunk_of, mixed_s
 from ....sim.parallel.simulate import EpPrediction
 from ....specs.models import FLOPS_PER_WEIGHT, weight_format
 from ..machine import NotExpressible
 from .rows import Row
 from .setup import Setup, set_up
-
-CHUNK_TOKENS = 8192
-"""Prompt tokens of a step of a server that mixes prompts in (the engines' usual limit)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +70,13 @@ def _mixed(row: Row, metric: str) -> Served:
     decode = set_up(row, "decode")
     if isl is None or osl is None:
         raise NotExpressible("lengths of input and output are not stated")
-    chunk = CHUNK_TOKENS // (decode.ranks_per_node if decode.schedule.parallel.attention == "tensor" else 1)
+    chunk = chunk_of(decode.schedule, decode.ranks_per_node)
     prompts = set_up(row, "prefill", max(1, int(min(chunk, 64 * isl))), max(1, round(isl)))
     step, chunk_step = predict_step(decode), predict_step(prompts)
     batch = decode.tokens_per_rank * decode.ranks
     per_token_s = isl / osl * batch / (prompts.tokens_per_rank * prompts.ranks)
-    line = roofline_s(decode) + roofline_s(prompts) * per_token_s
-    seconds = step.step_s + chunk_step.step_s * per_token_s
+    line = mixed_s(roofline_s(decode), roofline_s(prompts), per_token_s)
+    seconds = mixed_s(step.step_s, chunk_step.step_s, per_token_s)
     wrong = (
         step.step_s * step.relative_uncertainty + chunk_step.step_s * per_token_s * chunk_step.relative_uncertainty
     ) / seconds

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 from ....base.errors import InputError
 from ....base.units import MIB
+from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import needed
 from ..choices import Emission, OffloadChoice, as_run
-from ..families import has_drafts
 from ..flags import FLAGS_FILE, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..offload_notes import COMMON, guess_notes, other_notes, whole_layers
 from ..table import EngineTable, flags_of, row

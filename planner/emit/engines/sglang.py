@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 from ....base.errors import InputError
 from ....base.json_files import parse_json
+from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import exact_keys, needed, placed, row_length, text_of
 from ..choices import Emission, EpChoice, Placement, as_run, int_rows, left_out
-from ..families import has_drafts
 from ..flags import FLAGS_FILE, JSON, NUMBER, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..parallel_notes import (
     COMMON,

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from ....base.errors import InputError
+from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import placed, read_yaml, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, int_rows, left_out
-from ..families import has_drafts
 from ..flags import BOOLEAN, TEXT, WHOLE
 from ..flags import TABLE as NESTED
 from ..parallel_notes import COMMON, OWN_EXCHANGE, micro_batch_notes, own_exchange_notes, plain, replica_notes

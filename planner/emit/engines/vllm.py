@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....base.errors import InputError
+from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import needed, placed, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, as_run, contiguous, int_rows, left_out
-from ..families import has_drafts
 from ..flags import FLAGS_FILE, USE_FLAGS, FlagValue, flag_lines
 from ..parallel_notes import (
     COMMON,

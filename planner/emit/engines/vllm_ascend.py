@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from ....base.errors import InputError
 from ....base.json_files import parse_json
+from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import exact_keys, needed, placed, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, int_rows, left_out
-from ..families import has_drafts
 from ..flags import BOOLEAN, FLAGS_FILE, JSON, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..flags import TABLE as NESTED
 from ..parallel_notes import (
