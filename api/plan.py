@@ -166,9 +166,9 @@ def plan(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
     )  # fmt: skip
-    if subject.simulation.split is not None:
-        raise InputError("--hardware", subject.simulation.profile.name, "it has several cards, and no search divides a model over them yet",
-                         "name one card, or predict a split with moeplan simulate --split")  # fmt: skip
+    if subject.simulation.split is not None and target not in DIALECTS:
+        raise InputError("--hardware", subject.simulation.profile.name, "only a plan for llama.cpp divides a model over several cards",
+                         "add --for llama.cpp, name one card, or predict a split with moeplan simulate --split")  # fmt: skip
     own = None
     if policy is not None:
         if target is not None:
@@ -212,10 +212,18 @@ def _offload(
         found,
         served=served,
         asked=subject.asked,
-        notes=subject.notes,
+        notes=_notes_of(subject, found),
         set_by_user=tuple(changes.made),
         policy=None if own is None else own.to_dict(),
     )
+
+
+def _notes_of(subject: Subject, found: OffloadPlan) -> tuple[str, ...]:
+    """Return a plan's notes; of several cards, how the search divided them."""
+    split = found.simulation.split if found.simulation is not None else None
+    if split is None:
+        return subject.notes
+    return (*(note for note in subject.notes if not note.startswith("cards: ")), f"cards: {split.words}")
 
 
 def _parallel(

@@ -30,6 +30,8 @@ class ServedSetting:
     part_of_layer: float
     experts_per_layer: int | None
     """Experts of each layer on the card, where single experts are placed."""
+    tensor_split: tuple[float, ...]
+    """Shares of several cards; empty for one."""
     upload_tokens: int | None
     """Passes of at least so many tokens compute experts of host memory on the card."""
 
@@ -106,8 +108,18 @@ def _setting(value: object, name: str) -> ServedSetting:
         name=str(value.get("name")), **counts, told_layers=_count(value.get("told_layers"), f"for.{name}.told_layers"),
         card=bool(flags["card"]),
         ubatch=_count(value.get("ubatch"), f"for.{name}.ubatch"), op_offload=bool(flags["op_offload"]),
-        fitted=bool(flags["fitted"]), part_of_layer=float(part),
+        fitted=bool(flags["fitted"]), part_of_layer=float(part), tensor_split=_shares(value.get("split"), name),
     )  # fmt: skip
+
+
+def _shares(value: object, name: str) -> tuple[float, ...]:
+    """Return the shares of a plan's cards; raises InputError for what is no split of layers."""
+    if value is None:
+        return ()
+    shares = value.get("shares") if isinstance(value, Mapping) and value.get("mode") == "layer" else None
+    if not isinstance(shares, list) or not all(isinstance(one, (int, float)) and 0 <= one < 1e15 for one in shares):
+        raise InputError(f"plan: for.{name}.split", value, "not shares of layers over cards", _AGAIN)
+    return tuple(float(one) for one in shares)
 
 
 def _named(document: Mapping[str, Any], name: str) -> Figures | None:

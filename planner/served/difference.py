@@ -52,12 +52,15 @@ class Difference:
 
 
 def difference(
-    simulation: Simulation, one: OffloadSchedule, other: OffloadSchedule, objective: str, *, granted: float = 0.0
-) -> Difference:
+    simulation: Simulation, one: OffloadSchedule, other: OffloadSchedule, objective: str, *, granted: float = 0.0,
+    elsewhere: Simulation | None = None,
+) -> Difference:  # fmt: skip
     """Return by how many times `one` is faster than `other`, both resolved; granted: the fraction of its time by which `other` may
-    be faster than predicted for a reason that is known.
+    be faster than predicted for a reason that is known. elsewhere: the simulation that `other` runs on, where the model is divided
+    otherwise over the cards.
     """
-    first, second = (_values(simulation, each, objective) for each in (one, other))
+    first = _values(simulation, one, objective)
+    second = _values(elsewhere or simulation, other, objective)
     ratio = second[""] * (1 - granted) / first[""]
     shares: dict[str, float] = {}
     for name in first:

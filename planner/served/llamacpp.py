@@ -5,11 +5,12 @@ choices where it is told nothing: `--fit`, on by default, as `common/fit.cpp` ha
 fits so, all dense weights go to the card, then experts of whole layers from the front, then, of one more layer, one or two of its
 three matrices. ik_llama.cpp puts everything on the card unless it is told otherwise (its `--fit` is off and another one), and has no
 `--no-op-offload`. Ignored: that last part of a layer (its gain at most is granted when schedules are compared), fewer layers on the
-card (`-ngl N`) where not even the dense weights fit, several cards.
+card (`-ngl N`) where not even the dense weights fit. Several cards: `cards`.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from ...base.errors import DoesNotFit
 from ...base.units import MIB
 from ...sim.offload.simulate import Simulation
+from ...specs.card_split import divide
 from ...specs.schedules.presets import load_preset
+from .cards import divided, filled_from_the_front
 from .setting import Setting, check_fits, device_bytes, fitting, has_card, passes_tried
 
 FIT_MARGIN_BYTES = 1024 * MIB
@@ -47,7 +50,7 @@ class LlamaSpace:
         """
         on_cores = self.keeps_on_cores and simulation.upload_tokens is not None
         candidates = (
-            setting(simulation, host_layers, concurrency, each, op_offload=op_offload)
+            _over_cards(simulation, setting(simulation, host_layers, concurrency, each, op_offload=op_offload))
             for each in passes_tried(simulation, ubatch, UBATCHES)
             for host_layers in self._levels(simulation, concurrency, each, refused)
             for op_offload in ((True, False) if host_layers and on_cores else (True,))
@@ -71,20 +74,33 @@ class LlamaSpace:
         layers = simulation.trace.num_layers
         told = (layers, 0) if self.fits else (0, layers)
         counts = told if has_card(simulation) else () if self.fits else (0,)
-        candidates = (setting(simulation, host_layers, concurrency, each) for host_layers in counts)
+        if simulation.split is not None:  # as the engine divides what it is told to place itself: by the cards' memory
+            by_memory = divide(simulation.profile, simulation.model.num_layers, free_bytes=simulation.budgets)[0]
+            told_words = "--cpu-moe", "-ngl 999"
+            candidates = (
+                dataclasses.replace(
+                    setting(simulation, count, concurrency, each), split=by_memory, words=f"{name} -ub {each}"
+                )
+                for name, count in zip(told_words, (layers, 0), strict=True)
+            )
+        else:
+            candidates = (setting(simulation, host_layers, concurrency, each) for host_layers in counts)
         return found + fitting(simulation, candidates, lambda one, reason: left_out.update({one.words: str(reason)}))
 
     def fuller(self, simulation: Simulation, default: Setting) -> Setting:
         """Return a default with the whole of the layer of which it has a part on the card."""
-        return setting(
+        more = setting(
             simulation, default.host_layers - 1, default.schedule.workload.concurrency, default.ubatch, front=True
         )
+        return dataclasses.replace(more, split=default.split)
 
     def _levels(
         self, simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]
     ) -> Sequence[int]:
         """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
         numbers = _numbers(simulation)
+        if simulation.split is not None:
+            return _levels_over_cards(simulation, numbers, concurrency, ubatch, refused)
         one, missing = fewest_on_host(simulation, numbers, concurrency, ubatch)
         if not missing:
             return sorted({one.host_layers, numbers[-1], *_spread(one.host_layers, numbers[-1])})
@@ -143,6 +159,8 @@ def fitted(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: in
 
     free_bytes: of the card, what it leaves free (`--fit-target`).
     """
+    if simulation.split is not None:
+        return _fitted_over_cards(simulation, concurrency, ubatch, free_bytes)
     chosen, missing = fewest_on_host(
         simulation, _numbers(simulation), concurrency, ubatch, free_bytes=free_bytes, front=True
     )
@@ -158,6 +176,56 @@ def fitted(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: in
     part = min(matrices - 1, left * matrices // layer_bytes) / matrices if chosen.host_layers else 0.0
     schedule = chosen.schedule.with_options(name=FITTED)
     return dataclasses.replace(chosen, schedule=schedule, words=FITTED, fitted=True, part_of_layer=part)
+
+
+def _over_cards(simulation: Simulation, one: Setting) -> Setting:
+    """Return a setting with its layers divided over the cards, where there are several."""
+    if simulation.split is None:
+        return one
+    split = divided(simulation, one.schedule, one.cached_experts)
+    told = ",".join(f"{share:g}" for share in split.shares)
+    return dataclasses.replace(one, split=split, words=f"-sm layer -ts {told} {one.words}")
+
+
+def _levels_over_cards(
+    simulation: Simulation, numbers: range, concurrency: int, ubatch: int, refused: list[DoesNotFit]
+) -> Sequence[int]:
+    """Return numbers of layers on the host: the fewest with which all cards are large enough, some more, all."""
+    lacking: list[DoesNotFit] = []
+
+    def fits(count: int) -> bool:
+        try:
+            check_fits(simulation, _over_cards(simulation, setting(simulation, count, concurrency, ubatch)))
+        except DoesNotFit as reason:
+            lacking.append(reason)
+            return False
+        return True
+
+    if not fits(numbers[-1]):
+        refused.append(lacking[-1])
+        return ()
+    fewest = 0 if fits(0) else 1 + bisect.bisect_left(numbers[1:], True, key=fits)
+    return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
+
+
+def _fitted_over_cards(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int) -> Setting:
+    """Return what `--fit` makes of several cards: its own split by memory where all fits so, whole layers from the front otherwise."""
+    layers, each = simulation.trace.num_layers, simulation.trace.num_experts
+    every = setting(simulation, 0, concurrency, ubatch)
+    by_memory = divide(simulation.profile, simulation.model.num_layers, free_bytes=simulation.budgets)[0]
+    cards = simulation.divided(by_memory).card_memory(every.schedule, cached_experts=every.cached_experts)
+    if all(one.num_bytes + free_bytes <= simulation.budgets[one.card] for one in cards):
+        chosen, split = every, by_memory
+    else:
+        bare = setting(simulation, layers, concurrency, ubatch)
+        split, kept = filled_from_the_front(simulation, bare.schedule, free_bytes)
+        whole = sum(layer < kept for layer in simulation.model.moe_layers)
+        chosen = setting(simulation, layers - whole, concurrency, ubatch, front=True)
+        chosen = dataclasses.replace(chosen, cached_experts=whole * each)
+    schedule = chosen.schedule.with_options(name=FITTED)
+    found = dataclasses.replace(chosen, schedule=schedule, words=FITTED, fitted=True, split=split)
+    check_fits(simulation, found)
+    return found
 
 
 def _numbers(simulation: Simulation) -> range:

@@ -8,10 +8,11 @@ by, the plan says so. Ignored: which flags that means (`emit`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from ...base.errors import DoesNotFit, InputError, Internal, UnknownName
 from ...base.units import NS_PER_S
 from ...sim.offload.metrics import counted_tokens, figures_of
 from ...sim.offload.simulate import Prediction, Simulation
+from ...specs.card_split import CardSplit
 from ...specs.provenance import made_of
+from ...specs.schedules.offload import OffloadSchedule
 from ..offload.baselines import CheckedRuns
 from ..offload.bounds import Bounds
 from ..offload.objective import check_objective, out_of_reach, value_of
@@ -114,12 +117,10 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
               left_out: dict[str, str], granted: float, num_settings: int) -> ServedPlan:  # fmt: skip
     """Return the plan of the setting that was chosen, run again by both simulators beside the engine's defaults."""
     winner = best.setting.schedule.with_options(name="best")
+    whole, simulation = simulation, simulation.divided(best.setting.split)
     simulation.warm(base_schedule(request, winner.experts.bits))  # compile before forking, so that the workers need not
-    with CheckedRuns(simulation) as checked:
-        for one in defaults:
-            checked.submit(one.schedule.with_options(name=one.words))
-        checked.submit(winner)
-        predictions, misfits = checked.collect()
+    runs = [(one.split, one.schedule.with_options(name=one.words)) for one in defaults]
+    predictions, misfits = _checked(whole, [*runs, (best.setting.split, winner)])
     *rivals, confirmed = predictions
     if confirmed.schedule.name != winner.name or run_ns(confirmed) != best.total_ns:
         raise Internal(f"the winner's re-run differs from its score: {best.setting.words}")
@@ -135,7 +136,8 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
     default = next(iter(defaults), None)
     beside = None
     if default is not None and best.setting != default:
-        beside = difference(simulation, best.setting.schedule, default.schedule, request.objective, granted=granted)
+        beside = difference(simulation, best.setting.schedule, default.schedule, request.objective, granted=granted,
+                            elsewhere=whole.divided(default.split))  # fmt: skip
     plan = OffloadPlan(
         request=dataclasses.replace(request, prefill_chunk_tokens=best.setting.ubatch), best=shown, baselines=tuple(rivals),
         left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=num_settings,
@@ -146,6 +148,22 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
         simulation=simulation,
     )  # fmt: skip
     return ServedPlan(plan=plan, chosen=best.setting, default=default, beside=beside, tried=tuple(tried))
+
+
+def _checked(
+    simulation: Simulation, runs: Sequence[tuple[CardSplit | None, OffloadSchedule]]
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Return the predictions by both simulators of schedules, each under its division over cards, in order; and why others have none."""
+    found: list[Prediction] = []
+    misfits: dict[str, str] = {}
+    for split, group in itertools.groupby(runs, key=lambda run: run[0]):
+        with CheckedRuns(simulation.divided(split)) as checked:
+            for _, schedule in group:
+                checked.submit(schedule)
+            predictions, refused = checked.collect()
+        found += predictions
+        misfits |= refused
+    return found, misfits
 
 
 def served_to_dict(found: ServedPlan, engine: str, version: str) -> dict[str, Any]:
@@ -167,7 +185,7 @@ def _setting_to_dict(one: Setting) -> dict[str, Any]:
     return {
         "name": one.words, "host_layers": one.host_layers, "ubatch": one.ubatch, "op_offload": one.op_offload, "fitted": one.fitted,
         "part_of_layer": one.part_of_layer, "told_layers": one.told_layers, "card": one.card, "experts_per_layer": one.experts_per_layer,
-        "upload_tokens": one.schedule.kernel.upload_tokens,
+        "upload_tokens": one.schedule.kernel.upload_tokens, **({} if one.split is None else {"split": one.split.to_dict()}),
     }  # fmt: skip
 
 
@@ -188,7 +206,7 @@ def _try_each(
 
 def _try(simulation: Simulation, one: Setting) -> Tried:
     schedule = one.schedule
-    outcome, workload = simulation.run(schedule), simulation.workload(schedule)
+    outcome, workload = simulation.divided(one.split).run(schedule), simulation.workload(schedule)
     figures = figures_of(outcome.step_end, workload)
     return Tried(setting=one, figures=figures, p99_ns=_p99(outcome.step_end, workload), total_ns=int(outcome.step_end[-1]),
                  device_bytes=device_bytes(simulation, one))  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ...base.errors import DoesNotFit
 from ...sim.offload.simulate import Simulation
+from ...specs.card_split import CardSplit
 from ...specs.schedules.offload import OffloadSchedule
 
 
@@ -39,6 +40,8 @@ class Setting:
     """The engine chose it."""
     part_of_layer: float = 0.0
     """Share of one more layer's experts that `--fit` puts on the card."""
+    split: CardSplit | None = None
+    """Which layers lie on which of several cards."""
     card: bool = True
     """There is a card; else the cores compute everything and nothing is placed."""
 
@@ -71,14 +74,17 @@ class Space(Protocol):
 
 
 def device_bytes(simulation: Simulation, one: Setting) -> int:
-    """Return what a setting takes of the card."""
+    """Return what a setting takes of the card, or of all cards."""
+    simulation = simulation.divided(one.split)
     return simulation.memory_breakdown(one.schedule, cached_experts=one.cached_experts).device_bytes
 
 
 def check_fits(simulation: Simulation, one: Setting) -> None:
     """Return nothing; raises DoesNotFit where the card or the host cannot hold a setting."""
     needed = device_bytes(simulation, one)
-    if needed > simulation.budget_bytes:
+    if one.split is not None:
+        simulation.divided(one.split).require_fits(one.schedule, one.words, cached_experts=one.cached_experts)
+    elif needed > simulation.budget_bytes:
         raise DoesNotFit(f"{one.words} needs {needed} bytes of device memory", needed - simulation.budget_bytes)
     simulation.within_host(one.schedule, cached_experts=one.cached_experts)
 

@@ -69,7 +69,9 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
     sections += [
         Section(id="front", title="What memory buys", parts=(front_plot(document, every),)),
         Section(id="schedule", title="The chosen schedule", parts=(_options(every),)),
-        Section(id="memory_breakdown", title="Where the memory goes", parts=(_memory_breakdown(document),)),
+        Section(
+            id="memory_breakdown", title="Where the memory goes", parts=(_memory_breakdown(document), *_cards(document))
+        ),
         *more_sections,
         _assumptions(document, every, profile),
         _provenance(document, command),
@@ -253,6 +255,27 @@ def _memory_breakdown(document: Document) -> str:
         Column(title="How it comes about"),
     )  # fmt: skip
     return table(columns, rows, sums=frozenset(sums))
+
+
+def _cards(document: Document) -> list[str]:
+    """Return what each of several cards holds; nothing for one card."""
+    cards = document["best"].get("cards")
+    if not cards:
+        return []
+    rows = []
+    for card in cards:
+        layers, budget = card["layers"], card["budget_bytes"]
+        held = f"{layers[0]} to {layers[-1]}" if layers else "none"
+        sizes = {item["name"]: item["bytes"] for item in card["items"]}
+        parts = [numbers.size(sizes.get(name, 0)) for name in ("resident experts", "dense weights", "kv cache")]
+        ends = numbers.size(card["bytes"]), numbers.size(budget - card["bytes"])
+        rows.append((f"{card['card']}: {card['name']}", held, f"{card['resident_experts']:,}", *parts, *ends))
+    columns = (
+        Column(title="Card", is_name=True), Column(title="Layers"), Column(title="Experts", is_number=True),
+        Column(title="Their size", is_number=True), Column(title="Dense weights", is_number=True),
+        Column(title="Keys and values", is_number=True), Column(title="Together", is_number=True), Column(title="Left", is_number=True),
+    )  # fmt: skip
+    return ["<h3>Card by card</h3>", table(columns, rows)]
 
 
 def _assumptions(document: Document, every: Sequence[Entry], profile: Profile | None) -> Section:

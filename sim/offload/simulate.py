@@ -84,6 +84,7 @@ class Simulation(DeviceMemory):
     _tables: dict[Any, tuple[CostTables, CostSources]] = field(default_factory=dict)
     _facts: dict[Any, RunFacts] = field(default_factory=dict)
     _likewise: dict[int, Simulation] = field(default_factory=dict)
+    _divided: dict[CardSplit, Simulation] = field(default_factory=dict)
     _context: int = 0
     _costs: CostModel | None = None
 
@@ -104,6 +105,15 @@ class Simulation(DeviceMemory):
         if trace is not self.trace:
             kept["likewise"] = ()
         return Simulation(**(kept | {"trace": trace} | changes))
+
+    def divided(self, split: CardSplit | None) -> Simulation:
+        """Return the same simulation with the model divided otherwise over the cards, made once; itself for None or its own split."""
+        if split is None or split == self.split:
+            return self
+        if split not in self._divided:
+            found = self._divided[split] = self.over(self.trace, split=split)
+            found._workloads = self._workloads  # noqa: SLF001  (passes do not depend on cards)
+        return self._divided[split]
 
     @property
     def costs(self) -> CostModel:

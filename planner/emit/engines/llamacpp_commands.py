@@ -30,6 +30,8 @@ _CHECKED, _HOW = "2026-11-28", "flags compared with each program's own list of o
 _EXPERTS = {
     "--n-gpu-layers": row(WHOLE, "layers on the card, the output matrix one more; more than there are is all", least=0),
     "--n-cpu-moe": row(WHOLE, "the first N layers' experts in host memory", since="pull request 15077 (August 2025)", least=1),
+    "--split-mode": row(names("layer"), "whole layers over several cards"),
+    "--tensor-split": row(TEXT, "shares of the cards, in order; the server takes commas between them, llama-bench slashes"),
     "--ubatch-size": row(WHOLE, "tokens of a forward pass", least=1),
     "--batch-size": row(WHOLE, "tokens handed over at once; at least a micro-batch", least=1),
     "--cache-type-k": row(names(*KV_TYPES), "type of cached keys"), "--cache-type-v": row(names(*KV_TYPES), "type of cached values"),
@@ -159,7 +161,8 @@ def check_served(files: Mapping[str, str]) -> None:
                 f"{name}: --batch-size", flags.get("--batch-size", _BATCH), "less than a micro-batch", "emit again"
             )
         if name not in (DEFAULT_BENCH_FILE, IK_DEFAULT_BENCH_FILE):
-            placed[name] = flags.get("--n-cpu-moe"), flags.get("--ubatch-size")
+            shares = str(flags.get("--tensor-split", "")).replace("/", ",")  # llama-bench takes commas between tests
+            placed[name] = flags.get("--n-cpu-moe"), flags.get("--ubatch-size"), shares
     if len(set(placed.values())) > 1:
         raise InputError("files", placed, "the programs are told different placements", "emit again")
 
@@ -173,6 +176,9 @@ def _placed(one: ServedSetting, served: ServedChoice, *, bench: bool) -> dict[st
         found["--n-gpu-layers"] = _ALL_LAYERS
         if one.told_layers:
             found["--n-cpu-moe"] = one.told_layers
+        if one.tensor_split:
+            found["--split-mode"] = "layer"
+            found["--tensor-split"] = ("/" if bench else ",").join(f"{share:.15g}" for share in one.tensor_split)
     if one.ubatch != _UBATCH:
         found["--ubatch-size"] = one.ubatch
     if one.ubatch > _BATCH:

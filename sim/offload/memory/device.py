@@ -48,7 +48,7 @@ class DeviceMemory(HostMemory):
         self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0
     ) -> MemoryBreakdown:
         """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers; of several cards together."""
-        needs = self._needs(schedule, cached_experts, transient_experts)
+        needs = self.needs(schedule, cached_experts=cached_experts, transient_experts=transient_experts)
         whole = break_down_memory(needs, cached_experts=cached_experts, offloaded=cached_experts < self.num_experts)
         if self.split is None:
             return whole
@@ -62,13 +62,13 @@ class DeviceMemory(HostMemory):
         """Return what each card of a box of several holds; nothing for one card."""
         if self.split is None:
             return ()
-        needs = self._needs(schedule, cached_experts, transient_experts)
-        resident = self._resident_by_layer(schedule, cached_experts)
+        needs = self.needs(schedule, cached_experts=cached_experts, transient_experts=transient_experts)
+        resident = self.resident_by_layer(schedule, cached_experts)
         cards = break_down_cards(needs, self.split, resident, self.profile.num_cards)
         names, budgets = self.profile.card_names, self.budgets
         return tuple(dataclasses.replace(one, name=names[one.card], budget_bytes=budgets[one.card]) for one in cards)
 
-    def _resident_by_layer(self, schedule: OffloadSchedule, cached_experts: int) -> list[int]:
+    def resident_by_layer(self, schedule: OffloadSchedule, cached_experts: int) -> list[int]:
         """Return how many experts of each MoE layer a cache of `cached_experts` holds.
 
         Raises InputError for one pool of changing experts over cards that each hold layers: a slot lies on one card, and may be wanted on
@@ -89,7 +89,7 @@ class DeviceMemory(HostMemory):
         share, more = divmod(cached_experts, layers)
         return [share + (layer < more) for layer in range(layers)]
 
-    def _needs(self, schedule: OffloadSchedule, cached_experts: int, transient_experts: int) -> MemoryNeeds:
+    def needs(self, schedule: OffloadSchedule, *, cached_experts: int, transient_experts: int = 0) -> MemoryNeeds:
         """Return what a schedule holds beside its cache."""
         stream = STREAM_SLOTS if schedule.cache.policy == "static" and cached_experts < self.num_experts else 0
         layout, tokens = self._layout, int(self.workload(schedule).step_tokens.max())

@@ -1,0 +1,74 @@
+"""llama.cpp over several cards: no card runs out, a division beats that by memory, and what `--fit` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moeplan import emit, plan
+from moeplan.api.plan import plan_document
+from moeplan.api.subject import open_subject
+from moeplan.base.errors import DoesNotFit, InputError
+from moeplan.base.units import GIB
+from moeplan.planner.served.cards import divided, filled_from_the_front
+from moeplan.planner.served.llamacpp import FIT_MARGIN_BYTES, setting
+from moeplan.sim.offload.simulate import Simulation
+from moeplan.specs.card_split import by_counts, by_shares
+
+BOX = "rtx-3090 + rtx-3060 + ryzen-9-5950x + ddr4-3200x2:64GiB"
+LAYERS = 24
+
+
+def simulation(memory: str) -> Simulation:
+    return open_subject(model="gpt-oss-20b", hardware=BOX, memory=memory, prompt_tokens=16, reply_tokens=2).simulation
+
+
+@pytest.mark.parametrize(
+    ("memory", "host_layers"), [("24GiB,12GiB", 0), ("8GiB,7GiB", 0), ("5GiB,6GiB", 8), ("3GiB,4GiB", 20)]
+)
+def test_no_card_runs_out_and_no_other_division_is_faster(memory: str, host_layers: int) -> None:
+    one = simulation(memory)
+    chosen = setting(one, host_layers, 1, 512)
+    split = divided(one, chosen.schedule, chosen.cached_experts)
+    times = {}
+    for first in range(LAYERS + 1):
+        other = by_counts((first, LAYERS - first))
+        at = one.divided(other)
+        if at.lacking_bytes(chosen.schedule, cached_experts=chosen.cached_experts) <= 0:
+            times[other] = int(at.run(at.resolve(chosen.schedule)).step_end[-1])
+    assert split in times
+    assert times[split] <= 1.002 * min(times.values())
+    assert by_shares(LAYERS, split.shares) == split  # what `-ts` makes of it
+
+
+def test_fit_fills_cards_from_the_front_and_leaves_its_margin() -> None:
+    one = simulation("6GiB,8GiB")
+    bare = setting(one, LAYERS, 1, 512)
+    split, kept = filled_from_the_front(one, bare.schedule, FIT_MARGIN_BYTES)
+    whole = setting(one, LAYERS - kept, 1, 512, front=True)
+    cards = one.divided(split).card_memory(whole.schedule, cached_experts=kept * 32)
+    assert 0 < kept < LAYERS and cards[0].resident_experts == 32 * len(cards[0].layers)
+    for card in cards:
+        assert card.budget_bytes is not None and card.num_bytes + FIT_MARGIN_BYTES <= card.budget_bytes
+
+
+def test_a_plan_is_made_shown_and_emitted(tmp_path: Path) -> None:
+    found = plan("gpt-oss-20b", BOX, memory="4GiB,6GiB", prompt_tokens=16, reply_tokens=2, target="llama.cpp")
+    document = plan_document(found)
+    told = document["for"]["setting"]
+    for card in document["best"]["cards"]:
+        assert card["bytes"] <= card["budget_bytes"] <= 8 * GIB
+    assert "checked by simpy" in document["best"]["engine"]
+    emit(found, "llamacpp", output=tmp_path / "emitted")
+    written = (tmp_path / "emitted" / "llama-server.sh").read_text("utf-8")
+    shares = ",".join(f"{share:g}" for share in told["split"]["shares"])
+    assert f"--tensor-split {shares}" in written and "--split-mode layer" in written
+    assert f"--n-cpu-moe {told['told_layers']}" in written
+
+
+def test_what_no_search_divides_is_refused() -> None:
+    with pytest.raises(InputError, match="only a plan for"):
+        plan("gpt-oss-20b", BOX, prompt_tokens=16, reply_tokens=2)
+    with pytest.raises(DoesNotFit, match="bytes are missing"):
+        plan("gpt-oss-20b", BOX, memory="1GiB,1GiB", prompt_tokens=16, reply_tokens=2, target="llama.cpp")
