@@ -19,13 +19,14 @@ WHEEL := out/wheel
 LINKED := PYTHONPATH=.typing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long lowest fuzz guard baseline check lint types floors wheel bench gpu clean
+.PHONY: help demo test long lowest servers fuzz guard baseline check lint types floors wheel bench gpu clean
 
 help:
 	@echo "make demo    answer a question, measure this CPU, plan, run the plan: pages in out/demo"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, floors, and a part of the tests against the built wheel"
 	@echo "make long    run the tests with their slow parts and new random cases"
+	@echo "make servers run the tests that start a Ray cluster, a Dask cluster, a PostgreSQL server"
 	@echo "make lowest  run a part of the tests with the lowest versions that are promised"
 	@echo "make fuzz    damage files of every kind that is read, and see what commands say: N=4000 files, SEED=0"
 	@echo "make guard   predict tests/baselines/default.json again, and fail where a figure moved"
@@ -52,7 +53,7 @@ help:
 
 # What working on it takes.
 .venv/.developer: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,run,hf]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,run,hf,studies]'
 	@touch $@ .venv/.user .venv/.runner
 
 .typing/moeplan:
@@ -83,6 +84,11 @@ test: .venv/.developer
 # Half an hour of whole GPU dry runs, papers and interpreted kernels, and properties on cases drawn anew.
 long: .venv/.developer
 	MOEPLAN_LONG=1 $(BIN)/python -m pytest $(PYTEST)
+
+# Studies on real clusters and in a real database, each started for its test: where one is not installed, its tests are skipped.
+SERVER_TESTS := tests/studies/test_cluster.py tests/studies/test_postgresql.py
+servers: .venv/.developer
+	MOEPLAN_LONG=1 $(BIN)/python -m pytest $(SERVER_TESTS) $(PYTEST)
 
 # One test of each thing that a dependency does here: files, arrays, compiled code, SimPy, commands, pages.
 LOWEST := out/lowest

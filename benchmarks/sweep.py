@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -40,12 +41,13 @@ SHORT, LONG = 8, 300
 
 def study(runs: int, window: int) -> dict[str, Any]:
     """Return a study of so many runs, all different."""
-    memory = [f"{450 * 1024 + at}KiB" for at in range(-(-runs // 4))]
-    return {
-        "study": "bench",
-        "base": BASE | {"window": window},
-        "grid": {"memory": memory, "cache.experts_per_layer": [1, 2, 3, 4]},
-    }
+    side = math.ceil(math.sqrt(runs / 4))
+    links = [f"{12 + at / 100:.2f}GB/s" for at in range(math.ceil(runs / 4 / side))]
+    grid = {
+        "memory": [f"{450 * 1024 + at}KiB" for at in range(side)], "machine.host_to_device.pinned_bytes_per_s": links,
+        "cache.experts_per_layer": [1, 2, 3, 4],
+    }  # fmt: skip
+    return {"study": "bench", "base": BASE | {"window": window}, "grid": grid}
 
 
 def main() -> None:
@@ -104,7 +106,7 @@ def _clocks() -> npt.NDArray[np.float64]:
 
 def _ask(model: moeplan.ModelSpec, machine: moeplan.Profile, trace: Recording, asked: list[dict[str, Any]]) -> None:
     for fields in asked:
-        settings = {"cache.experts_per_layer": fields["cache.experts_per_layer"]}
+        settings = {name: value for name, value in fields.items() if "." in name}
         moeplan.simulate(
             model, machine, trace=trace, window=fields["window"], memory=fields["memory"], settings=settings
         )

@@ -13,6 +13,7 @@ import typer
 from ..base.terminal import print_json
 from ..base.text_files import check_outputs
 from .options.bounds import between
+from .options.conditions import ConditionedCommand
 from .options.declarations import JsonFlag
 
 
@@ -27,10 +28,19 @@ def sweep(
             help="Where runs are kept: a file for SQLite, or any SQLAlchemy URL; default: the study's name with .sqlite.",
         ),
     ] = None,
-    backend: Annotated[str, typer.Option("--backend", help="Where runs are made: local.")] = "local",
+    backend: Annotated[
+        str,
+        typer.Option("--backend", help="Where runs are made: local, or a cluster that is there already: ray, dask."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="The cluster's address; default: that of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS."
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", help="Processes; default: one a core.", callback=between(1, 1024, "processes")),
+        typer.Option("--jobs", help="local: processes; default: one a core.", callback=between(1, 1024, "processes")),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Make runs that failed again.")] = False,
     parquet: Annotated[
@@ -44,7 +54,9 @@ def sweep(
     from ..studies.table import write_parquet
 
     check_outputs({"--parquet": parquet}, {"study": study, "--store": store})
-    found = make(study, store=store, backend=backend, jobs=jobs, retry=retry, progress=reporter("sweep"))
+    found = make(
+        study, store=store, backend=backend, address=address, jobs=jobs, retry=retry, progress=reporter("sweep")
+    )
     if parquet is not None:
         write_parquet(found.to_frame(), parquet)
     if as_json:
@@ -58,4 +70,4 @@ def sweep(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the front door."""
-    app.command()(sweep)
+    app.command(cls=ConditionedCommand)(sweep)

@@ -18,10 +18,10 @@ from .keys import rules_sha256
 from .work import Answer, Asked, answer, answer_all, failed
 
 BATCH_S = 0.25
-_MOST_RUNS = 64
+_MOST_RUNS, _MOST_THERE = 64, 8
 _AHEAD = 2
 """Batches that wait for each process."""
-_STRIKES = 3
+STRIKES = 3
 
 Wanted = Callable[[Sequence[str]], set[str]]
 """Which of a few keys have an answer by now."""
@@ -51,17 +51,19 @@ class Batches:
         """Learn from a batch that is finished how large the next ones should be."""
         self._size = max(1.0, min(2 * self._size, _MOST_RUNS, BATCH_S * num_runs / max(seconds, 1e-9)))
 
-    def back(self, runs: Sequence[Asked]) -> None:
-        """Take runs back that were not made."""
-        self._runs.extendleft(reversed(runs))
+    def grow(self) -> None:
+        """Make batches larger where nobody says how long one took: a cluster's take longer to get there than here."""
+        self._size = min(2 * self._size, _MOST_THERE)
 
 
 def answers_here(predict: str, batches: Batches, jobs: int) -> Iterator[list[Answer]]:
     """Yield answers as they come, from `jobs` processes; one: from this one."""
     if jobs <= 1:
         while some := batches.take():
+            began = time.monotonic()
             for run in some:
                 yield [answer(predict, run)]
+            batches.took(len(some), time.monotonic() - began)
         return
     strikes: dict[str, int] = {}
     suspects: list[Asked] = []
@@ -72,10 +74,10 @@ def answers_here(predict: str, batches: Batches, jobs: int) -> Iterator[list[Ans
         if len(lost) == 1:
             run = lost[0]
             strikes[run.key] = strikes.get(run.key, 0) + 1
-            if strikes[run.key] >= _STRIKES:
-                yield [failed(run.key, f"the process that made it died, {_STRIKES} times (out of memory, or killed)")]
+            if strikes[run.key] >= STRIKES:
+                yield [failed(run.key, f"the process that made it died, {STRIKES} times (out of memory, or killed)")]
         suspects = [*lost, *(run for run in suspects if run.key not in {each.key for each in lost})]
-        suspects = [run for run in suspects if strikes.get(run.key, 0) < _STRIKES]
+        suspects = [run for run in suspects if strikes.get(run.key, 0) < STRIKES]
 
 
 def _until_broken(

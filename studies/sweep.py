@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..base.errors import InputError, UnknownName
+from .cluster import CLUSTERS, answers_there
 from .keys import Keys
 from .local import Batches, answers_here
 from .store import KeptStudy, Store
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 Progress = Callable[[int, int, str], None]
-BACKENDS = ("local",)
+LOCAL = "local"
+BACKENDS = (LOCAL, *CLUSTERS)
 _MOST_JOBS = 1024
 _FIRST_RUNS_S = 30.0
 _WINDOW_S = 60.0
@@ -90,7 +92,8 @@ def sweep(
     study: StudyLike,
     *,
     store: str | os.PathLike[str] | None = None,
-    backend: str = "local",
+    backend: str = LOCAL,
+    address: str | None = None,
     jobs: int | None = None,
     retry: bool = False,
     progress: Progress | None = None,
@@ -98,14 +101,19 @@ def sweep(
     """Return a study's result, having made those of its runs that its store has no answer for.
 
     study: a file (.yaml), its content as a table, or a `Study`: what all runs share and the axes that are combined. store: a file for
-    SQLite, or any SQLAlchemy URL; None: the study's name with `.sqlite`, in this folder. jobs: processes; None: one a core. retry:
-    make runs that failed again. Each run is kept when it is finished: a study that was stopped, or killed, goes on with the same call.
-    The answers depend neither on `jobs` nor on the backend.
+    SQLite, or any SQLAlchemy URL; None: the study's name with `.sqlite`, in this folder. backend: "local", or "ray" or "dask", a cluster
+    that is there already; address: the cluster's, None: that of `RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS`. jobs: processes here; None: one
+    a core. retry: make runs that failed again. Each run is kept when it is finished: a study that was stopped, or killed, goes on with
+    the same call. The answers depend neither on `jobs` nor on the backend.
 
     Raises InputError for a study with a key, level or file that cannot be, and for a store that cannot be written or is another program's.
     """
     if backend not in BACKENDS:
         raise UnknownName("--backend", backend, BACKENDS)
+    if backend == LOCAL and address is not None:
+        raise InputError("--address", address, "only a cluster has one", "leave it out, or use --backend ray or dask")
+    if backend != LOCAL and jobs is not None:
+        raise InputError("--jobs", jobs, "a cluster has as many workers as it has", "leave it out")
     if jobs is not None and not 0 < jobs <= _MOST_JOBS:
         raise InputError("--jobs", jobs, f"not a whole number from 1 to {_MOST_JOBS}", "give one in between")
     found = open_study(study)
@@ -121,8 +129,16 @@ def sweep(
             database.forget(again)
             for key in again:
                 del states[key]
-        num_new = _make(kept, runs, states, database, jobs, progress)
+        num_new = _make(kept, runs, states, database, _Where(backend, address, jobs), progress)
         return _result(kept, runs, states, database, opened, num_new)
+
+
+class _Where(NamedTuple):
+    """Where runs are made."""
+
+    backend: str
+    address: str | None
+    jobs: int | None
 
 
 def _make(
@@ -130,7 +146,7 @@ def _make(
     runs: Sequence[Asked],
     states: dict[str, str],
     database: Store,
-    jobs: int | None,
+    where: _Where,
     progress: Progress | None,
 ) -> int:
     """Return how many runs were made: all that have no answer in `states`, which gets theirs."""
@@ -142,7 +158,11 @@ def _make(
     queue = sorted((Asked(key, fields) for key, fields in missing.items()), key=_shared)
     batches = Batches(queue, database.known)
     num_new = 0
-    for answers in _answers(kept.predict, batches, min(jobs or len(os.sched_getaffinity(0)), len(missing)), meter):
+    made = _answers(kept.predict, batches, min(where.jobs or len(os.sched_getaffinity(0)), len(missing)), meter)
+    if where.backend != LOCAL:
+        meter.start()
+        made = answers_there(kept.predict, batches, where.backend, where.address)
+    for answers in made:
         database.write(answers, missing)
         num_new += len(answers)
         states.update((one.key, one.state) for one in answers)

@@ -124,6 +124,16 @@ NOT_STRICT = Condition(
     rule="--strict lets no figure move",
     remedy="give one of the two",
 )
+HERE = Condition(
+    holds=lambda given: given["backend"] not in ("ray", "dask"),
+    rule="a cluster has as many workers as it has",
+    remedy="leave it out",
+)
+A_CLUSTER = Condition(
+    holds=lambda given: given["backend"] != "local",
+    rule="only a cluster has an address",
+    remedy="leave it out, or use --backend ray or dask",
+)
 A_PLAN = Condition(
     holds=lambda given: given["store"] is None,
     rule="counts for a plan; a store of studies has none",
@@ -205,6 +215,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "engine": (SPEEDS_OR_KERNELS,),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
+    "sweep": {"jobs": (HERE,), "address": (A_CLUSTER,)},
     "report": {"trace": (A_PLAN,), "timeline": (A_PLAN,), "study": (A_STORE,)},
     "diagnose": dict.fromkeys(
         ("measured_decode", "measured_prefill", "prompt_tokens", "reply_tokens", "concurrency"), (A_COMMAND,)

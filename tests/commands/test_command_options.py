@@ -77,7 +77,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "gates train": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--steps", "1", "--length", "4", "-o", "w.safetensors")},
     "gates evaluate": {"": ("--model", "checkpoint", "--text", "prompt.txt", "--length", "4")},
-    "sweep": {"": ("study.yaml", "--store", "s.sqlite")},
+    "sweep": {"here": ("study.yaml", "--store", "s.sqlite")},
     "run": {"": ("--model", "checkpoint", "--schedule", "mixtral-offloading", "--prompt-file", "prompt.txt", "--dry-run")},
     "reproduce": {"": ("deepep",), "any machine": ("pre-gated",), "reports": ("field", "--reports", "r.jsonl"),
                   "parallel": ("field", "--parallel", "--reports", "parallel.jsonl")},
@@ -316,7 +316,7 @@ COUNTS["recording"] = COUNTS["lengths"] = {
     "lengths",
 }
 COUNTS["a plan"] = COUNTS["an ep plan"] = {"trace", "timeline"}
-COUNTS["studies"] = {"study"}
+COUNTS["studies"], COUNTS["here"] = {"study"}, {"jobs"}
 COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot", "prefill_share"}
 COUNTS["many"] |= {"draft_tokens", "acceptance"}
 FOREIGN = [
