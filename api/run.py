@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError
-from ..specs.models import ModelSpec
+from ..specs.machines.profile_file import load_hardware
+from ..specs.models import ModelSpec, weight_format
 from ..specs.plans.document import read_plan
-from ..specs.provenance import model_of
+from ..specs.provenance import machine_of, model_of
 from ..specs.schedules.offload import OffloadSchedule, apply_settings, parse_setting, schedule_from_dict
 from ..specs.schedules.presets import load_preset
 from .load import as_routing
@@ -60,6 +61,7 @@ def run(
     device: str = "cpu",
     memory: int | str | None = None,
     trace: str | os.PathLike[str] | None = None,
+    profile: str | os.PathLike[str] | None = None,
     gates: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -69,7 +71,8 @@ def run(
 
     plan: a plan.json made for this model; or schedule: a preset's name, or a schedule. settings: options of it, "key=value".
     memory: bytes that the device may take, or a text; None: the plan's, or most of what is free. trace: a recording of this model,
-    from which a static cache knows what is popular. gates: trained gates that guess. dry_run: only add up what it would take.
+    from which a static cache knows what is popular. profile: of this machine, by which a schedule that weighs costs knows them; None:
+    the plan's. gates: trained gates that guess. dry_run: only add up what it would take.
 
     Raises InputError for what cannot be run, DoesNotFit where memory or disk do not suffice, ExecutionFailed where a run breaks off.
     """
@@ -89,19 +92,38 @@ def run(
     asked = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in prompts]
     check_prompts(asked, max_new_tokens)
     learnt = gates_in(gates, spec)
-    popularity = None if trace is None else _popularity(trace, spec)
+    popularity = None if trace is None else popularity_in(trace, spec)
+    prices = _prices(chosen, spec, planned, profile, device, max(map(len, asked)) + max_new_tokens // 2)
     needs = described_needs(model, chosen, list(map(len, asked)), max_new_tokens=max_new_tokens, device=device, memory_bytes=limit,
-                            popularity=popularity)  # fmt: skip
+                            popularity=popularity, prices=prices)  # fmt: skip
     if dry_run:
         return RunResult(model=spec, schedule=chosen, device=device, memory=needs)
     report = progress or silent
     with open_model(model, device=device, memory_bytes=limit, gates=learnt, progress=report) as loaded:
-        done = run_model(loaded, chosen, asked, max_new_tokens=max_new_tokens, popularity=popularity, stop=text.stop,
+        done = run_model(loaded, chosen, asked, max_new_tokens=max_new_tokens, popularity=popularity, prices=prices, stop=text.stop,
                          progress=report, heard=heard)  # fmt: skip
     return RunResult(
         model=spec, schedule=chosen, device=device, memory=needs, texts=tuple(map(text.text, done.tokens)),
-        figures=figures(done, chosen, popularity), run=done,
+        figures=figures(done, chosen), run=done,
     )  # fmt: skip
+
+
+def _prices(
+    schedule: OffloadSchedule, spec: ModelSpec, planned: Any, profile: str | os.PathLike[str] | None, device: str, context_tokens: int
+) -> Any:  # fmt: skip
+    """Return what decisions that weigh costs go by: of `profile`, or of the plan's machine; None where neither is known or needed."""
+    if profile is not None and not schedule.predictor.benefit:
+        rule = "no decision of this schedule weighs costs"
+        raise InputError("--profile", os.fspath(profile), rule, "leave it out, or set predictor.benefit=true")
+    if not schedule.predictor.benefit or (planned is None and profile is None):
+        return None
+    from ..calibrate.costs.fitted_model import load_costs
+    from ..executor.model.prices import prices_for
+
+    machine = machine_of(planned) if profile is None else load_hardware(profile)
+    stored = weight_format("32" if device == "cpu" else "16")
+    costs = load_costs(machine, spec, dense_format=stored)
+    return prices_for(schedule, spec, costs, context_tokens=context_tokens)
 
 
 def check_planned_for(document: Any, spec: ModelSpec, path: str) -> None:
@@ -138,7 +160,7 @@ def _schedule(
     return apply_settings(found, dict(map(parse_setting, settings))), document
 
 
-def _popularity(trace: str | os.PathLike[str], spec: ModelSpec) -> Any:
+def popularity_in(trace: str | os.PathLike[str], spec: ModelSpec) -> Any:
     """Return tokens per expert [num_layers, num_experts] of a recording of the model."""
     import numpy as np
 

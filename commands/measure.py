@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,17 +19,25 @@ from ..base.text_files import check_outputs, write_atomic
 from .options.bounds import PASSES, WEEK_S, between, share
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
+    CheckpointOption,
     EngineOption,
+    GatesOption,
     JsonFlag,
+    NewTokensOption,
     OptionalTraceOption,
     PolicyOption,
+    PromptFilesOption,
     QuantOption,
+    TextsOption,
     UbatchOption,
     model_file,
 )
 from .options.lengths import PromptOption, ReplyOption
 from .options.settings import print_settings
 from .parts.own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, print_compared, print_learned
+
+if TYPE_CHECKING:
+    from ..executor.calibration.calibrate import Calibration
 
 _KERNELS = "aiconfigurator"
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
@@ -92,6 +100,7 @@ def calibrate(
     reply_tokens: ReplyOption = None,
     concurrency: TogetherOption = None,
     ubatch: UbatchOption = None,
+    text: TextsOption = None,
     as_json: JsonFlag = False,
 ) -> None:  # fmt: skip
     """Measure this machine, or take over what another tool measured, and write its profile."""
@@ -103,7 +112,8 @@ def calibrate(
             "--model": None if model is None else model_file(model),
             "FILE": file,
             "--hardware": hardware,
-        },
+        }
+        | _numbered("text", text),
     )
     if tool == _KERNELS:
         from ..calibrate.imports.aiconfigurator.profile import import_kernels
@@ -123,29 +133,45 @@ def calibrate(
     elif tool is not None:
         document = _imported(tool, file, hardware, output, samples)
     else:
-        from ..api.validate import check_device, check_torch
-
-        check_torch()
-        check_device(device)
-        from ..executor.calibration.calibrate import calibrate_device
-        from ..specs.models.load import load_model
-
-        found = calibrate_device(
-            device,
-            quick=quick,
-            models=None if model is None else [load_model(model)],
-            bits=_formats(bits or _CALIBRATED_BITS[device]),
-            out=output,
-            samples_out=samples,
-            seconds=seconds,
-            exchanges=True,
-            progress=reporter("calibrate"),
-        )
+        formats = None if bits is None else _formats(bits)
+        found = _measured(device, model, text, formats, output, quick=quick, samples=samples, seconds=seconds)
         document = found.to_dict(str(output))
     if as_json:
         print_json(document)
     else:
         print_calibration(document)
+
+
+def _measured(
+    device: str, model: str | None, texts: list[Path] | None, bits: tuple[str, ...] | None, output: Path, *, quick: bool,
+    samples: Path | None, seconds: float | None,
+) -> Calibration:  # fmt: skip
+    """Return what was measured here: stand-ins of a model's shapes or of the standard ones, or a model itself where there are texts."""
+    from ..api.validate import check_device, check_torch
+    from ..base.progress import reporter
+
+    check_torch()
+    check_device(device)
+    formats = bits or _formats(_CALIBRATED_BITS[device])
+    if texts:
+        from ..api.model_validation import calibrate_checkpoint
+
+        return calibrate_checkpoint(
+            str(model), texts, output, bits=formats, device=device, quick=quick, samples=samples, seconds=seconds,
+            progress=reporter("calibrate"),
+        )  # fmt: skip
+    from ..executor.calibration.calibrate import calibrate_device
+    from ..specs.models.load import load_model
+
+    return calibrate_device(
+        device, quick=quick, models=None if model is None else [load_model(model)], bits=formats, out=output, samples_out=samples,
+        seconds=seconds, exchanges=True, progress=reporter("calibrate"),
+    )  # fmt: skip
+
+
+def _numbered(what: str, paths: list[Path] | None) -> dict[str, Path]:
+    """Return files by what they are called where several are read."""
+    return {f"{what} {number}": path for number, path in enumerate(paths or ())}
 
 
 def _file(tool: str, path: Path | None) -> Path:
@@ -248,6 +274,10 @@ def validate(
         ),
     ] = None,
     policy: PolicyOption = None,
+    checkpoint: CheckpointOption = None,
+    prompt_file: PromptFilesOption = None,
+    max_new_tokens: NewTokensOption = 64,
+    gates: GatesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures, with all measured times (.json).")
     ] = None,
@@ -266,7 +296,10 @@ def validate(
             "--trace": trace,
             "--hardware": hardware,
             "--policy": policy,
+            "--gates": gates,
         }
+        | _numbered("prompt", prompt_file)
+        | {"--checkpoint": None if checkpoint is None else model_file(checkpoint)}
         | {"--from": None if tables is None else tables[1], "--model": None if model is None else model_file(model)},
     )
     limits = Limits(
@@ -288,10 +321,20 @@ def validate(
     if report is not None and plan_path is not None:
         _check_page(report, plan_path)
     changes = open_settings(settings)
-    found = run(
-        plan_path, grid=grid_path, profile=profile, device=device, trace=trace, baselines=baselines, steps=steps, seconds=seconds,
-        memory=memory, repeats=repeats, settings=changes, policy=policy, progress=reporter("validate"),
-    )  # fmt: skip
+    if checkpoint is not None:
+        from ..api.model_validation import validate_checkpoint
+
+        if not prompt_file:
+            raise InputError("--prompt-file", "(absent)", "a model continues a text", "give a file of text")
+        found = validate_checkpoint(
+            plan_path or "", checkpoint, prompt_file, max_new_tokens=max_new_tokens, profile=profile, device=device, trace=trace,
+            gates=gates, baselines=baselines, repeats=repeats, memory=memory, settings=changes, progress=reporter("validate"),
+        )  # fmt: skip
+    else:
+        found = run(
+            plan_path, grid=grid_path, profile=profile, device=device, trace=trace, baselines=baselines, steps=steps, seconds=seconds,
+            memory=memory, repeats=repeats, settings=changes, policy=policy, progress=reporter("validate"),
+        )  # fmt: skip
     document = found.to_dict() if plan_path is None else found.to_dict() | found.best_to_dict()
     document["set_by_user"] = changes.made
     document["failed"] = limits.broken(document, document["num_configurations"], document["num_configurations"])

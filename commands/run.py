@@ -41,6 +41,10 @@ def run(
     trace: Annotated[
         str | None, typer.Option("--trace", help="Recording of this model: what a static cache knows of popularity.")
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="Profile of this machine, where a schedule weighs costs; default: the plan's machine."),
+    ] = None,
     gates: Annotated[
         Path | None, typer.Option("--gates", help="Trained gates that guess instead of the model's own (moeplan gates train).")
     ] = None,
@@ -53,14 +57,20 @@ def run(
     from ..api.run import run as go
     from ..base.progress import reporter
 
-    inputs: dict[str, Any] = {"--model": model_file(model), "--plan": plan, "--trace": trace, "--gates": gates}
+    inputs: dict[str, Any] = {
+        "--model": model_file(model),
+        "--plan": plan,
+        "--trace": trace,
+        "--profile": profile,
+        "--gates": gates,
+    }
     check_outputs(
         {"--timeline": timeline, "--record": record},
         inputs | {f"prompt {n}": path for n, path in enumerate(prompt_file)},
     )
     found = go(
         model, plan=plan, schedule=schedule, settings=settings or (), prompts=prompt_file, max_new_tokens=max_new_tokens, device=device,
-        memory=memory, trace=trace, gates=gates, dry_run=dry_run, progress=reporter("run"),
+        memory=memory, trace=trace, profile=profile, gates=gates, dry_run=dry_run, progress=reporter("run"),
     )  # fmt: skip
     if found.run is not None:
         if record is not None:

@@ -281,6 +281,10 @@ class CostModel:
         """Return the same for a layer whose misses are fetched by whoever serves it: here the same."""
         return self.host_per_layer()
 
+    def host_per_guess(self) -> Estimate | None:
+        """Return the host's time for running one gate early, of one token; None where nothing is known of it."""
+        return None
+
     def host_per_kernel(self) -> Estimate:
         """Return the host's time for issuing one kernel."""
         return rate_term(self.profile.host.per_kernel_s.value, "host", self.profile.host.per_kernel_s)

@@ -218,6 +218,11 @@ class FittedCostModel(CostModel):
             return 0.0
         return (self._handover("start") + self._handover("wake")) * self.run.fetches_per_transfer
 
+    def host_per_guess(self) -> Estimate | None:
+        """Return what a gate run early takes, where a model's gates were."""
+        curve = self.profile.curves.get("host.guess")
+        return None if curve is None else _estimate(curve, curve.seconds[0], curve.relative_uncertainty, "host")
+
     # --- inside runs ----------------------------------------------------------------------------------------------------
 
     def _handover(self, what: str) -> float:

@@ -151,6 +151,28 @@ NO_STEPS = Condition(
 )
 
 
+A_MODEL = Condition(
+    holds=lambda given: given["model"] is not None,
+    rule="a model runs over it",
+    remedy="leave it out, or add --model and a checkpoint's folder",
+)
+NO_CHECKPOINT = Condition(
+    holds=lambda given: given["checkpoint"] is None,
+    rule="a checkpoint's model runs for --max-new-tokens, under rules that it can be run by",
+    remedy="leave it out",
+)
+CHECKPOINT = Condition(
+    holds=lambda given: given["checkpoint"] is not None,
+    rule="counts for a model that runs",
+    remedy="leave it out, or add --checkpoint",
+)
+A_PLAN_GIVEN = Condition(
+    holds=lambda given: given["plan_path"] is not None,
+    rule="what a model runs by is a plan",
+    remedy="name the plan",
+)
+
+
 def _tool(given: Mapping[str, Any]) -> str | None:
     """Return the tool that --from names, alone or with its file; None without one."""
     named = given["tool"] if "tool" in given else given["tables"]
@@ -205,6 +227,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "device": (MEASURING,),
         "quick": (MEASURING,),
         "model": (MEASURING_OR_SPEEDS,),
+        "text": (MEASURING, A_MODEL),
         "bits": (MEASURING,),
         "seconds": (MEASURING,),
         "file": (IMPORTING, FROM_A_FILE),
@@ -223,11 +246,14 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     "validate": {
         "trace": (RUNNING, ONE_PLAN),
         "baselines": (RUNNING, ONE_PLAN),
-        "steps": (RUNNING, ONE_PLAN),
-        "seconds": (RUNNING, ONE_PLAN, NO_STEPS),
+        "steps": (RUNNING, ONE_PLAN, NO_CHECKPOINT),
+        "seconds": (RUNNING, ONE_PLAN, NO_STEPS, NO_CHECKPOINT),
         "memory": (RUNNING, ONE_PLAN),
         "repeats": (RUNNING, ONE_PLAN),
-        **dict.fromkeys(("grid_path", "profile", "device", "settings", "policy", "report"), (RUNNING,)),
+        **dict.fromkeys(("grid_path", "profile", "device", "settings", "report"), (RUNNING,)),
+        "policy": (RUNNING, NO_CHECKPOINT),
+        "checkpoint": (RUNNING, ONE_PLAN, A_PLAN_GIVEN),
+        **dict.fromkeys(("prompt_file", "max_new_tokens", "gates"), (CHECKPOINT,)),
         **dict.fromkeys(("hardware", "model", "quant", "engine"), (SPEEDS,)),
         **dict.fromkeys(("prompt_tokens", "reply_tokens", "concurrency", "ubatch"), (BATCHES,)),
     },
@@ -246,6 +272,7 @@ class ConditionedCommand(typer.core.TyperCommand):
             for condition in CONDITIONS.get(str(self.name), {}).get(parameter.name, ()):
                 if not condition.holds(ctx.params):
                     value = ctx.params[parameter.name]
+                    value = value[0] if isinstance(value, list) and value else value
                     value = os.fspath(value) if isinstance(value, os.PathLike) else value
                     name = next((one for one in parameter.opts if one.startswith("--")), parameter.opts[0])
                     raise InputError(name, value, condition.rule, condition.remedy)

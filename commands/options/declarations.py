@@ -191,3 +191,36 @@ OptionalDenseBitsOption = Annotated[
 def model_file(name_or_path: str) -> str:
     """Return the file that a --model stands for: a folder's is its config.json."""
     return os.path.join(name_or_path, "config.json") if os.path.isdir(name_or_path) else name_or_path
+
+
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder of the planned model's Hugging Face checkpoint: the model itself runs, not a recording of it.",
+    ),
+]
+PromptFilesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--prompt-file", help="with --checkpoint: text to continue. Repeatable: one after another."),
+]
+NewTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--max-new-tokens",
+        help="with --checkpoint: tokens to generate for each prompt.",
+        callback=between(1, PASSES, "tokens"),
+    ),
+]
+GatesOption = Annotated[
+    Path | None,
+    typer.Option("--gates", help="with --checkpoint: trained gates that guess (moeplan gates train)."),
+]
+TextsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        help="with --model and a checkpoint's folder: text over which the model itself runs, so that its own dense part and experts "
+        "are measured. Repeatable.",
+    ),
+]

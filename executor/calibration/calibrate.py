@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,16 @@ def calibrate_device(
     seconds: float | None = None,
     extent: Extent | None = None,
     exchanges: bool = False,
+    own: Callable[[], Sequence[Sample]] | None = None,
+    own_name: str | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the calibration of a device, written to `out` where that is given.
 
     models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. samples_out: file of the raw
     samples. seconds: about how long it may take; 20 for a quick one. extent: how much is measured, instead of the full or the quick
-    extent. exchanges: all-to-alls between processes too. Raises InputError for an unknown or absent device or format or a place
+    extent. exchanges: all-to-alls between processes too. own: returns what the engine costs, where that is not measured in
+    runs of stand-ins; own_name: what it runs. Raises InputError for an unknown or absent device or format or a place
     that cannot be written, DoesNotFit where the shapes exceed the device's memory.
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
@@ -97,6 +101,7 @@ def calibrate_device(
                 "extent": dataclasses.asdict(measured),
                 "seconds": limit,
                 "exchanges": None if asked is None else dataclasses.asdict(asked),
+                "own": own_name,
             }
             journal = open_journal(journal_path(Path(out)), settings)
             if journal.resumed:
@@ -111,7 +116,7 @@ def calibrate_device(
             journal=journal,
             exchanges=asked,
             dtype=torch.bfloat16 if opened.kind == "cuda" else torch.float32,
-            host=lambda: own_costs(chosen, formats, measured, device, progress),
+            host=own or partial(own_costs, chosen, formats, measured, device, progress),
         )
     finally:
         opened.close()

@@ -60,7 +60,7 @@ from ...specs.models.pass_shape import PassShape, dense_arguments, head_argument
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
 from ..running.decided import Item, decided_work, launch_of_rows, run_arrivals
-from ..running.execute import Progress, Stage, execute, open_stage, silent
+from ..running.execute import Progress, execute, open_stage, silent
 from ..running.execution import Execution
 from ..running.overlap import overlap_ns
 from ..running.prediction import run_input
@@ -72,7 +72,7 @@ _CONTEXT = 128
 _ALONE, _TOGETHER = 0.1, 0.7
 _DISTINCT = 4
 # How many guesses are right where there are any: about what gates applied one layer early reach.
-_RECALL = 0.8
+_DIALLED: Mapping[str, object] = {"predictor__kind": "synthetic", "predictor__recall": 0.8}
 
 Key = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, float], ...]]
 
@@ -107,6 +107,11 @@ def measure_runs(
             excerpt = excerpt_of(model, kind, extent.run_layers)
             for key, seconds in _measure_model(excerpt, kind, extent.run_passes, device).items():
                 found.setdefault(key, []).extend(seconds)
+    return samples_of(found)
+
+
+def samples_of(found: Mapping[Key, Sequence[float]]) -> list[Sample]:
+    """Return durations, gathered by what they are of, as samples."""
     return [
         Sample(kind=kind, labels=dict(labels), arguments=dict(arguments), seconds=tuple(seconds))
         for (kind, labels, arguments), seconds in found.items()
@@ -120,7 +125,7 @@ def _measure_model(
     traces = {batch: random_routing(model, steps=steps, requests=batch, context=_CONTEXT) for batch, steps in passes}
     inputs = [
         (mode, batch, run_input(schedule.with_options(workload__concurrency=batch), trace))
-        for mode, schedule in _schedules(model, bits)
+        for mode, schedule in calibrated_schedules(model, bits)
         for batch, trace in traces.items()
     ]
     workloads = [given.workload for _, _, given in inputs]
@@ -128,18 +133,19 @@ def _measure_model(
     with open_stage(model, workloads, device=device, dtype=dtype, distinct_experts=_DISTINCT) as stage:
         for mode, _, given in inputs:
             ran = execute(stage, given)
-            rows = _undisturbed(ran)
+            rows = undisturbed(ran)
             if mode is None:
-                _add(found, "host", {}, resident_costs(rows, stage.device.asynchronous))
+                add_host(found, resident_costs(rows, stage.device.asynchronous))
                 continue
             if mode[0] == TRANSIENT and given.schedule.predictor.kind == "none":
-                _add(found, "host", {}, fetching_costs(rows))
-            for key, seconds in _operations(stage, given, bits, mode, rows).items():
+                add_host(found, fetching_costs(rows))
+            kinds = operations(model, stage.dense.groups, stage.dense.dtype.itemsize, given, bits, mode, rows)
+            for key, seconds in kinds.items():
                 found.setdefault(key, []).extend(seconds)
     return found
 
 
-def _undisturbed(ran: Execution) -> Array:
+def undisturbed(ran: Execution) -> Array:
     """Return a run's rows after its warm-up, without those of layer steps that another program interrupted.
 
     Where that leaves none of a kind of operation, all of that kind count: on a busy machine long ones are always interrupted.
@@ -153,18 +159,21 @@ def _undisturbed(ran: Execution) -> Array:
     return rows[kept]
 
 
-def _schedules(model: ModelSpec, bits: str) -> list[tuple[tuple[str, str] | None, OffloadSchedule]]:
-    """Return schedules with their modes; None stands for one that copies nothing."""
+def calibrated_schedules(
+    model: ModelSpec, bits: str, *, guessing: Mapping[str, object] = _DIALLED
+) -> list[tuple[tuple[str, str] | None, OffloadSchedule]]:
+    """Return schedules with their modes; None stands for one that copies nothing. guessing: options of those that guess."""
     half = max(1, model.num_experts // 2)
     lru = {"predictor__kind": "none", "predictor__staging": 0, "cache__experts_per_layer": half}
     plain = {"experts__bits": bits, "kernel__grouping": "per-expert"}
     all_of_them = {"cache__experts_per_layer": model.num_experts}
-    guesses = {"predictor__kind": "synthetic", "predictor__recall": _RECALL, "predictor__staging": 4}
+    guesses = {**guessing, "predictor__staging": 4}
+    ahead = {} if guessing is _DIALLED else guessing
     caching, code = load_preset("mixtral-offloading"), load_preset("mixtral-offloading-code")
     return [
         (None, load_preset("resident").with_options(**plain, **all_of_them)),
         ((TRANSIENT, OVERLAPPED), load_preset("on-demand").with_options(**plain)),
-        ((TRANSIENT, OVERLAPPED), load_preset("pre-gated").with_options(**plain)),
+        ((TRANSIENT, OVERLAPPED), load_preset("pre-gated").with_options(**plain, **ahead)),
         ((CACHED, OVERLAPPED), caching.with_options(**plain, **lru)),
         ((CACHED, OVERLAPPED), caching.with_options(**plain, **(lru | guesses))),
         ((CACHED, OVERLAPPED), caching.with_options(**plain, **lru).with_options(kernel__grouping="grouped")),
@@ -172,15 +181,22 @@ def _schedules(model: ModelSpec, bits: str) -> list[tuple[tuple[str, str] | None
     ]
 
 
-def _add(found: dict[Key, list[float]], kind: str, labels: Mapping[str, str], lengths: Mapping[str, list[int]]) -> None:
+def add_host(found: dict[Key, list[float]], lengths: Mapping[str, Sequence[int]]) -> None:
+    """Add what the host was busy with, in nanoseconds by what it was."""
     for what, taken in lengths.items():
-        key = (kind, tuple(sorted({**labels, "what": what}.items())), ())
+        key: Key = ("host", (("what", what),), ())
         found.setdefault(key, []).extend(max(ns, 100) / NS_PER_S for ns in taken)
 
 
-def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str], rows: Array) -> dict[Key, list[float]]:
-    """Return the durations of a run's operations, by what they did and what ran beside them."""
-    model, contexts, arrivals = stage.model, given.workload.step_context, run_arrivals(given)
+def operations(
+    model: ModelSpec, groups: Sequence[Sequence[int]], itemsize: int, given: RunInput, bits: str, mode: tuple[str, str], rows: Array
+) -> dict[Key, list[float]]:  # fmt: skip
+    """Return the durations of a run's operations, by what they did and what ran beside them.
+
+    groups: for each MoE layer the decoder layers that end with it. itemsize: bytes of a number of the dense part.
+    """
+    contexts, arrivals = given.workload.step_context, run_arrivals(given)
+    decodes = given.workload.step_phase == 1
     copies = rows[rows[:, ROW_LANE] == H2D]
     backs = rows[rows[:, ROW_LANE] == D2H]
     compute = rows[rows[:, ROW_LANE] == COMPUTE]
@@ -206,11 +222,11 @@ def _operations(stage: Stage, given: RunInput, bits: str, mode: tuple[str, str],
         elif row[ROW_OP] == OP_DENSE:
             # Contexts differ from pass to pass; they are short here, and rounding them up puts rows together.
             context = -(-int(contexts[row[ROW_STEP]]) // 64) * 64
-            shape = PassShape(tokens=tokens, context_tokens=context, requests=tokens)
-            layers = list(stage.dense.groups[row[ROW_LAYER]])
-            arguments, kind = dense_arguments(model, layers, shape, stage.dense.dtype.itemsize), "run_dense"
+            requests = tokens if decodes[row[ROW_STEP]] else 1
+            shape = PassShape(tokens=tokens, context_tokens=max(context, tokens), requests=requests)
+            arguments, kind = dense_arguments(model, list(groups[row[ROW_LAYER]]), shape, itemsize), "run_dense"
         elif row[ROW_OP] == OP_HEAD:
-            arguments, kind = head_arguments(model, tokens, stage.dense.dtype.itemsize), "run_head"
+            arguments, kind = head_arguments(model, tokens if decodes[row[ROW_STEP]] else 1, itemsize), "run_head"
         else:
             continue
         _note(found, kind, labels, arguments, row)

@@ -44,16 +44,17 @@ _FROM_RECORDING = ("guesses_true", "truths")
 """Counts that say how good guesses were: known once the recording is there, and no decision depends on them."""
 
 
-def replayed(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None = None) -> RunInput:
+def replayed(run: ModelRun, schedule: OffloadSchedule) -> RunInput:
     """Return the input with which the simulator replays a run's own recording under the schedule that made it."""
     given = run_input(schedule, run.recording)
-    counts = np.zeros_like(given.workload.popularity) if popularity is None else popularity
-    return dataclasses.replace(given, workload=dataclasses.replace(given.workload, popularity=counts))
+    counts = np.zeros_like(given.workload.popularity) if run.popularity is None else run.popularity
+    workload = dataclasses.replace(given.workload, popularity=counts)
+    return dataclasses.replace(given, workload=workload, weighed=run.prices)
 
 
-def differences(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None = None) -> list[str]:
+def differences(run: ModelRun, schedule: OffloadSchedule) -> list[str]:
     """Return in which counts a run differs from the replay of its own recording: none, unless decisions look at observed time."""
-    given = replayed(run, schedule, popularity)
+    given = replayed(run, schedule)
     walked = walk_decisions(given).counts[0]
     found = []
     for name in COMPARED:
@@ -82,9 +83,9 @@ def bytes_copied(run: ModelRun) -> int:
     return int(rows[rows[:, ROW_LANE] == H2D, ROW_BYTES].sum())
 
 
-def figures(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None = None) -> dict[str, Any]:
+def figures(run: ModelRun, schedule: OffloadSchedule) -> dict[str, Any]:
     """Return a run's figures as plain values; None where there is nothing to say."""
-    given = replayed(run, schedule, popularity)
+    given = replayed(run, schedule)
     walked = walk_decisions(given).counts[0]
     taken = run.step_end_ns - run.step_begin_ns
     prefill, decode = run.step_phase == PREFILL, run.step_phase == DECODE
@@ -113,7 +114,7 @@ def figures(run: ModelRun, schedule: OffloadSchedule, popularity: Array | None =
         "stall_per_token_s": _stall_s(run, decode) / max(1, int(decode.sum())) if decode.any() else None,
         "device_bytes": run.device_bytes,
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB,
-        "replay_differences": differences(run, schedule, popularity),
+        "replay_differences": differences(run, schedule),
     }
 
 

@@ -20,7 +20,7 @@ import torch
 from ...base.errors import DoesNotFit
 from ...devices.device import available_host_bytes, open_device
 from ...devices.stores.slot_sizes import expert_layout
-from ...sim.policies.state import Array, PolicyConfig, PolicyState, make_config, make_state
+from ...sim.policies.state import Array, PolicyConfig, PolicyState, Prices, make_config, make_state
 from ...specs.memory import DEVICE, HOST, MemoryBreakdown, MemoryItem, activation_bytes
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule
@@ -54,13 +54,15 @@ def needs_of(
     context_tokens: int,
     pass_tokens: int,
     popularity: Array | None = None,
+    prices: Prices | None = None,
 ) -> Needs:
     """Return what running `schedule` takes; raises InputError for one that no model can be run by.
 
     rest_bytes: everything but experts. itemsize: of its numbers. context_tokens: prompt and answer of the longest request.
-    pass_tokens: tokens of the largest pass. popularity: tokens per expert, which a static cache is filled by.
+    pass_tokens: tokens of the largest pass. popularity: tokens per expert, which a static cache is filled by. prices: what decisions
+    that weigh costs go by.
     """
-    check_runs_live(schedule, popularity is not None)
+    check_runs_live(schedule, popularity is not None, prices is not None)
     schedule = with_whole_layers(schedule, spec.num_moe_layers, spec.num_experts)
     cache, depth = schedule.cache, schedule.predictor.depth
     config = make_config(
@@ -76,7 +78,7 @@ def needs_of(
     else:
         capacities = np.full(spec.num_moe_layers, cache.experts_per_layer or 0)
     counts = np.zeros((spec.num_moe_layers, spec.num_experts), np.int64) if popularity is None else popularity
-    state = make_state(config, capacities=capacities, popularity=counts, first_use=None)
+    state = make_state(config, capacities=capacities, popularity=counts, first_use=None, prices=prices)
     # Without a cache a layer step's experts, and what was fetched for the next layers, lie in buffers of their own.
     layer_step = (
         spec.num_experts if schedule.copy.fetch != "routed" else min(spec.num_experts, pass_tokens * spec.top_k)
@@ -128,6 +130,7 @@ def described_needs(
     device: str = "cpu",
     memory_bytes: int | None = None,
     popularity: Array | None = None,
+    prices: Prices | None = None,
 ) -> dict[str, Any]:
     """Return what running the checkpoint in `folder` takes, and what there is, as plain values; nothing is loaded.
 
@@ -147,6 +150,7 @@ def described_needs(
         context_tokens=longest + max_new_tokens,
         pass_tokens=min(schedule.workload.prefill_chunk_tokens or longest, longest),
         popularity=popularity,
+        prices=prices,
     )
     require_memory(needs, device_bytes=limit, shared=shared)
     free = shutil.disk_usage(tempfile.gettempdir()).free

@@ -26,7 +26,7 @@ from ...devices.device import COMPUTE, Device, metadata_of, open_device, preempt
 from ...devices.runners.runner import open_runner
 from ...devices.stores.host import ExpertStore
 from ...kernels.activation import activation
-from ...sim.policies.state import Array, make_decision
+from ...sim.policies.state import Array, Prices, make_decision
 from ...sim.timeline import Timeline
 from ...specs.models import ModelSpec
 from ...specs.schedules.offload import OffloadSchedule
@@ -164,6 +164,10 @@ class ModelRun:
     """int64: how long each guess for one later layer took, of one token."""
     logits: tuple[torch.Tensor, ...]
     """[T, V] of every pass, where they were asked for."""
+    popularity: Array | None
+    """What a static cache was filled by, int [num_layers, num_experts]."""
+    prices: Prices | None
+    """What decisions that weigh costs went by."""
 
     def execution(self) -> Execution:
         """Return the run as the run of a recording: what a prediction of the same decisions is compared with."""
@@ -182,6 +186,7 @@ def run_model(
     *,
     max_new_tokens: int,
     popularity: Array | None = None,
+    prices: Prices | None = None,
     stop: frozenset[int] = frozenset(),
     keep_logits: bool = False,
     poison: bool = False,
@@ -191,8 +196,8 @@ def run_model(
     """Return what running `schedule` did while the model continued each of `prompts`, one after another, greedily.
 
     max_new_tokens: at most so many each, fewer where one of `stop` is chosen. popularity: tokens per expert int [num_layers,
-    num_experts], which a static cache is filled by. heard: told (request, token) as tokens are chosen. poison: fill slots with NaN
-    before they are filled (for tests).
+    num_experts], which a static cache is filled by. prices: what decisions that weigh costs go by (`prices.prices_for`).
+    heard: told (request, token) as tokens are chosen. poison: fill slots with NaN before they are filled (for tests).
 
     Raises InputError for a schedule or prompt that cannot be run, DoesNotFit before anything is allocated, ExecutionFailed where
     a copy fails; whatever is raised, threads have ended and the arena is freed.
@@ -208,6 +213,7 @@ def run_model(
         context_tokens=max(map(len, prompts)) + max_new_tokens,
         pass_tokens=min(chunk, max(map(len, prompts))),
         popularity=popularity,
+        prices=prices,
     )
     require_memory(needs, device_bytes=device.limit_bytes, shared=device.kind == "cpu", held_bytes=loaded.held_bytes)
     bits, on_disk = stored_bits(schedule.experts.bits, spec), schedule.copy.host_experts is not None
@@ -304,6 +310,8 @@ def run_model(
         disturbed=cuts[:, :, 1] > 0,
         guess_ns=np.array(program.guess_ns, np.int64),
         logits=tuple(talk.logits),
+        popularity=popularity,
+        prices=prices,
     )
 
 

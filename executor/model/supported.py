@@ -26,7 +26,7 @@ def with_whole_layers(schedule: OffloadSchedule, num_layers: int, num_experts: i
     return schedule.with_options(cache__pooled_experts=(num_layers - away) * num_experts)
 
 
-def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool) -> None:
+def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool, prices_are_known: bool = False) -> None:
     """Return nothing; raises InputError for the first option that a model cannot be run by."""
     check_runnable(schedule)
     cache, predictor, kernel = schedule.cache, schedule.predictor, schedule.kernel
@@ -45,10 +45,19 @@ def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool) -> Non
         raise InputError(
             "predictor.kind", "pre-gate", "the model was not fine-tuned to choose a layer early", "use next-gate"
         )
-    if predictor.benefit or kernel.miss in ("cheaper", "balanced"):
-        option, value = ("predictor.benefit", True) if predictor.benefit else ("kernel.miss", kernel.miss)
+    if predictor.benefit and not prices_are_known:
         raise InputError(
-            option, value, "weighs predicted costs, which a run of a model is not given yet", "set it to fetch or false"
+            "predictor.benefit",
+            True,
+            "weighs predicted costs, and no machine is known",
+            "give --profile, or set it to false",
+        )
+    if kernel.miss in ("cheaper", "balanced"):
+        raise InputError(
+            "kernel.miss",
+            kernel.miss,
+            "weighs what cores take, which a run of a model is not given yet",
+            "set it to fetch",
         )
     if schedule.experts.low_bits is not None:
         raise InputError(

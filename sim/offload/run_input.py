@@ -13,7 +13,7 @@ import numpy as np
 from ...base.errors import InputError
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import RoutingTrace
-from ..policies.state import Array, PolicyConfig, make_config
+from ..policies.state import Array, PolicyConfig, Prices, make_config
 from .costs import CostTables
 from .workload import Workload
 
@@ -26,8 +26,9 @@ class RunInput:
     config: PolicyConfig
     workload: Workload
     capacities: Array
-    weighed: CostTables | None = None
-    """The predicted costs that decisions weigh, where the schedule weighs any (`forecast.with_costs`)."""
+    weighed: CostTables | Prices | None = None
+    """The predicted costs that decisions weigh, where the schedule weighs any (`forecast.with_costs`): whole tables, or the prices
+    alone that a run was given before its forward passes were known."""
 
 
 def bind(schedule: OffloadSchedule, trace: RoutingTrace, workload: Workload) -> RunInput:

@@ -263,7 +263,7 @@ class Simulation(DeviceMemory):
             if checked_steps is not None and len(checked_steps) < workload.num_steps:
                 whole = workload
                 workload, tables = some_steps(whole, tables, checked_steps)
-                weighed = None if weighed is None else some_steps(whole, weighed, checked_steps)[1]
+                weighed = some_steps(whole, weighed, checked_steps)[1] if isinstance(weighed, CostTables) else weighed
                 checked = run_compiled(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             reference = run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
             difference = first_difference(reference, checked)

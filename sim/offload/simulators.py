@@ -80,15 +80,17 @@ class Outcome:
 
 
 def fresh_state(
-    config: PolicyConfig, workload: Workload, capacities: Array, costs: CostTables | None = None
+    config: PolicyConfig, workload: Workload, capacities: Array, costs: CostTables | Prices | None = None
 ) -> PolicyState:
     """Return the state in which a run of `workload` begins.
 
-    costs: the tables that decisions weigh; without them all experts have one format and no decision may weigh costs.
+    costs: the tables that decisions weigh, or their prices alone; without tables all experts have one format, without either no
+    decision may weigh costs.
     """
+    tables = costs if isinstance(costs, CostTables) else None
+    prices = costs if isinstance(costs, Prices) else None if tables is None else prices_of(tables, workload)
     state = make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
-                       formats=None if costs is None else costs.expert_format,
-                       prices=None if costs is None else prices_of(costs, workload))  # fmt: skip
+                       formats=None if tables is None else tables.expert_format, prices=prices)  # fmt: skip
     use_rules(config, state)
     return state
 
@@ -122,7 +124,7 @@ def prices_of(costs: CostTables, workload: Workload) -> Prices:
 
 def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
                  limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
-                 weighed: CostTables | None = None) -> Outcome:  # fmt: skip
+                 weighed: CostTables | Prices | None = None) -> Outcome:  # fmt: skip
     """Return the compiled simulator's outcome; with `rows`, the run is done twice, the first time to count them.
 
     limit_ns: stop as soon as a step's end, plus `later_ns` of the next step, exceeds this (0: never); the outcome is then
@@ -170,7 +172,7 @@ def _run_pieces(
 
 
 def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool,
-              rows: bool = True, weighed: CostTables | None = None) -> Outcome:  # fmt: skip
+              rows: bool = True, weighed: CostTables | Prices | None = None) -> Outcome:  # fmt: skip
     """Return the SimPy model's outcome, with its timeline unless `rows` is False; `weighed` as in `run_compiled`."""
     # Imported here: a machine that only measures runs the compiled one and has no SimPy.
     from .simpy_model import OffloadModel

@@ -7,6 +7,7 @@ Ignored: that errors may cancel.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,7 +56,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     """
     host = {
         "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
-        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule)),
+        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule, workload.num_layers)),
         "host_kernel": _override(schedule.host.per_kernel_s, costs.host_per_kernel()),
         "host_transfer": _override(schedule.host.per_transfer_s, costs.host_per_transfer()),
     }
@@ -153,10 +154,18 @@ def _kernel_ns(shares: list[Times], extra_ns: int, shift: int) -> Array:
     return np.stack(rows)
 
 
-def _host_layer(costs: CostModel, schedule: OffloadSchedule) -> Estimate:
-    """Return the host's time a layer: engines that decide what to fetch, layer by layer, have a time of their own for it."""
+def _host_layer(costs: CostModel, schedule: OffloadSchedule, num_layers: int) -> Estimate:
+    """Return the host's time a layer: engines that decide what to fetch, layer by layer, have a time of their own for it.
+
+    Gates run early come on top where their time is known; the last layers have fewer layers to guess, so a layer has the mean.
+    """
     fetching = schedule.kernel.miss != "cpu" and schedule.cache.policy != "static"
-    return costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
+    layer = costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
+    guess = costs.host_per_guess() if schedule.predictor.kind == "next-gate" else None
+    if guess is None:
+        return layer
+    guesses = sum(min(schedule.predictor.depth, num_layers - 1 - column) for column in range(num_layers)) / num_layers
+    return layer + dataclasses.replace(guess, seconds=guess.seconds * guesses)
 
 
 def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:

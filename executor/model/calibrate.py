@@ -1,0 +1,163 @@
+"""What operations cost inside runs of a real model: its own dense part, routers and experts, in place of stand-ins.
+
+    text ──► the model generates under the schedules that calibrations run ──► rows of its timelines ──► samples ──► profile
+
+The schedules, and how rows become samples, are those of `executor/calibration`; routing is the model's, and so are activations.
+Modelled: prompts of several lengths and decoding; masks and positions, which the first layer's dense part finds to do and others
+do not, belong to the step; a gate run early has a cost of its own. Microbenchmarks of the model's shapes give the surfaces that
+these runs correct. Ignored: batches of requests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...base.errors import InputError
+from ...calibrate.costs.run_kind import TRANSIENT
+from ...calibrate.microbenchmarks.measure import FULL, QUICK, Extent
+from ...calibrate.samples import Sample
+from ...sim.policies.state import Array
+from ...sim.timeline import OP_DENSE, OP_HOST_STEP, ROW_END, ROW_LAYER, ROW_OP, ROW_START, ROW_STEP
+from ...specs.models import ModelSpec
+from ..calibration.calibrate import Calibration, calibrate_device
+from ..calibration.host_overheads import fetching_costs, resident_costs
+from ..calibration.run_samples import Key, add_host, calibrated_schedules, operations, samples_of, undisturbed
+from .figures import replayed
+from .session import Loaded, run_model
+from .store import Progress
+
+_PROMPTS = (6, 24)
+"""Tokens of the prompts that are run, beside the longest that is asked for."""
+_NEW = 10
+_GUESSING = {"predictor__kind": "next-gate"}
+
+
+def groups_of(spec: ModelSpec) -> list[range]:
+    """Return for each MoE layer the decoder layers that end with it."""
+    begins = (0, *(layer + 1 for layer in spec.moe_layers[:-1]))
+    return [range(begin, layer + 1) for begin, layer in zip(begins, spec.moe_layers, strict=True)]
+
+
+def extent_for(longest_prompt: int, longest_context: int, *, quick: bool, disk: bool = False) -> Extent:
+    """Return how much is measured for runs of prompts and contexts, in tokens, up to these."""
+    known = QUICK if quick else FULL
+
+    def reach(sizes: Sequence[int], most: int) -> tuple[int, ...]:
+        """Return sizes doubled on until they reach `most`."""
+        found = list(sizes)
+        while found[-1] < most:
+            found.append(min(2 * found[-1], most))
+        return tuple(found)
+
+    return dataclasses.replace(
+        known,
+        expert_tokens=reach(known.expert_tokens, longest_prompt),
+        group_tokens=reach(known.group_tokens, longest_prompt),
+        pass_tokens=reach(known.pass_tokens, longest_prompt),
+        contexts=reach((32, *known.contexts), longest_context),
+        host_cores=False,
+        disk=disk,
+    )
+
+
+def long_enough(texts: Sequence[Sequence[int]], option: str) -> list[Sequence[int]]:
+    """Return the texts that prompts can be cut from; raises InputError where there is none."""
+    found = [ids for ids in texts if len(ids) >= max(_PROMPTS)]
+    if not found:
+        most = max(map(len, texts), default=0)
+        raise InputError(option, f"{most} tokens", f"runs of a model need {max(_PROMPTS)} at least", "give more text")
+    return found
+
+
+def calibrate_model(
+    loaded: Loaded,
+    texts: Sequence[Sequence[int]],
+    bits: Sequence[str],
+    *,
+    longest_prompt: int,
+    longest_context: int,
+    quick: bool,
+    disk: bool = False,
+    out: Any = None,
+    samples_out: Any = None,
+    seconds: float | None = None,
+    progress: Progress,
+) -> Calibration:
+    """Return the calibration of the model's device by runs of the model itself over `texts`, ids, written to `out` where that is given.
+
+    longest_prompt, longest_context: tokens up to which the profile reaches. Raises InputError for texts shorter than a short prompt.
+    """
+    texts = long_enough(texts, "--text")
+    extent = extent_for(longest_prompt, longest_context, quick=quick, disk=disk)
+    return calibrate_device(
+        loaded.device.kind, models=[loaded.spec], bits=bits, out=out, samples_out=samples_out, seconds=seconds, extent=extent, quick=quick,
+        own=partial(model_samples, loaded, texts, bits, longest_prompt=longest_prompt, progress=progress),
+        own_name=f"runs of {loaded.assembled.folder}", progress=progress,
+    )  # fmt: skip
+
+
+def model_samples(
+    loaded: Loaded, texts: Sequence[Sequence[int]], bits: Sequence[str], *, longest_prompt: int, progress: Progress
+) -> list[Sample]:
+    """Return samples of kinds run_expert, run_dense, run_head, run_copy, run_grouped and host from the model's own runs.
+
+    texts: ids of which prompts are the beginnings, one after the other.
+    """
+    spec, groups = loaded.spec, groups_of(loaded.spec)
+    every = np.zeros((spec.num_moe_layers, spec.num_experts), np.int64)
+    lengths = sorted({*_PROMPTS, min(longest_prompt, max(map(len, texts)))})
+    prompts = [_beginning(texts, number, length) for number, length in enumerate(lengths)]
+    found: dict[Key, list[float]] = {}
+    for kind in bits:
+        schedules = calibrated_schedules(spec, kind, guessing=_GUESSING)
+        for number, (mode, schedule) in enumerate(schedules):
+            progress(number, len(schedules), f"runs of the model in {kind} bits")
+            run = run_model(loaded, schedule, prompts, max_new_tokens=_NEW, popularity=every)
+            given = replayed(run, schedule)
+            rows = _with_passes_apart(undisturbed(run.execution()), groups)
+            if len(run.guess_ns):
+                add_host(found, {"guess": run.guess_ns.tolist()})
+            if mode is None:
+                add_host(found, resident_costs(rows, loaded.device.asynchronous))
+                continue
+            if mode[0] == TRANSIENT and schedule.predictor.kind == "none":
+                add_host(found, fetching_costs(rows))
+            for key, seconds in operations(spec, groups, loaded.dtype.itemsize, given, kind, mode, rows).items():
+                found.setdefault(key, []).extend(seconds)
+    return samples_of(found)
+
+
+def _beginning(texts: Sequence[Sequence[int]], number: int, length: int) -> Sequence[int]:
+    """Return the first `length` ids of a text, of the `number`-th that is long enough."""
+    enough = [ids for ids in texts if len(ids) >= length] or [max(texts, key=len)]
+    return enough[number % len(enough)][:length]
+
+
+def _with_passes_apart(rows: Array, groups: Sequence[range]) -> Array:
+    """Return rows in which what a pass costs beside its layers is the step's, not the first layer's.
+
+    The first layer's dense part also embeds tokens and makes masks and positions. As much of it as other layers like it took
+    remains; the rest lengthens the step's own row. Where no other MoE layer has as many layers before it, rows stay as they are.
+    """
+    alike = [column for column, group in enumerate(groups) if column and len(group) == len(groups[0])]
+    if not alike:
+        return rows
+    rows = rows.copy()
+    dense, steps = rows[:, ROW_OP] == OP_DENSE, rows[:, ROW_OP] == OP_HOST_STEP
+    lengths = rows[:, ROW_END] - rows[:, ROW_START]
+    for number in np.unique(rows[:, ROW_STEP]):
+        mine = rows[:, ROW_STEP] == number
+        others = lengths[mine & dense & np.isin(rows[:, ROW_LAYER], alike)]
+        if not len(others):
+            continue
+        middle = int(np.median(others))
+        for at in np.flatnonzero(mine & dense & (rows[:, ROW_LAYER] == 0)):
+            apart = max(0, int(lengths[at]) - middle)
+            rows[at, ROW_START] += apart
+            rows[np.flatnonzero(mine & steps), ROW_END] += apart
+    return rows
