@@ -87,7 +87,9 @@ def expected(loaded: Loaded) -> list[torch.Tensor]:
 
 def machine() -> Profile:
     """A machine with a disk."""
-    rate, start = (Constant(value=value, source="assumed", citation="a test", relative_uncertainty=0.1) for value in (2e9, 1e-4))
+    rate, start = (
+        Constant(value=value, source="assumed", citation="a test", relative_uncertainty=0.1) for value in (2e9, 1e-4)
+    )
     return dataclasses.replace(load_machine("t4"), disk=DiskConstants(read_bytes_per_s=rate, latency_s=start))
 
 
