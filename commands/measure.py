@@ -169,7 +169,7 @@ def _measured(
     )  # fmt: skip
 
 
-def _numbered(what: str, paths: list[Path] | None) -> dict[str, Path]:
+def _numbered(what: str, paths: list[Path] | None) -> dict[str, str | Path | None]:
     """Return files by what they are called where several are read."""
     return {f"{what} {number}": path for number, path in enumerate(paths or ())}
 
@@ -321,6 +321,7 @@ def validate(
     if report is not None and plan_path is not None:
         _check_page(report, plan_path)
     changes = open_settings(settings)
+    found: Any
     if checkpoint is not None:
         from ..api.model_validation import validate_checkpoint
 
