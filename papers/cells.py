@@ -29,6 +29,8 @@ class Cell:
     simulated: float
     role: str
     """fitted, checked or predicted."""
+    measured: float | None = None
+    """What running it here gave, where a benchmark of this package stored that."""
     note: str = ""
     """Why the simulator is off, or what the cell assumes; empty where nothing needs saying."""
 
@@ -46,8 +48,8 @@ class Cell:
         """Return the cell as plain values."""
         return {
             "table": self.table, "row": self.row, "column": self.column, "unit": self.unit, "published": self.published,
-            "simulated": self.simulated, "relative_error": self.relative_error, "difference": self.difference, "role": self.role,
-            "note": self.note,
+            "simulated": self.simulated, "measured": self.measured, "relative_error": self.relative_error, "difference": self.difference,
+            "role": self.role, "note": self.note,
         }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ _PAPERS: Mapping[str, str] = {
     "engines": "engines.reproduce_engines",
     "eps-moe": "eps_moe.reproduce_eps_moe",
     "grace-moe": "grace_moe.reproduce_grace_moe",
+    "lookahead": "lookahead.reproduce_lookahead",
     "mixtral-offloading": "mixtral_offloading.reproduce_mixtral_offloading",
     "pre-gated": "pre_gated.reproduce_pre_gated",
 }

@@ -42,7 +42,15 @@ def test_errors_of_cells():
 
 
 def test_an_unknown_paper_is_named():
-    assert sorted(PAPERS) == ["deepep", "engines", "eps-moe", "grace-moe", "mixtral-offloading", "pre-gated"]
+    assert sorted(PAPERS) == [
+        "deepep",
+        "engines",
+        "eps-moe",
+        "grace-moe",
+        "lookahead",
+        "mixtral-offloading",
+        "pre-gated",
+    ]
     with pytest.raises(UnknownName, match="eps-moe"):
         reproduce("eps")
 
