@@ -1,9 +1,10 @@
 """What decisions that weigh costs go by while a model runs: prices of copies and layer steps, known before any token is.
 
-Modelled: copies and layer steps of decode steps on a profile. A guess is fetched where its probability times the part of the copy that hides behind earlier layers exceeds what a wrong guess
-takes from others' time on the link (`sim/policies/prefetching.worth_fetching`). A simulated run takes these prices from its own
-forward passes; a model's are not known before it has run, so that they are those of decode steps with routing made up at random. A
-replay of the run is given the same prices, and therefore decides the same. Ignored: what the host's cores take.
+Modelled: prices of copies and layer steps, those of decode steps with routing made up at random: a simulated run takes them from its own
+forward passes, but a model's are not known before it has run. A guess is fetched where its probability times the part of the copy
+that hides behind earlier layers exceeds what a wrong guess takes from others' time on the link
+(`sim/policies/prefetching.worth_fetching`). A replay of the run is given the same prices, and therefore decides the same. Ignored: what
+the host's cores take.
 """
 
 from __future__ import annotations
