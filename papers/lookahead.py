@@ -20,6 +20,7 @@ import functools
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def cells_of(bits: str, software: str) -> list[Cell]:
     cells = []
     for name in BASELINES:
         base = _speed(run, given[name][0])
-        where = {"row": f"{bits}-bit experts", "column": f"against {name}; {software}", "unit": "%"}
+        where: dict[str, Any] = {"row": f"{bits}-bit experts", "column": f"against {name}; {software}", "unit": "%"}
         cells += [
             Cell(table=TABLE, published=PUBLISHED[bits], simulated=_WHOLE * (speed / base - 1), role=CHECKED, note=_reach(best), **where),
             Cell(table=RIGHT, published=None, simulated=_WHOLE * (right / base - 1), role=PREDICTED,
