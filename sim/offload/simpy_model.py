@@ -20,7 +20,6 @@ import itertools
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import simpy
@@ -28,6 +27,7 @@ import simpy
 from .compiled_rows import kernel_work
 from ..timeline import COMPUTE, CPU, D2H, DISK, H2D, HOST
 from .costs import HOST_COSTS, CostTables
+from .simpy_work import Back, Launch, Read
 from ..lanes import CopyEngine, Lanes, Process, Transfer
 from ..policies.offload import begin_step, cancel_prefetch, decide_layer_step
 from ..policies.state import (
@@ -39,42 +39,6 @@ from ..timeline import (
     LANE_NAMES, OP_NAMES, ROW_FIELDS,
 )  # fmt: skip
 from ..policies.steps import Steps
-
-
-@dataclass(slots=True)
-class Launch:
-    """One operation of the compute stream."""
-
-    op: int
-    step: int
-    layer: int
-    expert: int
-    tokens: int
-    work: int
-    needs: list[simpy.Event]
-    done: simpy.Event
-    launched: int = 0
-    """When the host had launched it."""
-
-
-@dataclass(slots=True)
-class Back:
-    """One expert's way back to the host."""
-
-    id: int
-    key: int
-    format: int
-    step: int
-    wait_kernel: int
-
-
-@dataclass(slots=True)
-class Read:
-    """One expert's way from disk to the host."""
-
-    key: int
-    format: int
-    step: int
 
 
 class OffloadModel:

@@ -8,29 +8,14 @@ not known is refused: guessing a width would change every figure after it.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ....base.errors import InputError
+from .checkpoint import Checkpoint, left_out, matches, same_module, searches
 
-# Names that a module of either kind has in some published checkpoint: what patterns are tried on.
-_EXPERT = (
-    "model.layers.{n}.mlp.experts.0.gate_proj", "model.layers.{n}.mlp.experts.0.down_proj", "model.layers.{n}.mlp.experts",
-    "model.layers.{n}.mlp.experts.gate_up_proj", "layers.{n}.ffn.experts.0.w1",
-    "model.layers.{n}.block_sparse_moe.experts.0.w1", "model.language_model.layers.{n}.mlp.experts.0.gate_proj",
-    "language_model.model.layers.{n}.mlp.experts.0.gate_proj", "language_model.layers.{n}.feed_forward.experts.0.gate_proj",
-    "backbone.layers.{n}.mixer.experts.0.up_proj", "model.layers.{n}.feed_forward.experts.0.w1",
-    "language_model.model.layers.{n}.feed_forward.experts.gate_up_proj",
-)  # fmt: skip
-_ATTENTION = (
-    "model.layers.{n}.self_attn.q_proj", "model.layers.{n}.self_attn.o_proj", "model.layers.{n}.self_attn.kv_b_proj",
-    "model.layers.{n}.self_attn.q_b_proj", "model.layers.{n}.self_attn", "layers.{n}.attn.wq_b",
-    "model.language_model.layers.{n}.self_attn.q_proj", "language_model.model.layers.{n}.self_attn.q_proj",
-    "backbone.layers.{n}.mixer.q_proj",
-)  # fmt: skip
 _BLOCK = 128 * 128
 _NVFP4, _MXFP4, _MXFP8, _BLOCKED_FP8 = "nvfp4", "mxfp4", "mxfp8", "8"
 
@@ -42,48 +27,6 @@ class Stored:
     experts: str
     dense: str
     remarks: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    """What the rules below need to know."""
-
-    table: Mapping[str, Any]
-    plain: str
-    """Format of modules that are left alone."""
-    row_weights: int
-    """Weights of an expert's matrices that share a scale when each row has one."""
-    matrix_weights: int
-    """Weights of one matrix of an expert."""
-    moe_layer: int
-    where: str
-    key: str = "quantization_config"
-
-    def refuse(self, field_name: str, value: object, rule: str) -> InputError:
-        return InputError(
-            f"{self.where}: {self.key}.{field_name}",
-            value,
-            rule,
-            "remove it and name the format with moeplan plan --bits",
-        )
-
-    def bits(self, value: object, field_name: str = "bits") -> int:
-        """Return a width; raises InputError for anything but 2 to 8."""
-        if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
-            raise self.refuse(field_name, value, "not a width of 2 to 8 bits")
-        return value
-
-    def group(self, value: object, field_name: str = "group_size") -> int:
-        """Return the weights that share a scale: −1 and none stand for a row."""
-        if value is None or value == -1:
-            return self.row_weights
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9:
-            raise self.refuse(field_name, value, "not a number of weights")
-        return value
-
-    def named(self, kind: str) -> list[str]:
-        """Return names that a module of `kind` may have."""
-        return [name.format(n=self.moe_layer) for name in (_EXPERT if kind == "experts" else _ATTENTION)]
 
 
 def stored_as(
@@ -111,7 +54,7 @@ def stored_as(
     if table is None:
         table, key = flat.get("quantization"), "quantization"
     layers = fields.get("moe_layers") or (0,)
-    facts = _Checkpoint(table or {}, plain, row, hidden * width, layers[len(layers) // 2], where, key)
+    facts = Checkpoint(table or {}, plain, row, hidden * width, layers[len(layers) // 2], where, key)
     if table is None:
         expert_dtype = flat.get("expert_dtype")
         if expert_dtype in ("fp4", "mxfp4"):
@@ -140,7 +83,7 @@ def stored_as(
     return Stored(experts=experts or plain, dense=dense or plain, remarks=remarks)
 
 
-def _from_name(name: str, facts: _Checkpoint) -> Stored:
+def _from_name(name: str, facts: Checkpoint) -> Stored:
     """Return what a checkpoint's name says where no file says anything."""
     words = set(re.split(r"[-_. ]+", name.lower()))
     found = (
@@ -166,46 +109,11 @@ def _from_name(name: str, facts: _Checkpoint) -> Stored:
 # --- what is left out ------------------------------------------------------------------------------------------------
 
 
-def _listed(facts: _Checkpoint, *fields: str) -> list[str]:
-    """Return the names and patterns of modules under `fields`; raises InputError for anything but a list of text."""
-    found: list[str] = []
-    for field_name in fields:
-        value = facts.table.get(field_name)
-        if value is None:
-            continue
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise facts.refuse(field_name, value, "not a list of modules")
-        found += value
-    return found
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Return whether a name or pattern of a quantiser means `module`."""
-    if pattern.startswith("re:"):
-        return _searches(pattern[3:], module, whole=True)
-    if any(mark in pattern for mark in "*?["):
-        return fnmatch.fnmatchcase(module, pattern)
-    return pattern == module or module.startswith(pattern + ".") or f".{pattern}." in f".{module}."
-
-
-def _searches(pattern: str, module: str, *, whole: bool = False) -> bool:
-    try:
-        return (re.match if whole else re.search)(pattern, module) is not None
-    except re.error:
-        return False
-
-
-def _left_out(facts: _Checkpoint, kind: str, *fields: str) -> bool:
-    """Return whether modules of `kind` are left as they were."""
-    patterns = _listed(facts, *fields)
-    return any(_matches(pattern, module) for pattern in patterns for module in facts.named(kind))
-
-
 # --- one rule for each quantiser: the format of modules of a kind, None for those left alone --------------------------
 
 
-def _fp8(facts: _Checkpoint, kind: str) -> str | None:
-    if _left_out(facts, kind, "modules_to_not_convert", "ignored_layers", "ignore"):
+def _fp8(facts: Checkpoint, kind: str) -> str | None:
+    if left_out(facts, kind, "modules_to_not_convert", "ignored_layers", "ignore"):
         return None
     block = facts.table.get("weight_block_size")
     if block is None:
@@ -215,46 +123,46 @@ def _fp8(facts: _Checkpoint, kind: str) -> str | None:
     return _BLOCKED_FP8 if block[0] * block[1] == _BLOCK else f"fp8-g{block[0] * block[1]}"
 
 
-def _fbgemm(facts: _Checkpoint, kind: str) -> str | None:
-    return None if _left_out(facts, kind, "modules_to_not_convert") else f"fp8-g{facts.row_weights}"
+def _fbgemm(facts: Checkpoint, kind: str) -> str | None:
+    return None if left_out(facts, kind, "modules_to_not_convert") else f"fp8-g{facts.row_weights}"
 
 
-def _mxfp4(facts: _Checkpoint, kind: str) -> str | None:
+def _mxfp4(facts: Checkpoint, kind: str) -> str | None:
     # OpenAI's checkpoints list what is left out; their attention always is.
-    return _MXFP4 if kind == "experts" and not _left_out(facts, kind, "modules_to_not_convert") else None
+    return _MXFP4 if kind == "experts" and not left_out(facts, kind, "modules_to_not_convert") else None
 
 
-def _awq(facts: _Checkpoint, kind: str) -> str | None:
-    if _left_out(facts, kind, "modules_to_not_convert"):
+def _awq(facts: Checkpoint, kind: str) -> str | None:
+    if left_out(facts, kind, "modules_to_not_convert"):
         return None
     zero = "-zero" if facts.table.get("zero_point", True) else ""
     return f"int{facts.bits(facts.table.get('bits', facts.table.get('w_bit', 4)))}-g{facts.group(facts.table.get('group_size', 128))}{zero}"
 
 
-def _gptq(facts: _Checkpoint, kind: str) -> str | None:
+def _gptq(facts: Checkpoint, kind: str) -> str | None:
     dynamic = facts.table.get("dynamic") or {}
     bits, group = facts.table.get("bits", 4), facts.table.get("group_size", 128)
     if not isinstance(dynamic, Mapping):
         raise facts.refuse("dynamic", dynamic, "not a table of modules")
     for pattern, changes in dynamic.items():
-        if any(_searches(str(pattern).removeprefix("-:").removeprefix("+:"), module) for module in facts.named(kind)):
+        if any(searches(str(pattern).removeprefix("-:").removeprefix("+:"), module) for module in facts.named(kind)):
             if str(pattern).startswith("-:"):
                 return None
             if isinstance(changes, Mapping):
                 bits, group = changes.get("bits", bits), changes.get("group_size", group)
-    if _left_out(facts, kind, "modules_to_not_convert"):
+    if left_out(facts, kind, "modules_to_not_convert"):
         return None
     # Zero points are stored whether or not they are all alike.
     return f"int{facts.bits(bits)}-g{facts.group(group)}-zero"
 
 
-def _auto_round(facts: _Checkpoint, kind: str) -> str | None:
+def _auto_round(facts: Checkpoint, kind: str) -> str | None:
     extra = facts.table.get("extra_config") or {}
     bits, group = facts.table.get("bits", 4), facts.table.get("group_size", 128)
     if isinstance(extra, Mapping):
         for pattern, changes in extra.items():
             if isinstance(changes, Mapping) and any(
-                _matches(str(pattern), module) or _searches(str(pattern), module) for module in facts.named(kind)
+                matches(str(pattern), module) or searches(str(pattern), module) for module in facts.named(kind)
             ):
                 bits, group = changes.get("bits", bits), changes.get("group_size", group)
     if bits in (16, 32):
@@ -262,8 +170,8 @@ def _auto_round(facts: _Checkpoint, kind: str) -> str | None:
     return f"int{facts.bits(bits)}-g{facts.group(group)}-zero"
 
 
-def _bitsandbytes(facts: _Checkpoint, kind: str) -> str | None:
-    if _left_out(facts, kind, "llm_int8_skip_modules"):
+def _bitsandbytes(facts: Checkpoint, kind: str) -> str | None:
+    if left_out(facts, kind, "llm_int8_skip_modules"):
         return None
     if facts.table.get("load_in_8bit") or facts.table.get("_load_in_8bit"):
         return f"int8-g{facts.row_weights}"
@@ -272,7 +180,7 @@ def _bitsandbytes(facts: _Checkpoint, kind: str) -> str | None:
     return f"{'nfd' if facts.table.get('bnb_4bit_use_double_quant') else 'nf'}4-g64"
 
 
-def _mlx(facts: _Checkpoint, kind: str) -> str | None:
+def _mlx(facts: Checkpoint, kind: str) -> str | None:
     table: Mapping[str, Any] = facts.table
     prefixes = ("model", "language_model.model", "model.language_model") if kind == "experts" else ()
     switched = [f"{prefix}.layers.{facts.moe_layer}.mlp.switch_mlp.gate_proj" for prefix in prefixes]
@@ -280,7 +188,7 @@ def _mlx(facts: _Checkpoint, kind: str) -> str | None:
         if (
             isinstance(pattern, str)
             and "." in pattern
-            and any(_matches(pattern, module) for module in [*facts.named(kind), *switched])
+            and any(matches(pattern, module) for module in [*facts.named(kind), *switched])
         ):
             if changes is False:
                 return None
@@ -294,7 +202,7 @@ def _mlx(facts: _Checkpoint, kind: str) -> str | None:
     return f"mlx{facts.bits(table.get('bits', 4))}-g{facts.group(table.get('group_size', 64))}"
 
 
-def _scheme(facts: _Checkpoint, weights: object, layout: str = "") -> str:
+def _scheme(facts: Checkpoint, weights: object, layout: str = "") -> str:
     """Return the format that a table of compressed-tensors (or of ModelOpt, which took it over) describes."""
     if not isinstance(weights, Mapping):
         raise facts.refuse("config_groups", weights, "no table of weights")
@@ -325,7 +233,7 @@ def _scheme(facts: _Checkpoint, weights: object, layout: str = "") -> str:
     return f"{'fp' if kind == 'float' else 'int'}{bits}-g{size}{zero}"
 
 
-def _grouped(facts: _Checkpoint, kind: str, groups: Mapping[str, Any]) -> str | None:
+def _grouped(facts: Checkpoint, kind: str, groups: Mapping[str, Any]) -> str | None:
     """Return the format of the group whose targets mean modules of `kind`; groups that name modules go before `Linear`."""
     modules, general = facts.named(kind), None
     for group in groups.values():
@@ -334,15 +242,15 @@ def _grouped(facts: _Checkpoint, kind: str, groups: Mapping[str, Any]) -> str | 
         targets = group.get("targets", ["Linear"])
         targets = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
         layout = str(group.get("format") or facts.table.get("format") or "")
-        if any(_matches(target, module) for target in targets for module in modules):
+        if any(matches(target, module) for target in targets for module in modules):
             return _scheme(facts, group.get("weights"), layout)
         if "Linear" in targets or not targets or (kind == "experts" and any("MoE" in target for target in targets)):
             general = (group.get("weights"), layout)
     return None if general is None else _scheme(facts, *general)
 
 
-def _compressed(facts: _Checkpoint, kind: str) -> str | None:
-    if _left_out(facts, kind, "ignore"):
+def _compressed(facts: Checkpoint, kind: str) -> str | None:
+    if left_out(facts, kind, "ignore"):
         return None
     groups = facts.table.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
@@ -350,15 +258,13 @@ def _compressed(facts: _Checkpoint, kind: str) -> str | None:
     return _grouped(facts, kind, groups)
 
 
-def _modelopt(facts: _Checkpoint, kind: str) -> str | None:
-    if _left_out(facts, kind, "exclude_modules", "ignore"):
+def _modelopt(facts: Checkpoint, kind: str) -> str | None:
+    if left_out(facts, kind, "exclude_modules", "ignore"):
         return None
     layers = facts.table.get("quantized_layers")
     if isinstance(layers, Mapping) and layers:
         for pattern, changes in layers.items():
-            if any(
-                _matches(str(pattern), module) or _same_module(str(pattern), module) for module in facts.named(kind)
-            ):
+            if any(matches(str(pattern), module) or same_module(str(pattern), module) for module in facts.named(kind)):
                 return _algorithm(facts, changes if isinstance(changes, Mapping) else {})
         return None
     groups = facts.table.get("config_groups")
@@ -367,13 +273,13 @@ def _modelopt(facts: _Checkpoint, kind: str) -> str | None:
     return _algorithm(facts, facts.table)
 
 
-def _quark(facts: _Checkpoint, kind: str) -> str | None:
+def _quark(facts: Checkpoint, kind: str) -> str | None:
     """Return what AMD Quark's tables say: one for all modules, others by pattern."""
-    if _left_out(facts, kind, "exclude"):
+    if left_out(facts, kind, "exclude"):
         return None
     chosen, layers = facts.table.get("global_quant_config"), facts.table.get("layer_quant_config")
     for pattern, changes in layers.items() if isinstance(layers, Mapping) else ():
-        if any(_matches(str(pattern), module) for module in facts.named(kind)):
+        if any(matches(str(pattern), module) for module in facts.named(kind)):
             chosen = changes
     weight = chosen.get("weight") if isinstance(chosen, Mapping) else None
     weight = weight[0] if isinstance(weight, list) and weight else weight
@@ -398,12 +304,7 @@ def _quark(facts: _Checkpoint, kind: str) -> str | None:
     return known[dtype]
 
 
-def _same_module(pattern: str, module: str) -> bool:
-    """Return whether two names differ in numbers only: layers and experts are listed one by one."""
-    return re.sub(r"\d+", "0", pattern) == re.sub(r"\d+", "0", module)
-
-
-def _algorithm(facts: _Checkpoint, table: Mapping[str, Any]) -> str:
+def _algorithm(facts: Checkpoint, table: Mapping[str, Any]) -> str:
     """Return the format that ModelOpt's `quant_algo` names."""
     algorithm = str(table.get("quant_algo", "")).upper()
     named = {"FP8": f"fp8-g{facts.matrix_weights}", "FP8_PER_CHANNEL_PER_TOKEN": f"fp8-g{facts.row_weights}", "FP8_PB_WO": _BLOCKED_FP8,
