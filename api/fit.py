@@ -26,7 +26,7 @@ from ..sim.offload.memory.host import HOST_SHARE
 from ..sim.offload.metrics import Interval, figures_of
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Profile
-from ..specs.memory import HOST
+from ..specs.memory import MemoryBreakdown
 from ..specs.models import ModelSpec, WeightFormat, weight_format
 from ..specs.models.load import list_models
 from ..specs.models.mixes.published import published_files
@@ -206,26 +206,36 @@ def _row(simulation: Simulation, one: Setting, spec: ModelSpec, quant: str | Non
     prefill, decode = metrics.prefill_tokens_per_s, metrics.decode_tokens_per_s
     if prefill is None or decode is None or ends[0] is None or ends[1] is None:
         raise InputError("context", context, "no prompt and reply fit into it", "ask for more")
-    host_bytes = sum(item.num_bytes for item in memory.items if item.place == HOST)
-    from_disk = predicted.schedule.copy.host_experts is not None or _is_paged(simulation, host_bytes)
+    from_disk = predicted.schedule.copy.host_experts is not None or _is_paged(simulation, memory)
     return Fit(
         model=spec.name, quant=quant or "the file's", total_parameters=spec.total_parameters,
         bits_per_weight=_mean_bits(simulation, one), context_tokens=context,
         placement=f"{one.words}{', partly paged from disk' if from_disk else ''}", host_layers=one.host_layers,
-        device_bytes=memory.device_bytes, host_bytes=host_bytes,
+        device_bytes=memory.device_bytes, host_bytes=memory.host_bytes,
         prefill_tokens_per_s=prefill, prefill_tokens_per_s_interval=ends[0], decode_tokens_per_s=decode,
         decode_tokens_per_s_interval=ends[1], bound=metrics.bound, command=_command(one, context, kv_type), from_disk=from_disk,
     )  # fmt: skip
 
 
-def _is_paged(simulation: Simulation, host_bytes: int) -> bool:
-    """Return whether tables beside experts exceed the host's memory and lie on a disk; raises DoesNotFit where there is none."""
-    memory = simulation.profile.host.memory_bytes
-    if memory is None or host_bytes <= HOST_SHARE * memory.value:
+def _is_paged(simulation: Simulation, memory: MemoryBreakdown) -> bool:
+    """Return whether tables beside experts exceed the host's memory and lie on a disk; raises DoesNotFit where there is none.
+
+    Where card and cores share one memory, what either holds must fit into it together.
+    """
+    machine = simulation.profile
+    if machine.device.unified_memory:
+        where, needed, room = (
+            "the one memory there is",
+            memory.device_bytes + memory.host_bytes,
+            simulation.budget_bytes,
+        )
+    else:
+        where, needed = "the host's memory", memory.host_bytes
+        room = int(HOST_SHARE * machine.host.memory_bytes.value)
+    if needed <= room:
         return False
-    if simulation.profile.disk is None:
-        what = f"{simulation.model.name} keeps experts and tables of together {host_bytes / GIB:.2f} GiB in the host's memory"
-        raise DoesNotFit(what, int(host_bytes - HOST_SHARE * memory.value))
+    if machine.disk is None:
+        raise DoesNotFit(f"{simulation.model.name} keeps {needed / GIB:.2f} GiB in {where}", needed - room)
     return True
 
 

@@ -56,12 +56,11 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], p
         steps = part_of(workload, passes, prompt_passes)
         if rung and (len(steps) >= workload.num_steps or not racing or len(waiting) < 2):
             break
-        part = simulation.over(simulation.trace, picked_steps=steps, likewise=())
+        part = simulation.part(steps)
         weights = part_weights(workload, steps, _PHASES.get(objective, (0, 1)))
 
         def value(at: int, part: Simulation = part, weights: Array = weights) -> float:
-            ends = part.run(bounded[at][0].schedule).step_end
-            return float(np.diff(ends, prepend=0) @ weights)
+            return float(np.diff(part.step_end(bounded[at][0].schedule), prepend=0) @ weights)
 
         values: dict[int, float] = {}
         begun = 0

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ...base.errors import InputError, Internal
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
@@ -85,6 +87,8 @@ class Simulation(DeviceMemory):
     _facts: dict[Any, RunFacts] = field(default_factory=dict)
     _likewise: dict[int, Simulation] = field(default_factory=dict)
     _divided: dict[CardSplit, Simulation] = field(default_factory=dict)
+    _parts: dict[bytes, Simulation] = field(default_factory=dict)
+    _step_ends: dict[OffloadSchedule, Array] = field(default_factory=dict)
     _context: int = 0
     _costs: CostModel | None = None
 
@@ -114,6 +118,19 @@ class Simulation(DeviceMemory):
             found = self._divided[split] = self.over(self.trace, split=split)
             found._workloads = self._workloads  # noqa: SLF001  (passes do not depend on cards)
         return self._divided[split]
+
+    def part(self, steps: Array) -> Simulation:
+        """Return the simulation of these steps of the window alone, `steps` being their numbers; made once, with what it has run."""
+        key = np.ascontiguousarray(steps, np.int64).tobytes()
+        if key not in self._parts:
+            self._parts[key] = self.over(self.trace, picked_steps=steps, likewise=())
+        return self._parts[key]
+
+    def step_end(self, schedule: OffloadSchedule) -> Array:
+        """Return when each step of a resolved schedule's run ends, in nanoseconds; kept, so that it is simulated once."""
+        if schedule not in self._step_ends:
+            self._step_ends[schedule] = self.run(schedule).step_end
+        return self._step_ends[schedule]
 
     @property
     def costs(self) -> CostModel:

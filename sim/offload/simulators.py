@@ -45,7 +45,8 @@ from .costs import CostTables
 from .run_records import ABANDONED, CLOCK, DEADLOCK, QUEUE_FULL, Run, make_run
 from .workload import Workload, picked
 
-_QUEUE_ROOM = 4096
+# Room of a queue at first: what an expert of each of a layer's may ask for, several layers ahead.
+_QUEUE_ROOM, _ROOM_PER_EXPERT = 1024, 32
 # Which operations' time each busy entry of the clock adds up.
 _BUSY_OPS = {
     "busy_dense": [OP_DENSE], "busy_expert": [OP_EXPERT], "busy_head": [OP_HEAD], "busy_demand": [OP_DEMAND],
@@ -132,7 +133,10 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
     max_steps: run only the first so many steps. weighed: tables that decisions weigh, where they are not the run's own: a run
     that was decided with one prediction can be timed with another.
     """
-    room, num_rows = 0 if serial else _QUEUE_ROOM, int(rows)  # room for one row: it only counts
+    room, num_rows = (
+        0 if serial else max(_QUEUE_ROOM, _ROOM_PER_EXPERT * config.num_experts),
+        int(rows),
+    )  # room for one row: it only counts
     num_steps = workload.num_steps if max_steps is None else min(max_steps, workload.num_steps)
     while True:
         state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
