@@ -1,0 +1,214 @@
+"""What looking ahead gains for a real model here: `python -m benchmarks.lookahead --model FOLDER --prompt-file F [-o raw.json]`.
+
+One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one process:
+
+    LRU, one stream     what the Mixtral-offloading code does: least recently used, victims copied back, nothing overlaps
+    LRU + next gate     the paper's own: the next layer's gate guesses, copies overlap
+    lookahead           what pays is fetched, as far and wide as a forecast on the run's own recording is fastest; or nothing ahead
+
+Modelled: greedy generation of the same prompts; medians of the mean decode step over repetitions, with their quartiles; the gain
+predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, both
+as measured in the baseline's own rows. Costs are calibrated in the same process by runs of the model under other schedules. Ignored:
+GPUs; whether another program disturbed a run is printed, not corrected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from moeplan.api.model_folder import gates_in, model_in, read_bytes
+from moeplan.base.errors import MoeplanError
+from moeplan.base.progress import reporter
+from moeplan.base.units import MS_PER_S, NS_PER_S
+from moeplan.calibrate.costs.cost_model import CostModel
+from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.executor.model.calibrate import calibrate_model
+from moeplan.executor.model.figures import differences, replayed
+from moeplan.executor.model.prices import prices_for
+from moeplan.executor.model.session import Loaded, ModelRun, open_model, run_model
+from moeplan.executor.model.text import Text
+from moeplan.executor.running.prediction import predicted_step_s, run_input
+from moeplan.sim.offload.forecast import forecast, with_costs
+from moeplan.sim.timeline import COMPUTE, H2D, HOST, ROW_END, ROW_LANE, ROW_START, ROW_STEP
+from moeplan.specs.models import weight_format
+from moeplan.specs.schedules.offload import OffloadSchedule
+from moeplan.specs.schedules.presets import load_preset
+from moeplan.traces.recording import DECODE
+
+BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
+_REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
+_WHOLE = 100.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is run."""
+
+    prompts: list[list[int]]
+    new_tokens: int
+    repeats: int
+    experts: int
+
+
+def main() -> None:
+    """Run, print the table, and write raw samples where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--prompt-file", action="append", required=True)
+    parser.add_argument("--gates")
+    parser.add_argument("--bits", default="4,3,2")
+    parser.add_argument("--experts", type=int, default=4, help="cached a layer")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of microbenchmarks")
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    try:
+        document = run(given)
+    except MoeplanError as error:
+        sys.exit(f"benchmarks.lookahead: {error}")
+    if given.output is not None:
+        given.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _print(document)
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Return every figure with its raw samples."""
+    spec, formats = model_in(given.model), given.bits.split(",")
+    text = Text(given.model, spec.vocab_size)
+    prompts = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in given.prompt_file]
+    asked = Asked(prompts, given.new_tokens, given.repeats, given.experts)
+    longest = max(map(len, prompts))
+    with open_model(given.model, gates=gates_in(given.gates, spec), progress=reporter("load")) as loaded:
+        calibration = calibrate_model(
+            loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
+            seconds=given.seconds, progress=reporter("calibrate"),
+        )  # fmt: skip
+        costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
+        rows = [_measured(loaded, costs, bits, asked) for bits in formats]
+    return {
+        "model": spec.name, "experts_cached_a_layer": asked.experts, "prompts": list(map(len, prompts)), "new_tokens": asked.new_tokens,
+        "repeats": asked.repeats, "gates": "trained" if given.gates else "the model's own",
+        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
+    """Return one weight format's figures."""
+    plain = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
+    schedules = {
+        BASE: load_preset("mixtral-offloading-code").with_options(**plain),
+        NEXT: load_preset("mixtral-offloading").with_options(**plain),
+    }
+    schedules[AHEAD], reach = _best_ahead(loaded, costs, plain, asked)
+    runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
+    show = reporter(f"{bits} bits")
+    for number in range(asked.repeats + 1):
+        for place, (name, schedule) in enumerate(schedules.items()):
+            done = _run(loaded, schedule, costs, asked)
+            if number:
+                runs[name].append(done)
+            show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
+    found = {name: _figures(runs[name], schedules[name], costs, loaded) for name in schedules}
+    base = found[BASE]
+    limit = base["compute_s"] + base["copy_s"] + base["rest_s"], max(base["compute_s"], base["copy_s"]) + base["rest_s"]
+    return {
+        "bits": bits, "reach": reach, "schedules": found, "limit_gain": _WHOLE * (limit[0] / limit[1] - 1),
+        "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
+        "predicted_gain": {name: _WHOLE * (found[name]["predicted_step_s"] / found[AHEAD]["predicted_step_s"] - 1)
+                           for name in (BASE, NEXT)},
+    }  # fmt: skip
+
+
+def _best_ahead(
+    loaded: Loaded, costs: CostModel, plain: dict[str, Any], asked: Asked
+) -> tuple[OffloadSchedule, dict[str, Any]]:
+    """Return the schedule that is forecast to be fastest on a recording of this model, among reaches and none at all."""
+    preset = load_preset("lookahead").with_options(**plain, kernel__grouping="per-expert")
+    nothing = preset.with_options(predictor__kind="none", predictor__depth=1, predictor__benefit=False)
+    widest = preset.with_options(predictor__depth=3, predictor__width=2, predictor__benefit=False)
+    recording = _run(loaded, widest, costs, asked).recording
+    candidates = [nothing] + [preset.with_options(predictor__depth=d, predictor__width=w) for d, w in _REACHES]
+    times = []
+    for one in candidates:
+        given = with_costs(run_input(one, recording), loaded.spec, costs)
+        times.append(predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload))
+    best = candidates[int(np.argmin(times))]
+    kind = best.predictor.kind
+    return best, {"depth": best.predictor.depth if kind != "none" else 0, "width": best.predictor.width if kind != "none" else 0,
+                  "forecast_s": times}  # fmt: skip
+
+
+def _run(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked) -> ModelRun:
+    context = max(map(len, asked.prompts)) + asked.new_tokens // 2
+    prices = prices_for(schedule, loaded.spec, costs, context_tokens=context)
+    return run_model(loaded, schedule, asked.prompts, max_new_tokens=asked.new_tokens, prices=prices)
+
+
+def _figures(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostModel, loaded: Loaded) -> dict[str, Any]:
+    """Return one schedule's speed with its spread, its prediction, what its steps consisted of, and its counts."""
+    steps = [float((one.step_end_ns - one.step_begin_ns)[one.step_phase == DECODE].mean()) / NS_PER_S for one in runs]
+    given = replayed(runs[0], schedule)
+    predicted = predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload)
+    low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
+    compute, copy = (float(np.median([_busy_s(one, lanes) for one in runs])) for lanes in ((COMPUTE,), (H2D,)))
+    rest = max(0.0, float(middle) - compute - (copy if not schedule.copy.overlap else 0.0))
+    counts = runs[0].counts
+    return {
+        "step_s": steps, "median_step_s": float(middle), "quartiles_s": [float(low), float(high)], "tokens_per_s": 1 / float(middle),
+        "predicted_step_s": predicted, "compute_s": compute, "copy_s": copy,
+        "host_s": float(np.median([_busy_s(one, (HOST,)) for one in runs])),
+        "rest_s": rest, "hit_rate": float(counts.hits / max(1, counts.hits + counts.misses)), "prefetches": int(counts.prefetches),
+        "prefetches_used": int(counts.prefetches_used), "disturbed": float(np.mean([one.disturbed.mean() for one in runs])),
+        "differences": [line for one in runs for line in differences(one, schedule)],
+    }  # fmt: skip
+
+
+def _busy_s(run: ModelRun, lanes: Sequence[int]) -> float:
+    """Return the seconds a decode step that lanes are busy, on average."""
+    rows = run.timeline.rows
+    decode = run.step_phase == DECODE
+    mine = rows[np.isin(rows[:, ROW_LANE], lanes)]
+    mine = mine[decode[mine[:, ROW_STEP]]]
+    return float((mine[:, ROW_END] - mine[:, ROW_START]).sum()) / NS_PER_S / max(1, int(decode.sum()))
+
+
+def _print(document: dict[str, Any]) -> None:
+    machine, versions = document["machine"], document["versions"]
+    print(
+        f"{document['model']}, {document['experts_cached_a_layer']} experts a layer cached; {machine['processor']}, "
+        f"{machine['cores']} cores, load {machine['load']:.1f}; torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; n = {document['repeats']}"
+    )
+    for row in document["rows"]:
+        depth, width = row["reach"]["depth"], row["reach"]["width"]
+        print(
+            f"{row['bits']} bits; {depth} layers ahead, {width} wide; limit {row['limit_gain']:+.1f} % against {BASE}"
+        )
+        for name, one in row["schedules"].items():
+            low, high = (MS_PER_S * each for each in one["quartiles_s"])
+            counts = "differ" if one["differences"] else "equal"
+            print(
+                f"  {name:16} {MS_PER_S * one['median_step_s']:8.2f} ms a token [{low:.2f} to {high:.2f}], predicted "
+                f"{MS_PER_S * one['predicted_step_s']:.2f}; hits {one['hit_rate']:.3f}; disturbed {one['disturbed']:.0%}; counts {counts}"
+            )
+            if name != AHEAD:
+                print(f"    lookahead gains {row['gain'][name]:+.1f} %, predicted {row['predicted_gain'][name]:+.1f} %")
+
+
+if __name__ == "__main__":
+    main()
