@@ -1,6 +1,6 @@
 """Fit the constants of serving engines to public reports, and judge them on rigs that were left out.
 
-    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--write]
+    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--only NAME ...] [--write]
 
 Modelled: every prediction is the product's own; only its constants move. A generic engine has a value for each constant,
 a backend and an engine on it a factor for a few of them, and all are drawn to their starting values (a ridge), so that an
@@ -86,6 +86,8 @@ class Problem:
         self.reports = [setup.report for setup in setups]
         self.matter: npt.NDArray[np.bool_] | None = None
         """Which constants move which report; None until that was seen."""
+        self.kept: set[int] | None = None
+        """The constants that slopes are wanted of; None: all."""
         owners = sorted({owner(setup) for setup in setups})
         self.names: list[tuple[str, str]] = [("generic", name) for name in GENERIC]
         self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in ("kernel_s", "compute")]
@@ -137,7 +139,7 @@ class Problem:
     def jacobian(self, x: Array, at: Array) -> Array:
         """Return how the log ratios move with each constant; `at`: what they are."""
         found = np.zeros((len(self.reports), len(x)))
-        for index in range(len(x)):
+        for index in range(len(x)) if self.kept is None else sorted(self.kept):
             moved = x.copy()
             moved[index] += 0.1
             for row, setup in enumerate(self.setups):
@@ -173,6 +175,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--go-on", action="store_true", help="start from the bundled constants")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=sorted(GENERIC),
+        help="from the bundled constants, fit these to the kinds that judge them",
+    )
     given = parser.parse_args()
     usable = []
     for report in read_reports(given.reports):
@@ -184,6 +192,9 @@ def main() -> None:
             usable.append(setup)
         except (NotExpressible, MoeplanError) as error:
             print(f"left out: {report.id}: {error}", file=sys.stderr)
+    if given.only:
+        _fit_in_part(usable, given)
+        return
     problem = Problem(usable)
     x = problem.vector(fitted_table()) if given.go_on else np.zeros(len(problem.names))
     every = np.array([setup.report.id not in _ONLY_JUDGED for setup in usable])
@@ -208,6 +219,43 @@ def main() -> None:
             mine = [row for row, report in enumerate(problem.reports) if report.kind == kind]
             print(f"{what}s left out: {kind:14} median {np.median(np.abs(np.expm1(ratios[mine]))):.3f}")
     table = with_uncertainty(problem, x, judged)
+    if given.write:
+        (ENGINES_FOLDER / "fitted.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        fitted_table.cache_clear()
+
+
+def _fit_in_part(setups: list[Setup], given: argparse.Namespace) -> None:
+    """Fit and judge some constants on the reports of the kinds that judge them, all others as bundled; write them where asked."""
+    judging = [kind for kind, names in JUDGED_BY.items() if set(names) & set(given.only)]
+    places = {kind.split("-", 1)[0] for kind in judging}
+    problem = Problem([setup for setup in setups if setup.report.kind.split("-", 1)[0] in places])
+    problem.kept = {index for index, name in enumerate(problem.names) if name[0] == "generic" and name[1] in given.only}
+    columns = sorted(problem.kept)
+    x, every = problem.vector(fitted_table()), np.array([one.id not in _ONLY_JUDGED for one in problem.reports])
+
+    def fitted(rows: npt.NDArray[np.bool_]) -> Array:
+        found = x.copy()
+        found[columns] = solve(jacobian[:, columns], at, x[columns], rows)
+        return found
+
+    for _ in range(given.rounds):
+        at = problem.errors(x)
+        jacobian = problem.jacobian(x, at)
+        x = x + np.clip(fitted(every) - x, -1.0, 1.0)
+    at = problem.errors(x)
+    jacobian = problem.jacobian(x, at)
+    judged, rigs = np.zeros(len(at)), [one.rig for one in problem.reports]
+    for rig in sorted(set(rigs)):
+        out = [row for row, one in enumerate(rigs) if one == rig]
+        rows = every.copy()
+        rows[out] = False
+        judged[out] = problem.errors(fitted(rows), out)
+    report_scores(problem.reports, at, judged)
+    new, table = with_uncertainty(problem, x, judged), json.loads(json.dumps(dict(fitted_table())))
+    for name in given.only:
+        table["generic"][name] = new["generic"][name]
+    table["left_out"] |= new["left_out"]
+    print(json.dumps({name: table["generic"][name] for name in given.only}))
     if given.write:
         (ENGINES_FOLDER / "fitted.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         fitted_table.cache_clear()
@@ -238,6 +286,8 @@ def report_scores(reports: list[Report], fitted: Array, judged: Array) -> None:
     """Print errors by kind, of the fit and of rigs left out."""
     for kind in JUDGED:
         mine = np.array([report.kind == kind for report in reports])
+        if not mine.any():
+            continue
         ratio, inside = np.exp(judged[mine]), np.exp(fitted[mine])
         error = np.abs(ratio - 1)
         print(f"{kind:14} n {mine.sum():3}  rigs left out: median {np.median(error):.3f}  p90 {np.quantile(error, 0.9):.2f}  "
@@ -262,6 +312,8 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
     table = problem.table(x)
     for kind, names in JUDGED_BY.items():
         mine = [abs(judged[row]) for row, report in enumerate(problem.reports) if report.kind == kind]
+        if not mine:
+            continue
         wide = float(np.expm1(np.quantile(mine, _COVER)))
         for name in names:
             table["generic"][name]["uncertainty"] = round(wide, 3)

@@ -88,7 +88,7 @@ def simulation_of(setup: Setup) -> Simulation:
     """Return what predicts a report that is set up, with as much device memory as it needs."""
     return Simulation(
         model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
-        kv_bytes_per_value=setup.kv_bytes_per_value, split=setup.split,
+        kv_bytes_per_value=setup.kv_bytes_per_value, split=setup.split, likewise=setup.likewise,
     )  # fmt: skip
 
 

@@ -27,9 +27,10 @@ from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
 from ...traces.lengths import RequestLengths
 from ...traces.recording import RoutingTrace
-from ...traces.synthesis.prior import prior_recording
+from ...traces.synthesis.prior import prior_recording, spread_recordings
 from ..model_code import CALLS_EVERY_EXPERT
 from .formats import known_name
+from .hits import stated_hits
 from .machine import NotExpressible, machine_of, streaming
 from .rows import Report
 from .split import first_layers_on_cards, split_of
@@ -60,6 +61,8 @@ class Setup:
     prompt_tokens: int
     host_bytes_per_s: float | None
     """Theoretical bandwidth of the host's memory."""
+    likewise: tuple[RoutingTrace, ...] = ()
+    """The same steps with as little and as much locality as texts have, where hits follow from it."""
     split: CardSplit | None = None
     """How the model lies on several cards."""
     assumed: list[str] = field(default_factory=list)
@@ -92,7 +95,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     """
     batch = _count(report, "batch", 1, _MOST_BATCH)
     split = split_of(report, model, profile, assumed)
-    trace, prompt = _recording(report, model, batch, assumed)
+    trace, prompt, likewise = _recording(report, model, batch, assumed)
     schedule = _schedule(report, model, profile, trace, formats[0], assumed)
     if report.part("placement").get("whole_layers") is True:
         profile = streaming(profile, model, formats[1])
@@ -100,7 +103,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     return Setup(
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
-        batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split,
+        batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split, likewise=likewise,
     )  # fmt: skip
 
 
@@ -199,7 +202,10 @@ def _open(name: str) -> bool:
 # --- schedule and recording ----------------------------------------------------------------------------------------------
 
 
-def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str]) -> tuple[RoutingTrace, int]:
+def _recording(
+    report: Report, model: ModelSpec, batch: int, assumed: list[str]
+) -> tuple[RoutingTrace, int, tuple[RoutingTrace, ...]]:
+    """Return the recording, the prompt's tokens, and the same with other locality where what a cache holds follows from it."""
     context = _count(report, "context_tokens", _CONTEXT, _MOST_TOKENS)
     if report.number("workload", "context_tokens") is None:
         assumed.append(f"workload.context_tokens: {_CONTEXT}")
@@ -208,9 +214,9 @@ def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str])
         if report.kind.startswith("cache"):
             steps = min(_count(report, "generated_tokens", CACHE_STEPS, _MOST_TOKENS), CACHE_STEPS)
         before = max(0, context - steps // 2)
-        return prior_recording(
-            model, RequestLengths.alike(prompt_tokens=before, reply_tokens=steps, requests=batch, cached_tokens=before)
-        ), 0
+        alike = RequestLengths.alike(prompt_tokens=before, reply_tokens=steps, requests=batch, cached_tokens=before)
+        follows = report.part("placement").get("kind") == "expert-cache" and stated_hits(report) is None
+        return prior_recording(model, alike), 0, spread_recordings(model, alike) if follows else ()
     prompt = report.number("workload", "prompt_tokens")
     usual = max(_PROMPT, _count(report, "ubatch", _UBATCH, _MOST_TOKENS))  # whoever asks for larger passes fills them
     if prompt is None:
@@ -220,7 +226,7 @@ def _recording(report: Report, model: ModelSpec, batch: int, assumed: list[str])
     # One micro-batch at the mean depth stands for all: costs are linear in context.
     before = max(0, context - size // 2)
     lengths = RequestLengths.alike(prompt_tokens=before + size, reply_tokens=0, cached_tokens=before)
-    return prior_recording(model, lengths), int(prompt or usual)
+    return prior_recording(model, lengths), int(prompt or usual), ()
 
 
 def _count(report: Report, key: str, default: int, most: int) -> int:
@@ -310,11 +316,14 @@ def _cache(
         each = max(1, int(room / (model.num_moe_layers * model.expert_bytes(fmt))))
         assumed.append(f"placement.slots: {each} of each layer, what fits")
     each = min(each, model.num_experts)
+    hits = None if placement.get("tier") == "disk" and on_device else stated_hits(report)
+    if hits is not None:
+        each = max(1, round(hits * model.num_experts))
     on_cores = "cores" in str(placement.get("cold")) and on_device
     static = "static" in str(placement.get("policy"))
     # Chosen by other texts' counts: of models trained to use experts evenly, hardly better than any. What cores compute is not brought to
     # the card in time either, and a prompt finds a cache that earlier ones left.
-    if static or on_cores or not report.decodes:
+    if static or on_cores or hits is not None or not report.decodes:
         schedule = load_preset("kt-uniform").with_options(cache__experts_per_layer=each)
     else:
         schedule = load_preset("mixtral-offloading-code").with_options(

@@ -56,7 +56,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     """
     host = {
         "host_step": _override(schedule.host.per_step_s, costs.host_per_step()),
-        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule, workload.num_layers)),
+        "host_layer": _override(schedule.host.per_layer_s, _host_layer(costs, schedule, workload)),
         "host_kernel": _override(schedule.host.per_kernel_s, costs.host_per_kernel()),
         "host_transfer": _override(schedule.host.per_transfer_s, costs.host_per_transfer()),
     }
@@ -154,12 +154,15 @@ def _kernel_ns(shares: list[Times], extra_ns: int, shift: int) -> Array:
     return np.stack(rows)
 
 
-def _host_layer(costs: CostModel, schedule: OffloadSchedule, num_layers: int) -> Estimate:
+def _host_layer(costs: CostModel, schedule: OffloadSchedule, workload: Workload) -> Estimate:
     """Return the host's time a layer: engines that decide what to fetch, layer by layer, have a time of their own for it.
 
-    Gates run early come on top where their time is known; the last layers have fewer layers to guess, so a layer has the mean.
+    A cache whose experts stay is no exception: what it lacks is known once the layer's routing was read back. Gates run early come on top
+    where their time is known; the last layers have fewer layers to guess, so a layer has the mean.
     """
-    fetching = schedule.kernel.miss != "cpu" and schedule.cache.policy != "static"
+    held, num_layers = schedule.cache.experts_per_layer, workload.num_layers
+    some_stay = schedule.cache.policy == "static" and held is not None and held < workload.num_experts
+    fetching = schedule.kernel.miss != "cpu" and (schedule.cache.policy != "static" or some_stay)
     layer = costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
     guess = costs.host_per_guess() if schedule.predictor.kind == "next-gate" else None
     if guess is None:
