@@ -66,6 +66,8 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "matmul": (("dtype",), ("rows", "columns", "inner")),
     "all_to_all": (("backend", "pattern", "companion"), ("ranks", "bytes")),
     "rank_product": (("backend", "companion"), ("ranks", "computing", "bytes")),
+    "rank_stage": (("what", "shape", "features"), ("ranks", "nodes", "tokens")),
+    "rank_fact": (("what",), ("ranks", "nodes")),
 }
 """What each kind of sample must say. Experts of a run: how many a layer step uses, on average, rounded; of a grouped launch in a run: how
 many it computes, of which so many were fresh or ahead, with so many tokens together.

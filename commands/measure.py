@@ -16,6 +16,7 @@ import typer
 from ..base.errors import InputError, UnknownName
 from ..base.terminal import print_calibration, print_json, print_validation
 from ..base.text_files import check_outputs, write_atomic
+from ..base.units import GIGA, MEGA, parse_quantity
 from .options.bounds import PASSES, WEEK_S, between, share
 from .options.conditions import ConditionedCommand
 from .options.declarations import (
@@ -38,8 +39,10 @@ from .parts.own_speeds import SPEED_TOOLS, Named, compare_speeds, learn_speeds, 
 
 if TYPE_CHECKING:
     from ..executor.calibration.calibrate import Calibration
+    from ..executor.calibration.rank_runs import RankExtent
 
 _KERNELS = "aiconfigurator"
+_LEAST_LINK, _MOST_LINK = MEGA, 100 * GIGA
 _CALIBRATED_BITS = {"cpu": "32,16,4", "cuda": "16,4"}
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -60,6 +63,25 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="profile.json to write.")] = Path("profile.json"),
     device: DeviceOption = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, about a minute.")] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--ranks",
+            help="Also measure steps of so many ranks, processes of this machine that exchange tokens: for expert-parallel plans.",
+            callback=between(2, 64, "ranks"),
+        ),
+    ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            "--nodes",
+            help="with --ranks: nodes that they are in; two are network namespaces with a limited link between where the system permits.",
+            callback=between(1, 32, "nodes"),
+        ),
+    ] = 1,
+    link: Annotated[
+        str | None, typer.Option("--link", help="with --nodes: rate of the link between nodes, one direction; default 20MB/s.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +156,17 @@ def calibrate(
         document = _imported(tool, file, hardware, output, samples)
     else:
         formats = None if bits is None else _formats(bits)
-        found = _measured(device, model, text, formats, output, quick=quick, samples=samples, seconds=seconds)
+        found = _measured(
+            device,
+            model,
+            text,
+            formats,
+            output,
+            quick=quick,
+            samples=samples,
+            seconds=seconds,
+            ranks=_rank_extent(ranks, nodes, link, device),
+        )
         document = found.to_dict(str(output))
     if as_json:
         print_json(document)
@@ -144,7 +176,7 @@ def calibrate(
 
 def _measured(
     device: str, model: str | None, texts: list[Path] | None, bits: tuple[str, ...] | None, output: Path, *, quick: bool,
-    samples: Path | None, seconds: float | None,
+    samples: Path | None, seconds: float | None, ranks: RankExtent | None,
 ) -> Calibration:  # fmt: skip
     """Return what was measured here: stand-ins of a model's shapes or of the standard ones, or a model itself where there are texts."""
     from ..api.validate import check_device, check_torch
@@ -153,6 +185,8 @@ def _measured(
     check_torch()
     check_device(device)
     formats = bits or _formats(_CALIBRATED_BITS[device])
+    if texts and ranks is not None:
+        raise InputError("--ranks", ranks.ranks, "ranks run made-up routing, not a model on texts", "leave out --text")
     if texts:
         from ..api.model_validation import calibrate_checkpoint
 
@@ -165,13 +199,33 @@ def _measured(
 
     return calibrate_device(
         device, quick=quick, models=None if model is None else [load_model(model)], bits=formats, out=output, samples_out=samples,
-        seconds=seconds, exchanges=True, progress=reporter("calibrate"),
+        seconds=seconds, exchanges=True, ranks=ranks, progress=reporter("calibrate"),
     )  # fmt: skip
 
 
 def _numbered(what: str, paths: list[Path] | None) -> dict[str, str | Path | None]:
     """Return files by what they are called where several are read."""
     return {f"{what} {number}": path for number, path in enumerate(paths or ())}
+
+
+def _rank_extent(ranks: int | None, nodes: int, link: str | None, device: str) -> RankExtent | None:
+    """Return which ranks are measured; raises InputError for numbers and rates that do not belong together."""
+    if ranks is None:
+        return None
+    from ..executor.calibration.rank_runs import LINK_BYTES_PER_S, RankExtent
+
+    if device != "cpu":
+        raise InputError("--ranks", ranks, "ranks are processes on this machine's cores", "use --device cpu")
+    if ranks % nodes or ranks == nodes > 1:
+        raise InputError(
+            "--nodes", nodes, f"{ranks} ranks do not make nodes of at least two", "use --ranks 4 --nodes 2"
+        )
+    if link is not None and nodes == 1:
+        raise InputError("--link", link, "one node has no link to others", "leave it out, or add --nodes 2")
+    rate = LINK_BYTES_PER_S if link is None else parse_quantity(link, "bytes/s", "--link")
+    if not _LEAST_LINK <= rate <= _MOST_LINK:
+        raise InputError("--link", link, "not a rate from 1 MB/s to 100 GB/s", "write for instance 20MB/s")
+    return RankExtent(ranks=ranks, nodes=nodes, link_bytes_per_s=rate)
 
 
 def _file(tool: str, path: Path | None) -> Path:

@@ -72,7 +72,7 @@ def fit_profile(
     fitter.dense()
     links = fitter.copies()
     contention = fitter.contention()
-    node = fitter.exchanges(contention)
+    node = fitter.ranks() or fitter.exchanges(contention)
     fitter.handovers()
     fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.units, fitter.citation)
     steadiness = pass_curves(samples, fitter.citation, meanwhile=meanwhile)

@@ -32,6 +32,7 @@ from ..costs.surface import Form, Surface, cross_validate, fit_surface, nine_in_
 from ..samples import Sample, SampleSet
 from .all_to_all_fit import fit_exchanges
 from .fit_runs import expert_row
+from .rank_fit import fit_ranks
 
 _FLAGGED_RATIO = 2.5
 _MIN_POINTS_TO_FLAG = 6
@@ -315,6 +316,20 @@ class Fitter:
                     relative_uncertainty=min(1.0, found[0].spread),
                     citation=self.citation,
                 )
+
+    def ranks(self) -> NodeConstants | None:
+        """Return what ranks of this machine have between them by laws of their steps, and keep these; None where none were measured."""
+        node = None
+        for found in fit_ranks(self.samples, self.citation):
+            self.curves |= found.curves
+            for name, errors in found.errors.items():
+                terms = {str(at): value for at, value in enumerate(found.curves[name].seconds)}
+                self.tables[name] = TableFit(
+                    num_points=len(errors), median_error=float(np.median(errors)), p90_error=nine_in_ten(errors),
+                    parameters=terms, flagged=(),
+                )  # fmt: skip
+            node = found.node(self.citation)
+        return node
 
     def exchanges(self, contention: dict[str, Constant]) -> NodeConstants | None:
         """Return what ranks of this machine have between them, and keep all-to-alls as tables; None where none were measured."""

@@ -54,6 +54,11 @@ MEASURING = Condition(
     rule="nothing is measured where --from names another tool's figures",
     remedy="leave it out",
 )
+OF_RANKS = Condition(
+    holds=lambda given: given["ranks"] is not None,
+    rule="counts for ranks that are measured",
+    remedy="leave it out, or add --ranks",
+)
 IMPORTING = Condition(
     holds=lambda given: _tool(given) is not None,
     rule="only --from reads what was measured elsewhere",
@@ -230,6 +235,8 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "text": (MEASURING, A_MODEL),
         "bits": (MEASURING,),
         "seconds": (MEASURING,),
+        "ranks": (MEASURING,),
+        **dict.fromkeys(("nodes", "link"), (MEASURING, OF_RANKS)),
         "file": (IMPORTING, FROM_A_FILE),
         "samples": (NO_SPEEDS, FROM_A_FILE),
         "hardware": (IMPORTING, FROM_A_FILE),

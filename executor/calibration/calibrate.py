@@ -32,6 +32,7 @@ from ...specs.machines.profile import profile_to_json
 from ...specs.models import ModelSpec, weight_format
 from ..running.execute import silent
 from .host_overheads import measure_host
+from .rank_runs import RankExtent, measure_ranks
 from .run_samples import measure_runs
 
 _QUICK_SECONDS = 20.0
@@ -71,6 +72,7 @@ def calibrate_device(
     exchanges: bool = False,
     own: Callable[[], Sequence[Sample]] | None = None,
     own_name: str | None = None,
+    ranks: RankExtent | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the calibration of a device, written to `out` where that is given.
@@ -78,7 +80,8 @@ def calibrate_device(
     models: whose shapes are measured; None takes the standard ones. bits: weight formats of experts. samples_out: file of the raw
     samples. seconds: about how long it may take; 20 for a quick one. extent: how much is measured, instead of the full or the quick
     extent. exchanges: all-to-alls between processes too. own: returns what the engine costs, where that is not measured in
-    runs of stand-ins; own_name: what it runs. Raises InputError for an unknown or absent device or format or a place
+    runs of stand-ins; own_name: what it runs. ranks: whole steps of so
+    many ranks instead of all-to-alls. Raises InputError for an unknown or absent device or format or a place
     that cannot be written, DoesNotFit where the shapes exceed the device's memory.
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
@@ -86,7 +89,7 @@ def calibrate_device(
     check_names(out, samples_out)
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
     measured = extent or (QUICK if quick else FULL)
-    asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges else None
+    asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges and ranks is None else None
     if asked is not None and limit is not None:
         asked = dataclasses.replace(asked, seconds=min(asked.seconds, limit * _EXCHANGE_FRACTION))
     opened = open_device(device)
@@ -120,6 +123,9 @@ def calibrate_device(
         )
     finally:
         opened.close()
+    if ranks is not None:
+        steps, notes = measure_ranks(ranks, formats, models, progress)
+        found = dataclasses.replace(found, samples=(*found.samples, *steps), warnings=(*found.warnings, *notes))
     done = write_calibration(found, out, samples_out)
     if journal is not None:
         journal.close()

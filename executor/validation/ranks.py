@@ -270,7 +270,8 @@ def network_of(simulation: ParallelSimulation) -> Iterator[tuple[Nodes | None, f
     if simulation.num_nodes == 1:
         yield None, 0.0, "all ranks in one node, over the loopback interface"
         return
-    rate = simulation.costing.constants.tier(0).bytes_per_s
+    laws = simulation.costing.constants.ranks
+    rate = simulation.costing.constants.tier(0).bytes_per_s if laws is None else laws.link_bytes_per_s
     if simulation.num_nodes != 2:
         yield None, rate, f"links between nodes of {format_rate(rate)} by a limiter inside each rank"
         return

@@ -22,6 +22,7 @@ from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
 from ...calibrate.costs.cost_model import CostModel, Estimate, merge_sources
 from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
+from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws, rank_laws
 from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
 from ...specs.machines.overlap import shared_speed
 from ...specs.machines.profile import Constant, Profile
@@ -41,12 +42,14 @@ from .program import (
     OP_REDUCE,
     Program,
 )
+from .rank_costs import tabulate_on_ranks
 from .sharing import overlapped, stretched
 from .tables import EpTables
 from .traffic import FloatArray, StepLoad
 
 # An all-to-all needs 10 to 20 multiprocessors to saturate (arXiv 2410.12247; 16 of 132 taken): below, it slows in proportion.
 SATURATING_SM_FRACTION = 16 / 132
+_LEAST_BYTE_S = 1e-15
 # Reductions carry 16-bit values.
 _REDUCE_BYTES = 2
 
@@ -110,6 +113,8 @@ class EpConstants:
     shared_speed: float = 1.0
     """Of kernels beside an exchange, and of exchanges beside kernels, where no multiprocessors are kept for exchanges, relative to
     running alone: they share multiprocessors, memory and links."""
+    ranks: RankLaws | None = None
+    """What stages cost ranks that are processes of one machine, measured in their steps; then all durations are theirs."""
     attention_rate: float = 1.0
     """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
@@ -129,6 +134,9 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
     if node is None:
         raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
                                  "choose a profile of a server")  # fmt: skip
+    laws = rank_laws(profile, num_nodes * ranks_per_node, num_nodes)
+    if laws is not None:
+        return _of_laws(laws)
     intra = _tier(node.gpu_link_bytes_per_s, node.gpu_link_latency_s)
     table = exchange_table(profile, ranks_per_node) if ranks_per_node > 1 else None
     if table is not None:
@@ -144,6 +152,25 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
                                  "use one node or choose another profile")  # fmt: skip
     inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
     return EpConstants(inter=inter, intra=intra, shared_speed=shared)
+
+
+def _of_laws(laws: RankLaws) -> EpConstants:
+    """Return the tiers that placements are searched by, where whole steps of these ranks were measured."""
+    wrong = max(laws.relative_uncertainty[what] for what in (DISPATCH, COMBINE))
+    start, between, inside, shared = laws.seconds[DISPATCH].tolist()
+
+    def tier(per_byte: float) -> Tier:
+        return Tier(
+            bytes_per_s=1 / max(per_byte, _LEAST_BYTE_S),
+            latency_s=start,
+            source=laws.source,
+            relative_uncertainty=wrong,
+        )
+
+    intra = tier(inside + laws.num_ranks * shared)
+    if laws.num_nodes == 1:
+        return EpConstants(inter=None, intra=intra, ranks=laws)
+    return EpConstants(inter=tier(between + laws.num_ranks * shared), intra=intra, shared_nic=True, ranks=laws)
 
 
 def _with_kernels(tier: Tier, profile: Profile, place: str, ranks: int) -> Tier:
@@ -319,6 +346,8 @@ class EpCosting:
 
 def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad) -> EpTables:
     """Return the tables of one step; raises InputError or MissingCalibration where a cost is not known."""
+    if costing.constants.ranks is not None:
+        return tabulate_on_ranks(costing.constants.ranks, costing, schedule, program, load)
     ops, exchanges, ranks = len(program.op_kind), len(program.ex_kind), load.topology.num_ranks
     work, op_tokens = np.zeros((ops, ranks), np.int64), np.zeros((ops, ranks), np.int64)
     table = costing.constants.intra.table

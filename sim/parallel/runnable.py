@@ -42,6 +42,10 @@ def check_runnable(schedule: ExpertParallelSchedule, model: ModelSpec) -> None:
 def as_run_on_cores(schedule: ExpertParallelSchedule, model: ModelSpec) -> ExpertParallelSchedule | None:
     """Return what ranks on cores run when they are told `schedule`; None where they cannot."""
     changes: dict[str, object] = {"kernel__choice": "grouped", "pipeline__all_to_all_sm_fraction": 0.0}
+    if schedule.all_to_all.kind != "hierarchical":
+        changes["all_to_all__tiers"] = "together"
+    elif schedule.all_to_all.tiers == "together":
+        changes["all_to_all__tiers"] = "in-turn"  # a stage ends before the next one begins
     if model.num_shared_experts and not schedule.pipeline.shortcut:
         changes["pipeline__shared_overlap"] = False
     told = schedule.with_options(**changes)

@@ -188,7 +188,9 @@ class ParallelSimulation:
     def budget_bytes(self) -> int:
         """Memory of one rank; ranks on the cores of one host share its memory."""
         budget = self.profile.memory_bytes if self.memory_bytes is None else self.memory_bytes
-        return budget // (self.ranks_per_node if self.profile.device.kind == "cpu" else 1)
+        if self.profile.device.kind != "cpu":
+            return budget
+        return budget // (self.ranks_per_node if self.costing.constants.ranks is None else self.num_ranks)
 
     def rank_bytes(self, schedule: ExpertParallelSchedule, load: StepLoad) -> int:
         """Return the bytes a rank holds in a step of `load`."""

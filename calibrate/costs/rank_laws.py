@@ -1,0 +1,172 @@
+"""What stages of a step cost ranks that are processes of one machine, as measured in steps like those that are predicted.
+
+    dense, head   base + operations / rate + bytes / bandwidth              of each rank, then shared by all on the machine's cores
+    expert.BITS   base + experts · item + operations / rate + bytes / bandwidth    likewise
+    dispatch      start + max(slowest port between nodes, slowest port inside) + all bytes / what all ranks share
+    combine       likewise
+
+Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
+without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
+A node's ranks have one link to the other nodes. Where exchanges and kernels are meant to overlap, both take longer by one
+measured factor while they do. Ignored: which rank waits for which core when.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import MissingCalibration
+from ...specs.machines.profile import Curve, Profile
+from ...specs.models import ModelSpec, WeightFormat
+from ...specs.models.pass_shape import PassShape, dense_arguments, head_arguments
+from .all_to_all_table import measured_ranks
+
+Array = npt.NDArray[np.float64]
+DENSE, HEAD, EXPERT, DISPATCH, COMBINE = "dense", "head", "expert", "dispatch", "combine"
+TERMS: Mapping[str, tuple[str, ...]] = {
+    DENSE: ("base", "flops", "bytes"),
+    HEAD: ("base", "flops", "bytes"),
+    EXPERT: ("base", "items", "flops", "bytes"),
+    DISPATCH: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
+    COMBINE: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
+}
+"""What each stage's seconds are straight in; `ranks.RANKSxNODES.STAGE` in a profile holds the seconds of one of each."""
+CORES, LINK, TOGETHER = "cores", "link", "together"
+"""Further entries: cores that ranks share, seconds of a byte on the limited link, and how much longer what overlaps takes."""
+HEADER_BYTES_PER_CHOICE = 8
+"""A dispatched row says for each of its choices which copy answers it, and with what weight."""
+_VALUE_BYTES = 4
+_NAME = re.compile(r"ranks\.(?P<ranks>\d+)x(?P<nodes>\d+)\.(?P<what>[\w.]+)")
+
+
+def law_name(ranks: int, nodes: int, what: str) -> str:
+    """Return the name under which a profile keeps the law of a stage."""
+    return f"ranks.{ranks}x{nodes}.{what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankLaws:
+    """All laws of one number of ranks in one number of nodes."""
+
+    num_ranks: int
+    num_nodes: int
+    cores: float
+    link_bytes_per_s: float
+    """What the link between nodes was limited to; 0 for one node."""
+    together: float
+    """How much longer exchanges and kernels take while they overlap."""
+    seconds: Mapping[str, Array]
+    """Of one of each term, by stage."""
+    relative_uncertainty: Mapping[str, float]
+    source: str
+
+    def op_s(self, what: str, features: Array) -> Array:
+        """Return seconds [...] of features [..., terms] of one rank alone on a core; raises MissingCalibration for a format."""
+        if what not in self.seconds:
+            known = ", ".join(name for name in self.seconds if name.startswith(EXPERT))
+            raise MissingCalibration(
+                f"ranks {self.num_ranks}x{self.num_nodes}", what, f"measured: {known}", "calibrate with --bits"
+            )
+        found: Array = features @ self.seconds[what]
+        return found
+
+    def exchange_s(self, what: str, inter: Array, intra: Array, total: Array) -> tuple[Array, Array]:
+        """Return seconds [...] of each rank's port between nodes and inside, for bytes through them and of all ranks together."""
+        start, between, inside, shared = self.seconds[what].tolist()
+        common = start + total * shared
+        return common + inter * between, common + intra * inside
+
+
+def measured_laws(profile: Profile) -> dict[tuple[int, int], list[str]]:
+    """Return what of which (ranks, nodes) a profile holds."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for name in profile.curves:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            found.setdefault((int(match["ranks"]), int(match["nodes"])), []).append(match["what"])
+    return found
+
+
+def rank_laws(profile: Profile, ranks: int, nodes: int) -> RankLaws | None:
+    """Return the laws of so many ranks in so many nodes; None for one rank, and where a profile holds no laws, or exchanges inside a node.
+
+    Raises MissingCalibration, naming what was measured, where there are laws, but not of these ranks.
+    """
+    known = measured_laws(profile)
+    if (ranks, nodes) not in known:
+        if not known or ranks == 1 or (nodes == 1 and measured_ranks(profile.curves)):
+            return None
+        said = " and ".join(f"{each[0]} ranks in {each[1]} node{'s' if each[1] > 1 else ''}" for each in sorted(known))
+        raise MissingCalibration(
+            f"hardware {profile.name}: ranks",
+            f"{ranks} ranks in {nodes} nodes",
+            f"measured: {said}",
+            "use as many, or calibrate them",
+        )
+    return laws_of(profile.curves, ranks, nodes)
+
+
+def laws_of(curves: Mapping[str, Curve], ranks: int, nodes: int) -> RankLaws:
+    """Return the laws that stand among curves."""
+    mine = {name.removeprefix(f"ranks.{ranks}x{nodes}."): curve for name, curve in curves.items()
+            if name.startswith(f"ranks.{ranks}x{nodes}.")}  # fmt: skip
+    link = mine.get(LINK)
+    return RankLaws(
+        num_ranks=ranks, num_nodes=nodes, cores=mine[CORES].seconds[0],
+        link_bytes_per_s=0.0 if link is None else 1 / link.seconds[0], together=mine[TOGETHER].seconds[0],
+        seconds={what: np.array(curve.seconds) for what, curve in mine.items() if what.partition(".")[0] in TERMS},
+        relative_uncertainty={what: curve.relative_uncertainty for what, curve in mine.items()}, source=mine[CORES].source,
+    )  # fmt: skip
+
+
+# --- features -----------------------------------------------------------------------------------------------------------
+
+
+def dense_features(model: ModelSpec, layers: Sequence[int], tokens: int, context_tokens: int) -> list[float]:
+    """Return the terms of a rank's dense part with so many requests of so much context each; nothing without tokens."""
+    if tokens == 0:
+        return [0.0, 0.0, 0.0]
+    shape = PassShape(tokens=tokens, context_tokens=tokens * context_tokens, requests=tokens)
+    found = dense_arguments(model, layers, shape, _VALUE_BYTES)
+    return [1.0, found["flops"] + found["attention_flops"], found["weight_bytes"] + found["kv_bytes"]]
+
+
+def head_features(model: ModelSpec, tokens: int) -> list[float]:
+    """Return the terms of the output matrix."""
+    if tokens == 0:
+        return [0.0, 0.0, 0.0]
+    found = head_arguments(model, tokens, _VALUE_BYTES)
+    return [1.0, found["flops"], found["weight_bytes"]]
+
+
+def expert_features(model: ModelSpec, fmt: WeightFormat, rows: Array, active: Array) -> Array:
+    """Return the terms [..., 4] of units with `rows` rows on `active` experts, both [...]; a stage is begun without rows too."""
+    base = np.ones_like(rows)
+    return np.stack([base, active, rows * model.expert_flops_per_token, active * model.expert_bytes(fmt)], axis=-1)
+
+
+def shares(seconds: Array, cores: float) -> tuple[npt.NDArray[np.int64], Array]:
+    """Return (order, weights) [..., ranks]: the last of ranks that begin together ends after Σ weights · seconds in that order.
+
+    seconds: [..., ranks], each alone on a core. While more ranks compute than there are cores, each gets its share of them.
+    """
+    count = seconds.shape[-1]
+    order = np.argsort(seconds, axis=-1, kind="stable")
+    at_once = np.maximum(1.0, (count - np.arange(count)) / cores)
+    return order, at_once - np.append(at_once[1:], 0.0)
+
+
+def finish_s(seconds: Array, cores: float) -> Array:
+    """Return when each of ranks that begin together ends, [..., ranks], where they share `cores` cores fairly."""
+    count = seconds.shape[-1]
+    order = np.argsort(seconds, axis=-1, kind="stable")
+    ascending = np.take_along_axis(seconds, order, axis=-1)
+    steps = np.diff(ascending, axis=-1, prepend=0.0) * np.maximum(1.0, (count - np.arange(count)) / cores)
+    found = np.empty_like(seconds)
+    np.put_along_axis(found, order, np.cumsum(steps, axis=-1), axis=-1)
+    return found

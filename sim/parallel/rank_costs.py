@@ -1,0 +1,134 @@
+"""Tables of a step of ranks that are processes of one machine, by laws that were measured in such steps.
+
+Modelled: what `calibrate.costs.rank_laws` says: operations of ranks that share the machine's cores, exchanges with a start, ports
+and bytes of all ranks; one factor where exchanges and kernels overlap. Ignored: slices of layers, which such ranks do not run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...base.errors import InputError
+from ...base.units import NS_PER_S
+from ...calibrate.costs.cost_model import Estimate
+from ...calibrate.costs.rank_laws import (
+    COMBINE,
+    DENSE,
+    DISPATCH,
+    EXPERT,
+    HEAD,
+    HEADER_BYTES_PER_CHOICE,
+    RankLaws,
+    dense_features,
+    expert_features,
+    finish_s,
+    head_features,
+)
+from ...specs.models import weight_format
+from ...specs.schedules.parallel import ExpertParallelSchedule
+from ..policies.state import Array
+from .expert_stage import parts_of, piece, stage_rows
+from .program import INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, TOGETHER, Program
+from .sharing import overlapped
+from .tables import EpTables
+from .traffic import FloatArray, StepLoad
+
+if TYPE_CHECKING:
+    from .costs import EpCosting
+
+
+def tabulate_on_ranks(
+    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
+) -> EpTables:
+    """Return the tables of one step; raises InputError for slices of layers, MissingCalibration for a weight format without a law."""
+    if schedule.parallel.attention != "data" or schedule.parallel.experts != "expert":
+        raise InputError("schedule.parallel", schedule.parallel.experts, "slices of layers were not measured between these ranks",
+                         "keep whole experts on ranks")  # fmt: skip
+    work, op_tokens = _operations(laws, costing, schedule, program, load)
+    ex_ns, ex_bytes, ex_tokens = _exchanges(laws, costing, schedule, program, load)
+    if schedule.overlaps and laws.together > 1:
+        beside = np.ceil(ex_ns * laws.together).astype(np.int64)
+        work, ex_ns = overlapped(work, ex_ns, beside, 1 / laws.together)
+    return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
+
+
+def _operations(
+    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
+) -> tuple[Array, Array]:
+    """Return (nanoseconds, tokens) [ops, ranks] of every operation."""
+    model, fmt = costing.costs.model, weight_format(schedule.kernel.bits)
+    what = f"{EXPERT}.{fmt.name}"
+    stage = stage_rows(load, load.topology.num_ranks)
+    rows, active = np.asarray(stage.rows.sum(axis=-1), np.float64), stage.active.sum(axis=-1)
+    alone = laws.op_s(what, expert_features(model, fmt, rows, active))  # [layers, parts, ranks]
+    if stage.slowest is not None:
+        alone = alone * stage.slowest[..., None]
+    expert = _ns(finish_s(alone, laws.cores))
+    work = np.zeros((len(program.op_kind), load.topology.num_ranks), np.int64)
+    op_tokens = np.zeros_like(work)
+    mine = np.flatnonzero(program.op_kind == OP_EXPERT)
+    layer, group = program.op_layer[mine], program.op_group[mine]
+    part, pieces = parts_of(schedule, load, program.op_micro[mine], group)
+    work[mine] = piece(expert[layer, part], group, pieces)
+    op_tokens[mine] = piece(stage.unit_rows[layer, part], group, pieces)
+    for op in np.flatnonzero(program.op_kind != OP_EXPERT).tolist():
+        tokens = load.rank_tokens[program.op_micro[op]]
+        op_tokens[op] = tokens
+        if program.op_kind[op] == OP_HEAD:
+            kind, features = HEAD, [head_features(model, count) for count in tokens.tolist()]
+        elif program.op_kind[op] == OP_DENSE:
+            layers = costing.layer_groups[int(program.op_layer[op])]
+            kind, features = (
+                DENSE,
+                [dense_features(model, layers, count, costing.context_tokens) for count in tokens.tolist()],
+            )
+        else:
+            raise InputError("schedule.pipeline.shared_overlap", True, "shared experts run with attention on these ranks",
+                             "set pipeline.shared_overlap=false")  # fmt: skip
+        work[op] = _ns(finish_s(laws.op_s(kind, np.array(features)), laws.cores))
+    for name, law in (("dense", DENSE), ("head", HEAD), ("expert", what)):
+        wrong = laws.relative_uncertainty[law]
+        costing.estimates[name] = Estimate(seconds=0.0, source=laws.source, bound="compute", relative_uncertainty=wrong)
+    return work, op_tokens
+
+
+def _exchanges(
+    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
+) -> tuple[Array, Array, Array]:
+    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks]."""
+    model, exchange = costing.costs.model, schedule.all_to_all
+    layer, group = program.ex_layer, program.ex_group
+    part, pieces = parts_of(schedule, load, program.ex_micro, group)
+    counted = load.expected or load
+    back = (program.ex_kind == OP_COMBINE)[:, None, None]
+    forth, receive = counted.sent[layer, part], counted.received[layer, part]
+    sent, came = np.where(back, receive, forth), np.where(back, forth, receive)
+    each = np.where(back, exchange.combine_bytes_per_value, exchange.dispatch_bytes_per_value) * model.expert_hidden
+    ex_tokens = piece(np.rint(sent).astype(np.int64), group, pieces)
+    ex_bytes = piece(np.rint(sent * each).astype(np.int64), group, pieces)
+    wire = (each + np.where(back, 0, HEADER_BYTES_PER_CHOICE * model.top_k)) / pieces
+    ports = np.maximum(sent, came) * wire
+    node = np.maximum(_of_node(sent[:, INTER], load), _of_node(came[:, INTER], load)) * wire[:, 0]
+    moved = (sent * wire).sum(axis=2)  # [exchanges, tiers]
+    # Both tiers are one exchange, or a stage for each.
+    together = (program.ex_mode == TOGETHER)[:, None]
+    total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
+    ex_ns = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64)
+    for kind, where in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
+        for tier in (INTER, INTRA):
+            found = laws.exchange_s(kind, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]
+            ex_ns[where, tier] = np.where(ports[where, tier] > 0, _ns(found), 0)
+    return ex_ns, ex_bytes, ex_tokens
+
+
+def _of_node(values: Array | FloatArray, load: StepLoad) -> FloatArray:
+    """Return [..., ranks]: for every rank the sum over its node's ranks."""
+    each = load.topology.ranks_per_node
+    of_node = np.asarray(values, np.float64).reshape(*values.shape[:-1], -1, each).sum(axis=-1)
+    return np.asarray(np.repeat(of_node, each, axis=-1))
+
+
+def _ns(seconds: FloatArray) -> Array:
+    return np.asarray(np.ceil(seconds * NS_PER_S), np.int64)
