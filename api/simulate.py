@@ -23,6 +23,7 @@ from ..specs.machines.profile import Profile
 from ..specs.memory import MemoryBreakdown
 from ..specs.models import ModelSpec
 from ..specs.schedules.offload import OffloadSchedule, apply_settings, parse_setting
+from .drafting import AcceptanceLike, drafting_of
 from .load import Recording
 from .requests import LengthsLike
 from .settings import SettingsLike, open_settings
@@ -88,6 +89,11 @@ class SimulationResult(Tabular):
             prediction_to_dict(self.prediction)
             | ({} if self.policy is None else {"policy": self.policy.to_dict()})
             | {"simulator": self.prediction.engine, "set_by_user": list(self.set_by_user)}
+            | (
+                {}
+                if self.subject.simulation.drafting is None
+                else {"drafting": self.subject.simulation.drafting.to_dict()}
+            )
             | self.subject.described
         )
 
@@ -114,6 +120,9 @@ def simulate(
     window: int | None = None,
     dense_bits: str | None = None,
     split: str | None = None,
+    draft_tokens: int | None = None,
+    acceptance: AcceptanceLike = None,
+    draft: str | os.PathLike[str] | None = None,
     simulator: str = "compiled",
     timeline: bool = False,
     seed: int = 0,
@@ -125,6 +134,8 @@ def simulate(
     name or a schedule; None: `mixtral-offloading` (`-code` where no guesses were recorded), or under an engine what it does of itself.
     lengths: requests that differ, or their file. settings: `{"cache.policy": "lfu"}`. policy: a file with rules of one's own,
     which is run; the schedule follows them.
+    draft_tokens: guesses that each decode step verifies, of which `acceptance` are accepted (a number, shares by position, or a file of
+    them), drafted by `draft`: "n-gram" (the default), "mtp", or a model of the same vocabulary.
     memory: the whole device budget, bytes or a text such as "6GiB"; reserve: what something else uses of it; of several cards each one's,
     or "22GiB,20GiB". split: how the model lies on several cards (`specs.card_split.read_split`); None: as the engine does of itself.
     context, ubatch, window: tokens that memory is kept for, prompt tokens per pass, forward passes to replay. simulator: "compiled",
@@ -139,7 +150,8 @@ def simulate(
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, lengths=lengths, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type,
-        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, split=split, settings=changes, seed=seed,
+        memory=memory, window=window, dense_bits=dense_bits, reserve=reserve, split=split,
+        drafting=drafting_of(model, draft_tokens, acceptance, draft), settings=changes, seed=seed,
     )  # fmt: skip
     chosen = subject.at_once(schedule) if isinstance(schedule, OffloadSchedule) else subject.start(schedule)
     own = None if policy is None else load_policy(policy)

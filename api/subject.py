@@ -20,6 +20,7 @@ from .requests import LengthsLike, planned_routing, requests_of, routing_of
 from .settings import SettingsLike, open_settings
 
 if TYPE_CHECKING:
+    from ..sim.offload.drafting.draft import Drafting
     from ..sim.offload.simulate import Simulation
     from ..specs.machines.engines import Engine
     from ..specs.machines.profile import Profile
@@ -79,8 +80,8 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
                  prompt_tokens: int | None = None, reply_tokens: int | None = None, lengths: LengthsLike = None,
                  context: int | None = None, concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16",
                  memory: int | str | None = None, window: int | None = None, dense_bits: str | None = None,
-                 reserve: int | str | None = None, split: str | None = None, settings: SettingsLike = None,
-                 seed: int = 0) -> Subject:  # fmt: skip
+                 reserve: int | str | None = None, split: str | None = None, drafting: Drafting | None = None,
+                 settings: SettingsLike = None, seed: int = 0) -> Subject:  # fmt: skip
     """Return what is asked about; raises InputError for options that contradict each other.
 
     Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
@@ -115,7 +116,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     if divided is not None:
         notes.append(f"cards: {'; '.join((divided.words, *taken))}")
     simulation = Simulation(
-        model=spec, profile=profile, trace=routed.recording, window_steps=window, split=divided, card_budgets=budgets,
+        model=spec, profile=profile, trace=routed.recording, window_steps=window, split=divided, card_budgets=budgets, drafting=drafting,
         memory_bytes=None if budgets else _budget(memory, reserve, profile),
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
         likewise=routed.spread,

@@ -18,6 +18,7 @@ from .options.conditions import ConditionedCommand
 from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
+    DraftOption,
     EngineOption,
     HardwareOption,
     JsonFlag,
@@ -97,6 +98,7 @@ def simulate(
     memory: MemoryOption = None,
     reserve: ReserveOption = None,
     split: SplitOption = None,
+    draft: DraftOption = None,
     window: WindowOption = None,
     simulator: Annotated[
         str, typer.Option("--simulator", help="What computes it: compiled, simpy, or both (compared).")
@@ -147,7 +149,8 @@ def simulate(
         model, hardware, trace=trace, schedule=schedule, settings=settings, policy=policy, engine=engine, quant=quant, lengths=listed,
         prompt_tokens=None if listed else prompt_tokens, reply_tokens=None if listed else reply_tokens,
         context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type, memory=memory,
-        reserve=reserve, split=split, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
+        reserve=reserve, split=split, draft_tokens=draft_tokens, acceptance=acceptance,
+        draft=draft, window=window, dense_bits=dense_bits, simulator=simulator, timeline=timeline is not None,
     )  # fmt: skip
     if timeline is not None:
         write_perfetto(timeline, found.subject.simulation, found.prediction)

@@ -18,7 +18,7 @@ from .card_split import TENSOR, CardSplit
 from .memory import DEVICE, MemoryBreakdown, MemoryItem, MemoryNeeds, break_down_memory
 
 _BY_LAYER = ("dense weights", "kv cache", "states", "resident experts")
-_OF_THE_HEAD = ("embeddings",)
+_OF_THE_HEAD = ("embeddings", "draft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

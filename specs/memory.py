@@ -139,6 +139,8 @@ class MemoryNeeds:
     """What the driver, libraries and allocator take (a profile's `runtime_bytes`)."""
     layout: str = PLAIN
     """How the engine lays memory out: one of `LAYOUTS`."""
+    draft_bytes: int = 0
+    """What drafting keeps on the device: a draft model or layer, with its keys and values."""
     uploads: bool = False
     """Passes of many tokens copy experts that lie in host memory to the device."""
 
@@ -236,6 +238,8 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[MemoryItem]:
         _buffers(needs),
         _experts("staging", needs.staging_experts, staging, needs.expert_format),
     ]
+    if needs.draft_bytes:
+        items.append(_item("draft", needs.draft_bytes, "what drafts, with its keys and values"))
     if on_host:
         also = " and tables of layers" if tables else ""
         note = f"the engine keeps it{also} in host memory, {outer}"

@@ -193,13 +193,24 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
     },
     "simulate": {
         **dict.fromkeys(
-            ("quant", "ubatch", "window", "split", "cached_tokens", "length_spread", "requests", "lengths", "policy"),
+            (
+                "quant",
+                "ubatch",
+                "window",
+                "split",
+                "draft",
+                "cached_tokens",
+                "length_spread",
+                "requests",
+                "lengths",
+                "policy",
+            ),
             (OFFLOAD,),
         ),
         **dict.fromkeys(
             ("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot"), (EXPERT_PARALLEL,)
         ),
-        **dict.fromkeys(("draft_tokens", "acceptance", "prefill_share"), (EXPERT_PARALLEL,)),
+        "prefill_share": (EXPERT_PARALLEL,),
     },
     "plan": {
         "objective": (OFFLOAD,),

@@ -171,6 +171,10 @@ SplitOption = Annotated[
         "Default: what the engine does of itself.",
     ),
 ]
+DraftOption = Annotated[
+    str | None,
+    typer.Option("--draft", help="What drafts: n-gram (default), mtp, or a model of the same vocabulary."),
+]
 KvOption = Annotated[
     str,
     typer.Option(

@@ -60,7 +60,7 @@ DraftTokensOption = Annotated[
     int | None,
     typer.Option(
         "--draft-tokens",
-        help="ep: tokens that the model's draft layer (MTP) drafts in a step for every sequence; beside --acceptance.",
+        help="Tokens drafted in a step for every sequence (ep: by the model's draft layer, MTP); beside --acceptance.",
         callback=between(1, MOST_DRAFTED, "drafted tokens"),
     ),
 ]
@@ -68,7 +68,7 @@ AcceptanceOption = Annotated[
     str | None,
     typer.Option(
         "--acceptance",
-        help="ep: how many drafts are accepted: the chance of each whose forerunners were right (0.85), or by position the shares "
+        help="How many drafts are accepted: the chance of each whose forerunners were right (0.85), or by position the shares "
         "that engines print (0.85,0.7,0.55), or a file with either.",
     ),
 ]

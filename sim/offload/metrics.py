@@ -228,7 +228,7 @@ def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
     """Return tokens per second over the steps of one phase, None when there are none."""
     mine = workload.step_phase == phase
     duration = int(steps[mine].sum())
-    return int(workload.step_tokens[mine].sum()) * NS_PER_S / duration if duration else None
+    return int(workload.yields[mine].sum()) * NS_PER_S / duration if duration else None
 
 
 def _spans_s(ends: Array, spans: Array) -> float | None:
@@ -266,4 +266,4 @@ def _time_share(outcome: Outcome, tables: CostTables, sources: CostSources, fact
 def counted_tokens(workload: Workload) -> int:
     """Return the tokens that a window's speed counts: those generated, or all where nothing is generated."""
     decode = workload.step_phase == 1
-    return int(workload.step_tokens[decode].sum() if decode.any() else workload.step_tokens.sum())
+    return int(workload.yields[decode].sum() if decode.any() else workload.yields.sum())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InputError, Internal
-from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.cost_model import CostModel, Estimate
 from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
 from ...specs.card_memory import CardMemory
 from ...specs.card_split import CardSplit
@@ -26,6 +26,7 @@ from ...traces.match import check_layers
 from ..policies.bundled import knows_future
 from ..policies.state import Array, needs_prices
 from .costs import CostTables
+from .drafting.draft import Drafting
 from .forecast import figures, least_tables, run_tables, usual_tables
 from .memory.device import DeviceMemory
 from .metrics import Metrics
@@ -76,6 +77,8 @@ class Simulation(DeviceMemory):
     """How the model lies on a machine of several cards."""
     card_budgets: tuple[int, ...] = ()
     """The budget of each of them; empty: `memory_bytes` each, or all they have."""
+    drafting: Drafting | None = None
+    """How decode steps are drafted; None: they are not."""
     likewise: tuple[RoutingTrace, ...] = ()
     """The same requests with routing that may as well be: intervals of predictions reach over theirs."""
     picked_steps: Array | None = None
@@ -100,6 +103,9 @@ class Simulation(DeviceMemory):
             rule = f"shorter than the longest request, {longest} tokens"
             raise InputError("context_tokens", self.context_tokens, rule, f"give at least {longest}")
         self._context = self.context_tokens or longest
+        if self.drafting is not None:
+            self.drafting.check(self.model)
+            self._context += self.drafting.length  # keys and values of guesses
 
     def over(self, trace: RoutingTrace, **changes: Any) -> Simulation:
         """Return a simulation of everything else over one recording alone, with fields changed by name."""
@@ -153,9 +159,19 @@ class Simulation(DeviceMemory):
                 reset_per_request=reset,
                 max_steps=self.window_steps,
                 with_next_use=with_next_use,
+                drafting=self.drafting,
+                guess=self._guess(),
             )
             self._workloads[key] = whole if self.picked_steps is None else picked(whole, self.picked_steps)
         return self._workloads[key]
+
+    def _guess(self) -> Estimate | None:
+        """Return what drafting one token takes, at half the context that is kept."""
+        if self.drafting is None:
+            return None
+        return self.drafting.guess(
+            self.costs, self.model, max(1, self._context // 2), lambda model: load_costs(self.profile.of_card(0), model)
+        )
 
     def given(self, schedule: OffloadSchedule) -> RunInput:
         """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""
@@ -350,6 +366,10 @@ class Simulation(DeviceMemory):
             found.append(
                 f"the host's memory holds {held} experts of {each} bytes, at first the most popular ones of those that do not stay on "
                 f"the device; the others of the {self.num_experts} are read from the disk when they are needed"
+            )
+        if self.drafting is not None:
+            found.append(
+                f"drafted: {self.drafting.words}; a rejected guess routes as another token of the replies does"
             )
         found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
         return tuple(found)

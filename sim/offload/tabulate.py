@@ -64,7 +64,8 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     inside_ns = host_ns["host_kernel"] if costs.host_shares_compute else 0
     classes, step_class = costs.remembered(("classes", id(workload)), lambda: (workload, _classes(workload)))[1]
     dense = costs.remembered(
-        ("dense", classes.tobytes(), costs.mode, shift), lambda: _dense_tables(costs, model, classes, shift)
+        ("dense", classes.tobytes(), costs.mode, shift, workload.guess),
+        lambda: _dense_tables(costs, model, classes, shift, workload.guess),
     )
     grouped = schedule.kernel.grouping == "grouped"
     # With several cards an expert's format says its card too: what it costs, and over which link it comes.
@@ -135,10 +136,11 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
 
 
 def _classes(workload: Workload) -> tuple[Array, Array]:
-    """Return ([num_classes, 3] tokens, context and requests of each kind of pass, [num_steps] the kind of each step)."""
-    # A prefill pass computes tokens of one request; a decode pass one token of each of its requests.
-    requests = np.where(workload.step_phase == 0, 1, workload.step_tokens)
-    kinds = np.stack([workload.step_tokens, workload.step_context, requests], 1)
+    """Return ([num_classes, 4] tokens, context, requests and guesses of each kind of pass, [num_steps] the kind of each step)."""
+    # A prefill pass computes tokens of one request; a decode pass one token of each of its requests, and the guesses that it verifies.
+    guesses = np.zeros_like(workload.step_tokens) if workload.step_drafted is None else workload.step_drafted
+    requests = np.where(workload.step_phase == 0, 1, workload.step_tokens - guesses)
+    kinds = np.stack([workload.step_tokens, workload.step_context, requests, guesses], 1)
     classes, step_class = np.unique(kinds, axis=0, return_inverse=True)
     return classes, step_class.astype(np.int64).ravel()
 
@@ -200,8 +202,10 @@ class _DenseTables:
     head: Estimate
 
 
-def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array, shift: int) -> _DenseTables:
-    """Return what everything but experts takes in each kind of pass.
+def _dense_tables(
+    costs: CostModel, model: ModelSpec, classes: Array, shift: int, guess: Estimate | None
+) -> _DenseTables:
+    """Return what everything but experts takes in each kind of pass; guess: what drafting a token takes, which the head's time includes.
 
     Layers without experts run before the MoE layer that follows them; those after the last one belong to the head.
     """
@@ -214,14 +218,15 @@ def _dense_tables(costs: CostModel, model: ModelSpec, classes: Array, shift: int
     dense_ns = np.zeros((len(classes), len(groups)), np.int64)
     head_ns, launch_ns = np.zeros(len(classes), np.int64), np.zeros((len(classes), 2), np.int64)
     dense = head = costs.head(1)
-    for row, (tokens, context, requests) in enumerate(classes.tolist()):
+    for row, (tokens, context, requests, guesses) in enumerate(classes.tolist()):
         for column, group in enumerate(groups):
             parts = [costs.dense_layer(layer, tokens, context, requests) for layer in group]
             dense = parts[-1]
             dense_ns[row, column] = sum(_at_least_one(part, shift) for part in parts)
             launch_ns[row, 0] += sum(int(part.launch_s * NS_PER_S) for part in parts)
-        head = costs.head(requests)  # logits are wanted of each request's last token only
-        ends = [head, *(costs.dense_layer(layer, tokens, context, requests) for layer in tail)]
+        head = costs.head(requests + guesses)  # logits are wanted of each request's last token only, and of guesses
+        drafts = [guess] * guesses if guess is not None else []
+        ends = [head, *drafts, *(costs.dense_layer(layer, tokens, context, requests) for layer in tail)]
         head_ns[row] = sum(_at_least_one(part, shift) for part in ends)
         launch_ns[row, 1] = sum(int(part.launch_s * NS_PER_S) for part in ends)
     return _DenseTables(dense_ns=dense_ns, head_ns=head_ns, launch_ns=launch_ns, dense=dense, head=head)

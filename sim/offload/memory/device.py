@@ -20,6 +20,7 @@ from ....specs.memory import PLAIN, MemoryBreakdown, MemoryNeeds, break_down_mem
 from ....specs.models import WeightFormat, weight_format
 from ....specs.schedules.offload import OffloadSchedule
 from ...policies.state import order_of_places
+from ..drafting.draft import Drafting
 from .host import HostMemory
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class DeviceMemory(HostMemory):
     dense_format: WeightFormat | None
     kv_bytes_per_value: float
     split: CardSplit | None
+    drafting: Drafting | None
     _context: int
     if TYPE_CHECKING:
 
@@ -113,6 +115,9 @@ class DeviceMemory(HostMemory):
             runtime_bytes=int(self.profile.device.runtime_bytes.value),
             layout=layout,
             uploads=uploads,
+            draft_bytes=0
+            if self.drafting is None
+            else self.drafting.held_bytes(self.model, self._context, self.kv_bytes_per_value),
         )
 
     @property

@@ -1,0 +1,1 @@
+"""Drafted tokens on one device: which passes verify them, and what drafting costs."""
