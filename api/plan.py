@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 from ..base.errors import InputError, UnknownName
@@ -17,6 +17,8 @@ from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
 from ..planner.parallel.case import Ask, ParallelRequest
+from ..planner.parallel.period.moves import WAYS
+from ..planner.parallel.period.study import WINDOW_STEPS, Asked
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
 from ..sim.policies.policy_file import PolicyFile, load_policy
@@ -79,6 +81,10 @@ def plan(
     factors: Mapping[str, str] | None = ...,
     seconds: float | None = ...,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = ...,
+    period: Sequence[str | os.PathLike[str] | Recording] | None = ...,
+    rebalance_every: int | None = ...,
+    count_window: int | None = ...,
+    moves: str | None = ...,
     settings: SettingsLike = ...,
     progress: Progress | None = ...,
 ) -> ParallelPlan: ...
@@ -103,6 +109,10 @@ def plan(
     reserve: int | str | None = None,
     window: int | None = None,
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording] | None = None,
+    period: Sequence[str | os.PathLike[str] | Recording] | None = None,
+    rebalance_every: int | None = None,
+    count_window: int | None = None,
+    moves: str | None = None,
     against: str | None = None,
     factors: Mapping[str, str] | None = None,
     seconds: float | None = None,
@@ -120,7 +130,9 @@ def plan(
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
     `simulate` takes them; window, forward passes to search on (2000 of a recording); policy, a file with rules of one's own,
     which is run, and whose rules are tried too. seconds: after so long the search begins no further candidate. For many:
-    target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; against, the preset that the
+    target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; period, recordings
+    or loads that are served one after the other, over which never, once and every `rebalance_every` steps are compared, placed from the
+    counts of the last `count_window` steps, moved as `moves` says ("at-once", "layer-by-layer", "background"); against, the preset that the
     headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`).
 
     Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
@@ -143,8 +155,15 @@ def plan(
         if against is not None and against not in EP_PRESETS:
             raise UnknownName("--against", against, EP_PRESETS)
         ask = Ask(target=target, against=against, factors=factors or {}, seconds=seconds)
-        return _parallel(model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, progress=progress)
+        served = _period(period, rebalance_every, count_window, moves)
+        return _parallel(
+            model, hardware, trace, request, asked, ask, evaluate_on or {}, changes, period=served, progress=progress
+        )
     many = {
+        "--period": None if not period else "(given)",
+        "--rebalance-every": rebalance_every,
+        "--count-window": count_window,
+        "--moves": moves,
         "--evaluate-on": None if evaluate_on is None else sorted(evaluate_on),
         "--against": against,
         "--factor": factors,
@@ -178,6 +197,27 @@ def plan(
         own = load_policy(policy)
         subject.simulation.own_rules = tuple(own.settings().items())
     return _offload(subject, request, target, changes, own, progress)
+
+
+def _period(
+    recordings: Sequence[str | os.PathLike[str] | Recording] | None,
+    every: int | None,
+    window: int | None,
+    moves: str | None,
+) -> Asked | None:
+    """Return what is asked of a served period; None where none is given. Raises InputError or UnknownName."""
+    if not recordings:
+        for name, value in (("--rebalance-every", every), ("--count-window", window), ("--moves", moves)):
+            if value is not None:
+                raise InputError(name, value, "no period is given over which experts could move", "add --period")
+        return None
+    for name, count in (("--rebalance-every", every), ("--count-window", window)):
+        if count is not None and count < 1:
+            raise InputError(name, count, "below one", "give a positive count of steps")
+    if moves is not None and moves not in WAYS:
+        raise UnknownName("--moves", moves, WAYS)
+    return Asked(recordings=tuple(as_recording(one) for one in recordings), every_steps=every,
+                 window_steps=WINDOW_STEPS if window is None else window, way=moves)  # fmt: skip
 
 
 def _engine_of(target: str | None, engine: str | None) -> str | None:
@@ -236,6 +276,7 @@ def _parallel(
     evaluate_on: Mapping[str, str | os.PathLike[str] | Recording],
     changes: Settings,
     *,
+    period: Asked | None,
     progress: Progress | None,
 ) -> ParallelPlan:
     spec, profile = changes.changed_model(as_model(model)), changes.changed_machine(as_cluster_machine(hardware))
@@ -256,7 +297,7 @@ def _parallel(
         engine = mine if mine in serving_engines(profile) else None
     found = make_ep_plan(
         spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
-        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask,
+        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask, period=period,
     )  # fmt: skip
     return dataclasses.replace(found, set_by_user=tuple(changes.made))
 

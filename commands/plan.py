@@ -46,12 +46,16 @@ from .options.parallel import (
     REQUEST_OPTIONS,
     AcceptanceOption,
     AgainstOption,
+    CountWindowOption,
     DraftTokensOption,
     FactorOption,
+    MovesOption,
     NodesOption,
+    PeriodOption,
     PhaseOption,
     PrefillShareOption,
     RanksOption,
+    RebalanceEveryOption,
     RedundantOption,
     SecondsOption,
     TokensPerRankOption,
@@ -177,6 +181,10 @@ def plan(
         list[str] | None,
         typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
     ] = None,
+    period: PeriodOption = None,
+    rebalance_every: RebalanceEveryOption = None,
+    count_window: CountWindowOption = None,
+    moves: MovesOption = None,
     report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
     timeline: Annotated[
         Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
@@ -207,7 +215,8 @@ def plan(
             "--lengths": lengths,
             "--policy": policy,
         }
-        | {f"--evaluate-on {path}": path for path in evaluate_on or ()},
+        | {f"--evaluate-on {path}": path for path in evaluate_on or ()}
+        | {f"--period {path}": path for path in period or ()},
     )
     changes = open_settings(settings)
     changes.refuse_repeated(
@@ -219,11 +228,11 @@ def plan(
     given: dict[str, Any] = {"trace": trace, "memory": memory, "dense_bits": dense_bits, "settings": changes, "policy": policy,
                              "progress": reporter("plan")}  # fmt: skip
     if check_mode(mode):
-        moves: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
+        tries: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
         many = parallel_request(
             phase, ",".join(formats), num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant,
             tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
-            **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **moves,
+            **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **tries,
             **latency_of(ctx),
         )  # fmt: skip
         _check_moves(search_moves, trace)
@@ -232,6 +241,10 @@ def plan(
             hardware,
             request=many,
             evaluate_on={name: name for name in evaluate_on or ()},
+            period=period,
+            rebalance_every=rebalance_every,
+            count_window=count_window,
+            moves=moves,
             engine=engine,
             reserve=reserve,
             target=target,

@@ -21,7 +21,7 @@ def reproduce(
     paper: Annotated[
         str,
         typer.Argument(
-            help="deepep, engines, eps-moe, grace-moe, lookahead, mixtral-offloading, pre-gated, or field (public reports)."
+            help="deepep, engines, eps-moe, grace-moe, lookahead, mixtral-offloading, pre-gated, rebalancing, or field (public reports)."
         ),
     ],
     hardware: Annotated[

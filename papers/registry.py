@@ -21,6 +21,7 @@ _PAPERS: Mapping[str, str] = {
     "lookahead": "lookahead.reproduce_lookahead",
     "mixtral-offloading": "mixtral_offloading.reproduce_mixtral_offloading",
     "pre-gated": "pre_gated.reproduce_pre_gated",
+    "rebalancing": "rebalancing.reproduce_rebalancing",
 }
 PAPERS = tuple(sorted(_PAPERS))
 """Names of the papers."""

@@ -44,6 +44,11 @@ LEAST_MEMORY = Condition(
     rule="only --objective least_memory has a floor",
     remedy="leave it out, or add --objective least_memory",
 )
+A_PERIOD = Condition(
+    holds=lambda given: bool(given["period"]),
+    rule="no period is given over which experts could move",
+    remedy="leave it out, or add --period",
+)
 NO_TARGET = Condition(
     holds=lambda given: given["target"] is None,
     rule="every setting of an engine is run to the end anyway",
@@ -238,6 +243,8 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         **dict.fromkeys(("draft_tokens", "acceptance", "prefill_share"), (EXPERT_PARALLEL,)),
         "search_moves": (EXPERT_PARALLEL,),
         "evaluate_on": (EXPERT_PARALLEL,),
+        "period": (EXPERT_PARALLEL,),
+        **dict.fromkeys(("rebalance_every", "count_window", "moves"), (EXPERT_PARALLEL, A_PERIOD)),
     },
     "calibrate": {
         "device": (MEASURING,),

@@ -91,6 +91,37 @@ EpTpotOption = Annotated[
         help="ep: most that each further token may take, e.g. 50ms; says the largest batch that keeps it.",
     ),
 ]
+PeriodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--period",
+        help="ep: recording or loads that are served after --trace, in order: does rebalancing pay (never, once from --trace, every few "
+        "steps)? Repeatable.",
+    ),
+]
+RebalanceEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--rebalance-every",
+        help="ep, beside --period: steps between rearrangements; default: 1000, 3000 and 10000, as engines come with them.",
+        callback=between(1, SLOTS, "steps"),
+    ),
+]
+CountWindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--count-window",
+        help="ep, beside --period: last steps whose counts a placement is made from; default: 1000.",
+        callback=between(1, SLOTS, "steps"),
+    ),
+]
+MovesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--moves",
+        help="ep, beside --period: how experts move: at-once, layer-by-layer or background; default: all three are compared.",
+    ),
+]
 AgainstOption = Annotated[
     str | None,
     typer.Option(

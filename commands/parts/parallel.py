@@ -139,8 +139,26 @@ def print_parallel_answer(document: Mapping[str, Any]) -> None:
     )
     _print_latency(document)
     _line("batch", _batch(document, document["largest_tokens_per_rank"], ranks))
+    _print_period(document["period"])
     if document["num_skipped"]:
         _line("stopped", f"time was up: {document['num_skipped']} candidates were left out")
+
+
+def _print_period(period: Mapping[str, Any] | None) -> None:
+    """Print whether rebalancing pays over a served period, policy by policy."""
+    if period is None:
+        return
+    typer.echo(
+        f"rebalancing over {period['num_steps']:,} steps in {period['num_windows']} windows ({period['schedule']}):"
+    )
+    rows = [
+        (one["words"], numbers.seconds(one["whole_s"]), f"{-one['change_fraction']:+.1%} ± {one['uncertainty_fraction']:.1%}",
+         f"{one['max_over_mean_load']:.3f}", str(one["num_rearrangements"]), numbers.seconds(one["stalled_s"]),
+         numbers.seconds(one["longest_pause_s"]), numbers.seconds(one["counting_s"]))
+        for one in period["policies"]
+    ]  # fmt: skip
+    print_table(("policy", "takes", "saved", "fullest/mean", "moves", "stalled", "longest pause", "counting"), rows)
+    _line("verdict", period["words"])
 
 
 def _batch(document: Mapping[str, Any], most: int, ranks: int) -> str:

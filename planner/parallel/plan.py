@@ -52,6 +52,8 @@ from .latency import Latency, latency
 from .links import link_tokens
 from .maps import placement_to_dict, plan_maps
 from .migration import Migration, migration
+from .period.study import Asked, PeriodStudy, period_study
+from .period.windows import windows_of
 from .rivals import ablation, baselines, staleness, with_copies
 from .search import EpProgress, EpSearch, Scored, describe
 
@@ -110,6 +112,8 @@ class ParallelPlan(Tabular):
     rank_rows: dict[str, list[list[int]]]
     """Rows of each rank in each layer in the first reported step, before and after."""
     search: EpSearch = field(repr=False)
+    period: PeriodStudy | None = None
+    """Whether rebalancing pays over a served period, where one was given."""
     set_by_user: tuple[dict[str, Any], ...] = ()
     """What settings have changed, each with what stood there before."""
 
@@ -138,16 +142,22 @@ def make_ep_plan(
     progress: EpProgress | None = None,
     engine: str | None = None,
     ask: Ask | None = None,
+    period: Asked | None = None,
 ) -> ParallelPlan:
     """Return the plan for a recording on `request.num_nodes` servers of `profile`.
 
     ask: what else is asked of the search. engine: whose measured kernels the plan is predicted with, on machines that have some;
-    None: the usual one's. others: further recordings, by name, on which the finished plan is evaluated.
+    None: the usual one's. others: further recordings, by name, on which the finished plan is evaluated. period: what is served
+    afterwards, over which policies of rebalancing are compared under the plan's schedule.
 
     Raises InputError where recording, model, ranks and engine do not belong together, DoesNotFit where no schedule fits,
     MissingCalibration where the profile lacks a tier.
     """
     began = time.monotonic()
+    if period is not None:
+        windows_of(
+            model, period.recordings, request, period.window_steps
+        )  # what is wrong with it is said before the search
     request, ask = request.of_model(model), ask or Ask()
     on_cores = ask.runs is None and profile.device.kind == "cpu"
     if on_cores:
@@ -185,6 +195,7 @@ def make_ep_plan(
     memory, most = search.memory(chosen)
     waits = latency(search, recording, request, chosen, best.step_s, most)
     waits.check(request, describe(chosen))
+    study = None if period is None else period_study(search, chosen, recording, request, period, copies)
     bound = _lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
     return ParallelPlan(
@@ -195,7 +206,7 @@ def make_ep_plan(
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, latency=waits, target=ask.target,
         verdict=ep_verdict(best, plain, beside, moved), assumptions=_assumptions(search, evidence, base, chosen),
-        provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search,
+        provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search, period=study,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
     )  # fmt: skip
@@ -393,6 +404,7 @@ def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
         "baselines": [_rival(each) for each in plan.baselines],
         "references": [_rival(each) for each in plan.references],
         "baselines_left_out": plan.left_out, "ablation": list(plan.ablation), "migration": plan.migration.to_dict(),
+        "period": None if plan.period is None else plan.period.to_dict(),
         "headline": plan.headline.to_dict(), "factors": plan.factors.to_dict(), "target": plan.target,
         "memory": plan.memory.to_dict(), "memory_budget_bytes": plan.search.simulation.budget_bytes,
         "largest_tokens_per_rank": plan.largest_tokens_per_rank, "latency": plan.latency.to_dict(),

@@ -113,6 +113,7 @@ VALUES: dict[str, Any] = {
     "ttft": "2s", "tpot": "50ms", "draft_tokens": "1", "acceptance": "0.85", "prefill_share": "0.5",
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
     "search_moves": "70", "against": "tbo", "factor": "replicas=2", "seconds": "60",
+    "period": "loads.safetensors", "rebalance_every": "3", "count_window": "2", "moves": "at-once",
     "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
 }  # fmt: skip
 
@@ -324,6 +325,10 @@ COUNTS = {
         "tpot",
         "search_moves",
         "evaluate_on",
+        "period",
+        "rebalance_every",
+        "count_window",
+        "moves",
     },
 }
 COUNTS["ep, counts"], COUNTS["requests"] = COUNTS["ep"], COUNTS["offload"]
@@ -378,10 +383,19 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
         offload(simulation, (request, engine))
 
     def parallel(
-        model: Any, profile: Any, recording: Any, request: Any, *, others: Any, engine: Any, ask: Any, **more: Any
+        model: Any,
+        profile: Any,
+        recording: Any,
+        request: Any,
+        *,
+        others: Any,
+        engine: Any,
+        ask: Any,
+        period: Any,
+        **more: Any,
     ) -> None:
         counted = getattr(recording, "experts", getattr(recording, "counts", None))
-        raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine, ask)
+        raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine, ask, period)
 
     monkeypatch.setattr(asks, "make_plan", offload)
     monkeypatch.setattr(asks, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more))

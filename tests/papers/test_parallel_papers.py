@@ -50,6 +50,7 @@ def test_an_unknown_paper_is_named():
         "lookahead",
         "mixtral-offloading",
         "pre-gated",
+        "rebalancing",
     ]
     with pytest.raises(UnknownName, match="eps-moe"):
         reproduce("eps")
