@@ -124,7 +124,7 @@ class _Ray:
                 self._ray.init(address=where, log_to_driver=False, logging_level="error", configure_logging=False)
             except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
                 rule = f"no Ray cluster answers there ({one_line(error, 200)})"
-                raise InputError(_FIELD, where, rule, "ray start --head starts one") from None
+                raise InputError(_FIELD, where, rule, "start one with ray start, as its head") from None
         self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._make = self._ray.remote(max_retries=0)(answer_there)
 

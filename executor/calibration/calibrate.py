@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,8 +32,10 @@ from ...specs.machines.profile import profile_to_json
 from ...specs.models import ModelSpec, weight_format
 from ..running.execute import silent
 from .host_overheads import measure_host
-from .rank_runs import RankExtent, measure_ranks
 from .run_samples import measure_runs
+
+if TYPE_CHECKING:
+    from .rank_runs import RankExtent
 
 _QUICK_SECONDS = 20.0
 # Of the time a calibration may take, each number of ranks gets so much; starting their processes comes on top.
@@ -124,6 +126,8 @@ def calibrate_device(
     finally:
         opened.close()
     if ranks is not None:
+        from .rank_runs import measure_ranks  # simulates, which a machine that only measures may be unable to
+
         steps, notes = measure_ranks(ranks, formats, models, progress)
         found = dataclasses.replace(found, samples=(*found.samples, *steps), warnings=(*found.warnings, *notes))
     done = write_calibration(found, out, samples_out)

@@ -280,7 +280,7 @@ class Rank:
         """Run every step once."""
         for number in range(len(self.job.steps)):
             step = StepRun(self, number)
-            dist.barrier()
+            meet(f"step {number}")
             began = _CLOCK()
             with torch.inference_mode():
                 step.run()
@@ -297,6 +297,14 @@ class Rank:
         aside = folder / f"rank-{self.rank}.tmp.npz"
         np.savez(aside, **self._found, **spans)  # type: ignore[arg-type]
         aside.rename(folder / f"rank-{self.rank}.npz")
+
+
+def meet(before: str) -> None:
+    """Return when all ranks are here; raises RuntimeError, naming what was to come, where one does not come."""
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        raise RuntimeError(f"waiting for all ranks before {before}: {str(error).splitlines()[0]}") from None
 
 
 def check_same_job(folder: Path, rank: int, ranks: int) -> None:
@@ -331,7 +339,7 @@ def main(folder: Path, rank: int) -> None:
             (folder / ROUNDS).write_text(str(repeat + 1))
     for one, place in zip(mine, folders, strict=True):
         one.write(place)
-    dist.barrier()  # nobody closes its connections while another one still talks
+    meet("the end")  # nobody closes its connections while another one still talks
     dist.destroy_process_group()
 
 

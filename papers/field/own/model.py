@@ -37,9 +37,11 @@ def model_of_line(line: BenchLine, asked: ModelSpec | None) -> tuple[ModelSpec |
         other = _other_than(line, asked)
         return (asked, None) if other is None else (None, other)
     if line.architecture is not None and line.model_parameters is not None:
-        fitting = [model for model in _bundled() if _other_than(line, model) is None]
+        # Parameters alone say too little: many models have about as many.
+        families = _families(line)
+        fitting = [model for model in _bundled() if model.family in families and _other_than(line, model) is None]
         nearest = sorted(fitting, key=lambda model: abs(model.total_parameters - (line.model_parameters or 0)))
-        if nearest and _known_architecture(line):
+        if nearest:
             return nearest[0], None
     elif line.model is not None:
         named = _by_name(line.model)
@@ -48,15 +50,15 @@ def model_of_line(line: BenchLine, asked: ModelSpec | None) -> tuple[ModelSpec |
     return None, f"of {str(line.model)[:60]}, and no bundled model is that for certain: name one with --model"
 
 
-def _known_architecture(line: BenchLine) -> bool:
-    return line.architecture in FAMILIES or line.architecture in _MORE_FAMILIES
+def _families(line: BenchLine) -> set[str]:
+    """Return the families that a line's architecture stands for, none where it is not known."""
+    architecture = line.architecture or ""
+    return ({FAMILIES[architecture]} if architecture in FAMILIES else set()) | set(_MORE_FAMILIES.get(architecture, ()))
 
 
 def _other_than(line: BenchLine, model: ModelSpec) -> str | None:
     """Return why a line cannot be of `model`, None where it can."""
-    architecture = line.architecture or ""
-    families = {FAMILIES[architecture]} if architecture in FAMILIES else set()
-    families |= set(_MORE_FAMILIES.get(architecture, ()))
+    families = _families(line)
     known = {*FAMILIES.values(), *(name for names in _MORE_FAMILIES.values() for name in names)}
     if families and model.family in known and model.family not in families:
         return f"of {str(line.model)[:60]}, not {model.name}"

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from emit_plans import ROWS, SCHEDULE, SMALL, complaint, emitted, ep_plan, offload_plan
 from house import ROOT
-from moeplan.planner.emit.families import ARCHITECTURES, DRAFTED
+from moeplan.planner.emit.families import ARCHITECTURES
 from moeplan.planner.emit.flags import OneOf
 from moeplan.planner.emit.names import ENGINES
 from moeplan.planner.emit.table import DEPRECATED, PENDING, RELEASED, STANDINGS, flags_of
 from moeplan.planner.emit.targets import OFFLOAD_TARGETS, PARALLEL_TARGETS, TARGETS, render, validate
+from moeplan.specs.drafting import DRAFTED
 from moeplan.specs.models import ModelSpec
 from moeplan.specs.models.config.families import FAMILIES as FAMILIES_READ
 from moeplan.specs.models.load import load_model
