@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 import simpy
 
-from .compiled_rows import kernel_work
+from .compiled.rows import kernel_work
 from ..timeline import COMPUTE, CPU, D2H, DISK, H2D, HOST
 from .costs import HOST_COSTS, CostTables
 from .simpy_work import Back, Launch, Read

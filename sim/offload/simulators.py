@@ -39,8 +39,8 @@ from ..timeline import (
     canonical,
     plain_rows,
 )  # fmt: skip
-from .compiled import run_overlapped
-from .compiled_serial import run_serial
+from .compiled.overlapped import run_overlapped
+from .compiled.serial import run_serial
 from .costs import CostTables
 from .run_records import ABANDONED, CLOCK, DEADLOCK, QUEUE_FULL, Run, make_run
 from .workload import Workload, picked

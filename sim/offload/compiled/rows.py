@@ -5,11 +5,11 @@ Modelled: rows are counted also where there is no room for them. Ignored: when a
 
 from __future__ import annotations
 
-from ...base.jit import jit_inline, jit_inner, jit_lean
-from ...base.records import Array
-from ..policies.state import Decision, PolicyConfig
-from ..timeline import COMPUTE, HOST, OP_EXPERT, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_SUBMIT
-from .costs import CostTables
+from ....base.jit import jit_inline, jit_inner, jit_lean
+from ....base.records import Array
+from ...policies.state import Decision, PolicyConfig
+from ...timeline import COMPUTE, HOST, OP_EXPERT, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_SUBMIT
+from ..costs import CostTables
 
 
 @jit_inner

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...base.jit import jit_inline
-from ..policies.state import DEMAND, Decision, PolicyConfig
-from ..timeline import H2D
-from .compiled_queues import find_guess, place_behind
-from .costs import CostTables
-from .run_records import NEVER, Run
+from ....base.jit import jit_inline
+from ...policies.state import DEMAND, Decision, PolicyConfig
+from ...timeline import H2D
+from .queues import find_guess, place_behind
+from ..costs import CostTables
+from ..run_records import NEVER, Run
 
 if TYPE_CHECKING:
-    from ..policies.steps import Steps
+    from ...policies.steps import Steps
 
 
 @jit_inline

@@ -6,9 +6,9 @@ first served. Ignored: growth: a queue that outgrows its room stops the run, whi
 
 from __future__ import annotations
 
-from ...base.jit import jit_inline, jit_inner
-from ...base.records import Array
-from .run_records import Queue
+from ....base.jit import jit_inline, jit_inner
+from ....base.records import Array
+from ..run_records import Queue
 
 
 @jit_inner

@@ -5,18 +5,18 @@ transfer (or chunk) at a time, a device→host engine and a disk in order, the h
 host whose operations precede what they submit. While several lanes are busy each may run slower: an activity has whole
 work left and a rate that changes when its companions do. At one instant, completions come first (`completions`), then the
 host's program, then submissions (`submissions`), then one arbitration (`starts`). Ignored: what the decisions are; they are
-made by `policies.offload.decide_layer_step`, as in the model. (`compiled_serial` has the schedules in which nothing overlaps.)
+made by `policies.offload.decide_layer_step`, as in the model. (`serial` has the schedules in which nothing overlaps.)
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...base.jit import jit_inline, jit_lean
-from ...base.records import Array
-from ..policies.offload import begin_step, cancel_prefetch, decide_layer_step
-from ..policies.state import Decision, PolicyConfig, PolicyState
-from ..timeline import (
+from ....base.jit import jit_inline, jit_lean
+from ....base.records import Array
+from ...policies.offload import begin_step, cancel_prefetch, decide_layer_step
+from ...policies.state import Decision, PolicyConfig, PolicyState
+from ...timeline import (
     COMPUTE,
     CPU,
     D2H,
@@ -30,15 +30,15 @@ from ..timeline import (
     OP_HOST_STEP,
     RATE_ONE,
 )
-from .compiled_rows import kernel_work, write_host_row, write_host_rows
+from .rows import kernel_work, write_host_row, write_host_rows
 from .completions import complete
-from .costs import CostTables
-from .run_records import ABANDONED, NEVER, QUEUE_FULL, Run
+from ..costs import CostTables
+from ..run_records import ABANDONED, NEVER, QUEUE_FULL, Run
 from .starts import arbitrate
 from .submissions import submit_due
 
 if TYPE_CHECKING:
-    from ..policies.steps import Steps
+    from ...policies.steps import Steps
 
 
 @jit_lean

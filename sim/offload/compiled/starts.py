@@ -5,12 +5,12 @@ Modelled: each idle lane takes its first request, if that may start. Ignored: ho
 
 from __future__ import annotations
 
-from ...base.jit import jit_inline
-from ...base.records import Array
-from ..policies.state import DEMAND, NONE, PREFETCH, Decision, PolicyConfig
-from ..timeline import COMPUTE, CPU, D2H, DISK, H2D, OP_EXPERT, RATE_ONE
-from .costs import CostTables
-from .run_records import NEVER, Queue, Run
+from ....base.jit import jit_inline
+from ....base.records import Array
+from ...policies.state import DEMAND, NONE, PREFETCH, Decision, PolicyConfig
+from ...timeline import COMPUTE, CPU, D2H, DISK, H2D, OP_EXPERT, RATE_ONE
+from ..costs import CostTables
+from ..run_records import NEVER, Queue, Run
 
 
 @jit_inline

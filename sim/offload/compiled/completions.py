@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...base.jit import jit_inline
-from ..policies.state import DEMAND, Decision, PolicyConfig
-from ..timeline import (
+from ....base.jit import jit_inline
+from ...policies.state import DEMAND, Decision, PolicyConfig
+from ...timeline import (
     COMPUTE,
     CPU,
     D2H,
@@ -24,13 +24,13 @@ from ..timeline import (
     OP_EXPERT,
     OP_PREFETCH,
 )
-from .compiled_queues import place_before, settle_demand, settle_guess
-from .compiled_rows import write_copy_row, write_kernel_row, write_row
-from .costs import CostTables
-from .run_records import NEVER, QUEUE_FULL, Run
+from .queues import place_before, settle_demand, settle_guess
+from .rows import write_copy_row, write_kernel_row, write_row
+from ..costs import CostTables
+from ..run_records import NEVER, QUEUE_FULL, Run
 
 if TYPE_CHECKING:
-    from ..policies.steps import Steps
+    from ...policies.steps import Steps
 
 
 @jit_inline

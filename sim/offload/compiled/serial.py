@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...base.jit import jit_inline, jit_inner, jit_lean
-from ..policies.offload import begin_step, decide_layer_step
-from ..policies.state import DEMAND, Decision, PolicyConfig, PolicyState
-from ..timeline import (
+from ....base.jit import jit_inline, jit_inner, jit_lean
+from ...policies.offload import begin_step, decide_layer_step
+from ...policies.state import DEMAND, Decision, PolicyConfig, PolicyState
+from ...timeline import (
     COMPUTE,
     D2H,
     H2D,
@@ -23,12 +23,12 @@ from ..timeline import (
     OP_HOST_STEP,
     OP_PREFETCH,
 )
-from .compiled_rows import kernel_work, write_host_row, write_host_rows, write_kernel_row, write_row
-from .costs import CostTables
-from .run_records import ABANDONED, Run
+from .rows import kernel_work, write_host_row, write_host_rows, write_kernel_row, write_row
+from ..costs import CostTables
+from ..run_records import ABANDONED, Run
 
 if TYPE_CHECKING:
-    from ..policies.steps import Steps
+    from ...policies.steps import Steps
 
 
 @jit_lean

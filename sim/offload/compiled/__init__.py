@@ -1,0 +1,1 @@
+"""The compiled simulator of the offload model, cut along its numbered phases."""
