@@ -250,6 +250,45 @@ def _imported(tool: str, path: Path | None, hardware: str | None, output: Path, 
     return import_profile(tool, text, load_hardware(hardware), output, samples)
 
 
+BaselinesOption = Annotated[
+    int,
+    typer.Option("--baselines", help="Rivals of a plan to run beside it.", callback=between(0, 1000, "schedules")),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        help="Forward passes of a plan to run; default: 64, or what ends in time.",
+        callback=between(1, PASSES, "forward passes"),
+    ),
+]
+RunSecondsOption = Annotated[
+    float,
+    typer.Option(
+        "--seconds",
+        help="About how long the runs of a plan may take, in seconds, unless --steps is given.",
+        callback=between(1.0, WEEK_S, "seconds"),
+    ),
+]
+MeasuredElsewhereOption = Annotated[
+    tuple[str, Path] | None,
+    typer.Option(
+        "--from",
+        help="Set speeds that were measured elsewhere beside their predictions, and run nothing: llama-bench or "
+        "vllm-bench, and a file.",
+        metavar="TOOL FILE",
+    ),
+]
+MinCoverageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--min-coverage",
+        help="End with status 1 where intervals hold a smaller share of all that was measured, e.g. 80%; what is not predicted is "
+        "not held.",
+    ),
+]
+
+
 def validate(
     plan_path: Annotated[
         Path | None, typer.Argument(help="plan.json, as moeplan plan writes it.", metavar="[PLAN]")
@@ -260,26 +299,9 @@ def validate(
     ] = None,
     device: DeviceOption = "cpu",
     trace: OptionalTraceOption = None,
-    baselines: Annotated[
-        int,
-        typer.Option("--baselines", help="Rivals of a plan to run beside it.", callback=between(0, 1000, "schedules")),
-    ] = 2,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            help="Forward passes of a plan to run; default: 64, or what ends in time.",
-            callback=between(1, PASSES, "forward passes"),
-        ),
-    ] = None,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            "--seconds",
-            help="About how long the runs of a plan may take, in seconds, unless --steps is given.",
-            callback=between(1.0, WEEK_S, "seconds"),
-        ),
-    ] = 120.0,
+    baselines: BaselinesOption = 2,
+    steps: StepsOption = None,
+    seconds: RunSecondsOption = 120.0,
     memory: Annotated[
         str | None, typer.Option("--memory", help="Memory that a plan's runs may take; default: most of what is free.")
     ] = None,
@@ -294,15 +316,7 @@ def validate(
             help="Change a constant of --profile, e.g. machine.host.per_layer_s=50us, in its own units. Repeatable.",
         ),
     ] = None,
-    tables: Annotated[
-        tuple[str, Path] | None,
-        typer.Option(
-            "--from",
-            help="Set speeds that were measured elsewhere beside their predictions, and run nothing: llama-bench or "
-            "vllm-bench, and a file.",
-            metavar="TOOL FILE",
-        ),
-    ] = None,
+    tables: MeasuredElsewhereOption = None,
     hardware: Annotated[
         str | None, typer.Option("--hardware", help="with --from: the machine that the speeds were measured on.")
     ] = None,
@@ -319,14 +333,7 @@ def validate(
         str | None,
         typer.Option("--fail-over", help="End with status 1 where the median error is over this share, e.g. 10%."),
     ] = None,
-    min_coverage: Annotated[
-        str | None,
-        typer.Option(
-            "--min-coverage",
-            help="End with status 1 where intervals hold a smaller share of all that was measured, e.g. 80%; what is not predicted is "
-            "not held.",
-        ),
-    ] = None,
+    min_coverage: MinCoverageOption = None,
     policy: PolicyOption = None,
     checkpoint: CheckpointOption = None,
     prompt_file: PromptFilesOption = None,

@@ -129,6 +129,27 @@ SettingsOption = Annotated[
         "(model.top_k=4) or the request (request.concurrency=8). Repeatable.",
     ),
 ]
+ExhaustiveOption = Annotated[
+    bool,
+    typer.Option(
+        "--exhaustive", help="offload: let no candidate be eliminated by racing early; takes several times as long."
+    ),
+]
+EvaluateOnOption = Annotated[
+    list[str] | None,
+    typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
+]
+TimelineOption = Annotated[
+    Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
+]
+DenseBitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dense-bits",
+        help="Weight format of everything but routed experts (native: as the checkpoint's attention); else the checkpoint's, "
+        "16 at most (ep with --bits: the experts', from 8 bits on).",
+    ),
+]
 
 
 def plan(
@@ -158,12 +179,7 @@ def plan(
     ubatch: UbatchOption = None,
     kv_type: KvOption = "f16",
     reserve: ReserveOption = None,
-    exhaustive: Annotated[
-        bool,
-        typer.Option(
-            "--exhaustive", help="offload: let no candidate be eliminated by racing early; takes several times as long."
-        ),
-    ] = False,
+    exhaustive: ExhaustiveOption = False,
     window: WindowOption = 2000,
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
@@ -177,26 +193,14 @@ def plan(
     acceptance: AcceptanceOption = None,
     prefill_share: PrefillShareOption = None,
     search_moves: SearchMovesOption = None,
-    evaluate_on: Annotated[
-        list[str] | None,
-        typer.Option("--evaluate-on", help="ep: another recording, to see how the plan fares there. Repeatable."),
-    ] = None,
+    evaluate_on: EvaluateOnOption = None,
     period: PeriodOption = None,
     rebalance_every: RebalanceEveryOption = None,
     count_window: CountWindowOption = None,
     moves: MovesOption = None,
     report: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
-    timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="Also write the best schedule's Perfetto timeline.")
-    ] = None,
-    dense_bits: Annotated[
-        str | None,
-        typer.Option(
-            "--dense-bits",
-            help="Weight format of everything but routed experts (native: as the checkpoint's attention); else the checkpoint's, "
-            "16 at most (ep with --bits: the experts', from 8 bits on).",
-        ),
-    ] = None,
+    timeline: TimelineOption = None,
+    dense_bits: DenseBitsOption = None,
     settings: SettingsOption = None,
     policy: PolicyOption = None,
     as_json: JsonFlag = False,
