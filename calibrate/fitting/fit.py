@@ -20,16 +20,7 @@ from ..samples import SampleSet, merge
 from .fit_runs import fit_runs
 from .fitter import Fitter, TableFit
 
-_FLAGGED_RATIO = 2.5
-_MIN_POINTS_TO_FLAG = 6
-_LEAST = 1e-9
-# Where experts are too small for their bytes to matter, the fit cannot tell their bandwidth, and may say anything.
-_LEAST_SHARE = 1e-3
-_CPU_RUNTIME_BYTES = 0.0
 _HOST_PARTS = ("step", "layer", "kernel", "transfer")
-# What a layer step that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
-# from one piece of a copy to the next; and what one guess about one later layer takes, where a model's own gates were run early.
-_HANDOVERS = ("start", "wake", "piece", "guess")
 _ONE_TIME = (
     "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
     "calibrate in full to find out"

@@ -42,12 +42,8 @@ _LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
 _HOST_PARTS = ("step", "layer", "kernel", "transfer")
 # What a layer step that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
-# from one piece of a copy to the next.
-_HANDOVERS = ("start", "wake", "piece")
-_ONE_TIME = (
-    "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
-    "calibrate in full to find out"
-)
+# from one piece of a copy to the next; and what one guess about one later layer takes, where a model's own gates were run early.
+_HANDOVERS = ("start", "wake", "piece", "guess")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
