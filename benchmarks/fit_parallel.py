@@ -20,7 +20,7 @@ import numpy as np
 from moeplan.papers.field.parallel.differences import PAIRS, run_of
 from moeplan.papers.field.parallel.predict import Predicted, predict_row
 from moeplan.papers.field.parallel.rows import Row, read_rows
-from moeplan.sim.parallel import costs
+from moeplan.sim.parallel import tiers
 from moeplan.specs.machines.overlap import PARALLEL_FILE
 
 GRID = tuple(round(0.6 + 0.01 * step, 2) for step in range(41))
@@ -54,7 +54,7 @@ def predictions(rows: list[Row]) -> dict[float, list[Predicted]]:
     """Return the predictions of rows for each value of the grid."""
     found = {}
     for value in GRID:
-        with mock.patch.object(costs, "shared_speed", lambda value=value: value):
+        with mock.patch.object(tiers, "shared_speed", lambda value=value: value):
             found[value] = [predict_row(row) for row in rows]
     return found
 

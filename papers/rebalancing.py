@@ -21,7 +21,7 @@ from ..planner.placement.comparison import Candidate
 from ..planner.placement.eplb import rebalance
 from ..planner.placement.placement import Placement, contiguous
 from ..planner.placement.replica_choice import WeightedChoice
-from ..sim.parallel.costs import constants_of
+from ..sim.parallel.tiers import constants_of
 from ..sim.parallel.simulate import ParallelSimulation
 from ..specs.machines.profile import Profile
 from ..specs.machines.serving import load_server, serving_machine

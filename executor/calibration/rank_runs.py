@@ -40,7 +40,7 @@ from ...calibrate.samples import Sample, SampleSet
 from ...planner.placement.comparison import Candidate
 from ...planner.placement.placement import contiguous
 from ...planner.placement.replica_choice import StaticChoice, nearest_table
-from ...sim.parallel.costs import EpConstants, Tier
+from ...sim.parallel.tiers import EpConstants, Tier
 from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
 from ...sim.parallel.rank_costs import tabulate_on_ranks
 from ...sim.parallel.simulate import ParallelSimulation

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ...sim.parallel.costs import EpConstants
+from ...sim.parallel.tiers import EpConstants
 from ..placement.placement import Placement
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable
-from ...sim.parallel.costs import EpCosting, Tier
+from ...sim.parallel.costs import EpCosting
+from ...sim.parallel.tiers import Tier
 from ...specs.models import weight_format
 from ...specs.schedules.parallel import ALL_TO_ALLS, ExpertParallelSchedule
 from ..placement.objective import LayerCosts, WorkTable

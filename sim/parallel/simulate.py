@@ -20,7 +20,8 @@ from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
-from .costs import EpConstants, EpCosting, constants_of, tabulate_ep
+from .costs import EpCosting, tabulate_ep
+from .tiers import EpConstants, constants_of
 from .critical_path import CriticalPath, critical_path
 from .draft_layers import with_draft_layers
 from .memory import RankShape, rank_memory

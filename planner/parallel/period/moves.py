@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....base.errors import UnknownName
-from ....sim.parallel.costs import EpConstants
+from ....sim.parallel.tiers import EpConstants
 from ....specs.models import ModelSpec
 from ...placement.placement import Placement
 from ..migration import migration

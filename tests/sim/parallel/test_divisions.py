@@ -11,7 +11,8 @@ from long_runs import examples
 from moeplan.base.errors import InputError
 from moeplan.base.units import NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
-from moeplan.sim.parallel.costs import EpCosting, constants_of, tabulate_ep
+from moeplan.sim.parallel.costs import EpCosting, tabulate_ep
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.program import GATHER, OP_EXPERT, OP_REDUCE, Shape, build_program
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import Topology, count_step, expect_step

@@ -19,7 +19,7 @@ from moeplan.calibrate.fitting.all_to_all_fit import fit_exchanges
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample, SampleSet
-from moeplan.sim.parallel.costs import Tier, constants_of
+from moeplan.sim.parallel.tiers import Tier, constants_of
 from moeplan.sim.parallel.program import INTRA, OP_EXPERT
 from moeplan.sim.parallel.sharing import overlapped, stretched
 from moeplan.sim.parallel.simulate import ParallelSimulation

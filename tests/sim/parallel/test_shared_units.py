@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moeplan.sim.parallel.costs import constants_of
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import expect_step
 from moeplan.specs.machines.bundled_kernels import with_kernels

@@ -1,0 +1,169 @@
+"""The ports of ranks: what an exchange takes of each tier, by data sheets, by measured kernels or by measured tables.
+
+Modelled: a latency and the bytes over a bandwidth, or the machine's own measurement; what all ranks of a node share. Ignored: congestion
+in switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...base.errors import InputError, MissingCalibration
+from ...base.units import NS_PER_S
+from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
+from ...calibrate.costs.cost_model import merge_sources
+from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
+from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws, rank_laws
+from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
+from ...specs.machines.overlap import shared_speed
+from ...specs.machines.profile import Constant, Profile
+from ..policies.state import Array
+from .program import INTRA
+from .traffic import FloatArray
+
+_LEAST_BYTE_S = 1e-15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """One rank's port of a tier: seconds = latency + (bytes + half size) / bandwidth, one direction; or as measured."""
+
+    bytes_per_s: float
+    latency_s: float
+    half_size_bytes: float = 0.0
+    source: str
+    relative_uncertainty: float
+    table: ExchangeTable | None = None
+    """All-to-alls between just so many ranks, measured."""
+    kernels: Mapping[str, tuple[ExchangeKernel, ...]] = field(default_factory=dict)
+    """Measured kernels by operation (`specs.machines.gpu_kernels.EXCHANGES`): of several, the quickest for a size is taken."""
+
+    def port_ns(
+        self,
+        num_bytes: FloatArray | Array,
+        speed: float = 1.0,
+        *,
+        total_bytes: FloatArray | Array | None = None,
+        beside_compute: bool = False,
+        operation: str = "",
+    ) -> Array:
+        """Return whole nanoseconds for `num_bytes: [..., ranks]`; nothing to move takes none.
+
+        operation: which exchange it is, where each has kernels of its own.
+        total_bytes: [..., ranks] or [..., 1], what all ranks of a rank's node send meanwhile; None takes all of them for one node's.
+        beside_compute: all ranks compute meanwhile. Both count on a measured machine only.
+        """
+        measured = self.kernels.get(operation, ())
+        if measured:
+            seconds = np.min([exchange_s(kernel, num_bytes, speed=speed) for kernel in measured], axis=0)
+        elif self.table is None:
+            seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
+        else:
+            total = np.sum(num_bytes, axis=-1, keepdims=True) if total_bytes is None else total_bytes
+            seconds = self.table.seconds(num_bytes, total, speed=speed, beside_compute=beside_compute)
+        return np.where(np.asarray(num_bytes) > 0, np.ceil(seconds * NS_PER_S), 0).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpConstants:
+    """What the cost model of one device does not know."""
+
+    inter: Tier | None
+    """Between nodes; None where there is one node."""
+    intra: Tier
+    grouped_rate: float = 1.0
+    """Speed of a grouped launch where compute bounds it, relative to the cost model's."""
+    dense_rate: float = 1.0
+    """The same for launches of one expert. DeepGEMM's README (8002b769) shows no gain on equal shapes: 1346 TFLOP/s grouped
+    and 1265 dense for 4096 x 7168 on H800."""
+    shared_nic: bool = False
+    """The ranks of a node share one port between nodes (of the tier's bandwidth), instead of having one each."""
+    half_duplex_nic: bool = False
+    """What a port between nodes sends and receives adds up, as where the host's processor moves it."""
+    shared_speed: float = 1.0
+    """Of kernels beside an exchange, and of exchanges beside kernels, where no multiprocessors are kept for exchanges, relative to
+    running alone: they share multiprocessors, memory and links."""
+    ranks: RankLaws | None = None
+    """What stages cost ranks that are processes of one machine, measured in their steps; then all durations are theirs."""
+    attention_rate: float = 1.0
+    """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
+
+    def tier(self, tier: int) -> Tier:
+        """Return a tier; raises InputError for the missing one."""
+        found = self.intra if tier == INTRA else self.inter
+        if found is None:
+            raise InputError("num_nodes", 1, "one node has no network", "describe the tier between nodes")
+        return found
+
+
+def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> EpConstants:
+    """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network, or where its own
+    exchanges were measured, but not between `ranks_per_node` ranks. One rank has nobody to exchange with.
+    """
+    node = profile.node
+    if node is None:
+        raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
+                                 "choose a profile of a server")  # fmt: skip
+    laws = rank_laws(profile, num_nodes * ranks_per_node, num_nodes)
+    if laws is not None:
+        return _of_laws(laws)
+    intra = _tier(node.gpu_link_bytes_per_s, node.gpu_link_latency_s)
+    table = exchange_table(profile, ranks_per_node) if ranks_per_node > 1 else None
+    if table is not None:
+        intra = dataclasses.replace(
+            intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
+        )
+    intra = _with_kernels(intra, profile, INSIDE, ranks_per_node)
+    shared = shared_speed() if profile.device.kind == "gpu" else 1.0
+    if num_nodes == 1:
+        return EpConstants(inter=None, intra=intra, shared_speed=shared)
+    if node.nic_bytes_per_s is None or node.nic_latency_s is None:
+        raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
+                                 "use one node or choose another profile")  # fmt: skip
+    inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
+    return EpConstants(inter=inter, intra=intra, shared_speed=shared)
+
+
+def _of_laws(laws: RankLaws) -> EpConstants:
+    """Return the tiers that placements are searched by, where whole steps of these ranks were measured."""
+    wrong = max(laws.relative_uncertainty[what] for what in (DISPATCH, COMBINE))
+    start, between, inside, shared = laws.seconds[DISPATCH].tolist()
+
+    def tier(per_byte: float) -> Tier:
+        return Tier(
+            bytes_per_s=1 / max(per_byte, _LEAST_BYTE_S),
+            latency_s=start,
+            source=laws.source,
+            relative_uncertainty=wrong,
+        )
+
+    intra = tier(inside + laws.num_ranks * shared)
+    if laws.num_nodes == 1:
+        return EpConstants(inter=None, intra=intra, ranks=laws)
+    return EpConstants(inter=tier(between + laws.num_ranks * shared), intra=intra, shared_nic=True, ranks=laws)
+
+
+def _with_kernels(tier: Tier, profile: Profile, place: str, ranks: int) -> Tier:
+    """Return a tier with the profile's measured exchanges between `ranks` ranks of a node, or nodes; its linear constants are then those of
+    a dispatch, which placements are searched by.
+    """
+    if profile.kernels is None or tier.table is not None or ranks < 2:
+        return tier
+    found = kernels_of(profile.kernels, place, ranks)
+    if not found:
+        return tier
+    dispatch = found.get("normal-dispatch", next(iter(found.values())))[0]
+    wrong = max(kernel.relative_uncertainty for group in found.values() for kernel in group[:1])
+    return dataclasses.replace(
+        tier, kernels=found, source=profile.kernels.source, relative_uncertainty=wrong, latency_s=dispatch.start_s,
+        bytes_per_s=dispatch.bytes_per_s, half_size_bytes=0.0,
+    )  # fmt: skip
+
+
+def _tier(rate: Constant, latency: Constant) -> Tier:
+    return Tier(bytes_per_s=rate.value, latency_s=latency.value, source=merge_sources(rate.source, latency.source),
+                relative_uncertainty=rate.relative_uncertainty)  # fmt: skip
