@@ -16,9 +16,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..base.units import GIGA, NS_PER_S, TERA, US_PER_S
-from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
 from ..sim.parallel.simulate import ParallelSimulation
+from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.traffic import StepLoad, count_step
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models.load import load_model

@@ -21,9 +21,9 @@ import numpy as np
 import scipy.optimize
 
 from ..base.units import GIGA, MS_PER_S, NS_PER_S
-from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.program import OP_COMBINE, OP_DISPATCH
 from ..sim.parallel.simulate import ParallelSimulation
+from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.traffic import StepLoad, expect_step
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware

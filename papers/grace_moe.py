@@ -34,9 +34,9 @@ from ..planner.placement.occult import uniform_groups
 from ..planner.placement.placement import Placement, from_rank_lists
 from ..planner.placement.replica_choice import StaticChoice
 from ..planner.placement.splits import StepTokens, source_ranks
-from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.program import INTER, INTRA, OP_EXPERT
 from ..sim.parallel.simulate import ParallelSimulation
+from ..sim.parallel.tiers import EpConstants, Tier
 from ..sim.parallel.traffic import count_step
 from ..specs.machines.profile_file import load_hardware
 from ..specs.models import ModelSpec

@@ -21,8 +21,8 @@ from ..planner.placement.comparison import Candidate
 from ..planner.placement.eplb import rebalance
 from ..planner.placement.placement import Placement, contiguous
 from ..planner.placement.replica_choice import WeightedChoice
-from ..sim.parallel.tiers import constants_of
 from ..sim.parallel.simulate import ParallelSimulation
+from ..sim.parallel.tiers import constants_of
 from ..specs.machines.profile import Profile
 from ..specs.machines.serving import load_server, serving_machine
 from ..specs.models import ModelSpec, weight_format

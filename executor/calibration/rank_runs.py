@@ -40,11 +40,11 @@ from ...calibrate.samples import Sample, SampleSet
 from ...planner.placement.comparison import Candidate
 from ...planner.placement.placement import contiguous
 from ...planner.placement.replica_choice import StaticChoice, nearest_table
-from ...sim.parallel.tiers import EpConstants, Tier
 from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
 from ...sim.parallel.rank_costs import tabulate_on_ranks
 from ...sim.parallel.simulate import ParallelSimulation
 from ...sim.parallel.simulators import run_ep_compiled
+from ...sim.parallel.tiers import EpConstants, Tier
 from ...sim.parallel.timeline import EP_END, EP_GROUP, EP_LANE, EP_LAYER, EP_MICRO, EP_OP, LANE_COMPUTE
 from ...specs.machines.load import load_machine
 from ...specs.models import ModelSpec, weight_format

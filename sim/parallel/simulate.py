@@ -21,13 +21,13 @@ from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .costs import EpCosting, tabulate_ep
-from .tiers import EpConstants, constants_of
 from .critical_path import CriticalPath, critical_path
 from .draft_layers import with_draft_layers
 from .memory import RankShape, rank_memory
 from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
 from .simulators import EpOutcome, first_ep_difference, run_ep_compiled, run_ep_simpy
 from .tables import EpTables
+from .tiers import EpConstants, constants_of
 from .timeline import LANE_COMPUTE, LANE_INTER
 from .traffic import StepLoad, Topology
 

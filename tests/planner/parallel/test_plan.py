@@ -16,8 +16,8 @@ from moeplan.planner.parallel.migration import migration
 from moeplan.planner.parallel.plan import ep_plan_to_dict, make_ep_plan
 from moeplan.planner.parallel.simulate import simulate_ep
 from moeplan.planner.placement.placement import Placement, contiguous
-from moeplan.sim.parallel.tiers import EpConstants, Tier
 from moeplan.sim.parallel.simulate import INDEPENDENCE_UNCERTAINTY
+from moeplan.sim.parallel.tiers import EpConstants, Tier
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.parallel import EP_PRESETS, ep_schedule_from_dict, load_ep_preset

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from ep_strategies import ep_schedules
 from long_runs import examples
 from moeplan.base.errors import DoesNotFit, InputError, MissingCalibration, UnknownName
-from moeplan.sim.parallel.tiers import EpConstants, Tier, constants_of
 from moeplan.sim.parallel.expert_stage import kernels_s, stage_rows
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_REDUCE, OP_SHARED
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import EpConstants, Tier, constants_of
 from moeplan.sim.parallel.traffic import count_step
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models import weight_format

@@ -12,9 +12,9 @@ from moeplan.base.errors import InputError
 from moeplan.base.units import NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.sim.parallel.costs import EpCosting, tabulate_ep
-from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.program import GATHER, OP_EXPERT, OP_REDUCE, Shape, build_program
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.traffic import Topology, count_step, expect_step
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models import weight_format

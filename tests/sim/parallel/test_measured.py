@@ -19,10 +19,10 @@ from moeplan.calibrate.fitting.all_to_all_fit import fit_exchanges
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample, SampleSet
-from moeplan.sim.parallel.tiers import Tier, constants_of
 from moeplan.sim.parallel.program import INTRA, OP_EXPERT
 from moeplan.sim.parallel.sharing import overlapped, stretched
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import Tier, constants_of
 from moeplan.sim.parallel.traffic import StepLoad, count_step
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.schedules.parallel import ExpertParallelSchedule, load_ep_preset

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.traffic import expect_step
 from moeplan.specs.machines.bundled_kernels import with_kernels
 from moeplan.specs.machines.overlap import shared_speed

@@ -27,9 +27,9 @@ from moeplan.planner.placement.replica_choice import CappedChoice, StaticChoice,
 from moeplan.planner.placement.search import SearchSettings, search_placement
 from moeplan.planner.placement.sharing import InsideTable, NodeSharing
 from moeplan.planner.placement.splits import StepTokens
-from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.program import INTRA, OP_DENSE, OP_HEAD
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.specs.machines.profile import Constant, Profile
 from moeplan.specs.schedules.parallel import ALL_TO_ALLS, ExpertParallelSchedule
 from placement_cases import clustered_step, drawn_row
