@@ -117,7 +117,7 @@ def _prices(
         raise InputError("--profile", os.fspath(profile), rule, "leave it out, or set predictor.benefit=true")
     if not schedule.predictor.benefit or (planned is None and profile is None):
         return None
-    from ..calibrate.costs.fitted_model import load_costs
+    from ..calibrate.costs.load import load_costs
     from ..executor.model.prices import prices_for
 
     machine = machine_of(planned) if profile is None else load_hardware(profile)

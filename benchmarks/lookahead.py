@@ -33,7 +33,7 @@ from moeplan.base.errors import MoeplanError
 from moeplan.base.progress import reporter
 from moeplan.base.units import MS_PER_S, NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.calibrate import calibrate_model
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.prices import prices_for

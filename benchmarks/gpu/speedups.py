@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.base.errors import InputError
-from moeplan.calibrate.costs.fitted_model import check_profile_matches
+from moeplan.calibrate.costs.load import check_profile_matches
 from moeplan.devices.device import available_host_bytes
 from moeplan.devices.stores.slot_sizes import expert_layout
 from moeplan.executor.running.execute import open_stage

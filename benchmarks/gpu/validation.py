@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.base.errors import InputError, MoeplanError
-from moeplan.calibrate.costs.fitted_model import check_profile_matches
+from moeplan.calibrate.costs.load import check_profile_matches
 from moeplan.executor.running.prediction import run_input
 from moeplan.executor.validation.agreement import Compared, summary
 from moeplan.executor.validation.error_budget import median_budget

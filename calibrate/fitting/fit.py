@@ -2,7 +2,7 @@
 predict each other.
 
 Modelled: everything a profile needs, or the first thing that was not measured. Ignored: how a table is fitted (`fitter`), how tables
-are used (`fitted_model`).
+are used (`costs.fitted`).
 """
 
 from __future__ import annotations

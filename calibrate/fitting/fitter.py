@@ -2,7 +2,7 @@
 
 Modelled: medians of repetitions are the points; every table's uncertainty is what leaving points out got wrong nine times in ten.
 Points far slower than their neighbours (a kernel choice that was not tuned, a disturbance) are flagged by name, kept in the samples
-and left out of the tables. Ignored: what a profile needs in all (`fit`), how tables are used (`fitted_model`).
+and left out of the tables. Ignored: what a profile needs in all (`fit`), how tables are used (`costs.fitted`).
 """
 
 from __future__ import annotations

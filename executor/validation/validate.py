@@ -23,7 +23,7 @@ from ...base.errors import InputError, MoeplanError
 from ...base.frames import Tabular, flat
 from ...base.units import NS_PER_S
 from ...calibrate.costs.cost_model import CostModel
-from ...calibrate.costs.fitted_model import check_profile_matches, load_costs
+from ...calibrate.costs.load import check_profile_matches, load_costs
 from ...calibrate.fitting.drift import drifted
 from ...calibrate.microbenchmarks.measure import QUICK, Extent
 from ...calibrate.samples import SampleSet, merge

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...calibrate.costs.cost_model import CostModel
-from ...calibrate.costs.fitted_model import FittedCostModel
+from ...calibrate.costs.fitted.model import FittedCostModel
 from ...calibrate.costs.run_kind import RunKind, usual_run
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...specs.schedules.offload import OffloadSchedule

@@ -14,7 +14,8 @@ import numpy as np
 
 from ...base.errors import InputError, Internal
 from ...calibrate.costs.cost_model import CostModel, Estimate
-from ...calibrate.costs.fitted_model import FittedCostModel, load_costs
+from ...calibrate.costs.fitted.model import FittedCostModel
+from ...calibrate.costs.load import load_costs
 from ...specs.card_memory import CardMemory
 from ...specs.card_split import CardSplit
 from ...specs.machines.profile import Profile

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...base.errors import DoesNotFit, InputError, Internal
 from ...base.units import NS_PER_S
-from ...calibrate.costs.fitted_model import load_costs
+from ...calibrate.costs.load import load_costs
 from ...specs.machines.overlap import served_error
 from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeplan.base.errors import InputError
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.specs.card_split import by_counts, by_shares, tensor_split
 from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.models import weight_format

@@ -8,7 +8,7 @@ import pytest
 
 from calibration_samples import lawful_samples, models
 from moeplan.base.units import MIB
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.copies import CopyPool
 from moeplan.calibrate.microbenchmarks.cores import core_benches, host_device, measure_cores

@@ -9,8 +9,9 @@ import pytest
 from calibration_samples import lawful_samples
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.engine_costs import EngineCosts
-from moeplan.calibrate.costs.fitted_model import FittedCostModel, load_costs
+from moeplan.calibrate.costs.fitted.model import FittedCostModel
 from moeplan.calibrate.costs.gpu.costs import KernelCosts
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.sim.parallel.costs import EpCosting, constants_of

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from calibration_samples import LATENCY_S, LINK, SHAPES, lawful_samples, runs_of
-from moeplan.calibrate.costs.fitted_model import load_costs
 from moeplan.calibrate.costs.forms import expert_weight_bytes
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.drift import drift_of, drifted
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model

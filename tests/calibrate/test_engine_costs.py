@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.calibrate.costs.engine_costs import EngineCosts
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text, parse_parts

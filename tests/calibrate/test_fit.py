@@ -24,7 +24,8 @@ from calibration_samples import (
 from moeplan.base.errors import InputError, MissingCalibration
 from moeplan.base.units import MIB
 from moeplan.calibrate.costs.cost_model import CostModel
-from moeplan.calibrate.costs.fitted_model import FittedCostModel, check_profile_matches, load_costs
+from moeplan.calibrate.costs.fitted.model import FittedCostModel
+from moeplan.calibrate.costs.load import check_profile_matches, load_costs
 from moeplan.calibrate.fitting.fit import Fit, fit_profile
 from moeplan.calibrate.fitting.fitter import share_of_groups
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model

@@ -16,7 +16,6 @@ from long_runs import examples
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.engine_costs import EngineCosts
-from moeplan.calibrate.costs.fitted_model import load_costs
 from moeplan.calibrate.costs.gpu.attention import decode_s, prompt_s
 from moeplan.calibrate.costs.gpu.costs import KernelCosts, number_of
 from moeplan.calibrate.costs.gpu.exchanges import exchange_s, kernels_of
@@ -29,6 +28,7 @@ from moeplan.calibrate.costs.gpu.experts import (
 )
 from moeplan.calibrate.costs.gpu.layer import layer_matrices
 from moeplan.calibrate.costs.gpu.products import product_s
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.commands.app import app
 from moeplan.sim.parallel.program import OP_COMBINE, OP_DISPATCH, OP_EXPERT
 from moeplan.sim.parallel.simulate import ParallelSimulation

@@ -12,7 +12,7 @@ import torch
 
 from moeplan.base.errors import InputError
 from moeplan.base.units import KIB, MIB
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.microbenchmarks.measure import Allowance, Extent, measure_device
 from moeplan.calibrate.microbenchmarks.standard_shapes import cpu_models, gpu_models, made_up_model
 from moeplan.calibrate.samples import read_samples
@@ -120,7 +120,7 @@ def test_measuring_and_running_import_nothing_that_a_gpu_machine_may_lack() -> N
 
 def test_costs_and_fits_need_no_torch() -> None:
     code = (
-        "import sys, moeplan.calibrate.fitting.fit, moeplan.calibrate.costs.fitted_model, moeplan.calibrate.samples\n"
+        "import sys, moeplan.calibrate.fitting.fit, moeplan.calibrate.costs.load, moeplan.calibrate.samples\n"
         "import moeplan.calibrate.imports.nccl_tests, moeplan.calibrate.imports.nvbandwidth\n"
         "import moeplan.calibrate.fitting.all_to_all_fit, moeplan.calibrate.costs.all_to_all_table\n"
         "sys.exit('torch' in sys.modules)"

@@ -23,8 +23,9 @@ from calibration_samples import (
     runs_of,
 )
 from executor_stages import preset, small_trace
-from moeplan.calibrate.costs.fitted_model import FittedCostModel, load_costs
+from moeplan.calibrate.costs.fitted.model import FittedCostModel
 from moeplan.calibrate.costs.forms import expert_weight_bytes
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.costs.run_kind import RunKind, factor, left_out_error
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model

@@ -10,7 +10,7 @@ import pytest
 
 from calibration_samples import dense_s, lawful_samples
 from moeplan.base.errors import InputError
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.costs.steadiness import COMPUTE_PASSES, COPY_PASSES, pass_curves
 from moeplan.calibrate.fitting.fit import Fit, fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model

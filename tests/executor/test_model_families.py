@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.figures import differences, figures, replayed
 from moeplan.executor.model.session import ModelRun, open_model, run_model
 from moeplan.sim.offload.forecast import forecast

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moeplan.base.errors import InputError
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.prices import prices_for
 from moeplan.executor.model.session import Loaded, ModelRun, open_model, run_model

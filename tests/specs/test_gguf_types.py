@@ -13,7 +13,7 @@ import pytest
 
 from moeplan.api import subject
 from moeplan.base.errors import UnknownName
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.papers.field import setup
 from moeplan.papers.field.rows import read_reports
 from moeplan.specs.machines.load import load_machine

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.base.units import GIB, GIGA
 from moeplan.calibrate.costs.engine_costs import EngineCosts
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.specs.catalog import PARTS_FOLDER
 from moeplan.specs.machines.catalogue import architectures, cpu_parts, gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text

@@ -14,7 +14,7 @@ import numpy as np
 
 from ....base.units import MS_PER_S, NS_PER_S, US_PER_S
 from ....calibrate.costs.cost_model import CostModel
-from ....calibrate.costs.fitted_model import load_costs
+from ....calibrate.costs.load import load_costs
 from ....calibrate.imports.aiconfigurator.routing import DRAWS, power_law_counts
 from ....planner.placement.eplb import rebalance
 from ....sim.parallel.program import OP_COMBINE, OP_DISPATCH

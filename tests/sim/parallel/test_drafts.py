@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moeplan.base.errors import InputError
-from moeplan.calibrate.costs.fitted_model import load_costs
+from moeplan.calibrate.costs.load import load_costs
 from moeplan.planner.parallel.case import ParallelRequest, plain_schedule
 from moeplan.planner.parallel.simulate import answer_ep
 from moeplan.sim.parallel.draft_layers import with_draft_layers
