@@ -1,4 +1,4 @@
-"""Which cost model a profile takes, and whether it describes the device at hand."""
+"""Which cost model a profile takes, and whether it describes the device at hand. Ignored: what anything costs."""
 
 from __future__ import annotations
 
