@@ -18,12 +18,9 @@ import numpy as np
 
 from ...base.errors import DoesNotFit, Internal
 from ...base.frames import Tabular, flat
-from ...base.units import GIB, NS_PER_S
 from ...base.version import __version__
-from ...sim.parallel.program import OP_EXPERT
 from ...sim.parallel.runnable import as_run_on_cores
 from ...sim.parallel.simulate import EpPrediction
-from ...specs.machines.bundled_kernels import kernel_machines
 from ...specs.machines.profile import Profile
 from ...specs.machines.serving import serving_machine
 from ...specs.memory import MemoryBreakdown
@@ -34,6 +31,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.content import recording_sha256
 from ...traces.recording import RoutingTrace
 from ..placement.placement import Placement
+from .bound import lower_bound_s
 from .case import (
     Ask,
     ParallelRequest,
@@ -44,7 +42,6 @@ from .case import (
     prepare_ep,
     redundant_counts,
 )
-from .difference import PAYS
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
 from .factors import FactorTable, factor_table, levels_of
 from .headline import Headline, headline, rival_of
@@ -56,6 +53,7 @@ from .period.study import Asked, PeriodStudy, period_study
 from .period.windows import windows_of
 from .rivals import ablation, baselines, staleness, with_copies
 from .search import EpProgress, EpSearch, Scored, describe
+from .words import assumptions, ep_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +194,7 @@ def make_ep_plan(
     waits = latency(search, recording, request, chosen, best.step_s, most)
     waits.check(request, describe(chosen))
     study = None if period is None else period_study(search, chosen, recording, request, period, copies)
-    bound = _lower_bound_s(search, chosen)
+    bound = lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
     return ParallelPlan(
         request=request, best=best, placement=candidate.placement, dispatch=getattr(candidate.router, "table", None),
@@ -205,7 +203,7 @@ def make_ep_plan(
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, latency=waits, target=ask.target,
-        verdict=ep_verdict(best, plain, beside, moved), assumptions=_assumptions(search, evidence, base, chosen),
+        verdict=ep_verdict(best, plain, beside, moved), assumptions=assumptions(search, evidence, base, chosen),
         provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search, period=study,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
@@ -281,97 +279,6 @@ def _rank_rows(search: EpSearch, schedule: ExpertParallelSchedule) -> list[list[
         search.evidence.loads(REPORT, search.placements.candidate(schedule), schedule)[0].rank_rows().tolist()
     )
     return found
-
-
-def _lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
-    """Return what no placement or overlap can beat: dense parts, and experts level over all ranks.
-
-    A layer's experts take at least their operations at the fastest precision, and at least the reading of every active
-    expert's weights once.
-    """
-    simulation, costing, model = search.simulation, search.simulation.costing, search.simulation.model
-    plain = chosen.with_options(
-        pipeline__split="none", pipeline__num_groups=1, pipeline__micro_batches=1, kernel__choice="grouped"
-    )
-    candidate = search.placements.candidate(plain)
-    device, constants = simulation.profile.device, costing.constants
-    peak = max(constant.value for constant in device.peak_flops_per_s.values())
-    if simulation.profile.kernels is None:  # measured kernels may come nearer to the data sheet than its usual share
-        peak *= device.compute_efficiency.value
-    peak *= max(1.0, constants.grouped_rate, constants.dense_rate)
-    read_s = float(
-        costing.item_s(np.array([1]), weight_format(chosen.kernel.bits), rate=max(1.0, constants.grouped_rate))[0]
-    )
-    found = []
-    for load in search.evidence.loads(REPORT, candidate, plain):
-        program, tables = simulation.program(plain), simulation.tables(plain, load)
-        total = float(tables.work_ns[program.op_kind != OP_EXPERT].sum(axis=0).max()) / NS_PER_S
-        counted = load.slot_rows if load.expected is None else load.expected.rows
-        rows_of, runs = counted.sum(axis=(1, 2)), load.active_slots()
-        for layer, rows in enumerate(rows_of.tolist()):
-            idle = np.ones(model.num_experts)
-            np.multiply.at(idle, candidate.placement.physical_to_logical[layer], 1 - runs[layer])
-            active = float((1 - idle).sum())
-            total += max(rows * model.expert_flops_per_token / peak, active * read_s) / simulation.num_ranks
-        found.append(total)
-    return float(np.mean(found))
-
-
-def ep_verdict(best: EpPrediction, plain: EpPrediction, beside: Headline, moved: Migration) -> str:
-    """Return in one line what to do."""
-    gain = best.step_s / plain.step_s - 1
-    from_plain = f"{gain:+.1%} step time against plain expert parallelism"
-    if beside.gain.verdict != PAYS:
-        return f"stay with {beside.why}: the best found ({describe(best.schedule)}) is {beside.words}; {from_plain}"
-    if moved.num_experts == 0:
-        return f"{describe(best.schedule)}: {beside.words}; {from_plain}, nothing to move; do it"
-    do = "do it" if moved.steps_to_pay_back is not None else "do it without moving experts"
-    alone = moved.saved_s_per_step / (best.step_s + moved.saved_s_per_step)
-    pays = (
-        f"pays back after {moved.steps_to_pay_back} steps" if moved.steps_to_pay_back is not None else "never pays back"
-    )
-    return (
-        f"{describe(best.schedule)}: {beside.words}; {from_plain}, placement alone {-alone:+.1%}; moving {moved.num_bytes / GIB:.0f} GiB "
-        f"stalls {moved.stall_s:.2f} s and {pays}; {do}"
-    )
-
-
-def _assumptions(
-    search: EpSearch,
-    evidence: TokenEvidence | CountEvidence,
-    base: ExpertParallelSchedule,
-    chosen: ExpertParallelSchedule,
-) -> tuple[str, ...]:
-    """Return, in words, what a reader must know before trusting the plan."""
-    dense = search.simulation.costing.costs.dense_format.name
-    found = [*evidence.notes, f"experts are stored in {base.kernel.bits} bits, all other weights in {dense}"]
-    found.append("costs: " + search.simulation.sources() + "; kernels are issued ahead, so the host costs nothing")
-    kernels = search.simulation.profile.kernels
-    if kernels is not None:
-        where = (
-            "as measured on this card"
-            if kernels.source != "assumed"
-            else "of the measured card that it is made like, scaled by bandwidth and peak"
-        )
-        found.append(f"kernels and exchanges {where}: those of {kernels.engine} {kernels.version}, of NCCL and DeepEP")
-    elif search.simulation.profile.name in kernel_machines():
-        found.append(
-            "the card's rates are not those its kernels were measured at: a roofline takes their place, faster than kernels are"
-        )
-    found.append(f"hierarchical EPLB keeps {search.placements.expert_groups()} expert groups together")
-    if chosen.parallel != base.parallel:
-        found.append(
-            "the best divides the model in another way: the engine starts anew, which moving experts does not count"
-        )
-    if chosen.placement.policy == "search":
-        ours = search.placements.searched_for(chosen)
-        names = ", ".join(f"{name} {ours.layers_from.count(name)}" for name in sorted(set(ours.layers_from)))
-        found.append(f"layers of the searched placement by what did best on other requests: {names}")
-    if isinstance(evidence, TokenEvidence):
-        counts = [len(evidence.parts[part]) for part in (PLAN, CHOOSE, REPORT)]
-        found.append(f"planned on {counts[0]}, chosen by {counts[1]} and reported on {counts[2]} steps of {evidence.step_tokens} "
-                     "tokens, from disjoint requests")  # fmt: skip
-    return tuple(found)
 
 
 def _provenance(model: ModelSpec, profile: Profile, recording: Recording, search: EpSearch) -> dict[str, Any]:
