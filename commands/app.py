@@ -12,6 +12,7 @@ import typer
 
 from ..base.version import __version__
 from . import (
+    calibrate,
     check,
     demo,
     diagnose,
@@ -20,7 +21,6 @@ from . import (
     fit,
     gates,
     machine,
-    measure,
     plan,
     report,
     reproduce,
@@ -28,6 +28,7 @@ from . import (
     simulate,
     sweep,
     trace,
+    validate,
 )
 from .options import hardware, model, schedule
 
@@ -57,7 +58,8 @@ for _module in (
     sweep,
     fit,
     diagnose,
-    measure,
+    calibrate,
+    validate,
     gates,
     run,
     report,

@@ -7,6 +7,7 @@ does with them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,33 +19,37 @@ from .bounds import PASSES, REQUESTS_TOGETHER, between
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Return the names of bundled models that begin so, for the shell."""
+def _beginning(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a completion for the shell: those of `names()` that begin as what was typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _models() -> Iterable[str]:
     from ...specs.models.load import list_models
 
-    return [name for name in list_models() if name.startswith(incomplete)]
+    return list_models()
 
 
-def complete_hardware(incomplete: str) -> list[str]:
-    """Return the names of bundled machines that begin so, for the shell."""
+def _machines() -> Iterable[str]:
     from ...specs.machines.profile_file import list_hardware
 
-    return [name for name in list_hardware() if name.startswith(incomplete)]
+    return list_hardware()
 
 
-def complete_engine(incomplete: str) -> list[str]:
-    """Return the names of engines that begin so, for the shell."""
+def _engines() -> Iterable[str]:
     from ...specs.machines.engines import engines
 
-    return [name for name in engines() if name.startswith(incomplete)]
+    return engines()
 
 
-def complete_schedule(incomplete: str) -> list[str]:
-    """Return the names of presets that begin so, for the shell."""
+def _presets() -> Iterable[str]:
     from ...specs.schedules.presets import PRESETS
 
-    return [name for name in PRESETS if name.startswith(incomplete)]
+    return PRESETS
 
+
+complete_model, complete_hardware = _beginning(_models), _beginning(_machines)
+complete_engine, complete_schedule = _beginning(_engines), _beginning(_presets)
 
 ModelOption = Annotated[
     str,
@@ -195,36 +200,3 @@ OptionalDenseBitsOption = Annotated[
 def model_file(name_or_path: str) -> str:
     """Return the file that a --model stands for: a folder's is its config.json."""
     return os.path.join(name_or_path, "config.json") if os.path.isdir(name_or_path) else name_or_path
-
-
-CheckpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        help="Folder of the planned model's Hugging Face checkpoint: the model itself runs, not a recording of it.",
-    ),
-]
-PromptFilesOption = Annotated[
-    list[Path] | None,
-    typer.Option("--prompt-file", help="with --checkpoint: text to continue. Repeatable: one after another."),
-]
-NewTokensOption = Annotated[
-    int,
-    typer.Option(
-        "--max-new-tokens",
-        help="with --checkpoint: tokens to generate for each prompt.",
-        callback=between(1, PASSES, "tokens"),
-    ),
-]
-GatesOption = Annotated[
-    Path | None,
-    typer.Option("--gates", help="with --checkpoint: trained gates that guess (moeplan gates train)."),
-]
-TextsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--text",
-        help="with --model and a checkpoint's folder: text over which the model itself runs, so that its own dense part and experts "
-        "are measured. Repeatable.",
-    ),
-]
