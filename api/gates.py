@@ -34,8 +34,8 @@ def train_gates(
     check_can_run()
     from ..executor.model.align import Settings, train
     from ..executor.model.gates import save_gates
+    from ..executor.model.loading.text import Text
     from ..executor.model.session import open_model, silent
-    from ..executor.model.text import Text
 
     spec = model_in(model)
     given = [ids for _, ids in read_texts(texts, Text(model, spec.vocab_size))]
@@ -72,8 +72,8 @@ def evaluate_gates(
     """
     check_can_run()
     from ..executor.model.align import mean_recall, recalls
+    from ..executor.model.loading.text import Text
     from ..executor.model.session import open_model, silent
-    from ..executor.model.text import Text
 
     spec = model_in(model)
     counts = list(widths) or [each for each in range(spec.top_k, spec.top_k + 3) if each <= spec.num_experts]

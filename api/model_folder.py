@@ -17,7 +17,7 @@ from ..specs.models.load import load_model
 from .validate import check_device, check_torch
 
 if TYPE_CHECKING:
-    from ..executor.model.text import Text
+    from ..executor.model.loading.text import Text
 
 
 def check_can_run(device: str = "cpu") -> None:

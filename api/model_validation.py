@@ -48,8 +48,8 @@ def calibrate_checkpoint(
     check_can_run(device)
     from ..executor.calibration.calibrate import check_names
     from ..executor.model.calibrate import calibrate_model, long_enough
+    from ..executor.model.loading.text import Text
     from ..executor.model.session import open_model, silent
-    from ..executor.model.text import Text
 
     check_names(output, samples)
     spec = model_in(model)
@@ -102,8 +102,8 @@ def validate_checkpoint(
             "plan.kind", document.get("kind"), "only plans for one device can be run", "plan --mode offload"
         )
     from ..executor.model.calibrate import long_enough
+    from ..executor.model.loading.text import Text
     from ..executor.model.session import check_prompts, silent
-    from ..executor.model.text import Text
     from ..executor.validation.validate_model import validate_model
 
     spec = model_in(model)

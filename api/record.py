@@ -39,10 +39,10 @@ def record(
     Raises InputError for a model or text that cannot be used, DoesNotFit where memory does not suffice.
     """
     check_can_run()
+    from ..executor.model.loading.text import Text
     from ..executor.model.record import Settings, requests_of
     from ..executor.model.record import record as write
     from ..executor.model.session import open_model, silent
-    from ..executor.model.text import Text
 
     spec = model_in(model)
     settings = Settings(

@@ -24,7 +24,7 @@ from .plan import Progress
 from .subject import bytes_of
 
 if TYPE_CHECKING:
-    from ..executor.model.session import ModelRun
+    from ..executor.model.outcome import ModelRun
 
 _SAME = ("num_layers", "moe_layers", "num_experts", "top_k", "hidden_size", "expert_intermediate_size", "family")
 
@@ -79,9 +79,9 @@ def run(
     check_can_run(device)
     chosen, planned = _schedule(plan, schedule, settings)
     from ..executor.model.figures import figures
+    from ..executor.model.loading.text import Text
     from ..executor.model.needs import described_needs
     from ..executor.model.session import check_prompts, open_model, run_model, silent
-    from ..executor.model.text import Text
 
     spec = model_in(model)
     limit = bytes_of(memory, "--memory")

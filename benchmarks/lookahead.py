@@ -36,9 +36,10 @@ from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.calibrate import calibrate_model
 from moeplan.executor.model.figures import differences, replayed
+from moeplan.executor.model.loading.text import Text
+from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.prices import prices_for
-from moeplan.executor.model.session import Loaded, ModelRun, open_model, run_model
-from moeplan.executor.model.text import Text
+from moeplan.executor.model.session import Loaded, open_model, run_model
 from moeplan.executor.running.prediction import predicted_step_s, run_input
 from moeplan.sim.offload.forecast import forecast, with_costs
 from moeplan.sim.timeline import COMPUTE, H2D, HOST, ROW_END, ROW_LANE, ROW_START, ROW_STEP

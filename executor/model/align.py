@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from ...base.errors import InputError
 from .guesses import Gates, Guesser, distribution
+from .loading.store import Progress
 from .session import Loaded
-from .store import Progress
 from .taps import Taps
 
 _BATCH = 4

@@ -28,8 +28,8 @@ from ..calibration.calibrate import Calibration, calibrate_device
 from ..calibration.host_overheads import fetching_costs, resident_costs
 from ..calibration.run_samples import Key, add_host, calibrated_schedules, operations, samples_of, undisturbed
 from .figures import replayed
+from .loading.store import Progress
 from .session import Loaded, run_model
-from .store import Progress
 
 _PROMPTS = (6, 24)
 """Tokens of the prompts that are run, beside the longest that is asked for."""

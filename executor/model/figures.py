@@ -38,7 +38,7 @@ from ..running.execute import walk_decisions
 from ..running.execution import COMPARED
 from ..running.overlap import overlap_ns
 from ..running.prediction import run_input
-from .session import ModelRun
+from .outcome import ModelRun
 
 _FROM_RECORDING = ("guesses_true", "truths")
 """Counts that say how good guesses were: known once the recording is there, and no decision depends on them."""

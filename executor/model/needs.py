@@ -25,8 +25,8 @@ from ...specs.memory import DEVICE, HOST, MemoryBreakdown, MemoryItem, activatio
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ..running.execute import num_slots
-from .assembly import described
-from .store import require_room
+from .loading.assembly import described
+from .loading.store import require_room
 from .supported import check_runs_live, stored_bits, with_whole_layers
 
 _AVAILABLE_FRACTION = 0.8

@@ -24,8 +24,8 @@ from ...sim.policies.state import Array
 from ...traces.format import TraceWriter
 from ...traces.recording import DECODE, PREFILL
 from .guesses import Guesser
+from .loading.store import Progress
 from .session import Loaded
-from .store import Progress
 from .taps import Taps
 
 

@@ -27,26 +27,23 @@ from ...devices.runners.runner import open_runner
 from ...devices.stores.host import ExpertStore
 from ...kernels.activation import activation
 from ...sim.policies.state import Array, Prices, make_decision
-from ...sim.timeline import Timeline
 from ...specs.models import ModelSpec
 from ...specs.schedules.offload import OffloadSchedule
-from ...traces.recording import DECODE, PREFILL, RoutingTrace
+from ...traces.recording import DECODE, PREFILL
 from ..running.copy_engine import Gate
 from ..running.execute import preload
-from ..running.execution import Execution
 from ..running.failures import device_failure
 from ..running.rows import timeline_of
 from ..running.slots import Slots
 from ..running.workers import start_workers
-from .assembly import Assembled, assemble, described
 from .guesses import Gates, Guesser
+from .loading.assembly import Assembled, assemble, described
+from .loading.store import Progress, fill_file, fill_store, require_room
 from .needs import needs_of, require_memory
+from .outcome import ModelRun, recording_of
 from .passes import NO_GUESSES, Kept, LivePass
 from .program import LiveProgram, rehearse, router_hooks
-from .store import Progress, fill_file, fill_store, require_room
 from .supported import stored_bits
-
-_FALLBACK_NAME = "model"
 
 
 def silent(done: int, total: int, note: str) -> None:
@@ -133,50 +130,6 @@ def open_model(
     return Loaded(
         assembled=assembled, device=opened, dtype=dtype, folder=store_folder, gates=gates, progress=progress
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRun:
-    """What one schedule did while a model generated."""
-
-    tokens: tuple[tuple[int, ...], ...]
-    """Generated ids of each request."""
-    prompts: tuple[int, ...]
-    """Tokens of each prompt."""
-    counts: Any
-    """Logical counts: one record of `sim.policies.records.COUNTS`."""
-    ready_hits: int
-    late_hits: int
-    expert_bytes: int
-    timeline: Timeline
-    step_begin_ns: Array
-    """int64 [num_steps], from the start of the run, and so `step_end_ns`."""
-    step_end_ns: Array
-    step_request: Array
-    step_phase: Array
-    recording: RoutingTrace
-    device_bytes: int
-    part_ns: Array
-    """int64 [num_steps, num_layers]: each step, from the end of the one before, cut where the next layer's dense part begins."""
-    disturbed: Array
-    """bool [num_steps, num_layers]: another program was given one of the run's cores meanwhile."""
-    guess_ns: Array
-    """int64: how long each guess for one later layer took, of one token."""
-    logits: tuple[torch.Tensor, ...]
-    """[T, V] of every pass, where they were asked for."""
-    popularity: Array | None
-    """What a static cache was filled by, int [num_layers, num_experts]."""
-    prices: Prices | None
-    """What decisions that weigh costs went by."""
-
-    def execution(self) -> Execution:
-        """Return the run as the run of a recording: what a prediction of the same decisions is compared with."""
-        ends = self.step_end_ns
-        return Execution(
-            counts=self.counts, timeline=self.timeline, step_ns=np.diff(ends, prepend=0), part_ns=self.part_ns,
-            disturbed=self.disturbed, makespan_ns=int(ends[-1]), ready_hits=self.ready_hits, late_hits=self.late_hits,
-            slot_bytes=self.expert_bytes, outputs=(), notes=(), expert_bytes=(self.expert_bytes,),
-        )  # fmt: skip
 
 
 def run_model(
@@ -304,7 +257,7 @@ def run_model(
         step_end_ns=np.array(program.step_end_ns, np.int64) - origin,
         step_request=np.array(talk.step_request, np.int64),
         step_phase=np.array(talk.step_phase, np.int64),
-        recording=recording_of(kept, loaded),
+        recording=recording_of(kept, loaded.assembled),
         device_bytes=used + needs.memory.device_bytes - needs.memory.num_bytes("experts on the device"),
         part_ns=cuts[:, :, 0],
         disturbed=cuts[:, :, 1] > 0,
@@ -387,25 +340,6 @@ def _guess_sizes(schedule: OffloadSchedule, spec: ModelSpec) -> tuple[int, int]:
     """Return the distance and width of the guesses that a schedule reads."""
     predictor = schedule.predictor
     return (predictor.depth, predictor.width or spec.top_k) if predictor.kind == "next-gate" else NO_GUESSES
-
-
-def recording_of(kept: Kept, loaded: Loaded) -> RoutingTrace:
-    """Return everything kept as one recording."""
-    guessed = bool(kept.predicted)
-    return RoutingTrace(
-        experts=np.concatenate(kept.experts),
-        weights=np.concatenate(kept.weights),
-        predicted=np.concatenate(kept.predicted) if guessed else None,
-        predicted_prob=np.concatenate(kept.probability) if guessed else None,
-        request=np.concatenate(kept.request),
-        position=np.concatenate(kept.position),
-        phase=np.concatenate(kept.phase),
-        num_experts=loaded.spec.num_experts,
-        model=loaded.spec.name or _FALLBACK_NAME,
-        layer_ids=tuple(layer.number for layer in loaded.assembled.layers),
-        source="a model run by moeplan",
-        licence="",
-    )
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

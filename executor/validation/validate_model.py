@@ -26,8 +26,9 @@ from ..calibration.calibrate import Calibration
 from ..model.calibrate import calibrate_model
 from ..model.figures import differences, replayed
 from ..model.guesses import Gates
+from ..model.outcome import ModelRun
 from ..model.prices import prices_for
-from ..model.session import Loaded, ModelRun, open_model, run_model
+from ..model.session import Loaded, open_model, run_model
 from ..model.supported import check_runs_live
 from ..running.execute import Progress, silent, walk_decisions
 from ..running.execution import Execution

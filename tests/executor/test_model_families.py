@@ -10,7 +10,8 @@ import torch
 
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.figures import differences, figures, replayed
-from moeplan.executor.model.session import ModelRun, open_model, run_model
+from moeplan.executor.model.outcome import ModelRun
+from moeplan.executor.model.session import open_model, run_model
 from moeplan.sim.offload.forecast import forecast
 from moeplan.specs.machines.load import load_machine
 from moeplan.specs.schedules.offload import OffloadSchedule

@@ -15,8 +15,8 @@ import torch
 from moeplan.base.errors import DoesNotFit, InputError, MoeplanError
 from moeplan.devices.stores import disk
 from moeplan.executor.model import needs
+from moeplan.executor.model.loading.store import CheckedFile
 from moeplan.executor.model.session import Loaded, open_model, run_model
-from moeplan.executor.model.store import CheckedFile
 from moeplan.executor.running.failures import ExecutionFailed
 from moeplan.specs.schedules.offload import OffloadSchedule
 

@@ -13,8 +13,9 @@ import torch
 from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.executor.model.figures import differences, replayed
+from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.prices import prices_for
-from moeplan.executor.model.session import Loaded, ModelRun, open_model, run_model
+from moeplan.executor.model.session import Loaded, open_model, run_model
 from moeplan.executor.validation.validate import compare
 from moeplan.executor.validation.validate_model import runnable_cases, with_truths
 from moeplan.sim.offload.simulators import first_difference, run_simpy

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from ...base.errors import InputError, one_line
-from ...base.json_files import read_json
-from ...base.units import MIB
-from ...specs.models.config import safetensors as files
-from ...specs.models.config.safetensors.header import Tensor, read_header
+from ....base.errors import InputError, one_line
+from ....base.json_files import read_json
+from ....base.units import MIB
+from ....specs.models.config import safetensors as files
+from ....specs.models.config.safetensors.header import Tensor, read_header
 
 _MAX_INDEX_BYTES = 64 * MIB
 _REMEDY = "give the folder of a complete checkpoint"

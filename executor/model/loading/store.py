@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from ...base.errors import DoesNotFit
-from ...devices.device import Device
-from ...devices.stores.disk import DiskStore
-from ...devices.stores.host import ExpertStore
-from ...devices.stores.slot_sizes import expert_layout
-from ...kernels.activation import activation
-from ...kernels.expert_weights import write_slot
-from ...kernels.slot_layout import SlotLayout
-from ...specs.models import ModelSpec
-from ..running.failures import ExecutionFailed
+from ....base.errors import DoesNotFit
+from ....devices.device import Device
+from ....devices.stores.disk import DiskStore
+from ....devices.stores.host import ExpertStore
+from ....devices.stores.slot_sizes import expert_layout
+from ....kernels.activation import activation
+from ....kernels.expert_weights import write_slot
+from ....kernels.slot_layout import SlotLayout
+from ....specs.models import ModelSpec
+from ...running.failures import ExecutionFailed
 from .assembly import Assembled
 
 Progress = Callable[[int, int, str], None]

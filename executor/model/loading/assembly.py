@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...base.errors import InputError, one_line
-from ...kernels.activation import ACTIVATIONS
-from ...kernels.cpu import activated
-from ...specs.models import ModelSpec
-from ...specs.models.load import load_model
+from ....base.errors import InputError, one_line
+from ....kernels.activation import ACTIVATIONS
+from ....kernels.cpu import activated
+from ....specs.models import ModelSpec
+from ....specs.models.load import load_model
 from .checkpoint import Checkpoint, Layout, open_checkpoint
 
 NAME = "moeplan"

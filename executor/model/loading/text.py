@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import InputError, one_line
+from ....base.errors import InputError, one_line
 from .assembly import require_transformers
 
 _BYTES = 256
