@@ -12,10 +12,13 @@ import torch
 
 from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.load import load_costs
+from moeplan.calibrate.fitting.fit import fit_profile
+from moeplan.calibrate.fitting.fitter import _HOST_PARTS
+from moeplan.executor.model.calibrate import model_samples
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.prices import prices_for
-from moeplan.executor.model.session import Loaded, open_model, run_model
+from moeplan.executor.model.session import Loaded, open_model, run_model, silent
 from moeplan.executor.validation.validate import compare
 from moeplan.executor.validation.validate_model import runnable_cases, with_truths
 from moeplan.sim.offload.simulators import first_difference, run_simpy
@@ -25,6 +28,7 @@ from moeplan.specs.machines.profile import Constant, DiskConstants, Profile
 from moeplan.specs.schedules.offload import OffloadSchedule
 
 pytest.importorskip("transformers")
+from calibration_samples import lawful_samples
 from tiny_models import build, save
 
 PROMPTS = [list(b"def main():"), list(b"It was the best of times")]
@@ -151,6 +155,21 @@ def test_rivals_that_a_model_cannot_run_by_are_left_out(loaded: Loaded) -> None:
     assert [case.name for case in runnable_cases(document, loaded.spec, 2, True)] == ["best", "none"]
     with pytest.raises(InputError, match="popularity"):
         runnable_cases(document, loaded.spec, 2, False)
+
+
+def test_whatever_a_model_measures_of_the_host_is_fitted_and_what_a_guess_costs_is_among_it(loaded: Loaded) -> None:
+    own = model_samples(loaded, PROMPTS * 2, ["32"], longest_prompt=6, progress=silent)
+    measured = {sample.labels["what"]: sample for sample in own if sample.kind == "host"}
+    assert len(measured["guess"].seconds) > 1
+    alone = lawful_samples()
+    apart = tuple(one for one in alone.samples if one.labels.get("what") not in measured)
+    fitted = fit_profile(dataclasses.replace(alone, samples=apart + tuple(measured.values()))).profile
+    handed = {name for name in fitted.curves if name.startswith("host.")}
+    assert handed >= {f"host.{what}" for what in measured if what not in _HOST_PARTS}
+    costs = load_costs(fitted, loaded.spec)
+    guess = costs.host_per_guess()
+    assert guess is not None
+    assert guess.seconds == pytest.approx(measured["guess"].midmean_s)
 
 
 def test_bytes_on_the_link_are_those_of_the_rows(loaded: Loaded, popularity: np.ndarray) -> None:
