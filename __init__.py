@@ -70,7 +70,7 @@ _HOMES = {
     "RoutingTrace": "traces.recording",
     "SimulationResult": "api.simulate",
     "StudyResult": "studies.sweep",
-    "Validation": "executor.validation.validate",
+    "Validation": "executor.validation.validated",
     "check": "baselines.check",
     "diagnose": "api.diagnose",
     "fit": "api.fit",
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     from .base.errors import DoesNotFit, InputError, MoeplanError
     from .baselines.check import CheckResult, check
     from .diagnosis.diagnose import Diagnosis
-    from .executor.validation.validate import Validation
+    from .executor.validation.validated import Validation
     from .papers.cells import Reproduction
     from .planner.offload.plan import OffloadPlan, OffloadRequest
     from .planner.parallel.case import ParallelRequest

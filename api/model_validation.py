@@ -22,7 +22,7 @@ from .subject import bytes_of
 
 if TYPE_CHECKING:
     from ..executor.calibration.calibrate import Calibration
-    from ..executor.validation.validate import Validation
+    from ..executor.validation.validated import Validation
 
 _LONGEST_PROMPT, _LONGEST_CONTEXT = 256, 1024
 """Tokens up to which a profile from runs of a model reaches."""

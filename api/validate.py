@@ -22,8 +22,8 @@ from .settings import SettingsLike, open_settings
 from .subject import bytes_of
 
 if TYPE_CHECKING:
-    from ..executor.validation.ranks import RanksValidation
-    from ..executor.validation.validate import Validation
+    from ..executor.validation.rank_results import RanksValidation
+    from ..executor.validation.validated import Validation
 
 DEVICES = ("cpu", "cuda")
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...base.errors import InputError, MoeplanError
-from ...base.frames import Tabular, flat
 from ...base.units import NS_PER_S
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.load import check_profile_matches, load_costs
@@ -28,128 +26,25 @@ from ...calibrate.fitting.drift import drifted
 from ...calibrate.microbenchmarks.measure import QUICK, Extent
 from ...calibrate.samples import SampleSet, merge
 from ...devices.device import metadata_of, open_device
-from ...sim.offload.forecast import Forecast, forecast, stored_format, with_costs
+from ...sim.offload.forecast import forecast, stored_format, with_costs
 from ...sim.offload.metrics import figures_of, speeds_of
 from ...sim.offload.run_input import RunInput
 from ...sim.policies.state import Array
-from ...sim.timeline import Timeline
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, WeightFormat, weight_format
 from ...traces.recording import RoutingTrace
-from ..calibration.calibrate import Calibration, calibrate_device, write_calibration
+from ..calibration.calibrate import calibrate_device, write_calibration
 from ..calibration.reference_runs import ReferenceRuns, reference_runs
 from ..running.execute import Progress, Stage, execute, open_stage, silent
 from ..running.execution import Execution, count_differences, median_steps
 from ..running.prediction import counted_steps, predicted_step_s, run_input
 from ..running.supported import check_runnable
-from .agreement import Compared, summary
-from .error_budget import error_budget, median_budget
+from .agreement import Compared
+from .error_budget import error_budget
 from .grid import Case, Grid
+from .validated import Validated, Validation
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
-    """One configuration with everything that was predicted and measured."""
-
-    case: Case
-    given: RunInput
-    forecast: Forecast
-    executions: tuple[Execution, ...]
-    compared: Compared
-    budget: Mapping[str, float]
-
-    def predicted_as(self, other: Forecast) -> Compared:
-        """Return the comparison with another prediction of the same run."""
-        return dataclasses.replace(
-            self.compared,
-            predicted_s=predicted_step_s(other.outcome, self.given.workload),
-            relative_uncertainty=other.metrics.relative_uncertainty,
-            predicted=speeds_of(other.metrics),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation(Tabular):
-    """A whole grid."""
-
-    SHOWN: ClassVar[tuple[str, ...]] = (
-        "name",
-        "predicted_step_s",
-        "low_s",
-        "high_s",
-        "measured_step_s",
-        "relative_error",
-        "hit_rate_predicted",
-        "hit_rate_measured",
-    )
-
-    validated: tuple[Validated, ...]
-    calibration: Calibration | None
-    profile: Profile
-    notes: tuple[str, ...]
-    seconds: float
-    reduced: Mapping[str, Any] | None = None
-    """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
-    drift: Mapping[str, float] | None = None
-    """Times of reference runs now over those of the profile, by table; None where none were made."""
-    without_drift: tuple[Compared, ...] = ()
-    """Every configuration once more, predicted for the machine as it is now."""
-
-    def table_rows(self) -> list[dict[str, Any]]:
-        """Return a row for every configuration: predicted beside measured."""
-        return [
-            flat(one.to_dict()) | dict(zip(("low_s", "high_s"), one.interval_s, strict=True))
-            for one in (each.compared for each in self.validated)
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document that `moeplan validate --json` prints."""
-        configurations = []
-        steadied = {one.name: one for one in self.without_drift}
-        for one in self.validated:
-            times = {"measured_steps_s": [(run.step_ns / NS_PER_S).tolist() for run in one.executions]}
-            now = {"predicted_now_s": steadied[one.case.name].predicted_s} if steadied else {}
-            configurations.append(one.compared.to_dict() | now | {"error_budget": dict(one.budget)} | times)
-        return {
-            **summary([one.compared for one in self.validated]),
-            "error_budget": median_budget([one.budget for one in self.validated]),
-            "configurations": configurations,
-            "profile": self.profile.name,
-            "calibrated_in_the_same_run": self.calibration is not None,
-            "warnings": list(self.calibration.fit.warnings) if self.calibration is not None else [],
-            "disturbed_share": float(
-                np.mean([run.disturbed.mean() for one in self.validated for run in one.executions])
-            ),
-            "notes": list(self.notes),
-            "reduced": None if self.reduced is None else dict(self.reduced),
-            "seconds": self.seconds,
-            "drift": None if self.drift is None else dict(self.drift),
-            "without_drift": summary(self.without_drift) if self.without_drift else None,
-        }
-
-    def best_to_dict(self) -> dict[str, Any]:
-        """Return the first configuration's own figures: of a plan, those of its best schedule."""
-        one = self.validated[0].compared
-        return {
-            "predicted_step_s": one.predicted_s,
-            "measured_step_s": one.measured_s,
-            "relative_error": one.relative_error,
-            "hit_rate_predicted": one.hit_rate_predicted,
-            "hit_rate_measured": one.hit_rate_measured,
-            "predicted": dict(one.predicted),
-            "measured": dict(one.measured),
-        }
-
-    def timelines(self, name: str | None = None) -> tuple[Timeline, Timeline]:
-        """Return (predicted, measured) rows of a configuration, the first one by default."""
-        chosen = next((one for one in self.validated if one.case.name == name), self.validated[0])
-        measured = chosen.executions[-1].timeline
-        predicted = chosen.forecast.outcome.timeline
-        if predicted is None:
-            raise InputError("timeline", chosen.case.name, "its rows were not kept", "validate again")
-        return predicted, measured
 
 
 def validate_grid(

@@ -33,8 +33,9 @@ from ..model.supported import check_runs_live
 from ..running.execute import Progress, silent, walk_decisions
 from ..running.execution import Execution
 from .grid import Case
-from .validate import Validated, Validation, check_profile, compare, costs_of
+from .validate import check_profile, compare, costs_of
 from .validate_plan import planned_cases
+from .validated import Validated, Validation
 
 _FROM_RECORDING = ("guesses_true", "truths")
 

@@ -35,7 +35,8 @@ from ..running.prediction import counted_steps, run_input
 from ..running.supported import check_runnable
 from .grid import Case, Shape
 from .reduction import DISTINCT, Reduced, reduced_to, room_of
-from .validate import Validation, as_it_is_now, check_profile, costs_of, dense_format, validate_cases
+from .validate import as_it_is_now, check_profile, costs_of, dense_format, validate_cases
+from .validated import Validation
 
 _MAX_STEPS = 64
 _SECONDS = 120.0

@@ -9,7 +9,8 @@ import pytest
 
 from moeplan.api.validate import validate
 from moeplan.base.errors import DoesNotFit, InputError, MissingCalibration
-from moeplan.executor.validation.ranks import RanksValidation, step_times, validate_ranks
+from moeplan.executor.validation.rank_results import RanksValidation, step_times
+from moeplan.executor.validation.ranks import validate_ranks
 from moeplan.sim.parallel.runnable import as_run_on_cores, check_runnable
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models.load import load_model
