@@ -18,9 +18,8 @@ from ...specs.machines.profile import (
 from ..costs.steadiness import pass_curves
 from ..samples import SampleSet, merge
 from .fit_runs import fit_runs
-from .fitter import Fitter, TableFit
+from .fitter import HOST_PARTS, Fitter, TableFit
 
-_HOST_PARTS = ("step", "layer", "kernel", "transfer")
 _ONE_TIME = (
     "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
     "calibrate in full to find out"
@@ -95,7 +94,7 @@ def _check_complete(samples: SampleSet) -> None:
     """Return nothing; raises InputError for the first thing every profile needs and these samples lack."""
     needed: list[tuple[str, dict[str, str]]] = [(kind, {}) for kind in ("memory", "matmul", "expert", "dense", "head")]
     needed += [("copy", {"direction": direction}) for direction in ("h2d", "d2h")]
-    needed += [("host", {"what": what}) for what in _HOST_PARTS]
+    needed += [("host", {"what": what}) for what in HOST_PARTS]
     for kind, labels in needed:
         if not samples.of(kind, **labels):
             name = " ".join([kind, *labels.values()])

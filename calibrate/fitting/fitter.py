@@ -40,7 +40,7 @@ _LEAST = 1e-9
 # Where experts are too small for their bytes to matter, the fit cannot tell their bandwidth, and may say anything.
 _LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
-_HOST_PARTS = ("step", "layer", "kernel", "transfer")
+HOST_PARTS = ("step", "layer", "kernel", "transfer")
 # What a layer step that fetches waits for besides: from a submission to the first byte, from an arrival to its kernel,
 # from one piece of a copy to the next; and what one guess about one later layer takes, where a model's own gates were run early.
 _HANDOVERS = ("start", "wake", "piece", "guess")
@@ -257,7 +257,7 @@ class Fitter:
                 memory_bytes_per_s=self.constant(surface.parameter("bandwidth"), wrong),
                 launch_s=self.constant(surface.parameter("start_s"), wrong),
             )
-        parts = {what: self._host(what) for what in _HOST_PARTS}
+        parts = {what: self._host(what) for what in HOST_PARTS}
         return HostConstants(
             memory_bytes=self.constant(self._host_memory_bytes(), 0.0, "as the system reports it"),
             per_step_s=parts["step"],

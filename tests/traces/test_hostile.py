@@ -219,7 +219,7 @@ def test_announced_sizes_are_not_believed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs more bytes than"):
         import_trace("moe-infinity", tmp_path / "t.npy")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0))
-    with pytest.raises(InputError, match="announces 1152921504606846976 entries"):
+    with pytest.raises(InputError, match="announces 1152921504606846976 tensors"):
         import_trace("llama-imatrix", tmp_path / "m.gguf")
     _, _, torch_like = CASES["sglang-stat"]
     upstream.torch_save({"logical_count": np.ones((1, 1, 1), np.int32)}, tmp_path / "small.pt")

@@ -19,7 +19,7 @@ from .....base.errors import InputError, one_line
 from ... import BITS_PER_BYTE, ModelSpec, stated_format, weight_format
 from ...gguf_types import tensor_type
 from ..read import read_config
-from .header import Header, Tensor, read_header
+from .....base.gguf import Header, Tensor, read_header
 from .keys import EXPERT, HeaderKeys, block_of
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
@@ -103,7 +103,7 @@ def _whole(path: Path) -> Header:
         if twice := tensors.keys() & part.tensors.keys():
             raise ValueError(f"two of its parts hold tensor {min(twice)[:60]!r}")
         tensors |= part.tensors
-    return Header(values=values, tensors=tensors, data_bytes=0)
+    return Header(values=values, tensors=tensors, data_start=0, data_bytes=0)
 
 
 def _check_data(header: Header) -> None:

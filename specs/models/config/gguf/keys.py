@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .header import Header, Tensor
+from .....base.gguf import Header, Tensor
 
 FAMILIES: Mapping[str, str] = {
     "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "qwen3vlmoe": "qwen3_vl_moe", "qwen3next": "qwen3_next",

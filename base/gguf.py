@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .....base.text_files import refuse_devices
-from .....base.units import MIB
+from .text_files import refuse_devices
+from .units import MIB
 
 _MAX_HEADER_BYTES = 256 * MIB
 _MAX_STRING_BYTES = 16 * MIB
@@ -54,6 +54,8 @@ class Header:
     values: dict[str, Any]
     """By key; arrays too long to be about layers are left out."""
     tensors: dict[str, Tensor]
+    data_start: int
+    """First byte of the tensor data in the file."""
     data_bytes: int
     """Bytes of the file after the header."""
 
@@ -100,7 +102,7 @@ class _Reader:
         if type(alignment) is not int or not 1 <= alignment <= MIB:
             raise ValueError(f"alignment {alignment!r} is not 1 to {MIB}")
         start = -(-self._at // alignment) * alignment
-        return Header(values=values, tensors=tensors, data_bytes=max(0, self._size - start))
+        return Header(values=values, tensors=tensors, data_start=start, data_bytes=max(0, self._size - start))
 
     def _value(self, kind: int, depth: int) -> Any:
         """Return one key's value, None for an array that is only counted."""
