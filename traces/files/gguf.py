@@ -27,7 +27,9 @@ class GgufFile:
         """Read the header. Raises InputError when the file is missing, damaged or of another version."""
         try:
             self._header = read_header(path)
-            self._data = np.memmap(path, np.uint8, "r", self._header.data_start) if self._header.data_bytes else _NOTHING
+            self._data = (
+                np.memmap(path, np.uint8, "r", self._header.data_start) if self._header.data_bytes else _NOTHING
+            )
         except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
             raise unreadable(path, "cannot be read as GGUF", error, _REMEDY) from None
         self.values, self.tensors = self._header.values, self._header.tensors

@@ -16,10 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from .....base.errors import InputError, one_line
+from .....base.gguf import Header, Tensor, read_header
 from ... import BITS_PER_BYTE, ModelSpec, stated_format, weight_format
 from ...gguf_types import tensor_type
 from ..read import read_config
-from .....base.gguf import Header, Tensor, read_header
 from .keys import EXPERT, HeaderKeys, block_of
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
