@@ -34,7 +34,7 @@ from .metrics import Metrics
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput, bind
 from .simulators import Outcome, first_difference, run_compiled, run_simpy, some_steps
-from .tabulate import CostSources
+from .tabulate import CostSources, host_layer_kind
 from .workload import Workload, build_workload, picked
 
 
@@ -227,7 +227,7 @@ class Simulation(DeviceMemory):
 
     def _tables_key(self, schedule: OffloadSchedule) -> tuple[Any, ...]:
         return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
-                schedule.host, schedule.workload, schedule.cache.reset, schedule.cache.policy == "static")  # fmt: skip
+                schedule.host, schedule.workload, schedule.cache.reset, *host_layer_kind(schedule, self.trace.num_experts))  # fmt: skip
 
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
         """Return the schedule with its cache's capacity filled in: as given, or the largest that fits; and with a disk below the

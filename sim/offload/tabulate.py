@@ -162,15 +162,22 @@ def _host_layer(costs: CostModel, schedule: OffloadSchedule, workload: Workload)
     A cache whose experts stay is no exception: what it lacks is known once the layer's routing was read back. Gates run early come on top
     where their time is known; the last layers have fewer layers to guess, so a layer has the mean.
     """
-    held, num_layers = schedule.cache.experts_per_layer, workload.num_layers
-    some_stay = schedule.cache.policy == "static" and held is not None and held < workload.num_experts
-    fetching = schedule.kernel.miss != "cpu" and (schedule.cache.policy != "static" or some_stay)
+    num_layers = workload.num_layers
+    fetching, depth = host_layer_kind(schedule, workload.num_experts)
     layer = costs.host_per_fetching_layer() if fetching else costs.host_per_layer()
-    guess = costs.host_per_guess() if schedule.predictor.kind == "next-gate" else None
+    guess = costs.host_per_guess() if depth else None
     if guess is None:
         return layer
-    guesses = sum(min(schedule.predictor.depth, num_layers - 1 - column) for column in range(num_layers)) / num_layers
+    guesses = sum(min(depth, num_layers - 1 - column) for column in range(num_layers)) / num_layers
     return layer + dataclasses.replace(guess, seconds=guess.seconds * guesses)
+
+
+def host_layer_kind(schedule: OffloadSchedule, num_experts: int) -> tuple[bool, int]:
+    """Return what the host's time a layer depends on: whether it decides what to fetch, and how many layers ahead gates run early (0: none)."""
+    held = schedule.cache.experts_per_layer
+    some_stay = schedule.cache.policy == "static" and held is not None and held < num_experts
+    fetching = schedule.kernel.miss != "cpu" and (schedule.cache.policy != "static" or some_stay)
+    return fetching, schedule.predictor.depth if schedule.predictor.kind == "next-gate" else 0
 
 
 def _formats(schedule: OffloadSchedule, workload: Workload) -> Array:

@@ -14,6 +14,7 @@ import pytest
 
 from calibration_samples import expert_s, lawful_samples, runs_of
 from executor_stages import small_trace
+from moeplan.api.subject import open_subject
 from moeplan.base.units import MIB
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
@@ -120,3 +121,18 @@ def test_runs_of_one_schedule_cost_what_their_own_decisions_make_of_them() -> No
     assert facts[0].fresh_fraction > facts[1].fresh_fraction
     # Fresh experts are the quicker ones on this machine.
     assert bound.tables(small)[0].kernel_ns[0, 1] < bound.tables(large)[0].kernel_ns[0, 1]
+
+
+def test_tables_of_a_schedule_do_not_depend_on_which_was_asked_about_before() -> None:
+    """What the host decides a layer depends on more than the policy: one pool that stays is told apart from shares of every layer."""
+    pooled = base_schedule(OffloadRequest(bits=("mxfp4",)), "mxfp4").with_options(
+        cache__policy="static", cache__pooled_experts=96, kernel__miss="cheaper"
+    )
+    shares = pooled.with_options(cache__pooled_experts=None, cache__experts_per_layer=4)
+    found = []
+    for order in ((pooled, shares), (shares, pooled)):
+        fresh = open_subject(
+            model="gpt-oss-20b", hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", prompt_tokens=4, reply_tokens=2
+        ).simulation
+        found.append({each: fresh.usual_tables(each)[0].host_ns for each in order})
+    assert found[0] == found[1] and found[0][pooled] != found[0][shares]
