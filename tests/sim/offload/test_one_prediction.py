@@ -132,7 +132,10 @@ def test_tables_of_a_schedule_do_not_depend_on_which_was_asked_about_before() ->
     found = []
     for order in ((pooled, shares), (shares, pooled)):
         fresh = open_subject(
-            model="gpt-oss-20b", hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", prompt_tokens=4, reply_tokens=2
+            model="gpt-oss-20b",
+            hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB",
+            prompt_tokens=4,
+            reply_tokens=2,
         ).simulation
         found.append({each: fresh.usual_tables(each)[0].host_ns for each in order})
     assert found[0] == found[1] and found[0][pooled] != found[0][shares]
