@@ -173,7 +173,7 @@ def _host_layer(costs: CostModel, schedule: OffloadSchedule, workload: Workload)
 
 
 def host_layer_kind(schedule: OffloadSchedule, num_experts: int) -> tuple[bool, int]:
-    """Return what the host's time a layer depends on: whether it decides what to fetch, and how far ahead gates run early (0: no gates do)."""
+    """Return what the host's time a layer depends on: whether it decides what to fetch, and how far ahead gates run early (0: none do)."""
     held = schedule.cache.experts_per_layer
     some_stay = schedule.cache.policy == "static" and held is not None and held < num_experts
     fetching = schedule.kernel.miss != "cpu" and (schedule.cache.policy != "static" or some_stay)
