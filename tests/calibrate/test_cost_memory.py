@@ -14,7 +14,8 @@ from moeplan.calibrate.costs.gpu.costs import KernelCosts
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
-from moeplan.sim.parallel.costs import EpCosting, constants_of
+from moeplan.sim.parallel.costs import EpCosting
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.specs.machines.bundled_kernels import with_kernels
 from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.machines.profile_file import load_hardware

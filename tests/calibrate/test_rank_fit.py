@@ -22,7 +22,7 @@ from moeplan.calibrate.costs.rank_laws import (
 )
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.samples import Sample, SampleSet
-from moeplan.sim.parallel.costs import constants_of
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.traffic import StepLoad, count_step
 from moeplan.specs.machines.profile import Profile, profile_to_json
