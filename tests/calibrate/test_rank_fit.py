@@ -22,8 +22,8 @@ from moeplan.calibrate.costs.rank_laws import (
 )
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.samples import Sample, SampleSet
-from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.simulate import ParallelSimulation
+from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.traffic import StepLoad, count_step
 from moeplan.specs.machines.profile import Profile, profile_to_json
 from moeplan.specs.machines.profile_file import profile_from_json
