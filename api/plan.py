@@ -15,16 +15,21 @@ from ..base.errors import InputError, UnknownName
 from ..base.text_files import write_atomic
 from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
-from ..planner.offload.plan import OffloadPlan, OffloadRequest, make_plan, plan_to_dict
+from ..planner.offload.make import make_plan
+from ..planner.offload.plan import OffloadPlan, OffloadRequest, plan_to_dict
+from ..planner.offload.variants import Variants
 from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.period.moves import WAYS
 from ..planner.parallel.period.study import WINDOW_STEPS, Asked
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
-from ..planner.served.plan import check_engine, make_served_plan, served_to_dict
+from ..planner.served.general import variants_of
+from ..planner.served.plan import check_engine, make_served_plans, served_to_dict
+from ..sim.offload.simulate import Simulation
 from ..sim.policies.policy_file import PolicyFile, load_policy
 from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
 from ..specs.machines.serving import serving_engines
+from ..specs.memory import kv_bytes_of
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
 from .load import Recording, as_cluster_machine, as_model, as_recording
@@ -179,10 +184,11 @@ def plan(
     if trace is not None and window is None:
         one_device["window"] = WINDOW
     one_device |= {"engine": _engine_of(target, engine), "reserve": reserve}
-    if target in DIALECTS:
-        check_kv_type(target, kv_type)
+    kinds = _kv_types(kv_type)
+    for kind in kinds if target in DIALECTS else ():
+        check_kv_type(str(target), kind)
     subject = open_subject(
-        model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kv_type, settings=changes,
+        model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kinds[0], settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
     )  # fmt: skip
     if subject.simulation.split is not None and target not in DIALECTS:
@@ -196,7 +202,7 @@ def plan(
             )
         own = load_policy(policy)
         subject.simulation.own_rules = tuple(own.settings().items())
-    return _offload(subject, request, target, changes, own, progress)
+    return _offload(subject, kinds, request, target, changes, own, progress)
 
 
 def _period(
@@ -230,8 +236,17 @@ def _engine_of(target: str | None, engine: str | None) -> str | None:
     return target
 
 
+def _kv_types(kv_type: str) -> tuple[str, ...]:
+    """Return the types that keys and values may have, the preferred one first; raises InputError where none is named or one twice."""
+    kinds = tuple(each.strip() for each in kv_type.split(","))
+    if not all(kinds) or len(set(kinds)) < len(kinds):
+        raise InputError("--kv-type", kv_type, "a type is missing or named twice", "write for instance f16,q8_0")
+    return kinds
+
+
 def _offload(
     subject: Subject,
+    kinds: tuple[str, ...],
     request: OffloadRequest,
     target: str | None,
     changes: Settings,
@@ -242,20 +257,43 @@ def _offload(
     request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
     request = changes.changed_request(request)
     served = None
+    variants = variants_of(_with_each(subject.simulation, kinds), request.prefill_chunk_tokens, fixed=fixed)
     if target is None:
-        found = make_plan(subject.simulation, request, progress=progress)
+        found = make_plan(subject.simulation, request, variants=variants, progress=progress)
+        kind = kinds[0] if found.variant is None else found.variant.kv_type
     else:
         ubatch = request.prefill_chunk_tokens if fixed else None
-        answer = make_served_plan(subject.simulation, request, target, ubatch=ubatch, progress=progress)
+        kind, answer = make_served_plans(
+            _with_each(subject.simulation, kinds), request, target, ubatch=ubatch, progress=progress
+        )
         found, served = answer.plan, served_to_dict(answer, target, load_engine(target).checked)
     return dataclasses.replace(
         found,
         served=served,
-        asked=subject.asked,
-        notes=_notes_of(subject, found),
+        asked=subject.asked | {"kv_type": kind} | ({"kv_types": list(kinds)} if len(kinds) > 1 else {}),
+        notes=(*_notes_of(subject, found), *_chosen(found, kinds, kind, variants)),
         set_by_user=tuple(changes.made),
         policy=None if own is None else own.to_dict(),
     )
+
+
+def _with_each(simulation: Simulation, kinds: tuple[str, ...]) -> dict[str, Simulation]:
+    """Return the simulation by type of keys and values; `simulation` has the first."""
+    found = {kinds[0]: simulation}
+    for kind in kinds[1:]:
+        found[kind] = simulation.with_kv(kv_bytes_of(kind, simulation.model))
+    return found
+
+
+def _chosen(found: OffloadPlan, kinds: tuple[str, ...], kind: str, variants: Variants) -> list[str]:
+    """Return lines on what was chosen of what might be: the micro-batch, where no engine's setting says it, the type of keys and values."""
+    sizes = list(dict.fromkeys(one.ubatch for one in variants.every))
+    notes = []
+    if found.variant is not None and len(sizes) > 1:
+        notes.append(f"micro-batch: {found.variant.ubatch} tokens, of {', '.join(map(str, sizes))}")
+    if len(kinds) > 1:
+        notes.append(f"keys and values: {kind}, of {', '.join(kinds)}; a later one only where it gains something")
+    return notes
 
 
 def _notes_of(subject: Subject, found: OffloadPlan) -> tuple[str, ...]:

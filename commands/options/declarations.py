@@ -187,6 +187,14 @@ KvOption = Annotated[
         help="How keys and values are kept: f16, q8_0, q5_1, q4_0, fp8 …; q8_0/q4_0: keys and values apart.",
     ),
 ]
+KvTypesOption = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        help="How keys and values are kept: f16, q8_0, q5_1, q4_0, fp8 …; q8_0/q4_0: keys and values apart. offload: several with commas "
+        "are searched, the preferred one first: a later one is taken only where it gains something.",
+    ),
+]
 OptionalDenseBitsOption = Annotated[
     str | None,
     typer.Option(

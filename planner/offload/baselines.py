@@ -65,6 +65,13 @@ class CheckedRuns:
             except InputError as reason:  # it cannot have, say, a disk below the host
                 self._refused[name] = str(reason)
 
+    def forget(self) -> None:
+        """Drop what was submitted: what has not begun never does."""
+        for pending in self._pending.values():
+            pending.cancel()
+        self._pending.clear()
+        self._refused.clear()
+
     def collect(self) -> tuple[list[Prediction], dict[str, str]]:
         """Return the predictions of all that were submitted, in that order, and why others do not fit."""
         found, left_out = [], dict(self._refused)

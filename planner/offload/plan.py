@@ -1,36 +1,29 @@
-"""The plan: model, machine, recording, memory and objective in; the chosen schedule with its proof and its rivals out.
+"""The plan: what is asked for, and the chosen schedule with its proof and its rivals.
 
-Modelled: one search per weight format the user allows; the best overall; every preset as baseline at the same memory and
-bits; what binds; and the verdict whether a better policy or only more memory would help: the same memory with Belady's
-cache beside the best, and the best with more memory. Ignored: expert parallelism (its own planner).
+Modelled: the best overall; every preset as baseline at the same memory and bits; what binds; and the verdict whether a better policy or
+only more memory would help: the same memory with Belady's cache beside the best, and the best with more memory. Ignored: how it is
+made (`make`), expert parallelism (its own planner).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from ...base.errors import DoesNotFit, InputError, Internal
+from ...base.errors import InputError
 from ...base.frames import Tabular, flat
-from ...base.units import NS_PER_S
 from ...base.version import __version__
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.plans.document import OFFLOAD, SCHEMA_VERSION
-from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
 from ...specs.schedules.presets import ENGINE_FAMILY, FAMILIES, NEEDS
 from ...traces.content import recording_sha256
-from .baselines import CheckedRuns
-from .bounds import Bounds
-from .objective import RANKED_BY, Limits, out_of_reach
-from .scoring import FrontPoint, Progress, Scored, SearchResult, front_point, is_better, merit, score
-from .search import search
-from .space import Candidate
-from .verdict import need_nothing, references_of, run_ns, verdict, with_memory
+from .objective import RANKED_BY, Limits
+from .scoring import FrontPoint
+from .variants import Variant
+from .verdict import need_nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +107,9 @@ class OffloadPlan(Tabular):
     made_of: dict[str, Any]
     """Model and machine, whole, as the plan document holds them."""
     simulation: Simulation = field(repr=False)
-    """What the search ran on."""
+    """What the best was found on."""
+    variant: Variant | None = None
+    """The micro-batch and the type of keys and values that were chosen; None: by the settings of an engine."""
     served: dict[str, Any] | None = None
     """The engine that the plan is for, and how its own settings compare; None: whatever can run it."""
     asked: dict[str, Any] = field(default_factory=dict)
@@ -142,115 +137,6 @@ class OffloadPlan(Tabular):
         return plan_to_dict(self)
 
 
-def make_plan(simulation: Simulation, request: OffloadRequest, *, progress: Progress | None = None) -> OffloadPlan:
-    """Return the plan for `request` on the simulation's window.
-
-    Raises DoesNotFit when no weight format leaves room for any schedule.
-    """
-    bases = [
-        base_schedule(request, simulation.model.native_bits if bits == "native" else bits) for bits in request.bits
-    ]
-    simulation.warm(bases[0])  # compile before forking, so that the workers need not
-    results: list[tuple[OffloadSchedule, SearchResult]] = []
-    compared = simulation
-    if request.objective == "least_memory":  # what the answer has to beat, it has to beat with the answer's memory
-        results = _search_each(simulation, bases, request, progress)
-        _, result = min(results, key=lambda pair: _merit(pair[1], request))
-        compared = with_memory(simulation, result.front[-1].device_bytes)
-    with CheckedRuns(compared) as checked:
-        if len(bases) == 1:
-            checked.submit_presets(bases[0])
-        results = results or _search_each(simulation, bases, request, progress)
-        base, result = min(results, key=lambda pair: _merit(pair[1], request))
-        if request.limits.excess(result.best.figures):
-            nearest = result.best.candidate.words()
-            raise out_of_reach(request.limits, nearest or "the plainest schedule", result.best.figures)
-        if len(bases) > 1:
-            checked.submit_presets(base)
-        winner = result.best.candidate.schedule.with_options(name="best")
-        checked.submit(winner)
-        predictions, left_out = checked.collect()
-    rivals, confirmed = predictions[:-1], predictions[-1]
-    if confirmed.schedule.name != winner.name or run_ns(confirmed) != result.best.total_ns:
-        raise Internal(f"the winner's re-run differs from its score: {result.best.candidate.words()}")
-    same_as = _better_rival(simulation, base, request, result, rivals)
-    if same_as is not None:
-        confirmed = same_as
-        winner = same_as.schedule.with_options(name="best")
-    best = simulation.predict(winner, rows=True)
-    if best.outcome.makespan_ns != confirmed.outcome.makespan_ns or run_ns(best) != result.best.total_ns:
-        raise Internal("the winner's re-run differs from its score")
-    best = dataclasses.replace(best, engine=confirmed.engine)
-    references = references_of(compared, best)
-    steps = best.metrics.num_steps
-    least_ns = min(r.lower_bound_ns for _, r in results)
-    if result.best.total_ns < least_ns:
-        words = result.best.candidate.words()
-        raise Internal(f"a schedule took {result.best.total_ns} ns, below the bound of {least_ns} ns for all: {words}")
-    bound_s = least_ns / NS_PER_S / steps
-    mean_s = result.best.total_ns / NS_PER_S / steps
-    return OffloadPlan(
-        request=request,
-        best=best,
-        baselines=tuple(rivals),
-        left_out=left_out,
-        front=tuple(result.front),
-        references=references,
-        num_candidates=sum(
-            r.num_evaluated + r.num_abandoned + r.num_pruned + r.num_raced_out + r.num_skipped for _, r in results
-        ),
-        num_evaluated=sum(r.num_evaluated for _, r in results),
-        num_abandoned=sum(r.num_abandoned for _, r in results),
-        num_pruned=sum(r.num_pruned for _, r in results),
-        num_raced_out=sum(r.num_raced_out for _, r in results),
-        num_skipped=sum(r.num_skipped for _, r in results),
-        lower_bound_step_s=bound_s,
-        optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
-        verdict=verdict(
-            best,
-            rivals,
-            references,
-            same_as=same_as.schedule.name if same_as is not None else None,
-            floor_tokens_per_s=request.floor_tokens_per_s,
-            objective=request.objective,
-        ),
-        provenance=provenance_of(simulation),
-        made_of=made_of(simulation.model, simulation.profile),
-        simulation=simulation,
-    )
-
-
-def _search_each(simulation: Simulation, bases: list[OffloadSchedule], request: OffloadRequest, progress: Progress | None,
-                 ) -> list[tuple[OffloadSchedule, SearchResult]]:  # fmt: skip
-    """Return one search per weight format that leaves room for any schedule; raises DoesNotFit when none does."""
-    results, misfits = [], []
-    for base in bases:
-        try:
-            found = search(
-                simulation,
-                base,
-                objective=request.objective,
-                floor_tokens_per_s=request.floor_tokens_per_s,
-                low_bits=_smaller(simulation, base, bases),
-                exhaustive=request.exhaustive,
-                limits=request.limits,
-                seconds=None if request.seconds is None else request.seconds / len(bases),
-                progress=progress,
-            )
-            results.append((base, found))
-        except DoesNotFit as reason:
-            misfits.append(reason)
-    if not results:
-        raise min(misfits, key=lambda reason: reason.missing_bytes)
-    return results
-
-
-def _smaller(simulation: Simulation, base: OffloadSchedule, bases: list[OffloadSchedule]) -> str | None:
-    """Return the largest allowed weight format smaller than the base's own, for experts that may have two."""
-    smaller = [other for other in bases if simulation.expert_bytes(other) < simulation.expert_bytes(base)]
-    return max(smaller, key=simulation.expert_bytes).experts.bits if smaller else None
-
-
 def base_schedule(request: OffloadRequest, bits: str) -> OffloadSchedule:
     """Return what the search may not change: bits and batching."""
     return OffloadSchedule(name="search").with_options(
@@ -258,45 +144,6 @@ def base_schedule(request: OffloadRequest, bits: str) -> OffloadSchedule:
         workload__concurrency=request.concurrency,
         workload__prefill_chunk_tokens=request.prefill_chunk_tokens,
     )
-
-
-def _merit(result: SearchResult, request: OffloadRequest) -> tuple[float, ...]:
-    if request.objective == "least_memory":
-        return (float(result.front[-1].device_bytes),)
-    return merit(result.best, request.objective, request.limits)
-
-
-def _better_rival(simulation: Simulation, base: OffloadSchedule, request: OffloadRequest, result: SearchResult,
-                  rivals: Sequence[Prediction]) -> Prediction | None:  # fmt: skip
-    """Return the published schedule that needs nothing special and is better than the search's best, which it then replaces in
-    `result`; None where there is none.
-    """
-    found: tuple[Prediction, Scored] | None = None
-    best = result.best
-    for rival in need_nothing(rivals):
-        cache = rival.schedule.cache
-        each = cache.experts_per_layer or 0
-        slots = cache.pooled_experts if cache.pooled_experts is not None else each * simulation.trace.num_layers
-        candidate = Candidate(schedule=rival.schedule, level=result.front[-1].level, cached_slots=slots)
-        if request.objective == "tokens_per_s" and run_ns(rival) >= best.total_ns:
-            continue
-        bound = Bounds(simulation, base).of(candidate)
-        scored = score(simulation, candidate, bound, simulation.workload(base))
-        if scored is None or run_ns(rival) != scored.total_ns:
-            raise Internal(f"a published schedule's re-run differs from its score: {candidate.words()}")
-        if request.objective == "least_memory":
-            # With no more memory than the search's best; a faster one reaches the floor all the more.
-            better = scored.total_ns < best.total_ns
-        else:
-            better = is_better(scored, best, request.objective, request.limits)
-        if better:
-            found, best = (rival, scored), scored
-            result.lower_bound_ns = min(result.lower_bound_ns, bound.whole_ns)
-    if found is None:
-        return None
-    result.best = best
-    result.front[-1] = front_point(simulation, result.front[-1].level, best)
-    return found[0]
 
 
 def provenance_of(simulation: Simulation) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], p
         if rung and (len(steps) >= workload.num_steps or not racing or len(waiting) < 2):
             break
         part = simulation.part(steps)
-        weights = part_weights(workload, steps, _PHASES.get(objective, (0, 1)))
+        weights = part_weights(workload, steps, phases_of(objective))
 
         def value(at: int, part: Simulation = part, weights: Array = weights) -> float:
             return float(np.diff(part.step_end(bounded[at][0].schedule), prepend=0) @ weights)
@@ -76,6 +76,11 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], p
         if time.monotonic() >= until:
             break
     return Heat(entries=[bounded[at] for at in waiting], num_skipped=skipped)
+
+
+def phases_of(objective: str) -> tuple[int, ...]:
+    """Return the phases, 0 prompts and 1 generated tokens, whose time an objective is about."""
+    return _PHASES.get(objective, (0, 1))
 
 
 def part_weights(workload: Workload, steps: Array, phases: Sequence[int]) -> Array:

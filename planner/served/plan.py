@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ...base.errors import DoesNotFit, InputError, Internal, UnknownName
+from ...base.errors import DoesNotFit, InputError, Internal, OutOfReach, UnknownName
 from ...base.units import NS_PER_S
 from ...sim.offload.metrics import counted_tokens, figures_of
 from ...sim.offload.simulate import Prediction, Simulation
@@ -26,7 +26,7 @@ from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule
 from ..offload.baselines import CheckedRuns
 from ..offload.bounds import Bounds
-from ..offload.objective import check_objective, out_of_reach, value_of
+from ..offload.objective import check_objective, figures_of_metrics, out_of_reach, value_of
 from ..offload.plan import OffloadPlan, OffloadRequest, base_schedule, provenance_of
 from ..offload.race import BATCH
 from ..offload.scoring import FrontPoint, Progress
@@ -71,6 +71,39 @@ def check_engine(name: str) -> None:
     """Return nothing; raises UnknownName for an engine without a space of its own."""
     if name not in ENGINES:
         raise UnknownName("--for", name, ENGINES)
+
+
+def make_served_plans(
+    simulations: Mapping[str, Simulation], request: OffloadRequest, engine: str, *, ubatch: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[str, ServedPlan]:  # fmt: skip
+    """Return the best of the plans with each type of keys and values, and its type: a later one only where it gains something.
+
+    simulations: by type, the preferred one first. Raises as `make_served_plan` does, where no type has a plan.
+    """
+    found: list[tuple[str, ServedPlan]] = []
+    failed: list[DoesNotFit | OutOfReach] = []
+    for kind, simulation in simulations.items():
+        try:
+            found.append((kind, make_served_plan(simulation, request, engine, ubatch=ubatch, progress=progress)))
+        except (DoesNotFit, OutOfReach) as reason:
+            failed.append(reason)
+    if not found:
+        raise failed[-1]
+    best = found[0]
+    for one in found[1:]:
+        theirs = _plan_merit(best[1].plan, request)
+        if _plan_merit(one[1].plan, request) < (theirs[0], theirs[1] * (1 - _SAME)):
+            best = one
+    return best
+
+
+def _plan_merit(plan: OffloadPlan, request: OffloadRequest) -> tuple[float, float]:
+    """Return what plans with other keys and values are ordered by, the least first: limits exceeded, then the objective."""
+    if request.objective == "least_memory":
+        return 0.0, float(plan.front[-1].device_bytes)
+    figures = figures_of_metrics(plan.best.metrics)
+    return request.limits.excess(figures), value_of(request.objective, figures, NS_PER_S * plan.best.metrics.step_s["p99"])
 
 
 def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: str, *, ubatch: int | None = None,

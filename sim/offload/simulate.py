@@ -117,6 +117,12 @@ class Simulation(DeviceMemory):
             kept["likewise"] = ()
         return Simulation(**(kept | {"trace": trace} | changes))
 
+    def with_kv(self, bytes_per_value: float) -> Simulation:
+        """Return the same simulation with keys and values of another size, which its forward passes do not depend on."""
+        found = self.over(self.trace, kv_bytes_per_value=bytes_per_value)
+        found._workloads = self._workloads  # noqa: SLF001
+        return found
+
     def divided(self, split: CardSplit | None) -> Simulation:
         """Return the same simulation with the model divided otherwise over the cards, made once; itself for None or its own split."""
         if split is None or split == self.split:

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from moeplan.planner.offload.plan import OffloadRequest, make_plan, plan_to_dict
+from moeplan.planner.offload.make import make_plan
+from moeplan.planner.offload.plan import OffloadRequest, plan_to_dict
 from moeplan.reports.offload.hit_curves import hit_curves
 from moeplan.reports.offload.page import plan_report
 from moeplan.reports.timelines.occupancy import cache_occupancy

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeplan.api.plan import plan
 from moeplan.api.subject import open_subject, planned_simulation
+from moeplan.base.errors import InputError
 from moeplan.cli import main
-from moeplan.planner.offload import space
+from moeplan.planner.offload import baselines, space
 from moeplan.planner.offload.objective import RANKED_BY
 from moeplan.planner.offload.plan import OffloadRequest, base_schedule, planned_schedule
 from moeplan.sim.offload.simulate import Simulation
@@ -171,3 +173,53 @@ def test_what_ran_before_changes_nothing() -> None:
     )
     after.run(after.resolve(changing))
     assert list(after.run(after.resolve(fixed)).step_end) == list(alone.run(alone.resolve(fixed)).step_end)
+
+
+@pytest.mark.parametrize(("engine", "objective"), [("llama.cpp", "request_s"), ("ktransformers", "ttft_s")])
+def test_a_plan_for_no_engine_is_never_worse_than_one_for_the_machines_engine_and_chooses_the_micro_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, objective: str
+) -> None:
+    monkeypatch.setattr(baselines, "CHECKED_STEPS", 3)
+    monkeypatch.setattr(space, "_special", lambda *_: iter(()))
+    monkeypatch.setattr(baselines, "PRESETS", ("n-cpu-moe",))
+    asked: dict[str, Any] = {"prompt_tokens": 3000, "reply_tokens": 6, "request": OffloadRequest(objective=objective)}
+    machine = "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB"
+    whole, told = (plan("gpt-oss-20b", machine, **asked, **{name: engine}) for name in ("engine", "target"))
+    assert getattr(whole.best.metrics, objective) <= getattr(told.best.metrics, objective)
+    # Every micro-batch copies the experts anew: larger ones are the gain, and the plan's document says which was chosen.
+    chosen = whole.best.schedule.workload.prefill_chunk_tokens
+    assert chosen is not None and chosen > 512 and whole.to_dict()["request"]["prefill_chunk_tokens"] == chosen
+    assert any(note.startswith(f"micro-batch: {chosen} tokens, of ") for note in whole.notes)
+    assert (
+        whole.num_raced_out > 0
+        and whole.lower_bound_step_s * whole.best.metrics.num_steps <= whole.best.metrics.window_s
+    )
+
+
+def test_keys_and_values_take_a_later_type_only_where_it_gains_something(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "CHECKED_STEPS", 3)
+    monkeypatch.setattr(space, "_special", lambda *_: iter(()))
+    monkeypatch.setattr(baselines, "PRESETS", ("n-cpu-moe",))
+    rest = "ryzen-7-7700x + ddr5-5600x2:64GiB"
+    for card, context, target, best in (
+        ("rtx-5090", None, None, "f16"),
+        ("rtx-3060", 90_000, None, "q8_0"),
+        ("rtx-3060", 90_000, "llama.cpp", "q8_0"),
+    ):
+        found = plan(
+            "gpt-oss-20b", f"{card} + {rest}", prompt_tokens=30, reply_tokens=60, context=context, kv_type="f16,q8_0", target=target
+        )  # fmt: skip
+        assert (
+            found.asked["kv_type"] == best
+            and found.provenance["kv_bytes_per_value"] == {"f16": 2, "q8_0": 34 / 32}[best]
+        )
+    with pytest.raises(InputError, match="named twice"):
+        plan(
+            "gpt-oss-20b",
+            "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB",
+            prompt_tokens=30,
+            reply_tokens=6,
+            kv_type="f16,f16",
+        )

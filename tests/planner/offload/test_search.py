@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from moeplan.base.errors import DoesNotFit, InputError
-from moeplan.planner.offload.plan import (
-    OffloadRequest,
-    base_schedule,
-    make_plan,
-    plan_to_dict,
-    plan_to_json,
-    planned_schedule,
-)
+from moeplan.planner.offload.make import make_plan
+from moeplan.planner.offload.plan import OffloadRequest, base_schedule, plan_to_dict, plan_to_json, planned_schedule
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates, levels
 from moeplan.planner.offload.verdict import need_nothing, references_of, run_ns

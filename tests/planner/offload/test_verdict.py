@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from moeplan.base.terminal import print_plan
-from moeplan.planner.offload import plan as module
-from moeplan.planner.offload.plan import OffloadRequest, make_plan, plan_to_dict
+from moeplan.planner.offload import make as module
+from moeplan.planner.offload.make import make_plan
+from moeplan.planner.offload.plan import OffloadRequest, plan_to_dict
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.planner.offload.verdict import need_nothing, run_ns, verdict
 from moeplan.sim.offload.simulate import Prediction, Simulation

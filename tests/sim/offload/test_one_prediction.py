@@ -23,7 +23,8 @@ from moeplan.executor.running.prediction import run_input
 from moeplan.executor.validation.validate import costs_of, dense_format
 from moeplan.planner.offload import search as searching
 from moeplan.planner.offload.baselines import preset_schedule
-from moeplan.planner.offload.plan import OffloadPlan, OffloadRequest, base_schedule, make_plan, plan_to_dict
+from moeplan.planner.offload.make import make_plan
+from moeplan.planner.offload.plan import OffloadPlan, OffloadRequest, base_schedule, plan_to_dict
 from moeplan.planner.offload.space import Candidate, candidates
 from moeplan.sim.offload.forecast import forecast
 from moeplan.sim.offload.run_facts import run_facts

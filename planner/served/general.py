@@ -1,0 +1,49 @@
+"""What a plan for no engine chooses among: micro-batches, types of keys and values, and all that its machine's engine can be told.
+
+Modelled: the micro-batches of the engine whose constants the machine has, or one that was asked for; types of keys and values that the
+user allows, in that order. Whatever the engine can be told is a candidate too, so that a plan for no engine is never worse than the plan
+for that one. Ignored: engines with other constants: a plan for each is a question of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...sim.offload.simulate import Simulation
+from ...specs.schedules.offload import OffloadSchedule
+from ..offload.variants import Variant, Variants
+from .ktransformers import CHUNKS
+from .llamacpp import UBATCHES
+from .plan import ENGINES
+from .setting import passes_tried
+
+_SIZES: Mapping[str, tuple[int, ...]] = {"ktransformers": CHUNKS}
+"""Prompt tokens of a pass by engine, where they are not llama.cpp's."""
+
+
+def variants_of(simulations: Mapping[str, Simulation], ubatch: int | None, *, fixed: bool) -> Variants:
+    """Return the variants to choose from.
+
+    simulations: by type of keys and values, the preferred one first. ubatch: prompt tokens of a pass; fixed: it was asked for.
+    """
+    every: list[Variant] = []
+    for rank, (kv_type, simulation) in enumerate(simulations.items()):
+        engine = simulation.profile.engine
+        sizes: tuple[int | None, ...] = (ubatch,)
+        if engine is not None and not fixed:
+            sizes = passes_tried(simulation, None, _SIZES.get(engine.name, UBATCHES))
+        every += [Variant(simulation=simulation, kv_type=kv_type, ubatch=size, rank=rank) for size in sizes]
+    return Variants(every=tuple(every), told=_told)
+
+
+def _told(variant: Variant, concurrency: int) -> Sequence[tuple[OffloadSchedule, int]]:
+    """Return what the machine's engine can be told with a variant's micro-batch, its own defaults included, where those are its own."""
+    engine = variant.simulation.profile.engine
+    space = None if engine is None else ENGINES.get(engine.name)
+    if space is None or variant.ubatch is None:
+        return ()
+    found = [
+        *space.settings(variant.simulation, concurrency, variant.ubatch, []),
+        *space.defaults(variant.simulation, concurrency, variant.ubatch, {}),
+    ]
+    return [(one.schedule, one.cached_experts) for one in found]
