@@ -38,7 +38,11 @@ class _Found:
 
 
 def make_plan(
-    simulation: Simulation, request: OffloadRequest, *, variants: Variants | None = None, progress: Progress | None = None
+    simulation: Simulation,
+    request: OffloadRequest,
+    *,
+    variants: Variants | None = None,
+    progress: Progress | None = None,
 ) -> OffloadPlan:
     """Return the plan for `request` on the simulation's window.
 

@@ -63,6 +63,7 @@ Told: TypeAlias = Callable[[Variant, int], Sequence[tuple[OffloadSchedule, int]]
 def _nothing(variant: Variant, concurrency: int) -> Sequence[tuple[OffloadSchedule, int]]:
     return ()
 
+
 _Bounded: TypeAlias = tuple[Variant, Candidate, Bound]
 
 

@@ -103,7 +103,9 @@ def _plan_merit(plan: OffloadPlan, request: OffloadRequest) -> tuple[float, floa
     if request.objective == "least_memory":
         return 0.0, float(plan.front[-1].device_bytes)
     figures = figures_of_metrics(plan.best.metrics)
-    return request.limits.excess(figures), value_of(request.objective, figures, NS_PER_S * plan.best.metrics.step_s["p99"])
+    return request.limits.excess(figures), value_of(
+        request.objective, figures, NS_PER_S * plan.best.metrics.step_s["p99"]
+    )
 
 
 def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: str, *, ubatch: int | None = None,
