@@ -9,12 +9,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 from ..base.errors import InputError, UnknownName
 from ..base.text_files import write_atomic
 from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
+from ..planner.offload.break_even import surface
+from ..planner.offload.drafts import Merit, choose_drafts, estimate_with, fixed_drafts
 from ..planner.offload.make import make_plan
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, plan_to_dict
 from ..planner.offload.variants import Variants
@@ -23,7 +26,7 @@ from ..planner.parallel.period.moves import WAYS
 from ..planner.parallel.period.study import WINDOW_STEPS, Asked
 from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
 from ..planner.served.general import variants_of
-from ..planner.served.plan import check_engine, make_served_plans, served_to_dict
+from ..planner.served.plan import ServedPlan, best_setting, check_engine, make_served_plans, served_to_dict
 from ..sim.offload.simulate import Simulation
 from ..sim.policies.policy_file import PolicyFile, load_policy
 from ..specs.machines.engines import load_engine
@@ -32,6 +35,7 @@ from ..specs.machines.serving import serving_engines
 from ..specs.memory import kv_bytes_of
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
+from .drafting import AcceptanceLike, DraftsAsked, drafts_asked
 from .load import Recording, as_cluster_machine, as_model, as_recording
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
@@ -66,6 +70,10 @@ def plan(
     settings: SettingsLike = ...,
     policy: str | os.PathLike[str] | None = ...,
     seconds: float | None = ...,
+    speculative: bool = ...,
+    draft_tokens: int | None = ...,
+    acceptance: AcceptanceLike = ...,
+    draft: str | os.PathLike[str] | None = ...,
     progress: Progress | None = ...,
 ) -> OffloadPlan: ...
 
@@ -123,6 +131,10 @@ def plan(
     seconds: float | None = None,
     settings: SettingsLike = None,
     policy: str | os.PathLike[str] | None = None,
+    speculative: bool = False,
+    draft_tokens: int | None = None,
+    acceptance: AcceptanceLike = None,
+    draft: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> OffloadPlan | ParallelPlan:
     """Return the best schedule within a memory budget, what it beats, and what would help.
@@ -134,11 +146,12 @@ def plan(
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
     `simulate` takes them; window, forward passes to search on (2000 of a recording); policy, a file with rules of one's own,
-    which is run, and whose rules are tried too. seconds: after so long the search begins no further candidate. For many:
-    target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name; period, recordings
-    or loads that are served one after the other, over which never, once and every `rebalance_every` steps are compared, placed from the
-    counts of the last `count_window` steps, moved as `moves` says ("at-once", "layer-by-layer", "background"); against, the preset that the
-    headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`).
+    which is run, and whose rules are tried too; draft_tokens, acceptance and draft as `simulate` takes them, with speculative the most
+    guesses of a step, of which the search chooses how many, none included. seconds: after so long the search begins no further
+    candidate. For many: target, the engine that only what it can be told is searched for; evaluate_on, further recordings by name;
+    period, recordings or loads that are served one after the other, over which never, once and every `rebalance_every` steps are compared,
+    placed from the counts of the last `count_window` steps, moved as `moves` says ("at-once", "layer-by-layer", "background"); against, the
+    preset that the headline is against (the balancing that engines ship); factors, levels of the table of factors (`{"replicas": "32"}`).
 
     Raises InputError for what does not belong together, DoesNotFit where no schedule fits.
     """
@@ -149,7 +162,14 @@ def plan(
         "window": window,
     }  # fmt: skip
     if isinstance(request, ParallelRequest):
-        for name, value in (one_device | {"policy": policy, "kv_type": None if kv_type == "f16" else kv_type}).items():
+        drafts = {
+            "speculative": speculative or None,
+            "draft_tokens": draft_tokens,
+            "acceptance": acceptance,
+            "draft": draft,
+        }
+        others = drafts | {"policy": policy, "kv_type": None if kv_type == "f16" else kv_type}
+        for name, value in (one_device | others).items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
         if trace is None:
@@ -187,9 +207,11 @@ def plan(
     kinds = _kv_types(kv_type)
     for kind in kinds if target in DIALECTS else ():
         check_kv_type(str(target), kind)
+    drafted = drafts_asked(model, speculative=speculative, length=draft_tokens, acceptance=acceptance, draft=draft)
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kinds[0], settings=changes,
-        concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens, **one_device,
+        concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens,
+        drafting=None if drafted is None else drafted.drafting, **one_device,
     )  # fmt: skip
     if subject.simulation.split is not None and target not in DIALECTS:
         raise InputError("--hardware", subject.simulation.profile.name, "only a plan for llama.cpp divides a model over several cards",
@@ -202,7 +224,7 @@ def plan(
             )
         own = load_policy(policy)
         subject.simulation.own_rules = tuple(own.settings().items())
-    return _offload(subject, kinds, request, target, changes, own, progress)
+    return _offload(subject, kinds, request, target, changes, own, drafts=drafted, progress=progress)
 
 
 def _period(
@@ -244,6 +266,16 @@ def _kv_types(kv_type: str) -> tuple[str, ...]:
     return kinds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What one search ends in."""
+
+    plan: OffloadPlan
+    kind: str
+    """Of keys and values."""
+    served: ServedPlan | None = None
+
+
 def _offload(
     subject: Subject,
     kinds: tuple[str, ...],
@@ -251,22 +283,47 @@ def _offload(
     target: str | None,
     changes: Settings,
     own: PolicyFile | None,
+    *,
+    drafts: DraftsAsked | None,
     progress: Progress | None,
 ) -> OffloadPlan:
     fixed = request.prefill_chunk_tokens is not None or "prefill_chunk_tokens" in changes.request
     request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
     request = changes.changed_request(request)
-    served = None
     variants = variants_of(_with_each(subject.simulation, kinds), request.prefill_chunk_tokens, fixed=fixed)
-    if target is None:
-        found = make_plan(subject.simulation, request, variants=variants, progress=progress)
-        kind = kinds[0] if found.variant is None else found.variant.kv_type
+    ubatch = request.prefill_chunk_tokens if fixed else None
+
+    def search(simulation: Simulation, wanted: OffloadRequest) -> _Answer:
+        each = _with_each(simulation, kinds)
+        if target is None:
+            mine = variants_of(each, request.prefill_chunk_tokens, fixed=fixed)
+            plan = make_plan(simulation, wanted, variants=mine, progress=progress)
+            return _Answer(plan=plan, kind=kinds[0] if plan.variant is None else plan.variant.kv_type)
+        kind, served = make_served_plans(each, wanted, target, ubatch=ubatch, progress=progress)
+        return _Answer(plan=served.plan, kind=kind, served=served)
+
+    def estimate(simulation: Simulation, answer: _Answer) -> tuple[Merit, dict[str, float | None]]:
+        there = _with_each(simulation, (kinds[0], answer.kind) if answer.kind != kinds[0] else kinds[:1])[answer.kind]
+        if target is None or answer.served is None:
+            return estimate_with(there, answer.plan, request)
+        return best_setting(there, request, target, answer.served.chosen.ubatch)
+
+    drafting = None
+    if drafts is None:
+        answer = search(subject.simulation, request)
+    elif drafts.chosen:
+        chosen = choose_drafts(subject.simulation, request, drafts.lengths, search, lambda one: one.plan, estimate)
+        answer, drafting = chosen.answer, chosen.drafting
     else:
-        ubatch = request.prefill_chunk_tokens if fixed else None
-        kind, answer = make_served_plans(
-            _with_each(subject.simulation, kinds), request, target, ubatch=ubatch, progress=progress
-        )
-        found, served = answer.plan, served_to_dict(answer, target, load_engine(target).checked)
+        answer, drafting = search(subject.simulation, request), fixed_drafts(drafts.drafting)
+    found, kind = answer.plan, answer.kind
+    if drafting is not None and drafts is not None:
+        over = found.simulation.over(found.simulation.trace, drafting=drafts.drafting)
+        pays = surface(over, found.best.schedule)
+        drafting["break_even"] = None if pays is None else pays.to_dict()
+    served = None
+    if answer.served is not None and target is not None:
+        served = served_to_dict(answer.served, target, load_engine(target).checked)
     return dataclasses.replace(
         found,
         served=served,
@@ -274,6 +331,7 @@ def _offload(
         notes=(*_notes_of(subject, found), *_chosen(found, kinds, kind, variants)),
         set_by_user=tuple(changes.made),
         policy=None if own is None else own.to_dict(),
+        drafting=drafting,
     )
 
 

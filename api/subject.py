@@ -149,6 +149,7 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
 
     trace: the recording as the command line names it; None where the plan has none. Raises InputError for another recording.
     """
+    from ..sim.offload.drafting.draft import drafting_from_dict
     from ..sim.offload.simulate import Simulation
     from ..specs.card_split import split_from_dict
     from ..specs.models import weight_format
@@ -168,7 +169,7 @@ def planned_simulation(document: Mapping[str, Any], trace: str | os.PathLike[str
         card_budgets=_planned_budgets(provenance.get("card_budgets"), profile) if profile.cards else (),
         memory_bytes=provenance.get("memory_bytes"), dense_format=weight_format(str(provenance.get("dense_bits", "16"))),
         kv_bytes_per_value=provenance.get("kv_bytes_per_value", 2), context_tokens=provenance.get("context_tokens"),
-        upload_tokens=provenance.get("upload_tokens"),
+        upload_tokens=provenance.get("upload_tokens"), drafting=drafting_from_dict(provenance.get("drafting")),
         likewise=routed.spread,
     )  # fmt: skip
 

@@ -156,7 +156,26 @@ def print_plan(document: dict[str, Any], output: str) -> None:
         f"is within {document['optimality_gap']:.1%} of it"
     )
     print(f"  verdict   {document['verdict']}")
+    if document.get("drafting"):
+        _print_drafting(document["drafting"])
     print(f"written to {output}")
+
+
+def _print_drafting(drafting: dict[str, Any]) -> None:
+    """Print which draft length was chosen, what others reach, and from which acceptance on the chosen or the shortest one pays."""
+    print(f"  drafts    {drafting['verdict']}")
+    for one in drafting["tried"]:
+        speed, searched = one["decode_tokens_per_s"], "searched" if one["searched"] else "estimated"
+        told = one["why"] if speed is None else f"{speed:9.2f} tokens/s generated ({searched})"
+        print(f"    {one['length']:2} guesses, {one['tokens_per_step']:5.2f} tokens a step {told}")
+    pays = drafting.get("break_even")
+    if pays:
+        at = pays["lengths"].index(drafting["length"]) if drafting["length"] in pays["lengths"] else 0
+        points = [
+            f"{each['hit_rate']:.1%} hits: {'never' if each['break_even'][at] is None else format(each['break_even'][at], '.0%')}"
+            for each in pays["levels"]
+        ]
+        print(f"    {pays['lengths'][at]} guesses pay from an acceptance of   {'   '.join(points)}")
 
 
 def _told(document: dict[str, Any], one: dict[str, Any]) -> float | None:

@@ -19,6 +19,7 @@ from .options.conditions import ConditionedCommand, was_given
 from .options.declarations import (
     ConcurrencyOption,
     ContextOption,
+    DraftOption,
     ForOption,
     HardwareOption,
     JsonFlag,
@@ -30,6 +31,7 @@ from .options.declarations import (
     PolicyOption,
     QuantOption,
     ReserveOption,
+    SpeculativeOption,
     UbatchOption,
     model_file,
 )
@@ -61,6 +63,7 @@ from .options.parallel import (
     TokensPerRankOption,
     check_mode,
     contexts_of,
+    drafts_of,
     factors_of,
     latency_of,
     parallel_request,
@@ -191,6 +194,8 @@ def plan(
     tokens_per_rank: TokensPerRankOption = None,
     draft_tokens: DraftTokensOption = None,
     acceptance: AcceptanceOption = None,
+    draft: DraftOption = None,
+    speculative: SpeculativeOption = False,
     prefill_share: PrefillShareOption = None,
     search_moves: SearchMovesOption = None,
     evaluate_on: EvaluateOnOption = None,
@@ -279,7 +284,8 @@ def plan(
             model, hardware, request=request, target="llama.cpp" if target == "llamacpp" else target,
             engine=engine, quant=quant, prompt_tokens=None if listed else prompt_tokens,
             reply_tokens=None if listed else reply_tokens, lengths=listed,
-            context=context, kv_type=kv_type, reserve=reserve, window=window if was_given(ctx, "window") else None, **given,
+            context=context, kv_type=kv_type, reserve=reserve, window=window if was_given(ctx, "window") else None,
+            **drafts_of(ctx), **given,
         )  # fmt: skip
         document = found.to_dict()
         _write(output, document)

@@ -180,6 +180,13 @@ DraftOption = Annotated[
     str | None,
     typer.Option("--draft", help="What drafts: n-gram (default), mtp, or a model of the same vocabulary."),
 ]
+SpeculativeOption = Annotated[
+    bool,
+    typer.Option(
+        "--speculative",
+        help="offload: choose how many tokens to draft, none included, at most --draft-tokens; beside --acceptance.",
+    ),
+]
 KvOption = Annotated[
     str,
     typer.Option(

@@ -60,7 +60,8 @@ DraftTokensOption = Annotated[
     int | None,
     typer.Option(
         "--draft-tokens",
-        help="Tokens drafted in a step for every sequence (ep: by the model's draft layer, MTP); beside --acceptance.",
+        help="Tokens drafted in a step for every sequence (ep: by the model's draft layer, MTP); beside --acceptance; with "
+        "--speculative the most.",
         callback=between(1, MOST_DRAFTED, "drafted tokens"),
     ),
 ]
@@ -207,6 +208,11 @@ def check_mode(mode: str) -> bool:
     if mode not in ("offload", _EP):
         raise UnknownName("--mode", mode, ("offload", _EP))
     return mode == _EP
+
+
+def drafts_of(ctx: Any) -> dict[str, Any]:
+    """Return what is said of drafting for one device, as arguments of `plan`."""
+    return {name: ctx.params[name] for name in ("speculative", "draft_tokens", "acceptance", "draft")}
 
 
 def contexts_of(context: int | None, prompt: int | None, reply: int | None, *, prefill: bool) -> dict[str, int | None]:

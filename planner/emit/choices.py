@@ -35,6 +35,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from
 from ..placement.placement import Placement as Placement
 from ..placement.placement import contiguous as contiguous
 from ..placement.placement import round_robin as round_robin
+from .drafting import DraftChoice, read_drafts
 from .served import ServedChoice, read_served
 
 _PLACEMENT_KEYS = ("physical_to_logical", "num_ranks", "num_nodes", "num_logical", "layer_ids")
@@ -93,6 +94,8 @@ class OffloadChoice:
     """Items of the device's memory breakdown by name."""
     served: ServedChoice | None = None
     """What the plan says of the engine it was made for."""
+    draft: DraftChoice | None = None
+    """How tokens are drafted; None: they are not."""
 
 
 # --- reading a document --------------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
         expert_bytes=model.expert_bytes(weight_format(bits)),
         native_format=bits == model.native_bits,
         memory_bytes=_count(provenance.get("memory_bytes"), "plan: provenance.memory_bytes", 1),
-        served=read_served(document),
+        served=read_served(document), draft=read_drafts(document),
         device_bytes={str(item.get("name")): _count(item.get("bytes"), f"plan: memory breakdown {item.get('name')}", 0)
                       for item in items if item.get("place") == "device"},
     )  # fmt: skip

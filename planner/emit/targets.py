@@ -24,6 +24,7 @@ from .choices import (
     read_ep_choice,
     read_offload_choice,
 )
+from .drafting import asks_for_drafts, told_apart
 from .names import ENGINES
 from .prediction import prediction_lines
 from .target import OffloadTarget, ParallelTarget, Target
@@ -63,7 +64,10 @@ def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> E
     if kind == EXPERT_PARALLEL:
         emission = PARALLEL_TARGETS[target].render(read_ep_choice(plan_document, model), model)
     else:
-        emission = OFFLOAD_TARGETS[target].render(read_offload_choice(plan_document, model), model)
+        choice = read_offload_choice(plan_document, model)
+        emission = OFFLOAD_TARGETS[target].render(choice, model)
+        if choice.draft is not None and not asks_for_drafts(emission.files):
+            emission = replace(emission, usage=(*emission.usage, told_apart(target, choice.draft)))
     places = TARGETS[target].table.places
     if drafted:
         emission = replace(emission, usage=(*emission.usage, _draft_words(target, drafted)))

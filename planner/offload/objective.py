@@ -74,7 +74,7 @@ def seconds_text(value: float) -> str:
 
 def tpot_of(figures: Figures) -> float | None:
     """Return the mean seconds between two tokens of a request, None where nothing is generated."""
-    return figures["step_s"] if figures["decode_tokens_per_s"] is not None else None
+    return figures["tpot_s"]
 
 
 def value_of(objective: str, figures: Figures, p99_ns: float = 0.0) -> float:
@@ -137,4 +137,4 @@ def figures_of_metrics(metrics: Any) -> dict[str, float | None]:
         name: getattr(metrics, name) for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s", "request_s",
                                                     "requests_per_s", "window_s")
     }  # fmt: skip
-    return found | {"step_s": metrics.step_s["mean"]}
+    return found | {"step_s": metrics.step_s["mean"], "tpot_s": metrics.tpot_s}

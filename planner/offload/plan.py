@@ -120,6 +120,8 @@ class OffloadPlan(Tabular):
     """What settings have changed, each with what stood there before."""
     policy: dict[str, str] | None = None
     """The policy file whose rules were tried beside the bundled ones."""
+    drafting: dict[str, Any] | None = None
+    """How tokens are drafted, which lengths were looked at, and when it pays; None: nobody asked."""
 
     def table_rows(self) -> list[dict[str, Any]]:
         """Return a row for the best, for every published schedule, and for every reference that is out of reach."""
@@ -163,6 +165,7 @@ def provenance_of(simulation: Simulation) -> dict[str, Any]:
             if simulation.split is None
             else {"split": simulation.split.to_dict(), "card_budgets": list(simulation.budgets)}
         ),
+        **({} if simulation.drafting is None else {"drafting": simulation.drafting.provenance()}),
         "trace": {
             "model": simulation.trace.model,
             "source": simulation.trace.source,
@@ -228,6 +231,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
         "verdict": plan.verdict,
         **({} if plan.served is None else {"for": plan.served}),
         **({} if plan.policy is None else {"policy": plan.policy}),
+        **({} if plan.drafting is None else {"drafting": plan.drafting}),
         "asked": plan.asked,
         "notes": list(plan.notes),
         "set_by_user": list(plan.set_by_user),

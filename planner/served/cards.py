@@ -24,7 +24,7 @@ from ...specs.schedules.offload import OffloadSchedule
 
 Floats = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
-_HEAD = "embeddings"
+_HEAD = ("embeddings", "draft")
 _OF_LAYERS = ("dense weights", "kv cache", "states", "resident experts")
 
 
@@ -111,8 +111,8 @@ def _bytes_of(simulation: Simulation, schedule: OffloadSchedule, cached_experts:
     resident = simulation.resident_by_layer(schedule, cached_experts)
     cards = break_down_cards(needs, by_counts((1,) * layers), resident, layers)
     of_layer = [sum(item.num_bytes for item in one.items if item.name in _OF_LAYERS) for one in cards]
-    fixed = sum(item.num_bytes for item in cards[0].items if item.name not in (*_OF_LAYERS, _HEAD))
-    head = sum(item.num_bytes for item in cards[-1].items if item.name == _HEAD)
+    fixed = sum(item.num_bytes for item in cards[0].items if item.name not in (*_OF_LAYERS, *_HEAD))
+    head = sum(item.num_bytes for item in cards[-1].items if item.name in _HEAD)
     return _Bytes(layer=np.array(of_layer, np.int64), fixed=fixed, head=head)
 
 

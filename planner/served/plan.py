@@ -148,6 +148,21 @@ def make_served_plan(simulation: Simulation, request: OffloadRequest, engine: st
     return _finished(simulation, request, best, defaults, tried, left_out, granted, len(every))
 
 
+def best_setting(
+    simulation: Simulation, request: OffloadRequest, engine: str, ubatch: int | None
+) -> tuple[tuple[float, float, float], dict[str, float | None]]:
+    """Return how good the best setting with micro-batches of `ubatch` is (limits exceeded, the objective, the window's time, the least
+    first), and its figures, not compared with what the engine does of itself. Raises DoesNotFit where none fits.
+    """
+    refused: list[DoesNotFit] = []
+    every = ENGINES[engine].settings(simulation, request.concurrency, ubatch, refused)
+    if not every:
+        raise min(refused, key=lambda reason: reason.missing_bytes)
+    tried = _try_each(simulation, every, request.seconds, None)
+    best = min(tried, key=lambda one: _merit(one, request, simulation))
+    return _merit(best, request, simulation)[:3], best.figures
+
+
 def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defaults: list[Setting], tried: list[Tried],
               left_out: dict[str, str], granted: float, num_settings: int) -> ServedPlan:  # fmt: skip
     """Return the plan of the setting that was chosen, run again by both simulators beside the engine's defaults."""

@@ -22,6 +22,7 @@ from ..page import Column, Plot, Section, bullet_list, code_block, figures_row, 
 from ..sources import machine_parts, set_by_user, set_words
 from ..timelines.lanes import excerpt, lanes_plot, waiting_fraction
 from .describe import one_phrase, option_rows
+from .drafting import drafting_sections
 from .hit_curves import HitCurve
 from .memory import front_plot, hit_rate_plot
 from .speed import CHOSEN, Document, Entry, entries, interval_text, speed_of, speed_words, told_by
@@ -59,6 +60,7 @@ def plan_report(document: Document, *, timeline: Timeline | pd.DataFrame | None 
         *first_sections,
         _speed(document, every),
         *request_sections,
+        *drafting_sections(document),
         Section(id="time", title="Where the time goes", parts=(share_plot(every),)),
     ]
     if frame is not None and len(frame):

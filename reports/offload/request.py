@@ -17,6 +17,7 @@ import numpy as np
 from ...base.errors import DoesNotFit
 from ...base.units import GIB, NS_PER_S
 from ...sim.offload.simulate import Simulation
+from ...sim.offload.workload import Workload
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import DECODE, RoutingTrace
 from .. import numbers
@@ -93,8 +94,15 @@ def course_of(simulation: Simulation, entry: Entry) -> Course | None:
     passes = tuple(steps[is_prompt].tolist())
     return Course(
         label=entry.label, heading=entry.heading, passes_s=passes, decode_s=float(steps[~is_prompt].sum()),
-        reply_tokens=int(np.count_nonzero(~is_prompt)),
+        reply_tokens=round(float(_each_request(workload)[first : last + 1][~is_prompt].sum())),
     )  # fmt: skip
+
+
+def _each_request(workload: Workload) -> np.ndarray[Any, Any]:
+    """Return float [num_steps]: tokens that a pass yields for each of its requests; of a prompt all of its tokens."""
+    if workload.step_drafted is None:
+        return np.where(workload.step_phase == 1, 1.0, workload.step_tokens)
+    return workload.yields / np.where(workload.step_phase == 1, workload.step_tokens - workload.step_drafted, 1)
 
 
 def course_plot(courses: Sequence[Course]) -> Plot:

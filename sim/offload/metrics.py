@@ -53,9 +53,12 @@ class Metrics:
     """mean, p50 and p99 duration of decode steps; of prefill steps where nothing is generated."""
     step_s_interval: Interval
     """Of the mean."""
+    tpot_s: float | None
+    """Time per output token of a request, the mean: a decode step, over the tokens that it yields for each request."""
     makespan_ns: int
     num_steps: int
     num_tokens: int
+    """Tokens that come out of the passes; guesses that were wrong are none."""
     hits: int
     misses: int
     guessed_hits: int
@@ -142,9 +145,10 @@ def summarise(outcome: Outcome, workload: Workload, tables: CostTables, sources:
             "p50": float(np.percentile(counted, 50)) / NS_PER_S,
             "p99": float(np.percentile(counted, 99)) / NS_PER_S,
         },
+        tpot_s=told["tpot_s"],
         makespan_ns=outcome.makespan_ns,
         num_steps=workload.num_steps,
-        num_tokens=workload.num_tokens,
+        num_tokens=int(workload.yields.sum()),
         hits=int(count.hits),
         misses=int(count.misses),
         guessed_hits=int(count.hits_guessed),
@@ -203,6 +207,7 @@ def figures_of(step_end: Array, workload: Workload) -> dict[str, float | None]:
         "requests_per_s": len(workload.requests) * NS_PER_S / float(ends[-1]) if len(workload.requests) else None,
         "window_s": float(ends[-1]) / NS_PER_S,
         "step_s": float(steps[_counted(workload)].mean()) / NS_PER_S if len(steps) else None,
+        "tpot_s": _tpot_s(workload, steps),
     }
 
 
@@ -229,6 +234,18 @@ def _rate(workload: Workload, steps: Array, phase: int) -> float | None:
     mine = workload.step_phase == phase
     duration = int(steps[mine].sum())
     return int(workload.yields[mine].sum()) * NS_PER_S / duration if duration else None
+
+
+def _tpot_s(workload: Workload, steps: Array) -> float | None:
+    """Return the mean seconds of a further token of a request, None where nothing is generated."""
+    decode = workload.step_phase == 1
+    if not decode.any():
+        return None
+    mean = float(steps[decode].mean()) / NS_PER_S
+    if workload.step_yield is None or workload.step_drafted is None:
+        return mean
+    each = workload.step_yield[decode] / (workload.step_tokens - workload.step_drafted)[decode]
+    return mean / float(each.mean())
 
 
 def _spans_s(ends: Array, spans: Array) -> float | None:

@@ -91,6 +91,7 @@ class Simulation(DeviceMemory):
     _facts: dict[Any, RunFacts] = field(default_factory=dict)
     _likewise: dict[int, Simulation] = field(default_factory=dict)
     _divided: dict[CardSplit, Simulation] = field(default_factory=dict)
+    _drafted: dict[int, Simulation] = field(default_factory=dict)
     _parts: dict[bytes, Simulation] = field(default_factory=dict)
     _step_ends: dict[OffloadSchedule, Array] = field(default_factory=dict)
     _context: int = 0
@@ -119,18 +120,21 @@ class Simulation(DeviceMemory):
 
     def with_kv(self, bytes_per_value: float) -> Simulation:
         """Return the same simulation with keys and values of another size, which its forward passes do not depend on."""
-        found = self.over(self.trace, kv_bytes_per_value=bytes_per_value)
-        found._workloads = self._workloads  # noqa: SLF001
-        return found
+        return self._alike(self.over(self.trace, kv_bytes_per_value=bytes_per_value))
 
     def divided(self, split: CardSplit | None) -> Simulation:
         """Return the same simulation with the model divided otherwise over the cards, made once; itself for None or its own split."""
         if split is None or split == self.split:
             return self
         if split not in self._divided:
-            found = self._divided[split] = self.over(self.trace, split=split)
-            found._workloads = self._workloads  # noqa: SLF001  (passes do not depend on cards)
+            self._divided[split] = self._alike(self.over(self.trace, split=split))
         return self._divided[split]
+
+    def _alike(self, other: Simulation) -> Simulation:
+        """Return `other`, which differs in nothing that forward passes depend on, with the passes that are made already."""
+        if self.drafting is None:  # what a guess takes depends on cards, keys and values
+            other._workloads = self._workloads
+        return other
 
     def part(self, steps: Array) -> Simulation:
         """Return the simulation of these steps of the window alone, `steps` being their numbers; made once, with what it has run."""
@@ -167,18 +171,30 @@ class Simulation(DeviceMemory):
                 max_steps=self.window_steps,
                 with_next_use=with_next_use,
                 drafting=self.drafting,
-                guess=self._guess(),
+                guess=self._guess(schedule.workload.concurrency),
             )
             self._workloads[key] = whole if self.picked_steps is None else picked(whole, self.picked_steps)
         return self._workloads[key]
 
-    def _guess(self) -> Estimate | None:
-        """Return what drafting one token takes, at half the context that is kept."""
+    def drafted(self, length: int) -> Simulation:
+        """Return the same simulation with drafts of `length` guesses, made once; 0: without any. Raises InputError without drafting."""
         if self.drafting is None:
-            return None
+            raise InputError("--draft-tokens", length, "nothing says what drafts", "say how, with --acceptance")
+        if length == self.drafting.length:
+            return self
+        if length not in self._drafted:
+            other = dataclasses.replace(self.drafting, length=length) if length else None
+            self._drafted[length] = self.over(self.trace, drafting=other)
+        return self._drafted[length]
+
+    def _guess(self, requests: int) -> tuple[Estimate, ...]:
+        """Return what drafting a token of each of 1, 2, … `requests` takes, at half the context that is kept."""
+        if self.drafting is None:
+            return ()
+        card = 0 if self.split is None else self.split.head_card
         return self.drafting.guess(
-            self.costs, self.model, max(1, self._context // 2), lambda model: load_costs(self.profile.of_card(0), model)
-        )
+            self.costs, self.model, max(1, self._context // 2), requests, lambda model: load_costs(self.profile.of_card(card), model)
+        )  # fmt: skip
 
     def given(self, schedule: OffloadSchedule) -> RunInput:
         """Return everything that the decisions of a resolved schedule depend on; raises InputError where the recording lacks guesses."""

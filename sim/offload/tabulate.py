@@ -210,9 +210,10 @@ class _DenseTables:
 
 
 def _dense_tables(
-    costs: CostModel, model: ModelSpec, classes: Array, shift: int, guess: Estimate | None
+    costs: CostModel, model: ModelSpec, classes: Array, shift: int, guess: tuple[Estimate, ...]
 ) -> _DenseTables:
-    """Return what everything but experts takes in each kind of pass; guess: what drafting a token takes, which the head's time includes.
+    """Return what everything but experts takes in each kind of pass; guess: what drafting a token of 1, 2, … requests takes, which the
+    head's time includes.
 
     Layers without experts run before the MoE layer that follows them; those after the last one belong to the head.
     """
@@ -232,7 +233,7 @@ def _dense_tables(
             dense_ns[row, column] = sum(_at_least_one(part, shift) for part in parts)
             launch_ns[row, 0] += sum(int(part.launch_s * NS_PER_S) for part in parts)
         head = costs.head(requests + guesses)  # logits are wanted of each request's last token only, and of guesses
-        drafts = [guess] * guesses if guess is not None else []
+        drafts = [guess[requests - 1]] * (guesses // requests) if guess else []
         ends = [head, *drafts, *(costs.dense_layer(layer, tokens, context, requests) for layer in tail)]
         head_ns[row] = sum(_at_least_one(part, shift) for part in ends)
         launch_ns[row, 1] = sum(int(part.launch_s * NS_PER_S) for part in ends)

@@ -24,7 +24,7 @@ from ...traces.validate import release_pages, row_chunks
 from ..policies.state import FAR, Array
 from ..policies.steps import Steps
 from .drafting.draft import Drafting
-from .drafting.passes import verifying
+from .drafting.passes import Verifying, verifying
 from .layer_steps import count_sizes, gather_layer_steps, mark_uses, next_uses
 
 # Contexts are rounded up to this many tokens, so that the cost tables stay small; at 128 tokens the rounding changes
@@ -79,8 +79,8 @@ class Workload:
     """int64 [num_steps]: tokens that come out of each pass, where some of those computed are guesses; None: all."""
     step_drafted: Array | None = None
     """int64 [num_steps]: guesses among each pass's tokens; None: none."""
-    guess: Estimate | None = None
-    """What drafting one of them takes, on the device, before the pass; None: nothing."""
+    guess: tuple[Estimate, ...] = ()
+    """What drafting one token of each of 1, 2, … requests takes, on the device, before the pass; empty: nothing."""
     upcoming: Array
     """int64 [num_pieces, num_layers * num_experts]: first use of each expert after each piece; empty where not wanted."""
     _kept: list[Steps] = field(default_factory=list, init=False)
@@ -142,29 +142,26 @@ class Workload:
 def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_request: bool = False,
                    max_steps: int | None = None, with_next_use: bool = False,
                    piece_entries: int | None = None, drafting: Drafting | None = None,
-                   guess: Estimate | None = None) -> Workload:  # fmt: skip
+                   guess: tuple[Estimate, ...] = ()) -> Workload:  # fmt: skip
     """Return the forward passes that replaying `trace` with `options` takes, at most the first `max_steps` of them.
 
-    drafting: decode steps verify guesses, each of which takes `guess`; `max_steps` counts passes as they are without.
+    drafting: decode steps verify guesses, each of which takes `guess` (by requests); `max_steps` counts passes as they are without.
 
     reset_per_request: mark the first step of each request (concurrency 1 only).
     with_next_use: also fill `layer_step_next_use` and `first_use`, which only policies that know the future read.
     piece_entries: cut the run where a piece might hold more experts of layer steps than this; None: only very long ones are cut.
-    Raises InputError when `max_steps` is below one, and for drafts of requests that are decoded together.
+    Raises InputError when `max_steps` is below one.
     """
     if max_steps is not None and max_steps < 1:
         raise InputError("window", max_steps, "fewer than one step", "give at least 1")
     tokens, starts, phase, first, prompts, requests = _schedule_steps(trace, options, max_steps)
-    yielded: Array | None = None
-    guesses: Array | None = None
+    drafted: Verifying | None = None
     if drafting is not None and drafting.length:
-        if options.concurrency != 1:
-            raise InputError("--draft-tokens", drafting.length, "drafts of several requests decoded together are not modelled",
-                             "leave out --concurrency")  # fmt: skip
-        found = verifying(
-            trace, (tokens, starts, phase, first, prompts, requests), drafting.length, drafting.acceptance
-        )
-        tokens, starts, phase, first, prompts, requests, yielded, guesses = found
+        drafted = verifying(
+            trace, tokens, starts, phase, concurrency=options.concurrency, length=drafting.length, acceptance=drafting.acceptance
+        )  # fmt: skip
+        tokens, starts, phase, first = drafted.step_token, drafted.step_start, drafted.step_phase, drafted.step_first
+        prompts, requests = drafted.prompts, drafted.requests
     num_layers, num_experts = trace.num_layers, trace.num_experts
     rows = np.ascontiguousarray(trace.experts)
     step_tokens = np.diff(starts)
@@ -183,9 +180,8 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
         release_pages(rows)
     predicted, prob = _guesses(trace)
     context = _contexts(trace.position[tokens].astype(np.int64), starts, phase)
-    if guesses is not None:  # one request's keys and values are read once, whatever is verified
-        upto = trace.position[tokens[starts[:-1]]].astype(np.int64) + 1 + guesses
-        context = np.where(guesses > 0, -(-upto // CONTEXT_BUCKET_TOKENS) * CONTEXT_BUCKET_TOKENS, context)
+    if drafted is not None:  # a request's keys and values are read once, whatever is verified
+        context = np.where(phase == 0, context, -(-drafted.step_upto // CONTEXT_BUCKET_TOKENS) * CONTEXT_BUCKET_TOKENS)
     popularity, source = _popularity(trace, tokens)
     return Workload(
         step_start=starts, step_token=tokens, step_phase=phase, step_first=first,
@@ -194,7 +190,8 @@ def build_workload(trace: RoutingTrace, options: WorkloadOptions, *, reset_per_r
         num_experts=num_experts, top_k=trace.top_k, layer_step_sizes=sizes[: int(np.flatnonzero(sizes).max(initial=1)) + 1],
         num_tokens=int(tokens.shape[0]), prompts=prompts, requests=requests,
         experts=rows, predicted=predicted, predicted_prob=prob, piece_start=borders, upcoming=upcoming,
-        step_yield=yielded, step_drafted=guesses, guess=guess if guesses is not None else None,
+        step_yield=None if drafted is None else drafted.step_yield, step_drafted=None if drafted is None else drafted.step_drafted,
+        guess=() if drafted is None else guess,
     )  # fmt: skip
 
 

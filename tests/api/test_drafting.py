@@ -60,6 +60,15 @@ def test_what_drafts_costs_time_and_memory() -> None:
     assert layer.to_dict()["drafting"]["draft"] == "mtp"
 
 
+def test_several_requests_draft_together() -> None:
+    told: Any = {"schedule": "resident", "concurrency": 3, "simulator": "both"} | ASKED
+    plain = simulate("olmoe-1b-7b", BOX, **told)
+    drafted = simulate("olmoe-1b-7b", BOX, draft_tokens=2, acceptance=1, **told)
+    assert drafted.to_dict()["simulator"] == "compiled, checked by simpy"
+    assert drafted.metrics.num_steps < plain.metrics.num_steps
+    assert (drafted.metrics.decode_tokens_per_s or 0) > (plain.metrics.decode_tokens_per_s or 0)
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [
@@ -69,7 +78,6 @@ def test_what_drafts_costs_time_and_memory() -> None:
         ({"draft_tokens": 3, "acceptance": "0.9,0.5"}, "known for 2 positions"),
         ({"draft_tokens": 65, "acceptance": 0.5}, r"not within 0\.\.64"),
         ({"draft_tokens": 2, "acceptance": 0.5, "draft": "gpt-oss-20b"}, "words"),
-        ({"draft_tokens": 2, "acceptance": 0.5, "concurrency": 2}, "several requests"),
     ],
 )
 def test_what_does_not_go_together_is_refused(told: Any, says: str) -> None:

@@ -110,7 +110,7 @@ VALUES: dict[str, Any] = {
     "target": "llama.cpp", "engine": "vllm", "quant": "Q4_K_M", "prompt_tokens": "40", "reply_tokens": "12", "kv_type": "q8_0",
     "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv", "policy": "own.py",
     "reserve": "100MiB",
-    "ttft": "2s", "tpot": "50ms", "draft_tokens": "1", "acceptance": "0.85", "prefill_share": "0.5",
+    "ttft": "2s", "tpot": "50ms", "draft_tokens": "1", "acceptance": "0.85", "prefill_share": "0.5", "draft": "n-gram", "speculative": None,
     "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
     "search_moves": "70", "against": "tbo", "factor": "replicas=2", "seconds": "60",
     "period": "loads.safetensors", "rebalance_every": "3", "count_window": "2", "moves": "at-once",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from ....base.errors import InputError
 from ....specs.models import ModelSpec
 from ..choices import Emission, OffloadChoice, as_run
+from ..drafting import SGLANG, facts_of, sglang_flags
 from ..flags import TEXT, WHOLE, FlagValue, command, flag_lines, program_and_flags
 from ..served import ServedChoice, ServedSetting
 from ..speeds import difference_words, figures_words
@@ -32,7 +33,7 @@ SERVER = EngineTable(
         "--chunked-prefill-size": row(WHOLE, "prompt tokens of a pass", least=1),
         "--max-running-requests": row(WHOLE, "requests decoded together", least=1),
         "--context-length": row(WHOLE, "tokens of context", least=1),
-        "--kv-cache-dtype": row(names("fp8_e4m3", "fp8_e5m2"), "type of cached keys and values"),
+        "--kv-cache-dtype": row(names("fp8_e4m3", "fp8_e5m2"), "type of cached keys and values"), **SGLANG,
     },
 )  # fmt: skip
 
@@ -64,10 +65,13 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
     )
     facts = (
         "--kt-gpu-prefill-token-threshold and --kt-expert-placement-strategy: only the fork has them (pip install sglang-kt)",
+        *facts_of(choice.draft, model.name),
     )
     return Emission(
-        engine="KTransformers", files={SERVER_FILE: command(_PROGRAM, _flags(served, served.chosen))}, usage=usage, notes=(), facts=facts,
-        runs=as_run(choice.schedule, ("cache", "kernel", "copy")), predicted=tuple(predicted), measure=tuple(measure),
+        engine="KTransformers",
+        files={SERVER_FILE: command(_PROGRAM, _flags(served, served.chosen) | sglang_flags(choice.draft))},
+        usage=usage, notes=(), facts=facts, runs=as_run(choice.schedule, ("cache", "kernel", "copy")), predicted=tuple(predicted),
+        measure=tuple(measure),
     )  # fmt: skip
 
 

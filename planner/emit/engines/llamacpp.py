@@ -16,6 +16,7 @@ from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import needed
 from ..choices import Emission, OffloadChoice, as_run
+from ..drafting import LLAMA_CPP, facts_of, llama_cpp_flags
 from ..flags import FLAGS_FILE, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..offload_notes import COMMON, guess_notes, other_notes, whole_layers
 from ..table import EngineTable, flags_of, row
@@ -35,6 +36,7 @@ TABLE = EngineTable(
         "--n-cpu-moe": row(WHOLE, "the first N layers' experts in host memory", since="pull request 15077 (August 2025)", least=0),
         "--moe-cache-mib": row(WHOLE, "a least-recently-used cache on the device for experts in host memory", least=1,
                                since="pull request 29887 (build b11480, experimental)"),
+        **LLAMA_CPP,
     },
 )  # fmt: skip
 # More than any model has: layers of drafts, which some files count among theirs, are included.
@@ -49,7 +51,7 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
         return render_served(choice, choice.served, model)
     on_device = whole_layers(choice, model.num_experts)
     on_host = model.moe_layers[: model.num_moe_layers - on_device]
-    common: dict[str, FlagValue] = {"--n-gpu-layers": _ALL_LAYERS}
+    common: dict[str, FlagValue] = {"--n-gpu-layers": _ALL_LAYERS, **llama_cpp_flags(choice.draft)}
     first, override = dict(common), dict(common)
     if on_host:
         first["--n-cpu-moe"] = on_host[-1] + 1
@@ -85,6 +87,7 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
         facts.append(
             f"{CACHE_FILE}: --moe-cache-mib needs build b11480 or newer and is experimental there; older builds refuse the flag"
         )
+    facts += facts_of(choice.draft, model.name)
     notes += guess_notes(choice, "nothing is fetched ahead")
     notes += other_notes(choice)
     return Emission(

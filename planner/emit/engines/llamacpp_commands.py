@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ....base.errors import InputError
 from ....specs.models import ModelSpec
+from .. import drafting
 from ..choices import Emission, OffloadChoice, as_run
 from ..flags import SWITCH, TEXT, WHOLE, FlagValue, command, program_and_flags
 from ..served import Figures, ServedChoice, ServedSetting
@@ -44,6 +45,7 @@ SERVER = EngineTable(
         "--ctx-size": row(WHOLE, "tokens of context over all slots", least=1),
         "--parallel": row(WHOLE, "slots, requests decoded together", least=1),
         "--no-op-offload": row(SWITCH, "large passes compute experts of host memory on the cores"),
+        **drafting.LLAMA_CPP,
     },
 )  # fmt: skip
 BENCH = EngineTable(
@@ -64,7 +66,8 @@ _IK_EXPERTS = _EXPERTS | {
 }
 IK_SERVER = EngineTable(
     engine="llama-server", checked="2026-11-29", how=_HOW, source="ikawrakow/ik_llama.cpp of 2026-08: common/common.cpp",
-    flags={**_IK_EXPERTS, "--ctx-size": SERVER.flags["--ctx-size"], "--parallel": SERVER.flags["--parallel"]},
+    flags={**_IK_EXPERTS, "--ctx-size": SERVER.flags["--ctx-size"], "--parallel": SERVER.flags["--parallel"],
+           **drafting.IK_LLAMA_CPP},
 )  # fmt: skip
 IK_BENCH = EngineTable(
     engine="llama-bench", checked="2026-11-29", how=_HOW, source="ikawrakow/ik_llama.cpp of 2026-08: examples/llama-bench/llama-bench.cpp",
@@ -122,20 +125,24 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
     if served.chosen.told_layers > model.num_layers:
         raise InputError("plan: for.setting.told_layers", served.chosen.told_layers, f"{model.name} has {model.num_layers} layers",
                          "plan again with --for")  # fmt: skip
-    server = {**_server(served), **_placed(served.chosen, served, bench=False)}
+    told = drafting.llama_cpp_flags(choice.draft, ik=dialect is IK_LLAMA_CPP)
+    server = {**_server(served), **_placed(served.chosen, served, bench=False), **told}
     bench = {**_bench(served), **_placed(served.chosen, served, bench=True)}
-    files = {dialect.server_file: command("llama-server", server), dialect.bench_file: command("llama-bench", bench)}
+    files = {dialect.server_file: command("llama-server", server)}
     default = served.default
-    if default is not None and not served.is_default:
-        told = {**_bench(served), **_placed(default, served, bench=True)}
-        files[dialect.default_bench_file] = command("llama-bench", told)
+    if choice.draft is None:  # llama-bench drafts nothing
+        files[dialect.bench_file] = command("llama-bench", bench)
+    if choice.draft is None and default is not None and not served.is_default:
+        other = {**_bench(served), **_placed(default, served, bench=True)}
+        files[dialect.default_bench_file] = command("llama-bench", other)
     usage = [f"sh {dialect.server_file} starts the server; {MODEL_FILE} stands for your file" if served.model_file is None else
              f"sh {dialect.server_file} starts the server"]  # fmt: skip
-    facts = [dialect.unset]
+    facts = [dialect.unset, *drafting.facts_of(choice.draft, model.name)]
     if not served.chosen.fitted and served.chosen.card and dialect is LLAMA_CPP:
         facts.append(
             "where --n-gpu-layers or --n-cpu-moe is given, automatic fitting (--fit) stays out of the way; some builds warn of it"
         )
+    lines = predicted(served) + (["all of them with the drafts of the plan"] if choice.draft is not None else [])
     notes = []
     if default is not None and default.part_of_layer:
         notes.append(
@@ -143,7 +150,8 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
         )
     return Emission(
         engine=dialect.engine, files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(facts),
-        runs=as_run(choice.schedule, ("cache", "kernel", "copy")), predicted=tuple(predicted(served)), measure=tuple(measurements(served)),
+        runs=as_run(choice.schedule, ("cache", "kernel", "copy")), predicted=tuple(lines),
+        measure=tuple(measurements(served) if choice.draft is None else _of_drafts(served, choice.draft)),
     )  # fmt: skip
 
 
@@ -261,6 +269,16 @@ def measurements(served: ServedChoice) -> list[str]:
         found.append(f"most of the doubt is {cause}: run {dialect.bench_file} with --n-gen {reply}{depth} in place of -pg; "
                      f"{with_ends(served.figures, 'decode_tokens_per_s')} generated tokens/s are predicted")  # fmt: skip
     return found
+
+
+def _of_drafts(served: ServedChoice, draft: drafting.DraftChoice) -> list[str]:
+    """Return the measurements that would settle whether drafting pays; llama-bench drafts nothing."""
+    dialect = DIALECTS[served.engine]
+    told = " ".join(drafting.llama_cpp_flags(draft, ik=dialect is IK_LLAMA_CPP))
+    return [
+        f"sh {dialect.server_file} and a request of the plan's lengths: {figures_words(served.figures)} predicted",
+        f"the same without {told}: where it is the faster one, leave drafts out",
+    ]
 
 
 def _rate(served: ServedChoice, figures: Figures) -> str:

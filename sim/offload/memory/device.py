@@ -117,7 +117,9 @@ class DeviceMemory(HostMemory):
             uploads=uploads,
             draft_bytes=0
             if self.drafting is None
-            else self.drafting.held_bytes(self.model, self._context, self.kv_bytes_per_value),
+            else self.drafting.held_bytes(
+                self.model, self._context, self.kv_bytes_per_value, schedule.workload.concurrency
+            ),
         )
 
     @property
