@@ -98,13 +98,15 @@ class DensePart:
         return x, normed, functional.linear(normed, router)
 
     def head(self, x: torch.Tensor, shape: PassShape) -> torch.Tensor:
-        """Return logits [requests, V] of each request's last token, after the layers that follow the last MoE layer."""
+        """Return logits [requests + guesses, V] of each request's last token, or of all that it verifies, after the layers that follow
+        the last MoE layer.
+        """
         for layer in self._tail:
             x = self._mix(layer, x, shape)
             weights = self._layers[layer]
             if weights.mlp is not None:
                 x = x + self._mlp(self._norm(x, weights.norms), weights.mlp)
-        return self.logits(x[-shape.requests :])
+        return self.logits(x[-(shape.requests + shape.guesses) :])
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits [T, V]: the final norm and the output matrix alone."""

@@ -28,6 +28,7 @@ from ...sim.offload.simulators import decided_layer_steps, fresh_state
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import (
     CACHED,
+    Array,
     PolicyState,
     make_decision,
     needs_prices,
@@ -137,12 +138,19 @@ class Stage:
 
 def largest_pass(workloads: list[Workload]) -> PassShape:
     """Return the sizes that hold every forward pass of `workloads`."""
-    requests = [np.where(w.steps.step_phase == 0, 1, w.step_tokens).max() for w in workloads]
+    requests = [np.where(w.steps.step_phase == 0, 1, w.step_tokens - _guesses(w)).max() for w in workloads]
     return PassShape(
         tokens=int(max(w.step_tokens.max() for w in workloads)),
         context_tokens=int(max(w.step_context.max() for w in workloads)),
         requests=int(max(requests)),
+        guesses=int(max(_guesses(w).max(initial=0) for w in workloads)),
     )
+
+
+def _guesses(workload: Workload) -> Array:
+    """Return int64 [num_steps]: guesses that each pass verifies."""
+    drafted = workload.step_drafted
+    return np.zeros_like(workload.step_tokens) if drafted is None else drafted
 
 
 def open_stage(
@@ -331,14 +339,15 @@ def _run(
 def forced_steps(workload: Workload, device: Device) -> list[Step]:
     """Return every forward pass with its routing on the device."""
     found = []
-    steps = workload.steps
+    steps, guesses = workload.steps, _guesses(workload)
     for number in range(workload.num_steps):
         tokens = steps.step_token[steps.step_start[number] : steps.step_start[number + 1]]
         experts = np.asarray(steps.experts[tokens]).astype(np.int64)  # [T, num_layers, k]
         shape = PassShape(
             tokens=len(tokens),
             context_tokens=int(workload.step_context[number]),
-            requests=1 if steps.step_phase[number] == 0 else len(tokens),
+            requests=1 if steps.step_phase[number] == 0 else len(tokens) - int(guesses[number]),
+            guesses=int(guesses[number]),
         )
         found.append(
             Step(

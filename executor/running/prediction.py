@@ -10,6 +10,7 @@ import numpy as np
 
 from ...base.errors import InputError
 from ...base.units import NS_PER_S
+from ...sim.offload.drafting.draft import Drafting
 from ...sim.offload.run_input import RunInput, bind
 from ...sim.offload.simulators import Outcome
 from ...sim.offload.workload import Workload, build_workload
@@ -18,8 +19,10 @@ from ...specs.schedules.offload import OffloadSchedule
 from ...traces.recording import RoutingTrace
 
 
-def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: int | None = None) -> RunInput:
-    """Return what running `schedule` on a recording takes.
+def run_input(
+    schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: int | None = None, drafting: Drafting | None = None
+) -> RunInput:  # fmt: skip
+    """Return what running `schedule` on a recording takes; drafting: decode steps verify guesses, which nothing drafts.
 
     Raises InputError for a cache without a size, for more layers on the host than there are, or for guesses that the recording
     does not hold.
@@ -36,6 +39,7 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace, *, window_steps: i
         reset_per_request=cache.reset == "request",
         max_steps=window_steps,
         with_next_use=knows_future(cache.policy),
+        drafting=drafting,
     )
     return bind(schedule, trace, workload)
 

@@ -26,6 +26,7 @@ from typing import Any
 from ...base.errors import InputError, UnknownName
 from ...base.text_files import read_text
 from ...calibrate.microbenchmarks.standard_shapes import made_up_model
+from ...sim.offload.drafting.draft import Drafting
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule, setting_keys
 from ...specs.schedules.presets import load_preset
@@ -80,6 +81,8 @@ class Case:
     schedule: OffloadSchedule
     group: str
     """Configurations of one group solve the same problem; the fastest of them is what a planner would choose."""
+    drafting: Drafting | None = None
+    """Guesses that decode steps verify; None: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

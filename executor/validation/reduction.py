@@ -200,7 +200,7 @@ def reduced_to(
 
 def needs_of(model: ModelSpec, trace: RoutingTrace, cases: Sequence[Case], *, window: int, dtype: torch.dtype) -> Needs:
     """Return the memory that running `cases` on one stage takes, apart from activations."""
-    inputs = [run_input(case.schedule, trace, window_steps=window) for case in cases]
+    inputs = [run_input(case.schedule, trace, window_steps=window, drafting=case.drafting) for case in cases]
     counting = CountingDevice()
     DensePart(model, counting, dtype=dtype, largest=largest_pass([given.workload for given in inputs]))
     in_memory: set[tuple[str, int]] = set()

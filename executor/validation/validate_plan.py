@@ -22,6 +22,7 @@ from ...base.units import NS_PER_S, format_bytes
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.microbenchmarks.measure import QUICK, Extent
 from ...devices.device import open_device
+from ...sim.offload.drafting.draft import drafting_from_dict
 from ...sim.offload.forecast import forecast, stored_format
 from ...sim.offload.run_input import RunInput
 from ...specs.machines.profile import Profile
@@ -56,6 +57,8 @@ def planned_cases(document: Mapping[str, Any], model: ModelSpec, num_baselines: 
         intermediate=model.expert_intermediate_size,
         vocab=model.vocab_size,
     )
+    origin = document.get("provenance")
+    drafting = drafting_from_dict(origin.get("drafting") if isinstance(origin, Mapping) else None)
     rivals = sorted(_listed(document), key=lambda one: float(one.get("window_s", math.inf)))
     found: list[Case] = []
     for one in [document.get("best"), *rivals]:
@@ -69,7 +72,8 @@ def planned_cases(document: Mapping[str, Any], model: ModelSpec, num_baselines: 
                 continue  # a rival that is only simulated
         check_runnable(schedule)
         name = str(one.get("name", schedule.name))
-        found.append(Case(name=name, shape=shape, schedule=schedule, group=stored_format(schedule, model).name))
+        group = stored_format(schedule, model).name
+        found.append(Case(name=name, shape=shape, schedule=schedule, group=group, drafting=drafting))
         if len(found) > num_baselines:
             break
     return found
@@ -119,12 +123,17 @@ def validate_plan(
     if used is None:
         raise InputError("profile", "none", "nothing was calibrated", "give a profile")
     costs = costs_of(used, small, device)
-    inputs = [run_input(case.schedule, reduced.trace, window_steps=window) for case in reduced.cases]
+    inputs = [
+        run_input(case.schedule, reduced.trace, window_steps=window, drafting=case.drafting) for case in reduced.cases
+    ]
     if steps is None:
         fewer = _steps_within(seconds, inputs, small, costs, repeats + 1)
         if fewer < window:
             reduced = dataclasses.replace(reduced, changes={**reduced.changes, "steps": (window, fewer)})
-            inputs = [run_input(case.schedule, reduced.trace, window_steps=fewer) for case in reduced.cases]
+            inputs = [
+                run_input(case.schedule, reduced.trace, window_steps=fewer, drafting=case.drafting)
+                for case in reduced.cases
+            ]
             window = fewer
     with open_stage(
         small,
@@ -148,6 +157,7 @@ def validate_plan(
         notes=(
             *reduced.notes(),
             *_differences(planned, device),
+            *_drafted(cases),
             f"{small.name} with random weights",
             f"the first {window} forward passes of {trace.model} are replayed; step times are those of decode steps",
             f"each schedule ran {repeats} times after a warm-up, in turns; noise compares two halves of these runs",
@@ -202,6 +212,14 @@ def _differences(planned: Mapping[str, Any], device: str) -> list[str]:
         else "cache sizes are the plan's"
     )
     return found
+
+
+def _drafted(cases: Sequence[Case]) -> list[str]:
+    """Return what of drafting is run."""
+    drafting = cases[0].drafting
+    if drafting is None:
+        return []
+    return [f"drafted: {drafting.words}; what drafts is not run, and its time is in neither figure"]
 
 
 def _listed(document: Mapping[str, Any]) -> list[dict[str, Any]]:

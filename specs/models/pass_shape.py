@@ -21,6 +21,8 @@ class PassShape:
     """Context that attention reads, summed over requests."""
     requests: int
     """1 for a prompt, as many as tokens where each request decodes one."""
+    guesses: int = 0
+    """Of the tokens, guesses that are verified: their logits are wanted too, and each request's stand behind its certain token."""
 
 
 def largest_shape(shapes: Sequence[PassShape]) -> PassShape:
@@ -29,6 +31,7 @@ def largest_shape(shapes: Sequence[PassShape]) -> PassShape:
         tokens=max(shape.tokens for shape in shapes),
         context_tokens=max(shape.context_tokens for shape in shapes),
         requests=max(shape.requests for shape in shapes),
+        guesses=max(shape.guesses for shape in shapes),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from executor_stages import (
     ONLY_SIMULATED,
@@ -21,13 +22,16 @@ from executor_stages import (
     small_model,
     small_trace,
     tables_of,
+    weighed,
 )
 from long_runs import examples
 from moeplan.base.errors import InputError
 from moeplan.executor.running.execute import Stage, execute, open_stage
 from moeplan.executor.running.execution import Execution, count_differences
+from moeplan.sim.offload.drafting.draft import Drafting
 from moeplan.sim.offload.run_input import RunInput
 from moeplan.sim.offload.simulators import Outcome, run_compiled
+from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.policies.state import needs_prices
 from moeplan.sim.timeline import (
     LANE_NAMES,
@@ -41,6 +45,7 @@ from moeplan.sim.timeline import (
     ROW_OP,
     Timeline,
 )
+from moeplan.specs.drafting import Acceptance
 from moeplan.specs.schedules.presets import PRESETS
 from moeplan.traces.format import RoutingTrace
 from strategies import runs
@@ -120,6 +125,36 @@ def test_every_option_does_what_the_simulator_says(changes: dict[str, object], t
         found = execute(stage, run, poison=True, keep_outputs=True)
     assert_same_work(found, run)
     assert all(torch.isfinite(output).all() for output in found.outputs)
+
+
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from(
+        ["mixtral-offloading-code", "resident", "cpu-moe", "hybrimoe", "mixtral-offloading", "on-demand"]
+    ),
+    together=st.integers(1, 3),
+    length=st.integers(1, 4),
+    chance=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_drafted_passes_do_what_the_simulator_says(name: str, together: int, length: int, chance: float) -> None:
+    trace = small_trace()
+    schedule = preset(name, workload__concurrency=together)
+    drafting = Drafting(length=length, acceptance=Acceptance(chance=chance))
+    plain = run_input(schedule, trace)
+    workload = build_workload(
+        trace, schedule.workload, reset_per_request=schedule.cache.reset == "request", drafting=drafting
+    )
+    run = dataclasses.replace(
+        plain, workload=workload, weighed=None if plain.weighed is None else weighed(workload, schedule)
+    )
+    with open_stage(small_model(), [run.workload]) as stage:
+        found = execute(stage, run, keep_outputs=True)
+    assert_same_work(found, run)
+    decode = np.flatnonzero(workload.step_phase == 1)
+    assert [len(found.outputs[step]) for step in decode] == workload.step_tokens[
+        decode
+    ].tolist()  # logits of every guess
+    assert int(workload.yields.sum()) == plain.workload.num_tokens
 
 
 @settings(

@@ -87,11 +87,11 @@ def run_input(schedule: OffloadSchedule, trace: RoutingTrace) -> RunInput:
         config=config,
         workload=workload,
         capacities=capacities_of(schedule, trace),
-        weighed=_weighed(workload, schedule) if needs_prices(config) or schedule.experts.low_bits else None,
+        weighed=weighed(workload, schedule) if needs_prices(config) or schedule.experts.low_bits else None,
     )
 
 
-def _weighed(workload: Workload, schedule: OffloadSchedule) -> CostTables:
+def weighed(workload: Workload, schedule: OffloadSchedule) -> CostTables:
     """Return made-up costs among which the host's cores are sometimes the cheaper ones."""
     costs = make_costs(np.random.default_rng(1), workload, schedule)
     return costs._replace(cpu_ns=costs.cpu_ns // 4)
