@@ -213,9 +213,10 @@ def plan(
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens,
         drafting=None if drafted is None else drafted.drafting, **one_device,
     )  # fmt: skip
-    if subject.simulation.split is not None and target not in DIALECTS:
-        raise InputError("--hardware", subject.simulation.profile.name, "only a plan for llama.cpp divides a model over several cards",
-                         "add --for llama.cpp, name one card, or predict a split with moeplan simulate --split")  # fmt: skip
+    split = subject.simulation.split
+    if split is not None and target is not None and target not in DIALECTS:
+        raise InputError("--hardware", subject.simulation.profile.name, f"how {target} divides a model over several cards is not modelled",
+                         "plan --for llama.cpp, leave out --for, or name one card")  # fmt: skip
     own = None
     if policy is not None:
         if target is not None:
@@ -290,13 +291,18 @@ def _offload(
     fixed = request.prefill_chunk_tokens is not None or "prefill_chunk_tokens" in changes.request
     request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
     request = changes.changed_request(request)
-    variants = variants_of(_with_each(subject.simulation, kinds), request.prefill_chunk_tokens, fixed=fixed)
+    variants = variants_of(
+        _with_each(subject.simulation, kinds),
+        request.prefill_chunk_tokens,
+        fixed=fixed,
+        concurrency=request.concurrency,
+    )
     ubatch = request.prefill_chunk_tokens if fixed else None
 
     def search(simulation: Simulation, wanted: OffloadRequest) -> _Answer:
         each = _with_each(simulation, kinds)
         if target is None:
-            mine = variants_of(each, request.prefill_chunk_tokens, fixed=fixed)
+            mine = variants_of(each, request.prefill_chunk_tokens, fixed=fixed, concurrency=request.concurrency)
             plan = make_plan(simulation, wanted, variants=mine, progress=progress)
             return _Answer(plan=plan, kind=kinds[0] if plan.variant is None else plan.variant.kv_type)
         kind, served = make_served_plans(each, wanted, target, ubatch=ubatch, progress=progress)

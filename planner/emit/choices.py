@@ -96,6 +96,8 @@ class OffloadChoice:
     """What the plan says of the engine it was made for."""
     draft: DraftChoice | None = None
     """How tokens are drafted; None: they are not."""
+    tensor_split: tuple[float, ...] = ()
+    """Shares of several cards, whole layers on each; empty for one."""
 
 
 # --- reading a document --------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
         expert_bytes=model.expert_bytes(weight_format(bits)),
         native_format=bits == model.native_bits,
         memory_bytes=_count(provenance.get("memory_bytes"), "plan: provenance.memory_bytes", 1),
-        served=read_served(document), draft=read_drafts(document),
+        served=read_served(document), draft=read_drafts(document), tensor_split=_shares_of(provenance),
         device_bytes={str(item.get("name")): _count(item.get("bytes"), f"plan: memory breakdown {item.get('name')}", 0)
                       for item in items if item.get("place") == "device"},
     )  # fmt: skip
@@ -217,6 +219,16 @@ def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if key not in document:
         raise InputError(f"plan: {key}", "(absent)", "a key is absent", "check that it is a plan of this kind")
     return _mapping(document[key], f"plan: {key}")
+
+
+def _shares_of(provenance: Mapping[str, Any]) -> tuple[float, ...]:
+    split = provenance.get("split")
+    if not isinstance(split, Mapping) or split.get("mode") != "layer":
+        return ()
+    shares = split.get("shares")
+    if not isinstance(shares, list) or not all(isinstance(one, int | float) and 0 <= one < 1e15 for one in shares):
+        raise InputError("plan: provenance.split", split, "not shares of layers over cards", "plan again")
+    return tuple(float(one) for one in shares)
 
 
 # --- what stays unsaid -----------------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ def candidates(
         scanned = cache.pooled_experts is not None and cache.policy in _SCANNING
         if scanned and not exhaustive and simulation.num_experts > MOST_SCANNED:
             continue
+        if simulation.split is not None and not _on_cards(simulation, schedule, cached):
+            continue
         try:
             held = simulation.within_host(schedule, cached_experts=cached)
         except DoesNotFit as reason:
@@ -119,6 +121,14 @@ def candidates(
                 refused.append(reason)
         else:
             yield Candidate(schedule=held.with_upload(simulation.upload_tokens), level=level, cached_slots=cached)
+
+
+def _on_cards(simulation: Simulation, schedule: OffloadSchedule, cached: int) -> bool:
+    """Return whether each of several cards can hold its layers' part of a cache; one pool of changing experts lies on no one card."""
+    try:
+        return simulation.lacking_bytes(schedule, cached_experts=cached) <= 0
+    except InputError:
+        return False
 
 
 def _special(simulation: Simulation, low_bits: str | None) -> Iterator[dict[str, object]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...base.errors import DoesNotFit
+from ...base.errors import DoesNotFit, InputError
 from ...base.units import GIB
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.schedules.presets import NEEDS
@@ -61,12 +61,20 @@ def references_of(simulation: Simulation, best: Prediction) -> dict[str, Predict
             found[schedule.name] = roomy.predict(schedule)
         except DoesNotFit:  # what may leave the device must have a place in the host, and that may be too small
             continue
+        except InputError:  # one pool of changing experts over several cards
+            if simulation.split is None:
+                raise
     return found
 
 
 def with_memory(simulation: Simulation, memory_bytes: int) -> Simulation:
-    """Return the same simulation with another device budget."""
-    return simulation.over(simulation.trace, memory_bytes=memory_bytes)
+    """Return the same simulation with another device budget; of several cards each has its share of it, as it had."""
+    if not simulation.card_budgets:
+        return simulation.over(simulation.trace, memory_bytes=memory_bytes)
+    total = sum(simulation.card_budgets)
+    return simulation.over(
+        simulation.trace, card_budgets=tuple(each * memory_bytes // total for each in simulation.card_budgets)
+    )
 
 
 def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str, Prediction], *, same_as: str | None = None,

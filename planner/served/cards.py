@@ -74,6 +74,23 @@ def divided(simulation: Simulation, schedule: OffloadSchedule, cached_experts: i
     return by_counts(counts[::-1])
 
 
+def evenly_divided(simulation: Simulation, schedule: OffloadSchedule) -> CardSplit | None:
+    """Return the division that has room for the most cached experts of every layer, as many of each; None where there is none.
+
+    schedule: with a cache that holds experts layer by layer.
+    """
+    layers, most = simulation.trace.num_layers, simulation.trace.num_experts
+    found: CardSplit | None = None
+    low, high = 0, most + 1
+    while high - low > 1:
+        each = (low + high) // 2
+        try:
+            found, low = divided(simulation, schedule.with_options(cache__experts_per_layer=each), each * layers), each
+        except DoesNotFit:
+            high = each
+    return found
+
+
 def filled_from_the_front(
     simulation: Simulation, schedule: OffloadSchedule, margin_bytes: int
 ) -> tuple[CardSplit, int]:

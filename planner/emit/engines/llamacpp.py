@@ -19,7 +19,7 @@ from ..choices import Emission, OffloadChoice, as_run
 from ..drafting import LLAMA_CPP, facts_of, llama_cpp_flags
 from ..flags import FLAGS_FILE, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..offload_notes import COMMON, guess_notes, other_notes, whole_layers
-from ..table import EngineTable, flags_of, row
+from ..table import EngineTable, flags_of, names, row
 from ..target import OffloadTarget, Target
 from .llamacpp_commands import DIALECTS, IK_SERVER_FILE, SERVER_FILE, check_served, render_served
 
@@ -36,6 +36,8 @@ TABLE = EngineTable(
         "--n-cpu-moe": row(WHOLE, "the first N layers' experts in host memory", since="pull request 15077 (August 2025)", least=0),
         "--moe-cache-mib": row(WHOLE, "a least-recently-used cache on the device for experts in host memory", least=1,
                                since="pull request 29887 (build b11480, experimental)"),
+        "--split-mode": row(names("layer"), "whole layers over several cards"),
+        "--tensor-split": row(TEXT, "shares of the cards, in order"),
         **LLAMA_CPP,
     },
 )  # fmt: skip
@@ -52,6 +54,11 @@ def render(choice: OffloadChoice, model: ModelSpec) -> Emission:
     on_device = whole_layers(choice, model.num_experts)
     on_host = model.moe_layers[: model.num_moe_layers - on_device]
     common: dict[str, FlagValue] = {"--n-gpu-layers": _ALL_LAYERS, **llama_cpp_flags(choice.draft)}
+    if choice.tensor_split:
+        common |= {
+            "--split-mode": "layer",
+            "--tensor-split": ",".join(f"{share:.15g}" for share in choice.tensor_split),
+        }
     first, override = dict(common), dict(common)
     if on_host:
         first["--n-cpu-moe"] = on_host[-1] + 1

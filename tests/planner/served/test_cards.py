@@ -1,16 +1,21 @@
-"""llama.cpp over several cards: no card runs out, a division beats that by memory, and what `--fit` does."""
+"""Plans over several cards: no card runs out, a division beats that by memory, what `--fit` does, and plans for no engine."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from long_runs import LONG
 from moeplan import emit, plan
 from moeplan.api.plan import plan_document
-from moeplan.api.subject import open_subject
+from moeplan.api.subject import open_subject, planned_simulation
 from moeplan.base.errors import DoesNotFit, InputError
 from moeplan.base.units import GIB
+from moeplan.planner.emit.targets import render
+from moeplan.planner.offload.plan import OffloadRequest
 from moeplan.planner.served.cards import divided, filled_from_the_front
 from moeplan.planner.served.llamacpp import FIT_MARGIN_BYTES, setting
 from moeplan.sim.offload.simulate import Simulation
@@ -68,7 +73,29 @@ def test_a_plan_is_made_shown_and_emitted(tmp_path: Path) -> None:
 
 
 def test_what_no_search_divides_is_refused() -> None:
-    with pytest.raises(InputError, match="only a plan for"):
-        plan("gpt-oss-20b", BOX, prompt_tokens=16, reply_tokens=2)
-    with pytest.raises(DoesNotFit, match="bytes are missing"):
-        plan("gpt-oss-20b", BOX, memory="1GiB,1GiB", prompt_tokens=16, reply_tokens=2, target="llama.cpp")
+    few: Any = {"prompt_tokens": 16, "reply_tokens": 2}
+    with pytest.raises(InputError, match="how ktransformers divides a model"):
+        plan("gpt-oss-20b", BOX, target="ktransformers", **few)
+    for target in ("llama.cpp", None):
+        with pytest.raises(DoesNotFit, match="bytes are missing"):
+            plan("gpt-oss-20b", BOX, memory="1GiB,1GiB", target=target, **few)
+
+
+@pytest.mark.parametrize(
+    ("model", "memory"), [("tiny-moe", "544MiB,543MiB"), *([("olmoe-1b-7b", "5GiB,4GiB")] if LONG else [])]
+)
+def test_a_plan_for_no_engine_divides_a_model_over_cards_too(model: str, memory: str) -> None:
+    told: Any = {"prompt_tokens": 4, "reply_tokens": 4, "memory": memory}
+    box = "2 x rtx-3060 + ryzen-9-5950x + ddr4-3200x2:64GiB"
+    asked = OffloadRequest(objective="request_s", prefill_chunk_tokens=512)
+    general = plan(model, box, request=asked, **told)
+    served = plan(model, box, target="llama.cpp", request=asked, **told)
+    assert (general.best.metrics.request_s or 0) <= (served.best.metrics.request_s or 0)
+    assert general.best.engine.startswith("compiled, checked by simpy")
+    document = json.loads(json.dumps(general.to_dict(), allow_nan=False))
+    again = planned_simulation(document, None)
+    assert sum(len(card["layers"]) for card in document["best"]["cards"]) == again.model.num_layers
+    assert all(card["bytes"] <= card["budget_bytes"] for card in document["best"]["cards"])
+    assert again.split == general.simulation.split and again.budgets == general.simulation.budgets
+    flags = render(document, "llamacpp", again.model).files["flags.txt"]
+    assert "--split-mode layer\n--tensor-split " in flags
