@@ -3,8 +3,8 @@
 Each case is a model's routing shape with made-up routing of real skew and costs of a usual size. The compiled one is timed several
 times without rows, alternating between cases; SimPy once per case on a shorter window and scaled by layer steps, since one full
 run takes minutes (its time per layer step does not depend on the window's length). Building the workload (once per recording,
-shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert uses a
-second on one core on the largest case. Prints a table; `--json FILE` keeps all samples.
+shared by all schedules of a search) is reported apart. Targets: at least 200 times SimPy and 30 million expert uses a second on one core
+on the largest case; with two cards at least 60 % of the same case with one. Prints a table; `--json FILE` keeps all samples.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Case:
     top_k: int
     num_steps: int
     schedule: OffloadSchedule
+    num_cards: int = 1
+    """Layers lie on so many cards, the first ones on the first."""
 
 
 def cases() -> list[Case]:
@@ -53,7 +55,9 @@ def cases() -> list[Case]:
     return [
         Case("resident", *large, load_preset("resident").with_options(cache__experts_per_layer=256)),
         Case("lru 1/2", *large, lru.with_options(cache__experts_per_layer=128)),
+        Case("lru 1/2, two cards", *large, lru.with_options(cache__experts_per_layer=128), num_cards=2),
         Case("lru 1/4", *large, lru.with_options(cache__experts_per_layer=64)),
+        Case("lru 1/4, two cards", *large, lru.with_options(cache__experts_per_layer=64), num_cards=2),
         Case("lru 1/4, one stream", *large, lru.with_options(cache__experts_per_layer=64, copy__overlap=False)),
         Case(
             "lru 1/4, launches per expert",
@@ -92,14 +96,19 @@ def routing(case: Case, seed: int = 0) -> RoutingTrace:
 
 
 def costs(case: Case, workload: Workload) -> CostTables:
-    """Return costs of a usual size: a copy of half a millisecond beside 60 µs of dense work and 20 µs an expert."""
+    """Return costs of a usual size: a copy of half a millisecond beside 60 µs of dense work and 20 µs an expert; on each further card
+    twice as much.
+    """
+    cards = np.arange(1, case.num_cards + 1)
+    layer_card = np.arange(case.num_layers) * case.num_cards // case.num_layers
     return CostTables(
         step_class=np.zeros(workload.num_steps, np.int64), dense_ns=np.full((1, case.num_layers), 60_000),
         head_ns=np.array([500_000]),
-        kernel_ns=np.array([[0, *[20_000] * workload.max_expert_tokens]]), grouped_ns=np.array([5_000]),
-        expert_format=np.zeros(case.num_layers * case.num_experts, np.int64), expert_bytes=np.array([12_000_000]),
-        num_chunks=np.array([1]), chunk_bytes=np.array([[12_000_000] * 2]), chunk_ns=np.array([[500_000] * 2]),
-        back_ns=np.array([500_000]), cpu_ns=np.zeros((1, 0), np.int64), disk_ns=np.zeros(1, np.int64),
+        kernel_ns=np.array([[0, *[20_000 * card] * workload.max_expert_tokens] for card in cards]), grouped_ns=np.array([5_000]),
+        expert_format=np.repeat(layer_card, case.num_experts).astype(np.int64), expert_bytes=np.full(len(cards), 12_000_000),
+        num_chunks=np.ones(len(cards), np.int64), chunk_bytes=np.full((len(cards), 2), 12_000_000),
+        chunk_ns=np.repeat(500_000 * cards, 2).reshape(-1, 2), back_ns=500_000 * cards, cpu_ns=np.zeros((len(cards), 0), np.int64),
+        disk_ns=np.zeros(len(cards), np.int64),
         host_ns=host_costs(step=100_000, layer=30_000, kernel=5_000, transfer=8_000),
         rate=np.full((NUM_RATED_LANES, 2**NUM_RATED_LANES), RATE_ONE),
     )  # fmt: skip
@@ -124,15 +133,19 @@ def main() -> None:
                              guess_distances=0, guess_width=0)  # fmt: skip
         capacities = np.full(case.num_layers, case.schedule.cache.experts_per_layer or 0)
         serial = not case.schedule.copy.overlap
-        outcome = run_compiled(config, workload, table, capacities, serial=serial)  # compiles
+        weighed = table if case.num_cards > 1 else None
+        outcome = run_compiled(config, workload, table, capacities, serial=serial, weighed=weighed)  # compiles
         samples = []
         for _ in range(NUM_REPEATS):
             began = time.perf_counter()
-            run_compiled(config, workload, table, capacities, serial=serial)
+            run_compiled(config, workload, table, capacities, serial=serial, weighed=weighed)
             samples.append(workload.num_expert_uses / (time.perf_counter() - began))
         short = build_workload(trace, case.schedule.workload, max_steps=SIMPY_STEPS)
         began = time.perf_counter()
-        run_simpy(config, short, costs(case, short), capacities, serial=serial, rows=False)
+        few = costs(case, short)
+        run_simpy(
+            config, short, few, capacities, serial=serial, rows=False, weighed=few if weighed is not None else None
+        )
         slow = short.num_expert_uses / (time.perf_counter() - began)
         fast = statistics.median(samples)
         hits, misses = int(outcome.counts.hits), int(outcome.counts.misses)

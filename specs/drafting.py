@@ -92,6 +92,21 @@ def tokens_per_step(length: int, acceptance: Acceptance) -> float:
     return 1.0 + math.fsum(acceptance.up_to(length))
 
 
+def yielding(length: int, tokens: float) -> Acceptance:
+    """Return the chance with which drafts of `length` guesses yield `tokens` a step in the mean.
+
+    Raises InputError for fewer than the one that is certain, or more than there are.
+    """
+    if not 1 <= tokens <= length + 1:
+        raise InputError("tokens a step", f"{tokens:g}", f"not within 1..{length + 1}, what {length} guesses can yield",
+                         "give the mean of a step, the model's own token included")  # fmt: skip
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tokens_per_step(length, Acceptance(chance=middle)) < tokens else (low, middle)
+    return Acceptance(chance=high)
+
+
 def share_accepted(length: int, acceptance: Acceptance) -> float:
     """Return the share of drafted tokens that are accepted (llama.cpp's "draft acceptance rate"); nought where none are drafted."""
     return math.fsum(acceptance.up_to(length)) / length if length else 0.0

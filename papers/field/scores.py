@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...specs.machines.engines import fitted_table
+from .drafts import drafts_anything
 from .predict import Predicted, predict_report
 from .rows import Report
 
@@ -36,6 +37,7 @@ def cuts() -> Mapping[str, Callable[[Report], bool]]:
         ),
         "batches above 1": lambda report: (report.number("workload", "batch") or 1) > 1,
         "several cards": lambda report: report.num_gpus > 1,
+        "drafting": drafts_anything,
         "vulkan": lambda report: report.part("engine").get("backend") == "vulkan",
         "memory stated": lambda report: report.kind == "cpu-decode" and bool(report.part("host").get("memory")),
     }

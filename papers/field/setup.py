@@ -15,6 +15,7 @@ from typing import Any
 
 from ...base.errors import InputError
 from ...base.units import GIB
+from ...sim.offload.drafting.draft import Drafting
 from ...specs.card_split import CardSplit
 from ...specs.machines.compose import host_bytes_per_s
 from ...specs.machines.engines import load_engine
@@ -29,6 +30,7 @@ from ...traces.lengths import RequestLengths
 from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording, spread_recordings
 from ..model_code import CALLS_EVERY_EXPERT
+from .drafts import drafting_of
 from .formats import known_name
 from .hits import stated_hits
 from .machine import NotExpressible, machine_of, streaming
@@ -65,6 +67,8 @@ class Setup:
     """The same steps with as little and as much locality as texts have, where hits follow from it."""
     split: CardSplit | None = None
     """How the model lies on several cards."""
+    drafting: Drafting | None = None
+    """How decode steps are drafted."""
     assumed: list[str] = field(default_factory=list)
 
 
@@ -104,6 +108,7 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
         batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split, likewise=likewise,
+        drafting=drafting_of(report, model, assumed),
     )  # fmt: skip
 
 

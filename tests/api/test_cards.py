@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from moeplan import simulate
 from moeplan.base.errors import DoesNotFit, InputError, UnknownName
+from moeplan.specs.machines.compose import compose_text
 
 BOX = "rtx-3090 + rtx-3060 + ryzen-9-5950x + ddr4-3200x2:64GiB"
 TWINS = "2 x rtx-3090 + ryzen-9-7950x + ddr5-6000x2:96GiB"
@@ -68,3 +70,12 @@ def test_what_belongs_to_other_machines_is_refused() -> None:
     with pytest.raises(InputError, match="one pool for all layers"):
         simulate("gpt-oss-20b", BOX, settings={"cache.policy": "lru", "cache.pooled_experts": "300"}, schedule="on-demand",
                  **FEW)  # fmt: skip
+
+
+def test_a_tensor_split_over_cards_that_nothing_joins_is_refused() -> None:
+    profile = compose_text(TWINS)
+    assert profile.links is not None
+    apart = dataclasses.replace(profile, links=dataclasses.replace(profile.links, card_bytes_per_s=None))
+    with pytest.raises(InputError, match="nothing says what joins the cards") as error:
+        simulate("gpt-oss-20b", apart, split="tensor", **FEW)
+    assert error.value.exit_status == 2

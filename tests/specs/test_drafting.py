@@ -18,6 +18,7 @@ from moeplan.specs.drafting import (
     read_acceptance,
     share_accepted,
     tokens_per_step,
+    yielding,
 )
 from moeplan.tests.support.long_runs import examples
 
@@ -37,6 +38,19 @@ def test_never_and_always() -> None:
     assert counts_of_steps(3, read_acceptance(0.0), 0, 5) == [0] * 5
     assert counts_of_steps(3, read_acceptance(1), 7, 5) == [3] * 5
     assert tokens_per_step(MOST_DRAFTED, read_acceptance("1")) == MOST_DRAFTED + 1
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(st.integers(1, 16), st.floats(0, 1))
+def test_a_yield_says_how_many_are_accepted(length: int, share: float) -> None:
+    tokens = 1 + share * length
+    assert tokens_per_step(length, yielding(length, tokens)) == pytest.approx(tokens, abs=1e-6)
+
+
+def test_a_yield_that_drafts_cannot_have_is_refused() -> None:
+    for tokens in (0.5, 4.2):
+        with pytest.raises(InputError, match="what 3 guesses can yield"):
+            yielding(3, tokens)
 
 
 @settings(max_examples=examples(30), deadline=None)

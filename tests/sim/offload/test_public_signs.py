@@ -12,7 +12,7 @@ import pytest
 from moeplan.api.subject import open_subject
 from moeplan.sim.offload.drafting.draft import Drafting
 from moeplan.sim.offload.simulate import Simulation
-from moeplan.specs.drafting import Acceptance, tokens_per_step
+from moeplan.specs.drafting import yielding
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
 
@@ -46,15 +46,6 @@ def test_a_cache_below_one_tokens_working_set_never_hits() -> None:
     assert rates[:2] == [0, 0] and 0.3 < rates[2] < rates[3]
 
 
-def chance_of(length: int, tokens: float) -> float:
-    """Return the acceptance with which drafts of a length yield so many tokens a step."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tokens_per_step(length, Acceptance(chance=middle)) < tokens else (low, middle)
-    return low
-
-
 def warm(simulation: Simulation, schedule: OffloadSchedule, *, from_disk: bool) -> tuple[float, float]:
     """Return tokens/s and the share of experts that were there (in memory, or on the device), once half of the reply is generated."""
     workload, outcome = simulation.workload(schedule), simulation.run(schedule)
@@ -68,7 +59,7 @@ def warm(simulation: Simulation, schedule: OffloadSchedule, *, from_disk: bool) 
 
 
 def gain(simulation: Simulation, schedule: OffloadSchedule, length: int, tokens: float, *, from_disk: bool) -> float:
-    drafting = Drafting(length=length, acceptance=Acceptance(chance=chance_of(length, tokens)))
+    drafting = Drafting(length=length, acceptance=yielding(length, tokens))
     drafted = simulation.over(simulation.trace, drafting=drafting, likewise=())
     return warm(drafted, schedule, from_disk=from_disk)[0] / warm(simulation, schedule, from_disk=from_disk)[0] - 1
 
@@ -102,9 +93,7 @@ def test_drafting_costs_where_the_union_is_read_from_a_disk(disk: str) -> None:
         low, high = (middle, high) if hits < 0.925 else (low, middle)
     schedule = on_cores.with_options(copy__host_experts=high)
     assert warm(box, schedule, from_disk=True)[1] == pytest.approx(0.925, abs=0.005)
-    drafted = box.over(
-        box.trace, drafting=Drafting(length=4, acceptance=Acceptance(chance=chance_of(4, 95 / 39))), likewise=()
-    )
+    drafted = box.over(box.trace, drafting=Drafting(length=4, acceptance=yielding(4, 95 / 39)), likewise=())
     assert warm(drafted, schedule, from_disk=True)[1] < warm(box, schedule, from_disk=True)[1]
     gains = [gain(box, schedule, length, 95 / 39, from_disk=True) for length in (3, 4, 6)]
     assert gains[0] < 0 and -0.7 < gains[2] < gains[1] < gains[0]
