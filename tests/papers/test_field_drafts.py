@@ -21,8 +21,8 @@ ROW: dict[str, Any] = {
     "engine": {"name": "llama.cpp", "backend": "cuda"}, "placement": {"kind": "gpu"}, "workload": WORK,
     "metric": "decode_tokens_per_s", "value": 200.0,
 }  # fmt: skip
-# GLM-5.2, 4 bits, on cores above a disk: the same box without and with its draft layer (JustVugg/colibri#640): 0.34 to 0.36, hits 53 to 55 %,
-# and 0.31 to 0.33, hits 40 to 42 %, 2.29 tokens a pass. Three guesses a pass is the engine's default then.
+# GLM-5.2, 4 bits, on cores above a disk: the same box without and with its draft layer (JustVugg/colibri#640): 0.34 to 0.36 tokens/s, hits
+# 53 to 55 %, and 0.31 to 0.33, hits 40 to 42 %, 2.29 tokens a pass. Three guesses a pass is the engine's default then.
 BOX: dict[str, Any] = ROW | {
     "model": "glm-5", "gpus": [], "engine": {"name": "colibri", "backend": "cpu"}, "quant": {"experts": "Q4_0"},
     "host": {"cpu": "Intel Core i9-12900K", "sockets": 1, "cores": 16, "memory": "DDR4-3200", "channels": 2, "memory_gib": 64},
