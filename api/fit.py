@@ -137,7 +137,7 @@ def fit(
         if progress is not None:
             progress(number, len(names), name)
         tokens = context if spec.longest_context is None else min(context, spec.longest_context)
-        found, why = _formats(name, spec, profile, tokens, engine, kv_type, min_decode, every=model is not None)
+        found, why = _formats(name, spec, profile, tokens, kv_type, min_decode, every=model is not None)
         rows += found
         if not found:
             left_out[name] = why
@@ -161,7 +161,6 @@ def _formats(
     spec: ModelSpec,
     profile: Profile,
     context: int,
-    engine: str,
     kv_type: str,
     min_decode: float | None,
     *,
@@ -174,13 +173,14 @@ def _formats(
     why = "no format of it fits" if published else "llama.cpp does not run it, or no file of it is published"
     for quant in published:
         try:
-            placed = _placed(name, quant, profile, context, engine, kv_type)
-            bits = _mean_bits(*placed)
-            if found and not every and not _is_wanted(placed[1], bits, found):
+            simulation = _opened(name, quant, profile, context, kv_type)
+            first = _with_ubatch(simulation, UBATCHES[0])
+            bits = _mean_bits(simulation, first)
+            if found and not every and not _is_wanted(first, bits, found):
                 continue
             if found and bits > found[-1].bits_per_weight * _SAME_BITS:
                 continue  # where rows are no whole blocks, a name of fewer bits stores as many
-            one = _row(*placed, spec, quant, context, kv_type)
+            one = _row(simulation, _quicker(simulation, first), spec, quant, context, kv_type)
         except (DoesNotFit, InputError) as reason:
             why = str(reason)
             continue
@@ -239,24 +239,22 @@ def _is_paged(simulation: Simulation, memory: MemoryBreakdown) -> bool:
     return True
 
 
-def _placed(
-    name: str, quant: str | None, profile: Profile, context: int, engine: str, kv_type: str
-) -> tuple[Simulation, Setting]:
-    """Return a model in one format and how it is told: the fewest layers' experts in host memory, the quicker micro-batch.
-
-    Raises DoesNotFit where not even all of them there suffice, InputError for a format that its matrices cannot have.
-    """
-    simulation = open_subject(
+def _opened(name: str, quant: str | None, profile: Profile, context: int, kv_type: str) -> Simulation:
+    """Return a model in one format, asked a prompt; raises InputError for a format that its matrices cannot have."""
+    return open_subject(
         model=name, hardware=profile, quant=quant, prompt_tokens=min(PROMPT_TOKENS, context - REPLY_TOKENS), reply_tokens=REPLY_TOKENS,
         context=context, kv_type=kv_type, engine=None,
     ).simulation  # fmt: skip
-    first = _with_ubatch(simulation, UBATCHES[0])
+
+
+def _quicker(simulation: Simulation, first: Setting) -> Setting:
+    """Return the setting with the micro-batch with which a request takes less; `first` has the smallest."""
     found = [first]
     if first.host_layers:
         for ubatch in UBATCHES[1:]:
             with contextlib.suppress(DoesNotFit):
                 found.append(_with_ubatch(simulation, ubatch))
-    return simulation, min(found, key=lambda one: _request_s(simulation, one)) if len(found) > 1 else first
+    return min(found, key=lambda one: _request_s(simulation, one)) if len(found) > 1 else first
 
 
 def _request_s(simulation: Simulation, one: Setting) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ...specs.machines.profile import USUAL_KERNELS, EngineConstants
+from ...specs.machines.profile import USUAL_KERNELS, CpuConstants, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
 from .cost_model import CostModel, Estimate, check_count, rate_term
 
@@ -97,9 +97,12 @@ class EngineCosts(CostModel):
         check_count("tokens", tokens)
         if not tokens:
             return rate_term(0.0, "memory", self.profile.device.memory_efficiency)
-        return self._product(
-            float(self.model.expert_bytes(fmt)), float(self.model.expert_parameters), tokens, experts=True
-        )
+
+        def make() -> Estimate:
+            num_bytes = float(self.model.expert_bytes(fmt))
+            return self._product(num_bytes, float(self.model.expert_parameters), tokens, experts=True)
+
+        return self.remembered(("item", tokens, fmt.name), make)
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores, with its part of the layer's handing over."""
@@ -109,6 +112,9 @@ class EngineCosts(CostModel):
             raise self._missing("host.cpu", "this machine describes no processor", "name one among its parts")
         if not tokens:
             return rate_term(0.0, "memory", cpu.memory_bytes_per_s)
+        return self.remembered(("cpu", tokens, fmt.name), lambda: self._cpu_expert(cpu, tokens, fmt))
+
+    def _cpu_expert(self, cpu: CpuConstants, tokens: int, fmt: WeightFormat) -> Estimate:
         memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
         compute = self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value
         bound = (

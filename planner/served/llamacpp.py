@@ -146,12 +146,21 @@ def fewest_on_host(simulation: Simulation, counts: Sequence[int], concurrency: i
 
     Where none does, the last of them, and the bytes that it lacks. counts: rising, at least one; front: as `setting` takes it.
     """
-    for count in counts:
-        one = setting(simulation, count, concurrency, ubatch, front=front)
-        missing = device_bytes(simulation, one) + free_bytes - simulation.budget_bytes
-        if missing <= 0:
-            return one, 0
-    return one, missing
+    found: dict[int, tuple[Setting, int]] = {}
+
+    def lacking(count: int) -> int:
+        if count not in found:
+            one = setting(simulation, count, concurrency, ubatch, front=front)
+            found[count] = one, device_bytes(simulation, one) + free_bytes - simulation.budget_bytes
+        return found[count][1]
+
+    # Each further layer on the host takes less of the card, but for the first: it brings a buffer for what is copied.
+    first, rest = counts[0], counts[1:]
+    if lacking(first) > 0 and rest and lacking(rest[-1]) <= 0:
+        count = rest[bisect.bisect_left(rest, True, key=lambda each: lacking(each) <= 0)]
+    else:
+        count = first if lacking(first) <= 0 or not rest else rest[-1]
+    return found[count][0], max(0, lacking(count))
 
 
 def fitted(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int = FIT_MARGIN_BYTES) -> Setting:

@@ -54,6 +54,10 @@ class Prediction:
     """What each card holds, where there are several."""
 
 
+_COSTED = {"model", "profile", "dense_format", "kv_bytes_per_value", "split"}
+"""Fields of a simulation that its costs depend on."""
+
+
 @dataclass(slots=True)
 class Simulation(DeviceMemory):
     """A model, a machine and a recording, ready to predict schedules.
@@ -116,7 +120,10 @@ class Simulation(DeviceMemory):
         }  # fmt: skip
         if trace is not self.trace:
             kept["likewise"] = ()
-        return Simulation(**(kept | {"trace": trace} | changes))
+        found = Simulation(**(kept | {"trace": trace} | changes))
+        if not _COSTED & changes.keys():
+            found._costs = self._costs  # with all that they remember
+        return found
 
     def with_kv(self, bytes_per_value: float) -> Simulation:
         """Return the same simulation with keys and values of another size, which its forward passes do not depend on."""
