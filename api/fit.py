@@ -17,19 +17,17 @@ from typing import Any, ClassVar
 
 from ..base.errors import DoesNotFit, InputError, UnknownName
 from ..base.frames import Tabular, flat
-from ..base.units import GIB
 from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
 from ..planner.served.llamacpp import DEFAULT_UBATCH, FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
 from ..planner.served.setting import Setting
-from ..sim.offload.memory.host import HOST_SHARE
 from ..sim.offload.metrics import Interval, figures_of
 from ..sim.offload.simulate import Simulation
 from ..specs.machines.profile import Profile
-from ..specs.memory import MemoryBreakdown
 from ..specs.models import ModelSpec, WeightFormat, weight_format
 from ..specs.models.load import list_models
 from ..specs.models.mixes.published import published_files
+from ..specs.schedules.offload import OffloadSchedule
 from .load import as_machine, as_model
 from .subject import open_subject
 
@@ -206,7 +204,9 @@ def _row(simulation: Simulation, one: Setting, spec: ModelSpec, quant: str | Non
     prefill, decode = metrics.prefill_tokens_per_s, metrics.decode_tokens_per_s
     if prefill is None or decode is None or ends[0] is None or ends[1] is None:
         raise InputError("context", context, "no prompt and reply fit into it", "ask for more")
-    from_disk = predicted.schedule.copy.host_experts is not None or _is_paged(simulation, memory)
+    from_disk = predicted.schedule.copy.host_experts is not None or _is_paged(
+        simulation, predicted.schedule, one.cached_experts
+    )
     return Fit(
         model=spec.name, quant=quant or "the file's", total_parameters=spec.total_parameters,
         bits_per_weight=_mean_bits(simulation, one), context_tokens=context,
@@ -217,25 +217,15 @@ def _row(simulation: Simulation, one: Setting, spec: ModelSpec, quant: str | Non
     )  # fmt: skip
 
 
-def _is_paged(simulation: Simulation, memory: MemoryBreakdown) -> bool:
-    """Return whether tables beside experts exceed the host's memory and lie on a disk; raises DoesNotFit where there is none.
-
-    Where card and cores share one memory, what either holds must fit into it together.
-    """
-    machine = simulation.profile
-    if machine.device.unified_memory:
-        where, needed, room = (
-            "the one memory there is",
-            memory.device_bytes + memory.host_bytes,
-            simulation.budget_bytes,
-        )
-    else:
-        where, needed = "the host's memory", memory.host_bytes
-        room = int(HOST_SHARE * machine.host.memory_bytes.value)
-    if needed <= room:
+def _is_paged(simulation: Simulation, one: OffloadSchedule, cached_experts: int) -> bool:
+    """Return whether what the host must hold beside experts exceeds it and lies on a disk; raises DoesNotFit without one."""
+    left = simulation.host_bytes_left(one, cached_experts)
+    if left >= 0:
         return False
-    if machine.disk is None:
-        raise DoesNotFit(f"{simulation.model.name} keeps {needed / GIB:.2f} GiB in {where}", needed - room)
+    if simulation.profile.disk is None:
+        unified = simulation.profile.device.unified_memory
+        where = "the one memory there is" if unified else "the host's memory"
+        raise DoesNotFit(f"{simulation.model.name} in {where}", -left)
     return True
 
 

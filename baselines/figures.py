@@ -264,6 +264,7 @@ def _field(kind: str | None) -> Said:
         figures={
             "reports": {row["id"]: {key: row[key] for key in ("predicted", "low", "high")} for row in said["rows"]},
             "scores": said["kinds"][kind], "num_predicted": said["num_predicted"],
+            "choices": {name: {key: one[key] for key in ("groups", "chosen", "share")} for name, one in said["choices"].items()},
         },
         measured={f"reports.{report.id}.predicted": Measured(value=report.measured) for report in reports},
         data=fingerprint([configs, [dict(report.row) for report in reports]]),

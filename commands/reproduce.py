@@ -83,6 +83,13 @@ def reproduce(
 def _field(found: dict[str, Any]) -> None:
     """Print the scores of reports on one box, and what was missed."""
     _scores(found)
+    for engines, one in found["choices"].items():
+        typer.echo(
+            f"{engines}: of {one['groups']} groups of settings of one machine and file, the best measured one is predicted best in "
+            f"{one['chosen']}, or within its interval in {one['chosen_or_within']} ({one['share']:.0%})"
+        )
+    if found["choices"]:
+        typer.echo("")
     if found["in_sample"]:
         away = ", ".join(f"{kind} {one['median_relative_error']:.0%}" for kind, one in found["left_out"].items())
         typer.echo(f"engines' constants were fitted on these reports; median errors on machines left out: {away}\n")

@@ -19,6 +19,7 @@ from ..sim.offload.memory.host import HOST_SHARE
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts
 from ..specs.machines.profile import Profile
+from ..specs.memory import PLAIN, host_dense_bytes
 from ..specs.models.mixes.published import published_files
 from .case import CORES, DECODE, PREFILL, Case
 from .changes import device_bytes, file_bytes, with_host_layers
@@ -185,13 +186,16 @@ def _paging(case: Case, over: float) -> _Tried:
 
 
 def host_overflow_bytes(case: Case) -> float:
-    """Return by how many bytes experts, or the whole model on cores alone, exceed what the host has for them."""
+    """Return by how many bytes what the host holds, or the whole model on cores alone, exceeds what it has for a model."""
     stated = case.host_memory_bytes
     if stated is None or case.profile.device.unified_memory:
         return 0.0
-    model, experts, _ = case.formats()
+    model, experts, dense = case.formats()
+    layout = PLAIN if case.profile.engine is None else case.profile.engine.memory_layout
     held = (
-        file_bytes(case) if case.kind == "cpu" else case.host_layers * model.num_experts * model.expert_bytes(experts)
+        file_bytes(case)
+        if case.kind == "cpu"
+        else case.host_layers * model.num_experts * model.expert_bytes(experts) + host_dense_bytes(model, dense, layout)
     )
     return max(0.0, held - HOST_SHARE * stated)
 

@@ -58,6 +58,12 @@ def field_page(document: Mapping[str, Any]) -> str:
                 "note",
             )
         )
+    for engines, chosen in document["choices"].items():
+        words = (
+            f"{engines}: of {chosen['groups']} groups of settings of one machine and file, the best measured one is predicted best in "
+            f"{chosen['chosen']}, or within its interval in {chosen['chosen_or_within']}."
+        )
+        lead.append(paragraph(words, "note"))
     sections = [
         Section(
             id="scores", title="Scores", parts=(_scores("kind", document["kinds"]), _scores("cut", document["cuts"]))

@@ -214,6 +214,16 @@ def require_fits(memory_breakdown: MemoryBreakdown, *, device_bytes: int, host_b
             raise DoesNotFit(f"the plan needs {needed} bytes of {place} memory, of {have}", needed - have)
 
 
+def host_dense_bytes(model: ModelSpec, dense: WeightFormat, layout: str) -> int:
+    """Return what an engine of this layout keeps of everything but routed experts in the host's memory: the token embedding and tables."""
+    if layout == PLAIN:
+        return 0
+    values = model.vocab_size * model.hidden_size
+    # A matrix that is token embedding and output matrix in one is there twice.
+    embedding = dense.head_bytes(values) if model.tied_embeddings else dense.embedding_bytes(values)
+    return dense.embedding_bytes(model.table_parameters) + embedding
+
+
 def _fixed_items(needs: MemoryNeeds) -> Sequence[MemoryItem]:
     """Return the items that do not depend on the cache."""
     model, dense = needs.model, needs.dense_format
@@ -223,10 +233,7 @@ def _fixed_items(needs: MemoryNeeds) -> Sequence[MemoryItem]:
     plain = needs.layout == PLAIN
     tables = 0 if plain else dense.embedding_bytes(model.table_parameters)
     values = model.vocab_size * model.hidden_size
-    # A matrix that is token embedding and output matrix in one is there twice.
-    on_host = (
-        0 if plain else tables + (dense.head_bytes(values) if model.tied_embeddings else dense.embedding_bytes(values))
-    )
+    on_host = host_dense_bytes(model, dense, needs.layout)
     on_device = embeddings if plain else dense.head_bytes(values)
     where = "token embedding and output matrix" if plain else "output matrix"
     staging = model.expert_bytes(needs.expert_format)

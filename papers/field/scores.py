@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...specs.machines.engines import fitted_table
+from .choices import scores_of
 from .drafts import drafts_anything
 from .predict import Predicted, predict_report
 from .rows import Report
@@ -94,6 +95,7 @@ def document(rows: Sequence[Predicted], *, bundled: bool = False) -> dict[str, A
     return {
         "kinds": {name: found for name, found in kinds.items() if found["n"]},
         "cuts": {name: found for name, found in others.items() if found["n"]},
+        "choices": scores_of(rows),
         "rows": [_row(row) for row in rows],
         "in_sample": bundled,
         "left_out": fitted_table().get("left_out", {}) if bundled else {},

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import dataclasses
+from collections import Counter
+from typing import Any
 
-from moeplan.papers.field.predict import Predicted, predict_report
-from moeplan.papers.field.rows import Report, read_reports
+from moeplan.papers.field.choices import LLAMA_CPP, same_but_for_settings, scores_of
+from moeplan.papers.field.predict import predict_report
+from moeplan.papers.field.rows import read_reports
 
 _SHARE = 0.8
 
 
-def groups() -> list[list[Report]]:
-    """Return the reports of llama.cpp that differ in how it was started, by machine, model and prompt."""
-    found = defaultdict(list)
-    for report in read_reports():
-        row = report.row
-        if row["engine"]["name"] == "llama.cpp" and report.num_gpus <= 1 and row["metric"] != "ttft_s":
-            work = row["workload"]
-            same = (
-                row["rig"],
-                row["model"],
-                row["quant"]["experts"],
-                row["metric"],
-                row["engine"]["backend"],
-                work["prompt_tokens"],
-            )
-            found[json.dumps([*same, work["batch"]])].append(report)
-    return [rows for rows in found.values() if len({setting(row) for row in rows}) > 1]
+def test_the_setting_measured_best_is_predicted_best_or_within_its_interval() -> None:
+    reports = [report for report in read_reports() if report.reason is None and report.part("engine").get("name") in LLAMA_CPP]
+    several = Counter(map(same_but_for_settings, reports))
+    rows = [predict_report(report) for report in reports if several[same_but_for_settings(report)] > 1]
+    found = scores_of(rows)["llama.cpp and ik_llama.cpp"]
+    assert found["groups"] >= 10 and found["share"] >= _SHARE and found["chosen"] >= _SHARE * found["groups"]
+    assert len(found["missed"]) == found["groups"] - found["chosen_or_within"]
 
 
-def setting(report: Report) -> str:
-    """Return how the engine was started."""
-    work = report.row["workload"]
-    return json.dumps([report.row["placement"], work["ubatch"], work["kv_type"]], sort_keys=True)
+def test_a_prediction_that_rules_the_best_setting_out_is_a_miss() -> None:
+    """Figures with the two settings' predictions swapped, and intervals of nothing."""
+    reports = [report for report in read_reports() if report.id in ("C35", "C36")]
+    slow, fast = (predict_report(report) for report in reports)
 
+    def wrong(half_width: float) -> dict[str, Any]:
+        rows = [
+            dataclasses.replace(row, value=other.value, low=value / half_width, high=value * half_width)
+            for row, other in ((slow, fast), (fast, slow))
+            if (value := other.value or 0.0)
+        ]
+        found: dict[str, Any] = scores_of(rows)["llama.cpp and ik_llama.cpp"]
+        return found
 
-def test_the_setting_measured_fastest_is_predicted_fastest_or_within_its_interval() -> None:
-    right, seen = 0, 0
-    for rows in groups():
-        found: list[tuple[float, Predicted]] = [(float(row.row["value"]), predict_report(row)) for row in rows]
-        told = [(measured, one) for measured, one in found if one.value is not None and one.high is not None]
-        if len(told) < 2:
-            continue
-        most = max(told, key=lambda pair: pair[0])[1]
-        seen += 1
-        right += (most.high or 0.0) >= max(one.value or 0.0 for _, one in told)
-    assert seen >= 6 and right >= _SHARE * seen
+    assert (wrong(1.01)["chosen"], wrong(1.01)["share"]) == (0, 0)
+    assert wrong(1.01)["missed"] == [{"best_measured": "C36", "best_predicted": "C35"}]
+    assert (wrong(2)["chosen"], wrong(2)["share"]) == (0, 1)
+    assert scores_of([fast]) == {}  # one setting is no choice
 
 
 def test_a_larger_micro_batch_gains_what_was_measured() -> None:

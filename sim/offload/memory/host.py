@@ -1,23 +1,26 @@
-"""What a schedule's experts take of the host's memory, and a disk below it where they take too much.
+"""What a schedule takes of the host's memory, and a disk below it where that is too much.
 
-Modelled: experts in one or two formats, the share of memory that they may take, those that never leave the device. Ignored: everything
-else in host memory but for its share.
+Modelled: experts in one or two formats, those that never leave the device; what the engine keeps there besides (token embedding, tables);
+the share that is the system's; where card and cores share one memory, all that the card holds of it. Ignored: buffers of the host's own
+(a hundred megabytes), layers and caches that an engine would leave off the card: nothing that is simulated does.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from ....base.errors import DoesNotFit, InputError
 from ....base.units import format_bytes
 from ....specs.machines.profile import Profile
-from ....specs.models import ModelSpec, WeightFormat
+from ....specs.memory import MemoryBreakdown, host_dense_bytes
+from ....specs.models import ModelSpec, WeightFormat, weight_format
 from ....specs.schedules.offload import OffloadSchedule
 from ....traces.format import RoutingTrace
 from ..forecast import second_format, stored_format
 
 HOST_SHARE = 0.88
-"""Share of the host's memory that experts may take where a schedule leaves it to the machine; the rest is the system's.
+"""Share of the host's memory that a model may take where a schedule leaves it to the machine; the rest is the system's.
 Public reports: experts that filled 83 % of 96 GiB and 80 % of 256 GiB ran at full speed, at 91 % of 16 GiB a machine paged."""
 
 
@@ -28,6 +31,15 @@ class HostMemory:
     model: ModelSpec
     profile: Profile
     trace: RoutingTrace
+    dense_format: WeightFormat | None
+    if TYPE_CHECKING:
+
+        @property
+        def _layout(self) -> str:
+            """How the serving engine lays memory out."""
+
+        def memory_breakdown(self, schedule: OffloadSchedule, *, cached_experts: int) -> MemoryBreakdown:
+            """Return the itemised memory of a schedule whose cache holds `cached_experts` over all layers."""
 
     def expert_format(self, schedule: OffloadSchedule) -> WeightFormat:
         """Return how the schedule stores experts."""
@@ -53,13 +65,22 @@ class HostMemory:
         """Experts over all layers."""
         return self.trace.num_layers * self.trace.num_experts
 
-    def host_room(self, schedule: OffloadSchedule) -> int:
-        """Return how many of the schedule's experts the machine's own memory has room for."""
-        return self._bytes_for_experts // self._host_expert_bytes(schedule)
+    def host_room(self, schedule: OffloadSchedule, cached_experts: int = 0) -> int:
+        """Return how many of the schedule's experts the machine's own memory has room for, beside a card's of `cached_experts`."""
+        return max(0, self.host_bytes_left(schedule, cached_experts)) // self._host_expert_bytes(schedule)
 
-    @property
-    def _bytes_for_experts(self) -> int:
-        return int(self.profile.host.memory_bytes.value * HOST_SHARE)
+    def host_bytes_left(self, schedule: OffloadSchedule, cached_experts: int) -> int:
+        """Return what the host's memory has for experts beside everything else in it; below zero where that alone is too much.
+
+        The one place that says what else there is: the system, what the engine keeps there, and a card's share of a common memory.
+        """
+        whole = int(self.profile.host.memory_bytes.value * HOST_SHARE)
+        dense = self.dense_format or weight_format("16")
+        left = whole - host_dense_bytes(self.model, dense, self._layout)
+        if self.profile.device.unified_memory:
+            left += max(0, self.profile.memory_bytes - whole)
+            left -= self.memory_breakdown(schedule, cached_experts=cached_experts).device_bytes
+        return left
 
     def _host_expert_bytes(self, schedule: OffloadSchedule) -> int:
         """Return what one expert takes in the host's memory: both formats where a miss may be fetched in either."""
@@ -78,7 +99,7 @@ class HostMemory:
 
         Raises DoesNotFit, with the bytes that the host lacks, where the machine has no disk or the schedule cannot read from one.
         """
-        held, room = self._held_by_host(schedule, cached_experts), self.host_room(schedule)
+        held, room = self._held_by_host(schedule, cached_experts), self.host_room(schedule, cached_experts)
         if held <= room:
             return schedule
         options = schedule.copy
@@ -93,11 +114,13 @@ class HostMemory:
             return schedule.with_options(copy__host_experts=room)
         needed = held * self._host_expert_bytes(schedule)
         have = int(self.profile.host.memory_bytes.value)
-        lacking = max(0, math.ceil(needed / HOST_SHARE) - have)
-        while int((have + lacking) * HOST_SHARE) < needed:  # as the share is rounded above
+        beside = int(have * HOST_SHARE) - self.host_bytes_left(schedule, cached_experts)
+        lacking = max(0, math.ceil((needed + beside) / HOST_SHARE) - have)
+        while int((have + lacking) * HOST_SHARE) < needed + beside:  # as the share is rounded above
             lacking += 1
+        also = f" beside {format_bytes(beside)} of other things" if beside else ""
         what = (
-            f"{schedule.name} keeps {held} experts of together {format_bytes(needed)} in the host's memory, where experts may take "
+            f"{schedule.name} keeps {held} experts of together {format_bytes(needed)} in the host's memory{also}, where a model may take "
             f"{HOST_SHARE:.0%} of {format_bytes(have)}, {reason}"
         )
         raise DoesNotFit(what, lacking, place="host")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeplan.api.subject import open_subject
 from moeplan.base.errors import DoesNotFit
 from moeplan.cli import main
 from moeplan.planner.offload.plan import OffloadRequest, base_schedule
@@ -165,3 +166,31 @@ def test_a_budget_above_the_device_is_refused(
         main()
     assert stop.value.code == 2
     assert "--memory = '17GiB': t4 has" in capsys.readouterr().err
+
+
+def test_the_host_holds_the_token_embedding_beside_experts_and_a_common_memory_holds_everything_once() -> None:
+    """gpt-oss-20b's embedding takes 1.08 GiB of the host under llama.cpp; a machine of one memory has one size for card and cores."""
+    parts = {"model": "gpt-oss-20b", "prompt_tokens": 8, "reply_tokens": 2}
+    this = open_subject(hardware="rtx-3060 + ryzen-7-7700x + ddr5-5600x2:32GiB", **parts).simulation  # type: ignore[arg-type]
+    schedule = this.resolve(load_preset("cpu-moe"))
+    beside = this.memory_breakdown(schedule, cached_experts=0).num_bytes("token embedding")
+    assert beside == 201_088 * 2880 * 2
+    assert this.host_bytes_left(schedule, 0) == int(HOST_SHARE * 32 * 2**30) - beside
+    # Experts alone would fit where experts and embedding do not.
+    experts = this.num_experts * this.expert_bytes(schedule)
+    for memory, fits in ((experts + beside, True), (experts + beside // 2, False)):
+        host = dataclasses.replace(
+            this.profile.host,
+            memory_bytes=dataclasses.replace(this.profile.host.memory_bytes, value=memory / HOST_SHARE + 1),
+        )
+        small = dataclasses.replace(this, profile=dataclasses.replace(this.profile, host=host))
+        if fits:
+            assert small.within_host(schedule, cached_experts=0).copy.host_experts is None
+        else:
+            with pytest.raises(DoesNotFit, match="beside 1.08 GiB of other things"):
+                small.within_host(schedule, cached_experts=0)
+    one = open_subject(hardware="strix-halo", **parts).simulation  # type: ignore[arg-type]
+    held = one.memory_breakdown(schedule, cached_experts=0)
+    assert one.host_bytes_left(schedule, 0) == one.profile.memory_bytes - held.device_bytes - held.num_bytes(
+        "token embedding"
+    )
