@@ -87,6 +87,9 @@ class Case:
         """Layers whose experts are on the cores."""
         if self.kind in ("cpu-moe", "cpu"):
             return self.model.num_moe_layers
+        if self.kind == "layers":  # the first ones stay off the card
+            off = self.model.num_layers - int(self.placement["gpu_layers"])
+            return sum(layer < off for layer in self.model.moe_layers)
         return int(self.placement.get("cpu_layers") or 0)
 
     @property

@@ -11,13 +11,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ..base.errors import DoesNotFit, InputError
-from ..base.units import GIB, GIGA
+from ..base.units import GIGA
 from ..papers.field.predict import Predicted
 from ..sim.offload.memory.host import HOST_SHARE
 from ..specs.machines.notation import link_of
-from ..specs.machines.parts import Parts
+from ..specs.machines.parts import GpuPart, Parts
 from ..specs.machines.profile import Profile
 from ..specs.memory import PLAIN, host_dense_bytes
 from ..specs.models.mixes.published import published_files
@@ -28,11 +29,17 @@ _BASE_MT_PER_S = {"ddr3": 1333, "ddr4": 2133, "ddr5": 4800}
 """What memory runs at until a profile for more is switched on (JEDEC's first speeds that are sold)."""
 _CLOCKS = (0.8, 0.65, 0.5, 0.35)
 _LINKS = (8, 4, 1)
-_DISK_BYTES_PER_S = 3.0 * GIGA
-"""A solid-state disk on four lanes of PCIe 3, where none is stated."""
+_DISKS_BYTES_PER_S = (3.0 * GIGA, 0.5 * GIGA, 14.0 * GIGA)
+"""Where none is stated: a solid-state disk on four lanes of PCIe 3; one on SATA; one on four lanes of PCIe 5. Makers' data sheets."""
 _SHIFTS_LEAST = 1.05
 _STREAMS = (2, 4, 8)
 _MOST_DRAFTED = 3.0
+_LENGTHS = "workload: requests of"
+"""How a case says that it took lengths which nobody said."""
+
+
+_Three: TypeAlias = tuple[float, float, float]
+"""Predicted, low, high."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +52,7 @@ class Cause:
     speeds: Mapping[str, tuple[float, float, float]]
     """By metric: predicted, low, high."""
     distance: float
-    """How far the prediction is from what was measured: the mean of |ln(measured / predicted)|."""
+    """How far the prediction is from what was measured: the mean of |ln(measured / predicted)|, and one where its size is the gap's."""
 
 
 def causes_of(case: Case, measured: Mapping[str, float], *, slow: bool, over_bytes: float = 0.0) -> list[Cause]:
@@ -53,20 +60,41 @@ def causes_of(case: Case, measured: Mapping[str, float], *, slow: bool, over_byt
 
     slow: why it is slower than predicted, else why faster. over_bytes: what of the experts the host's memory cannot hold.
     """
-    before = {metric: case.predicted(metric) for metric in measured}
-    plain = _distance({name: _three(one) for name, one in before.items()}, measured)
+    before = {metric: paged(case, metric, over_bytes) for metric in measured}
+    plain = _distance(before, measured)
     found = []
-    for what, check, other, factors in _slow(case, over_bytes) if slow else _fast(case, measured, before):
+    for what, check, other, factors in _slow(case) if slow else _fast(case, measured, before):
         try:
-            speeds = {metric: _scaled(other.predicted(metric), factors.get(metric, 1.0)) for metric in measured}
+            speeds = {
+                metric: _scaled(paged(other, metric, over_bytes), factors.get(metric, 1.0)) for metric in measured
+            }
         except (DoesNotFit, InputError):
             continue
-        moved = max(abs(math.log(speeds[metric][0] / float(before[metric].value or 1))) for metric in measured)
+        moved = max(abs(math.log(speeds[metric][0] / before[metric][0])) for metric in measured)
         distance = _distance(speeds, measured)
         fits = all(speeds[metric][1] <= value <= speeds[metric][2] for metric, value in measured.items())
         if fits and distance < plain and moved >= math.log(_SHIFTS_LEAST):
-            found.append(Cause(what=what, check=check, speeds=speeds, distance=distance))
+            found.append(Cause(what=what, check=check, speeds=speeds, distance=distance + bool(factors)))
     return _nearest(found)
+
+
+def paged(case: Case, metric: str, over_bytes: float) -> _Three:
+    """Return (predicted, low, high) of a metric where so many bytes of what the host must hold are read from a disk in every pass.
+
+    A token reads its experts' share of them, a micro-batch all. A disk that nobody states may be slow or fast.
+    """
+    value, low, high = _three(case.predicted(metric))
+    if over_bytes <= 0 or case.kind not in (*CORES, "layers", "cpu"):
+        return value, low, high
+    model, experts, _ = case.formats()
+    layers = max(1, case.host_layers)
+    on_host = layers * model.num_experts * model.expert_bytes(experts)
+    read = layers * model.top_k * model.expert_bytes(experts) * min(1.0, over_bytes / on_host)
+    if metric == PREFILL:
+        read = over_bytes / min(case.ubatch, case.prompt)
+    stated = None if case.parts is None else case.parts.disk_bytes_per_s
+    usual, slow, fast = _DISKS_BYTES_PER_S if stated is None else (stated, 0.7 * stated, stated)
+    return tuple(1 / (1 / speed + read / disk) for speed, disk in ((value, usual), (low, slow), (high, fast)))  # type: ignore[return-value]
 
 
 def _nearest(found: list[Cause]) -> list[Cause]:
@@ -77,12 +105,12 @@ def _nearest(found: list[Cause]) -> list[Cause]:
     return list(kept.values())
 
 
-def _three(one: Predicted) -> tuple[float, float, float]:
+def _three(one: Predicted) -> _Three:
     return float(one.value or 0), float(one.low or 0), float(one.high or 0)
 
 
-def _scaled(one: Predicted, factor: float) -> tuple[float, float, float]:
-    value, low, high = _three(one)
+def _scaled(three: _Three, factor: float) -> _Three:
+    value, low, high = three
     return value * factor, low * factor, high * factor
 
 
@@ -96,11 +124,10 @@ _Tried = Iterator[tuple[str, str, Case, Mapping[str, float]]]
 # --- slower than predicted -------------------------------------------------------------------------------------------------
 
 
-def _slow(case: Case, over_bytes: float) -> _Tried:
+def _slow(case: Case) -> _Tried:
     """Yield (what, how to look, the case with it, factors on its speeds)."""
     yield from _layers_fell(case)
     yield from _longer(case)
-    yield from _paging(case, over_bytes)
     parts = case.parts
     if parts is None:
         return
@@ -120,10 +147,22 @@ def _slow(case: Case, over_bytes: float) -> _Tried:
                 slower = dataclasses.replace(
                     gpu, boost_ghz=gpu.boost_ghz * share, float16_flops_per_s=gpu.float16_flops_per_s * share
                 )
-                yield (f"the card's clock held at about {share:.0%} (power limit, heat)",
-                "nvidia-smi -q -d POWER,CLOCK,PERFORMANCE while it runs",
+                yield (f"the card's clock held at about {share:.0%} (power limit, heat)", _clock_tool(gpu),
                        case.changed(parts=dataclasses.replace(parts, gpu=slower)), {})  # fmt: skip
         yield from _link(case, parts)
+
+
+def _is_nvidia(parts: Parts) -> bool:
+    return parts.gpu is not None and parts.gpu.backend == "cuda"
+
+
+def _clock_tool(gpu: GpuPart) -> str:
+    """Return what shows clocks and power of a card."""
+    if gpu.backend == "cuda":
+        return "nvidia-smi -q -d POWER,CLOCK,PERFORMANCE while it runs"
+    if gpu.backend == "metal":
+        return "sudo powermetrics --samplers gpu_power while it runs"
+    return "the card's clock and power while it runs (amd-smi metric, intel_gpu_top, radeontop)"
 
 
 def _layers_fell(case: Case) -> _Tried:
@@ -168,21 +207,6 @@ def _longer(case: Case) -> _Tried:
                     case.changed(depth=depth),
                     {},
                 )
-
-
-def _paging(case: Case, over: float) -> _Tried:
-    """Yield what experts cost that the host's memory cannot hold."""
-    if over <= 0 or case.kind not in (*CORES, "layers", "cpu"):
-        return
-    model, experts, _ = case.formats()
-    on_host = max(1, case.host_layers) * model.num_experts * model.expert_bytes(experts)
-    read = case.host_layers * model.top_k * model.expert_bytes(experts) * min(1.0, over / on_host)
-    disk = (
-        _DISK_BYTES_PER_S if case.parts is None or case.parts.disk_bytes_per_s is None else case.parts.disk_bytes_per_s
-    )
-    factors = {DECODE: 1 / (1 + read / disk * case.speed(DECODE))}
-    what = f"{over / GIB:.1f} GiB of the model do not fit the host's memory and are read from the disk"
-    yield what, "free memory and disk reads while it runs (vmstat 1)", case, factors
 
 
 def host_overflow_bytes(case: Case) -> float:
@@ -282,7 +306,8 @@ def _link(case: Case, parts: Parts) -> _Tried:
     for fewer in _LINKS:
         if fewer < int(count):
             slower = dataclasses.replace(parts, pcie=f"{generation}x{fewer}")
-            look = "nvidia-smi -q -d PCIE (or lspci -vv: LnkSta) while it runs: generation and width"
+            tool = "nvidia-smi -q -d PCIE or " if _is_nvidia(parts) else ""
+            look = f"{tool}lspci -vv (LnkSta) while it runs: generation and width"
             yield f"the card in a slot of {fewer} lanes", look, case.changed(parts=slower), {}
     to_device = case.profile.host_to_device
     pageable = dataclasses.replace(to_device, pinned_bytes_per_s=to_device.pageable_bytes_per_s)
@@ -294,22 +319,26 @@ def _link(case: Case, parts: Parts) -> _Tried:
 # --- faster than predicted -------------------------------------------------------------------------------------------------
 
 
-def _fast(case: Case, measured: Mapping[str, float], before: Mapping[str, Predicted]) -> _Tried:
+def _fast(case: Case, measured: Mapping[str, float], before: Mapping[str, _Three]) -> _Tried:
     """Yield what else may have run than was said."""
     if case.kind in ("n-cpu-moe", "cpu-moe", "layers"):
         layers = case.model.num_moe_layers
         for count in sorted({round(case.host_layers * part / 8) for part in range(8)}, reverse=True):
-            room = (
-                "" if device_bytes(None, count, case) <= case.memory().budget_bytes else " (more than the card holds)"
-            )
-            yield (f"the experts of {count} of {layers} layers on the cores, {case.host_layers} were said{room}",
+            if device_bytes(None, count, case) > case.memory().budget_bytes:
+                continue
+            yield (f"the experts of {count} of {layers} layers on the cores, {case.host_layers} were said",
                    "the engine's log: which buffers hold the model", with_host_layers(case, count), {})  # fmt: skip
     if case.quant is not None and case.line is None:
         for name in published_files(case.model):
             other = case.changed(quant=name)
             if file_bytes(other) < 0.95 * file_bytes(case):
                 yield f"a {name} file in place of {case.quant}", "the file's name and size", other, {}
-    ratio = {metric: value / float(before[metric].value or 1) for metric, value in measured.items()}
+    ratio = {metric: value / before[metric][0] for metric, value in measured.items()}
+    if PREFILL in measured and any(text.startswith(_LENGTHS) for text in case.assumed):
+        for tokens in sorted({case.ubatch, 2 * case.ubatch, 4 * case.ubatch}):
+            if tokens > case.prompt and (case.context is None or tokens + case.reply <= case.context):
+                yield (f"prompts of about {tokens:,} tokens were measured, {case.prompt:,} were taken",
+                       "the lengths: --prompt-tokens, --reply-tokens say them", case.changed(prompt=tokens), {})  # fmt: skip
     if DECODE in measured and case.concurrency == 1:
         for streams in _STREAMS:
             yield (f"{streams} requests together, their speeds added up", "how many slots were at work; --concurrency says it",

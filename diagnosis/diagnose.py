@@ -6,15 +6,17 @@ would help; what to look for where the figure lies outside. Ignored: where the c
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..base.errors import DoesNotFit, InputError
 from ..base.frames import Tabular, flat
+from ..base.units import GIB
 from ..planner.served import llamacpp as served
 from .case import DECODE, METRICS, PREFILL, Case
-from .causes import Cause, causes_of, host_overflow_bytes, with_unlimited_host
+from .causes import Cause, causes_of, host_overflow_bytes, paged, with_unlimited_host
 from .ceiling import Ceiling, ceiling_of
 from .changes import HARDWARE, Change, changes_of, file_bytes
 
@@ -160,9 +162,13 @@ def diagnose_case(case: Case, measured: Mapping[str, float], command: str | None
     run = case
     if over > 0:
         run = with_unlimited_host(case)
-        notes.append("predicted as if the host's memory held the experts: it does not")
+        disk = "a disk of any kind" if case.parts is None or case.parts.disk_bytes_per_s is None else "its disk"
+        notes.append(
+            f"the host's memory lacks {over / GIB:.1f} GiB of what it must hold: predicted as read from {disk} in every pass; free memory "
+            "and disk reads while it runs (vmstat 1) show it"
+        )
     try:
-        speeds = tuple(_speed(run, metric, measured[metric]) for metric in metrics)
+        speeds = tuple(_speed(run, metric, measured[metric], over) for metric in metrics)
     except DoesNotFit as reason:
         raise InputError("--hardware", case.profile.name, str(reason), "describe the machine that it ran on") from None
     verdicts = [one.verdict for one in speeds]
@@ -172,7 +178,7 @@ def diagnose_case(case: Case, measured: Mapping[str, float], command: str | None
         notes.append(
             "it does not fit the card as described: the driver may have moved what is too much to host memory, at the link's speed"
         )
-    shown = changes_of(run, metrics)
+    shown = [one for one in changes_of(run, metrics) if one.kind == HARDWARE or _held(case, one.case, over)]
     kept = [one for one in shown if one.kind != HARDWARE][:MOST_CHANGES] + [
         one for one in shown if one.kind == HARDWARE
     ][:MOST_HARDWARE]
@@ -185,13 +191,28 @@ def diagnose_case(case: Case, measured: Mapping[str, float], command: str | None
     )  # fmt: skip
 
 
-def _speed(case: Case, metric: str, measured: float) -> Speed:
+def _speed(case: Case, metric: str, measured: float, over_bytes: float) -> Speed:
     found = case.predicted(metric)
     metrics = found.metrics
+    share = {} if metrics is None else dict(metrics.time_share)
+    bound, whole = str(found.bound), float(found.value or 0)
+    value, low, high = paged(case, metric, over_bytes)
+    if value < whole:  # the rest of the time is the disk's
+        share = {name: part * value / whole for name, part in share.items()} | {"disk": 1 - value / whole}
+        bound = "disk" if value < whole / 2 else bound
     return Speed(
-        metric=metric, measured=measured, predicted=float(found.value or 0), low=float(found.low or 0), high=float(found.high or 0),
-        bound=str(found.bound), time_share={} if metrics is None else metrics.time_share, ceiling=ceiling_of(case, metric),
+        metric=metric, measured=measured, predicted=value, low=low, high=high, bound=bound, time_share=share,
+        ceiling=ceiling_of(case, metric),
     )  # fmt: skip
+
+
+def _held(case: Case, changed: Case, over: float) -> bool:
+    """Return whether the host's memory holds what a change leaves to it, or at least lacks less than before."""
+    if over <= 0 or case.parts is None or changed.parts is None or changed.parts.memory is None:
+        return True
+    capacity = None if case.parts.memory is None else case.parts.memory.capacity_bytes
+    memory = dataclasses.replace(changed.parts.memory, capacity_bytes=capacity)
+    return host_overflow_bytes(changed.changed(parts=dataclasses.replace(changed.parts, memory=memory))) < over
 
 
 def _memory(case: Case) -> Memory:

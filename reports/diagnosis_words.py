@@ -13,16 +13,19 @@ from ..base.units import GIGA
 from . import numbers
 
 TITLES = {"decode_tokens_per_s": "generated", "prefill_tokens_per_s": "prompts"}
-_BINDS = {"cpu": "experts on the cores", "copy": "copies over the link", "compute": "the card's work",
-"launch": "starting the card's kernels",
-          "host": "the host's own work", "disk": "reading from the disk"}  # fmt: skip
+_BINDS = {
+    "cpu": "experts on the cores bind", "copy": "copies over the link bind", "compute": "the card's work binds",
+    "launch": "starting the card's kernels binds", "host": "the host's own work binds", "disk": "reading from the disk binds",
+}  # fmt: skip
+_ALONE = {"compute": "the cores' work binds"}
+"""The same without a card."""
 _SHARES = {
     "copy": ("copy",),
     "cpu": ("cpu",),
     "compute": ("dense", "expert", "head"),
     "launch": ("launch",),
     "host": ("host",),
-    "disk": ("copy", "cpu"),
+    "disk": ("copy", "cpu", "disk"),
 }
 
 
@@ -33,9 +36,9 @@ def answer(document: Mapping[str, Any]) -> list[str]:
     found = [f"{document['verdict']}: {'; '.join(figure_words(one) for one in document['speeds'])}", ""]
     found.append(f"{document['model']}{quant} ({size:.1f} GB), {document['machine']}")
     for one in document["speeds"]:
-        found.append(f"  {TITLES[one['metric']]:10} {bound_words(one)}")
+        found.append(f"  {TITLES[one['metric']]:10} {bound_words(one, alone=document['placement']['kind'] == 'cpu')}")
         found.append(f"  {'':10} nothing beats {ceiling_words(one)}")
-    found.append(f"  {'memory':10} {memory_words(document['memory'])}")
+    found.append(f"  {'memory':10} {memory_words(document['memory'], alone=document['placement']['kind'] == 'cpu')}")
     found += _list(
         "would gain most (predicted, shared errors cancel)",
         [change_words(one) for one in document["changes"]],
@@ -58,10 +61,12 @@ def figure_words(one: Mapping[str, Any]) -> str:
     return f"{measured} {what}, {low} to {high} are normal ({predicted} predicted){beyond}"
 
 
-def bound_words(one: Mapping[str, Any]) -> str:
-    """Return what binds."""
-    share = sum(one["time_share"].get(name, 0.0) for name in _SHARES.get(one["bound"], ()))
-    return f"{_BINDS.get(one['bound'], one['bound'])} bind, {share:.0%} of the time"
+def bound_words(one: Mapping[str, Any], *, alone: bool = False) -> str:
+    """Return what binds; alone: there is no card."""
+    names = ("disk",) if "disk" in one["time_share"] and one["bound"] == "disk" else _SHARES.get(one["bound"], ())
+    share = sum(one["time_share"].get(name, 0.0) for name in names)
+    words = (_BINDS | _ALONE if alone else _BINDS).get(one["bound"], f"{one['bound']} binds")
+    return f"{words}, {share:.0%} of the time"
 
 
 def ceiling_words(one: Mapping[str, Any]) -> str:
@@ -75,12 +80,15 @@ def ceiling_words(one: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def memory_words(memory: Mapping[str, Any]) -> str:
-    """Return what is needed beside what there is."""
+def memory_words(memory: Mapping[str, Any], *, alone: bool = False) -> str:
+    """Return what is needed beside what there is; alone: there is no card."""
+    room = f"with room for {memory['context_tokens']:,} tokens of context"
+    if alone:
+        over = "" if memory["fits"] else " (does not fit)"
+        return f"{numbers.size(memory['device_bytes'])} of {numbers.size(memory['device_limit_bytes'])}{over}, {room}"
     host = "" if memory["host_limit_bytes"] is None else f" of {numbers.size(memory['host_limit_bytes'])}"
     card = f"{numbers.size(memory['device_bytes'])} of {numbers.size(memory['device_limit_bytes'])} on the card"
     over = "" if memory["fits"] else " (does not fit)"
-    room = f"with room for {memory['context_tokens']:,} tokens of context"
     return f"{card}{over}, {numbers.size(memory['host_bytes'])}{host} on the host, {room}"
 
 

@@ -61,6 +61,14 @@ class Call:
     """What it says that is not predicted, and that may matter."""
 
 
+_SERVED = {"GPTQ-INT4": "GPTQ-Int4", "INT4-AWQ": "AWQ", "AWQ-4BIT": "AWQ", "FP4": "NVFP4", "FP8-DYNAMIC": "FP8"}
+"""Formats in names of served checkpoints, as formats are named here, where these differ."""
+_CHECKPOINT = re.compile(
+    r"(?:^|[-_.])(FP8-dynamic|FP8|GPTQ-Int4|Int4-AWQ|AWQ-4bit|AWQ|W4A16|W8A16|W8A8|NVFP4|FP4|MXFP4|Int8|Int4)(?=$|[-_.])",
+    re.IGNORECASE,
+)
+
+
 def kv_type(text: str | None, flag: str) -> str:
     """Return a type of cached values, f16 where none is given; raises UnknownName for another."""
     if text is None:
@@ -80,6 +88,16 @@ def quant_in(*texts: str | None) -> str | None:
             if re.search(rf"(?:^|_){re.escape(name.upper().replace('-', '_'))}(?=_|$)", marked):
                 return name
     return None
+
+
+def served_quant_in(name: str | None) -> str | None:
+    """Return the weight format that the name of a served checkpoint says (…-FP8, …-GPTQ-Int4, …-AWQ), None where it says none."""
+    last = (name or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
+    found = _CHECKPOINT.search(last)
+    if found is None:
+        return None
+    said = found.group(1).upper()
+    return _SERVED.get(said, said)
 
 
 def positive(value: int | None, default: int) -> int:

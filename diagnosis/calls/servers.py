@@ -12,7 +12,7 @@ from functools import cache
 
 from ...base.errors import InputError
 from . import servers_flags
-from .call import ALL_LAYERS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse
+from .call import ALL_LAYERS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse, served_quant_in
 from .flags import FIELD, Flag, Told, read_flags, table
 
 VLLM, SGLANG, KTRANSFORMERS = "vllm", "sglang", "ktransformers"
@@ -48,10 +48,16 @@ def read(program: str, words: Sequence[str]) -> Call:
             f"{told.names['quantization']} {quant}: weights are taken as the checkpoint has them (--quant says it)"
         )
     hybrid = engine == KTRANSFORMERS
+    gguf = told.text("gguf")
+    if gguf is not None and quant_in(gguf) is None:
+        remarks.append(
+            f"{told.names['gguf']} {gguf}: its name says no weight format, the checkpoint's is taken (--quant says another)"
+        )
     gpu_experts = told.whole("kt_experts", 0, 4096) if hybrid else None
     return Call(
         program=program, engine=engine, text=" ".join((program, *words)), model=model,
-        quant=_KT_WEIGHTS.get(told.text("kt_method") or "") or _WEIGHTS.get(quant or "") or quant_in(told.text("gguf"), model),
+        quant=_KT_WEIGHTS.get(told.text("kt_method") or "") or _WEIGHTS.get(quant or "") or quant_in(gguf)
+        or served_quant_in(model) or quant_in(model),
         cpu_moe_layers=ALL_LAYERS if hybrid and gpu_experts is None else 0, gpu_experts=gpu_experts,
         ubatch=positive(told.whole("pass_tokens", -1, MOST_TOKENS),
         _PASS_TOKENS[engine]) if told.text("pass_tokens") != "-1" else _PASS_TOKENS[engine],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeplan.base.errors import InputError
-from moeplan.diagnosis.calls.call import ALL_LAYERS, quant_in
+from moeplan.diagnosis.calls.call import ALL_LAYERS, quant_in, served_quant_in
 from moeplan.diagnosis.calls.read import read_command
 from moeplan.diagnosis.origin import Asked, case_of_call
 
@@ -124,6 +124,19 @@ def test_an_engine_that_is_not_of_the_program_is_refused() -> None:
 )  # fmt: skip
 def test_the_weight_format_in_a_name(name: str | None, quant: str | None) -> None:
     assert quant_in(name) == quant
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [
+        ("Qwen/Qwen3-30B-A3B-FP8", "FP8"), ("Qwen/Qwen3-30B-A3B-GPTQ-Int4", "GPTQ-Int4"), ("cpatonn/Qwen3-Next-80B-A3B-AWQ-4bit", "AWQ"),
+        ("nvidia/DeepSeek-R1-0528-NVFP4", "NVFP4"), ("nvidia/Qwen3-235B-A22B-FP4", "NVFP4"), ("/models/Qwen3-30B-A3B", None), (None, None),
+    ],
+)  # fmt: skip
+def test_the_weight_format_in_the_name_of_a_served_checkpoint(name: str | None, quant: str | None) -> None:
+    assert served_quant_in(name) == quant
+    if name is not None:
+        assert read_command(f"vllm serve {name}").quant == quant
 
 
 def test_what_fitting_leaves_free_decides_how_many_layers_stay_on_the_cores() -> None:

@@ -187,7 +187,7 @@ def test_the_host_holds_the_token_embedding_beside_experts_and_a_common_memory_h
         if fits:
             assert small.within_host(schedule, cached_experts=0).copy.host_experts is None
         else:
-            with pytest.raises(DoesNotFit, match="beside 1.08 GiB of other things"):
+            with pytest.raises(DoesNotFit, match=r"beside 1\.08 GiB of other things"):
                 small.within_host(schedule, cached_experts=0)
     one = open_subject(hardware="strix-halo", **parts).simulation  # type: ignore[arg-type]
     held = one.memory_breakdown(schedule, cached_experts=0)
