@@ -14,7 +14,9 @@ _SHARE = 0.8
 
 
 def test_the_setting_measured_best_is_predicted_best_or_within_its_interval() -> None:
-    reports = [report for report in read_reports() if report.reason is None and report.part("engine").get("name") in LLAMA_CPP]
+    reports = [
+        report for report in read_reports() if report.reason is None and report.part("engine").get("name") in LLAMA_CPP
+    ]
     several = Counter(map(same_but_for_settings, reports))
     rows = [predict_report(report) for report in reports if several[same_but_for_settings(report)] > 1]
     found = scores_of(rows)["llama.cpp and ik_llama.cpp"]
