@@ -16,7 +16,7 @@ from ..base.errors import InputError, UnknownName
 from ..base.text_files import write_atomic
 from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
-from ..planner.offload.break_even import surface
+from ..planner.offload.break_even import DRAFT_LENGTHS, surface
 from ..planner.offload.drafts import Merit, choose_drafts, estimate_with, fixed_drafts
 from ..planner.offload.make import make_plan
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, plan_to_dict
@@ -325,7 +325,8 @@ def _offload(
     found, kind = answer.plan, answer.kind
     if drafting is not None and drafts is not None:
         over = found.simulation.over(found.simulation.trace, drafting=drafts.drafting)
-        pays = surface(over, found.best.schedule)
+        wanted = {*DRAFT_LENGTHS, *([drafting["length"]] if drafting["length"] else [])}
+        pays = surface(over, found.best.schedule, lengths=tuple(sorted(wanted)))
         drafting["break_even"] = None if pays is None else pays.to_dict()
     served = None
     if answer.served is not None and target is not None:

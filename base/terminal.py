@@ -167,7 +167,7 @@ def _print_drafting(drafting: dict[str, Any]) -> None:
     for one in drafting["tried"]:
         speed, searched = one["decode_tokens_per_s"], "searched" if one["searched"] else "estimated"
         told = one["why"] if speed is None else f"{speed:9.2f} tokens/s generated ({searched})"
-        print(f"    {one['length']:2} guesses, {one['tokens_per_step']:5.2f} tokens a step {told}")
+        print(f"    {one['length']:2} guesses a step, {one['tokens_per_step']:5.2f} tokens a step {told}")
     pays = drafting.get("break_even")
     if pays:
         at = pays["lengths"].index(drafting["length"]) if drafting["length"] in pays["lengths"] else 0
@@ -175,7 +175,7 @@ def _print_drafting(drafting: dict[str, Any]) -> None:
             f"{each['hit_rate']:.1%} hits: {'never' if each['break_even'][at] is None else format(each['break_even'][at], '.0%')}"
             for each in pays["levels"]
         ]
-        print(f"    {pays['lengths'][at]} guesses pay from an acceptance of   {'   '.join(points)}")
+        print(f"    drafts of {pays['lengths'][at]} pay from an acceptance of   {'   '.join(points)}")
 
 
 def _told(document: dict[str, Any], one: dict[str, Any]) -> float | None:

@@ -34,6 +34,11 @@ _NEAR, _HOPELESS = 0.03, 0.1
 _RIVALS = 3
 _NO_GAIN = 0.03
 """Gains up to this are none: repeated runs of one build differ by about as much."""
+_FASTER = {
+    "request_s": "a whole request is", "ttft_s": "the first token comes", "decode_tokens_per_s": "generation is",
+    "requests_per_s": "requests are served", "tokens_per_s": "the whole window is", "p99_step_s": "the slowest steps are",
+}  # fmt: skip
+"""What is how many times as fast, by objective."""
 Answer = TypeVar("Answer")
 Merit = tuple[float, float, float]
 """What plans are ordered by, the least first: limits exceeded, the objective, the time of the window."""
@@ -239,20 +244,24 @@ def _words(
     drafting: Drafting, request: OffloadRequest, plain: Estimated, estimates: list[Estimated], chosen: Estimated, gain: float
 ) -> str:  # fmt: skip
     """Return in one line whether drafting pays."""
-    figure = RANKED_BY[request.objective]
+    what = _FASTER[request.objective]
     if chosen.length:
         kept = " (no plan without drafts keeps the limits)" if plain.merit[0] > chosen.merit[0] else ""
         mean = tokens_per_step(chosen.length, drafting.acceptance)
         return (
-            f"drafting pays: {chosen.length} guesses a step by {drafting.kind}, {mean:.3g} tokens a step, {figure} {gain:.2f} times as "
-            f"good as without{kept}"
+            f"drafting pays: {_guesses(chosen.length)} a step by {drafting.kind}, {mean:.3g} tokens a step: {what} {gain:.2f} times as "
+            f"fast as without{kept}"
         )
     fits = [one for one in estimates if not one.why]
     if not fits:
         return f"drafting does not fit: {estimates[0].why}" if estimates else "nothing could be drafted"
     best = min(fits, key=lambda one: one.merit)
     times = plain.merit[1] / best.merit[1] if best.merit[1] else 1.0
-    said = f"the best of it, {best.length} guesses a step by {drafting.kind}, makes {figure} {times:.2f} times as good as without"
+    said = f"the best of it, {_guesses(best.length)} a step by {drafting.kind}: {what} {times:.2f} times as fast as without"
     if times > 1:
         return f"drafting gains nothing that can be promised: {said}, and runs of one build differ by {_NO_GAIN:.0%}"
     return f"drafting does not pay: {said}"
+
+
+def _guesses(length: int) -> str:
+    return f"{length} guess" if length == 1 else f"{length} guesses"

@@ -13,9 +13,9 @@ from ...specs.drafting import read_acceptance, share_accepted
 from .. import numbers
 from ..page import INK, Column, Plot, Section, paragraph, table
 from ..panels import Panels, Scale, heat, panels_figure
-from ..style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, axis, hovering, layout
+from ..style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, axis, hovering, layout
 
-_COLOURS = (SKY, BLUE, GREEN, PURPLE, ORANGE, VERMILION)
+_COLOURS = (SKY, BLUE, GREEN, PURPLE, ORANGE, VERMILION, GREY)
 # Costs, no difference, pays: told apart by hue, white where it makes no difference.
 _GAINS = [[0.0, "#b35806"], [0.25, "#f1a340"], [0.5, "#ffffff"], [0.75, "#67a9cf"], [1.0, "#2166ac"]]
 _HEIGHT_PX = 380
