@@ -29,7 +29,8 @@ from ..specs.schedules.presets import load_preset
 SIMULATE, PLAN = "simulate", "plan"
 QUESTIONS = (SIMULATE, PLAN)
 _TEXT, _COUNT, _SIZE, _FILE, _WORD = "a text", "a whole number", "a size such as 6GiB", "a file", "a word"
-_SHARES = "a share, shares or a file of them"
+_SHARES, _YES = "a share, shares or a file of them", "true or false"
+_DRAFTS = {"draft_tokens": _COUNT, "acceptance": _SHARES, "draft": _FILE}
 _SHARED = {
     "model": _FILE, "hardware": _FILE, "trace": _FILE, "engine": _TEXT, "quant": _TEXT, "prompt_tokens": _COUNT,
     "reply_tokens": _COUNT, "lengths": _FILE, "context": _COUNT, "kv_type": _TEXT, "memory": _SIZE, "reserve": _SIZE,
@@ -43,11 +44,9 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "ubatch": _COUNT,
         "simulator": _TEXT,
         "split": _TEXT,
-        "draft_tokens": _COUNT,
-        "acceptance": _SHARES,
-        "draft": _FILE,
+        **_DRAFTS,
     },
-    PLAN: _SHARED | {"target": _TEXT},
+    PLAN: _SHARED | _DRAFTS | {"target": _TEXT, "speculative": _YES},
 }
 """What each question takes, and what its value is: the arguments of the functions of the same names."""
 _ENGINE = "engine."
@@ -154,13 +153,15 @@ def checked_value(key: object, value: Any, where: str, folder: Path) -> Any:
         if isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
             return ",".join(map(str, value))
         raise InputError(place, value, "not one value", "write a number or a text")
+    if kind == _YES and isinstance(value, bool):
+        return value
     if kind == _SHARES and not isinstance(value, str):
         shares = value if isinstance(value, list) else [value]
         if not shares or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in shares):
             raise InputError(place, value, f"not {kind}", "give another value")
         return ",".join(map(str, shares))
     whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
-    if not (whole if kind == _COUNT else isinstance(value, str) or (whole and kind in (_SIZE, _WORD))):
+    if kind == _YES or not (whole if kind == _COUNT else isinstance(value, str) or (whole and kind in (_SIZE, _WORD))):
         raise InputError(place, value, f"not {kind}", "give another value")
     if kind in (_FILE, _SHARES) and (os.sep in value or Path(value).suffix) and os.path.exists(folder / value):
         return str(folder / value)

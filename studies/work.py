@@ -81,7 +81,12 @@ def _figures(predict: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         found = plan(model, fields["hardware"], trace=trace, engine=engine, settings=settings, **options)
         if not isinstance(found, OffloadPlan):
             raise TypeError("a study plans for one device")
-        return figures_of(found.best) | {"verdict": found.verdict, "num_candidates": found.num_candidates}
+        drafts = (
+            {}
+            if found.drafting is None
+            else {"draft_length": found.drafting["length"], "draft_gain": found.drafting["gain"]}
+        )
+        return figures_of(found.best) | {"verdict": found.verdict, "num_candidates": found.num_candidates} | drafts
     machine = machine_of(fields["hardware"], fields.get("engine"))
     return figures_of(simulate(model, machine, trace=trace, settings=settings, **options).prediction)
 

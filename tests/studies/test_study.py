@@ -12,7 +12,7 @@ import moeplan
 from house import ROOT
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.studies import keys
-from moeplan.studies.fields import OPTIONS
+from moeplan.studies.fields import OPTIONS, checked_value
 from moeplan.studies.keys import Keys
 from moeplan.studies.study import open_study
 
@@ -124,3 +124,9 @@ def test_a_study_may_set_every_argument_of_the_functions_it_calls() -> None:
     apart |= {"period", "rebalance_every", "count_window", "moves"}  # of many ranks, which studies do not plan
     for name, function in (("simulate", moeplan.simulate), ("plan", moeplan.plan)):
         assert set(inspect.signature(function).parameters) - apart == set(OPTIONS[name])
+
+
+def test_whether_drafts_are_chosen_is_true_or_false() -> None:
+    assert checked_value("speculative", True, "study", ROOT) is True
+    with pytest.raises(InputError, match="true or false"):
+        checked_value("speculative", 1, "study", ROOT)
