@@ -113,6 +113,11 @@ def jit_inline(function: F) -> F:
     return _lean(_compile(function, _INNER | {"forceinline": True}), 1)
 
 
+def jit_numeric(function: F) -> F:
+    """Return a lean `function` whose sums of floating-point numbers may be added up in any order: for products, not for decisions."""
+    return _compile(function, _LEAN | {"fastmath": True})
+
+
 def _lean(function: F, kind: int) -> F:
     if hasattr(function, "py_func"):  # not where numba is absent or switched off
         cast(Any, function).__class__ = _dispatchers()[kind]

@@ -1,14 +1,15 @@
 """The same work with torch on the host: an expert's two matrices for the rows that reach it, straight from a slot.
 
-    expert by expert   run_expert, run_rows: one matrix product for each matrix; packed weights are expanded into scratch first
+    expert by expert   run_expert, run_rows: one matrix product for each matrix; packed weights of many rows are expanded into scratch first
     batched            run_rows_batched: rows padded to the longest group, one batched product over all experts that have any
 
 Everything runs on the calling thread and torch's intra-op pool as the caller set it up (`torch.set_num_threads`, affinity):
 no pool is made, resized or assumed here. Products are in the rows' type (float32 or bfloat16; torch accumulates in float32);
 weights of another type are expanded to it first.
 
-Modelled: float32, bfloat16, float16, float8 and packed weights, biases, every activation. Ignored: decoding inside the product
-(expanding costs a pass over the expanded weights, which is part of what calibration measures).
+Modelled: float32, bfloat16, float16, float8 and packed weights, biases, every activation; packed weights of few rows are decoded inside
+the product (`cpu_packed`). Ignored: decoding float8 inside the product (expanding costs a pass over the expanded weights, which is part
+of what calibration measures).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from ..base.errors import InputError
+from . import cpu_packed
 from .activation import Activation
 from .checks import check_dtype, check_output, check_shape, described
 from .expert_weights import DenseMatrix, ExpertWeights, Matrix
@@ -145,6 +147,8 @@ def expand(matrix: Matrix, slot: int, out: torch.Tensor, scratch: Scratch) -> to
 def _expand_packed(matrix: PackedMatrix, slot: int, out: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """Decode words to whole numbers, shift each group by its zero point (exact in bfloat16 too), scale it (rounded once)."""
     fmt = matrix.format
+    if cpu_packed.usable():
+        return cpu_packed.decode(matrix, slot, out, scratch.take("row", (matrix.num_columns,), torch.float32))
     full_words = fmt.num_blocks(matrix.num_columns) * fmt.block_words
     words = matrix.words[slot]
     _decode(words[:, :full_words], fmt, fmt.block_words, out, 0, scratch)
@@ -191,7 +195,10 @@ def _decode_planes(
 
 def _product(x: torch.Tensor, matrix: Matrix, slot: int, scratch: Scratch, out: torch.Tensor) -> torch.Tensor:
     """x [n, K] times the matrix [N, K] in `slot`, transposed, plus its bias, into `out` [n, N]."""
-    torch.mm(x, _plain(matrix, slot, x.dtype, scratch).T, out=out)
+    if isinstance(matrix, PackedMatrix) and len(x) <= cpu_packed.FEW_ROWS and cpu_packed.usable():
+        cpu_packed.product(x, matrix, slot, out)
+    else:
+        torch.mm(x, _plain(matrix, slot, x.dtype, scratch).T, out=out)
     if matrix.bias is not None:
         out.add_(matrix.bias[slot].to(out.dtype))
     return out

@@ -16,7 +16,7 @@ import torch
 from ..base.errors import InputError
 from .activation import Activation
 from .checks import check_dtype, check_rows_contiguous, check_shape, described
-from .packing import PackedMatrix, check_packed, pack, unpack
+from .packing import NEAREST, PackedMatrix, check_packed, pack, unpack
 from .slot_layout import ALIGNMENT_BYTES, Part, SlotLayout
 
 _DTYPES = {
@@ -168,9 +168,17 @@ def slot_views(
 
 
 def write_slot(
-    weights: ExpertWeights, slot: int, gate_up: torch.Tensor, down: torch.Tensor, **biases: torch.Tensor
+    weights: ExpertWeights,
+    slot: int,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    *,
+    rounding: str = NEAREST,
+    **biases: torch.Tensor,
 ) -> None:
     """Return nothing; stores one expert's float matrices in `slot`, quantised as the slot's format asks.
+
+    rounding: how packed weights are chosen (`packing.ROUNDINGS`).
 
     `biases` are `gate_up_bias` [halves·I] and `down_bias` [H], given exactly when the layout has them.
     """
@@ -187,7 +195,7 @@ def write_slot(
         if matrix.bias is not None and bias is not None:
             matrix.bias[slot].copy_(bias)
         if isinstance(matrix, PackedMatrix):
-            packed = pack(values, matrix.bits)
+            packed = pack(values, matrix.bits, rounding)
             matrix.words[slot].copy_(packed.words[0])
             matrix.codes[slot].copy_(packed.codes[0])
             matrix.row_scale[slot].copy_(packed.row_scale[0])

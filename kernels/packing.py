@@ -6,8 +6,11 @@ A group of weights w becomes whole numbers q with w ≈ (q − zero) · scale. T
 expand to float32 by a shift and an addition, exactly. Scale and zero are chosen first and the weights rounded to what those two
 really are, so their coarseness costs range, not bias.
 
-Modelled: round to nearest over the full range of each group (zero included). Ignored: calibration data, optimised rounding (HQQ's
-solver, GPTQ): moeplan needs the bytes and the arithmetic of such formats, not their accuracy.
+Two ways to choose them: "nearest" covers the full range of each group (zero included); "half-quadratic" then moves each
+group's zero point where that brings its weights closer (Badri and Shaji's HQQ, 2023: in turns, what the present numbers leave over,
+shrunk by the proximal operator of an l_p norm, p < 1, and the zero point that fits the rest best).
+
+Ignored: calibration data (GPTQ, AWQ).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..base.errors import InputError
+from ..base.errors import InputError, UnknownName
 from .checks import check_dtype, check_rows_contiguous, check_shape, described
 from .slot_layout import PackedFormat, check_columns, packed_format
 
@@ -25,6 +28,11 @@ SCALE_MANTISSA_BITS = 5
 LARGEST_SCALE_CODE = 255
 """The largest scale code stands for 2**0 · (1 + 31/32)."""
 ZERO_STEPS_LOG2 = 8
+NEAREST, HALF_QUADRATIC = "nearest", "half-quadratic"
+ROUNDINGS = (NEAREST, HALF_QUADRATIC)
+_NORM, _BETA, _KAPPA, _ROUNDS = 0.7, 10.0, 1.01, 20
+"""Exponent, penalty, its growth and the most rounds: the constants of HQQ's published code."""
+_TINY = 1e-12
 """Zero points are given in steps of 2**(bits - ZERO_STEPS_LOG2)."""
 
 
@@ -82,8 +90,10 @@ def check_packed(field: str, packed: PackedMatrix) -> None:
         )
 
 
-def pack(weights: torch.Tensor, bits: int) -> PackedMatrix:
+def pack(weights: torch.Tensor, bits: int, rounding: str = NEAREST) -> PackedMatrix:
     """Return `weights` [num_slots, N, K] (or one matrix [N, K], as a single slot) quantised and packed at `bits`.
+
+    rounding: one of ROUNDINGS.
 
     Raises InputError for other shapes, non-finite weights, a K that is not whole groups, or bits that are not packed.
     """
@@ -94,7 +104,7 @@ def pack(weights: torch.Tensor, bits: int) -> PackedMatrix:
             "weights", described(weights), "weights are finite numbers", "look for overflow where they were made"
         )
     fmt = packed_format(bits)
-    values, codes, row_scale = quantise(matrices, fmt)
+    values, codes, row_scale = quantise(matrices, fmt, rounding)
     return PackedMatrix(
         words=pack_words(values, fmt), codes=codes, row_scale=row_scale, bits=bits, num_columns=matrices.shape[-1]
     )
@@ -107,9 +117,13 @@ def unpack(packed: PackedMatrix, dtype: torch.dtype = torch.float32) -> torch.Te
     return dequantise(values, packed.codes, packed.row_scale, packed.format, dtype)
 
 
-def quantise(weights: torch.Tensor, fmt: PackedFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantise(
+    weights: torch.Tensor, fmt: PackedFormat, rounding: str = NEAREST
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return whole numbers uint8 [..., N, K], codes int16 [..., K/group, N] and row scales float32 [..., N] for `weights`."""
     check_columns(fmt, weights.shape[-1])
+    if rounding not in ROUNDINGS:
+        raise UnknownName("rounding", rounding, ROUNDINGS)
     largest = 2**fmt.bits - 1
     groups = weights.float().unflatten(-1, (-1, fmt.group))
     low = groups.amin(-1).clamp(max=0)
@@ -124,9 +138,40 @@ def quantise(weights: torch.Tensor, fmt: PackedFormat) -> tuple[torch.Tensor, to
     scale = table[scale_code] * row_scale.unsqueeze(-1)
     step = 2.0 ** (fmt.bits - ZERO_STEPS_LOG2)
     zero_code = (-low / scale / step).round().clamp(0, 255)
+    if rounding == HALF_QUADRATIC:
+        zero_code = _fitting_zero(groups, scale, zero_code, fmt)
     values = (groups / scale.unsqueeze(-1) + (zero_code * step).unsqueeze(-1)).round().clamp(0, largest)
     codes = _to_int16(scale_code + zero_code.long() * 256).transpose(-1, -2).contiguous()
     return values.to(torch.uint8).flatten(-2), codes, row_scale
+
+
+def _fitting_zero(
+    groups: torch.Tensor, scale: torch.Tensor, zero_code: torch.Tensor, fmt: PackedFormat
+) -> torch.Tensor:
+    """Return the zero codes [..., N, K/group] that leave the least squared error over, of all that were tried.
+
+    groups: [..., N, K/group, group]; scale, and zero_code to begin with: [..., N, K/group].
+    """
+    step, largest, beta = 2.0 ** (fmt.bits - ZERO_STEPS_LOG2), 2**fmt.bits - 1, _BETA
+    wide = scale.unsqueeze(-1)
+    wanted, zero = groups / wide, zero_code * step
+    best, least, before = zero_code, torch.full_like(zero, torch.inf), float("inf")
+    for _ in range(_ROUNDS):
+        coded = (zero / step).round().clamp(0, 255)
+        middle = (coded * step).unsqueeze(-1)
+        values = (wanted + middle).round().clamp(0, largest)
+        left = (wanted - (values - middle)) * wide
+        error = left.square().sum(-1)
+        best, least = torch.where(error < least, coded, best), torch.minimum(error, least)
+        size = left.abs()
+        kept = left.sign() * (size - size.clamp(min=_TINY).pow(_NORM - 1) / beta).clamp(min=0) / wide
+        zero = (values - (wanted - kept)).mean(-1)
+        beta *= _KAPPA
+        total = float(error.sum())
+        if total >= before:
+            break
+        before = total
+    return best
 
 
 def dequantise(

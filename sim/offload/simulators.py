@@ -113,12 +113,15 @@ def decided_layer_steps(
 
 
 def prices_of(costs: CostTables, workload: Workload) -> Prices:
-    """Return the predicted costs that decisions may weigh: undisturbed copies, experts here and there, a mean layer step."""
+    """Return the predicted costs that decisions may weigh: undisturbed copies, experts here and there, a mean layer step, host included."""
     copy = costs.chunk_ns[:, 0] * (costs.num_chunks - 1) + costs.chunk_ns[:, 1]
     dense = (costs.dense_ns.sum(1) + costs.head_ns)[costs.step_class]
     steps, layers = workload.num_steps, workload.num_layers
     experts = int(costs.kernel_ns[0][: len(workload.layer_step_sizes)] @ workload.layer_step_sizes)
-    total = int(dense.sum()) + experts + steps * layers * int(costs.grouped_ns[0])
+    # What the stream waits for the host: for a decision and a launch each layer step, for the next pass's first launch each step.
+    host = costs.host_ns[0]
+    hosted = steps * (layers * int(host.layer + host.kernel) + int(host.step + host.kernel))
+    total = int(dense.sum()) + experts + steps * layers * int(costs.grouped_ns[0]) + hosted
     return Prices(copy_ns=copy.astype(np.int64), device_ns=costs.kernel_ns, cpu_ns=costs.cpu_ns,
                   layer_step_ns=np.array([total // max(steps * layers, 1)], np.int64))  # fmt: skip
 

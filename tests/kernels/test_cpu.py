@@ -10,10 +10,11 @@ from hypothesis import strategies as st  # noqa: E402
 
 from long_runs import examples  # noqa: E402
 from moeplan.base.errors import InputError  # noqa: E402
-from moeplan.kernels import cpu, reference  # noqa: E402
+from moeplan.kernels import cpu, cpu_packed, reference  # noqa: E402
 from moeplan.kernels.activation import ACTIVATIONS, activation  # noqa: E402
 from moeplan.kernels.error_bounds import Arithmetic, expert_bound, worst_ratio  # noqa: E402
 from moeplan.kernels.expert_weights import ExpertWeights, dense_values, slot_views, write_slot  # noqa: E402
+from moeplan.kernels.packing import pack, unpack  # noqa: E402
 from moeplan.kernels.slot_layout import WEIGHT_NAMES, ExpertShape, slot_layout  # noqa: E402
 
 
@@ -166,3 +167,25 @@ def test_refusals_name_the_argument():
         with pytest.raises(InputError) as refusal:
             call()
         assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize(("rows", "columns"), [(5, 64), (33, 192), (7, 448), (16, 1024)])
+def test_compiled_loops_are_unpacking(bits, rows, columns):
+    matrix = pack(torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(columns)), bits)
+    exact = unpack(matrix)[1]
+    single = torch.empty(columns)
+    assert torch.equal(cpu_packed.decode(matrix, 1, torch.empty(rows, columns), single), exact)
+    halves = cpu_packed.decode(matrix, 1, torch.empty(rows, columns, dtype=torch.bfloat16), single)
+    assert torch.equal(halves, exact.to(torch.bfloat16))
+    x = torch.randn(2, columns, generator=torch.Generator().manual_seed(rows))
+    found = cpu_packed.product(x, matrix, 1, torch.empty(2, rows))
+    assert torch.allclose(found, x @ exact.T, atol=1e-4, rtol=1e-5)
+
+
+def test_without_compiled_loops_torch_expands(monkeypatch):
+    matrix = pack(torch.randn(1, 16, 192, generator=torch.Generator().manual_seed(1)), 3)
+    fast = cpu.expand(matrix, 0, torch.empty(16, 192), cpu.Scratch())
+    monkeypatch.setattr(cpu_packed, "usable", lambda: False)
+    slow = cpu.expand(matrix, 0, torch.empty(16, 192), cpu.Scratch())
+    assert torch.allclose(fast, slow, atol=1e-6)

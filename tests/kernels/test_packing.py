@@ -163,3 +163,21 @@ def test_refusals_name_the_argument():
         with pytest.raises(InputError) as refusal:
             call()
         assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_fitted_zero_point_leaves_no_more_error_over_in_any_group(bits):
+    weights = normal(4, 2, 24, 384) * torch.linspace(0.1, 3, 384) + 0.05
+    group = packed_format(bits).group
+
+    def errors(rounding):
+        return (unpack(pack(weights, bits, rounding)) - weights).square().unflatten(-1, (-1, group)).sum(-1)
+
+    nearest, fitted = errors("nearest"), errors("half-quadratic")
+    assert bool((fitted <= nearest * (1 + 1e-5)).all())
+    assert float(fitted.sum()) < float(nearest.sum())
+
+
+def test_roundings_are_known_by_name():
+    with pytest.raises(InputError, match="half-quadratic"):
+        pack(normal(0, 2, 64), 4, "up")

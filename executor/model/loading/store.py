@@ -19,6 +19,7 @@ from ....devices.stores.host import ExpertStore
 from ....devices.stores.slot_sizes import expert_layout
 from ....kernels.activation import activation
 from ....kernels.expert_weights import write_slot
+from ....kernels.packing import HALF_QUADRATIC
 from ....kernels.slot_layout import SlotLayout
 from ....specs.models import ModelSpec
 from ...running.failures import ExecutionFailed
@@ -43,7 +44,7 @@ def fill_store(assembled: Assembled, bits: str, device: Device, *, pinned: bool,
     views = store.weights()
     try:
         for key in range(count):
-            write_slot(views, key, **_parts(assembled, key))
+            write_slot(views, key, rounding=HALF_QUADRATIC, **_parts(assembled, key))
             progress(key + 1, count, "experts loaded")
     except BaseException:
         store.close()
@@ -69,7 +70,7 @@ class _OneByOne(ExpertStore):
 
     def bytes_of(self, key: int) -> torch.Tensor:
         """Return uint8 [slot_bytes] of an expert, read and packed for the purpose."""
-        write_slot(self._views, 0, **_parts(self._assembled, key))
+        write_slot(self._views, 0, rounding=HALF_QUADRATIC, **_parts(self._assembled, key))
         self._progress(key + 1, self.num_keys, "experts written to disk")
         return super().bytes_of(0)
 
