@@ -20,16 +20,21 @@ def train_gates(
     output: str | os.PathLike[str],
     *,
     distance: int = 3,
-    steps: int = 200,
+    steps: int = 100,
     windows: int = 8,
     length: int = 256,
+    epochs: int = 4,
+    hidden: int = 128,
     learning_rate: float = 3e-3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write gates that guess up to `distance` layers early to `output`, and return how training went.
 
-    texts: files of text to train on. steps of windows × length tokens each. Raises InputError for a model or text that cannot be used.
+    texts: files of text to train on, in equal turns. steps: passes of the model over windows × length tokens each; epochs: times
+    that gates go over what was read. hidden: units of the layer beside each gate's linear map; 0: none.
+
+    Raises InputError for a model or text that cannot be used.
     """
     check_can_run()
     from ..executor.model.align import Settings, train
@@ -41,11 +46,19 @@ def train_gates(
     given = [ids for _, ids in read_texts(texts, Text(model, spec.vocab_size))]
     report = progress or silent
     settings = Settings(
-        distance=distance, steps=steps, windows=windows, length=length, learning_rate=learning_rate, seed=seed
+        distance=distance, steps=steps, windows=windows, length=length, epochs=epochs, hidden=hidden,
+        learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     with open_model(model, progress=report) as loaded:
         gates, facts = train(loaded, given, settings, progress=report)
-    said = {"steps": str(steps), "tokens": str(facts["tokens"]), "seed": str(seed), "model": spec.name}
+    said = {
+        "steps": str(steps),
+        "epochs": str(epochs),
+        "hidden": str(hidden),
+        "tokens": str(facts["tokens"]),
+        "seed": str(seed),
+        "model": spec.name,
+    }
     save_gates(output, gates, spec, said)
     return {
         "model": spec.name,

@@ -35,9 +35,15 @@ def gates_train(
     text: TextFiles,
     output: Annotated[Path, typer.Option("--output", "-o", help="Gates to write (.safetensors).")],
     distance: DistanceOption = 3,
-    steps: Annotated[int, typer.Option("--steps", help="Steps of training.", callback=between(1, PASSES, "steps"))] = 200,
-    windows: Annotated[int, typer.Option("--windows", help="Windows of text a step.", callback=between(1, 4096, "windows"))] = 8,
+    steps: Annotated[int, typer.Option("--steps", help="Passes of the model.", callback=between(1, PASSES, "steps"))] = 100,
+    windows: Annotated[int, typer.Option("--windows", help="Windows of text a pass.", callback=between(1, 4096, "windows"))] = 8,
     length: LengthOption = 256,
+    epochs: Annotated[
+        int, typer.Option("--epochs", help="Times that gates go over what was read.", callback=between(1, 1000, "times"))
+    ] = 4,
+    hidden: Annotated[
+        int, typer.Option("--hidden", help="Units of a layer beside the linear map; 0: none.", callback=between(0, 1 << 16, "units"))
+    ] = 128,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", help="Of the first step.", callback=between(1e-7, 1.0, ""))
     ] = 3e-3,
@@ -52,8 +58,8 @@ def gates_train(
         {"--output": output}, {"--model": model_file(model)} | {f"text {n}": path for n, path in enumerate(text)}
     )
     found = train_gates(
-        model, text, output, distance=distance, steps=steps, windows=windows, length=length, learning_rate=learning_rate, seed=seed,
-        progress=reporter("gates"),
+        model, text, output, distance=distance, steps=steps, windows=windows, length=length, epochs=epochs, hidden=hidden,
+        learning_rate=learning_rate, seed=seed, progress=reporter("gates"),
     )  # fmt: skip
     if as_json:
         print_json(found)
@@ -62,8 +68,8 @@ def gates_train(
         f"{found['gates']} gates of {found['model']}, {found['parameters']:,} parameters, {found['num_bytes']:,} bytes: {found['path']}"
     )
     typer.echo(
-        f"{found['steps']} steps, {found['tokens']:,} tokens, {found['seconds']:.0f} s; divergence {found['divergence_first']:.4f} in the "
-        f"first tenth, {found['divergence_last']:.4f} in the last"
+        f"{found['steps']} passes, {found['tokens']:,} tokens, {found['seconds']:.0f} s; divergence "
+        f"{found['divergence_first']:.4f} at first, {found['divergence_last']:.4f} at last"
     )
     typer.echo(
         f"next: moeplan gates evaluate --model {model} --gates {output} --text HELD-OUT; moeplan run … --gates {output}"

@@ -1,6 +1,7 @@
-"""Lookahead gates as a file: for each column and distance a linear map from what an earlier router reads to the column's experts.
+"""Lookahead gates as a file: for each column and distance a map from what an earlier router reads to the column's experts.
 
-    gate.<column>.<distance>.weight float32 [num_experts, hidden] and .bias [num_experts]; the header names the model's shape
+    gate.<column>.<distance>.weight float32 [num_experts, hidden] and .bias [num_experts]; where there is a hidden layer, too,
+    .inner [units, hidden], .inner_bias [units] and .outer [num_experts, units]; the header names the model's shape
 
 Modelled: reading them whole and checked against the model, writing them aside and putting them in place. Ignored: how they are
 trained (`align`) and used (`guesses`).
@@ -18,10 +19,10 @@ import torch
 from ...base.errors import InputError, one_line
 from ...base.text_files import write_atomic
 from ...specs.models import ModelSpec
-from .guesses import Gates
+from .guesses import Gate, Gates
 
 KIND, VERSION = "lookahead-gates", "1"
-_KEY = re.compile(r"gate\.(\d+)\.(\d+)\.(weight|bias)")
+_KEY = re.compile(r"gate\.(\d+)\.(\d+)\.(weight|bias|inner|inner_bias|outer)")
 _REMEDY = "train them for this model (moeplan gates train)"
 
 
@@ -38,12 +39,12 @@ def save_gates(path: str | os.PathLike[str], gates: Gates, spec: ModelSpec, fact
     """Write gates, with the model's shape and further strings in the header; what stands at `path` is replaced at the end."""
     from safetensors.torch import save
 
-    tensors = {}
-    for (column, distance), (weight, bias) in sorted(gates.items()):
-        tensors[f"gate.{column}.{distance}.weight"] = weight.float().contiguous()
-        tensors[f"gate.{column}.{distance}.bias"] = (
-            torch.zeros(len(weight)) if bias is None else bias.float().contiguous()
-        )
+    tensors = {
+        f"gate.{column}.{distance}.{name}": tensor.float().contiguous()
+        for (column, distance), gate in sorted(gates.items())
+        for name, tensor in gate._asdict().items()
+        if tensor is not None
+    }
     header = {"kind": KIND, "schema_version": VERSION, **shape_of(spec), **facts}
     write_atomic(path, save(tensors, header))
 
@@ -72,15 +73,21 @@ def load_gates(path: str | os.PathLike[str], spec: ModelSpec) -> Gates:
         ) from None
     gates = {}
     for (column, distance), parts in found.items():
-        weight, bias = parts.get("weight"), parts.get("bias")
-        fits = weight is not None and tuple(weight.shape) == (spec.num_experts, spec.hidden_size)
-        fits = fits and bias is not None and tuple(bias.shape) == (spec.num_experts,)
-        fits = fits and 0 < distance <= column < spec.num_moe_layers
-        if weight is None or bias is None or not fits or not bool(weight.isfinite().all() and bias.isfinite().all()):
+        if not (_fits(parts, spec) and 0 < distance <= column < spec.num_moe_layers):
             rule = f"the gate of column {column}, {distance} early, is absent in part, or of another shape"
             raise InputError("--gates", name, rule, _REMEDY)
-        gates[column, distance] = (weight.float(), bias.float())
+        gates[column, distance] = Gate(**{part: tensor.float() for part, tensor in parts.items()})
     return gates
+
+
+def _fits(parts: Mapping[str, torch.Tensor], spec: ModelSpec) -> bool:
+    """Return whether the tensors of one gate are finite, all there, and of the model's shape."""
+    units = len(parts["inner"]) if "inner" in parts and parts["inner"].ndim else 0
+    wanted: dict[str, tuple[int, ...]] = {"weight": (spec.num_experts, spec.hidden_size), "bias": (spec.num_experts,)}
+    if len(parts) > len(wanted):
+        wanted |= {"inner": (units, spec.hidden_size), "inner_bias": (units,), "outer": (spec.num_experts, units)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in parts.items()}
+    return shapes == wanted and all(bool(tensor.isfinite().all()) for tensor in parts.values())
 
 
 def _check_header(header: Mapping[str, str], spec: ModelSpec, name: str) -> None:

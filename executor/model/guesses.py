@@ -4,13 +4,14 @@
 
 Modelled: any router that chooses by `top_k`, asked for more than it usually chooses, so that biases and limits of groups count as
 they do for the true choice; probabilities are the softmax of its logits, or their sigmoid where it corrects scores with a bias
-and so weighs each expert by itself. Trained gates (`gates`) are plain linear maps. Ignored: what is done with guesses.
+and so weighs each expert by itself. Trained gates (`gates`) are linear maps, with a small
+hidden layer beside them where one was trained. Ignored: what is done with guesses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,32 @@ from torch.nn import functional
 from ...base.errors import InputError
 from ...sim.policies.state import Array
 
-Gates = Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]]
-"""By (column, distance): weight [E, H] and bias [E] of the gate that guesses for the column so many columns early."""
+
+class Gate(NamedTuple):
+    """A trained gate: a linear map, and where it has one, a hidden layer of R units beside it."""
+
+    weight: torch.Tensor
+    """[E, H]."""
+    bias: torch.Tensor
+    """[E]."""
+    inner: torch.Tensor | None = None
+    """[R, H]."""
+    inner_bias: torch.Tensor | None = None
+    """[R]."""
+    outer: torch.Tensor | None = None
+    """[E, R]."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [T, E] for what a router reads, [T, H]: `weight x + bias + outer silu(inner x + inner_bias)`."""
+        x = x.float()
+        found = functional.linear(x, self.weight, self.bias)
+        if self.inner is None or self.outer is None:
+            return found
+        return found + functional.linear(functional.silu(functional.linear(x, self.inner, self.inner_bias)), self.outer)
+
+
+Gates = Mapping[tuple[int, int], Gate]
+"""By (column, distance): the gate that guesses for the column so many columns early."""
 
 
 def ranked(router: Any, x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,12 +61,9 @@ def ranked(router: Any, x: torch.Tensor, width: int) -> tuple[torch.Tensor, torc
     return ids, _probabilities(router, logits).gather(1, ids)
 
 
-def ranked_by(
-    gate: tuple[torch.Tensor, torch.Tensor | None], x: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ranked_by(gate: Gate, x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same for a trained gate."""
-    logits = functional.linear(x.float(), *gate)
-    best = logits.softmax(dim=-1).topk(width, dim=-1)
+    best = gate.logits(x).softmax(dim=-1).topk(width, dim=-1)
     return best.indices, best.values
 
 

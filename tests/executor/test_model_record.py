@@ -12,6 +12,7 @@ from moeplan.base.errors import InputError
 from moeplan.executor.model.align import Settings as Training
 from moeplan.executor.model.align import mean_recall, recalls, train
 from moeplan.executor.model.gates import load_gates, save_gates
+from moeplan.executor.model.guesses import Gate
 from moeplan.executor.model.record import Asked, Settings, record, requests_of
 from moeplan.executor.model.session import Loaded, open_model, run_model, silent
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -122,14 +123,17 @@ def test_requests_are_cut_in_turns_and_too_short_a_text_is_refused():
         requests_of([("a", list(range(10))), ("b", list(range(5)))], settings, 4)
 
 
-def test_trained_gates_guess_better_and_come_back_from_their_file(loaded, tmp_path):
-    settings = Training(distance=2, steps=40, windows=4, length=32, learning_rate=1e-2)
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_trained_gates_guess_better_and_come_back_from_their_file(hidden, loaded, tmp_path):
+    settings = Training(distance=2, steps=20, windows=4, length=32, epochs=6, hidden=hidden, learning_rate=1e-2)
     gates, facts = train(loaded, [list(TEXT[:3000])], settings, progress=silent)
     assert set(gates) == {(1, 1), (2, 1), (2, 2)} and facts["divergence_last"] < facts["divergence_first"]
     path = tmp_path / "g.safetensors"
     save_gates(path, gates, loaded.spec, {"steps": "40"})
     again = load_gates(path, loaded.spec)
-    assert all(torch.equal(again[key][0], gates[key][0]) and torch.equal(again[key][1], gates[key][1]) for key in gates)
+    for key, gate in gates.items():
+        assert (gate.inner is None) == (hidden == 0)
+        assert all(one is other or torch.equal(one, other) for one, other in zip(again[key], gate, strict=True))
 
     def recall(used, distance):
         lines = recalls(loaded, [list(TEXT[3000:])], distance=2, widths=[2], length=32, gates=used, progress=silent)
@@ -153,11 +157,19 @@ def test_trained_gates_guess_better_and_come_back_from_their_file(loaded, tmp_pa
     assert guided.tokens == plain.tokens and not np.array_equal(guided.recording.predicted, plain.recording.predicted)
 
 
-@pytest.mark.parametrize("damage", ["cut", "another model", "a foreign file", "numbers that are none"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "another model", "a foreign file", "numbers that are none", "a layer in part", "units that differ"],
+)
 def test_gates_that_cannot_be_used_are_one_line(damage, loaded, tmp_path):
     spec, path = loaded.spec, tmp_path / "g.safetensors"
     weight = torch.full((8, 64), torch.nan if damage == "numbers that are none" else 0.5)
-    save_gates(path, {(1, 1): (weight, None)}, spec, {})
+    gate = Gate(weight, torch.zeros(8))
+    if damage == "a layer in part":
+        gate = gate._replace(inner=torch.ones(4, 64))
+    elif damage == "units that differ":
+        gate = gate._replace(inner=torch.ones(4, 64), inner_bias=torch.ones(4), outer=torch.ones(8, 5))
+    save_gates(path, {(1, 1): gate}, spec, {})
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "a foreign file":
