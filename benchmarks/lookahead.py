@@ -1,4 +1,4 @@
-"""What looking ahead gains for a real model here: `python -m benchmarks.lookahead --model FOLDER --prompt-file F [-o raw.json]`.
+"""What looking ahead gains for a real model here: `python -m benchmarks.lookahead --model FOLDER --prompt-file F [-o results.json]`.
 
 One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one process:
 
@@ -6,10 +6,14 @@ One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one p
     LRU + next gate     the paper's own: the next layer's gate guesses, copies overlap
     lookahead           what pays is fetched, as far and wide as a forecast on the run's own recording is fastest; or nothing ahead
 
+The link is what this machine has: `--link memory` copies between places of its memory, `--link disk` reads experts from a file, past the
+page cache, on its disk (nothing is copied back then: files are only read).
+
 Modelled: greedy generation of the same prompts; medians of the mean decode step over repetitions, with their quartiles; the gain
 predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, both
-as measured in the baseline's own rows. Costs are calibrated in the same process by runs of the model under other schedules. Ignored:
-GPUs; whether another program disturbed a run is printed, not corrected.
+as measured in the baseline's own rows, and what the host takes besides. Costs are calibrated in the same process by runs of the model
+under other schedules. Rows of other formats and links that stand in the file already stay there, with their own machine and date.
+Ignored: GPUs; whether another program disturbed a run is printed, not corrected.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ import transformers
 from moeplan.api.model_folder import gates_in, model_in, read_bytes
 from moeplan.base.errors import MoeplanError
 from moeplan.base.progress import reporter
+from moeplan.base.text_files import write_atomic
 from moeplan.base.units import MS_PER_S, NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.load import load_costs
@@ -41,16 +47,20 @@ from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.prices import prices_for
 from moeplan.executor.model.session import Loaded, open_model, run_model
 from moeplan.executor.running.prediction import predicted_step_s, run_input
+from moeplan.kernels.packing import NEAREST
 from moeplan.sim.offload.forecast import forecast, with_costs
-from moeplan.sim.timeline import COMPUTE, H2D, HOST, ROW_END, ROW_LANE, ROW_START, ROW_STEP
+from moeplan.sim.timeline import COMPUTE, D2H, DISK, H2D, HOST, ROW_END, ROW_LANE, ROW_START, ROW_STEP
 from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.recording import DECODE
 
+LINKS = ("memory", "disk")
 BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
 _REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
 _WHOLE = 100.0
+_ON_THE_HOST = 2
+"""Experts that the host keeps where they are read from disk: as few as a step uses, so that almost all are read."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Asked:
     new_tokens: int
     repeats: int
     experts: int
+    link: str
 
 
 def main() -> None:
@@ -70,6 +81,7 @@ def main() -> None:
     parser.add_argument("--prompt-file", action="append", required=True)
     parser.add_argument("--gates")
     parser.add_argument("--bits", default="4,3,2")
+    parser.add_argument("--link", choices=LINKS, default="memory")
     parser.add_argument("--experts", type=int, default=4, help="cached a layer")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
@@ -81,7 +93,11 @@ def main() -> None:
     except MoeplanError as error:
         sys.exit(f"benchmarks.lookahead: {error}")
     if given.output is not None:
-        given.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        kept = json.loads(given.output.read_text(encoding="utf-8"))["rows"] if given.output.is_file() else []
+        new = {(row["bits"], row["link"]) for row in document["rows"]}
+        rows = [row for row in kept if (row["bits"], row["link"]) not in new] + document["rows"]
+        rows.sort(key=lambda row: (LINKS.index(row["link"]), -int(row["bits"])))
+        write_atomic(given.output, json.dumps({"rows": rows}, indent=1) + "\n")
     _print(document)
 
 
@@ -90,27 +106,33 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     spec, formats = model_in(given.model), given.bits.split(",")
     text = Text(given.model, spec.vocab_size)
     prompts = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in given.prompt_file]
-    asked = Asked(prompts, given.new_tokens, given.repeats, given.experts)
+    asked = Asked(prompts, given.new_tokens, given.repeats, given.experts, given.link)
     longest = max(map(len, prompts))
-    with open_model(given.model, gates=gates_in(given.gates, spec), progress=reporter("load")) as loaded:
+    with open_model(
+        given.model, gates=gates_in(given.gates, spec), rounding=NEAREST, progress=reporter("load")
+    ) as loaded:
         calibration = calibrate_model(
             loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
-            seconds=given.seconds, progress=reporter("calibrate"),
+            disk=given.link == "disk", seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
         rows = [_measured(loaded, costs, bits, asked) for bits in formats]
-    return {
-        "model": spec.name, "experts_cached_a_layer": asked.experts, "prompts": list(map(len, prompts)), "new_tokens": asked.new_tokens,
-        "repeats": asked.repeats, "gates": "trained" if given.gates else "the model's own",
-        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+    machine = {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count()}
+    facts = {
+        "model": spec.name, "expert_parameters": 3 * spec.expert_hidden * spec.expert_intermediate_size, "experts": spec.num_experts,
+        "experts_cached_a_layer": asked.experts, "prompts": list(map(len, prompts)),
+        "new_tokens": asked.new_tokens, "repeats": asked.repeats, "gates": "trained" if given.gates else "the model's own",
+        "machine": machine | {"load": os.getloadavg()[0]}, "date": datetime.now(UTC).date().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
-        "rows": rows,
     }  # fmt: skip
+    return {"rows": [row | facts for row in rows]}
 
 
 def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
-    plain = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
+    plain: dict[str, Any] = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
+    if asked.link == "disk":
+        plain |= {"copy__host_experts": _ON_THE_HOST, "copy__write_back": False}
     schedules = {
         BASE: load_preset("mixtral-offloading-code").with_options(**plain),
         NEXT: load_preset("mixtral-offloading").with_options(**plain),
@@ -126,9 +148,9 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
             show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
     found = {name: _figures(runs[name], schedules[name], costs, loaded) for name in schedules}
     base = found[BASE]
-    limit = base["compute_s"] + base["copy_s"] + base["rest_s"], max(base["compute_s"], base["copy_s"]) + base["rest_s"]
+    least = max(base["compute_s"], base["copy_s"]) + base["rest_s"]
     return {
-        "bits": bits, "reach": reach, "schedules": found, "limit_gain": _WHOLE * (limit[0] / limit[1] - 1),
+        "bits": bits, "reach": reach, "schedules": found, "link": asked.link, "limit_gain": _WHOLE * (base["median_step_s"] / least - 1),
         "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
         "predicted_gain": {name: _WHOLE * (found[name]["predicted_step_s"] / found[AHEAD]["predicted_step_s"] - 1)
                            for name in (BASE, NEXT)},
@@ -166,12 +188,13 @@ def _figures(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostMod
     given = replayed(runs[0], schedule)
     predicted = predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload)
     low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
-    compute, copy = (float(np.median([_busy_s(one, lanes) for one in runs])) for lanes in ((COMPUTE,), (H2D,)))
-    rest = max(0.0, float(middle) - compute - (copy if not schedule.copy.overlap else 0.0))
+    compute, copy = (float(np.median([_busy_s(one, lanes) for one in runs])) for lanes in ((COMPUTE,), (H2D, DISK)))
+    back = float(np.median([_busy_s(one, (D2H,)) for one in runs]))
+    rest = max(0.0, float(middle) - compute - (copy + back if not schedule.copy.overlap else 0.0))
     counts = runs[0].counts
     return {
         "step_s": steps, "median_step_s": float(middle), "quartiles_s": [float(low), float(high)], "tokens_per_s": 1 / float(middle),
-        "predicted_step_s": predicted, "compute_s": compute, "copy_s": copy,
+        "predicted_step_s": predicted, "compute_s": compute, "copy_s": copy, "copy_back_s": back,
         "host_s": float(np.median([_busy_s(one, (HOST,)) for one in runs])),
         "rest_s": rest, "hit_rate": float(counts.hits / max(1, counts.hits + counts.misses)), "prefetches": int(counts.prefetches),
         "prefetches_used": int(counts.prefetches_used), "disturbed": float(np.mean([one.disturbed.mean() for one in runs])),
@@ -189,26 +212,26 @@ def _busy_s(run: ModelRun, lanes: Sequence[int]) -> float:
 
 
 def _print(document: dict[str, Any]) -> None:
-    machine, versions = document["machine"], document["versions"]
-    print(
-        f"{document['model']}, {document['experts_cached_a_layer']} experts a layer cached; {machine['processor']}, "
-        f"{machine['cores']} cores, load {machine['load']:.1f}; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; n = {document['repeats']}"
-    )
     for row in document["rows"]:
-        depth, width = row["reach"]["depth"], row["reach"]["width"]
+        machine, versions = row["machine"], row["versions"]
         print(
-            f"{row['bits']} bits; {depth} layers ahead, {width} wide; limit {row['limit_gain']:+.1f} % against {BASE}"
+            f"{row['model']}, {row['bits']} bits from {row['link']}, {row['experts_cached_a_layer']} experts a layer cached; "
+            f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}; torch {versions['torch']}, "
+            f"transformers {versions['transformers']}; n = {row['repeats']}"
+        )
+        gain, limit = row["gain"][BASE], row["limit_gain"]
+        print(
+            f"  {row['reach']['depth']} layers ahead, {row['reach']['width']} wide; {gain:+.1f} % against {BASE}, predicted "
+            f"{row['predicted_gain'][BASE]:+.1f} %; at most {limit:+.1f} %, of which {gain / limit:.0%} is reached"
         )
         for name, one in row["schedules"].items():
             low, high = (MS_PER_S * each for each in one["quartiles_s"])
             counts = "differ" if one["differences"] else "equal"
             print(
                 f"  {name:16} {MS_PER_S * one['median_step_s']:8.2f} ms a token [{low:.2f} to {high:.2f}], predicted "
-                f"{MS_PER_S * one['predicted_step_s']:.2f}; hits {one['hit_rate']:.3f}; disturbed {one['disturbed']:.0%}; counts {counts}"
+                f"{MS_PER_S * one['predicted_step_s']:.2f}; compute {MS_PER_S * one['compute_s']:.2f}, copies "
+                f"{MS_PER_S * one['copy_s']:.2f}; hits {one['hit_rate']:.3f}; disturbed {one['disturbed']:.0%}; counts {counts}"
             )
-            if name != AHEAD:
-                print(f"    lookahead gains {row['gain'][name]:+.1f} %, predicted {row['predicted_gain'][name]:+.1f} %")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ...devices.device import COMPUTE, Device, metadata_of, open_device, preempt
 from ...devices.runners.runner import open_runner
 from ...devices.stores.host import ExpertStore
 from ...kernels.activation import activation
+from ...kernels.packing import HALF_QUADRATIC
 from ...sim.policies.state import Array, Prices, make_decision
 from ...specs.models import ModelSpec
 from ...specs.schedules.offload import OffloadSchedule
@@ -61,6 +62,8 @@ class Loaded:
     """Where files of experts are made; None: the temporary folder."""
     gates: Gates | None = None
     """Trained gates that guess instead of the model's own."""
+    rounding: str = HALF_QUADRATIC
+    """How weights of few bits are chosen (`kernels.packing.ROUNDINGS`)."""
     progress: Progress = silent
     _stores: dict[tuple[str, bool], ExpertStore] = field(default_factory=dict)
 
@@ -82,10 +85,17 @@ class Loaded:
         if key not in self._stores:
             if on_disk:
                 self._stores[key] = fill_file(
-                    self.assembled, bits, self.device, folder=self.folder, progress=self.progress
+                    self.assembled,
+                    bits,
+                    self.device,
+                    folder=self.folder,
+                    rounding=self.rounding,
+                    progress=self.progress,
                 )
             else:
-                self._stores[key] = fill_store(self.assembled, bits, self.device, pinned=pinned, progress=self.progress)
+                self._stores[key] = fill_store(
+                    self.assembled, bits, self.device, pinned=pinned, rounding=self.rounding, progress=self.progress
+                )
         return self._stores[key]
 
     def close(self) -> None:
@@ -110,6 +120,7 @@ def open_model(
     memory_bytes: int | None = None,
     gates: Gates | None = None,
     store_folder: Path | None = None,
+    rounding: str = HALF_QUADRATIC,
     progress: Progress = silent,
 ) -> Loaded:
     """Return the model of the checkpoint in `folder` with everything but its experts on `device`, float32 on a CPU, else bfloat16.
@@ -128,7 +139,8 @@ def open_model(
         opened.close()
         raise
     return Loaded(
-        assembled=assembled, device=opened, dtype=dtype, folder=store_folder, gates=gates, progress=progress
+        assembled=assembled, device=opened, dtype=dtype, folder=store_folder, gates=gates, rounding=rounding,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ...base.errors import MoeplanError
+from ...base.errors import InputError, MoeplanError
 
 _EXIT_STATUS = 4
 
@@ -19,6 +19,12 @@ class ExecutionFailed(MoeplanError):
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(" ".join(f"the run failed: {what}; {remedy}".split()))
+
+
+class DamagedStore(ExecutionFailed):
+    """What a run reads is not what was written: bad input that shows only while it is read."""
+
+    exit_status = InputError.exit_status
 
 
 def device_failure(error: RuntimeError) -> ExecutionFailed | None:

@@ -189,6 +189,7 @@ def test_a_store_that_changed_on_disk_ends_the_run(loaded: Loaded) -> None:
         os.pwrite(store._file.fileno(), b"\x7f", key * store.slot_bytes + 5)
     with pytest.raises(ExecutionFailed, match="not what was written") as error:
         run_model(loaded, DISK, PROMPT, max_new_tokens=4)
+    assert error.value.exit_status == 2
     one_line(error.value)
     assert loaded.device.used_bytes == used
 

@@ -22,7 +22,7 @@ from ....kernels.expert_weights import write_slot
 from ....kernels.packing import HALF_QUADRATIC
 from ....kernels.slot_layout import SlotLayout
 from ....specs.models import ModelSpec
-from ...running.failures import ExecutionFailed
+from ...running.failures import DamagedStore
 from .assembly import Assembled
 
 Progress = Callable[[int, int, str], None]
@@ -33,8 +33,13 @@ def store_bytes(model: ModelSpec, bits: str) -> int:
     return expert_layout(model, bits).slot_bytes * model.num_moe_layers * model.num_experts
 
 
-def fill_store(assembled: Assembled, bits: str, device: Device, *, pinned: bool, progress: Progress) -> ExpertStore:
-    """Return all experts in host memory; raises DoesNotFit, before anything is allocated, where it has too little."""
+def fill_store(
+    assembled: Assembled, bits: str, device: Device, *, pinned: bool, rounding: str = HALF_QUADRATIC, progress: Progress
+) -> ExpertStore:
+    """Return all experts in host memory, packed by `rounding` where bits are few (`kernels.packing`).
+
+    Raises DoesNotFit, before anything is allocated, where it has too little.
+    """
     spec = assembled.spec
     layout = expert_layout(spec, bits)
     count = spec.num_moe_layers * spec.num_experts
@@ -44,7 +49,7 @@ def fill_store(assembled: Assembled, bits: str, device: Device, *, pinned: bool,
     views = store.weights()
     try:
         for key in range(count):
-            write_slot(views, key, rounding=HALF_QUADRATIC, **_parts(assembled, key))
+            write_slot(views, key, rounding=rounding, **_parts(assembled, key))
             progress(key + 1, count, "experts loaded")
     except BaseException:
         store.close()
@@ -52,25 +57,33 @@ def fill_store(assembled: Assembled, bits: str, device: Device, *, pinned: bool,
     return store
 
 
-def fill_file(assembled: Assembled, bits: str, device: Device, *, folder: Path | None, progress: Progress) -> DiskStore:
+def fill_file(
+    assembled: Assembled,
+    bits: str,
+    device: Device,
+    *,
+    folder: Path | None,
+    rounding: str = HALF_QUADRATIC,
+    progress: Progress,
+) -> DiskStore:
     """Return all experts in a temporary file, written one by one; raises DoesNotFit where the disk has too little room."""
-    return CheckedFile(_OneByOne(assembled, bits, device, progress), folder)
+    return CheckedFile(_OneByOne(assembled, bits, device, rounding, progress), folder)
 
 
 class _OneByOne(ExpertStore):
     """Experts as a file is written from them: each made when it is asked for, in a place that the next one takes."""
 
-    def __init__(self, assembled: Assembled, bits: str, device: Device, progress: Progress) -> None:
+    def __init__(self, assembled: Assembled, bits: str, device: Device, rounding: str, progress: Progress) -> None:
         layout: SlotLayout = expert_layout(assembled.spec, bits)
         memory = device.host_memory(layout.slot_bytes, pinned=False, what="an expert on its way to the file")
         memory.zero_()
         count = assembled.spec.num_moe_layers * assembled.spec.num_experts
         super().__init__(layout, activation(assembled.activation), memory, device, num_keys=count)
-        self._assembled, self._progress, self._views = assembled, progress, self.weights()
+        self._assembled, self._progress, self._views, self._rounding = assembled, progress, self.weights(), rounding
 
     def bytes_of(self, key: int) -> torch.Tensor:
         """Return uint8 [slot_bytes] of an expert, read and packed for the purpose."""
-        write_slot(self._views, 0, rounding=HALF_QUADRATIC, **_parts(self._assembled, key))
+        write_slot(self._views, 0, rounding=self._rounding, **_parts(self._assembled, key))
         self._progress(key + 1, self.num_keys, "experts written to disk")
         return super().bytes_of(0)
 
@@ -83,7 +96,7 @@ class CheckedFile(DiskStore):
         super().__init__(_Summed(source, self._sums), folder)
 
     def read(self, target: torch.Tensor, key: int) -> None:
-        """Read expert `key`; raises ExecutionFailed where it is not what was written."""
+        """Read expert `key`; raises DamagedStore where it is not what was written."""
         super().read(target, key)
         self._check(target, key)
 
@@ -95,7 +108,7 @@ class CheckedFile(DiskStore):
 
     def _check(self, found: torch.Tensor, key: int) -> None:
         if zlib.crc32(found.numpy().data) != self._sums[key]:
-            raise ExecutionFailed(
+            raise DamagedStore(
                 f"expert {key} on disk is not what was written there", "check the disk, then run it again"
             )
 
