@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import transformers
+from pre_gate import load_pre_gated
 from quantise import WEIGHTS, load_int8
 
 OUT = Path("out") / "tiny-moe"
@@ -16,10 +17,14 @@ def main() -> None:
     """Write the checkpoint and say where it is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument(
+        "--pre-gate", type=int, default=0, help="the fine-tuned model whose gates choose so many blocks early"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     a = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    load_int8(a.weights).save_pretrained(a.out)
+    model = load_pre_gated(a.pre_gate) if a.pre_gate else load_int8(a.weights)
+    model.save_pretrained(a.out)
     print(f"{sum(path.stat().st_size for path in a.out.iterdir()):,} bytes -> {a.out}")
 
 

@@ -8,12 +8,11 @@ Nothing is learnt by it. It is for measuring schedules with a router that was tr
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import transformers
-from model import CONFIG_PATH
+from pre_gate import load_pre_gated
 from quantise import WEIGHTS, load_int8
 from torch import Tensor
 
@@ -34,13 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--times", type=int, default=16)
+    parser.add_argument(
+        "--pre-gate", type=int, default=0, help="the fine-tuned model whose gates choose so many blocks early"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     a = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    options = json.loads(CONFIG_PATH.read_text())
+    model = load_pre_gated(a.pre_gate) if a.pre_gate else load_int8(a.weights)
+    options = model.config.to_dict()
     options["intermediate_size"] *= a.times
     wide = transformers.MixtralForCausalLM(transformers.MixtralConfig(**options))
-    state = {name: widened(name, weight, a.times) for name, weight in load_int8(a.weights).state_dict().items()}
+    state = {name: widened(name, weight, a.times) for name, weight in model.state_dict().items()}
     wide.load_state_dict(state)
     wide.save_pretrained(a.out)
     print(f"{sum(path.stat().st_size for path in a.out.iterdir()):,} bytes -> {a.out}")

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ...base.errors import InputError
 from ...sim.policies.state import Array
+from .loading.pre_gates import reads_early
 
 
 class Gate(NamedTuple):
@@ -91,6 +92,9 @@ class Guesser:
 
     def __init__(self, routers: Sequence[Any], *, depth: int, width: int, gates: Gates | None = None) -> None:
         for router in routers:
+            if reads_early(router):
+                rule = "the model's gates choose some layers early themselves, which leaves nothing to guess"
+                raise InputError("--model", type(router).__name__, rule, "give a model with ordinary gates")
             if not isinstance(getattr(router, "top_k", None), int):
                 name = type(router).__name__
                 raise InputError(

@@ -26,6 +26,7 @@ from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.offload import OffloadSchedule
 from ..running.execute import num_slots
 from .loading.assembly import described
+from .loading.pre_gates import distance_of
 from .loading.store import require_room
 from .supported import check_runs_live, stored_bits, with_whole_layers
 
@@ -55,14 +56,15 @@ def needs_of(
     pass_tokens: int,
     popularity: Array | None = None,
     prices: Prices | None = None,
+    pre_gate: int = 0,
 ) -> Needs:
     """Return what running `schedule` takes; raises InputError for one that no model can be run by.
 
     rest_bytes: everything but experts. itemsize: of its numbers. context_tokens: prompt and answer of the longest request.
     pass_tokens: tokens of the largest pass. popularity: tokens per expert, which a static cache is filled by. prices: what decisions
-    that weigh costs go by.
+    that weigh costs go by. pre_gate: how many layers early the model's gates choose.
     """
-    check_runs_live(schedule, popularity is not None, prices is not None)
+    check_runs_live(schedule, popularity is not None, prices is not None, pre_gate)
     schedule = with_whole_layers(schedule, spec.num_moe_layers, spec.num_experts)
     cache, depth = schedule.cache, schedule.predictor.depth
     config = make_config(
@@ -136,7 +138,7 @@ def described_needs(
 
     Raises InputError for a checkpoint or schedule that cannot be run, DoesNotFit, with the missing bytes, for one that does not fit.
     """
-    spec, checkpoint, _ = described(folder)
+    spec, checkpoint, config = described(folder)
     opened = open_device(device, memory_bytes)
     limit, shared = opened.limit_bytes, opened.kind == "cpu"
     opened.close()
@@ -151,6 +153,7 @@ def described_needs(
         pass_tokens=min(schedule.workload.prefill_chunk_tokens or longest, longest),
         popularity=popularity,
         prices=prices,
+        pre_gate=distance_of(config, spec.num_moe_layers, os.fspath(folder)),
     )
     require_memory(needs, device_bytes=limit, shared=shared)
     free = shutil.disk_usage(tempfile.gettempdir()).free

@@ -23,6 +23,7 @@ from ..running.copy_engine import Gate
 from ..running.layer_steps import LayerSteps
 from ..running.workers import Workers
 from .guesses import Guesser
+from .loading.pre_gates import PreGates
 from .passes import LivePass
 
 
@@ -42,11 +43,12 @@ class LiveProgram(LayerSteps):
         gate: Gate,
         workers: Workers,
         guesser: Guesser | None,
+        pre_gates: PreGates | None = None,
     ) -> None:
         super().__init__(
             config, first.steps, state, out, device=device, experts=experts, expert_bytes=expert_bytes, gate=gate, workers=workers
         )  # fmt: skip
-        self._guesser = guesser
+        self._guesser, self._pre_gates = guesser, pre_gates
         self._pass, self._number = first, -1
         self._began: Mark = device.mark()
         self._reads: dict[int, torch.Tensor] = {}
@@ -80,7 +82,9 @@ class LiveProgram(LayerSteps):
         tokens = len(x)
         self.rows.computed(OP_DENSE, number, column, -1, self._began, end, tokens)
         ids, weights = best_first(ids, weights)
-        self._pass.know(column, ids.cpu().numpy(), weights.float().cpu().numpy())
+        if self._pre_gates is None or column == 0:
+            self._pass.know(column, ids.cpu().numpy(), weights.float().cpu().numpy())
+        self._choose_early(column)
         self._guess(column, x)
         counts = np.bincount(self._pass.experts[:, column].ravel(), minlength=self._config.num_experts)
         offsets = [0, *np.cumsum(counts).tolist()]
@@ -112,6 +116,13 @@ class LiveProgram(LayerSteps):
     def finish(self) -> None:
         """Wait until everything admitted has been moved."""
         self._end()
+
+    def _choose_early(self, column: int) -> None:
+        """Learn what the next layer's experts will be, where the model's gates say so."""
+        if self._pre_gates is None or column + 1 >= self._config.num_layers:
+            return
+        ids, weights = best_first(*self._pre_gates.early(column + 1))
+        self._pass.know(column + 1, ids.cpu().numpy(), weights.float().cpu().numpy())
 
     def _guess(self, column: int, x: torch.Tensor) -> None:
         if self._guesser is None:

@@ -167,7 +167,7 @@ def run_model(
     Raises InputError for a schedule or prompt that cannot be run, DoesNotFit before anything is allocated, ExecutionFailed where
     a copy fails; whatever is raised, threads have ended and the arena is freed.
     """
-    spec, device = loaded.spec, loaded.device
+    spec, device, pre_gates = loaded.spec, loaded.device, loaded.assembled.pre_gates
     check_prompts(prompts, max_new_tokens)
     chunk = schedule.workload.prefill_chunk_tokens or max(map(len, prompts))
     needs = needs_of(
@@ -179,6 +179,7 @@ def run_model(
         pass_tokens=min(chunk, max(map(len, prompts))),
         popularity=popularity,
         prices=prices,
+        pre_gate=pre_gates.distance if pre_gates is not None else 0,
     )
     require_memory(needs, device_bytes=device.limit_bytes, shared=device.kind == "cpu", held_bytes=loaded.held_bytes)
     bits, on_disk = stored_bits(schedule.experts.bits, spec), schedule.copy.host_experts is not None
@@ -218,6 +219,7 @@ def run_model(
             program = LiveProgram(
                 needs.config, needs.state, make_decision(needs.config), _pass(spec, guesses, 1, 0, PREFILL, False, False),
                 device=device, experts=[runner], expert_bytes=[store.slot_bytes], gate=gate, workers=workers, guesser=guesser,
+                pre_gates=pre_gates if schedule.predictor.kind == "pre-gate" else None,
             )  # fmt: skip
             hooks = router_hooks(routers, program) if guesser is not None else []
             device.synchronize()

@@ -26,8 +26,13 @@ def with_whole_layers(schedule: OffloadSchedule, num_layers: int, num_experts: i
     return schedule.with_options(cache__pooled_experts=(num_layers - away) * num_experts)
 
 
-def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool, prices_are_known: bool = False) -> None:
-    """Return nothing; raises InputError for the first option that a model cannot be run by."""
+def check_runs_live(
+    schedule: OffloadSchedule, popularity_is_known: bool, prices_are_known: bool = False, pre_gate: int = 0
+) -> None:
+    """Return nothing; raises InputError for the first option that a model cannot be run by.
+
+    pre_gate: how many layers early the model's own gates choose.
+    """
     check_runnable(schedule)
     cache, predictor, kernel = schedule.cache, schedule.predictor, schedule.kernel
     sized = (cache.experts_per_layer, cache.pooled_experts, cache.host_layers)
@@ -41,10 +46,7 @@ def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool, prices
         raise InputError(
             "predictor.kind", predictor.kind, "knows the truth in advance, which a model does not", "use next-gate"
         )
-    if predictor.kind == "pre-gate":
-        raise InputError(
-            "predictor.kind", "pre-gate", "the model was not fine-tuned to choose a layer early", "use next-gate"
-        )
+    _check_gates(predictor.kind, pre_gate)
     if predictor.benefit and not prices_are_known:
         raise InputError(
             "predictor.benefit",
@@ -77,3 +79,16 @@ def check_runs_live(schedule: OffloadSchedule, popularity_is_known: bool, prices
             "is filled by popularity, of which nothing is known",
             "give --trace, a recording of this model",
         )
+
+
+def _check_gates(kind: str, pre_gate: int) -> None:
+    """Return nothing; raises InputError where a schedule expects gates that the model does not have."""
+    if kind == "pre-gate" and pre_gate == 0:
+        rule = "the model was not fine-tuned to choose a layer early"
+        raise InputError("predictor.kind", "pre-gate", rule, "use next-gate")
+    if kind == "pre-gate" and pre_gate > 1:
+        rule = f"looks one layer ahead, and the model chooses {pre_gate} ahead: only one layer is run"
+        raise InputError("predictor.kind", kind, rule, "use none")
+    if kind == "next-gate" and pre_gate:
+        rule = f"the model's gates choose {pre_gate} layers early, which leaves nothing to guess"
+        raise InputError("predictor.kind", kind, rule, "use pre-gate" if pre_gate == 1 else "use none")

@@ -26,6 +26,7 @@ from ....kernels.cpu import activated
 from ....specs.models import ModelSpec
 from ....specs.models.load import load_model
 from .checkpoint import Checkpoint, Layout, open_checkpoint
+from .pre_gates import PreGates, distance_of
 
 NAME = "moeplan"
 """What the experts function is called in transformers' registry."""
@@ -59,6 +60,8 @@ class Assembled:
     activation: str
     """Name of the function between an expert's matrices."""
     checkpoint: Checkpoint
+    pre_gates: PreGates | None = None
+    """Where its gates choose some blocks early."""
 
     @contextlib.contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:
@@ -109,9 +112,10 @@ def assemble(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
     layout = _layout(layers[0].experts)
     with torch.inference_mode():
         function = _activation(layers[0].experts, layout, folder)
+    early = distance_of(config, len(layers), os.fspath(folder))
     found = Assembled(
         folder=Path(folder), model=model.eval(), layers=layers, spec=spec, layout=layout, activation=function,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, pre_gates=PreGates([layer.router for layer in layers], early) if early else None,
     )  # fmt: skip
     checkpoint.check([layer.number for layer in layers], spec.num_experts, found.layout)
     return found
