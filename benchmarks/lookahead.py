@@ -40,6 +40,7 @@ from moeplan.base.text_files import write_atomic
 from moeplan.base.units import MS_PER_S, NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.load import load_costs
+from moeplan.executor.calibration.calibrate import Calibration
 from moeplan.executor.model.calibrate import calibrate_model
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.loading.text import Text
@@ -93,12 +94,17 @@ def main() -> None:
     except MoeplanError as error:
         sys.exit(f"benchmarks.lookahead: {error}")
     if given.output is not None:
-        kept = json.loads(given.output.read_text(encoding="utf-8"))["rows"] if given.output.is_file() else []
-        new = {(row["bits"], row["link"]) for row in document["rows"]}
-        rows = [row for row in kept if (row["bits"], row["link"]) not in new] + document["rows"]
-        rows.sort(key=lambda row: (LINKS.index(row["link"]), -int(row["bits"])))
-        write_atomic(given.output, json.dumps({"rows": rows}, indent=1) + "\n")
+        keep(given.output, document)
     _print(document)
+
+
+def keep(path: Path, document: dict[str, Any]) -> None:
+    """Put rows into the file, in place of those of the same format and link."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    new = {(row["bits"], row["link"]) for row in document["rows"]}
+    rows = [row for row in kept if (row["bits"], row["link"]) not in new] + document["rows"]
+    rows.sort(key=lambda row: (LINKS.index(row["link"]), -int(row["bits"])))
+    write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -117,15 +123,20 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
         rows = [_measured(loaded, costs, bits, asked) for bits in formats]
-    machine = {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count()}
-    facts = {
+    return {"rows": [row | facts(loaded, asked, calibration, bool(given.gates)) for row in rows]}
+
+
+def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool) -> dict[str, Any]:
+    """Return what was run where: the model's sizes, the request, machine, versions and date."""
+    spec = loaded.spec
+    return {
         "model": spec.name, "expert_parameters": 3 * spec.expert_hidden * spec.expert_intermediate_size, "experts": spec.num_experts,
-        "experts_cached_a_layer": asked.experts, "prompts": list(map(len, prompts)),
-        "new_tokens": asked.new_tokens, "repeats": asked.repeats, "gates": "trained" if given.gates else "the model's own",
-        "machine": machine | {"load": os.getloadavg()[0]}, "date": datetime.now(UTC).date().isoformat(),
+        "experts_cached_a_layer": asked.experts, "prompts": list(map(len, asked.prompts)), "new_tokens": asked.new_tokens,
+        "repeats": asked.repeats, "gates": "trained" if trained else "the model's own",
+        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
-    return {"rows": [row | facts for row in rows]}
 
 
 def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
@@ -142,11 +153,11 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
     show = reporter(f"{bits} bits")
     for number in range(asked.repeats + 1):
         for place, (name, schedule) in enumerate(schedules.items()):
-            done = _run(loaded, schedule, costs, asked)
+            done = run_once(loaded, schedule, costs, asked)
             if number:
                 runs[name].append(done)
             show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
-    found = {name: _figures(runs[name], schedules[name], costs, loaded) for name in schedules}
+    found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}
     base = found[BASE]
     least = max(base["compute_s"], base["copy_s"]) + base["rest_s"]
     return {
@@ -164,7 +175,7 @@ def _best_ahead(
     preset = load_preset("lookahead").with_options(**plain, kernel__grouping="per-expert")
     nothing = preset.with_options(predictor__kind="none", predictor__depth=1, predictor__benefit=False)
     widest = preset.with_options(predictor__depth=3, predictor__width=2, predictor__benefit=False)
-    recording = _run(loaded, widest, costs, asked).recording
+    recording = run_once(loaded, widest, costs, asked).recording
     candidates = [nothing] + [preset.with_options(predictor__depth=d, predictor__width=w) for d, w in _REACHES]
     times = []
     for one in candidates:
@@ -176,13 +187,14 @@ def _best_ahead(
                   "forecast_s": times}  # fmt: skip
 
 
-def _run(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked) -> ModelRun:
+def run_once(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked) -> ModelRun:
+    """Return a run of every prompt under a schedule."""
     context = max(map(len, asked.prompts)) + asked.new_tokens // 2
     prices = prices_for(schedule, loaded.spec, costs, context_tokens=context)
     return run_model(loaded, schedule, asked.prompts, max_new_tokens=asked.new_tokens, prices=prices)
 
 
-def _figures(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostModel, loaded: Loaded) -> dict[str, Any]:
+def figures_of(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostModel, loaded: Loaded) -> dict[str, Any]:
     """Return one schedule's speed with its spread, its prediction, what its steps consisted of, and its counts."""
     steps = [float((one.step_end_ns - one.step_begin_ns)[one.step_phase == DECODE].mean()) / NS_PER_S for one in runs]
     given = replayed(runs[0], schedule)

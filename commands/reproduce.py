@@ -153,7 +153,10 @@ def _print(document: dict[str, Any]) -> None:
         where = "  ".join(str(cell[name]).ljust(width) for name, width in zip(columns, widths, strict=True))
         published = "-" if cell["published"] is None else f"{cell['published']:.5g}"
         error = "" if cell["relative_error"] is None else f"{cell['relative_error']:+.1%}"
-        typer.echo(f"{where}  {published:>8} {cell['simulated']:>9.4g} {cell['unit']:10} {error:>8}  {cell['role']}")
+        typer.echo(
+            f"{where}  {published:>8} {cell['simulated']:>9.4g} {cell['unit']:10} {error:>8}  {cell['role']}"
+            + ("" if cell["measured"] is None else f", measured {cell['measured']:.4g}")
+        )
         for line in textwrap.wrap(cell["note"], 110):
             typer.echo(f"    {line}")
     for role, error in document["median"].items():

@@ -74,6 +74,7 @@ class Reproduction(Tabular):
         "unit",
         "published",
         "simulated",
+        "measured",
         "relative_error",
         "role",
     )
