@@ -5,6 +5,9 @@
 A machine that others use too, or whose clocks change, is faster or slower for minutes at a time. No fit sees that: all points of a
 table move together. What one pass differed from the others by is what a run at some other time is to be expected to differ by.
 
+A calibration of seconds has a single pass, and cannot see that. Then the share of the processor's time that others took meanwhile
+stands for it: by so much a run may be faster without them, or slower with more of them. On an idle machine that is next to nothing.
+
 Modelled: each part of a pass (one kind of measurement in one weight format, some seconds) has a level, the median over its sizes; the
 variance of a part's levels over passes, averaged over the parts that compute and over those that copy. Ignored: changes slower than
 the whole calibration (those between days), for which only measuring again helps.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -65,3 +69,25 @@ def pass_curves(samples: SampleSet, citation: str, *, meanwhile: bool) -> dict[s
             citation=citation,
         )
     return found
+
+
+def others_curves(samples: SampleSet, citation: str) -> dict[str, Curve]:
+    """Return curves of a single pass, as uncertain as others' share of the processor's time; none where that is 0 or unknown."""
+    share = others_share(samples.conditions)
+    if share <= 0:
+        return {}
+    alone = Curve(arguments={"pass": (0.0,)}, seconds=(1.0,), relative_uncertainty=share, citation=citation)
+    return dict.fromkeys(KINDS, alone)
+
+
+def others_share(conditions: Mapping[str, Any]) -> float:
+    """Return the share of all cores' time that other programs, or a hypervisor, took between two readings of `conditions`; 0: unknown."""
+    readings = [conditions.get(when) for when in ("began", "ended")]
+    before, after = (one.get("cpu_jiffies") if isinstance(one, Mapping) else None for one in readings)
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return 0.0
+    try:
+        total, busy, own = (float(after[name]) - float(before[name]) for name in ("total", "busy", "own"))
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return min(1.0, max(0.0, busy - own) / total) if total > 0 else 0.0

@@ -15,7 +15,7 @@ from ...base.errors import InputError
 from ...specs.machines.profile import (
     Profile,
 )
-from ..costs.steadiness import pass_curves
+from ..costs.steadiness import others_curves, pass_curves
 from ..samples import SampleSet, merge
 from .fit_runs import fit_runs
 from .fitter import HOST_PARTS, Fitter, TableFit
@@ -66,6 +66,9 @@ def fit_profile(
     fitter.handovers()
     fit_runs(fitter.samples, fitter.surfaces, fitter.curves, fitter.units, fitter.citation)
     steadiness = pass_curves(samples, fitter.citation, meanwhile=meanwhile)
+    at_one_time = not steadiness
+    if at_one_time and not meanwhile:
+        steadiness = others_curves(samples, fitter.citation)
     profile = Profile(
         name=name or str(samples.device.get("name", "this machine")),
         description=f"measured by {samples.produced_by}"
@@ -85,7 +88,7 @@ def fit_profile(
         for table, fit in fitter.tables.items()
         for point in fit.flagged
     ]
-    if not steadiness:
+    if at_one_time:
         flagged.append(_ONE_TIME)
     return Fit(profile=profile, tables=fitter.tables, warnings=(*samples.warnings, *flagged))
 

@@ -289,7 +289,10 @@ def instabilities(samples: Sequence[Sample], conditions: Mapping[str, Any]) -> l
 def _cpu_jiffies() -> dict[str, int] | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         numbers = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return {"total": sum(numbers), "steal": numbers[7]}
+        idle, waiting = numbers[3:5]
+        mine = os.times()
+        own = round((mine.user + mine.system) * os.sysconf("SC_CLK_TCK"))
+        return {"total": sum(numbers), "steal": numbers[7], "busy": sum(numbers) - idle - waiting, "own": own}
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 from calibration_samples import dense_s, lawful_samples
 from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.load import load_costs
-from moeplan.calibrate.costs.steadiness import COMPUTE_PASSES, COPY_PASSES, pass_curves
+from moeplan.calibrate.costs.steadiness import COMPUTE_PASSES, COPY_PASSES, others_share, pass_curves
 from moeplan.calibrate.fitting.fit import Fit, fit_profile
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample, SampleSet, merge, sample_from_dict, sample_to_dict, together
@@ -151,3 +151,28 @@ def test_too_few_laps_say_so(count: int) -> None:
     assert not {COMPUTE_PASSES, COPY_PASSES} & set(fit.profile.curves)
     assert any("one time only" in line for line in fit.warnings)
     assert pass_curves(lawful_samples(), "a test", meanwhile=False) == {}
+
+
+def beside_others(share: float) -> SampleSet:
+    """Return samples measured while other programs took a share of the cores' time."""
+    began = {"total": 1000, "busy": 400, "own": 100, "steal": 0}
+    ended = {"total": 2000, "busy": 400 + 250 + round(1000 * share), "own": 350, "steal": 0}
+    conditions = {"began": {"cpu_jiffies": began}, "ended": {"cpu_jiffies": ended}}
+    return dataclasses.replace(lawful_samples(), conditions=conditions)
+
+
+def test_a_calibration_of_seconds_beside_other_programs_is_as_uncertain_as_their_share() -> None:
+    quiet, busy = (fit_profile(beside_others(share)) for share in (0.0, 0.4))
+    assert COMPUTE_PASSES not in quiet.profile.curves
+    assert {busy.profile.curves[name].relative_uncertainty for name in (COMPUTE_PASSES, COPY_PASSES)} == {0.4}
+    assert any("one time only" in line for line in busy.warnings)
+    estimates = [load_costs(found.profile, MODEL).expert_kernel(3, weight_format("32")) for found in (quiet, busy)]
+    assert estimates[0].seconds == estimates[1].seconds
+    assert estimates[1].relative_uncertainty == pytest.approx(math.hypot(estimates[0].relative_uncertainty, 0.4))
+    assert COMPUTE_PASSES not in fit_profile(beside_others(0.4), meanwhile=True).profile.curves
+
+
+@pytest.mark.parametrize("conditions", [{}, {"began": None}, {"began": {"cpu_jiffies": None}, "ended": {}},
+                                        {"began": {"cpu_jiffies": {"total": 1}}, "ended": {"cpu_jiffies": {"total": 2}}}])  # fmt: skip
+def test_conditions_that_say_nothing_of_others(conditions: dict[str, object]) -> None:
+    assert others_share(conditions) == 0.0
