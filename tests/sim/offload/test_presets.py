@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moeplan.sim.offload.costs import CostTables, host_costs
-from moeplan.sim.offload.simulators import first_difference, run_compiled, run_simpy
+from moeplan.sim.offload.simulators import first_difference, prices_of, run_compiled, run_simpy
 from moeplan.sim.offload.workload import build_workload
 from moeplan.sim.timeline import LANE_NAMES, NUM_RATED_LANES, OP_NAMES, RATE_ONE
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -282,3 +282,13 @@ def test_whole_timeline_of_a_preset(name):
     slow = run_simpy(config, workload, costs, capacities, serial=serial)
     assert by_time(shown(fast.timeline.rows)) == by_time(listed(EXPECTED[name]))
     assert first_difference(slow, fast) is None
+
+
+def test_the_layer_step_that_decisions_weigh_is_one_that_fetches_nothing_with_its_share_of_the_host():
+    schedule, trace = preset_of_one_slot("resident"), two_tokens()
+    costs = COSTS._replace(host_ns=host_costs(step=3, layer=1, kernel=2, transfer=9))
+    workload = build_workload(trace, schedule.workload)
+    config = config_of(schedule, trace)
+    capacities = capacities_of(schedule, trace)
+    done = run_compiled(config, workload, costs, capacities, serial=False)
+    assert prices_of(costs, workload).layer_step_ns[0] == int(done.step_end[-1]) // 4
