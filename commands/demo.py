@@ -1,9 +1,10 @@
-"""The command that shows everything once: a question answered without measuring, then the bundled recording on this machine's cores.
+"""The command that shows everything once: a question answered without measuring, then a small model on this machine's cores.
 
 Modelled: the question first, in seconds, on a page of its own and in the report; then, with torch, this machine is measured a
-little, the bundled model is planned for a small part of its memory, and the chosen schedule and two rivals are run for real beside
-their predictions; without torch, the plan is for a published machine and nothing is run. Ignored: other models and machines;
-`simulate`, `calibrate`, `plan` and `validate` take them.
+little, the small model is planned for a small part of its memory, and the chosen schedule and two rivals are run for real beside
+their predictions. In a clone, with transformers, the model itself generates text; an installed package brings its recording alone, which
+is replayed. Without torch, the plan is for a published machine and nothing is run. Ignored: other models and machines;
+`simulate`, `calibrate`, `plan`, `run` and `validate` take them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.terminal import print_json, print_plan, print_validation
 from ..base.text_files import check_outputs, output_folder, write_atomic
 from .options.declarations import JsonFlag
+from .parts import own_model
 from .parts.artefacts import write_offload_report, write_perfetto
 from .parts.first_question import first_answer
+
+if TYPE_CHECKING:
+    from ..executor.validation.validated import Validation
 
 DEMO_MODEL = "tiny-moe"
 DEMO_WINDOW = 2000
@@ -30,6 +36,7 @@ DEMO_HARDWARE, DEMO_MEMORY = "t4", "436MiB"
 DEMO_CPU_MEMORY = "48MiB"
 _CALIBRATE_SECONDS = 12.0
 _RUN_STEPS, _REPEATS, _RIVALS = 48, 5, 2
+_NEW_TOKENS = 24
 
 
 def demo(
@@ -38,10 +45,7 @@ def demo(
     ] = Path("out/demo"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Answer a question without measuring; then measure this CPU, plan the bundled recording, run it, and report how far off it was."""
-    from ..api.plan import plan
-    from ..base.progress import reporter
-
+    """Answer a question without measuring; then measure this CPU, plan a small model, run it, and report how far off that was."""
     output_folder(folder, "--output")
     paths = {
         "answer": folder / "answer.html",
@@ -58,6 +62,17 @@ def demo(
     if not as_json:
         typer.echo("\n".join([*answer.lines(), f"  page: {paths['answer']}", ""]))
         sys.stdout.flush()  # it is read while the rest runs
+    with tempfile.TemporaryDirectory(prefix="moeplan-") as place:
+        own = own_model.checkpoint(Path(place)) if runs and own_model.available() else None
+        _planned_and_run(paths, answer, own, as_json)
+
+
+def _planned_and_run(paths: dict[str, Path], answer: Any, own: Path | None, as_json: bool) -> None:
+    """Measure this machine, plan, run, and write and print what came of it; `own`: a checkpoint of the small model."""
+    from ..api.plan import plan
+    from ..base.progress import reporter
+
+    runs = "profile" in paths
     if runs:
         _calibrate(paths["profile"])
         machine, memory, dense_bits = str(paths["profile"]), DEMO_CPU_MEMORY, "32"
@@ -69,7 +84,7 @@ def demo(
     document, simulation = found.to_dict(), found.simulation
     write_atomic(paths["plan"], json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_perfetto(paths["timeline"], simulation, found.best)
-    measured, section = _run(document, simulation) if runs else (None, None)
+    measured, section = _run(document, simulation, own) if runs else (None, None)
     if measured is not None:
         write_atomic(paths["validation"], json.dumps(measured, indent=1, allow_nan=False) + "\n")
     write_offload_report(
@@ -86,6 +101,10 @@ def demo(
     print_plan(document, str(paths["plan"]))
     if measured is not None:
         print_validation(measured)
+        for text in measured["generated"]:
+            typer.echo(f"  generated {text!r}, the same under every schedule")
+        for line in measured["learnt"]:
+            typer.echo(f"  learnt    {line}")
     typer.echo(f"report    {paths['report']}\ntimeline  {paths['timeline']} (open it in Perfetto)")
 
 
@@ -102,18 +121,35 @@ def _calibrate(path: Path) -> None:
     )  # fmt: skip
 
 
-def _run(document: dict[str, Any], simulation: Any) -> tuple[dict[str, Any], Any]:
-    """Return the figures of running the plan and its rivals, and the report's section about them."""
-    from ..api.load import as_routing
+def _run(document: dict[str, Any], simulation: Any, own: Path | None) -> tuple[dict[str, Any], Any]:
+    """Return the figures of running the plan and its rivals, and the report's section about them.
+
+    own: a checkpoint of the small model, which then runs itself; None: its recording is replayed.
+    """
     from ..base.progress import reporter
-    from ..executor.validation.validate_plan import validate_plan
     from ..reports.validation.page import predicted_measured_section
 
-    found = validate_plan(
-        document, simulation.model, as_routing("bundled"), profile=simulation.profile, num_baselines=_RIVALS,
-        steps=_RUN_STEPS, repeats=_REPEATS, check_drift=False, progress=reporter("demo: run"),
-    )  # fmt: skip
+    found: Validation
+    if own is not None:
+        from ..api.model_validation import validate_checkpoint
+
+        found = validate_checkpoint(
+            document, own, own_model.texts(own), max_new_tokens=_NEW_TOKENS, baselines=_RIVALS, repeats=_REPEATS,
+            trace="bundled", progress=reporter("demo: run"),
+        )  # fmt: skip
+    else:
+        from ..api.load import as_routing
+        from ..executor.validation.validate_plan import validate_plan
+
+        found = validate_plan(
+            document, simulation.model, as_routing("bundled"), profile=simulation.profile, num_baselines=_RIVALS,
+            steps=_RUN_STEPS, repeats=_REPEATS, check_drift=False, progress=reporter("demo: run"),
+        )  # fmt: skip
     measured = found.to_dict() | found.best_to_dict()
+    measured |= {
+        "generated": [bytes(ids).decode("utf-8", "replace") for ids in found.generated],
+        "learnt": own_model.learnt(measured["configurations"]),
+    }
     predicted, observed = found.timelines()
     return measured, predicted_measured_section(measured, predicted=predicted, measured=observed)
 

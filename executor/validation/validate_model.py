@@ -112,6 +112,7 @@ def validate_model(
             ),
         ),
         seconds=time.monotonic() - began,
+        generated=runs[cases[0].name][0].tokens,
     )
 
 

@@ -22,7 +22,7 @@ from ...sim.timeline import Timeline
 from ...specs.machines.profile import Profile
 from ..calibration.calibrate import Calibration
 from ..running.execution import Execution
-from ..running.prediction import predicted_step_s
+from ..running.prediction import counted_steps, predicted_step_s
 from .agreement import Compared, summary
 from .error_budget import median_budget
 from .grid import Case
@@ -69,6 +69,8 @@ class Validation(Tabular):
     profile: Profile
     notes: tuple[str, ...]
     seconds: float
+    generated: tuple[tuple[int, ...], ...] = ()
+    """What a model generated after each prompt, the same under every schedule; empty where a recording was replayed."""
     reduced: Mapping[str, Any] | None = None
     """What of a plan's model ran where the machine does not hold all of it; None where all of it did."""
     drift: Mapping[str, float] | None = None
@@ -88,7 +90,11 @@ class Validation(Tabular):
         configurations = []
         steadied = {one.name: one for one in self.without_drift}
         for one in self.validated:
-            times = {"measured_steps_s": [(run.step_ns / NS_PER_S).tolist() for run in one.executions]}
+            counted = counted_steps(one.given.workload)
+            times: dict[str, Any] = {
+                "repeats_s": [float(run.step_ns[counted].mean()) / NS_PER_S for run in one.executions]
+            }
+            times |= {"measured_steps_s": [(run.step_ns / NS_PER_S).tolist() for run in one.executions]}
             now = {"predicted_now_s": steadied[one.case.name].predicted_s} if steadied else {}
             configurations.append(one.compared.to_dict() | now | {"error_budget": dict(one.budget)} | times)
         return {
