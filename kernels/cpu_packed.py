@@ -40,7 +40,7 @@ def product(x: torch.Tensor, matrix: PackedMatrix, slot: int, out: torch.Tensor)
     codes = matrix.codes[slot].T.contiguous().numpy()  # read row by row: across rows they would miss the cache
     fmt, columns = matrix.format, matrix.num_columns
     short = (fmt.bits, fmt.block_words, fmt.tail_words, fmt.group) == _SHORT
-    step = np.float32(2.0 ** (fmt.bits - ZERO_STEPS_LOG2))
+    step = 2.0 ** (fmt.bits - ZERO_STEPS_LOG2)
     sizes = _sizes(fmt, columns)
     even, odd, sums = (np.zeros(sizes[-1], np.float32) for _ in range(3))
     found = np.empty(matrix.num_rows, np.float32)
@@ -66,7 +66,7 @@ def decode(matrix: PackedMatrix, slot: int, out: torch.Tensor, row: torch.Tensor
     single = row.numpy()
     decode_packed(
         words, codes, row_scale, _scales(), wide, narrow, single, single.view(np.int32), fmt.bits, fmt.num_planes, fmt.group,
-        *_sizes(fmt, columns)[:-1], np.float32(2.0 ** (fmt.bits - ZERO_STEPS_LOG2)),
+        *_sizes(fmt, columns)[:-1], 2.0 ** (fmt.bits - ZERO_STEPS_LOG2),
     )  # fmt: skip
     return out
 

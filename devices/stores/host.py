@@ -7,6 +7,8 @@ real checkpoints.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...kernels.activation import Activation, activation
@@ -104,7 +106,7 @@ def make_store(
     place = device.place
     generator = torch.Generator(device=place).manual_seed(seed)
     for key in range(drawn):
-        biases = {}
+        biases: dict[str, Any] = {}
         matrices = {}
         for name, (num_rows, num_columns) in layout.shape.matrices.items():
             matrices[name] = torch.randn(num_rows, num_columns, generator=generator, device=place).mul_(

@@ -8,6 +8,8 @@ Ignored: exchanges, and prompts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -40,7 +42,8 @@ class Experts:
             for slot in range(self._slots):
                 number = layer * model.num_experts + int(placed[layer, slot])
                 generator = torch.Generator().manual_seed(seed * _EXPERT_SEED + number)
-                matrices, biases = {}, {}
+                matrices: dict[str, torch.Tensor] = {}
+                biases: dict[str, Any] = {}
                 for name, (num_rows, num_columns) in layout.shape.matrices.items():
                     matrices[name] = torch.randn(num_rows, num_columns, generator=generator).mul_(num_columns**-0.5)
                     if layout.shape.bias:
