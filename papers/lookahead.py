@@ -97,7 +97,11 @@ def trained_recall() -> tuple[float, float]:
 
 def _stored(name: str) -> Any:
     """Return a document that a benchmark of this package left beside the papers."""
-    return json.loads((Path(__file__).with_name("measured") / name).read_text(encoding="utf-8"))
+    return json.loads(_path(name).read_text(encoding="utf-8"))
+
+
+def _path(name: str) -> Path:
+    return Path(__file__).with_name("measured") / name
 
 
 def schedules(bits: str, cached_experts: int, software: str) -> dict[str, list[OffloadSchedule]]:
@@ -157,8 +161,13 @@ def cells_of(bits: str, software: str) -> list[Cell]:
 
 
 def measured_cells() -> list[Cell]:
-    """Return gains that benchmarks.lookahead measured with the small model, beside those that were predicted for the same runs."""
-    found = []
+    """Return gains that benchmarks.lookahead measured with the small model, beside those that were predicted for the same runs.
+
+    None where no results were stored.
+    """
+    found: list[Cell] = []
+    if not _path("lookahead.json").is_file():
+        return found
     for row in _stored("lookahead.json")["rows"]:
         cores, gains, predicted = row["machine"]["cores"], row["gain"], row["predicted_gain"]
         base = row["schedules"][_BASE]
