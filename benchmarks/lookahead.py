@@ -6,8 +6,8 @@ One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one p
     LRU + next gate     the paper's own: the next layer's gate guesses, copies overlap
     lookahead           what pays is fetched, as far and wide as a forecast on the run's own recording is fastest; or nothing ahead
 
-The link is what this machine has: `--link memory` copies between places of its memory, `--link disk` reads experts from a file, past the
-page cache, on its disk (nothing is copied back then: files are only read).
+The link is what this machine has: `--link memory` copies between places of its memory, `--link disk` reads experts from a file on its
+disk, past the page cache, straight into their slots (nothing is copied back then: files are only read).
 
 Modelled: greedy generation of the same prompts; medians of the mean decode step over repetitions, with their quartiles; the gain
 predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, both
@@ -60,8 +60,6 @@ LINKS = ("memory", "disk")
 BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
 _REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
 _WHOLE = 100.0
-_ON_THE_HOST = 2
-"""Experts that the host keeps where they are read from disk: as few as a step uses, so that almost all are read."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     with open_model(
         given.model, gates=gates_in(given.gates, spec), rounding=NEAREST, progress=reporter("load")
     ) as loaded:
+        for bits in formats if given.link == "disk" else ():
+            loaded.copy_from_disk(bits)
         calibration = calibrate_model(
             loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
-            disk=given.link == "disk", seconds=given.seconds, progress=reporter("calibrate"),
+            seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
         rows = [_measured(loaded, costs, bits, asked) for bits in formats]
@@ -142,10 +142,8 @@ def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool)
 def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
     plain: dict[str, Any] = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
-    if asked.link == "disk":
-        plain |= {"copy__host_experts": _ON_THE_HOST, "copy__write_back": False}
     schedules = {
-        BASE: load_preset("mixtral-offloading-code").with_options(**plain),
+        BASE: load_preset("mixtral-offloading-code").with_options(**plain, copy__write_back=asked.link == "memory"),
         NEXT: load_preset("mixtral-offloading").with_options(**plain),
     }
     schedules[AHEAD], reach = _best_ahead(loaded, costs, plain, asked)

@@ -71,9 +71,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     asked = Asked(prompts, given.new_tokens, given.repeats, 0, given.link)
     longest = max(map(len, prompts))
     with open_model(given.model, rounding=NEAREST, progress=reporter("load")) as loaded:
+        for bits in formats if given.link == "disk" else ():
+            loaded.copy_from_disk(bits)
         calibration = calibrate_model(
             loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
-            disk=given.link == "disk", seconds=given.seconds, progress=reporter("calibrate"),
+            seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
         rows = [_measured(loaded, costs, bits, asked) for bits in formats]
@@ -83,8 +85,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
     plain: dict[str, Any] = {"experts__bits": bits}
-    if asked.link == "disk":
-        plain |= {"copy__host_experts": 2}
     schedules = {name: load_preset(preset).with_options(**plain) for name, preset in _PRESETS.items()}
     runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
     show = reporter(f"{bits} bits")

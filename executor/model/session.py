@@ -39,7 +39,7 @@ from ..running.slots import Slots
 from ..running.workers import start_workers
 from .guesses import Gates, Guesser
 from .loading.assembly import Assembled, assemble, described
-from .loading.store import Progress, fill_file, fill_store, require_room
+from .loading.store import CheckedFile, Progress, fill_file, fill_store, require_room
 from .needs import needs_of, require_memory
 from .outcome import ModelRun, recording_of
 from .passes import NO_GUESSES, Kept, LivePass
@@ -76,7 +76,9 @@ class Loaded:
     def held_bytes(self) -> int:
         """Host memory that the model and its stores have taken already."""
         rest = sum(one.numel() * one.element_size() for one in self.assembled.model.parameters())
-        stores = sum(one.num_places * one.slot_bytes for (_, on_disk), one in self._stores.items() if not on_disk)
+        stores = sum(
+            one.num_places * one.slot_bytes for one in self._stores.values() if not isinstance(one, CheckedFile)
+        )
         return stores + (rest if self.device.kind == "cpu" else 0)
 
     def store(self, bits: str, *, on_disk: bool, pinned: bool = True) -> ExpertStore:
@@ -97,6 +99,10 @@ class Loaded:
                     self.assembled, bits, self.device, pinned=pinned, rounding=self.rounding, progress=self.progress
                 )
         return self._stores[key]
+
+    def copy_from_disk(self, bits: str) -> None:
+        """Let runs without a disk of their own copy experts from a file straight into slots: a link as slow as the disk."""
+        self._stores[bits, False] = self.store(bits, on_disk=True)
 
     def close(self) -> None:
         """Give all memory and files back."""
