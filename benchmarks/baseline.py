@@ -1,9 +1,10 @@
 """Predict every pinned scenario anew and list what differs from the stored figures; store them where asked.
 
-    python -m benchmarks.baseline [--write] [--file FILE]
+    python -m benchmarks.baseline [--write] [--file FILE] [--only WORD]
 
 Exits with 1 where something differs and was not written. Modelled: the scenarios of `baselines/scenarios.py`; with `--write` the
-stored file is replaced, and the list of what moved belongs into the commit that brings it. Ignored: whether a change is right.
+stored file is replaced, and the list of what moved belongs into the commit that brings it; `--only` leaves scenarios whose names lack the
+word as they are stored. Ignored: whether a change is right.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare predictions with the stored figures.")
     parser.add_argument("--write", action="store_true", help="store the figures as they are now")
     parser.add_argument("--file", type=Path, default=STORED, help="file of pinned figures")
+    parser.add_argument("--only", default="", help="predict scenarios with this word in their names alone")
     given = parser.parse_args()
-    asked = [Pinned(scenario=scenario, figures={}) for scenario in default_scenarios().values()]
-    found = predict_all(asked, given.file.parent, progress=reporter("baseline"))
-    differences = compare(read_baseline(given.file) if given.file.exists() else {}, found)
+    stored = read_baseline(given.file) if given.file.exists() else {}
+    asked = {name: Pinned(scenario=scenario, figures={}) for name, scenario in default_scenarios().items()}
+    anew = predict_all(
+        [one for name, one in asked.items() if given.only in name], given.file.parent, progress=reporter("baseline")
+    )
+    found = {name: anew.get(name) or stored[name] for name in asked if name in anew or name in stored}
+    differences = compare(stored, found)
     for each in differences:
         print(each.words())
     figures = sum(len(pinned.figures) for pinned in found.values())
