@@ -120,7 +120,7 @@ SearchMovesOption = Annotated[
     int | None,
     typer.Option(
         "--search-moves",
-        help="ep: moves the placement search tries in each layer (else 50000); for recordings of single tokens.",
+        help="ep: moves the placement search tries in each layer (else 50000, fewer above 30 layers); for recordings of single tokens.",
         callback=between(0, MOVES, "moves"),
     ),
 ]

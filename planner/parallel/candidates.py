@@ -9,7 +9,7 @@ is left out, by name, where only counts were recorded. Ignored: schedules (`ep_s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ...base.errors import InputError, UnknownName
 from ...specs.schedules.parallel import PLACEMENTS, ExpertParallelSchedule
-from ..placement.comparison import Candidate, assemble, choose_per_layer, evaluate
+from ..placement.comparison import Candidate, assemble, choose_per_layer, evaluate, judge, replay
 from ..placement.eplb import rebalance
 from ..placement.grace import GracePlan, grace_plan
 from ..placement.metro import FewestActiveChoice, metro_placement
@@ -27,6 +27,7 @@ from ..placement.placement import Placement, contiguous, from_rank_lists, round_
 from ..placement.replica_choice import CappedChoice, ReplicaChoice, StaticChoice, WeightedChoice, nearest_table
 from ..placement.search import SearchResult, SearchSettings, search_placement
 from ..placement.splits import StepTokens
+from ..placement.traffic import Traffic
 from .evidence import CHOOSE, PLAN, Evidence, TokenEvidence
 
 # What our search starts from, and what every layer of it has to beat.
@@ -36,9 +37,19 @@ STARTS = ("eplb", "eplb-hierarchical", "occult", "contiguous")
 OVERLAP_GROUPS = 4
 # Multiprocessors that its kernels go without (16 of 132, arXiv 2410.12247).
 OVERLAP_SM_FRACTION = 16 / 132
+# Tokens that a placement is searched on: with four times as many a move takes as much longer and gains next to nothing.
+MOST_PLANNING_TOKENS = 1 << 15
 NEEDS_TOKENS = ("grace", "occult", "metro", "search")
 # Expert groups of a hierarchical EPLB where the model's own number is not given: DeepSeek-V3's `n_group`.
 DEFAULT_EXPERT_GROUPS = 8
+
+
+def enough_steps(steps: list[StepTokens]) -> list[StepTokens]:
+    """Return steps evenly spaced over those given, of `MOST_PLANNING_TOKENS` tokens together, one at least."""
+    count = max(1, MOST_PLANNING_TOKENS // steps[0].num_tokens)
+    if count >= len(steps):
+        return steps
+    return [steps[place * len(steps) // count] for place in range(count)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,10 +76,15 @@ class Placements:
     search: SearchSettings
     num_groups: int | None = None
     workers: int = 1
+    deadline_s: float | None = None
+    """Clock reading (`time.monotonic`) after which layers are no longer searched."""
+    progress: Callable[[str], None] | None = None
+    """Told in words what of a placement is being searched."""
     _made: dict[tuple[str, int], Placement] = field(default_factory=dict)
     _grace: dict[int, GracePlan] = field(default_factory=dict)
     _results: dict[tuple[int, str, bool], SearchResult] = field(default_factory=dict)
     _searched: dict[tuple[int, str, bool, bool], Searched] = field(default_factory=dict)
+    _traffic: dict[tuple[str, int, bool], list[list[Traffic]]] = field(default_factory=dict)
     _routers: dict[tuple[object, ...], Candidate] = field(default_factory=dict)
 
     def num_slots(self, redundant: int) -> int:
@@ -131,19 +147,27 @@ class Placements:
             result, costs = self._search(redundant, exchange, overlapped), self._costs(exchange, overlapped)
             # Ours first, so that a tie keeps it.
             placements = {"search": result.placement} | {name: self.placement(name, redundant) for name in STARTS}
-            tables = {name: nearest_table(placement) for name, placement in placements.items()}
-            tables["search"] = result.table
-            routers: dict[str, ReplicaChoice] = {
-                name: StaticChoice(table=table) if planned else CappedChoice() for name, table in tables.items()
+            tables = {"search": result.table} | {
+                name: nearest_table(self.placement(name, redundant)) for name in STARTS
             }
+            router = StaticChoice(table=result.table) if planned else CappedChoice()
             steps = self.evidence_steps(CHOOSE)
-            names = choose_per_layer({
-                name: evaluate(Candidate(placement=placement, router=routers[name]), steps, costs)
-                for name, placement in placements.items()
-            })  # fmt: skip
+            ours = evaluate(Candidate(placement=result.placement, router=router), steps, costs)
+            theirs = {name: judge(self._replayed(name, redundant, planned), costs) for name in STARTS}
+            names = choose_per_layer({"search": ours} | theirs)
             table = np.stack([tables[name][layer] for layer, name in enumerate(names)])
             self._searched[key] = Searched(placement=assemble(placements, names), table=table, layers_from=tuple(names))
         return self._searched[key]
+
+    def _replayed(self, name: str, redundant: int, planned: bool) -> list[list[Traffic]]:
+        """Return the traffic of a heuristic's placement on the requests to choose by; what it costs is another question."""
+        key = (name, redundant, planned)
+        if key not in self._traffic:
+            placement = self.placement(name, redundant)
+            router = StaticChoice(table=nearest_table(placement)) if planned else CappedChoice()
+            candidate = Candidate(placement=placement, router=router)
+            self._traffic[key] = replay(candidate, self.evidence_steps(CHOOSE))
+        return self._traffic[key]
 
     def _costs(self, exchange: str, overlapped: bool) -> LayerCosts:
         costs = self.layer_costs[exchange]
@@ -175,9 +199,17 @@ class Placements:
                     for held, load in zip(by_rank, self.evidence.load, strict=True)
                 ]
                 starts["search without copies"] = from_rank_lists(by_rank, self.num_experts, self.num_nodes, slots)
-            costs, steps = self._costs(exchange, overlapped), self.evidence_steps(PLAN)
-            self._results[key] = search_placement(steps, starts, costs, self.search, self.workers)
+            costs, steps = self._costs(exchange, overlapped), enough_steps(self.evidence_steps(PLAN))
+            what = f"placement with {redundant} copies for {exchange}"
+            self._results[key] = search_placement(
+                steps, starts, costs, self.search, self.workers, deadline_s=self.deadline_s,
+                progress=lambda done, layers: self._tell(f"{what}, layer {done} of {layers}"),
+            )  # fmt: skip
         return self._results[key]
+
+    def _tell(self, words: str) -> None:
+        if self.progress is not None:
+            self.progress(words)
 
     def expert_groups(self) -> int:
         """Return the expert groups a hierarchical EPLB keeps together."""

@@ -42,7 +42,9 @@ _MOST = {
     "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
     "kept_context_tokens": 2**30, "concurrency": 2**26, "prompt_tokens": 2**30,
 }  # fmt: skip
-_MOST_MOVES = 10**9
+_MOST_ASKED = 10**9
+# Moves of a placement search where none are asked for: for each layer, and for all of a model's together.
+LAYER_MOVES, ALL_MOVES = 50_000, 1_500_000
 # Beyond, a server computes prompts and hardly anything else.
 _MOST_PREFILL = 0.999
 # Slots more on every rank that are tried where the number of copies is searched.
@@ -90,8 +92,8 @@ class ParallelRequest:
     """Memory of each device; None takes the profile's."""
     num_groups: int | None = None
     """The model's expert groups, for hierarchical EPLB."""
-    search_moves: int = 50_000
-    """Moves our placement search proposes for each layer."""
+    search_moves: int | None = None
+    """Moves our placement search proposes for each layer; None: 50,000, or fewer, so that all layers have 1,500,000 together."""
     workers: int = 1
     """Threads of that search; they do not change the result."""
     seed: int = 0
@@ -164,11 +166,11 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
             raise InputError(name, value, "below one", "give a positive count")
         if value is not None and value > most:
             raise InputError(name, value, f"above {most:,}", "give a smaller count")
-    for name, count in (("redundant", request.num_redundant or 0), ("search_moves", request.search_moves)):
+    for name, count in (("redundant", request.num_redundant or 0), ("search_moves", request.search_moves or 0)):
         if count < 0:
             raise InputError(name, count, "below zero", "give a count")
-        if count > _MOST_MOVES:
-            raise InputError(name, count, f"above {_MOST_MOVES:,}", "give a smaller count")
+        if count > _MOST_ASKED:
+            raise InputError(name, count, f"above {_MOST_ASKED:,}", "give a smaller count")
     if request.concurrency is not None and request.tokens_per_rank is not None:
         raise InputError(
             "concurrency", request.concurrency, "tokens on each rank say it already", "give one of the two"
@@ -287,9 +289,12 @@ def prepare_ep(
         simulation.costing, schedule, step_tokens=evidence.step_tokens, num_ranks=simulation.num_ranks,
         ranks_per_node=request.ranks_per_node, weight=evidence.weight if isinstance(evidence, TokenEvidence) else 1,
     )  # fmt: skip
+    moves = request.search_moves
+    if moves is None:
+        moves = min(LAYER_MOVES, ALL_MOVES // model.num_moe_layers)
     placements = Placements(
         evidence, model.num_experts, simulation.num_ranks, request.num_nodes, costs,
-        SearchSettings(num_moves=request.search_moves, seed=request.seed), request.num_groups, request.workers,
+        SearchSettings(num_moves=moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
     placements.num_slots(request.num_redundant or 0)
     return EpSearch(simulation, evidence, placements, progress)

@@ -65,7 +65,10 @@ class EpSearch:
     deadline_s: float | None = None
     """Clock reading (`time.monotonic`) after which no further candidate is begun."""
     num_evaluated: int = 0
+    done: int = 0
+    """Of `expected`: candidates scored or left out, and predictions after the search."""
     expected: int = 0
+    """Known before the first candidate; 0 until then."""
     num_skipped: int = 0
     """Candidates left out because time was up."""
     _seen: set[str] = field(default_factory=set)
@@ -76,6 +79,12 @@ class EpSearch:
             return schedule
         runs = self.engine_runs(schedule, self.placements.candidate(schedule).placement)
         return None if runs is None else runs.with_options(name=schedule.name)
+
+    def tell(self, words: str) -> None:
+        """Report how far the search is."""
+        if self.progress is not None:
+            most = self.expected or self.done
+            self.progress(min(self.done, most), most, words)
 
     def predict(
         self,
@@ -90,8 +99,8 @@ class EpSearch:
         """Return the prediction of a schedule on a part; raises DoesNotFit."""
         loads = self.evidence.loads(part, self.placements.candidate(schedule), schedule)
         self.num_evaluated += 1
-        if self.progress is not None:
-            self.progress(self.num_evaluated, max(self.expected, self.num_evaluated), schedule.name)
+        self.done += 1
+        self.tell(schedule.name)
         return self.simulation.predict(
             schedule, loads, engine=engine, rows=rows, parts=parts, check_memory=check_memory
         )
@@ -116,8 +125,10 @@ class EpSearch:
         copied = [(policy, copies) for copies in counts if copies for policy in _BY_LOAD]
         more = [policy for policy in self.policies() if policy not in (*_BY_LOAD, "contiguous", "round-robin", "grace")]
         second = len(list(self.placed(base, [(policy, 1) for policy in more]))) if copied else 0
-        self.expected = self.num_evaluated + len(first) + len(list(self.placed(base, copied))) + second
-        self.expected += (_KEPT + _RIVALS) * (1 + len(_SM_FRACTIONS) * (2 + len(_GROUPS) + len(_CHUNKS))) + AFTERWARDS
+        searched = len(first) + len(list(self.placed(base, copied))) + second
+        overlapped = (_KEPT + _RIVALS) * (1 + len(_SM_FRACTIONS) * (2 + len(_GROUPS) + len(_CHUNKS)))
+        self.expected = self.done + searched + overlapped + AFTERWARDS
+        self.placements.progress, self.placements.deadline_s = self.tell, self.deadline_s
         placed = self._score(first, part, misfits)
         with_copies = self._score(self.placed(base, copied), part, misfits)
         if with_copies:
@@ -138,6 +149,7 @@ class EpSearch:
         rivals = sorted(others.values(), key=lambda each: each.prediction.step_s)[:_RIVALS]
         for scored in [*kept, *rivals]:
             found += self._score(self.pipelined(scored.schedule), part, misfits)
+        self.done = max(self.done, self.expected - AFTERWARDS)
         return sorted(found, key=lambda each: each.prediction.step_s)
 
     def divided(self, base: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
@@ -201,10 +213,11 @@ class EpSearch:
         for schedule in schedules:
             if self.deadline_s is not None and self._seen and time.monotonic() > self.deadline_s:
                 self.num_skipped += 1
+                self.done += 1
                 continue
             told = self.told(schedule)
             if told is None or (key := repr(told)) in self._seen:
-                self.expected -= 1
+                self.done += 1
                 continue
             self._seen.add(key)
             try:

@@ -97,14 +97,19 @@ def kmeans(points: FloatArray, num_clusters: int, seed: int = 0) -> npt.NDArray[
 
 
 def sized_groups(
-    affinity: npt.NDArray[np.integer], num_groups: int, smallest: int, largest: int, seed: int = 0
+    affinity: npt.NDArray[np.integer],
+    num_groups: int,
+    smallest: int,
+    largest: int,
+    seed: int = 0,
+    clusters: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Return `num_groups` groups of the rows of `affinity: [n, n]` with sizes in [smallest, largest], members ascending.
 
     From spectral clusters: (1) a cluster keeps its `largest` members of highest affinity to the cluster, the others go to a
     pool; (2) each pooled expert, strongest pull first, joins the group with room it has most affinity to; (3) while a group
     is too small, the largest group that can spare one gives the member it holds weakest relative to the needy group.
-    Raises InputError when the sizes cannot add up.
+    clusters: the spectral ones, where they are at hand; sizes do not change them. Raises InputError when the sizes cannot add up.
     """
     size = len(affinity)
     if not 1 <= smallest <= largest or not num_groups * smallest <= size <= num_groups * largest:
@@ -116,7 +121,7 @@ def sized_groups(
         )
     groups: list[list[int]] = []
     pool: list[int] = []
-    for cluster in spectral_clusters(affinity, num_groups, seed):
+    for cluster in spectral_clusters(affinity, num_groups, seed) if clusters is None else clusters:
         pull = affinity[np.ix_(cluster, cluster)].sum(axis=1)
         ranked = [cluster[place] for place in np.argsort(-pull, kind="stable")]
         groups.append(ranked[:largest])

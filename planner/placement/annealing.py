@@ -91,7 +91,10 @@ def mean_seconds(ports: Counts, prices: Prices, work_weight: float) -> float:
 
 @jit
 def fill_state(state: State, buckets: Buckets, experts: Counts, rules: Rules) -> None:
-    """Count `visits`, `rows` and `ports` of `state` from scratch for `experts: [tokens, top_k]` under `state.target`."""
+    """Count `visits`, `rows` and `ports` of `state` from scratch for `experts: [tokens, top_k]` under `state.target`.
+
+    Visits are counted as far as the exchange asks for them: not where every choice is sent, nodes only where tokens cross once to each.
+    """
     visits, ports, rows, ranks_per_node = state.visits, state.ports, state.rows, rules.ranks_per_node
     num_ranks = state.target.shape[1]
     visits[:] = 0
@@ -103,9 +106,11 @@ def fill_state(state: State, buckets: Buckets, experts: Counts, rules: Rules) ->
         for choice in range(experts.shape[1]):
             expert = experts[token, choice]
             rank = state.target[expert, source]
-            visits[token, rank] += 1
-            visits[token, num_ranks + rank // ranks_per_node] += 1
             rows[step, expert, rank] += 1
+            if rules.kind != EVERY_CHOICE:
+                visits[token, rank] += 1
+            if rules.kind == TWO_STAGES:
+                visits[token, num_ranks + rank // ranks_per_node] += 1
             if rules.kind != TWO_STAGES and rank != source and (rules.kind == EVERY_CHOICE or visits[token, rank] == 1):
                 tier = 2 if rank // ranks_per_node == home else 0
                 ports[step, tier, source] += 1
@@ -136,10 +141,15 @@ def repoint(state: State, buckets: Buckets, expert: int, source: int, before: in
     node_before, node_after = before // ranks_per_node, after // ranks_per_node
     gate_before, gate_after = node_before * ranks_per_node + seat, node_after * ranks_per_node + seat
     column_before, column_after = num_ranks + node_before, num_ranks + node_after
+    crosses = rules.kind == TWO_STAGES and node_before != node_after
     bucket = (expert * num_ranks + source) * num_steps
     for step in range(num_steps):
         first, last = buckets.start[bucket + step], buckets.start[bucket + step + 1]
         come, gone, cross_come, cross_gone = 0, 0, 0, 0
+        many = last - first
+        if rules.kind == EVERY_CHOICE:
+            come, gone = many, many
+            first = last
         for place in range(first, last):
             token = buckets.token[place]
             there = visits[token, after]
@@ -148,22 +158,19 @@ def repoint(state: State, buckets: Buckets, expert: int, source: int, before: in
             here = visits[token, before] - 1
             visits[token, before] = here
             gone += here == 0
-            if node_before != node_after:
+            if crosses:
                 node_there = visits[token, column_after]
                 visits[token, column_after] = node_there + 1
                 cross_come += node_there == 0
                 node_here = visits[token, column_before] - 1
                 visits[token, column_before] = node_here
                 cross_gone += node_here == 0
-        many = last - first
         had, has = rows[step, expert, before], rows[step, expert, after]
         rows[step, expert, before] = had - many
         rows[step, expert, after] = has + many
         ports[step, 4, before] += rules.work[had - many] - rules.work[had]
         ports[step, 4, after] += rules.work[has + many] - rules.work[has]
         if rules.kind != TWO_STAGES:
-            if rules.kind == EVERY_CHOICE:
-                come, gone = many, many
             if after != source:
                 tier = 2 if node_after == home else 0
                 ports[step, tier, source] += come
@@ -189,7 +196,7 @@ def repoint(state: State, buckets: Buckets, expert: int, source: int, before: in
 
 @jit
 def _revisit(
-    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int
+    state: State, buckets: Buckets, expert: int, source: int, before: int, after: int, ranks_per_node: int, kind: int
 ) -> None:
     """Move visits and rows of (expert, source rank) from `before` to `after`, not ports (to take a move back)."""
     visits, rows = state.visits, state.rows
@@ -201,12 +208,16 @@ def _revisit(
         many = buckets.start[bucket + step + 1] - buckets.start[bucket + step]
         rows[step, expert, before] -= many
         rows[step, expert, after] += many
+    if kind == EVERY_CHOICE:
+        return
+    crosses = kind == TWO_STAGES and column_before != column_after
     for place in range(buckets.start[bucket], buckets.start[bucket + num_steps]):
         token = buckets.token[place]
         visits[token, after] += 1
         visits[token, before] -= 1
-        visits[token, column_after] += 1
-        visits[token, column_before] -= 1
+        if crosses:
+            visits[token, column_after] += 1
+            visits[token, column_before] -= 1
 
 
 @jit
@@ -253,16 +264,8 @@ def _propose_swap(state: State, slot_a: int, slot_b: int, slots_per_rank: int, c
 
 
 @jit
-def _propose_overwrite(
-    state: State,
-    slot: int,
-    expert: int,
-    slots_per_rank: int,
-    ranks_per_node: int,
-    seed: int,
-    move: int,
-    changes: Changes,
-) -> int:
+def _propose_overwrite(state: State, slot: int, expert: int, slots_per_rank: int, ranks_per_node: int, seed: int, move: int,
+                       changes: Changes) -> int:  # fmt: skip
     """Note the changes of overwriting a spare copy by a copy of `expert`; return how many, or −1 when that is not allowed.
 
     Sources of the lost copy go to their nearest other copy. The new copy takes its own rank's tokens, those of its node
@@ -364,7 +367,8 @@ def anneal(
         if seconds > current and hash_fraction(seed, move, 3, 0) >= math.exp((current - seconds) / temperature):
             for row in range(count):
                 back_from, back_to = changes.after[row], changes.before[row]
-                _revisit(state, buckets, changes.expert[row], changes.source[row], back_from, back_to, ranks_per_node)
+                expert_back, source_back = changes.expert[row], changes.source[row]
+                _revisit(state, buckets, expert_back, source_back, back_from, back_to, ranks_per_node, rules.kind)
             state.ports[:] = saved
             continue
         accepted += 1

@@ -65,6 +65,11 @@ def replay_layer(candidate: Candidate, steps: Sequence[StepTokens], layer: int) 
 
 def evaluate(candidate: Candidate, steps: Sequence[StepTokens], costs: LayerCosts) -> Evaluation:
     """Return the candidate's predictions on `steps`; raises InputError when the steps have other layers or ids."""
+    return judge(replay(candidate, steps), costs)
+
+
+def replay(candidate: Candidate, steps: Sequence[StepTokens]) -> list[list[Traffic]]:
+    """Return the traffic of every layer in every step; raises InputError when the steps have other layers or ids."""
     layers = candidate.placement.num_layers
     for step in steps:
         if step.experts.shape[1] != layers:
@@ -76,9 +81,13 @@ def evaluate(candidate: Candidate, steps: Sequence[StepTokens], costs: LayerCost
             )
     if not steps:
         raise InputError("steps", 0, "at least one step is needed", "hold back more requests")
-    found = np.empty((5, layers))
-    for layer in range(layers):
-        traffics = replay_layer(candidate, steps, layer)
+    return [replay_layer(candidate, steps, layer) for layer in range(layers)]
+
+
+def judge(replayed: Sequence[Sequence[Traffic]], costs: LayerCosts) -> Evaluation:
+    """Return the predictions of what was replayed, [layers][steps]: one replay serves all kinds of exchange."""
+    found = np.empty((5, len(replayed)))
+    for layer, traffics in enumerate(replayed):
         times = [layer_time(traffic, costs) for traffic in traffics]
         found[:, layer] = (
             np.mean([time.total_s for time in times]),

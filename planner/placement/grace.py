@@ -122,22 +122,36 @@ def node_groups(affinity: Counts, num_nodes: int, ranks_per_node: int, seed: int
 
 
 def rank_groups(
-    affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node: int, ratio: float, seed: int = 0
+    affinity: Counts,
+    nodes: Sequence[Sequence[int]],
+    ranks_per_node: int,
+    ratio: float,
+    seed: int = 0,
+    clusters: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[list[int]]:
     """Return the experts of every rank, node by node, with sizes E ± max(1, round(E·ratio)) where E = ⌊node's experts / ranks⌋.
 
-    Raises InputError for a ratio that is negative or not finite.
+    clusters: the spectral ones of every node (`node_clusters`), where they are at hand; the ratio does not change them. Raises
+    InputError for a ratio that is negative or not finite.
     """
     if not math.isfinite(ratio) or ratio < 0:
         raise InputError("ratio", ratio, "must be finite and not negative", "the paper uses 0.15")
     groups = []
-    for experts in nodes:
+    for node, experts in enumerate(nodes):
         even = len(experts) // ranks_per_node
         slack = max(1, round(even * ratio))
         inside = affinity[np.ix_(experts, experts)]
-        for group in sized_groups(inside, ranks_per_node, max(1, even - slack), even + slack, seed):
+        known = None if clusters is None else clusters[node]
+        for group in sized_groups(inside, ranks_per_node, max(1, even - slack), even + slack, seed, known):
             groups.append([experts[place] for place in group])
     return groups
+
+
+def node_clusters(
+    affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node: int, seed: int = 0
+) -> list[list[list[int]]]:
+    """Return the spectral clusters inside every node, one for each of its ranks, as places among the node's experts."""
+    return [spectral_clusters(affinity[np.ix_(experts, experts)], ranks_per_node, seed) for experts in nodes]
 
 
 def knee_ratio(affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node: int, seed: int = 0) -> float:
@@ -147,8 +161,9 @@ def knee_ratio(affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node:
     deviation. Ties, and curves without a knee, go to the smallest ratio.
     """
     deviation, used = [], []
+    clusters = node_clusters(affinity, nodes, ranks_per_node, seed)
     for ratio in RATIOS:
-        groups = rank_groups(affinity, nodes, ranks_per_node, ratio, seed)
+        groups = rank_groups(affinity, nodes, ranks_per_node, ratio, seed, clusters)
         deviation.append(float(np.std([len(group) for group in groups])))
         used.append(affinity_within(affinity, groups))
     low, high = int(np.argmin(deviation)), int(np.argmax(deviation))

@@ -130,21 +130,25 @@ def nearest_table(placement: Placement, seed: int = SGLANG_SEED) -> npt.NDArray[
     """
     generator = random.Random(seed)
     ranks, ranks_per_node, width = placement.num_ranks, placement.ranks_per_node, placement.slots_per_rank
-    table = np.empty((placement.num_layers, placement.num_logical, ranks), dtype=np.int32)
-    for layer in range(placement.num_layers):
-        for expert, copies in enumerate(placement.logical_to_physical(layer)):
-            left_over = []
-            for rank in range(ranks):
-                near = [slot for slot in copies if slot // width == rank]
-                near = near or [slot for slot in copies if slot // (width * ranks_per_node) == rank // ranks_per_node]
-                if near or len(copies) == 1:
-                    table[layer, expert, rank] = (near or copies)[0]
-                else:
-                    left_over.append(rank)
-            rounds, rest = divmod(len(left_over), len(copies))
-            shares = copies * rounds + generator.sample(copies, k=rest)
-            generator.shuffle(shares)
-            table[layer, expert, left_over] = shares
+    # An expert's first slot, which all ranks use of one without copies: nothing is drawn for those.
+    order = np.argsort(placement.physical_to_logical, axis=1, kind="stable")
+    copied = placement.replica_counts()
+    first = np.take_along_axis(order, np.cumsum(copied, axis=1) - copied, axis=1)
+    table = np.repeat(first[:, :, None], ranks, axis=2).astype(np.int32)
+    for layer, expert in np.argwhere(copied > 1).tolist():
+        copies = np.flatnonzero(placement.physical_to_logical[layer] == expert).tolist()
+        left_over = []
+        for rank in range(ranks):
+            near = [slot for slot in copies if slot // width == rank]
+            near = near or [slot for slot in copies if slot // (width * ranks_per_node) == rank // ranks_per_node]
+            if near:
+                table[layer, expert, rank] = near[0]
+            else:
+                left_over.append(rank)
+        rounds, rest = divmod(len(left_over), len(copies))
+        shares = copies * rounds + generator.sample(copies, k=rest)
+        generator.shuffle(shares)
+        table[layer, expert, left_over] = shares
     return table
 
 

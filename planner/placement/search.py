@@ -9,10 +9,12 @@ deviate from the planned table. Overfitting is the main trap: plan on many token
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ from .splits import StepTokens
 from .traffic import check_range
 
 Counts = npt.NDArray[np.int64]
+LayerProgress = Callable[[int, int], None]
+"""Told (layers done, of how many)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +102,15 @@ def search_placement(
     costs: LayerCosts,
     settings: SearchSettings | None = None,
     workers: int = 1,
+    *,
+    deadline_s: float | None = None,
+    progress: LayerProgress | None = None,
 ) -> SearchResult:
     """Return our placement for the tokens of `steps`, starting every layer from the best of `starts`.
 
     All starts must share layers, experts, slots, ranks and nodes; the result has the same. `workers` threads share the
-    layers and do not change the result. Raises InputError for steps or starts that do not belong together, and for steps larger
+    layers and do not change the result. Layers begun after `deadline_s` (a reading of `time.monotonic`) keep their start. progress is
+    told (layers done, of how many). Raises InputError for steps or starts that do not belong together, and for steps larger
     than `costs` reach.
     """
     chosen = settings or SearchSettings()
@@ -111,8 +119,14 @@ def search_placement(
         costs.sharing.check_tokens(max(step.num_tokens * step.experts.shape[2] for step in steps))
     tables = {name: nearest_table(placement) for name, placement in starts.items()}
 
+    done = itertools.count(1)
+
     def one(layer: int) -> SearchedLayer:
-        return _search_layer(steps, starts, tables, layer, costs, chosen)
+        late = deadline_s is not None and time.monotonic() > deadline_s
+        found = _search_layer(steps, starts, tables, layer, costs, replace(chosen, num_moves=0) if late else chosen)
+        if progress is not None:
+            progress(next(done), first.num_layers)
+        return found
 
     first = next(iter(starts.values()))
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

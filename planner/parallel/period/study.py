@@ -136,18 +136,13 @@ def period_study(
         simulation=simulation, schedule=schedule, windows=windows, step_tokens=request.step_tokens, stored=counts_of(recording),
         num_redundant_slots=search.placements.num_slots(copies), window_steps=asked.window_steps, seed=request.seed,
         num_groups=search.placements.expert_groups() if schedule.placement.policy == "eplb-hierarchical" else 1,
-        progress=None if search.progress is None else lambda words: _tell(search, words),
+        progress=None if search.progress is None else search.tell,
     )  # fmt: skip
     results = period.run(_policies(asked, period.num_steps))
     return PeriodStudy(
         results=tuple(results), num_steps=period.num_steps, num_tokens=sum(window.num_tokens for window in windows),
         num_windows=len(windows), description=describe(schedule),
     )  # fmt: skip
-
-
-def _tell(search: EpSearch, words: str) -> None:
-    if search.progress is not None:
-        search.progress(search.num_evaluated, max(search.expected, search.num_evaluated), words)
 
 
 def _policies(asked: Asked, num_steps: int) -> list[Policy]:
