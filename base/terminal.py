@@ -220,6 +220,9 @@ def print_parallel_plan(document: dict[str, Any], output: str) -> None:
     print(f"  best      {best['step_s'] * MS_PER_S:.3f} ms a step (±{error:.0%}), {best['tokens_per_s']:.0f} tokens/s, "
           f"{best['bound']} binds: {best.get('description', '')}")  # fmt: skip
     print(f"            {_traffic(best)}")
+    rival = document["headline"]["rival"]
+    print(f"  against   {rival['step_s'] * MS_PER_S:.3f} ms a step, {rival['tokens_per_s']:.0f} tokens/s: {rival['description']}")
+    print(f"            {_traffic(rival)}")
     for kind in ("baselines", "references"):
         for one in document[kind]:
             change = best["step_s"] / one["step_s"] - 1

@@ -54,9 +54,11 @@ class Headline:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the headline as plain values."""
+        description = describe(self.rival.schedule)
         return {
-            "name": self.rival.schedule.name, "why": self.why, "step_s": self.rival.step_s, "description": describe(self.rival.schedule),
-            "schedule": self.rival.schedule.to_dict(), "ratio": self.ratio, "ratio_interval": list(self.interval), "words": self.words,
+            "name": self.rival.schedule.name, "why": self.why, "step_s": self.rival.step_s, "description": description,
+            "schedule": self.rival.schedule.to_dict(), "rival": self.rival.to_dict() | {"description": f"{self.why}: {description}"},
+            "ratio": self.ratio, "ratio_interval": list(self.interval), "words": self.words,
         } | self.gain.to_dict()  # fmt: skip
 
 

@@ -193,7 +193,9 @@ def make_ep_plan(
     memory, most = search.memory(chosen)
     waits = latency(search, recording, request, chosen, best.step_s, most)
     waits.check(request, describe(chosen))
-    study = None if period is None else period_study(search, chosen, recording, request, period, copies)
+    # Where the best divides experts so that none are placed, rebalancing is of the best that places them.
+    placing = next((one.schedule for one in ranked if one.schedule.parallel.experts not in ("tensor", "node")), chosen)
+    study = None if period is None else period_study(search, placing, recording, request, period, copies)
     bound = lower_bound_s(search, chosen)
     planned = search.predict(chosen, PLAN).step_s
     return ParallelPlan(

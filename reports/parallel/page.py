@@ -22,6 +22,7 @@ from .placement import balance_plot, expert_plot, layer_names, load_plot, rank_t
 from .plan_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
 from .ranks import ranks_plot
 from .rivals import INGREDIENTS, ablation_plot, schedules, staleness_plot, steps_plot
+from .serving import period_section, serving_section
 from .traffic import reduction_bytes, traffic_plot, traffic_table_rows
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
@@ -39,6 +40,7 @@ def parallel_report(document: Document, *, before: EpTimeline | None = None, aft
     check_parallel_document(document)
     sections = [
         _speed(document),
+        *serving_section(document),
         _decisions(document),
         _ingredients(document),
         _load(document),
@@ -47,7 +49,12 @@ def parallel_report(document: Document, *, before: EpTimeline | None = None, aft
     ]
     if after is not None and len(after.rows):
         sections.append(_timeline(document, before, after))
-    sections += [_moving(document), _assumptions(document, profile), _provenance(document, command)]
+    sections += [
+        _moving(document),
+        *period_section(document),
+        _assumptions(document, profile),
+        _provenance(document, command),
+    ]
     origin, request = document["provenance"], document["request"]
     nodes, ranks_per_node = request["num_nodes"], request["ranks_per_node"]
     ranks = f"{nodes} × {ranks_per_node} ranks" if nodes > 1 else f"{ranks_per_node} ranks of one node"

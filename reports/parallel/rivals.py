@@ -17,6 +17,7 @@ from ..page import INK, Plot
 from ..style import BLUE, GREEN, GREY, LIGHT_GREY, VERMILION, axis, lying_bars
 from .plan_document import PLAIN, Document, plain_of
 
+RIVAL = "the rival"
 # Short enough to stand beside a bar.
 INGREDIENTS = {
     "none": "plain",
@@ -32,9 +33,13 @@ INGREDIENTS = {
 
 
 def schedules(document: Document) -> list[tuple[str, str, Document]]:
-    """Return (heading, title, result) of every simulated schedule: the chosen, plain, the others fastest first, references."""
+    """Return (heading, title, result) of every simulated schedule: the chosen, plain, the headline's rival, the others fastest first,
+    references.
+    """
     plain = plain_of(document)
     found = [("Chosen", "best", document["best"]), ("Today", f"{PLAIN} (plain)", plain)]
+    if (rival := document["headline"].get("rival")) is not None:
+        found.append(("What it is set against", RIVAL, rival))
     others = sorted((one for one in document["baselines"] if one is not plain), key=lambda one: float(one["step_s"]))
     found += [("Published schedules", str(one["name"]), one) for one in others]
     found += [("References out of reach", str(one["name"]), one) for one in document["references"]]

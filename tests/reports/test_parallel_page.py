@@ -56,6 +56,7 @@ from report_pages import Page
 SECTIONS = [
     "",
     "speed",
+    "serving",
     "plan",
     "ingredients",
     "load",
@@ -126,6 +127,7 @@ def test_the_verdict_comes_first(data, page) -> None:
 
 def test_the_comparison_holds_every_schedule_with_the_numbers_of_the_document(data, page) -> None:
     every = {one["name"]: one for one in (data["best"], *data["baselines"], *data["references"])}
+    every["the rival"] = data["headline"]["rival"]
     rows = page.rows["speed"][1 : len(every) + 1]
     assert [row[0].removesuffix(" (plain)") for row in rows[:2]] == ["best", "ep"]
     assert {row[0].removesuffix(" (plain)") for row in rows} == set(every)
