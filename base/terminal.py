@@ -221,7 +221,9 @@ def print_parallel_plan(document: dict[str, Any], output: str) -> None:
           f"{best['bound']} binds: {best.get('description', '')}")  # fmt: skip
     print(f"            {_traffic(best)}")
     rival = document["headline"]["rival"]
-    print(f"  against   {rival['step_s'] * MS_PER_S:.3f} ms a step, {rival['tokens_per_s']:.0f} tokens/s: {rival['description']}")
+    print(
+        f"  against   {rival['step_s'] * MS_PER_S:.3f} ms a step, {rival['tokens_per_s']:.0f} tokens/s: {rival['description']}"
+    )
     print(f"            {_traffic(rival)}")
     for kind in ("baselines", "references"):
         for one in document[kind]:

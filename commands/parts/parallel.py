@@ -80,7 +80,8 @@ def print_parallel_prediction(document: Mapping[str, Any]) -> None:
     _line("step", f"{numbers.seconds(document['step_s'])}, {numbers.seconds(low)} to {numbers.seconds(high)} likely; "
                   f"{'exchanges' if document['bound'] == 'exchange' else document['bound']} would take longest alone")  # fmt: skip
     user = document["tokens_per_s_per_user"]
-    speed = f"{numbers.significant(document['tokens_per_s'])} tokens/s, {numbers.significant(document['tokens_per_s_per_gpu'])} per GPU"
+    whole, each = document["latency"]["tokens_per_s"], document["tokens_per_s_per_gpu"]
+    speed = f"{numbers.significant(whole)} tokens/s, {numbers.significant(each)} per GPU"
     _line("speed", speed + ("" if user is None else f", {numbers.significant(user)} per user"))
     _print_latency(document)
     for kind, value in document["parts_s"].items():
@@ -108,12 +109,11 @@ def print_parallel_answer(document: Mapping[str, Any]) -> None:
     from ...reports.parallel.factors import gain_words
 
     head, best, factors = document["headline"], document["best"], document["factors"]
-    request, step, user = document["request"], best["step_s"], ""
+    request, step, waits = document["request"], best["step_s"], document["latency"]
     ranks = request["num_nodes"] * request["ranks_per_node"]
-    if not request["prefill"]:
-        user = f", {numbers.significant(document['tokens_a_step'] / step)} per user"
+    user = "" if waits["tpot_s"] is None else f", {numbers.significant(1 / waits['tpot_s'])} per user"
     typer.echo(f"{head['words']}: {numbers.seconds(step)} a step instead of {numbers.seconds(head['step_s'])}, "
-               f"{numbers.significant(best['tokens_per_s'] / ranks)} tokens/s per GPU{user}")  # fmt: skip
+               f"{numbers.significant(waits['tokens_per_s'] / ranks)} tokens/s per GPU{user}")  # fmt: skip
     base = factors["baseline"]
     typer.echo(f"what each decision is worth, from {base['description']} ({numbers.seconds(base['step_s'])} a step); shares add up to the "
                "whole:")  # fmt: skip

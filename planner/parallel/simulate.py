@@ -53,13 +53,13 @@ class ParallelAnswer:
 
     @property
     def tokens_per_s_per_rank(self) -> float:
-        """Tokens a second of each device."""
-        return self.prediction.tokens_per_s / self.num_ranks
+        """Tokens a second of each device: generated ones, beside the prompts that are mixed in; prompts' in prefill."""
+        return self.latency.tokens_per_s / self.num_ranks
 
     @property
     def tokens_per_s_per_user(self) -> float | None:
-        """Tokens a second of each request; None in prefill."""
-        return None if self.request.prefill else self.request.tokens_a_step / self.prediction.step_s
+        """Tokens a second of each request, prompts computed in between; None in prefill."""
+        return None if self.latency.tpot_s is None else 1 / self.latency.tpot_s
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from ...planner.parallel.period.moves import WAY_WORDS
 from .. import numbers
 from ..bars import lying_figure, rows_under
 from ..page import Column, Plot, Section, figures_row, paragraph, table
@@ -139,10 +140,18 @@ def period_section(document: Document) -> list[Section]:
     return [Section(id="period", title="Does rebalancing pay over time", parts=parts)]
 
 
+def _bar_words(one: Any) -> tuple[str, str]:
+    """Return (heading, title) of a policy's bar: an interval and how experts move, short enough to stand beside it."""
+    if one["policy"] == "every":
+        return f"rearranged every {one['every_steps']:,} steps", WAY_WORDS.get(one["moves"], str(one["moves"]))
+    return "nothing moves while serving", {"never": "never", "once": "once, before"}.get(one["policy"], one["policy"])
+
+
 def _period_plot(period: Any) -> Plot:
     """Return what the period takes under every policy: steps, what collecting counts costs, and stalls."""
     every = period["policies"]
-    rows, titles = rows_under([""] * len(every)), [str(one["words"]) for one in every]
+    headings, titles = zip(*(_bar_words(one) for one in every), strict=True)
+    rows = rows_under(headings)
     kinds = (("steps", "steps_s", BLUE), ("counting", "counting_s", LIGHT_GREY), ("stalled", "stalled_s", VERMILION))
     data = []
     for name, key, colour in kinds:

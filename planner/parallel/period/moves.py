@@ -23,6 +23,7 @@ from ..migration import migration
 
 AT_ONCE, LAYER_BY_LAYER, BACKGROUND = "at-once", "layer-by-layer", "background"
 WAYS = (AT_ONCE, LAYER_BY_LAYER, BACKGROUND)
+WAY_WORDS = {AT_ONCE: "at once", LAYER_BY_LAYER: "layer by layer", BACKGROUND: "in the background"}
 PLANNING_S_PER_SLOT = 0.010 / (26 * 64)
 """vLLM's `rebalance_experts`: 10 ms for DeepSeek-V2-Lite's 26 layers of 64 slots (github.com/vllm-project/vllm/pull/28369)."""
 MOVING_S_PER_EXPERT = (0.260 - 0.010) / (26 * 8)

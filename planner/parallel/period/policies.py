@@ -28,7 +28,15 @@ from ...placement.placement import Placement, contiguous
 from ...placement.replica_choice import WeightedChoice
 from ..difference import Gain, gain
 from ..evidence import CountEvidence
-from .moves import COUNTING_S_PER_LAYER, STALL_UNCERTAINTY, Rearrangement, longest_pause_s, rearrangement, stall_s
+from .moves import (
+    COUNTING_S_PER_LAYER,
+    STALL_UNCERTAINTY,
+    WAY_WORDS,
+    Rearrangement,
+    longest_pause_s,
+    rearrangement,
+    stall_s,
+)
 from .windows import Counts, Window, mixed
 
 NEVER, ONCE, EVERY = "never", "once", "every"
@@ -52,7 +60,7 @@ class Policy:
             return "never: experts in their order"
         if self.kind == ONCE:
             return "once, from stored statistics, before serving"
-        return f"every {self.every_steps:,} steps, moved {self.way.replace('-', ' ')}"
+        return f"every {self.every_steps:,} steps, moved {WAY_WORDS[self.way]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
