@@ -12,7 +12,10 @@ from typing import TypeAlias
 from ..base.errors import InputError
 from ..specs.machines import load as machines
 from ..specs.machines import serving
+from ..specs.machines.compose import DEFAULT_ENGINE
+from ..specs.machines.notation import is_parts
 from ..specs.machines.profile import Profile
+from ..specs.machines.profile_file import list_hardware
 from ..specs.models import ModelSpec
 from ..specs.models import load as models
 from ..traces.format import load_recording
@@ -58,6 +61,17 @@ def load_machine(text: str, *, engine: str | None = None) -> Profile:
     its unit in its name, its source and its relative uncertainty. Raises UnknownName or InputError.
     """
     return machines.load_machine(text, engine)
+
+
+def engine_meant(hardware: object, engine: str | None, *, own_rules: bool) -> str | None:
+    """Return the engine that a question is about; None: what the machine's constants were taken from.
+
+    Who names a bundled card and says no more ("how fast is this model on an rtx-4090?") means the engine that people run there, as for
+    a machine made of parts. own_rules: a recording, a schedule or rules were given, which are studied on the machine as it is published.
+    """
+    if engine is not None or own_rules or not isinstance(hardware, str):
+        return engine
+    return DEFAULT_ENGINE if hardware in list_hardware() and is_parts(hardware) else None
 
 
 def as_model(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:

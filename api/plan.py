@@ -36,7 +36,7 @@ from ..specs.memory import kv_bytes_of
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
 from .drafting import AcceptanceLike, DraftsAsked, drafts_asked
-from .load import Recording, as_cluster_machine, as_model, as_recording
+from .load import Recording, as_cluster_machine, as_model, as_recording, engine_meant
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
 from .subject import Subject, open_subject, rank_budget
@@ -203,7 +203,8 @@ def plan(
         request = dataclasses.replace(request, seconds=seconds)
     if trace is not None and window is None:
         one_device["window"] = WINDOW
-    one_device |= {"engine": _engine_of(target, engine), "reserve": reserve}
+    engine = engine_meant(hardware, _engine_of(target, engine), own_rules=trace is not None or policy is not None)
+    one_device |= {"engine": engine, "reserve": reserve}
     kinds = _kv_types(kv_type)
     for kind in kinds if target in DIALECTS else ():
         check_kv_type(str(target), kind)

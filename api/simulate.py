@@ -24,7 +24,7 @@ from ..specs.memory import MemoryBreakdown
 from ..specs.models import ModelSpec
 from ..specs.schedules.offload import OffloadSchedule, apply_settings, parse_setting
 from .drafting import AcceptanceLike, drafting_of
-from .load import Recording
+from .load import Recording, engine_meant
 from .requests import LengthsLike
 from .settings import SettingsLike, open_settings
 from .subject import Subject, open_subject
@@ -147,6 +147,8 @@ def simulate(
     if simulator not in SIMULATORS:
         raise UnknownName("--simulator", simulator, SIMULATORS)
     changes = open_settings(settings)
+    own_rules = any(one is not None for one in (trace, schedule, policy)) or bool(changes.schedule)
+    engine = engine_meant(hardware, engine, own_rules=own_rules)
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, engine=engine, quant=quant, prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens, lengths=lengths, context=context, concurrency=concurrency, ubatch=ubatch, kv_type=kv_type,

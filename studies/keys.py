@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..api.load import load_machine, load_model, load_trace
+from ..api.load import engine_meant, load_machine, load_model, load_trace
+from ..api.settings import PREFIXES
 from ..base.errors import InputError
 from ..base.version import __version__
 from ..specs.machines.profile import Profile
@@ -27,6 +28,8 @@ FORMAT = 1
 _ROOMS = ("api", "base", "calibrate", "planner", "sim", "specs", "traces")
 _KINDS = (".py", ".json")
 _ROOT = Path(__file__).resolve().parents[1]
+
+_OWN_RULES = ("trace", "schedule", "policy")
 
 
 @functools.cache
@@ -52,6 +55,12 @@ def machine_of(name: str, engine: str | None) -> Profile:
     return load_machine(name, engine=engine)
 
 
+def engine_of(asked: Mapping[str, Any]) -> str | None:
+    """Return the engine that a run is about, as `simulate` and `plan` take it."""
+    own_rules = any(name in _OWN_RULES or ("." in name and name.split(".")[0] not in PREFIXES) for name in asked)
+    return engine_meant(asked["hardware"], asked.get("engine"), own_rules=own_rules)
+
+
 @functools.lru_cache(maxsize=16)
 def recording_of(path: str) -> RoutingTrace | LoadProfile:
     """Return a recording, loaded once a process."""
@@ -69,7 +78,7 @@ class Keys:
         """Return the hash of a run's fields; raises InputError for a model, machine, recording or file that cannot be read."""
         content = {**asked, **self._common}
         content["model"] = self._once(("model", asked["model"]), _model_sha256)
-        content["hardware"] = self._once(("hardware", asked["hardware"], asked.get("engine")), _machine_sha256)
+        content["hardware"] = self._once(("hardware", asked["hardware"], engine_of(asked)), _machine_sha256)
         for name, hashed in (("trace", _recording_sha256), ("lengths", _file_sha256), ("policy", _file_sha256)):
             if name in asked:
                 content[name] = self._once((name, asked[name]), hashed)

@@ -17,7 +17,7 @@ from ..base.errors import DoesNotFit, InputError, OutOfReach, one_line
 from ..planner.offload.plan import OffloadPlan
 from ..sim.offload.simulate import Prediction
 from .fields import PLAN
-from .keys import as_text, machine_of, model_of, recording_of, rules_sha256
+from .keys import as_text, engine_of, machine_of, model_of, recording_of, rules_sha256
 
 DONE, NO_ROOM, REFUSED, FAILED = "done", "does not fit", "refused", "failed"
 STATES = (DONE, NO_ROOM, REFUSED, FAILED)
@@ -87,7 +87,7 @@ def _figures(predict: str, fields: Mapping[str, Any]) -> dict[str, Any]:
             else {"draft_length": found.drafting["length"], "draft_gain": found.drafting["gain"]}
         )
         return figures_of(found.best) | {"verdict": found.verdict, "num_candidates": found.num_candidates} | drafts
-    machine = machine_of(fields["hardware"], fields.get("engine"))
+    machine = machine_of(fields["hardware"], engine_of(fields))
     return figures_of(simulate(model, machine, trace=trace, settings=settings, **options).prediction)
 
 

@@ -116,7 +116,8 @@ EngineOption = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="Serving engine that runs a machine made of parts (moeplan engine list); default: llama.cpp.",
+        help="Serving engine that runs a machine made of parts, or a bundled card (moeplan engine list); default: llama.cpp, of a bundled "
+        "card where neither a recording nor a schedule is given.",
         autocompletion=complete_engine,
     ),
 ]
