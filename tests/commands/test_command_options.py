@@ -332,6 +332,7 @@ COUNTS = {
     },
 }
 COUNTS["ep, counts"], COUNTS["requests"] = COUNTS["ep"], COUNTS["offload"]
+COUNTS["offload"].add("speculative")
 COUNTS["recording"] = COUNTS["lengths"] = {
     "quant",
     "ubatch",
@@ -379,9 +380,6 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
             simulation.own_rules, request,
         )  # fmt: skip
 
-    def served(simulation: Any, request: Any, engine: str, **more: Any) -> None:
-        offload(simulation, (request, engine))
-
     def parallel(
         model: Any,
         profile: Any,
@@ -398,7 +396,11 @@ def test_every_option_of_plan_reaches_the_search_or_is_refused(
         raise Reached(model, profile, counted.tobytes(), request, tuple(others), engine, ask, period)
 
     monkeypatch.setattr(asks, "make_plan", offload)
-    monkeypatch.setattr(asks, "make_served_plan", lambda *asked, **more: offload(*asked[:2], **more))
+    monkeypatch.setattr(
+        asks,
+        "make_served_plans",
+        lambda each, request, engine, **more: offload(next(iter(each.values())), (request, engine)),
+    )
     monkeypatch.setattr(asks, "make_ep_plan", parallel)
 
     def asked(arguments: list[str]) -> tuple[Any, ...] | Done:

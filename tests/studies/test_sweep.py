@@ -179,11 +179,17 @@ def test_the_time_left_counts_no_compilation(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_seeds_are_of_routing_that_is_made_up(tmp_path: Path) -> None:
-    base = {"model": "tiny-moe", "hardware": "t4", "prompt_tokens": 4, "reply_tokens": 8, "memory": "450MiB"}
+    asked: dict[str, Any] = {
+        "schedule": "mixtral-offloading-code",
+        "prompt_tokens": 4,
+        "reply_tokens": 8,
+        "memory": "450MiB",
+    }
+    base = {"model": "tiny-moe", "hardware": "t4", **asked}
     found = moeplan.sweep({"base": base, "repeats": 2}, store=tmp_path / "s.sqlite", jobs=1)
     table = found.to_frame()
     assert table["hits"][0] != table["hits"][1]
-    told = moeplan.simulate("tiny-moe", "t4", prompt_tokens=4, reply_tokens=8, memory="450MiB")
+    told = moeplan.simulate("tiny-moe", "t4", **asked)
     assert table["window_s"][0] == told.metrics.window_s
     refused = moeplan.sweep({"base": STUDY["base"], "seeds": [1]}, store=tmp_path / "s.sqlite", jobs=1)
     assert refused.states["refused"] == 1 and "recording is replayed" in refused.reasons["refused"]
