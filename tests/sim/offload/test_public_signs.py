@@ -153,7 +153,7 @@ def test_the_right_split_depends_on_the_context() -> None:
 
 @pytest.mark.parametrize("slots", [8, 10])
 def test_a_cache_that_knows_the_future_lies_as_far_above_lru_as_replayers_found(slots: int) -> None:
-    """Replays of recordings of 2026 (kekzl/imp#2061, FreeToken#174 among nine): Belady 11 to 23 points above plain LRU, at the capacities
+    """Replays of recordings of 2026 (kekzl/imp#2061, FreeToken#174, …): Belady 11 to 23 points above plain LRU, at the capacities
     that small cards leave. That they found anything online within a few points of LRU does not come out in full: counting policies gain 5 to
     7 points here, where a request's favourites stay what they are.
     """
