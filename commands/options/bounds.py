@@ -40,7 +40,8 @@ def between(
         if value is not None and not (math.isfinite(value) and least <= value <= most):
             kind = "a whole number" if isinstance(least, int) else "a number"
             rule = f"not {kind} from {_plain(least)} to {_plain(most)} ({what})"
-            raise InputError(max(param.opts, key=len), value, rule, "give one in between")
+            name = next((one for one in param.opts if one.startswith("--")), param.opts[0])
+            raise InputError(name, value, rule, "give one in between")
         return value
 
     return check

@@ -39,7 +39,8 @@ def numbers(group: Any = None, name: str = "") -> Iterator[Any]:
             hints = typing.get_type_hints(inspect.unwrap(command.callback))
             for option in command.params:
                 if {int, float} & {hints[option.name], *typing.get_args(hints[option.name])}:
-                    yield pytest.param(f"{name}{key}", max(option.opts, key=len), id=f"{name}{key} {option.name}")
+                    first = next(each for each in option.opts if each.startswith("--"))
+                    yield pytest.param(f"{name}{key}", first, id=f"{name}{key} {option.name}")
 
 
 FOUND = list(numbers())

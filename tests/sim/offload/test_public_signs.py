@@ -142,20 +142,19 @@ def test_the_quicker_setting_flips_with_the_length_of_the_prompt() -> None:
 
 def test_the_right_split_depends_on_the_context() -> None:
     """ollama/ollama#16688: more context leaves fewer layers' experts on the card; quantised keys and values bring some back."""
-    layers = {}
-    for context, kv_type in ((8_000, "f16"), (128_000, "f16"), (128_000, "q8_0")):
+    layers = []
+    for context, slots, kv_type in ((8_000, 1, "f16"), (40_960, 3, "q8_0"), (40_960, 3, "f16")):
         this = open_subject(model="qwen3-30b-a3b", quant="Q4_K_M", hardware="rtx-4060-ti-16gb + ryzen-7-7700x + ddr5-5600x2:64GiB",
-                            prompt_tokens=20, reply_tokens=2, context=context if context <= 40_960 else 40_960, kv_type=kv_type,
-                            concurrency=1 if context <= 40_960 else 3).simulation  # fmt: skip
-        layers[context, kv_type] = fewest_on_host(this, range(49), 1 if context <= 40_960 else 3, 512)[0].host_layers
-    assert layers[8_000, "f16"] < layers[128_000, "q8_0"] < layers[128_000, "f16"]
+                            prompt_tokens=20, reply_tokens=2, context=context, kv_type=kv_type, concurrency=slots).simulation  # fmt: skip
+        layers.append(fewest_on_host(this, range(49), slots, 512)[0].host_layers)
+    assert layers[0] < layers[1] < layers[2]
 
 
 @pytest.mark.parametrize("slots", [8, 10])
 def test_a_cache_that_knows_the_future_lies_as_far_above_lru_as_replayers_found(slots: int) -> None:
     """Replays of recordings of 2026 (kekzl/imp#2061, FreeToken#174, …): Belady 11 to 23 points above plain LRU, at the capacities
-    that small cards leave. That they found anything online within a few points of LRU does not come out in full: counting policies gain 5 to
-    7 points here, where a request's favourites stay what they are.
+    that small cards leave. That they found anything online within a few points of LRU does not come out in full: counting policies
+    gain 5 to 7 points here, where a request's favourites stay what they are.
     """
     simulation = open_subject(model="gpt-oss-20b", hardware="rtx-3060 + ryzen-9-7950x + ddr5-6000x2:64GiB", prompt_tokens=0,
                               reply_tokens=300).simulation  # fmt: skip
