@@ -183,7 +183,9 @@ def _formats(
             why = str(reason)
             continue
         if min_decode is not None and one.decode_tokens_per_s < min_decode:
-            why = f"{one.quant} generates {one.decode_tokens_per_s:.3g} tokens/s, fewer than the {min_decode:g} asked for"
+            why = (
+                f"{one.quant} generates {one.decode_tokens_per_s:.3g} tokens/s, fewer than the {min_decode:g} asked for"
+            )
             continue
         found.append(one)
         if not every and one.host_layers == 0:

@@ -31,7 +31,7 @@ DIAGNOSE = ("diagnose", "--hardware", MACHINE, "--model", "gpt-oss-20b", "--comm
         ((*PLAN, *SHORT, "--ubatch", "0"), 2, "--ubatch = 0: not a whole number from 1"),
         ((*PLAN, *SHORT, "--reserve", "12GiB"), 2, "reserve less"),
         ((*PLAN[:-1], "lama.cpp", *SHORT), 2, "did you mean 'llama.cpp'?"),
-        (("plan", "--model", "tiny-moe", "--hardware", "rtx-3060", "--trace", "bundled", "--prompt-tokens", "99999", "--reply-tokens", "1"), 2,
+        (("plan", "--model", "tiny-moe", "--hardware", "rtx-3060", "--trace", "bundled", "--prompt-tokens", "99999"), 2,
          "the recording has 3143 tokens of prompts"),
         ((*FIT, "--min-decode", "99999"), 3, "MXFP4_MOE generates "),
         ((*FIT, "--engine", "vllm"), 2, "not one of: ik_llama.cpp, llama.cpp"),
