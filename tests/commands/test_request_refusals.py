@@ -40,7 +40,7 @@ DIAGNOSE = ("diagnose", "--hardware", MACHINE, "--model", "gpt-oss-20b", "--comm
         ((*DIAGNOSE, "llama-server -cmoe -ncmoe 3", "--measured-decode", "9"), 2, "keep one of the two"),
         ((*DIAGNOSE, "llama-server -ngl 99"), 2, "nothing was measured"),
         ((*DIAGNOSE, "llama-server -c 999999", "--measured-decode", "9"), 2, "was made for 131072 tokens"),
-        ((*DIAGNOSE, "llama-server -c 256", "--measured-decode", "9", "--prompt-tokens", "512"), 2, "less than the 640 tokens of a request"),
+        ((*DIAGNOSE, "llama-server -c 256", "--measured-decode", "9", "--prompt-tokens", "512"), 2, "less than the 640 tokens"),
         (("emit", "absent.json"), 2, "no such file"),
     ],
 )  # fmt: skip
