@@ -74,6 +74,11 @@ def engine_meant(hardware: object, engine: str | None, *, own_rules: bool) -> st
     return DEFAULT_ENGINE if hardware in list_hardware() and is_parts(hardware) else None
 
 
+def own_trace(model: str | os.PathLike[str] | ModelSpec) -> str | None:
+    """Return the name of the recording that the package carries where it is of this model, None where it is of another."""
+    return _BUNDLED if as_model(model).name == as_recording(_BUNDLED).model else None
+
+
 def as_model(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     """Return a model as it is, or loaded by name."""
     return model if isinstance(model, ModelSpec) else load_model(model)

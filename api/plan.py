@@ -36,7 +36,7 @@ from ..specs.memory import kv_bytes_of
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
 from .drafting import AcceptanceLike, DraftsAsked, drafts_asked
-from .load import Recording, as_cluster_machine, as_model, as_recording, engine_meant
+from .load import Recording, as_cluster_machine, as_model, as_recording, engine_meant, own_trace
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
 from .subject import Subject, open_subject, rank_budget
@@ -141,7 +141,8 @@ def plan(
 
     request: an `OffloadRequest` plans for one device, a `ParallelRequest` for many; None: one device, the whole time of a request
     without a recording, tokens per second of the window with one. trace: a recording; None, for one device: routing of the model's
-    family for requests of `prompt_tokens` + `reply_tokens` tokens. memory: the budget of each device, bytes or a text such as "6GiB";
+    family for requests of `prompt_tokens` + `reply_tokens` tokens; for many: the bundled one, where it is of this model. memory: the
+    budget of each device, bytes or a text such as "6GiB";
     None: all it has. dense_bits: weight format of everything but routed experts; None: the checkpoint's, 16 bits at most. settings:
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
@@ -172,6 +173,7 @@ def plan(
         for name, value in (one_device | others).items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
+        trace = own_trace(model) if trace is None else trace
         if trace is None:
             raise InputError(
                 "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"

@@ -172,8 +172,6 @@ def validate(
     from ..api.settings import open_settings
     from ..api.validate import validate as run
 
-    if report is not None and plan_path is not None:
-        _check_page(report, plan_path)
     changes = open_settings(settings)
     found: Any
     if checkpoint is not None:
@@ -208,14 +206,6 @@ def validate(
         print_validation(document)
         print_settings(document)
     _end(document, as_json)
-
-
-def _check_page(report: Path, plan_path: Path) -> None:
-    """Return nothing; raises InputError where a page is asked for of a plan that has none."""
-    from ..specs.plans.document import EXPERT_PARALLEL, read_plan
-
-    if read_plan(plan_path).get("kind") == EXPERT_PARALLEL:
-        raise InputError("--report", str(report), "pages are of plans for one device", "leave it out, or use --output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from ...sim.policies.state import Array
 from ...specs.models import ModelSpec
 from ...specs.provenance import model_from_values
 from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from_dict
+from .moving import Move
 
 # A line of an order: exchange, stage, tier. A stage of both tiers at once is of tier BOTH.
 BOTH = 2
@@ -65,6 +66,8 @@ class Job:
     seed: int = 0
     timeout_s: float = 60.0
     """After so long without an answer another rank is taken for dead."""
+    move: Move | None = None
+    """A change of placement while the steps run."""
     inter_bytes_per_s: float = 0.0
     """Rate of the in-process limiter between nodes; 0 where the network itself is slow."""
 
@@ -112,6 +115,10 @@ def write_job(folder: Path, job: Job) -> str:
     for number, (step, order) in enumerate(zip(job.steps, job.orders, strict=True)):
         arrays |= {f"slots{number}": step.slots, f"experts{number}": step.experts, f"source{number}": step.source_rank,
                    f"order{number}": order}  # fmt: skip
+    if job.move is not None:
+        values["move"] = {"way": job.move.way, "begin": job.move.begin}
+        arrays["after"] = job.move.physical_to_logical
+        arrays |= {f"after{number}": slots for number, slots in enumerate(job.move.slots)}
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     (folder / _ARRAYS).write_bytes(packed.getvalue())
@@ -139,9 +146,15 @@ def read_job(folder: Path) -> Job:
         ]
         orders = [arrays[f"order{n}"] for n in range(values["num_steps"])]
         placed = arrays["physical_to_logical"]
+        told, move = values.get("move"), None
+        if told is not None:
+            move = Move(
+                way=told["way"], begin=told["begin"], physical_to_logical=arrays["after"],
+                slots=tuple(arrays[f"after{n}"] for n in range(values["num_steps"])),
+            )  # fmt: skip
     return Job(
         model=model_from_values(values["model"]), schedule=ep_schedule_from_dict(values["schedule"]),
         topology=Topology(**values["topology"]), physical_to_logical=placed, steps=steps, orders=orders,
         context_tokens=values["context_tokens"], repeats=values["repeats"], seed=values["seed"], timeout_s=values["timeout_s"],
-        inter_bytes_per_s=values["inter_bytes_per_s"],
+        inter_bytes_per_s=values["inter_bytes_per_s"], move=move,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ...base.errors import InputError, Internal
+from ...sim.parallel.timeline import EP_END, EP_START
 from ...sim.policies.state import Array
 from ..running.execute import Progress, silent
 from ..running.failures import ExecutionFailed
@@ -47,6 +48,22 @@ class RankRun:
     """The same of headers and sizes."""
     tokens: Sequence[Array]
     states: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+    moved: Moved | None = None
+    """Of a job with a move, what came of it."""
+    clock: tuple[int, int] = (0, 0)
+    """How far this rank's clock is before the first one's, and what that is known to, in nanoseconds; times are on the first one's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moved:
+    """One rank's part of a move."""
+
+    usable: Array
+    """int64 [(repeats + 1) · steps]: layers under the new placement, step after step as they ran."""
+    spans: Array
+    """int64 [pieces, 3]: layers there afterwards, when the piece began and ended."""
+    states: Sequence[Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]
+    """Of each run of each step: the states that its tokens ended in."""
 
 
 def run_job(job: Job, nodes: Nodes | None = None) -> list[RankRun]:
@@ -192,9 +209,20 @@ def _read(folder: Path, rank: int, job: Job) -> RankRun:
         raise Internal(f"rank {rank} ended well without a result")
     steps = range(len(job.steps))
     with np.load(path, allow_pickle=False) as found:
+        before, known_to = (int(each) for each in found["clock"])
+        shift = before if abs(before) > known_to else 0  # less cannot be told from none
+        rows = [[found[f"rows{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps]
+        for each in (one for of_step in rows for one in of_step):
+            each[:, [EP_START, EP_END]] -= shift
+        moved = None
+        if job.move is not None:
+            pieces = found["moves"]
+            pieces[:, 1:] -= shift
+            states = [[found[f"states{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps]
+            moved = Moved(usable=found["usable"], spans=pieces, states=states)
         return RankRun(
-            spans=[found[f"spans{n}"] for n in steps],
-            rows=[[found[f"rows{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps],
+            moved=moved,
+            spans=[found[f"spans{n}"] - shift for n in steps], rows=rows, clock=(before, known_to),
             payload=[found[f"payload{n}"] for n in steps], other=[found[f"other{n}"] for n in steps],
             tokens=[found[f"tokens{n}"] for n in steps], states=[found[f"states{n}"] for n in steps],
         )  # fmt: skip

@@ -16,11 +16,9 @@ import contextlib
 import datetime as dt
 import hashlib
 import os
-import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,226 +26,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ...devices.runners.runner import gate
-from ...sim.parallel.program import (
-    FREE,
-    INTER,
-    INTRA,
-    OP_COMBINE,
-    OP_DENSE,
-    OP_DISPATCH,
-    OP_EXPERT,
-    OP_HEAD,
-    Program,
-    Shape,
-    build_program,
-)  # fmt: skip
-from ...sim.parallel.timeline import EP_FIELDS, LANE_COMPUTE, LANE_INTER
-from .exchange import Counted, Groups, Network, Peers, Rows, make_groups, make_peers
-from .job import BOTH, ROUNDS, Job, job_folders, job_sha256, read_job
-from .routes import IntArray, parts_of_tokens, slots_of_group
-from .work import Dense, Experts, check_batches, hidden_states
-
-_CLOCK = time.perf_counter_ns  # CLOCK_MONOTONIC: the same for all processes of a machine
-_NAMES = {OP_DISPATCH: "dispatch", OP_COMBINE: "combine"}
-
-
-class Stopped(Exception):
-    """Another thread of this rank has failed."""
-
-
-class StepRun:
-    """One step of this rank, while it runs."""
-
-    def __init__(self, rank: Rank, number: int) -> None:
-        self._rank, self._job, self._program = rank, rank.job, rank.program
-        job = rank.job
-        step = job.steps[number]
-        mine = np.flatnonzero(step.source_rank == rank.rank)
-        batch, self._chunk = parts_of_tokens(len(mine), job.schedule)
-        self._slots, self._experts = step.slots[mine], torch.from_numpy(step.experts[mine])
-        self._of_batch = [np.flatnonzero(batch == micro) for micro in range(job.schedule.pipeline.micro_batches)]
-        states = hidden_states(job.model, len(step.source_rank), number, job.seed)[torch.from_numpy(mine)]
-        self._x = [states[torch.from_numpy(at)] for at in self._of_batch]
-        self._tokens = mine
-        exchanges = len(self._program.ex_kind)
-        self._ready = [threading.Event() for _ in range(exchanges)]
-        self._done = [threading.Event() for _ in range(exchanges)]
-        self._half = [threading.Event() for _ in range(exchanges)]
-        self._kept: dict[tuple[int, int, int], Rows] = {}
-        self._gated: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._sums: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._after_ex: dict[int, list[int]] = {}
-        for ex, before in enumerate(self._program.ex_after_ex.tolist()):
-            if before >= 0:
-                self._after_ex.setdefault(before, []).append(ex)
-        self.rows: list[tuple[int, ...]] = []
-        self.payload = np.zeros((exchanges, job.topology.num_ranks), np.int64)
-        self.other = np.zeros_like(self.payload)
-        self._order = job.orders[number]
-
-    # --- the two kinds of threads -----------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """Do the step; raises what any of its threads raised."""
-        program = self._program
-        failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-        tiers = (INTER, INTRA) if self._rank.two_channels else (None,)
-        threads = [
-            threading.Thread(
-                target=self._exchange_all, args=(tier, failures), name=f"moeplan exchanges {tier}", daemon=True
-            )
-            for tier in tiers
-        ]
-        for thread in threads:
-            thread.start()
-        followers: dict[int, list[int]] = {}
-        for ex, after in enumerate(program.ex_after_op.tolist()):
-            if after >= 0:
-                followers.setdefault(after, []).append(ex)
-        for op in range(len(program.op_kind)):
-            for ex in program.wait_list[program.wait_start[op] : program.wait_start[op + 1]].tolist():
-                self._wait(self._done[ex], failures)
-            self._compute(op)
-            for ex in followers.get(op, ()):
-                self._ready[ex].set()
-        for thread in threads:
-            thread.join()
-        if not failures.empty():
-            raise failures.get()
-
-    def _wait(self, event: threading.Event, failures: queue.SimpleQueue[BaseException]) -> None:
-        while not event.wait(0.05):
-            if not failures.empty():
-                raise failures.get()
-
-    def _exchange_all(self, tier: int | None, failures: queue.SimpleQueue[BaseException]) -> None:
-        """Do all stages of a tier, or of both, in order."""
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                for ex, stage, at in self._order.tolist():
-                    if tier is not None and at != tier:
-                        continue
-                    self._wait(self._half[ex] if stage else self._ready[ex], failures)
-                    self._stage(ex, stage, at)
-        except BaseException as error:  # noqa: BLE001 - the other thread raises it
-            failures.put(error)
-
-    # --- operations ---------------------------------------------------------------------------------------------------
-
-    def _compute(self, op: int) -> None:
-        program = self._program
-        kind, layer, micro, group = (
-            int(column[op]) for column in (program.op_kind, program.op_layer, program.op_micro, program.op_group)
-        )
-        began = _CLOCK()
-        for ex in program.wait_list[program.wait_start[op] : program.wait_start[op + 1]].tolist():
-            if program.ex_kind[ex] == OP_COMBINE:
-                self._take_in(ex)
-        if kind == OP_DENSE:
-            tokens = len(self._x[micro])
-            x, h, logits = self._rank.dense[micro, tokens].group(layer, self._x[micro])
-            self._x[micro] = x
-            experts = self._experts[torch.from_numpy(self._of_batch[micro]), layer]
-            self._gated[layer, micro] = (h, gate(logits, experts))
-        elif kind == OP_EXPERT:
-            rows = self._kept[layer, micro, group]
-            tokens = len(rows.slots)
-            first = self._rank.rank * self._job.topology.slots_per_rank
-            slots = np.where(rows.slots >= 0, rows.slots - first, -1)
-            self._sums[layer, micro, group] = self._rank.experts.run(layer, rows.payload, slots, rows.weights)
-            tokens = int((slots >= 0).sum())
-        elif kind == OP_HEAD:
-            tokens = len(self._x[micro])
-            self._rank.dense[micro, tokens].head(self._x[micro])
-        else:
-            raise AssertionError(f"operation {kind} is refused before a run")
-        self._row(LANE_COMPUTE, kind, layer, micro, group, began, 0, tokens)
-
-    def _take_in(self, ex: int) -> None:
-        """Add what a combine brought to the states of its tokens."""
-        key = self._key(ex)
-        _, micro, group = key
-        at, _ = self._members(micro, group)
-        self._x[micro].index_add_(0, torch.from_numpy(at), self._sums.pop(key))
-        del self._kept[key]
-
-    # --- exchanges ----------------------------------------------------------------------------------------------------
-
-    def _key(self, ex: int) -> tuple[int, int, int]:
-        program = self._program
-        return int(program.ex_layer[ex]), int(program.ex_micro[ex]), int(program.ex_group[ex])
-
-    def _members(self, micro: int, group: int) -> tuple[IntArray, IntArray]:
-        """Return which tokens of a batch are of a group (places in the batch, places among all of the rank's)."""
-        places = self._of_batch[micro]
-        if self._job.schedule.pipeline.split == "token":
-            inside = np.flatnonzero(self._chunk[places] == group)
-            return inside, places[inside]
-        return np.arange(len(places)), places
-
-    def _stage(self, ex: int, stage: int, tier: int) -> None:
-        kind, key = int(self._program.ex_kind[ex]), self._key(ex)
-        began = _CLOCK()
-        try:
-            counted = self._forth(key, stage, tier) if kind == OP_DISPATCH else self._back(key, tier)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"{_NAMES[kind]} of layer {key[0]}, batch {key[1]}, group {key[2]}: {first}") from None
-        self.payload[ex] += counted.payload
-        self.other[ex] += counted.other
-        self._ports(kind, key, began, counted)
-        if stage == 0 and tier != BOTH:
-            self._half[ex].set()
-            return
-        self._done[ex].set()
-        for follower in self._after_ex.get(ex, ()):
-            self._ready[follower].set()
-
-    def _forth(self, key: tuple[int, int, int], stage: int, tier: int) -> Counted:
-        layer, micro, group = key
-        network = self._rank.network
-        if stage == 0:
-            inside, places = self._members(micro, group)
-            h, weights = self._gated[layer, micro]
-            at = torch.from_numpy(inside)
-            slots = slots_of_group(
-                self._slots[places, layer].astype(np.int64), self._job.topology, self._job.schedule, group
-            )
-            self._kept[key] = Rows(
-                payload=h.index_select(0, at).to(network.forth), slots=slots, weights=weights.index_select(0, at)
-            )
-        every = self._job.schedule.all_to_all.kind == "all-choices"
-        self._kept[key], counted = network.dispatch(self._kept[key], self._rank.peers[tier], every)
-        return counted
-
-    def _back(self, key: tuple[int, int, int], tier: int) -> Counted:
-        passage = self._kept[key].passages.pop()
-        self._sums[key], counted = self._rank.network.combine(self._sums[key], passage)
-        return counted
-
-    def _ports(self, kind: int, key: tuple[int, int, int], began: int, counted: Counted) -> None:
-        """Note what a stage kept busy: the port of each tier that it sent bytes through."""
-        topology = self._job.topology
-        node = np.arange(topology.num_ranks) // topology.ranks_per_node
-        away = node != self._rank.rank // topology.ranks_per_node
-        for tier, members in ((INTER, away), (INTRA, ~away)):
-            num_bytes = int(counted.payload[members].sum())
-            if num_bytes:
-                self._row(LANE_INTER + tier, kind, *key, began, num_bytes, 0)
-
-    def _row(
-        self, lane: int, kind: int, layer: int, micro: int, group: int, began: int, num_bytes: int, tokens: int
-    ) -> None:
-        self.rows.append((self._rank.rank, lane, kind, layer, micro, group, began, _CLOCK(), num_bytes, tokens))
-
-    def outputs(self) -> tuple[IntArray, torch.Tensor]:
-        """Return (tokens of this rank, the states [tokens, H] they end in)."""
-        found = torch.empty((len(self._tokens), self._job.model.hidden_size))
-        for at, x in zip(self._of_batch, self._x, strict=True):
-            found[torch.from_numpy(at)] = x
-        return self._tokens, found
+from ...sim.parallel.program import FREE, Program, Shape, build_program
+from ...sim.parallel.timeline import EP_FIELDS
+from .clock import clock_before
+from .exchange import MOVES, Groups, Network, Peers, make_groups, make_peers
+from .job import ROUNDS, Job, job_folders, job_sha256, read_job
+from .moving import Moving
+from .routes import IntArray, parts_of_tokens
+from .step_run import CLOCK, StepRun
+from .work import Dense, Experts, check_batches
 
 
 class Rank:
@@ -273,29 +60,65 @@ class Rank:
                 if (micro, tokens) not in self.dense:
                     self.dense[micro, tokens] = Dense(job.model, tokens, job.context_tokens, job.seed)
 
+        self.moving: Moving | None = None
+        if job.move is not None:
+            new = Experts(job.model, schedule.kernel.bits, job.move.physical_to_logical[:, mine], job.seed, drawn=False)
+            self.moving = Moving(
+                job.move,
+                job.physical_to_logical,
+                topology,
+                rank,
+                self.experts,
+                new,
+                groups[MOVES],
+                job.inter_bytes_per_s,
+            )
         self._found: dict[str, object] = {}
         self._spans: dict[int, list[tuple[int, int]]] = {number: [] for number in range(len(job.steps))}
+        self._usable: list[int] = []
+
+    def slots_of(self, number: int) -> IntArray:
+        """Return the copies [tokens, layers, top_k] that a step's tokens go to: of the new placement in layers that have moved."""
+        slots: IntArray = self.job.steps[number].slots
+        if self.moving is None or not self.moving.usable:
+            return slots
+        moved = np.arange(slots.shape[1]) < self.moving.usable
+        return np.where(moved[None, :, None], self.moving.move.slots[number], slots)
+
+    def experts_of(self, layer: int) -> Experts:
+        """Return the experts of a layer, under the placement that a step uses."""
+        return self.moving.new if self.moving is not None and layer < self.moving.usable else self.experts
 
     def run(self, repeat: int) -> None:
         """Run every step once."""
         for number in range(len(self.job.steps)):
+            if self.moving is not None:
+                self.moving.before_step(repeat)
+                self._usable.append(self.moving.usable)
             step = StepRun(self, number)
             meet(f"step {number}")
-            began = _CLOCK()
+            began = CLOCK()
             with torch.inference_mode():
                 step.run()
-            self._spans[number].append((began, _CLOCK()))
+            self._spans[number].append((began, CLOCK()))
             tokens, states = step.outputs()
+            if self.moving is not None:
+                self._found[f"states{number}.{repeat}"] = states.numpy()
             self._found |= {
                 f"rows{number}.{repeat}": np.array(step.rows, np.int64).reshape(-1, EP_FIELDS), f"payload{number}": step.payload,
                 f"other{number}": step.other, f"tokens{number}": tokens, f"states{number}": states.numpy(),
             }  # fmt: skip
 
-    def write(self, folder: Path) -> None:
-        """Write what was found."""
+    def write(self, folder: Path, clock: tuple[int, int]) -> None:
+        """Write what was found, and how this rank's clock stands to the first one's."""
         spans = {f"spans{number}": np.array(each, np.int64) for number, each in self._spans.items()}
+        if self.moving is not None:
+            spans |= {
+                "usable": np.array(self._usable, np.int64),
+                "moves": np.array(self.moving.spans, np.int64).reshape(-1, 3),
+            }
         aside = folder / f"rank-{self.rank}.tmp.npz"
-        np.savez(aside, **self._found, **spans)  # type: ignore[arg-type]
+        np.savez(aside, clock=np.array(clock, np.int64), **self._found, **spans)  # type: ignore[arg-type]
         aside.rename(folder / f"rank-{self.rank}.npz")
 
 
@@ -329,7 +152,8 @@ def main(folder: Path, rank: int) -> None:
     meeting = os.environ.get("MOEPLAN_MEETING", str(folder / "meeting"))
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=limit)
     check_same_job(folder, rank, ranks)
-    groups = make_groups(ranks, topology.ranks_per_node, rank)
+    clock = clock_before(rank, ranks)
+    groups = make_groups(ranks, topology.ranks_per_node, rank, moves=any(job.move is not None for job in jobs))
     mine = [Rank(job, rank, groups) for job in jobs]
     for repeat in range(max(job.repeats for job in jobs) + 1):
         for job, one in zip(jobs, mine, strict=True):
@@ -338,7 +162,9 @@ def main(folder: Path, rank: int) -> None:
         if rank == 0:
             (folder / ROUNDS).write_text(str(repeat + 1))
     for one, place in zip(mine, folders, strict=True):
-        one.write(place)
+        if one.moving is not None:
+            one.moving.finish()
+        one.write(place, clock)
     meet("the end")  # nobody closes its connections while another one still talks
     dist.destroy_process_group()
 

@@ -31,14 +31,16 @@ _EXPERT_SEED, _EMBED_SEED = 7919, 104729
 class Experts:
     """Experts of all layers, as `placed: [layers, slots]` names them."""
 
-    def __init__(self, model: ModelSpec, bits: str, placed: IntArray, seed: int) -> None:
+    def __init__(self, model: ModelSpec, bits: str, placed: IntArray, seed: int, *, drawn: bool = True) -> None:
+        """drawn: weights are drawn from the seed; otherwise slots stay zeros until something is copied into them."""
         layout, function = expert_layout(model, bits), expert_activation(model)
         self._slots = placed.shape[1]
-        memory = torch.zeros(placed.size * layout.slot_bytes, dtype=torch.uint8)
-        self._weights = slot_views(memory, layout, function)
+        self.slot_bytes = layout.slot_bytes
+        self._memory = torch.zeros(placed.size * layout.slot_bytes, dtype=torch.uint8)
+        self._weights = slot_views(self._memory, layout, function)
         self.dtype = row_dtype(self._weights)
         self._scratch = Scratch()
-        for layer in range(len(placed)):
+        for layer in range(len(placed) if drawn else 0):
             for slot in range(self._slots):
                 number = layer * model.num_experts + int(placed[layer, slot])
                 generator = torch.Generator().manual_seed(seed * _EXPERT_SEED + number)
@@ -49,6 +51,11 @@ class Experts:
                     if layout.shape.bias:
                         biases[f"{name}_bias"] = torch.randn(num_rows, generator=generator).mul_(0.1)
                 write_slot(self._weights, layer * self._slots + slot, matrices["gate_up"], matrices["down"], **biases)
+
+    def slot(self, layer: int, slot: int) -> torch.Tensor:
+        """Return the bytes of one slot, uint8 [slot_bytes], to be read or written."""
+        first = (layer * self._slots + slot) * self.slot_bytes
+        return self._memory[first : first + self.slot_bytes]
 
     def run(self, layer: int, rows: torch.Tensor, slots: IntArray, weights: torch.Tensor) -> torch.Tensor:
         """Return float32 [rows, H]: the weighted sum of the answers of `slots: [rows, top_k]` (own numbers, -1 for none)."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ...base.errors import InputError
 from ...base.units import NS_PER_S
@@ -94,6 +93,11 @@ class RanksValidation:
             "num_ranks": self.validated[0].prepared.job.topology.num_ranks,
             "num_nodes": self.validated[0].prepared.job.topology.num_nodes,
             "network": self.network,
+            "layer_names": [str(layer) for layer in self.validated[0].prepared.job.model.moe_layers],
+            "clocks": {
+                "largest_offset_s": max(abs(run.clock[0]) for one in self.validated for run in one.runs) / NS_PER_S,
+                "known_to_s": max(run.clock[1] for one in self.validated for run in one.runs) / NS_PER_S,
+            },
             "profile": self.profile.name,
             "calibrated_in_the_same_run": False,
             "warnings": [],
@@ -124,7 +128,7 @@ class RanksValidation:
             for one in self.validated if not one.error <= one.bound
         ]  # fmt: skip
 
-    def timelines(self, name: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def timelines(self, name: str | None = None) -> tuple[EpTimeline, EpTimeline]:
         """Return (predicted, measured) rows of the first step of a schedule, the plan's by default; measured: of the middle run."""
         one = next((each for each in self.validated if each.contender.name == name), self.validated[0])
         predicted = one.prepared.outcomes[0].timeline
@@ -132,7 +136,7 @@ class RanksValidation:
             raise InputError("timeline", one.contender.name, "its rows were not kept", "validate again")
         times = step_times(one.runs)[1:, 0]
         run = 1 + int(np.argsort(times)[len(times) // 2])
-        return predicted.frame(), measured_timeline(one.runs, 0, run).frame()
+        return predicted, measured_timeline(one.runs, 0, run)
 
 
 def step_times(runs: Sequence[RankRun]) -> Array:

@@ -16,11 +16,11 @@ from ...specs.machines.profile import Profile
 from .. import numbers
 from ..page import Column, Plot, Section, bullet_list, code_block, figures_row, fold, paragraph, render, table
 from ..sources import machine_parts, set_by_user, set_words
+from ..timelines.ranks import ranks_plot
 from .describe import parallel_rows
 from .factors import factor_parts
 from .placement import balance_plot, expert_plot, layer_names, load_plot, rank_table_rows
 from .plan_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
-from .ranks import ranks_plot
 from .rivals import INGREDIENTS, ablation_plot, schedules, staleness_plot, steps_plot
 from .serving import period_section, serving_section
 from .traffic import reduction_bytes, traffic_plot, traffic_table_rows

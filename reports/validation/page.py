@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from ...base.text_files import write_atomic
+from ...sim.parallel.timeline import EpTimeline
 from ...sim.timeline import Timeline
 from .. import numbers
 from ..page import Column, Plot, Section, bullet_list, figures_row, paragraph, render, table
 from ..timelines.lanes import excerpt, lanes_plot
+from ..timelines.ranks import ranks_plot
 from .comparison import Comparison, comparisons
 from .errors import budget_plot, error_plot, scatter_plot
+
+AnyTimeline: TypeAlias = Timeline | EpTimeline | pd.DataFrame
 
 
 def predicted_measured_section(
     document: Mapping[str, Any],
     *,
-    predicted: Timeline | pd.DataFrame | None = None,
-    measured: Timeline | pd.DataFrame | None = None,
+    predicted: AnyTimeline | None = None,
+    measured: AnyTimeline | None = None,
 ) -> Section:
     """Return the part of a report that compares predictions with measurements.
 
@@ -40,10 +44,11 @@ def predicted_measured_section(
     if document.get("error_budget"):
         parts += ["<h3>Where the error comes from</h3>", budget_plot(document)]
     if predicted is not None and measured is not None:
-        parts += [
-            "<h3>The same steps, predicted and measured</h3>",
-            _two_timelines(_frame(predicted), _frame(measured)),
-        ]
+        parts.append("<h3>The same steps, predicted and measured</h3>")
+        if isinstance(predicted, EpTimeline) and isinstance(measured, EpTimeline):
+            parts.append(_ranks(document, predicted, measured))
+        else:
+            parts.append(_two_timelines(_frame(predicted), _frame(measured)))
     return Section(id="measured", title="Predicted against measured", parts=tuple(parts))
 
 
@@ -51,8 +56,8 @@ def write_predicted_measured(
     path: str | os.PathLike[str],
     document: Mapping[str, Any],
     *,
-    predicted: Timeline | pd.DataFrame | None = None,
-    measured: Timeline | pd.DataFrame | None = None,
+    predicted: AnyTimeline | None = None,
+    measured: AnyTimeline | None = None,
     title: str = "Predicted against measured",
 ) -> str:
     """Write a page of its own with that section and return its path; raises InputError where it cannot be written."""
@@ -64,8 +69,22 @@ def write_predicted_measured(
     return os.fspath(path)
 
 
-def _frame(timeline: Timeline | pd.DataFrame) -> pd.DataFrame:
-    return timeline.frame() if isinstance(timeline, Timeline) else timeline
+def _frame(timeline: AnyTimeline) -> pd.DataFrame:
+    return timeline if isinstance(timeline, pd.DataFrame) else timeline.frame()
+
+
+def _ranks(document: Mapping[str, Any], predicted: EpTimeline, measured: EpTimeline) -> Plot:
+    """Return two layers of a step on every rank, predicted above measured."""
+    clocks = document["clocks"]
+    below = (
+        f"Measured rows of all ranks are on one clock, the first rank's: their clocks were compared by messages and differ by at most "
+        f"{numbers.seconds(clocks['largest_offset_s'])}, known to {numbers.seconds(clocks['known_to_s'])}. Measured exchanges last "
+        "from when a rank began one until it had everything that was sent to it, so that waiting for other ranks is part of them."
+    )
+    return ranks_plot(
+        [("predicted", predicted), ("measured", measured)], ranks_per_node=document["num_ranks"] // document["num_nodes"],
+        layer_names=document["layer_names"], note_below=below,
+    )  # fmt: skip
 
 
 def _median(found: Sequence[Comparison]) -> float:

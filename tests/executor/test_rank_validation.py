@@ -50,7 +50,7 @@ def test_a_plan_of_ranks_runs_as_planned_and_as_predicted(found: RanksValidation
 
 
 def test_both_timelines_are_of_the_same_operations(found: RanksValidation) -> None:
-    predicted, measured = found.timelines()
+    predicted, measured = (rows.frame() for rows in found.timelines())
     kinds = [
         set(zip(rows["device"], rows["lane"], rows["op"], rows["layer"], strict=True)) for rows in (predicted, measured)
     ]

@@ -29,10 +29,10 @@ from moeplan.reports.parallel.plan_document import (
     rank_rows,
     same_node,
 )  # fmt: skip
-from moeplan.reports.parallel.ranks import layers_excerpt, ordinary_layers, ranks_plot, telling_ranks
 from moeplan.reports.parallel.rivals import ablation_plot, staleness_plot, steps_plot
 from moeplan.reports.parallel.traffic import reduction_bytes, traffic_of, traffic_plot, traffic_table_rows
 from moeplan.reports.timelines.perfetto import timeline_events, timeline_to_perfetto
+from moeplan.reports.timelines.ranks import layers_excerpt, ordinary_layers, ranks_plot, telling_ranks
 from moeplan.sim.parallel.program import EP_OPS
 from moeplan.sim.parallel.timeline import (
     EP_BYTES,

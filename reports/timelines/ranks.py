@@ -99,10 +99,17 @@ def telling_ranks(timeline: EpTimeline, ranks_per_node: int, most: int = MOST_RA
     return sorted(found)
 
 
-def ranks_plot(timelines: Sequence[tuple[str, EpTimeline]], *, ranks_per_node: int, layer_names: Sequence[str]) -> Plot:
+def ranks_plot(
+    timelines: Sequence[tuple[str, EpTimeline]],
+    *,
+    ranks_per_node: int,
+    layer_names: Sequence[str],
+    note_below: str = "",
+) -> Plot:
     """Return the lanes of a few ranks while two layers run, one timeline above the other on one time axis.
 
     timelines: (title, rows); layers and ranks are chosen on the last. layer_names: the model's own number of each MoE layer.
+    note_below: what a reader must know besides, in whole sentences; by default where the other layers are.
     """
     layers = ordinary_layers(timelines[-1][1])
     ranks = telling_ranks(timelines[-1][1], ranks_per_node)
@@ -162,7 +169,7 @@ def ranks_plot(timelines: Sequence[tuple[str, EpTimeline]], *, ranks_per_node: i
         title="What every rank does, lane by lane",
         caption=f"Layers {names} of the first reported step, {which}; every rank waits where an exchange has not ended. Where kernels "
         f"and ports are busy at once, an exchange is hidden.{numbered} Point at a bar for its tokens and bytes; the buttons zoom "
-        "and move. The Perfetto file holds every rank and layer.",
+        f"and move. {note_below or 'The Perfetto file holds every rank and layer.'}",
     )
 
 
