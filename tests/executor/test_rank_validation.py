@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from moeplan.api.validate import validate
 from moeplan.base.errors import DoesNotFit, InputError, MissingCalibration
 from moeplan.executor.validation.rank_results import RanksValidation, step_times
 from moeplan.executor.validation.ranks import validate_ranks
+from moeplan.reports.validation.page import write_predicted_measured
 from moeplan.sim.parallel.runnable import as_run_on_cores, check_runnable
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models.load import load_model
@@ -60,6 +62,22 @@ def test_both_timelines_are_of_the_same_operations(found: RanksValidation) -> No
         rows.groupby(["device", "lane"], observed=True)["bytes"].sum().to_dict() for rows in (predicted, measured)
     ]
     assert with_bytes[0] == with_bytes[1]
+
+
+def test_the_page_shows_every_rank_predicted_above_measured(found: RanksValidation, tmp_path: Path) -> None:
+    document = found.to_dict()
+    predicted, measured = found.timelines()
+    text = Path(
+        write_predicted_measured(tmp_path / "page.html", document, predicted=predicted, measured=measured)
+    ).read_text()
+    data = text[text.index("plot-ranks") :]
+    for rank in range(2):
+        assert data.count(f"rank {rank}") >= 2
+    assert "their clocks were compared by messages" in text and "Perfetto" not in data
+    clocks = document["clocks"]
+    assert (
+        0 < clocks["known_to_s"] < 1 and clocks["largest_offset_s"] <= clocks["known_to_s"]
+    )  # one machine has one clock
 
 
 def test_what_does_not_belong_together_is_refused_before_anything_runs(profile: Profile) -> None:
