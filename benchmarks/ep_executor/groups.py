@@ -122,6 +122,5 @@ def print_groups(found: dict[str, Any]) -> None:
         print(
             f"  {one['hidden']}x{one['inner']}, {one['tokens_per_rank']:4}   {times}   {one['best']} {one['rule']} {one['simulated']}"
         )
-    print(
-        f"  within one step of the fastest: the rule {found['rule_within_a_step']:.0%}, the simulator {found['simulated_within_a_step']:.0%}"
-    )
+    rule_right, simulated_right = found["rule_within_a_step"], found["simulated_within_a_step"]
+    print(f"  within one step of the fastest: the rule {rule_right:.0%}, the simulator {simulated_right:.0%}")
