@@ -23,8 +23,10 @@ from ...base.errors import InputError
 _PROGRAMS = ("unshare", "nsenter", "ip", "tc")
 _LINK = "moeplan0"
 _WAIT_S = 5.0
-# A token bucket sends what it holds at once: small beside what is exchanged, large beside a packet as virtual links make them.
-_BURST_BYTES = 96 * 1024
+# A token bucket sends what it holds at once, whatever the rate: it must be small beside what is exchanged, or small exchanges meet no limit
+# at all. It cannot be smaller than a packet, and virtual links make packets of 64 KiB unless told otherwise.
+_PACKET_BYTES = 8 * 1024
+_BURST_BYTES = 2 * _PACKET_BYTES
 
 
 class Unavailable(Exception):
@@ -120,6 +122,9 @@ def _join(nodes: Nodes) -> None:
         enter = nodes.enter(node)
         _call([*enter, "ip", "link", "set", "lo", "up"])
         _call([*enter, "ip", "address", "add", f"10.231.77.{node + 1}/24", "dev", _LINK])
+        _call(
+            [*enter, "ip", "link", "set", _LINK, "gso_max_size", str(_PACKET_BYTES), "gro_max_size", str(_PACKET_BYTES)]
+        )
         _call([*enter, "ip", "link", "set", _LINK, "up"])
         rate = f"{round(nodes.bytes_per_s * 8)}bit"
         _call([*enter, "tc", "qdisc", "add", "dev", _LINK, "root", "tbf", "rate", rate, "burst", str(_BURST_BYTES), "limit",
