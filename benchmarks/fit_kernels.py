@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.base.progress import reporter
-from moeplan.calibrate.imports.aiconfigurator.kernels import fit_engine
+from moeplan.calibrate.imports.aiconfigurator.kernels import fit_engine, fit_older_experts
 from moeplan.calibrate.imports.aiconfigurator.tables import MACHINES, open_tables
 from moeplan.specs.catalog import KERNELS_FOLDER
 from moeplan.specs.machines.gpu_kernels import (
@@ -103,7 +103,22 @@ def _deepep(start_us: float, rate: float, half: float, wrong: float, leaving: fl
                           relative_uncertainty=round(wrong, 3))  # fmt: skip
 
 
-def document(system: str, kernels: Mapping[str, GpuKernels]) -> dict[str, Any]:
+OLDER = {("tensorrt-llm", "1.3.0rc10"): ("fp8-block",)}
+"""Earlier versions that public figures name, and the experts whose kernels changed since: (engine, version) -> formats."""
+
+
+def older_experts(system: str, peak: float) -> dict[str, Any]:
+    """Return experts of earlier versions, by engine and version."""
+    found: dict[str, Any] = {}
+    for (engine, version), numbers in OLDER.items():
+        for number in numbers:
+            kernel = fit_older_experts(open_tables(system), engine, version, number, peak)
+            if kernel is not None:
+                found.setdefault(engine, {}).setdefault(version, {})[number] = dataclasses.asdict(kernel)
+    return found
+
+
+def document(system: str, kernels: Mapping[str, GpuKernels], older: Mapping[str, Any]) -> dict[str, Any]:
     """Return the catalogue's entry of a card."""
     first = next(iter(kernels.values()))
     filled = {engine: dataclasses.asdict(_filled(engine, kernels)) for engine in kernels}
@@ -120,6 +135,7 @@ def document(system: str, kernels: Mapping[str, GpuKernels]) -> dict[str, Any]:
     return {
         "machine": MACHINES[system], "parts": list(PARTS[system]), "num_units": first.num_units, "source": "published",
         "exchanges_citation": f"NCCL in AIConfigurator's tables, fitted; {DEEPEP_CITATION}", "exchanges": shared, "engines": engines,
+        "older_experts": older,
     }  # fmt: skip
 
 
@@ -165,14 +181,14 @@ def main(systems: list[str]) -> int:
         kernels = {
             engine: fit_engine(tables, engine, peak, reporter(f"{system} {engine}"))[0] for engine in tables.engines
         }
-        write(system, kernels)
+        write(system, kernels, older_experts(system, peak))
     return 0
 
 
-def write(system: str, kernels: Mapping[str, GpuKernels]) -> None:
+def write(system: str, kernels: Mapping[str, GpuKernels], older: Mapping[str, Any]) -> None:
     """Write one entry."""
     path = Path(KERNELS_FOLDER) / f"{MACHINES[system]}.json"
-    path.write_text(json.dumps(document(system, kernels), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(document(system, kernels, older), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,11 @@ def measured_as(card: str) -> str | None:
 
 
 @cache
-def bundled_kernels(machine: str, engine: str) -> GpuKernels | None:
-    """Return the kernels of `engine` on a bundled machine or on a part that is the same card; None where they are not known."""
+def bundled_kernels(machine: str, engine: str, version: str = "") -> GpuKernels | None:
+    """Return the kernels of `engine` on a bundled machine or on a part that is the same card; None where they are not known.
+
+    version: an earlier one, whose experts are taken where they are known; all else is the current version's.
+    """
     name = measured_as(machine)
     if name is None or engine not in _entry(name)["engines"]:
         return None
@@ -58,6 +61,8 @@ def bundled_kernels(machine: str, engine: str) -> GpuKernels | None:
     groups = {
         part: {key: kind(**values) for key, values in mine.get(part, {}).items()} for part, kind in _KINDS.items()
     }
+    older = entry["older_experts"].get(engine, {}).get(version, {})
+    groups["experts"] |= {key: ExpertKernel(**values) for key, values in older.items()}
     groups["exchanges"] |= {key: ExchangeKernel(**values) for key, values in entry["exchanges"].items()}
     return GpuKernels(
         engine=engine, version=mine["version"], source=entry["source"],

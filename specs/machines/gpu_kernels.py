@@ -52,6 +52,19 @@ class ExpertKernel(_Kernel):
     """What each expert of the GPU takes, whether it has rows or not."""
     all_rows: bool = False
     """Activations of all choices of all tokens are touched, also of those whose experts sit on other GPUs."""
+    heights: str = "best"
+    """How the engine chooses tiles (`HEIGHTS`)."""
+    refill_bytes_per_s: float | None = None
+    """At which all units together are given weights again for every low tile; with `transposed` heights only."""
+
+
+HEIGHTS = ("best", "tokens", "choices", "transposed")
+"""How an engine chooses the rows of a tile before it knows how many each expert has.
+
+best: as a tuner finds them. tokens: 16 until as many tokens enter as experts are there, then 64 (Triton kernels of vLLM and SGLang without
+a tuned table: `get_default_config`). choices: by the choices of all entering tokens for each expert that is there (Marlin kernels:
+`fused_marlin_moe`). transposed: low tiles with weights as rows while fewer than 32 choices fall on each of all experts (TensorRT-LLM's
+8-bit blocks on Hopper: `grouped_gemm_dispatch`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +207,19 @@ def check_kernels(kernels: GpuKernels, sources: tuple[str, ...]) -> None:
     for key in kernels.exchanges:
         if key.partition("/")[0] not in EXCHANGES:
             raise UnknownName("kernels.exchanges", key.partition("/")[0], EXCHANGES)
+    for key, experts in kernels.experts.items():
+        _check_experts(key, experts)
     for name, kernel in kernels.kernels():
         for constant in dataclasses.fields(kernel):
             _check_number(f"kernels.{name}.{constant.name}", getattr(kernel, constant.name), constant.name)
+
+
+def _check_experts(key: str, kernel: ExpertKernel) -> None:
+    if kernel.heights not in HEIGHTS:
+        raise UnknownName(f"kernels.experts.{key}.heights", kernel.heights, HEIGHTS)
+    if (kernel.heights == "transposed") != (kernel.refill_bytes_per_s is not None):
+        raise InputError(f"kernels.experts.{key}.refill_bytes_per_s", kernel.refill_bytes_per_s,
+                         "belongs to transposed heights, and they to it", "give both or neither")  # fmt: skip
 
 
 def _check_number(name: str, value: Any, field_name: str) -> None:

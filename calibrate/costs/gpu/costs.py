@@ -20,7 +20,7 @@ from ....specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, AttentionSpec, Wei
 from ..cost_model import RESIDUAL_PASSES, Array, CostModel, Estimate, check_count, rate_term
 from ..engine_costs import EngineCosts
 from .attention import decode_s, latent_decode_s, latent_layer_s, prompt_s
-from .experts import ExpertShape, expected_load, experts_s, item_s, load_of_rows
+from .experts import ExpertLoad, ExpertShape, entering, expected_load, experts_s, item_s, load_of_rows
 from .layer import Matrix, layer_matrices
 from .products import product_s, product_work_s
 
@@ -148,6 +148,18 @@ class KernelCosts(CostModel):
         self, rows: Array, active: Array | None, fmt: WeightFormat, *, rate: float = 1.0, slices: int = 1
     ) -> Array | None:
         """Return seconds of the experts of each unit in one operation, `[...]` for rows `[..., slots]`."""
+        load = load_of_rows(rows) if active is None else expected_load(np.asarray(rows, float), active)
+        slots, model = np.shape(rows)[-1], self.model
+        tokens = entering(load.rows, model.top_k, min(1.0, slots / model.num_experts))
+        load = replace(
+            load, tokens=tokens, choices=tokens * model.top_k, all_experts=float(max(slots, model.num_experts))
+        )
+        return self.loaded_experts_s(load, fmt, rate=rate, slices=slices)
+
+    def loaded_experts_s(
+        self, load: ExpertLoad, fmt: WeightFormat, *, rate: float = 1.0, slices: int = 1
+    ) -> Array | None:
+        """Return seconds of each operation of a load; None where no kernel of experts was measured."""
         kernel, _ = self._expert_kernel(fmt)
         if kernel is None:
             return None
@@ -156,7 +168,6 @@ class KernelCosts(CostModel):
         shape = self._shape(fmt)
         if slices > 1:
             shape = replace(shape, intermediate=shape.intermediate / slices)
-        load = load_of_rows(rows) if active is None else expected_load(np.asarray(rows, float), active)
         least_s = load.rows * (self.model.expert_flops_per_token / slices) / self._peak(fmt)
         return np.maximum(experts_s(kernel, shape, load, self.kernels.num_units), least_s)
 

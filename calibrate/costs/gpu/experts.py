@@ -1,13 +1,15 @@
 """Seconds of the routed experts that sit on one GPU, from the rows of each of them.
 
     t = start + expert · E + (activations + 2 · tokens · hidden) / activation rate
-        + Σ over both products of min over tile heights m of (memory^1.3 + compute_m^1.3)^(1/1.3)
+        + Σ over both products of (memory^1.3 + compute_m^1.3)^(1/1.3)
     memory    = active experts · N · K · bytes / rate
     compute_m = max(1, Σ_e ⌈rows_e / m⌉ · ⌈N / 128⌉ / units) · (2 · m · 128 · K / (flops / units) + tile)
 
-N and K are the width and depth of each product: (2 · intermediate, hidden) and (hidden, intermediate). Modelled: that only
-experts with rows are read, tiles that are not full, tiles in waves over the units. Ignored: which tile height an engine's tuner
-really took; the best is assumed.
+N and K are the width and depth of each product: (2 · intermediate, hidden) and (hidden, intermediate). The tile height m is what the
+engine takes before it knows the rows of each expert (`specs.machines.gpu_kernels.HEIGHTS`): the quickest, one by the tokens that enter or
+by their choices, or low tiles of a transposed kernel, which are given their weights anew: (128 · K · bytes) / (refill rate / units) more.
+Modelled: that only experts with rows are read, tiles that are not full, tiles in waves over the units. Ignored: tuned tables of
+single shapes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ Array = npt.NDArray[np.float64]
 TILE_HEIGHTS = (16, 32, 64, 128, 256)
 TILE_WIDTH = 128
 _SHARPNESS = 1.3
+_LOW = TILE_HEIGHTS[:2]
+_FILLED = 0.9
+"""vLLM's and SGLang's `fused_marlin_moe`: the first height that this share of even choices does not fill."""
+_TRANSPOSED = 32
+"""TensorRT-LLM's `grouped_gemm_dispatch` on GPUs of 132 units: as many even choices an expert, and weights are no longer the rows."""
 # Accumulators leave the second product in 32 bits; the activation function reads two and writes one 32-bit value.
 _SUM_BYTES, _INNER_BYTES = 4, 8
 
@@ -63,18 +70,33 @@ class ExpertLoad:
     """Choices of all tokens that enter, also of experts on other GPUs."""
     num_experts: float | Array
     """Experts of the GPU, with rows or without."""
+    choices: Array
+    """Of the tokens that enter, wherever their experts sit: what an engine can know before it sorts them."""
+    all_experts: float | Array
+    """On all GPUs."""
+
+
+def entering(rows: Array, top_k: int, share: float) -> Array:
+    """Return the tokens behind so many rows, where a GPU holds that share of the experts: a token with several of its even choices there
+    enters once.
+    """
+    return np.asarray(rows * (1 - (1 - share) ** top_k) / (share * top_k))
 
 
 def load_of_rows(
-    rows: npt.ArrayLike, *, tokens: npt.ArrayLike | None = None, all_rows: npt.ArrayLike | None = None
-) -> ExpertLoad:
+    rows: npt.ArrayLike, *, tokens: npt.ArrayLike | None = None, all_rows: npt.ArrayLike | None = None,
+    choices: npt.ArrayLike | None = None, all_experts: float | None = None,
+) -> ExpertLoad:  # fmt: skip
     """Return the load of whole rows `[..., experts]` of each expert.
 
-    tokens, all_rows: `[...]`; None: each row came by itself, from another GPU, and no other choice is seen.
+    tokens, all_rows, choices: `[...]`; None: each row came by itself, from another GPU, and no other choice is seen. all_experts: None
+    where all sit here.
     """
     counts = np.asarray(rows, np.float64)
     total = counts.sum(axis=-1)
+    seen = total if choices is None else np.broadcast_to(np.asarray(choices, np.float64), total.shape)
     return ExpertLoad(
+        choices=seen, all_experts=float(counts.shape[-1]) if all_experts is None else all_experts,
         active=(counts > 0).sum(axis=-1).astype(np.float64), rows=total,
         tiles=tuple(np.ceil(counts / height).sum(axis=-1) for height in TILE_HEIGHTS),
         tokens=total if tokens is None else np.broadcast_to(np.asarray(tokens, np.float64), total.shape),
@@ -94,8 +116,9 @@ def expected_load(rows: Array, active: Array) -> ExpertLoad:
         for height in TILE_HEIGHTS
     )
     total = rows.sum(axis=-1)
-    return ExpertLoad(active=active.sum(axis=-1), rows=total, tiles=tiles, tokens=total, all_rows=total,
-                      num_experts=float(rows.shape[-1]))  # fmt: skip
+    slots = float(rows.shape[-1])
+    return ExpertLoad(active=active.sum(axis=-1), rows=total, tiles=tiles, tokens=total, all_rows=total, num_experts=slots,
+                      choices=total, all_experts=slots)  # fmt: skip
 
 
 def experts_s(kernel: ExpertKernel, shape: ExpertShape, load: ExpertLoad, num_units: float) -> Array:
@@ -122,7 +145,7 @@ def item_s(
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Return (seconds that one expert with so many rows adds to an operation of many, whether compute takes the longer part).
 
-    Where there are many experts, waves are full, and the form is a sum over experts.
+    Where there are many experts, waves are full, and the form is a sum over experts; heights are then the best.
     """
     rows = np.asarray(rows, np.float64)
     moved = (rows * row_bytes(shape) + 2 * rows * shape.hidden) / kernel.activation_bytes_per_s
@@ -147,12 +170,33 @@ def _product_s(
     num_units: float,
 ) -> Array:
     memory = load.active * (width * depth * weight_bytes / kernel.bytes_per_s)
-    found: Array | None = None
-    for height, tiles in zip(TILE_HEIGHTS, load.tiles, strict=True):
-        waves = np.maximum(1.0, tiles * (np.ceil(width / TILE_WIDTH) / num_units))
-        compute = np.where(load.active > 0, waves * _tile_s(kernel, height, depth, num_units), 0.0)
-        found = compute if found is None else np.minimum(found, compute)
-    return _smooth(memory, np.zeros_like(memory) if found is None else found)
+    columns = np.ceil(width / TILE_WIDTH) / num_units
+    by_height = [
+        np.maximum(1.0, tiles * columns) * _tile_s(kernel, height, depth, num_units)
+        for height, tiles in zip(TILE_HEIGHTS, load.tiles, strict=True)
+    ]
+    if kernel.heights in ("best", "transposed"):
+        compute = np.minimum.reduce(by_height)
+    else:
+        compute = np.select(_heights(kernel.heights, load), by_height[: len(_LOW)], by_height[len(_LOW)])
+    if kernel.refill_bytes_per_s is not None:
+        even = np.ceil(load.choices / load.all_experts)
+        refill = TILE_WIDTH * depth * weight_bytes * num_units / kernel.refill_bytes_per_s
+        low = [
+            whole + np.maximum(1.0, tiles * columns) * refill
+            for whole, tiles in zip(by_height[:2], load.tiles[:2], strict=True)
+        ]
+        compute = np.select([even <= TILE_HEIGHTS[0], even < _TRANSPOSED], low, compute)
+    return _smooth(memory, np.where(load.active > 0, compute, 0.0))
+
+
+def _heights(rule: str, load: ExpertLoad) -> list[npt.NDArray[np.bool_]]:
+    """Return which operations take the lowest tiles and which the next; the others take those after."""
+    if rule == "tokens":
+        few = np.asarray(load.tokens <= load.num_experts)
+        return [few, np.zeros_like(few)]
+    each = load.choices / load.num_experts
+    return [np.asarray(each < _FILLED * height) for height in _LOW]
 
 
 def _tile_s(kernel: ExpertKernel, height: int, depth: float | Array, num_units: float) -> float | Array:

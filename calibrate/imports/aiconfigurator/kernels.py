@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ....specs.machines.gpu_kernels import GpuKernels
+from ....specs.machines.gpu_kernels import ExpertKernel, GpuKernels
 from .fits import Errors, fit
-from .problems import Named, engine_problems
+from .problems import OVER_PEAK, Named, engine_problems, expert_problems, within
 from .tables import Tables
 
 UNITS = {"h100_sxm": 132, "h200_sxm": 132, "b200_sxm": 148, "a100_sxm": 108}
 """Streaming multiprocessors, from NVIDIA's data sheets."""
 _MUCH_BETTER = 0.95
+_MANY_EXPERTS = 256
 _DIGITS = 4
 
 
@@ -44,6 +45,21 @@ def fit_engine(tables: Tables, engine: str, peak_bytes_per_s: float,
         "forms fitted to them", **groups,
     )  # fmt: skip
     return kernels, errors
+
+
+def fit_older_experts(
+    tables: Tables, engine: str, version: str, number: str, peak_bytes_per_s: float
+) -> ExpertKernel | None:
+    """Return the experts of an engine's earlier version in one number format; None where its tables have none.
+
+    Of models with so many experts as are spread over nodes only: earlier tables of smaller ones are older still.
+    """
+    older = dataclasses.replace(tables, versions={**tables.versions, engine: version})
+    for named in expert_problems(older, engine, UNITS[tables.system], least_experts=_MANY_EXPERTS):
+        if named.key == number:
+            kernel: ExpertKernel = best(within(named, peak_bytes_per_s * OVER_PEAK))[0]
+            return kernel
+    return None
 
 
 def best(named: Named) -> tuple[Any, Errors]:

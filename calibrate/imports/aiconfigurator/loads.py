@@ -40,6 +40,7 @@ def expert_work(rows: pd.DataFrame, number: str) -> tuple[ExpertShape, ExpertLoa
     load = ExpertLoad(
         active=features[:, 0], rows=features[:, 1], tiles=tuple(features[:, 2 + at] for at in range(len(TILE_HEIGHTS))),
         tokens=columns["num_tokens"], all_rows=columns["num_tokens"] * columns["topk"],
-        num_experts=columns["num_experts"] / columns["moe_ep_size"],
+        num_experts=columns["num_experts"] / columns["moe_ep_size"], choices=columns["num_tokens"] * columns["topk"],
+        all_experts=columns["num_experts"],
     )  # fmt: skip
     return shape, load

@@ -7,6 +7,7 @@ most rows. Ignored: what no form covers (windows, 4-bit activations).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,7 +60,10 @@ _COLLECTIVES = {
 }
 _DTYPE_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
 _US, _TB, _TF, _PF = 1e-6, 1e12, 1e12, 1e15
-_OVER_PEAK = 1.05
+_BLOCKS_ON_HOPPER = "moe_torch_flow_cutlass"
+"""As the tables call TensorRT-LLM's experts of 8-bit blocks on Hopper (DeepGEMM behind the CUTLASS runner)."""
+_TRITON = re.compile("triton|vllm_fused_moe")
+OVER_PEAK = 1.05
 """Data sheets round."""
 
 
@@ -79,11 +83,11 @@ def engine_problems(tables: Tables, engine: str, num_units: int, peak_bytes_per_
     """Yield every problem of an engine's tables; nothing reads device memory faster than its data sheet says."""
     for problems in (expert_problems, product_problems, attention_problems, latent_problems):
         for named in problems(tables, engine, num_units):
-            yield _within(named, peak_bytes_per_s * _OVER_PEAK)
+            yield within(named, peak_bytes_per_s * OVER_PEAK)
     yield from exchange_problems(tables, engine)
 
 
-def _within(named: Named, most: float) -> Named:
+def within(named: Named, most: float) -> Named:
     """Return a problem whose weights, keys and values are read no faster than that; activations may come from caches."""
     at = {"prompt_attention": None, "latent_prompt": None}.get(named.part, 1)
     if at is None:
@@ -96,12 +100,13 @@ def _within(named: Named, most: float) -> Named:
 # --- experts -------------------------------------------------------------------------------------------------------------
 
 
-def expert_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Named]:
-    """Yield a problem for each number format of an engine's experts."""
+def expert_problems(tables: Tables, engine: str, num_units: int, *, least_experts: int = 1) -> Iterator[Named]:
+    """Yield a problem for each number format of an engine's experts; least_experts: of the models whose rows are taken."""
     table = tables.read("moe/moe_perf", engine)
     if table is None:
         return
     rows = fair_experts(table, engine)
+    rows = rows.loc[rows["num_experts"] >= least_experts]
     for dtype, number in NUMBERS.items():
         mine = rows.loc[rows["moe_dtype"] == dtype]
         if mine.empty:
@@ -111,21 +116,40 @@ def expert_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Nam
             mine.loc[mine["kernel_source"] == kernel].sort_values(["num_tokens", "num_experts"]).reset_index(drop=True)
         )
         yield Named(part="experts", key=number, rows=len(chosen), problems=tuple(
-            expert_problem(chosen, number, kernel, num_units, all_rows=all_rows, each=each)
-            for all_rows in (False, True) for each in (False, True)
+            expert_problem(chosen, number, kernel, num_units, all_rows=all_rows, each=each, heights=heights)
+            for heights in _heights(kernel, number) for all_rows in (False, True) for each in (False, True)
         ))  # fmt: skip
 
 
+def _heights(kernel: str, number: str) -> tuple[str, ...]:
+    """Return how a kernel may choose its tiles; the tables' names tell some kernels from others."""
+    if number == "fp8-block" and kernel == _BLOCKS_ON_HOPPER:
+        return ("transposed",)
+    if number in ("int4", "mxfp4") and "triton" not in kernel:
+        return "best", "choices"
+    return ("best", "tokens") if _TRITON.search(kernel) else ("best",)
+
+
 def expert_problem(rows: pd.DataFrame, number: str, kernel: str, num_units: int, *, all_rows: bool,
-                   each: bool) -> Problem[ExpertKernel]:  # fmt: skip
+                   each: bool, heights: str = "best") -> Problem[ExpertKernel]:  # fmt: skip
     """Return the problem of one kernel; each: experts cost something of their own, with rows or without."""
     shape, load = expert_work(rows, number)
-    start = [20 * _US, 3 * _TB, 3 * _TB, _PF, 1 * _US, *([0.1 * _US] if each else [])]
+    refilled = heights == "transposed"
+    start = [
+        20 * _US,
+        3 * _TB,
+        3 * _TB,
+        _PF,
+        1 * _US,
+        *([0.1 * _US] if each else []),
+        *([20 * _TB] if refilled else []),
+    ]
 
     def make(values: Any) -> ExpertKernel:
         return ExpertKernel(
             name=kernel, start_s=values[0], bytes_per_s=values[1], activation_bytes_per_s=values[2], flops_per_s=values[3],
-            tile_s=values[4], expert_s=values[5] if each else 0.0, all_rows=all_rows, relative_uncertainty=0.0,
+            tile_s=values[4], expert_s=values[5] if each else 0.0, all_rows=all_rows, heights=heights,
+            refill_bytes_per_s=values[-1] if refilled else None, relative_uncertainty=0.0,
         )  # fmt: skip
 
     return Problem(

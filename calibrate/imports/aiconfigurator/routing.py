@@ -69,6 +69,16 @@ def _adjusted(counts: Counts, remaining: int, ranks: int, most: int, step: int) 
     return rows.reshape(-1)
 
 
+def entering_tokens(counts: Counts, mine: Counts, top_k: int) -> int:
+    """Return how many tokens have a choice among the experts (or slots) `mine`, where the collector deals choices out to tokens.
+
+    Sorted by rows, experts fill the first choice of all tokens, then the second (`_assign_experts_from_counts`).
+    """
+    order = np.argsort(-counts, kind="stable")
+    choices = np.repeat(order, counts[order]).reshape(top_k, -1)
+    return int(np.isin(choices, mine).any(axis=0).sum())
+
+
 @lru_cache(maxsize=1 << 16)
 def heaviest_rank(tokens: int, experts: int, top_k: int, ranks: int, distribution: str) -> tuple[float, ...]:
     """Return (active experts, rows, tiles of each height) on the fullest rank, the mean of several draws where there are draws."""

@@ -1,26 +1,31 @@
 """Single operations of expert parallelism: the experts of a layer on the fullest rank, and an exchange there and back.
 
 Modelled: AIConfigurator's wide-EP measurement (power-law popularity, the collector's own rounding; EPLB's placement of the same load;
-the fullest rank's tokens enter its kernel, and a rank's own tokens are routed beside it) and DeepEP's benchmark (even choices, all
-ranks alike, 8-bit dispatch, 16-bit combine). Ignored: draws of the benchmark but for their mean.
+the tokens with a choice on the fullest rank enter its kernel, with all of their choices; one draw is measured) and DeepEP's benchmark
+(even choices, all ranks alike, 8-bit dispatch, 16-bit combine). Ignored: noise of timers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ....base.units import MS_PER_S, NS_PER_S, US_PER_S
 from ....calibrate.costs.cost_model import CostModel
+from ....calibrate.costs.gpu.costs import KernelCosts
+from ....calibrate.costs.gpu.experts import load_of_rows
 from ....calibrate.costs.load import load_costs
-from ....calibrate.imports.aiconfigurator.routing import DRAWS, power_law_counts
+from ....calibrate.imports.aiconfigurator.routing import DRAWS, entering_tokens, power_law_counts
 from ....planner.placement.eplb import rebalance
 from ....sim.parallel.program import OP_COMBINE, OP_DISPATCH
 from ....sim.parallel.simulate import ParallelSimulation
 from ....sim.parallel.traffic import expect_step
-from ....specs.models import ModelSpec, weight_format
+from ....specs.models import ModelSpec, WeightFormat, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
 from ..machine import NotExpressible
@@ -28,9 +33,12 @@ from .rows import Row
 from .serving import Served
 from .setup import machine_of
 
+Rows: TypeAlias = npt.NDArray[np.int64]
+
 _FP8_BYTES = 1 + 4 / 128
 _SEATS = 8
-_UNCERTAIN = 0.05
+_NINE_IN_TEN = 1.645
+"""Standard deviations that nine in ten draws are within."""
 
 
 def predict_kernel(row: Row) -> Served:
@@ -49,15 +57,19 @@ def predict_kernel(row: Row) -> Served:
     slots = model.num_experts + (int(copies.group(1)) if copies else 0)
     if slots % ranks or model.num_experts % ranks:
         raise NotExpressible(f"{slots} slots do not divide over {ranks} ranks")
-    drawn = []
     rng = np.random.default_rng([tokens, model.num_experts, model.top_k, ranks, round(alpha * 100)])
+    drawn = []
     for _ in range(DRAWS):
         counts = power_law_counts(tokens, model.num_experts, model.top_k, ranks, alpha, rng)
-        drawn.append(_fullest(counts, slots, ranks, tokens, balanced=balanced))
-    seconds = float(np.mean([_seconds(costs, each, fmt) for each in drawn]))
-    wrong = costs.grouped_item(8, fmt).relative_uncertainty + _UNCERTAIN
+        drawn.append(_fullest(counts, slots, ranks, model.top_k, balanced=balanced))
+    each = np.array([_seconds(costs, rows, enter, slots, fmt) for rows, enter in drawn])
+    seconds = float(each.mean())
+    # What was measured is one such draw.
+    wrong = math.hypot(
+        costs.grouped_item(8, fmt).relative_uncertainty, _NINE_IN_TEN * float(each.std(ddof=1)) / seconds
+    )
     held = slots / ranks
-    rows = float(np.mean([each.sum() for each in drawn]))
+    rows = float(np.mean([each.sum() for each, _ in drawn]))
     line = max(held * model.expert_bytes(fmt) / profile.device.memory_bytes_per_s.value,
                rows * model.expert_flops_per_token / profile.device.peak_flops_per_s["float16"].value)  # fmt: skip
     scale = US_PER_S if row.metric.lower().startswith("us") else MS_PER_S
@@ -78,24 +90,29 @@ def _alpha(row: Row) -> float:
         raise NotExpressible("the skew of its loads is not stated") from None
 
 
-def _fullest(counts: np.ndarray, slots: int, ranks: int, tokens: int, *, balanced: bool) -> np.ndarray:
-    """Return the rows of each slot of the fullest rank."""
-    if not balanced:
-        by_rank = counts.reshape(ranks, -1)
-        return np.asarray(by_rank[int(by_rank.sum(axis=1).argmax())])
-    placement = rebalance(counts[None].astype(float), slots, ranks, 1)
-    share = counts / placement.replica_counts()[0]
-    rows = np.rint(share[placement.physical_to_logical[0]]).astype(np.int64).reshape(ranks, -1)
-    return np.asarray(rows[int(rows.sum(axis=1).argmax())])
+def _fullest(counts: Rows, slots: int, ranks: int, top_k: int, *, balanced: bool) -> tuple[Rows, int]:
+    """Return (rows of each slot of the fullest rank, tokens that enter it)."""
+    if balanced:
+        placement = rebalance(counts[None].astype(float), slots, ranks, 1)
+        share = (counts / placement.replica_counts()[0])[placement.physical_to_logical[0]]
+        whole = np.floor(share).astype(np.int64)
+        rest = int(counts.sum()) - int(whole.sum())
+        whole[np.argsort(whole - share, kind="stable")[:rest]] += 1
+        counts = whole
+    by_rank = counts.reshape(ranks, -1)
+    rank = int(by_rank.sum(axis=1).argmax())
+    mine = np.arange(by_rank.shape[1]) + rank * by_rank.shape[1]
+    return np.asarray(by_rank[rank]), entering_tokens(counts, mine, top_k)
 
 
-def _seconds(costs: CostModel, rows: np.ndarray, fmt: object) -> float:
-    whole = costs.whole_experts_s(rows.astype(float), None, fmt)  # type: ignore[arg-type]
-    if whole is not None:
-        return float(whole)
-    each = 0.0
-    for count in rows.tolist():
-        each += costs.grouped_item(int(count), fmt).seconds if count else 0.0  # type: ignore[arg-type]
+def _seconds(costs: CostModel, rows: Rows, enter: int, slots: int, fmt: WeightFormat) -> float:
+    if isinstance(costs, KernelCosts):
+        choices = enter * costs.model.top_k
+        load = load_of_rows(rows, tokens=enter, all_rows=choices, choices=choices, all_experts=slots)
+        whole = costs.loaded_experts_s(load, fmt)
+        if whole is not None:
+            return float(whole)
+    each = sum(costs.grouped_item(int(count), fmt).seconds for count in rows.tolist() if count)
     return costs.grouped_base().seconds + each
 
 

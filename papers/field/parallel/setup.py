@@ -7,6 +7,7 @@ Ignored: drafting, which makes a row a reason.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ....planner.placement.placement import Placement, contiguous
 from ....planner.placement.replica_choice import WeightedChoice
 from ....sim.parallel.simulate import ParallelSimulation
 from ....sim.parallel.traffic import StepLoad
+from ....specs.machines.bundled_kernels import bundled_kernels, kernel_machines
 from ....specs.machines.catalogue import find_gpu
 from ....specs.machines.compose import compose_text
 from ....specs.machines.profile import Profile
@@ -43,6 +45,8 @@ _GPUS = {"h100": "h100-sxm", "h200": "h200-sxm", "b200": "b200-sxm", "h800": "h8
 _PREFILL_TOKENS, _DECODE_TOKENS, _CONTEXT = 8192, 64, 4096
 _MOST_RANKS, _MOST_TOKENS = 1024, 1 << 20
 _FP8_BYTES = 1 + 4 / 128
+_VERSION = re.compile(r"/([0-9]+\.[0-9]+\.[0-9a-z.]+)")
+"""An engine's version, as sources name it: trtllm/1.3.0rc10."""
 _BATCHES = re.compile(r"(?:micro_batches|tbo|two)=?([0-9]*)")
 _TBO_SM = 24 / 132
 """Multiprocessors that normal exchanges take while they overlap (deepseek-ai/profile-data, EP32); those of low latency take none."""
@@ -173,9 +177,13 @@ def machine_of(row: Row, assumed: list[str]) -> Profile:
     name = _GPUS.get(name, name)
     profile = load_hardware(name) if name in list_hardware() else compose_text(find_gpu(name).name, engine)
     try:
-        return serving_machine(profile, engine)
+        machine = serving_machine(profile, engine)
     except InputError:
         return serving_machine(profile)
+    version = _VERSION.search(row.text("source").lower())
+    if version is None or machine.kernels is None or machine.name not in kernel_machines():
+        return machine
+    return dataclasses.replace(machine, kernels=bundled_kernels(machine.name, engine, version.group(1)))
 
 
 def _formats(row: Row, model: ModelSpec, assumed: list[str]) -> tuple[str, str]:
