@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from ....planner.parallel.evidence import DRIFT
+
 Counts = npt.NDArray[np.float64]
 
 GROUP = 32
@@ -34,8 +36,8 @@ class Popularity:
 
 POPULARITY = {
     "uniform": Popularity(own=0.0, group=0.0, drift=0.0),
-    "prefill": Popularity(own=0.68, group=0.47, drift=0.13),
-    "decode": Popularity(own=0.6, group=0.65, drift=0.13),
+    "prefill": Popularity(own=0.68, group=0.47, drift=DRIFT),
+    "decode": Popularity(own=0.6, group=0.65, drift=DRIFT),
 }
 """By the kind of recorded load that a row resembles; decode2k and the like are taken as their phase's."""
 
