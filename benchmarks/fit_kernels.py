@@ -153,6 +153,13 @@ def _filled(engine: str, kernels: Mapping[str, GpuKernels]) -> GpuKernels:
         changes[part] = have
     if engine == "sglang":  # its own kernels of latent attention are measured
         changes.pop("latent_layer")
+    deepgemm = kernels["tensorrt-llm"].experts.get("fp8-block") if "tensorrt-llm" in kernels else None
+    if engine != "tensorrt-llm" and deepgemm is not None:
+        # Behind DeepEP, vLLM and SGLang run DeepGEMM on blocks of 8 bits, as TensorRT-LLM does, with untransposed tiles only.
+        changes["dispatched_experts"] = {"fp8-block": dataclasses.replace(
+            deepgemm, name=f"DeepGEMM of tensorrt-llm ({deepgemm.name})", heights="best", refill_bytes_per_s=None,
+            relative_uncertainty=round(deepgemm.relative_uncertainty + _OTHER_ENGINE, 3),
+        )}  # fmt: skip
     changes["latent_prompt"] = {
         key: _as_served(key, kernel, kernels["tensorrt-llm"].latent_prompt, "tensorrt-llm")
         for key, kernel in mine.latent_prompt.items()

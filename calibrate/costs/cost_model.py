@@ -226,6 +226,10 @@ class CostModel:
         """
         return None
 
+    def behind_dispatch(self) -> CostModel:
+        """Return the costs where tokens come through an all-to-all: some engines run other experts behind it."""
+        return self
+
     def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
         """Return what a grouped launch of `slots` experts takes however few rows they have."""
         return self.grouped_base().seconds

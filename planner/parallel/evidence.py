@@ -290,7 +290,7 @@ def _planned_and_served(profile: LoadProfile) -> tuple[_Counts, _Counts | None, 
         f"planned on one half of the counts, drawn by chance, and reported on the other after a drift of {DRIFT:.0%} in each expert's "
         "popularity, as between published recordings of one phase: give counts in windows, or recorded tokens, to be judged on your own"
     )
-    return part.astype(np.float64), drifted, how
+    return part.astype(np.float64), np.asarray(drifted, np.float64), how
 
 
 def num_steps(evidence: Evidence, part: str) -> int:

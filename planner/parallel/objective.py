@@ -105,7 +105,9 @@ def kernel_ns(costing: EpCosting, schedule: ExpertParallelSchedule, most_rows: i
     """Return int64 [most_rows + 1]: nanoseconds of one expert with so many rows in a grouped launch, never falling."""
     grid = np.geomspace(_DENSE_ROWS, max(most_rows, _DENSE_ROWS) + 1, _GRID_POINTS)
     at = np.unique(np.concatenate([np.arange(_DENSE_ROWS + 1), np.ceil(grid)]).astype(np.int64))
-    seconds = costing.item_s(at, weight_format(schedule.kernel.bits), rate=costing.constants.grouped_rate)
+    seconds = costing.behind(schedule).item_s(
+        at, weight_format(schedule.kernel.bits), rate=costing.constants.grouped_rate
+    )
     table = np.interp(np.arange(max(most_rows, 1) + 1), at, seconds) * NS_PER_S
     return np.maximum.accumulate(np.rint(table)).astype(np.int64)
 

@@ -74,6 +74,13 @@ class EpCosting:
     def __post_init__(self) -> None:
         self.costs = graph_costs(self.costs)
 
+    def behind(self, schedule: ExpertParallelSchedule) -> EpCosting:
+        """Return the costing of a schedule's experts: behind an all-to-all, where each rank has tokens of its own."""
+        if schedule.parallel.attention != "data" or schedule.parallel.experts in ("node", "tensor"):
+            return self
+        costs = self.costs.behind_dispatch()
+        return self if costs is self.costs else dataclasses.replace(self, costs=costs, _items={})
+
     # --- dense parts ----------------------------------------------------------------------------------------------
 
     @property

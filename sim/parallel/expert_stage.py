@@ -83,6 +83,7 @@ def kernels_s(
     share: of multiprocessors left to kernels. slices: each expert is cut over so many ranks, which count as one. nodes: replicas
     that each run all of it.
     """
+    costing = costing.behind(schedule)
     fmt, constants = weight_format(schedule.kernel.bits), costing.constants
     whole = costing.whole_s(stage, fmt, rate=constants.grouped_rate * share, slices=slices)
     if whole is not None:

@@ -150,6 +150,8 @@ class GpuKernels:
     """Streaming multiprocessors."""
     experts: Mapping[str, ExpertKernel] = field(default_factory=dict)
     """By `NUMBERS`."""
+    dispatched_experts: Mapping[str, ExpertKernel] = field(default_factory=dict)
+    """By `NUMBERS`: those that the engine runs instead behind DeepEP's dispatch."""
     products: Mapping[str, ProductKernel] = field(default_factory=dict)
     """By `NUMBERS`."""
     decode_attention: Mapping[str, DecodeAttention] = field(default_factory=dict)
@@ -189,7 +191,7 @@ def exchange_key(operation: str, tier: str, ranks: int) -> str:
 
 
 _KEYS = {
-    "experts": NUMBERS, "products": NUMBERS, "decode_attention": CACHES, "prompt_attention": CACHES, "latent_decode": CACHES,
+    "experts": NUMBERS, "dispatched_experts": NUMBERS, "products": NUMBERS, "decode_attention": CACHES, "prompt_attention": CACHES, "latent_decode": CACHES,
     "latent_prompt": CACHES, "latent_layer": tuple(f"{phase}/{number}" for phase in PHASES for number in NUMBERS),
 }  # fmt: skip
 
@@ -207,8 +209,9 @@ def check_kernels(kernels: GpuKernels, sources: tuple[str, ...]) -> None:
     for key in kernels.exchanges:
         if key.partition("/")[0] not in EXCHANGES:
             raise UnknownName("kernels.exchanges", key.partition("/")[0], EXCHANGES)
-    for key, experts in kernels.experts.items():
-        _check_experts(key, experts)
+    for group in (kernels.experts, kernels.dispatched_experts):
+        for key, experts in group.items():
+            _check_experts(key, experts)
     for name, kernel in kernels.kernels():
         for constant in dataclasses.fields(kernel):
             _check_number(f"kernels.{name}.{constant.name}", getattr(kernel, constant.name), constant.name)

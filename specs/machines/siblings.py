@@ -101,6 +101,8 @@ def _scaled(key: str, kernel: Any, memory: float, compute: _Compute) -> Any:
     for name in _MEMORY_RATES:
         if getattr(kernel, name, None) is not None:
             values[name] = getattr(kernel, name) * memory
+    if getattr(kernel, "refill_bytes_per_s", None) is not None:  # each unit has its own
+        values["refill_bytes_per_s"] = kernel.refill_bytes_per_s * compute.units
     if getattr(kernel, "flops_per_s", None) is not None:
         values["flops_per_s"] = compute.rate(key, kernel.flops_per_s)
     return dataclasses.replace(kernel, **values)

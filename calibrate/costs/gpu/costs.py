@@ -171,6 +171,14 @@ class KernelCosts(CostModel):
         least_s = load.rows * (self.model.expert_flops_per_token / slices) / self._peak(fmt)
         return np.maximum(experts_s(kernel, shape, load, self.kernels.num_units), least_s)
 
+    def behind_dispatch(self) -> CostModel:
+        """Return the costs with the experts that the engine runs behind DeepEP's dispatch."""
+        others = self.kernels.dispatched_experts
+        if not others:
+            return self
+        kernels = replace(self.kernels, experts={**self.kernels.experts, **others}, dispatched_experts={})
+        return replace(self, profile=replace(self.profile, kernels=kernels))
+
     def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
         """Return what an operation of `slots` experts takes however few rows they have."""
         kernel, _ = self._expert_kernel(fmt)
