@@ -191,7 +191,8 @@ def exchange_key(operation: str, tier: str, ranks: int) -> str:
 
 
 _KEYS = {
-    "experts": NUMBERS, "dispatched_experts": NUMBERS, "products": NUMBERS, "decode_attention": CACHES, "prompt_attention": CACHES, "latent_decode": CACHES,
+    "experts": NUMBERS, "dispatched_experts": NUMBERS, "products": NUMBERS, "decode_attention": CACHES, "prompt_attention": CACHES,
+    "latent_decode": CACHES,
     "latent_prompt": CACHES, "latent_layer": tuple(f"{phase}/{number}" for phase in PHASES for number in NUMBERS),
 }  # fmt: skip
 
