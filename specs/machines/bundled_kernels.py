@@ -31,8 +31,9 @@ USUAL_ENGINE = "tensorrt-llm"
 """Whose kernels are taken where no engine is named: its tables cover most formats and operations."""
 _KINDS: Mapping[str, Any] = MappingProxyType(
     {
-        "experts": ExpertKernel, "dispatched_experts": ExpertKernel, "products": ProductKernel, "decode_attention": DecodeAttention, "prompt_attention": PromptAttention,
-        "latent_decode": LatentDecode, "latent_prompt": PromptAttention, "latent_layer": LatentLayer, "exchanges": ExchangeKernel,
+        "experts": ExpertKernel, "dispatched_experts": ExpertKernel, "products": ProductKernel, "decode_attention": DecodeAttention,
+        "prompt_attention": PromptAttention, "latent_decode": LatentDecode, "latent_prompt": PromptAttention,
+        "latent_layer": LatentLayer, "exchanges": ExchangeKernel,
     }
 )  # fmt: skip
 
