@@ -174,14 +174,15 @@ def _best_ahead(
     nothing = preset.with_options(predictor__kind="none", predictor__depth=1, predictor__benefit=False)
     widest = preset.with_options(predictor__depth=3, predictor__width=2, predictor__benefit=False)
     recording = run_once(loaded, widest, costs, asked).recording
-    candidates = [nothing] + [preset.with_options(predictor__depth=d, predictor__width=w) for d, w in _REACHES]
+    alone = load_preset("mixtral-offloading-code").with_options(**plain, copy__write_back=False)
+    candidates = [alone, nothing] + [preset.with_options(predictor__depth=d, predictor__width=w) for d, w in _REACHES]
     times = []
     for one in candidates:
         given = with_costs(run_input(one, recording), loaded.spec, costs)
         times.append(predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload))
     best = candidates[int(np.argmin(times))]
-    kind = best.predictor.kind
-    return best, {"depth": best.predictor.depth if kind != "none" else 0, "width": best.predictor.width if kind != "none" else 0,
+    depth, width = (best.predictor.depth, best.predictor.width) if best.predictor.kind != "none" else (0, 0)
+    return best, {"overlap": best.copy.overlap, "depth": depth, "width": width,
                   "forecast_s": times}  # fmt: skip
 
 

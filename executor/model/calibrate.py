@@ -24,11 +24,12 @@ from ...calibrate.samples import Sample
 from ...sim.policies.state import Array
 from ...sim.timeline import OP_DENSE, OP_HOST_STEP, ROW_END, ROW_LAYER, ROW_OP, ROW_START, ROW_STEP
 from ...specs.models import ModelSpec
+from ...specs.schedules.offload import OffloadSchedule
 from ..calibration.calibrate import Calibration, calibrate_device
 from ..calibration.host_overheads import fetching_costs, resident_costs
 from ..calibration.run_samples import Key, add_host, calibrated_schedules, operations, samples_of, undisturbed
 from .figures import replayed
-from .loading.store import Progress
+from .loading.store import CheckedFile, Progress
 from .session import Loaded, run_model
 
 _PROMPTS = (6, 24)
@@ -114,7 +115,7 @@ def model_samples(
     prompts = [_beginning(texts, number, length) for number, length in enumerate(lengths)]
     found: dict[Key, list[float]] = {}
     for kind in bits:
-        schedules = calibrated_schedules(spec, kind, guessing=_GUESSING)
+        schedules = _schedules(loaded, kind)
         for number, (mode, schedule) in enumerate(schedules):
             progress(number, len(schedules), f"runs of the model in {kind} bits")
             run = run_model(loaded, schedule, prompts, max_new_tokens=_NEW, popularity=every)
@@ -130,6 +131,18 @@ def model_samples(
             for key, seconds in operations(spec, groups, loaded.dtype.itemsize, given, kind, mode, rows).items():
                 found.setdefault(key, []).extend(seconds)
     return samples_of(found)
+
+
+def _schedules(loaded: Loaded, bits: str) -> list[tuple[tuple[str, str] | None, OffloadSchedule]]:
+    """Return the schedules that calibrations run, as this model can be run by them."""
+    early = loaded.assembled.pre_gates
+    guessing = _GUESSING if early is None else {"predictor__kind": "pre-gate"}
+    found = calibrated_schedules(loaded.spec, bits, guessing=guessing)
+    if early is not None and early.distance > 1:  # run without looking ahead
+        found = [(mode, one) for mode, one in found if one.predictor.kind == "none"]
+    if isinstance(loaded.store(bits, on_disk=False), CheckedFile):  # it is only read
+        found = [(mode, one.with_options(copy__write_back=False)) for mode, one in found]
+    return found
 
 
 def _beginning(texts: Sequence[Sequence[int]], number: int, length: int) -> Sequence[int]:

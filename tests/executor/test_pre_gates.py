@@ -12,6 +12,7 @@ import torch
 
 from moeplan.base.errors import InputError
 from moeplan.executor.model.align import recalls
+from moeplan.executor.model.calibrate import model_samples
 from moeplan.executor.model.figures import differences
 from moeplan.executor.model.loading.pre_gates import KEY, PreGates, reads_early
 from moeplan.executor.model.session import open_model, run_model, silent
@@ -112,3 +113,21 @@ def test_nothing_is_guessed_for_gates_that_choose_early(tmp_path: Path) -> None:
 def test_what_gates_cannot_do_is_refused(early: Any, preset: str, options: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         run(checkpoint(tmp_path, early), preset, **options)
+
+
+@pytest.mark.parametrize("early", [1, 2])
+def test_such_a_model_is_calibrated_by_its_own_runs(early: int, tmp_path: Path) -> None:
+    with open_model(checkpoint(tmp_path, early)) as loaded:
+        found = model_samples(loaded, [list(range(40))], ["32"], longest_prompt=24, progress=silent)
+    assert {"run_expert", "run_dense", "run_copy", "host"} <= {sample.kind for sample in found}
+
+
+def test_a_link_as_slow_as_the_disk_is_calibrated_too(tmp_path: Path) -> None:
+    with open_model(save(build("mixtral"), tmp_path)) as loaded:
+        loaded.copy_from_disk("2")
+        found = model_samples(loaded, [list(range(40))], ["2"], longest_prompt=24, progress=silent)
+        mine = load_preset("mixtral-offloading-code").with_options(
+            experts__bits="2", cache__experts_per_layer=3, copy__write_back=False
+        )
+        done = run_model(loaded, mine, PROMPTS, max_new_tokens=3)
+    assert any(sample.kind == "run_copy" for sample in found) and differences(done, mine) == []
