@@ -44,16 +44,16 @@ class LlamaSpace:
     def settings(
         self, simulation: Simulation, concurrency: int, ubatch: int | None, refused: list[DoesNotFit]
     ) -> list[Setting]:
-        """Return every setting that is looked at and fits, the fewest layers on the host first.
+        """Return every setting that is looked at and fits, by micro-batch, the fewest layers on the host first.
 
-        ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit.
+        ubatch: the micro-batch asked for; None: several are tried. refused: is given why others do not fit. Where large passes copy no
+        experts the card needs no room for them, and holds those of more layers.
         """
         on_cores = self.keeps_on_cores and simulation.upload_tokens is not None
         candidates = (
             _over_cards(simulation, setting(simulation, host_layers, concurrency, each, op_offload=op_offload))
             for each in passes_tried(simulation, ubatch, UBATCHES)
-            for host_layers in self._levels(simulation, concurrency, each, refused)
-            for op_offload in ((True, False) if host_layers and on_cores else (True,))
+            for host_layers, op_offload in self._counts(simulation, concurrency, each, refused, on_cores=on_cores)
         )
         return fitting(simulation, candidates, lambda _, reason: refused.append(reason))
 
@@ -94,14 +94,24 @@ class LlamaSpace:
         )
         return dataclasses.replace(more, split=default.split)
 
+    def _counts(
+        self, simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit], *, on_cores: bool
+    ) -> Sequence[tuple[int, bool]]:
+        """Return numbers of layers on the host, each with whether large passes copy their experts to the card."""
+        found = [(count, True) for count in self._levels(simulation, concurrency, ubatch, refused, op_offload=True)]
+        if on_cores:
+            few = self._levels(simulation, concurrency, ubatch, refused, op_offload=False)
+            found += [(count, False) for count in few if count]
+        return sorted(found, key=lambda each: (each[0], not each[1]))
+
     def _levels(
-        self, simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit]
+        self, simulation: Simulation, concurrency: int, ubatch: int, refused: list[DoesNotFit], *, op_offload: bool
     ) -> Sequence[int]:
         """Return numbers of layers on the host: the fewest with which the card is large enough, some more, all."""
         numbers = _numbers(simulation)
         if simulation.split is not None:
-            return _levels_over_cards(simulation, numbers, concurrency, ubatch, refused)
-        one, missing = fewest_on_host(simulation, numbers, concurrency, ubatch)
+            return _levels_over_cards(simulation, numbers, concurrency, ubatch, refused, op_offload=op_offload)
+        one, missing = fewest_on_host(simulation, numbers, concurrency, ubatch, op_offload=op_offload)
         if not missing:
             return sorted({one.host_layers, numbers[-1], *_spread(one.host_layers, numbers[-1])})
         where = f"{self.name} with a micro-batch of {ubatch} tokens and all experts in host memory"
@@ -141,16 +151,16 @@ def setting(simulation: Simulation, host_layers: int, concurrency: int, ubatch: 
 
 
 def fewest_on_host(simulation: Simulation, counts: Sequence[int], concurrency: int, ubatch: int, *, free_bytes: int = 0,
-                   front: bool = False) -> tuple[Setting, int]:  # fmt: skip
+                   front: bool = False, op_offload: bool = True) -> tuple[Setting, int]:  # fmt: skip
     """Return the setting with the fewest of `counts` layers' experts in host memory that leaves so much of the card free, and 0.
 
-    Where none does, the last of them, and the bytes that it lacks. counts: rising, at least one; front: as `setting` takes it.
+    Where none does, the last of them, and the bytes that it lacks. counts: rising, at least one; front, op_offload: see `setting`.
     """
     found: dict[int, tuple[Setting, int]] = {}
 
     def lacking(count: int) -> int:
         if count not in found:
-            one = setting(simulation, count, concurrency, ubatch, front=front)
+            one = setting(simulation, count, concurrency, ubatch, front=front, op_offload=op_offload)
             found[count] = one, device_bytes(simulation, one) + free_bytes - simulation.budget_bytes
         return found[count][1]
 
@@ -197,14 +207,21 @@ def _over_cards(simulation: Simulation, one: Setting) -> Setting:
 
 
 def _levels_over_cards(
-    simulation: Simulation, numbers: range, concurrency: int, ubatch: int, refused: list[DoesNotFit]
+    simulation: Simulation,
+    numbers: range,
+    concurrency: int,
+    ubatch: int,
+    refused: list[DoesNotFit],
+    *,
+    op_offload: bool,
 ) -> Sequence[int]:
     """Return numbers of layers on the host: the fewest with which all cards are large enough, some more, all."""
     lacking: list[DoesNotFit] = []
 
     def fits(count: int) -> bool:
         try:
-            check_fits(simulation, _over_cards(simulation, setting(simulation, count, concurrency, ubatch)))
+            one = setting(simulation, count, concurrency, ubatch, op_offload=op_offload)
+            check_fits(simulation, _over_cards(simulation, one))
         except DoesNotFit as reason:
             lacking.append(reason)
             return False
