@@ -247,6 +247,8 @@ def test_nonsense_is_one_line_and_exit_2(name: str, mode: str, option: Any, fold
 # What the modes of a command take of the table's options; no other mode takes any of them.
 COUNTS = {
     "offload": {
+        "draft",
+        "speculative",
         "objective",
         "exhaustive",
         "window",
