@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ...base.errors import DoesNotFit
-from ...base.units import NS_PER_S
+from ...base.units import NS_PER_S, format_bytes
 from ...sim.offload.metrics import counted_tokens
 from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
@@ -61,7 +61,7 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
             )  # fmt: skip
     point = front_point(simulation, top, found)
     if point.device_bytes > simulation.budget_bytes:
-        what = f"{floor_tokens_per_s:g} tokens/s need {point.device_bytes} bytes of device memory, of {simulation.budget_bytes}"
+        what = f"{floor_tokens_per_s:g} tokens/s need {format_bytes(point.device_bytes)} of device memory, of {format_bytes(simulation.budget_bytes)}"
         raise DoesNotFit(what, point.device_bytes - simulation.budget_bytes)
     return SearchResult(
         best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,

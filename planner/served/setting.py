@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...base.errors import DoesNotFit
+from ...base.units import format_bytes
 from ...sim.offload.simulate import Simulation
 from ...specs.card_split import CardSplit
 from ...specs.schedules.offload import OffloadSchedule
@@ -85,7 +86,7 @@ def check_fits(simulation: Simulation, one: Setting) -> None:
     if one.split is not None:
         simulation.divided(one.split).require_fits(one.schedule, one.words, cached_experts=one.cached_experts)
     elif needed > simulation.budget_bytes:
-        raise DoesNotFit(f"{one.words} needs {needed} bytes of device memory", needed - simulation.budget_bytes)
+        raise DoesNotFit(f"{one.words} needs {format_bytes(needed)} of device memory", needed - simulation.budget_bytes)
     simulation.within_host(one.schedule, cached_experts=one.cached_experts)
 
 
