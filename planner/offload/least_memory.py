@@ -61,7 +61,8 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
             )  # fmt: skip
     point = front_point(simulation, top, found)
     if point.device_bytes > simulation.budget_bytes:
-        what = f"{floor_tokens_per_s:g} tokens/s need {format_bytes(point.device_bytes)} of device memory, of {format_bytes(simulation.budget_bytes)}"
+        needed, have = format_bytes(point.device_bytes), format_bytes(simulation.budget_bytes)
+        what = f"{floor_tokens_per_s:g} tokens/s need {needed} of device memory, of {have}"
         raise DoesNotFit(what, point.device_bytes - simulation.budget_bytes)
     return SearchResult(
         best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,
