@@ -160,6 +160,7 @@ class Bounds:
         self._loads: dict[tuple[int, bool], Array] = {}
         self._prices: dict[object, tuple[CostTables, _Prices]] = {}
         self._bounds: dict[object, Bound] = {}
+        self._missed: dict[object, Array] = {}
         num_steps = self._workload.num_steps
         # Steps from which what is left is computed, the first and the end among them.
         self._marks = np.unique(np.linspace(0, num_steps, min(_MOST_MARKS, num_steps) + 1).astype(np.int64))
@@ -167,12 +168,18 @@ class Bounds:
         self._step_of = np.repeat(
             np.arange(self._workload.num_steps), np.diff(steps.layer_step_start[:: self._workload.num_layers])
         )
+        layer = np.arange(len(steps.layer_step_start) - 1) % self._workload.num_layers
+        first_key = np.repeat(layer * self._workload.num_experts, np.diff(steps.layer_step_start))
+        self._key_of = first_key + steps.layer_step_expert
         self._tokens, self._kind_of = np.unique(steps.layer_step_tokens, return_inverse=True)
         # Where bins of neighbouring kinds begin; one kind a bin as long as there are few.
         self._bins = np.unique(
             np.linspace(0, len(self._tokens), min(_MOST_KINDS, len(self._tokens)), endpoint=False).astype(np.int64)
         )
         self._bin_of = np.searchsorted(self._bins, self._kind_of, side="right") - 1
+        # Each use's (span between marks, bin), as one number.
+        span = np.searchsorted(self._marks, self._step_of, side="right") - 1
+        self._place_of = span * len(self._bins) + self._bin_of
         self._uses = self._counted(np.ones(len(self._bin_of), bool))
         self._all_loads = np.bincount(self._step_of, minlength=num_steps)
 
@@ -221,18 +228,24 @@ class Bounds:
 
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
+        cache = schedule.cache
+        content = (cache.pooled_experts, cache.experts_per_layer, cache.placement)
+        key = (id(prices), *content, schedule.copy.overlap)
+        if key not in self._bounds:
+            if content not in self._missed:
+                self._missed[content] = self._counted(self._away(schedule))
+            missed = self._missed[content]
+            later = self._least(schedule, prices, self._uses - missed, None, missed=missed)
+            self._bounds[key] = self._bound(int(later[0]), later)
+        return self._bounds[key]
+
+    def _away(self, schedule: OffloadSchedule) -> Any:
+        """Return [uses] whether a cache that never changes lacks the expert."""
         given = self._simulation.given(schedule)
-        config = given.config
-        if config.policy != STATIC:
+        if given.config.policy != STATIC:
             raise Internal("a cache that changes was taken for a fixed one")
-        state = fresh_state(config, self._workload, given.capacities, given.weighed)
-        steps = self._workload.steps
-        layer = np.repeat(
-            np.arange(len(steps.layer_step_start) - 1) % self._workload.num_layers, np.diff(steps.layer_step_start)
-        )
-        away = state.experts["where"][layer * self._workload.num_experts + steps.layer_step_expert] != CACHED
-        later = self._least(schedule, prices, self._counted(~away), None, missed=self._counted(away))
-        return self._bound(int(later[0]), later)
+        state = fresh_state(given.config, self._workload, given.capacities, given.weighed)
+        return state.experts["where"][self._key_of] != CACHED
 
     def _least(self, schedule: OffloadSchedule, prices: _Prices, uses: Array, missing: Array | None,
                missed: Array | None = None) -> Array:  # fmt: skip
@@ -278,9 +291,7 @@ class Bounds:
     def _counted(self, which: Any) -> Array:
         """Return [marks, kinds] how many of the uses that `which` marks lie in each marked step or later, by tokens."""
         spans, kinds = len(self._marks) - 1, len(self._bins)
-        span = np.searchsorted(self._marks, self._step_of[which], side="right") - 1
-        place = span * kinds + self._bin_of[which]
-        return _from_each_on(np.bincount(place, minlength=spans * kinds).reshape(spans, kinds))
+        return _from_each_on(np.bincount(self._place_of[which], minlength=spans * kinds).reshape(spans, kinds))
 
     def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
         tables = self._simulation.least_tables(schedule)

@@ -8,6 +8,8 @@ that caches are colder at first; hence margins, the wider the shorter the part.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,18 +61,19 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], p
         part = simulation.part(steps)
         weights = part_weights(workload, steps, phases_of(objective))
 
-        def value(at: int, part: Simulation = part, weights: Array = weights) -> float:
-            return float(np.diff(part.step_end(bounded[at][0].schedule), prepend=0) @ weights)
+        def value(at: int, limit: float, part: Simulation = part, weights: Array = weights) -> float:
+            return part.weighed_ns(bounded[at][0].schedule, weights, limit)
 
         values: dict[int, float] = {}
-        begun = 0
+        begun, limit = 0, math.inf
         while begun < len(waiting) and (not begun or time.monotonic() < until):
             batch = waiting[begun : begun + BATCH]
-            values |= dict(zip(batch, pool.map(value, batch), strict=True))
+            # Who lags behind those that have run already is stopped on the way.
+            values |= dict(zip(batch, pool.map(value, batch, itertools.repeat(limit)), strict=True))
+            limit = min(limit, min(values[at] for at in batch) * (1 + margin)) if racing else limit
             begun += len(batch)
         skipped += len(waiting) - begun
-        limit = min(values.values(), default=0.0) * (1 + margin)
-        left = [at for at in values if values[at] <= limit or not racing]
+        left = [at for at in values if values[at] <= limit]
         told(len(waiting) - len(left))
         waiting = sorted(left, key=lambda at: (values[at], at))
         if time.monotonic() >= until:

@@ -48,24 +48,22 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
     if objective == "least_memory" and floor_tokens_per_s is not None:
         return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, seconds=seconds, progress=progress)
     until = math.inf if seconds is None else time.monotonic() + seconds
-    bounds = Bounds(simulation, base)
-    refused: list[DoesNotFit] = []
-    every = {
-        level: list(candidates(simulation, base, level, low_bits, refused, exhaustive=exhaustive))
-        for level in levels(simulation, base)
-    }
+    every, refused = simulation.remembered(
+        ("candidates", base, low_bits, exhaustive),
+        lambda: _bounded(simulation, base, low_bits, exhaustive=exhaustive),
+    )
     # Runs may be given up as soon as they take too long where the time of the window is what decides.
     whole = decided_by_window(objective, workload)
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)) if workers is None else workers) as pool:
         going = _Going(
             simulation=simulation, workload=workload, objective=objective, limits=limits, pool=pool, whole=whole,
             racing=not exhaustive and not limits and (whole or objective in ("ttft_s", "decode_tokens_per_s")), progress=progress,
-            total=sum(len(found) for found in every.values()),
+            total=sum(len(entries) for entries in every.values()),
         )  # fmt: skip
-        for number, (level, found) in enumerate(every.items()):
+        for number, (level, entries) in enumerate(every.items()):
             now = time.monotonic()
             going.until = now + (until - now) / (len(every) - number)
-            going.search_level(level, [(candidate, bounds.of(candidate)) for candidate in found])
+            going.search_level(level, entries)
     result = going.result
     if result is None and refused:
         raise min(refused, key=lambda reason: reason.missing_bytes)
@@ -75,6 +73,19 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
         )
     result.lower_bound_ns = min(going.lowest)
     return result
+
+
+def _bounded(
+    simulation: Simulation, base: OffloadSchedule, low_bits: str | None, *, exhaustive: bool
+) -> tuple[dict[int, list[Entry]], list[DoesNotFit]]:
+    """Return each level's candidates with their bounds, and why the host cannot hold what others must keep there."""
+    bounds = simulation.remembered(("bounds", base.workload, base.cache.reset), lambda: Bounds(simulation, base))
+    refused: list[DoesNotFit] = []
+    every = {}
+    for level in levels(simulation, base):
+        found = candidates(simulation, base, level, low_bits, refused, exhaustive=exhaustive)
+        every[level] = [(candidate, bounds.of(candidate)) for candidate in found]
+    return every, refused
 
 
 @dataclass(slots=True, kw_only=True)

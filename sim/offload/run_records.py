@@ -106,6 +106,8 @@ class Run(NamedTuple):
     ops: Array  # OPERATION [num_experts + 2]
     arrived: Array  # int64 [num_keys]: the latest transfer of each expert that has arrived, -1 at the start
     later: Array  # int64 [num_steps + 1]: the least time from each step to the end
+    weights: Array  # float64 [num_steps]: how much of each step's time counts against the limit; empty: all of it
+    spent: Array  # float64 [1]: what has counted so far, where there are weights
     step_end: Array  # int64 [num_steps]
     rows: Array  # ROW [room]
 
@@ -119,6 +121,7 @@ def make_run(
     room: int,
     limit_ns: int,
     later_ns: Array | None,
+    weights: Array | None = None,
 ) -> Run:
     """Return what a run begins with: every lane idle, every queue empty with `room` for so many."""
     clock, lanes = records(CLOCK), records(LANE, NUM_LANES)
@@ -129,5 +132,5 @@ def make_run(
         clock=clock, program=records(PROGRAM), lanes=lanes, demands=demands, guesses=guesses, backs=backs, reads=reads,
         moving=records(QUEUED), ops=records(OPERATION, num_experts + 2), arrived=np.full(num_layers * num_experts, -1, np.int64),
         later=np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns, step_end=np.zeros(num_steps, np.int64),
-        rows=records(ROW, num_rows),
+        rows=records(ROW, num_rows), weights=np.zeros(0) if weights is None else weights, spent=np.zeros(1),
     )  # fmt: skip

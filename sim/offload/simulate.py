@@ -7,8 +7,10 @@ predicts any schedule on them. Ignored: which schedule is best (the planner's jo
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,8 +36,11 @@ from .metrics import Metrics
 from .run_facts import RunFacts, run_facts
 from .run_input import RunInput, bind
 from .simulators import Outcome, first_difference, run_compiled, run_simpy, some_steps
-from .tabulate import CostSources, host_layer_kind
+from .tabulate import CostSources, tables_key
 from .workload import Workload, build_workload, picked
+
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,7 @@ class Simulation(DeviceMemory):
     _drafted: dict[int, Simulation] = field(default_factory=dict)
     _parts: dict[bytes, Simulation] = field(default_factory=dict)
     _step_ends: dict[OffloadSchedule, Array] = field(default_factory=dict)
+    _kept: dict[Any, Any] = field(default_factory=dict)
     _context: int = 0
     _costs: CostModel | None = None
 
@@ -150,11 +156,23 @@ class Simulation(DeviceMemory):
             self._parts[key] = self.over(self.trace, picked_steps=steps, likewise=())
         return self._parts[key]
 
-    def step_end(self, schedule: OffloadSchedule) -> Array:
-        """Return when each step of a resolved schedule's run ends, in nanoseconds; kept, so that it is simulated once."""
-        if schedule not in self._step_ends:
-            self._step_ends[schedule] = self.run(schedule).step_end
-        return self._step_ends[schedule]
+    def weighed_ns(self, schedule: OffloadSchedule, weights: Array, limit_ns: float = math.inf) -> float:
+        """Return the time of a resolved schedule's run, each step's counting `weights` [num_steps] times; infinity where it exceeds
+        `limit_ns`. When steps end is kept, so that little is simulated twice.
+        """
+        ends = self._step_ends.get(schedule)
+        if ends is None or (len(ends) < len(weights) and _weighed(ends, weights) <= limit_ns):
+            # The limit of whole nanoseconds lies a little above: sums of floating-point numbers depend on their order.
+            limit = 0 if math.isinf(limit_ns) else math.ceil(limit_ns * (1 + 1e-9)) + 1
+            ends = self._step_ends[schedule] = self.run(schedule, limit_ns=limit, weights=weights).step_end
+        return _weighed(ends, weights) if len(ends) == len(weights) else math.inf
+
+    def remembered(self, key: tuple[Any, ...], make: Callable[[], _Made]) -> _Made:
+        """Return what `make` made for `key` when it was first asked for: what searches of this simulation share."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: _Made = self._kept[key]
+        return found
 
     @property
     def costs(self) -> CostModel:
@@ -213,7 +231,7 @@ class Simulation(DeviceMemory):
 
     def usual_tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
         """Return a schedule's tables before any of its decisions is known, made once for all schedules that share them."""
-        key = self._tables_key(schedule)
+        key = tables_key(schedule, self.trace.num_experts)
         if key not in self._tables:
             self.low_format(schedule)  # refuses what is no smaller
             self._tables[key] = usual_tables(schedule, self.workload(schedule), self.model, self.costs)
@@ -224,7 +242,8 @@ class Simulation(DeviceMemory):
         costs = self.costs
         if not isinstance(costs, FittedCostModel):
             return self.usual_tables(schedule)[0]
-        key = ("least", schedule.cache.policy == "none", schedule.copy.overlap, *self._tables_key(schedule))
+        kind = (schedule.cache.policy == "none", schedule.copy.overlap)
+        key = ("least", *kind, *tables_key(schedule, self.trace.num_experts))
         if key not in self._tables:
             self._tables[key] = least_tables(schedule, self.workload(schedule), self.model, costs)
         return self._tables[key][0]
@@ -238,7 +257,7 @@ class Simulation(DeviceMemory):
 
     def _facts_of(self, given: RunInput, max_steps: int | None = None) -> RunFacts:
         """Return what a run's decisions say of it, counted once for all schedules that decide alike."""
-        weighs = self._tables_key(given.schedule) if given.weighed is not None else None
+        weighs = tables_key(given.schedule, self.trace.num_experts) if given.weighed is not None else None
         steps = None if max_steps is None or max_steps >= given.workload.num_steps else max_steps
         cache = given.schedule.cache
         key = (
@@ -253,10 +272,6 @@ class Simulation(DeviceMemory):
         if key not in self._facts:
             self._facts[key] = run_facts(given, num_steps=steps)
         return self._facts[key]
-
-    def _tables_key(self, schedule: OffloadSchedule) -> tuple[Any, ...]:
-        return (schedule.experts, schedule.kernel, schedule.copy.host_experts is None, schedule.copy.chunk_bytes, schedule.copy.pinned,
-                schedule.host, schedule.workload, schedule.cache.reset, *host_layer_kind(schedule, self.trace.num_experts))  # fmt: skip
 
     def resolve(self, schedule: OffloadSchedule) -> OffloadSchedule:
         """Return the schedule with its cache's capacity filled in: as given, or the largest that fits; and with a disk below the
@@ -308,10 +323,11 @@ class Simulation(DeviceMemory):
         return schedule.with_options(cache__experts_per_layer=int(each))
 
     def run(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False, limit_ns: int = 0,
-            later_ns: Array | None = None, max_steps: int | None = None, checked_steps: Array | None = None) -> Outcome:  # fmt: skip
+            later_ns: Array | None = None, weights: Array | None = None, max_steps: int | None = None,
+            checked_steps: Array | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
 
-        limit_ns, later_ns: the compiled simulator gives up on a longer run (see `run_compiled`). max_steps: run only so many steps.
+        limit_ns, later_ns, weights: the compiled simulator gives up on a longer run (see `run_compiled`). max_steps: run only so many steps.
         checked_steps: "both" compares only the steps of these numbers, as runs of their own (None: all).
         """
         given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)
@@ -320,7 +336,7 @@ class Simulation(DeviceMemory):
         if engine == "simpy":
             return run_simpy(config, workload, tables, capacities, serial=serial, rows=rows, weighed=weighed)
         outcome = run_compiled(config, workload, tables, capacities, serial=serial, rows=rows, limit_ns=limit_ns,
-                           later_ns=later_ns, max_steps=max_steps, weighed=weighed)  # fmt: skip
+                           later_ns=later_ns, weights=weights, max_steps=max_steps, weighed=weighed)  # fmt: skip
         if engine == "both":
             checked = outcome
             if checked_steps is not None and len(checked_steps) < workload.num_steps:
@@ -403,6 +419,10 @@ class Simulation(DeviceMemory):
             )
         found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
         return tuple(found)
+
+
+def _weighed(ends: Array, weights: Array) -> float:
+    return float(np.diff(ends, prepend=0) @ weights[: len(ends)])
 
 
 def check_match(model: ModelSpec, trace: RoutingTrace) -> None:

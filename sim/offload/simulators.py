@@ -71,13 +71,13 @@ class Outcome:
     """Busy times, stalls and bytes: one record of `run_records.CLOCK`; SimPy fills the times, bytes, ready and late hits that both
     simulators must agree on."""
     step_end: Array
-    """int64 [num_steps]: when each forward pass ended."""
+    """int64 [num_steps]: when each forward pass ended; of an abandoned run, those that did."""
     makespan_ns: int
     timeline: Timeline | None
     """Rows, where they were asked for."""
     engine: str
     abandoned: bool = False
-    """The run was stopped because it took longer than its limit; nothing else in it counts."""
+    """The run was stopped because it took longer than its limit; nothing else in it counts but its passes' ends."""
 
 
 def fresh_state(
@@ -127,12 +127,13 @@ def prices_of(costs: CostTables, workload: Workload) -> Prices:
 
 
 def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, capacities: Array, *, serial: bool, rows: bool = False,
-                 limit_ns: int = 0, later_ns: Array | None = None, max_steps: int | None = None,
+                 limit_ns: int = 0, later_ns: Array | None = None, weights: Array | None = None, max_steps: int | None = None,
                  weighed: CostTables | Prices | None = None) -> Outcome:  # fmt: skip
     """Return the compiled simulator's outcome; with `rows`, the run is done twice, the first time to count them.
 
     limit_ns: stop as soon as a step's end, plus `later_ns` of the next step, exceeds this (0: never); the outcome is then
     `abandoned`. later_ns: int64 [num_steps + 1], the least time from each step to the end (None: nothing is known).
+    weights: float64 [num_steps], how much each step's time counts against the limit (None: all of it; `later_ns` then counts too).
     max_steps: run only the first so many steps. weighed: tables that decisions weigh, where they are not the run's own: a run
     that was decided with one prediction can be timed with another.
     """
@@ -144,7 +145,7 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
     while True:
         state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
         run = make_run(num_layers=config.num_layers, num_experts=config.num_experts, num_steps=num_steps, num_rows=num_rows,
-                       room=room, limit_ns=limit_ns, later_ns=later_ns)  # fmt: skip
+                       room=room, limit_ns=limit_ns, later_ns=later_ns, weights=weights)  # fmt: skip
         _run_pieces(config, workload, costs, state, run, serial=serial)
         raise_fault(config, state)
         clock = run.clock[0]
@@ -157,8 +158,10 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
         else:
             break
     timeline = Timeline(rows=canonical(plain_rows(run.rows[: clock.rows]))) if rows else None
-    return Outcome(counts=state.counts[0], clock=clock, step_end=run.step_end, makespan_ns=int(clock.makespan),
-                   timeline=timeline, engine="compiled", abandoned=bool(clock.stuck == ABANDONED))  # fmt: skip
+    abandoned = bool(clock.stuck == ABANDONED)
+    step_end = run.step_end[: clock.step + 1] if abandoned else run.step_end
+    return Outcome(counts=state.counts[0], clock=clock, step_end=step_end, makespan_ns=int(clock.makespan),
+                   timeline=timeline, engine="compiled", abandoned=abandoned)  # fmt: skip
 
 
 def _run_pieces(
@@ -170,7 +173,9 @@ def _run_pieces(
     for steps in workload.pieces():
         last = min(first + len(steps.step_phase), num_steps)
         run.program[0].more = last < num_steps
-        piece = run._replace(step_end=run.step_end[first:last], later=run.later[first : last + 1])
+        piece = run._replace(
+            step_end=run.step_end[first:last], later=run.later[first : last + 1], weights=run.weights[first:last]
+        )
         advance = run_serial if serial else run_overlapped
         advance(config, steps, costs, state, decision, piece)
         first = last

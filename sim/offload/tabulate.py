@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -133,6 +134,13 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         kernel_ns=np.full(most + 1, base_ns) if grouped else np.append(0, first.astype(np.int64) + inside_ns),
     )
     return tables, CostSources(estimates=estimates, launch=launch)
+
+
+def tables_key(schedule: OffloadSchedule, num_experts: int) -> tuple[Any, ...]:
+    """Return all of a schedule that `tabulate` looks at, its workload's options included: schedules alike in it share their tables."""
+    copy = schedule.copy
+    return (schedule.experts, schedule.kernel, schedule.host, schedule.workload, schedule.cache.reset, copy.host_experts is None,
+            copy.chunk_bytes, copy.pinned, *host_layer_kind(schedule, num_experts))  # fmt: skip
 
 
 def _classes(workload: Workload) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ says today's. Ignored: which values belong together; each schedule checks itself
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,11 +32,7 @@ class Keys:
 
     def kinds(self) -> dict[str, str]:
         """Return every dotted key with its declared type, in declaration order."""
-        return {
-            f"{section}.{option.name}": str(option.type)
-            for section, options in self.sections.items()
-            for option in dataclasses.fields(options)
-        }
+        return dict(_kinds(tuple(self.sections.items())))
 
     def parse(self, text: str) -> tuple[str, Any]:
         """Return (key, value) of a `key=value` argument, with the value converted to the key's type.
@@ -52,7 +49,7 @@ class Keys:
 
     def by_section(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return section → option → value of dotted keys, `name` left out; raises UnknownName for a key that does not exist."""
-        kinds = self.kinds()
+        kinds = _kinds(tuple(self.sections.items()))
         changes: dict[str, dict[str, Any]] = {}
         for given, value in settings.items():
             if given == "name":
@@ -90,8 +87,23 @@ class Keys:
 
 def replaced(schedule: Any, settings: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return `schedule` with the options of `changes` (section → option → value) and the name of `settings`, if it has one."""
-    parts = {name: dataclasses.replace(getattr(schedule, name), **options) for name, options in changes.items()}
+    parts = {name: _section(getattr(schedule, name), tuple(options.items())) for name, options in changes.items()}
     return dataclasses.replace(schedule, name=settings.get("name", schedule.name), **parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _section(section: Any, options: tuple[tuple[str, Any], ...]) -> Any:
+    """Return a section with options replaced; a search makes thousands of schedules from a few dozen sections."""
+    return dataclasses.replace(section, **dict(options))
+
+
+@functools.cache
+def _kinds(sections: tuple[tuple[str, type], ...]) -> dict[str, str]:
+    return {
+        f"{section}.{option.name}": str(option.type)
+        for section, options in sections
+        for option in dataclasses.fields(options)
+    }
 
 
 def _converted(key: str, kind: str, raw: str) -> Any:

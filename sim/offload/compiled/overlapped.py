@@ -30,7 +30,7 @@ from ...timeline import (
     OP_HOST_STEP,
     RATE_ONE,
 )
-from .rows import kernel_work, write_host_row, write_host_rows
+from .rows import is_hopeless, kernel_work, write_host_row, write_host_rows
 from .completions import complete
 from ..costs import CostTables
 from ..run_records import ABANDONED, NEVER, QUEUE_FULL, Run
@@ -49,7 +49,7 @@ def run_overlapped(
 
     When a queue has too little room the run stops with `clock.stuck` = QUEUE_FULL and is to be repeated with more. With
     `program.more` the run goes on in another call: this one returns when its last step's head is done and leaves lanes and queues
-    as they then are. With `clock.limit` set, the run is abandoned once a step's end plus what must follow exceeds it.
+    as they then are. With `clock.limit` set, the run is abandoned once it cannot keep it (`rows.is_hopeless`).
     """
     clock, program, lanes = run.clock[0], run.program[0], run.lanes
     coupled = False
@@ -85,10 +85,10 @@ def run_overlapped(
                     write_host_row(run.rows, run.clock, OP_HOST_STEP, (clock.step, program.layer), (now, begin))
                 clock.busy_host += costs.host_ns[0].step
                 run.step_end[program.step] = begin
-                program.begin = begin
-                if clock.limit and begin + run.later[program.step + 1] > clock.limit:
+                if is_hopeless(run, program.step, program.begin, begin):
                     clock.stuck = ABANDONED
                     return
+                program.begin = begin
                 program.layer = -1
                 program.num_ops = 0
                 clock.step += 1

@@ -10,6 +10,7 @@ from ....base.records import Array
 from ...policies.state import Decision, PolicyConfig
 from ...timeline import COMPUTE, HOST, OP_EXPERT, OP_HOST_LAUNCH, OP_HOST_LAYER, OP_HOST_SUBMIT
 from ..costs import CostTables
+from ..run_records import Run
 
 
 @jit_inner
@@ -39,6 +40,18 @@ def write_row(
             rows[at].bytes = num_bytes
             rows[at].tokens = tokens
         clock[0].rows = at + 1
+
+
+@jit_inline
+def is_hopeless(run: Run, step: int, begin: int, end: int) -> bool:
+    """Return whether a run cannot keep its limit, its step number `step` of the piece having gone from `begin` to `end`."""
+    limit = run.clock[0].limit
+    if limit == 0:
+        return False
+    if run.weights.shape[0] == 0:
+        return bool(end + run.later[step + 1] > limit)
+    run.spent[0] += run.weights[step] * (end - begin)
+    return bool(run.spent[0] > limit)
 
 
 @jit_lean

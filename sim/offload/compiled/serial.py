@@ -23,7 +23,7 @@ from ...timeline import (
     OP_HOST_STEP,
     OP_PREFETCH,
 )
-from .rows import kernel_work, write_host_row, write_host_rows, write_kernel_row, write_row
+from .rows import is_hopeless, kernel_work, write_host_row, write_host_rows, write_kernel_row, write_row
 from ..costs import CostTables
 from ..run_records import ABANDONED, Run
 
@@ -70,7 +70,7 @@ def run_serial(
             write_host_row(run.rows, run.clock, OP_HOST_STEP, (clock.step, layers - 1), (stream, clock.now))
         clock.busy_host += host.step
         run.step_end[step] = clock.now
-        if clock.limit and clock.now + run.later[step + 1] > clock.limit:
+        if is_hopeless(run, step, now, clock.now):
             clock.stuck = ABANDONED
             return
         clock.step += 1

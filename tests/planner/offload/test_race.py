@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
+from moeplan.api.load import load_machine
 from moeplan.planner.offload import race, space
 from moeplan.planner.offload.objective import Limits, decided_by_window, value_of
 from moeplan.planner.offload.parts import part_of
@@ -17,6 +19,7 @@ from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.scoring import SearchResult
 from moeplan.planner.offload.search import search
 from moeplan.planner.offload.space import candidates, levels
+from moeplan.sim.offload.forecast import usual_tables
 from moeplan.sim.offload.metrics import figures_of
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.profile_file import load_hardware
@@ -129,3 +132,30 @@ def test_limits_are_kept_where_several_requests_are_searched() -> None:
     limit = (free["ttft_s"] or 0.0) * 1.5
     found = search(this, BASE, objective="decode_tokens_per_s", limits=Limits(ttft_s=limit))
     assert (found.best.figures["ttft_s"] or 0.0) <= limit
+
+
+def test_a_run_that_lags_is_stopped_and_run_on_when_the_limit_allows() -> None:
+    this = several(8, [(4, 12), (3, 9)])
+    workload = this.workload(BASE)
+    weights = np.where(workload.step_phase == 1, 1.5, 0.25)
+    for level in levels(this, BASE):
+        for one in list(candidates(this, BASE, level))[::7]:
+            whole = float(np.diff(this.run(one.schedule).step_end, prepend=0) @ weights)
+            assert this.weighed_ns(one.schedule, weights, whole / 2) == math.inf
+            assert len(this._step_ends[one.schedule]) < workload.num_steps
+            assert this.weighed_ns(one.schedule, weights, whole) == whole == this.weighed_ns(one.schedule, weights)
+
+
+def test_schedules_share_tables_only_where_they_are_the_same() -> None:
+    profile = load_machine("rtx-3060", engine="llama.cpp")  # deciding what to fetch costs its host time a layer
+    this = several(9, [(2, 4)])
+    this = this.over(this.trace, profile=profile, memory_bytes=520 * MIB)
+    told_apart = set()
+    for level in levels(this, BASE):
+        for one in list(candidates(this, BASE, level, "8"))[::3]:
+            shared, _ = this.usual_tables(one.schedule)
+            own, _ = usual_tables(one.schedule, this.workload(BASE), this.model, this.costs)
+            for name, table in own._asdict().items():
+                assert np.array_equal(table, getattr(shared, name)), (name, one.words())
+            told_apart.add((one.schedule.cache.policy, int(own.host_ns[0].layer)))
+    assert len({layer for policy, layer in told_apart if policy == "static"}) > 1
