@@ -18,7 +18,7 @@ from ...base.records import Array, records
 from ..policies.offload import begin_step, decide_layer_step
 from ..policies.policy_file import raise_fault, use_rules
 from ..policies.records import COUNTS
-from ..policies.state import Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state
+from ..policies.state import Decision, PolicyConfig, PolicyState, Prices, make_decision, make_state, needs_prices
 from ..timeline import (
     D2H,
     DISK,
@@ -89,7 +89,9 @@ def fresh_state(
     decision may weigh costs.
     """
     tables = costs if isinstance(costs, CostTables) else None
-    prices = costs if isinstance(costs, Prices) else None if tables is None else prices_of(tables, workload)
+    prices = costs if isinstance(costs, Prices) else None
+    if tables is not None and needs_prices(config):
+        prices = prices_of(tables, workload)
     state = make_state(config, capacities=capacities, popularity=workload.popularity, first_use=workload.first_use,
                        formats=None if tables is None else tables.expert_format, prices=prices)  # fmt: skip
     use_rules(config, state)

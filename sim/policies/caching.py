@@ -12,6 +12,7 @@ from __future__ import annotations
 from ...base.jit import jit_inline, jit_inner
 from .bundled import aged_tokens, farthest_use, fewest_tokens, least_merit, least_stale
 from .custom import ask_merit, ask_victim
+from .least_used import enqueue, least_used, mark_recent
 from .seen import ALL_ROUNDS, may_leave, seen_expert, seen_moment
 from .state import (
     ABSENT, BELADY, CACHED, CUSTOM, LEAST_STALE, LFU, LFUDA, LRU, NONE, STATIC, PolicyConfig, PolicyState,
@@ -53,6 +54,7 @@ def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
         if keys[sentinel].next != key:
             unlink(state, key)
             link_most_recent(state, sentinel, key)
+            mark_recent(config, state, key)
 
 
 @jit_inline
@@ -104,6 +106,10 @@ def find_victim(config: PolicyConfig, state: PolicyState, pool: int, layer_step:
     keys = state.keys
     if config.policy >= CUSTOM:
         return ask_victim(config, state, pool, layer_step, prefetching)
+    if config.policy == LFU and config.pooled:
+        key = least_used(state, layer_step)
+        if key >= 0 or prefetching:
+            return key
     sentinel = config.num_layers * config.num_experts + pool
     rounds = 1 if prefetching else ALL_ROUNDS
     for search in range(rounds):
@@ -162,6 +168,9 @@ def admit(config: PolicyConfig, state: PolicyState, key: int, slot: int, layer_s
     if config.policy == LFUDA:  # the cache may have aged since the use, by a victim that made room
         _appraise_aged(config, state, key, layer_step)
     link_most_recent(state, config.num_layers * config.num_experts + pool_of(config, key), key)
+    if config.policy == LFU and config.pooled:
+        mark_recent(config, state, key)
+        enqueue(state, key)
 
 
 @jit_inner

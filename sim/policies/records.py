@@ -44,8 +44,16 @@ POOL = record_type(
     capacity="int64",
     first_slot="int64",
     age="float64",  # the greatest merit of any expert that has left
+    moves="int64",  # how often an expert became the most recent, where a queue is kept (`least_used`)
+    queued="int64",  # entries of that queue
 )
 """One pool of slots, and one line more, which has only a first slot."""
+
+QUEUED_KEY = whole_numbers("tokens", "moved", "key")
+"""One entry of the queue of a pool's experts by their tokens: what they were when it was put there."""
+
+MARK = whole_numbers("moved", "queued")
+"""One expert of that pool: when it last became the most recent, counted in such moves, and whether it has an entry."""
 
 BUFFER = whole_numbers("key", "slot")
 """One staging buffer: the key in it, -1 when empty, and its slot."""

@@ -9,7 +9,6 @@ overwrite a slot. Ignored: bytes, durations, everything physical.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +29,12 @@ from .records import (
     GUESS,
     ITEM,
     KEY,
+    MARK,
     MOVE,
     POOL,
     PRICE,
     PROMOTION,
+    QUEUED_KEY,
     RULES,
     SIZES,
     SLOT,
@@ -125,6 +126,10 @@ class PolicyState(NamedTuple):
     followers: Array  # int32 [num_layers, num_experts, num_experts]: how often one expert was followed by another
     requests: Array  # ASKED [num_keys], of length zero where decisions do not look at earlier requests
     library: Array  # int64 [library, num_keys]: tokens that used each expert in earlier requests
+    queue: (
+        Array  # QUEUED_KEY [num_keys]: a heap, where one pool gives up what the fewest tokens used; else of length zero
+    )
+    marks: Array  # MARK [num_keys], likewise
     prices: Array  # PRICE [num_formats]
     work_ns: Array  # WORK [num_formats, max_expert_tokens + 1]
     counts: Array  # COUNTS [1]
@@ -254,9 +259,9 @@ def make_state(
     staged = records(BUFFER, config.staging, fill=-1)
     staged["slot"] = np.arange(num_cached, num_cached + config.staging)
     slots = records(SLOT, num_cached + config.staging + (NUM_STREAM if config.policy == STATIC else 0), fill=-1)
-    for low, high in itertools.pairwise(pools["first_slot"]):
-        # The stack pops from its end, so the lowest is used first.
-        slots["free_slot"][low:high] = np.arange(high - 1, low - 1, -1)
+    # The stack pops from its end, so the lowest is used first.
+    low, high = pools["first_slot"][:-1], pools["first_slot"][1:]
+    slots["free_slot"][:num_cached] = np.repeat(low + high - 1, high - low) - np.arange(num_cached)
     keys = records(KEY, num_keys + num_pools)
     for field in ("slot", "touched", "target", "transfer", "sent_target"):
         keys[field] = -1
@@ -272,13 +277,14 @@ def make_state(
     work["on_device"] = weighed.device_ns
     if weighed.cpu_ns.size:
         work["on_cores"] = weighed.cpu_ns
+    num_queued = num_keys if config.policy == LFU and config.pooled else 0
     price = records(PRICE, len(weighed.copy_ns))
     price["copy_ns"], price["layer_step_ns"] = weighed.copy_ns, weighed.layer_step_ns
     state = PolicyState(
         keys=keys, slots=slots, pools=pools, staged=staged, guesses=records(GUESS, config.num_experts),
         followers=np.zeros(pairs, np.int32), requests=records(ASKED, num_keys if config.library else 0),
         library=np.zeros((config.library, num_keys) if config.library else (0, 0), np.int64),
-        prices=price, work_ns=work, counts=records(COUNTS), rules=records(RULES), fault=records(FAULT),
+        queue=records(QUEUED_KEY, num_queued), marks=records(MARK, num_queued), prices=price, work_ns=work, counts=records(COUNTS), rules=records(RULES), fault=records(FAULT),
         asked=np.zeros(MOST_ASKED),
     )  # fmt: skip
     if popularity is not None:
@@ -293,14 +299,14 @@ def _preload(config: PolicyConfig, state: PolicyState, popularity: Array) -> Non
     """Fill a static cache: with the most popular experts, or by place, of each layer, or of all when it is pooled."""
     counts = popularity.reshape(config.num_layers, config.num_experts)
     order = order_of_places(counts, PLACEMENTS[config.placement], pooled=bool(config.pooled))
-    width = order.shape[1]
-    for pool, best in enumerate(order):
-        first, experts = state.pools[pool].first_slot, state.experts
-        chosen = best[: state.pools[pool].capacity] + pool * width
-        experts["slot"][chosen] = first + np.arange(len(chosen))
-        experts["where"][chosen] = CACHED
-        experts["used"][chosen] = 1
-        state.pools[pool].taken = len(chosen)
+    pools, experts, width = state.pools[:-1], state.experts, order.shape[1]
+    rank: Array = np.arange(width)
+    held: Array = rank < pools["capacity"][:, None]
+    chosen = (order + np.arange(len(order))[:, None] * width)[held]
+    experts["slot"][chosen] = (pools["first_slot"][:, None] + rank)[held]
+    experts["where"][chosen] = CACHED
+    experts["used"][chosen] = 1
+    pools["taken"] = held.sum(axis=1)
 
 
 def order_of_places(popularity: Array, placement: str, *, pooled: bool) -> Array:
