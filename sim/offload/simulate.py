@@ -39,7 +39,6 @@ from .simulators import Outcome, first_difference, run_compiled, run_simpy, some
 from .tabulate import CostSources, tables_key
 from .workload import Workload, build_workload, picked
 
-
 _Made = TypeVar("_Made")
 
 
@@ -157,8 +156,9 @@ class Simulation(DeviceMemory):
         return self._parts[key]
 
     def weighed_ns(self, schedule: OffloadSchedule, weights: Array, limit_ns: float = math.inf) -> float:
-        """Return the time of a resolved schedule's run, each step's counting `weights` [num_steps] times; infinity where it exceeds
-        `limit_ns`. When steps end is kept, so that little is simulated twice.
+        """Return a resolved schedule's time, each step's counting `weights` [num_steps] times; infinity beyond `limit_ns`.
+
+        When steps end is kept, so that little is simulated twice.
         """
         ends = self._step_ends.get(schedule)
         if ends is None or (len(ends) < len(weights) and _weighed(ends, weights) <= limit_ns):
@@ -260,15 +260,7 @@ class Simulation(DeviceMemory):
         weighs = tables_key(given.schedule, self.trace.num_experts) if given.weighed is not None else None
         steps = None if max_steps is None or max_steps >= given.workload.num_steps else max_steps
         cache = given.schedule.cache
-        key = (
-            given.config,
-            given.capacities.tobytes(),
-            given.schedule.workload,
-            cache.reset,
-            cache.policy,
-            weighs,
-            steps,
-        )
+        key = (given.config, given.capacities.tobytes(), given.schedule.workload, cache.reset, cache.policy, weighs, steps)  # fmt: skip
         if key not in self._facts:
             self._facts[key] = run_facts(given, num_steps=steps)
         return self._facts[key]
@@ -327,7 +319,7 @@ class Simulation(DeviceMemory):
             checked_steps: Array | None = None) -> Outcome:  # fmt: skip
         """Return the outcome of a resolved schedule under one engine, or under both, compared ("both").
 
-        limit_ns, later_ns, weights: the compiled simulator gives up on a longer run (see `run_compiled`). max_steps: run only so many steps.
+        limit_ns, later_ns, weights: the compiled simulator gives up on a longer run (`run_compiled`). max_steps: run only so many.
         checked_steps: "both" compares only the steps of these numbers, as runs of their own (None: all).
         """
         given, (tables, _) = self.given(schedule), self.tables(schedule, max_steps=max_steps)

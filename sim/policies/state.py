@@ -284,8 +284,8 @@ def make_state(
         keys=keys, slots=slots, pools=pools, staged=staged, guesses=records(GUESS, config.num_experts),
         followers=np.zeros(pairs, np.int32), requests=records(ASKED, num_keys if config.library else 0),
         library=np.zeros((config.library, num_keys) if config.library else (0, 0), np.int64),
-        queue=records(QUEUED_KEY, num_queued), marks=records(MARK, num_queued), prices=price, work_ns=work, counts=records(COUNTS), rules=records(RULES), fault=records(FAULT),
-        asked=np.zeros(MOST_ASKED),
+        queue=records(QUEUED_KEY, num_queued), marks=records(MARK, num_queued), prices=price, work_ns=work,
+        counts=records(COUNTS), rules=records(RULES), fault=records(FAULT), asked=np.zeros(MOST_ASKED),
     )  # fmt: skip
     if popularity is not None:
         if config.policy == STATIC:
