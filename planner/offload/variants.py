@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import numpy as np
-
 from ...base.errors import DoesNotFit, InputError
 from ...sim.offload.memory.device import STREAM_SLOTS
 from ...sim.offload.simulate import Simulation
@@ -213,7 +211,7 @@ class Variants:
                 held = simulation.within_host(schedule, cached_experts=schedule.cache.pooled_experts or 0)
             except DoesNotFit:
                 continue
-            yield float(np.diff(part.step_end(held), prepend=0) @ weights)
+            yield part.weighed_ns(held, weights)
 
 
 def _probes(simulation: Simulation, base: OffloadSchedule) -> Iterator[OffloadSchedule]:
