@@ -91,8 +91,6 @@ def main() -> None:
         document = run(given)
     except MoeplanError as error:
         sys.exit(f"benchmarks.lookahead: {error}")
-    if given.output is not None:
-        keep(given.output, document)
     _print(document)
 
 
@@ -122,8 +120,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = [_measured(loaded, costs, bits, asked) for bits in formats]
-    return {"rows": [row | facts(loaded, asked, calibration, bool(given.gates)) for row in rows]}
+        rows = []
+        for bits in formats:
+            rows.append(_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates)))
+            if given.output is not None:  # what is measured stays, whatever ends the rest
+                keep(given.output, {"rows": rows})
+    return {"rows": rows}
 
 
 def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool) -> dict[str, Any]:
