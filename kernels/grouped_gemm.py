@@ -57,14 +57,28 @@ def grouped_gate_up(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     config: GroupedConfig | None = None,
+    multiprocessors: int | None = None,
 ) -> torch.Tensor:
     """Return h [R, I]: `activation` of rows `x` [R, H] times their experts' gate-up matrices [S, halves·I, H].
 
     x and weights are both bfloat16, both float16 (the result is of that type too), or both float8 e4m3; float8 rows come with
     `x_scale` float32 [R], and the result is `out_dtype`. `slot_of_expert` int32 [E] tells where each expert lies (None: expert e
-    in slot e). `config` None looks one up. Raises InputError for arguments that do not fit together.
+    in slot e). `config` None looks one up. `multiprocessors`: of the device, as many as the launch may use; None: all. Raises
+    InputError for arguments that do not fit together.
     """
-    return _launch("grouped_gate_up", x, weights, groups, activation, slot_of_expert, x_scale, out, out_dtype, config)
+    return _launch(
+        "grouped_gate_up",
+        x,
+        weights,
+        groups,
+        activation,
+        slot_of_expert,
+        x_scale,
+        out,
+        out_dtype,
+        config,
+        multiprocessors,
+    )
 
 
 def grouped_down(
@@ -77,9 +91,12 @@ def grouped_down(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     config: GroupedConfig | None = None,
+    multiprocessors: int | None = None,
 ) -> torch.Tensor:
     """Return y [R, H]: rows `h` [R, I] times their experts' down matrices [S, H, I]; arguments as for `grouped_gate_up`."""
-    return _launch("grouped_down", h, weights, groups, None, slot_of_expert, x_scale, out, out_dtype, config)
+    return _launch(
+        "grouped_down", h, weights, groups, None, slot_of_expert, x_scale, out, out_dtype, config, multiprocessors
+    )
 
 
 def descriptors_allowed(tensor: torch.Tensor) -> bool:
@@ -204,6 +221,7 @@ def _launch(
     out: torch.Tensor | None,
     out_dtype: torch.dtype,
     config: GroupedConfig | None,
+    multiprocessors: int | None,
 ) -> torch.Tensor:
     """Check everything, then launch the one kernel."""
     check_runnable(_grouped_gemm_kernel, x.device)
@@ -235,7 +253,7 @@ def _launch(
         config = _found_config(key, groups.rows_per_expert, x.device)
     tiles = groups.tiles(config.block_m)
     with_descriptors = config.descriptors and descriptors_allowed(x) and descriptors_allowed(weights.values)
-    _grouped_gemm_kernel[(_num_programs(config, tiles.max_tiles, num_outputs, x.device),)](
+    _grouped_gemm_kernel[(_num_programs(config, tiles.max_tiles, num_outputs, x.device, multiprocessors),)](
         x,
         weights.values,
         _descriptor(x, [config.block_m, config.block_k]) if with_descriptors else None,
@@ -313,8 +331,14 @@ def _found_config(key: TuningKey, rows_per_expert: int, device: torch.device) ->
     return config
 
 
-def _num_programs(config: GroupedConfig, max_tiles: int, num_outputs: int, device: torch.device) -> int:
+def _num_programs(
+    config: GroupedConfig, max_tiles: int, num_outputs: int, device: torch.device, multiprocessors: int | None
+) -> int:
     per_tile = max_tiles * triton.cdiv(num_outputs, config.block_n)
+    if multiprocessors is not None:
+        if multiprocessors < 1:
+            raise InputError("multiprocessors", multiprocessors, "below one", "leave it out to use all of them")
+        return int(min(per_tile, multiprocessors * (config.programs_per_sm or 1)))
     if config.programs_per_sm is None or device.type != "cuda":
         return int(per_tile)
     resident = torch.cuda.get_device_properties(device).multi_processor_count * config.programs_per_sm

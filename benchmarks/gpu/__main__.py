@@ -1,9 +1,10 @@
-"""Everything there is to measure on a GPU, in four stages; `make gpu OUT=folder [STAGE=n] [DRY=1]`.
+"""Everything there is to measure on a GPU, in five stages; `make gpu OUT=folder [STAGE=n] [DRY=1]`.
 
     1  kernels      right first, then their speed beside cuBLAS and the measured roofline             kernels.json
     2  copies       samples and profile of the machine; copies and overlap of the executor             copies.json, profile.json
     3  validation   the executor against the simulator over a grid that took no part in the profile    validation.json
     4  speedups     the papers' schedules over their baselines, measured and predicted                 speedups.json
+    5  overlap      experts in one launch, in several, on fewer multiprocessors, and beside copies     overlap.json
 
 Each stage runs in a process of its own and ends within its budget, with figures of what it has and the names of what it left out; that
 is done by the next run with the same folder, and nothing is done twice. Stages 3 and 4 read the samples of stage 2; once there are any,
@@ -28,7 +29,7 @@ from moeplan.base.errors import MoeplanError
 
 from .machine import lines
 
-STAGES = {1: "kernels", 2: "copies", 3: "validation", 4: "speedups"}
+STAGES = {1: "kernels", 2: "copies", 3: "validation", 4: "speedups", 5: "overlap"}
 # With the two below it is under eight minutes.
 DEFAULT_BUDGET_S = 430.0
 # A part that runs when the budget ends may finish within this; then its process is ended, and another one has so long for the figures.
@@ -81,7 +82,7 @@ def run_all(chosen: Sequence[int], out: Path, *, dry: bool, budget_s: float) -> 
 def run_apart(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
     """Return the exit status of a stage in a process of its own, started again when the device is lost, ended at its budget."""
     environment = dict(os.environ)
-    if dry and STAGES[stage] == "kernels":
+    if dry and STAGES[stage] in ("kernels", "overlap"):
         environment["TRITON_INTERPRET"] = "1"  # settled when triton is imported
     else:
         environment.pop("TRITON_INTERPRET", None)
@@ -131,6 +132,8 @@ def run_stage(stage: int, out: Path, *, dry: bool, budget_s: float) -> int:
         from .copies import run
     elif STAGES[stage] == "validation":
         from .validation import run
+    elif STAGES[stage] == "overlap":
+        from .overlap import run
     else:
         from .speedups import run
     return 0 if run(out, dry=dry, deadline_s=deadline_s) else 1

@@ -7,8 +7,8 @@
 
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
-A node's ranks have one link to the other nodes. Where exchanges and kernels are meant to overlap, both take longer by one
-measured factor while they do. Ignored: which rank waits for which core when.
+A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes longer to begin by one measured factor: its
+messages wait for cores, its bytes do not. Ignored: which rank waits for which core when.
 """
 
 from __future__ import annotations
@@ -37,11 +37,19 @@ TERMS: Mapping[str, tuple[str, ...]] = {
 }
 """What each stage's seconds are straight in; `ranks.RANKSxNODES.STAGE` in a profile holds the seconds of one of each."""
 CORES, LINK, TOGETHER = "cores", "link", "together"
-"""Further entries: cores that ranks share, seconds of a byte on the limited link, and how much longer what overlaps takes."""
+"""Further entries: cores that ranks share, seconds of a byte on the link, how much longer exchanges beside kernels take to begin."""
 HEADER_BYTES_PER_CHOICE = 8
 """A dispatched row says for each of its choices which copy answers it, and with what weight."""
 _VALUE_BYTES = 4
 _NAME = re.compile(r"ranks\.(?P<ranks>\d+)x(?P<nodes>\d+)\.(?P<what>[\w.]+)")
+
+
+def exchange_law(what: str, tier: int) -> str:
+    """Return which law an exchange goes by: of all ranks at once (tier 2), or of ranks with one place in all nodes (0) or of one node (1).
+
+    These are other groups of ranks: who has fewer partners waits for fewer, and fewer streams share a link.
+    """
+    return f"{what}{('.inter', '.intra', '')[tier]}"
 
 
 def law_name(ranks: int, nodes: int, what: str) -> str:
@@ -59,7 +67,7 @@ class RankLaws:
     link_bytes_per_s: float
     """What the link between nodes was limited to; 0 for one node."""
     together: float
-    """How much longer exchanges and kernels take while they overlap."""
+    """How many times as long an exchange takes to begin while kernels keep the cores: each of its messages waits for a core."""
     seconds: Mapping[str, Array]
     """Of one of each term, by stage."""
     relative_uncertainty: Mapping[str, float]
@@ -75,9 +83,17 @@ class RankLaws:
         found: Array = features @ self.seconds[what]
         return found
 
+    def start_s(self, what: str) -> float:
+        """Return the seconds of an exchange that moves nothing."""
+        return float(self._exchange_law(what)[0])
+
+    def _exchange_law(self, what: str) -> Array:
+        """Return an exchange's law; stages of their own, where they were not measured, go by that of all ranks."""
+        return self.seconds[what if what in self.seconds else what.partition(".")[0]]
+
     def exchange_s(self, what: str, inter: Array, intra: Array, total: Array) -> tuple[Array, Array]:
         """Return seconds [...] of each rank's port between nodes and inside, for bytes through them and of all ranks together."""
-        start, between, inside, shared = self.seconds[what].tolist()
+        start, between, inside, shared = self._exchange_law(what).tolist()
         common = start + total * shared
         return common + inter * between, common + intra * inside
 

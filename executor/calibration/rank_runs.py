@@ -4,7 +4,7 @@
 
 Modelled: a stage lasts from when the last rank was done with the stage before until the last one is done with it, so that the stages of a
 step add up to it. Links between nodes are limited to a rate (`parallel.network`). Steps whose exchanges overlap kernels give one
-factor: what their measured time needs so that the prediction from all other stages is right in the middle. Ignored: recordings,
+factor: how many times as long an exchange takes to begin beside kernels. Ignored: recordings,
 placements and models other than these: that costs carry over to them is what a validation checks.
 """
 
@@ -30,6 +30,7 @@ from ...calibrate.costs.rank_laws import (
     TOGETHER,
     RankLaws,
     dense_features,
+    exchange_law,
     expert_features,
     head_features,
     laws_of,
@@ -58,10 +59,10 @@ from ..running.execute import Progress, silent
 LINK_BYTES_PER_S = 20 * MEGA
 """Rate of the links between nodes where nothing else is asked for: slow beside a host's memory, as networks are beside links of cards."""
 _SIZES = ((256, 256), (512, 256))
-_LAYERS, _CONTEXT, _REPEATS = 2, 64, 6
-_TOKENS = (16, 48, 128)
+_LAYERS, _CONTEXT, _REPEATS = 2, 64, 8
+_TOKENS = (16, 64, 192, 512)
 _SKEW = 0.7
-_FACTORS = np.geomspace(1.0, 4.0, 29)
+_FACTORS = np.geomspace(1.0, 8.0, 49)
 _SEED = 20
 
 
@@ -223,7 +224,11 @@ def _cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) 
             yield HEAD, _text([head_features(job.model, count) for count in tokens.tolist()]), seconds
         elif kind in (OP_DISPATCH, OP_COMBINE):
             back = kind == OP_COMBINE
-            yield (COMBINE if back else DISPATCH), _text(_exchange(prepared, number, layer, tier, back=back)), seconds
+            yield (
+                exchange_law(COMBINE if back else DISPATCH, tier),
+                _text(_exchange(prepared, number, layer, tier, back=back)),
+                seconds,
+            )
 
 
 def _dense(prepared: Prepared, number: int, layer: int) -> list[list[float]]:
@@ -268,7 +273,7 @@ def _text(features: Sequence[Sequence[float]]) -> str:
 
 
 def _together(laws: RankLaws, overlapped: Sequence[tuple[Prepared, Sequence[RankRun]]]) -> float:
-    """Return the factor with which predicted steps that overlap are right in the middle."""
+    """Return the factor with which steps that overlap are predicted best, all counting alike."""
     cases: list[tuple[Prepared, int, float]] = []
     for prepared, runs in overlapped:
         for number in range(len(prepared.job.steps)):
@@ -279,7 +284,7 @@ def _together(laws: RankLaws, overlapped: Sequence[tuple[Prepared, Sequence[Rank
     for factor in _FACTORS.tolist():
         with_it = dataclasses.replace(laws, together=factor)
         ratios = [np.log(_predicted_s(with_it, prepared, number) / seconds) for prepared, number, seconds in cases]
-        off.append(abs(float(np.median(ratios))))
+        off.append(float(np.mean(np.abs(ratios))))
     return float(_FACTORS[int(np.argmin(off))])
 
 

@@ -23,7 +23,7 @@ from ...base.errors import InputError
 from ...base.units import NS_PER_S
 from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws
 from ...devices.stores.slot_sizes import expert_layout
-from ...planner.parallel.period.moves import AT_ONCE, BACKGROUND
+from ...planner.parallel.period.moves import BACKGROUND, LAYER_BY_LAYER
 from ...planner.placement.comparison import Candidate
 from ...sim.parallel.simulate import ParallelSimulation
 from ...sim.policies.state import Array
@@ -122,14 +122,20 @@ def validate_move(
     return MoveValidated(
         way=way, num_bytes=int(sum(each.sum() for each in layers)),
         predicted_pause_s=0.0 if way == BACKGROUND else sum(alone),
-        measured_pause_s=0.0 if way == BACKGROUND else float((ended - began).sum()) / NS_PER_S,
+        measured_pause_s=0.0 if way == BACKGROUND else _taken_s(way, began, ended),
         predicted_moving_s=moving_s,
-        measured_moving_s=float((ended[-1] - began[0]) if way in (AT_ONCE, BACKGROUND) else (ended - began).sum()) / NS_PER_S,
+        measured_moving_s=_taken_s(way, began, ended),
         predicted_slowdown=beside_s / step_s,
         measured_slowdown=float(np.median(beside) / np.median(calm)) if len(beside) else 1.0,
         noise=abs(float(np.median(calm[0::2]) / np.median(calm[1::2])) - 1),
         error=_worst_error(job, runs), bound=rounding_bound(job), steps_s=tuple((taken / NS_PER_S).tolist()),
     )  # fmt: skip
+
+
+def _taken_s(way: str, began: Array, ended: Array) -> float:
+    """Return the seconds of pieces that began and ended so, by the first and the last rank; steps run between those of layers."""
+    whole = (ended - began).sum() if way == LAYER_BY_LAYER else ended[-1] - began[0]
+    return float(whole) / NS_PER_S
 
 
 def _exchange_s(laws: RankLaws, sent: Array, job: Job) -> float:

@@ -1,7 +1,8 @@
 """Tables of a step of ranks that are processes of one machine, by laws that were measured in such steps.
 
 Modelled: what `calibrate.costs.rank_laws` says: operations of ranks that share the machine's cores, exchanges with a start, ports
-and bytes of all ranks; one factor where exchanges and kernels overlap. Ignored: slices of layers, which such ranks do not run.
+and bytes of all ranks; an exchange that has kernels beside it takes
+longer to begin. Ignored: slices of layers, which such ranks do not run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ...calibrate.costs.rank_laws import (
     HEADER_BYTES_PER_CHOICE,
     RankLaws,
     dense_features,
+    exchange_law,
     expert_features,
     finish_s,
     head_features,
@@ -31,7 +33,6 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array
 from .expert_stage import parts_of, piece, stage_rows
 from .program import INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, TOGETHER, Program
-from .sharing import overlapped
 from .tables import EpTables
 from .traffic import FloatArray, StepLoad
 
@@ -49,9 +50,30 @@ def tabulate_on_ranks(
     work, op_tokens = _operations(laws, costing, schedule, program, load)
     ex_ns, ex_bytes, ex_tokens = _exchanges(laws, costing, schedule, program, load)
     if schedule.overlaps and laws.together > 1:
-        beside = np.ceil(ex_ns * laws.together).astype(np.int64)
-        work, ex_ns = overlapped(work, ex_ns, beside, 1 / laws.together)
+        share = _beside(schedule, program, work, ex_ns)
+        start_s = np.array(
+            [laws.start_s(_law_of(program, ex, tier)) for ex in range(len(ex_ns)) for tier in (INTER, INTRA)]
+        )
+        longer = _ns(start_s.reshape(-1, NUM_TIERS, 1) * (laws.together - 1) * share)
+        ex_ns = np.where(ex_ns > 0, ex_ns + longer, 0)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
+
+
+def _beside(schedule: ExpertParallelSchedule, program: Program, work: Array, ex_ns: Array) -> float:
+    """Return how much of exchanges has kernels beside it: of groups only experts of other groups, of batches and shortcuts everything."""
+    pipeline, each = schedule.pipeline, work.max(axis=1)
+    if pipeline.micro_batches == 1 and not pipeline.shortcut:
+        kernels = float(each[program.op_kind == OP_EXPERT].sum()) * (1 - 1 / schedule.num_groups)
+    else:
+        kernels = float(each.sum())
+    exchanges = float(ex_ns.max(axis=(1, 2)).sum())
+    return min(1.0, kernels / exchanges) if exchanges else 0.0
+
+
+def _law_of(program: Program, ex: int, tier: int) -> str:
+    """Return the law of one tier of an exchange."""
+    kind = COMBINE if program.ex_kind[ex] == OP_COMBINE else DISPATCH
+    return exchange_law(kind, 2 if program.ex_mode[ex] == TOGETHER else tier)
 
 
 def _operations(
@@ -116,10 +138,13 @@ def _exchanges(
     together = (program.ex_mode == TOGETHER)[:, None]
     total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
     ex_ns = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64)
-    for kind, where in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
-        for tier in (INTER, INTRA):
-            found = laws.exchange_s(kind, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]
-            ex_ns[where, tier] = np.where(ports[where, tier] > 0, _ns(found), 0)
+    for kind, mine in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
+        for both in (True, False):
+            where = mine & (together[:, 0] == both)
+            for tier in (INTER, INTRA):
+                law = exchange_law(kind, 2 if both else tier)
+                found = laws.exchange_s(law, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]
+                ex_ns[where, tier] = np.where(ports[where, tier] > 0, _ns(found), 0)
     return ex_ns, ex_bytes, ex_tokens
 
 

@@ -324,12 +324,12 @@ def test_a_gpu_run_without_a_gpu_is_refused_in_one_line(folder: Path, apart: dic
     assert not folder.exists()
 
 
-@pytest.mark.skipif(not LONG, reason="two minutes of all four stages; set MOEPLAN_LONG=1")
+@pytest.mark.skipif(not LONG, reason="two minutes of all five stages; set MOEPLAN_LONG=1")
 def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(folder), "--dry"]
     done = subprocess.run(command, cwd=ROOT, env=apart, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    names = ("kernels", "copies", "validation", "speedups")
+    names = ("kernels", "copies", "validation", "speedups", "overlap")
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     head = {
         "schema_version",
@@ -349,6 +349,7 @@ def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
         "copies": {"targets", "fit", "warnings", "speed_beside_each_other"},
         "validation": {"targets", "figures", "groups", "warnings"},
         "speedups": {"targets", "warnings"},
+        "overlap": {"targets", "warnings"},
     }
     for name, document in found.items():
         assert set(document) == head | own[name]
@@ -357,7 +358,7 @@ def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
         assert {one["met"] for one in document["targets"]} <= {None}
         assert all({"name", "target", "at_most", "got", "met"} <= set(one) for one in document["targets"])
         assert all(part["took_s"] >= 0 and "expected_s" in part for part in document["parts"].values())
-    assert [len(found[name]["targets"]) for name in names] == [3, 2, 5, 0]
+    assert [len(found[name]["targets"]) for name in names] == [3, 2, 5, 0, 0]
     profile = json.loads((folder / "profile.json").read_text())
     assert profile["device"]["kind"] == "cpu" and profile["disk"] is not None and profile["host"]["cpu"] is not None
     assert json.loads((folder / "profile.samples.json").read_text())["kind"] == "samples"
