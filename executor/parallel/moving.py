@@ -2,7 +2,8 @@
 
     at-once          before a step all layers move; the step after uses the new placement
     layer-by-layer   before each step one layer moves
-    background       a thread of every rank moves layer after layer beside the steps; before each step ranks agree how many are there
+    background       a thread of every rank moves layer after layer beside the steps, in small pieces, so that tokens never wait behind
+                     more than one of them; before each step ranks agree how many layers are there
 
 Modelled: a rank fetches what it lacks from itself, else from its node, else from another one, from whoever sends least so far; bytes are
 those of slots, by all_to_all_single in a process group of their own. New weights stand beside the old ones, so that a step uses one or the
@@ -26,6 +27,8 @@ from .routes import IntArray
 from .work import Experts
 
 WAYS = (AT_ONCE, LAYER_BY_LAYER, BACKGROUND)
+PIECE_BYTES = 16 * 1024
+"""From a rank to another in one piece of a background move: a link is a queue, and what is sent first goes first."""
 FETCH_EXPERT, FETCH_FROM, FETCH_FROM_SLOT, FETCH_TO, FETCH_TO_SLOT, FETCH_FIELDS = range(6)
 
 
@@ -151,14 +154,34 @@ class Moving:
         for at, row in enumerate(leaving.tolist()):
             packed[at * each : (at + 1) * each] = self._old.slot(layer, row[FETCH_FROM_SLOT])
         found = torch.empty(len(coming) * each, dtype=torch.uint8)
-        to = (np.bincount(leaving[:, FETCH_TO], minlength=ranks) * each).tolist()
-        came = (np.bincount(coming[:, FETCH_FROM], minlength=ranks) * each).tolist()
-        dist.all_to_all_single(found, packed, came, to, group=self._group)
-        self._wait(to, began)
+        to = np.bincount(leaving[:, FETCH_TO], minlength=ranks) * each
+        came = np.bincount(coming[:, FETCH_FROM], minlength=ranks) * each
+        if self.move.way == BACKGROUND:
+            most = int(moved_slots(fetched, self._topology).max()) * each
+            for first in range(0, most, PIECE_BYTES):
+                self._piece(found, packed, came, to, first)
+        else:
+            dist.all_to_all_single(found, packed, came.tolist(), to.tolist(), group=self._group)
+            self._wait(to.tolist(), began)
         for at, row in enumerate(coming.tolist()):
             self.new.slot(layer, row[FETCH_TO_SLOT]).copy_(found[at * each : (at + 1) * each])
         self._done += 1
         self.spans.append((self._done, began, time.perf_counter_ns()))
+
+    def _piece(self, found: torch.Tensor, packed: torch.Tensor, came: IntArray, to: IntArray, first: int) -> None:
+        """Exchange the bytes from `first` on of what goes between each two ranks."""
+        began = time.perf_counter_ns()
+        sizes = [np.clip(whole - first, 0, PIECE_BYTES) for whole in (came, to)]
+        starts = [np.cumsum(whole) - whole + first for whole in (came, to)]
+        (into, there), (out, here) = zip(sizes, starts, strict=True)
+        piece = torch.cat([packed[at : at + size] for at, size in zip(here.tolist(), out.tolist(), strict=True)])
+        landed = torch.empty(int(into.sum()), dtype=torch.uint8)
+        dist.all_to_all_single(landed, piece, into.tolist(), out.tolist(), group=self._group)
+        self._wait(out.tolist(), began)
+        done = 0
+        for at, size in zip(there.tolist(), into.tolist(), strict=True):
+            found[at : at + size] = landed[done : done + size]
+            done += size
 
     def _wait(self, sent: list[int], began_ns: int) -> None:
         """Return no sooner than the in-process limiter lets what goes to other nodes through."""

@@ -1,8 +1,8 @@
 """Moving experts while ranks serve, run for real beside its prediction.
 
     pause         all layers (at-once) or one (layer-by-layer): of each layer, the law of an exchange for the bytes of its weights
-    beside        (background) weights and tokens share the link between nodes as equals while both want it: what tokens need of it in a
-                  step takes twice as long, and weights get the rest of the step's time
+    beside        (background) a piece of weights takes a start, in which the link is free, and its bytes' time on the link; while both want
+                  the link, tokens and weights get half of it each
 
 Modelled: the laws that steps are predicted by (`calibrate.costs.rank_laws`); a move lasts as many steps as its weights need of what steps
 leave of the link. Results are compared with one process's in every step before, during and after. Ignored: what copying weights inside a
@@ -31,7 +31,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..parallel.agreement import rounding_bound
 from ..parallel.job import Job, Step
 from ..parallel.launch import RankRun, run_jobs
-from ..parallel.moving import Move, fetches, moved_slots
+from ..parallel.moving import PIECE_BYTES, Move, fetches, moved_slots
 from ..parallel.network import Nodes
 from ..parallel.prepare import Prepared, prepare_job
 from ..parallel.reference import reference_states
@@ -101,11 +101,18 @@ def validate_move(
     ]
     alone = [_exchange_s(laws, each, old.job) for each in layers]
     step_s = _mean_step_s(old)
-    beside_s, link_s = step_s, 0.0
+    beside_s = step_s
     moving_s = sum(alone)
     if way == BACKGROUND:
-        beside_s, link_s = _beside(simulation, laws, schedule, old)
-        moving_s *= beside_s / max(beside_s - link_s, 1e-9)
+        pieces = [
+            np.clip(each - first, 0, PIECE_BYTES) for each in layers for first in range(0, int(each.max()), PIECE_BYTES)
+        ]
+        taken_s = [_exchange_s(laws, each, old.job, COMBINE) for each in pieces]
+        begin_s = laws.start_s(COMBINE)
+        busy = sum(one - begin_s for one in taken_s) / max(sum(taken_s), 1e-12)
+        link_s = _link_s(laws, old)
+        beside_s = step_s + busy * link_s
+        moving_s = sum(taken_s) * (1 + busy * min(1.0, (1 + busy) * link_s / beside_s))
     before = _ROUNDS_BEFORE
     rounds = 2 * before + int(np.ceil(_ROOM * moving_s / (step_s * len(steps)))) * (way == BACKGROUND)
     rounds += -(-len(layers) // len(steps))
@@ -138,7 +145,7 @@ def _taken_s(way: str, began: Array, ended: Array) -> float:
     return float(whole) / NS_PER_S
 
 
-def _exchange_s(laws: RankLaws, sent: Array, job: Job) -> float:
+def _exchange_s(laws: RankLaws, sent: Array, job: Job, law: str = DISPATCH) -> float:
     """Return the seconds of one transfer of sent: [from rank, to rank] bytes."""
     if not sent.any():
         return 0.0
@@ -147,7 +154,7 @@ def _exchange_s(laws: RankLaws, sent: Array, job: Job) -> float:
     out = np.array([(sent * away)[node == each].sum() for each in range(job.topology.num_nodes)])
     into = np.array([(sent * away)[:, node == each].sum() for each in range(job.topology.num_nodes)])
     inside = np.maximum((sent * ~away).sum(axis=1), (sent * ~away).sum(axis=0))
-    parts = laws.exchange_s(DISPATCH, np.maximum(out, into).max(), inside.max(), np.float64(sent.sum()))  # type: ignore[arg-type]
+    parts = laws.exchange_s(law, np.maximum(out, into).max(), inside.max(), np.float64(sent.sum()))  # type: ignore[arg-type]
     return float(max(np.max(part) for part in parts))
 
 
@@ -155,27 +162,16 @@ def _mean_step_s(prepared: Prepared) -> float:
     return float(np.mean([outcome.makespan_ns for outcome in prepared.outcomes])) / NS_PER_S
 
 
-def _beside(
-    simulation: ParallelSimulation, laws: RankLaws, schedule: ExpertParallelSchedule, prepared: Prepared
-) -> tuple[float, float]:
-    """Return (a step that shares the link, what its tokens need of the link alone) in seconds."""
-    seconds = dict(laws.seconds)
-    for what in (DISPATCH, COMBINE):
-        start, inter, intra, shared = laws.seconds[what]
-        seconds[what] = np.array([start, 2 * inter, intra, shared])
-    costing = simulation.costing
-    whole = costing.constants
-    try:
-        costing.constants = dataclasses.replace(whole, ranks=dataclasses.replace(laws, seconds=seconds))
-        shared_s = np.mean([simulation.run(schedule, load).makespan_ns for load in prepared.loads]) / NS_PER_S
-    finally:
-        costing.constants = whole
+def _link_s(laws: RankLaws, prepared: Prepared) -> float:
+    """Return how long a step's tokens keep the link busy, in seconds."""
     per_node = prepared.job.topology.ranks_per_node
+    if not laws.link_bytes_per_s:
+        return 0.0
     link = 0.0
     for tables in prepared.tables:
         of_node = tables.ex_bytes[:, 0].reshape(len(tables.ex_bytes), -1, per_node).sum(axis=2).max(axis=1)
-        link += float(of_node.sum()) * float(laws.seconds[DISPATCH][1])
-    return float(shared_s), link / len(prepared.tables)
+        link += float(of_node.sum()) / laws.link_bytes_per_s
+    return link / len(prepared.tables)
 
 
 def _steps(job: Job, runs: Sequence[RankRun]) -> tuple[Array, Array]:
