@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _INTERVAL = "_interval"
+MOST_ROWS = 60
+"""Rows that a terminal or a notebook shows; a frame has all."""
 
 
 class Tabular:
@@ -26,6 +28,10 @@ class Tabular:
     def table_rows(self) -> list[dict[str, Any]]:
         """Return the rows: column → number, text, truth value or None."""
         raise NotImplementedError
+
+    def shown_columns(self, columns: list[str]) -> list[str]:
+        """Return those of the frame's columns that a person looks at first; all where none of them is there."""
+        return [name for name in self.SHOWN if name in columns] or columns
 
     def table_title(self) -> str:
         """Return a line to put above the table; empty where there is none."""
@@ -45,22 +51,22 @@ class Tabular:
         if self.table_title():
             yield Text(self.table_title())
         rows = self.table_rows()
+        if not rows:
+            return
         table = Table()
-        columns = [name for name in self.SHOWN if any(name in row for row in rows)] or list(
-            dict.fromkeys(n for row in rows for n in row)
-        )
-        for name in columns:
+        for name in self.shown_columns(list(dict.fromkeys(name for row in rows for name in row))):
             numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
             table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_cell(row.get(name))) for name in columns))
+        for row in rows[:MOST_ROWS]:
+            table.add_row(*(Text(_cell(row.get(str(column.header)))) for column in table.columns))
         yield table
+        if len(rows) > MOST_ROWS:
+            yield Text(f"and {len(rows) - MOST_ROWS:,} more rows: to_frame() has all")
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         shown = self.to_frame()
-        kept = [name for name in self.SHOWN if name in shown.columns]
-        text: str = (shown[kept] if kept else shown).to_html()
+        text: str = shown[self.shown_columns(list(shown.columns))].to_html(max_rows=MOST_ROWS)
         return text
 
 

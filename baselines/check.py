@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import InputError, one_line
+from ..base.frames import Tabular
 from ..base.text_files import read_text, write_atomic
 from ..base.workers import worker_pool
 from .document import GIVEN, Baseline, Header, Pinned, open_baseline, to_text
@@ -24,14 +25,13 @@ from .pairs import read_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 Progress = Callable[[int, int, str], None]
 _WHY_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
+class CheckResult(Tabular):
     """A baseline beside what is predicted now."""
 
     baseline: str
@@ -75,13 +75,17 @@ class CheckResult:
         """Return the findings as a table, one a row."""
         import pandas as pd
 
-        return pd.DataFrame([_plain(one) for one in self.findings], columns=list(Finding.__slots__))
+        return pd.DataFrame(self.table_rows(), columns=list(Finding.__slots__))
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the text that `moeplan check` prints."""
-        from .show import text_of
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return the rows: a finding each."""
+        return [_plain(one) for one in self.findings]
 
-        yield text_of(self)
+    def table_title(self) -> str:
+        """Return the verdict, as `moeplan check` prints it."""
+        from .show import verdict_of
+
+        return verdict_of(self)
 
 
 def _plain(one: Finding | Score) -> dict[str, Any]:

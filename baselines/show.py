@@ -43,7 +43,7 @@ def line_of(found: Finding) -> str:
 
 def text_of(result: CheckResult) -> str:
     """Return what is printed."""
-    lines = [_verdict(result), ""]
+    lines = [verdict_of(result), ""]
     rows = [_TITLES, *_score_rows(result.scores)]
     if len(rows) > 1:
         widths = [max(len(row[at]) for row in rows) for at in range(len(_TITLES))]
@@ -59,7 +59,7 @@ def text_of(result: CheckResult) -> str:
 
 def markdown_of(result: CheckResult) -> str:
     """Return the same as Markdown, for a comment on a pull request or a job's summary."""
-    lines = [f"### moeplan check: {'passed' if result.passed else 'failed'}", "", _verdict(result), ""]
+    lines = [f"### moeplan check: {'passed' if result.passed else 'failed'}", "", verdict_of(result), ""]
     rows = list(_score_rows(result.scores))
     if rows:
         lines += [_row(_TITLES), _row(["---"] * len(_TITLES)), *(_row(row) for row in rows), ""]
@@ -86,7 +86,8 @@ def _parts(result: CheckResult) -> Iterator[tuple[str, list[Finding]]]:
             yield f"{kind}: {len(found):,} {_MEANS[kind]}", found
 
 
-def _verdict(result: CheckResult) -> str:
+def verdict_of(result: CheckResult) -> str:
+    """Return whether a check passed, and over how much, in a line."""
     counts = (
         ", ".join(f"{count:,} {kind}" for kind, count in result.counts.items() if count) or "every figure as it was"
     )

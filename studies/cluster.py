@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ CLUSTERS = (RAY, DASK)
 ADDRESS_OF: Mapping[str, str] = {RAY: "RAY_ADDRESS", DASK: "DASK_SCHEDULER_ADDRESS"}
 """The variable of the environment that names the cluster, as its own tools read it."""
 _AHEAD = 2
-_CONNECT_S = 30
+_CONNECT_S = 10
 _FIELD = "--address"
 
 
@@ -108,6 +109,13 @@ def _imported(name: str, module: str) -> Any:
         raise InputError("--backend", name, "is not installed", "pip install 'moeplan[studies]'") from None
 
 
+def _knock(where: str) -> None:
+    """Return nothing; raises OSError where an address with a port takes no connection, ValueError where its port is none."""
+    host, colon, port = where.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
 def _answers(found: Any) -> list[Answer]:
     return [Answer(*one) for one in found]
 
@@ -121,6 +129,7 @@ class _Ray:
         if self._mine:
             where = address or os.environ.get(ADDRESS_OF[RAY]) or "auto"
             try:
+                _knock(where)  # Ray itself would wait for minutes where nothing answers
                 self._ray.init(address=where, log_to_driver=False, logging_level="error", configure_logging=False)
             except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
                 rule = f"no Ray cluster answers there ({one_line(error, 200)})"

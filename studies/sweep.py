@@ -15,28 +15,30 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..base.errors import InputError, UnknownName
+from ..base.frames import Tabular
 from .cluster import CLUSTERS, answers_there
 from .keys import Keys
 from .local import Batches, answers_here
 from .store import KeptStudy, Store
 from .study import StudyLike, open_study
+from .table import STATE
 from .work import DONE, FAILED, STATES, Answer, Asked, answer
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 Progress = Callable[[int, int, str], None]
 LOCAL = "local"
 BACKENDS = (LOCAL, *CLUSTERS)
 _MOST_JOBS = 1024
+_SPEEDS = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s")
 _FIRST_RUNS_S = 30.0
 _WINDOW_S = 60.0
 _SURE_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyResult:
+class StudyResult(Tabular):
     """A study whose runs have their answers, in its store."""
 
     name: str
@@ -75,9 +77,18 @@ class StudyResult:
             kept = next(each for each in store.studies() if each.study == self.study)
             return table_of(kept, store.runs(self.study))
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the text that `moeplan sweep` prints."""
-        yield "\n".join(self.lines())
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of `to_frame`."""
+        rows: list[dict[str, Any]] = self.to_frame().to_dict("records")
+        return rows
+
+    def shown_columns(self, columns: list[str]) -> list[str]:
+        """Return the axes, the state and the speeds of the frame's columns."""
+        return columns[: columns.index(STATE) + 1] + [name for name in _SPEEDS if name in columns]
+
+    def table_title(self) -> str:
+        """Return the text that `moeplan sweep` prints."""
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """Return the result in a few lines."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import rich.console
 
 import moeplan
-from moeplan.base.frames import Tabular, flat
+from moeplan.base.frames import MOST_ROWS, Tabular, flat
 
 
 def shown(result: Any) -> str:
@@ -106,3 +107,33 @@ def test_markup_in_a_cell_is_shown_as_it_is() -> None:
 
     text = shown(Named())
     assert "[bold]x[/bold]" in text and "missing" not in text and "other" not in text
+
+
+def test_a_study_is_a_row_for_each_run_under_what_its_command_prints(tmp_path: Path) -> None:
+    base = {"model": "tiny-moe", "hardware": "t4", "trace": "bundled", "window": 4}
+    found = moeplan.sweep({"base": base, "grid": {"memory": ["450MiB", "500MiB"]}}, store=tmp_path / "s.sqlite", jobs=1)
+    assert [row["run"] for row in found.table_rows()] == list(found.to_frame()["run"]) == [0, 1]
+    text = shown(found)
+    assert found.lines()[0].split(",")[0] in text and "500MiB" in text
+    assert "500MiB" in found._repr_html_()
+
+
+def test_a_terminal_and_a_notebook_show_the_first_rows_of_a_long_table() -> None:
+    class Long(Tabular):
+        def table_rows(self) -> list[dict[str, Any]]:
+            return [{"number": 1000 + at} for at in range(MOST_ROWS + 40)]
+
+    text = shown(Long())
+    assert str(999 + MOST_ROWS) in text and str(1000 + MOST_ROWS) not in text and "40 more rows" in text
+    assert len(Long().to_frame()) == MOST_ROWS + 40 and Long()._repr_html_().count("<tr") < MOST_ROWS + 5
+
+
+def test_a_result_without_rows_is_its_headline() -> None:
+    class Nothing(Tabular):
+        def table_rows(self) -> list[dict[str, Any]]:
+            return []
+
+        def table_title(self) -> str:
+            return "nothing moved"
+
+    assert shown(Nothing()).strip() == "nothing moved"

@@ -110,9 +110,17 @@ def test_ray_gives_the_same_table(ray_address: str, expected: bytes, tmp_path: P
     assert _table(found, tmp_path) == expected
 
 
-# Ray itself waits for minutes at an address where nothing answers, so that this is Dask's alone.
 @QUIET
-@pytest.mark.parametrize(("backend", "address"), [("dask", "tcp://127.0.0.1:1"), ("dask", None)])
+@pytest.mark.parametrize(
+    ("backend", "address"),
+    [
+        ("dask", "tcp://127.0.0.1:1"),
+        ("dask", None),
+        ("ray", "127.0.0.1:1"),
+        ("ray", "ray://127.0.0.1:1"),
+        ("ray", "127.0.0.1:port"),
+    ],
+)
 def test_a_cluster_that_is_not_there_is_one_line(
     backend: str, address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
