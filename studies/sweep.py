@@ -79,8 +79,7 @@ class StudyResult(Tabular):
 
     def table_rows(self) -> list[dict[str, Any]]:
         """Return the rows of `to_frame`."""
-        rows: list[dict[str, Any]] = self.to_frame().to_dict("records")
-        return rows
+        return [dict(zip(map(str, row), row.values(), strict=True)) for row in self.to_frame().to_dict("records")]
 
     def shown_columns(self, columns: list[str]) -> list[str]:
         """Return the axes, the state and the speeds of the frame's columns."""
