@@ -22,6 +22,7 @@ from ...specs.models import WeightFormat
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array
 from .expert_stage import StageRows, parts_of, piece, sm_share, tabulate_experts
+from .memory import kv_shares
 from .program import (
     GATHER,
     INTER,
@@ -68,6 +69,8 @@ class EpCosting:
     context_tokens: int
     draft_tokens: int = 0
     _dense: dict[tuple[int, int, int], tuple[Estimate, float]] = field(default_factory=dict)
+    _reads: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
+    """Of attention over its context, all heads together: (seconds, of which reading keys and values takes at least)."""
     _items: dict[tuple[str, int, bool], tuple[float, bool]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
@@ -95,6 +98,7 @@ class EpCosting:
     def dense_s(self, moe_layer: int, tokens: int, share: int) -> tuple[float, float]:
         """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks.
 
+        Heads are divided; keys and values only as far as they have heads: a latent is read whole by every rank.
         Layers beyond the model's are passes of its draft layer: made like its last one, behind a projection of two hidden states.
         """
         if tokens == 0:
@@ -108,7 +112,7 @@ class EpCosting:
         for layer in layers:
             each, inside = self._dense_layer(layer, tokens, queries)
             fixed = min(each.launch_s, each.seconds)
-            whole += fixed + (each.seconds - fixed) / share
+            whole += fixed + (each.seconds - fixed) / share + self._copied_reads_s(layer, tokens, queries, share)
             shared += inside / share
             self.estimates["dense"] = each
         return whole, shared
@@ -130,6 +134,26 @@ class EpCosting:
                 whole = dataclasses.replace(whole, seconds=whole.seconds + longer)
             self._dense[key] = (whole, inside)
         return self._dense[key]
+
+    def _copied_reads_s(self, layer: int, tokens: int, queries: int, share: int) -> float:
+        """Return what attention takes beyond its part of `share` ranks where each reads keys and values that others read too."""
+        costs, model = self.costs, self.costs.model
+        shares = kv_shares(model, share)
+        if shares == share or model.attention_of(layer) is None:
+            return 0.0
+        key = (self._kind(layer), tokens, queries)
+        if key not in self._reads:
+            context, requests = self._context(tokens, queries)
+            values, _ = costs.mixer_work(layer, tokens, context, max(1, min(requests, tokens)))
+            device = costs.profile.device
+            reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
+            # Of attention over its context, whatever all heads together take; its reading is a part of that at most.
+            whole, _ = self._dense_layer(layer, tokens, queries)
+            alone = costs.dense_layer(layer, tokens, tokens, tokens).seconds
+            attention = max(0.0, whole.seconds - alone)
+            self._reads[key] = (attention, min(attention, values * costs.kv_bytes_per_value / reach))
+        attention, reading = self._reads[key]
+        return max(0.0, reading / shares - attention / share)
 
     def _kind(self, layer: int) -> int:
         """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""

@@ -23,7 +23,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from .costs import EpCosting, tabulate_ep
 from .critical_path import CriticalPath, critical_path
 from .draft_layers import with_draft_layers
-from .memory import RankShape, rank_memory
+from .memory import RankShape, largest_batch, rank_memory
 from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
 from .simulators import EpOutcome, first_ep_difference, run_ep_compiled, run_ep_simpy
 from .tables import EpTables
@@ -203,7 +203,12 @@ class ParallelSimulation:
         needed = self.rank_bytes(schedule, load)
         has = self.budget_bytes
         if needed > has:
-            raise DoesNotFit(f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,}", needed - has)
+            slots = load.topology.slots_per_rank
+            most = largest_batch(lambda tokens: self.memory_of(schedule, slots, tokens), has)
+            enough = f"at most {most:,} tokens a rank fit" if most else "not even one token a rank fits"
+            raise DoesNotFit(
+                f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,} ({enough})", needed - has
+            )
 
     def run(
         self, schedule: ExpertParallelSchedule, load: StepLoad, *, engine: str = "compiled", rows: bool = False

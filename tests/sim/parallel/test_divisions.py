@@ -143,3 +143,36 @@ def test_both_engines_agree_and_memory_is_counted(name: str) -> None:
 def test_parallelisms_that_make_no_sense_are_refused(preset: str, changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_ep_preset(preset).with_options(**changes)
+
+
+def costing_of(name: str, context: int, prefill: bool = False) -> EpCosting:
+    model, machine = load_model(name), load_hardware("h800-sxm")
+    costs = CostModel(machine, model, dense_format=weight_format("16"), kv_bytes_per_value=2)
+    return EpCosting(costs, constants_of(machine, 2), prefill, context)
+
+
+def test_ranks_that_share_attention_each_read_the_whole_latent() -> None:
+    longer, shorter = (costing_of("deepseek-v2-lite", context) for context in (8192, 4096))
+    device, model = HARDWARE.device, MODEL
+    reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
+    more_s = 64 * 4096 * model.attention.kv_values_per_token * 2 / reach
+    apart = [longer.dense_s(1, 64, share)[0] - shorter.dense_s(1, 64, share)[0] for share in (1, 8)]
+    # What memory is read for grows with the context as much for each of eight ranks as for one alone.
+    assert apart[1] == pytest.approx(more_s, rel=0.02)
+    assert apart[1] <= apart[0] * 1.001
+
+
+def test_ranks_divide_keys_and_values_by_heads_as_far_as_there_are_any() -> None:
+    costing = costing_of("qwen3-30b-a3b", 8192)  # four heads of keys and values
+    each, _ = costing._dense_layer(1, 64, 1)
+    fixed = min(each.launch_s, each.seconds)
+    divided = [costing.dense_s(1, 64, share)[0] - fixed - (each.seconds - fixed) / share for share in (1, 2, 4, 8)]
+    assert divided[:3] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+    assert divided[3] > 0
+
+
+def test_prompts_are_computed_so_that_reading_a_latent_twice_costs_nothing() -> None:
+    costing = costing_of("deepseek-v2-lite", 4096, prefill=True)
+    each, _ = costing._dense_layer(1, 8192, 1)
+    fixed = min(each.launch_s, each.seconds)
+    assert costing.dense_s(1, 8192, 8)[0] == pytest.approx(fixed + (each.seconds - fixed) / 8)
