@@ -125,6 +125,9 @@ def print_parallel_answer(document: Mapping[str, Any]) -> None:
     rows.append(("together", "all of them", numbers.percent(alone, signed=True), "", gain_words(factors["whole"])))
     rows.append(("", "the whole less what each does alone", gain_words(factors["interaction"]), "", ""))
     print_table(("decision", "from → to", "alone", "beside all others", "share"), rows)
+    if factors["fixed"]:
+        said = ", ".join(f"{name} ({does})" for name, does in factors["fixed"].items())
+        _line("fixed", f"{document['target']} decides itself: {said}")
     short = [one for one in factors["combinations"] if one["missing_bytes"]]
     for one in short:
         _line(

@@ -77,6 +77,8 @@ class FactorTable:
     whole: Gain
     interaction: Gain
     """The whole less what the factors save alone."""
+    fixed: Mapping[str, str]
+    """Factors that the engine which is planned for decides itself, and what it does: no rows of the table."""
     combinations: tuple[tuple[tuple[str, ...], EpPrediction, int], ...]
     """Factors that are on, the prediction, and the bytes that are missing on each rank (0 where it fits)."""
 
@@ -91,7 +93,7 @@ class FactorTable:
                  "share": row.share.to_dict()}
                 for row in self.rows
             ],
-            "whole": self.whole.to_dict(), "interaction": self.interaction.to_dict(),
+            "whole": self.whole.to_dict(), "interaction": self.interaction.to_dict(), "fixed": dict(self.fixed),
             "combinations": [
                 {"on": list(names), "step_s": one.step_s, "relative_uncertainty": one.relative_uncertainty,
                  "max_over_mean_load": one.max_over_mean_load, "missing_bytes": missing}
@@ -143,6 +145,55 @@ def levels_of(
     return Levels(placement=policy, replicas=copies, exchange=kind, overlap=overlap, whole=best)
 
 
+def check_told(
+    search: EpSearch, base: ExpertParallelSchedule, levels: Levels, asked: Mapping[str, str], engine: str
+) -> None:
+    """Return nothing; raises InputError for a level that was asked for and that the engine which is planned for does not run."""
+    for name, value in asked.items():
+        wanted = combined(search, base, levels, (PLACEMENT, REPLICAS) if name == REPLICAS else (name,))
+        told = search.told(wanted)
+        if told is None or _level(name, told) != _level(name, wanted):
+            does = "no such schedule" if told is None else f"{_words(_level(name, told))} instead"
+            raise InputError(
+                f"--factor {name}", value, f"{engine} runs {does}", "name another level, or leave out --for"
+            )
+
+
+def fixed_by(
+    search: EpSearch, base: ExpertParallelSchedule, levels: Levels, asked: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the factors that the engine which is planned for does not let one change, and what it does; none where no engine is named."""
+    found = {}
+    for name in (EXCHANGE, OVERLAP) if search.engine_runs is not None else ():
+        told = search.told(combined(search, base, levels, (name,)))
+        if name not in asked and (told is None or _level(name, told) == _level(name, base)):
+            found[name] = _words(_level(name, base))
+    return found
+
+
+def _level(name: str, schedule: ExpertParallelSchedule) -> tuple[object, ...]:
+    """Return what of a schedule a factor decides."""
+    placement, pipeline = schedule.placement, schedule.pipeline
+    return {
+        PLACEMENT: (placement.policy,), REPLICAS: (placement.num_redundant,), EXCHANGE: (schedule.all_to_all.kind,),
+        OVERLAP: (pipeline.split, schedule.num_groups, pipeline.micro_batches),
+    }[name]  # fmt: skip
+
+
+def _words(level: tuple[object, ...]) -> str:
+    """Return the level of a factor in words."""
+    if len(level) == 1:
+        return str(level[0])
+    split, groups, batches = level
+    return (
+        f"{batches} batches in alternation"
+        if batches != 1
+        else "no overlap"
+        if split == "none"
+        else f"{split}-{groups}"
+    )
+
+
 def _overlap(text: str, base: ExpertParallelSchedule) -> ExpertParallelSchedule:
     """Return a schedule that overlaps as named: two-batch, or expert-N or token-N groups."""
     if text == TWO_BATCH:
@@ -192,16 +243,22 @@ def combined(
     return base.with_options(name=name, **changes)
 
 
-def factor_table(search: EpSearch, base: ExpertParallelSchedule, levels: Levels) -> FactorTable:
-    """Return what the factors are worth on the reported steps; combinations that do not fit are predicted all the same, and say so."""
-    names: tuple[str, ...] = FACTORS
+def factor_table(
+    search: EpSearch, base: ExpertParallelSchedule, levels: Levels, fixed: Mapping[str, str] | None = None
+) -> FactorTable:
+    """Return what the factors are worth on the reported steps; combinations that do not fit are predicted all the same, and say so.
+
+    fixed: factors that are left out, as `fixed_by` names them.
+    """
+    free = tuple(name for name in FACTORS if name not in (fixed or {}))
+    names: tuple[str, ...] = free
     if _rest(levels.whole) != _rest(base):
         try:
-            for on in _subsets((*FACTORS, REST)):
+            for on in _subsets((*free, REST)):
                 combined(search, base, levels, on)
-            names = (*FACTORS, REST)
+            names = (*free, REST)
         except InputError:  # the best's division excludes some of them: it is then outside the table
-            names = FACTORS
+            names = free
     found: dict[frozenset[str], EpPrediction] = {}
     missing: dict[frozenset[str], int] = {}
     for on in _subsets(names):
@@ -235,7 +292,7 @@ def factor_table(search: EpSearch, base: ExpertParallelSchedule, levels: Levels)
         term for name in names for term in ((-1.0, nothing), (1.0, frozenset({name})))
     ]
     return FactorTable(
-        baseline=found[nothing], rows=tuple(rows), whole=saved([(1, nothing), (-1, everything)]),
+        baseline=found[nothing], rows=tuple(rows), fixed=fixed or {}, whole=saved([(1, nothing), (-1, everything)]),
         interaction=saved([(1, nothing), (-1, everything), *alone]),
         combinations=tuple((on, found[frozenset(on)], missing[frozenset(on)]) for on in _subsets(names)),
     )  # fmt: skip

@@ -95,7 +95,7 @@ def rival_of(
     why = f"{name}{copied}" if against else f"the balancing that engines ship ({name}{copied})"
     if engine is not None:
         told = search.told(schedule)
-        if told is None and against is not None:
+        if against is not None and (told is None or _means(told) != _means(schedule)):
             raise InputError("--against", name, f"{engine} cannot be told it", "name another, or leave out --for")
         schedule = (told or base).with_options(name=name if told else "ep")
         placed = schedule.placement
@@ -104,6 +104,19 @@ def rival_of(
         if placed.policy in ("contiguous", "round-robin"):
             why = f"{engine} with experts in their order"
     return schedule, why
+
+
+def _means(schedule: ExpertParallelSchedule) -> tuple[object, ...]:
+    """Return what makes a schedule the one that its name stands for: its placement, its division, what overlaps."""
+    pipeline = schedule.pipeline
+    return (
+        schedule.placement.policy,
+        schedule.parallel,
+        pipeline.split,
+        schedule.num_groups,
+        pipeline.micro_batches,
+        pipeline.shortcut,
+    )
 
 
 def headline(search: EpSearch, rival: ExpertParallelSchedule, why: str, best: EpPrediction) -> Headline:

@@ -43,7 +43,7 @@ from .case import (
     redundant_counts,
 )
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
-from .factors import FactorTable, factor_table, levels_of
+from .factors import FactorTable, check_told, factor_table, fixed_by, levels_of
 from .headline import Headline, headline, rival_of
 from .latency import Latency, latency
 from .links import link_tokens
@@ -177,10 +177,12 @@ def make_ep_plan(
     best = search.predict(chosen, REPORT, engine="both", rows=True, parts=True)
     levels = levels_of(chosen, told, ask.factors, replicas=copies or _usual_copies(request, model), prefill=request.prefill,
                        nodes=request.num_nodes, fixed_exchange=ask.runs is not None and not on_cores)  # fmt: skip
+    if ask.target is not None:
+        check_told(search, told, levels, ask.factors, ask.target)
     request = dataclasses.replace(request, num_redundant=copies)
     rivals, references, left_out = baselines(search, base, request)
     plain = next(each for each in rivals if each.schedule.name == "ep")
-    table = factor_table(search, told, levels)
+    table = factor_table(search, told, levels, fixed_by(search, told, levels, ask.factors) if ask.target else None)
     rival, why = rival_of(search, told, against=ask.against, copies=copies, engine=ask.target)
     beside = headline(search, rival, why, best)
     candidate = search.placements.candidate(chosen)

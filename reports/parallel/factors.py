@@ -37,6 +37,12 @@ def factor_parts(document: Document) -> tuple[str | Plot, ...]:
         "over all orders of making them; shares add up to the whole. Errors that both sides have in common are left out of the doubt: "
         "a change within it is undecided."
     )
+    if factors.get("fixed"):
+        text += (
+            f" {document['target']} decides itself: "
+            + ", ".join(f"{name} ({does})" for name, does in factors["fixed"].items())
+            + "."
+        )
     each = [
         (" + ".join(one["on"]) or "none", numbers.seconds(one["step_s"]),
          numbers.percent(one["step_s"] / base["step_s"] - 1, signed=True), f"{one['max_over_mean_load']:.3f}",

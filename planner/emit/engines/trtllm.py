@@ -16,14 +16,27 @@ from ....base.errors import InputError
 from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import placed, read_yaml, row_length, text_of, typed
-from ..choices import Emission, EpChoice, Placement, int_rows, left_out
+from ..choices import Emission, EpChoice, Placement, as_run, int_rows, left_out
 from ..flags import BOOLEAN, TEXT, WHOLE
 from ..flags import TABLE as NESTED
-from ..parallel_notes import COMMON, OWN_EXCHANGE, micro_batch_notes, own_exchange_notes, plain, replica_notes
+from ..parallel_notes import (
+    COMMON,
+    OWN_EXCHANGE,
+    exchange_kind,
+    exchange_notes,
+    micro_batch_notes,
+    moved,
+    normal_mode,
+    own_exchange_notes,
+    plain,
+    replica_notes,
+)
 from ..table import DEPRECATED, EngineTable, check_keys, names, row
 from ..target import ParallelTarget, Target
 
 BALANCER_FILE, OPTIONS_FILE = "moe_load_balancer.yaml", "extra_llm_api_options.yaml"
+ENVIRONMENT_FILE = "trtllm.env"
+"""Variables of the environment, which alone say what carries tokens to experts: `NAME=value` lines."""
 # libyaml's writer where PyYAML was built with it, else the same in Python.
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _OPTIONS, _MOE, _BALANCER = OPTIONS_FILE, "moe_config", BALANCER_FILE
@@ -31,8 +44,10 @@ _OPTIONS, _MOE, _BALANCER = OPTIONS_FILE, "moe_config", BALANCER_FILE
 TABLE = EngineTable(
     engine="TensorRT-LLM 1.2.1",
     checked="2026-11-28",
-    how="keys compared with the published classes and the wide-EP guide (not installed: the package needs a GPU's libraries)",
-    source="TensorRT-LLM: MoeLoadBalancerConfig, MoeConfig; examples/wide_ep/README.md as of pull request 18626; pull request 17797",
+    how="keys compared with the published classes and the wide-EP guide, variables with the communication factory at 03c36d62 (read, "
+    "not installed: the package needs a GPU's libraries)",
+    source="TensorRT-LLM: MoeLoadBalancerConfig, MoeConfig; examples/wide_ep/README.md as of pull request 18626; pull request 17797; "
+    "CommunicationFactory at 03c36d62 and select_alltoall_method_type of 1.2 for the environment",
     keys={
         f"{_OPTIONS}.tensor_parallel_size": row(WHOLE, "devices", least=1),
         f"{_OPTIONS}.moe_expert_parallel_size": row(WHOLE, "devices that experts are spread over", least=1),
@@ -48,6 +63,11 @@ TABLE = EngineTable(
         f"{_BALANCER}.num_slots": row(WHOLE, "slots of a layer", least=1),
         f"{_BALANCER}.initial_global_assignments": row(NESTED, "absolute layer to one expert per slot"),
         f"{_BALANCER}.layer_updates_per_iter": row(WHOLE, "0: the assignment stays", least=0),
+        f"{ENVIRONMENT_FILE}.TRTLLM_FORCE_COMM_METHOD": row(
+            names("DEEPEP", "DEEPEPLOWLATENCY", "NVLINK_ONE_SIDED", "NVLINK_TWO_SIDED", "ALLGATHER"),
+            "all-to-all of MoE layers; unset, the engine takes the first of its list that the machine has"),
+        f"{ENVIRONMENT_FILE}.TRTLLM_CAN_USE_DEEP_EP": row(
+            names("1", "0"), "DeepEP may be taken: off as 1.2 comes, on in later versions"),
         f"{_OPTIONS}.load_balancer": row(TEXT, "misplaced", standing=DEPRECATED, instead="moe_config.load_balancer"),
     },
     # moe_model_arch_list, as the guide lists it.
@@ -67,7 +87,9 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     placement = choice.placement if honoured else plain(choice)
     moe: dict[str, Any] = {"backend": "CUTLASS"}
     files = {}
-    notes = [*own_exchange_notes(choice, "TensorRT-LLM")]
+    notes = exchange_notes(choice) if honoured else own_exchange_notes(choice, "TensorRT-LLM")
+    changes = {"all_to_all__kind": exchange_kind(choice), "all_to_all__tiers": "together", "replica__choice": "even",
+               "pipeline__micro_batches": 1}  # fmt: skip
     if honoured:
         moe["load_balancer"] = f"./{BALANCER_FILE}"
         rows = dict(zip(model.moe_layers, placement.physical_to_logical.tolist(), strict=True))
@@ -98,10 +120,16 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     files[OPTIONS_FILE] = _yaml(options)
     usage = [f"pass --extra_llm_api_options {OPTIONS_FILE}"]
     if honoured:
+        method = "DEEPEP" if normal_mode(choice) else "DEEPEPLOWLATENCY"
+        files[ENVIRONMENT_FILE] = f"TRTLLM_CAN_USE_DEEP_EP=1\nTRTLLM_FORCE_COMM_METHOD={method}\n"
         usage[0] += f"; {BALANCER_FILE} is named relative to the working folder"
+        usage.append(
+            f"set the variables of {ENVIRONMENT_FILE} on every node (set -a; . ./{ENVIRONMENT_FILE}; or --env-file)"
+        )
     return Emission(
         engine=TABLE.engine, files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(_facts(model, honoured)),
-        unlike=OWN_EXCHANGE,
+        runs=as_run(choice.schedule, (*COMMON, "pipeline.shared_overlap"), **moved(choice, changes)) if honoured else None,
+        unlike="" if honoured else OWN_EXCHANGE,
     )  # fmt: skip
 
 
@@ -110,6 +138,8 @@ def _facts(model: ModelSpec, honoured: bool) -> list[str]:
                "checkpoints with block scales where the version balances there (pull request 10617)")  # fmt: skip
     facts = [backend]
     if honoured:
+        facts.append("without CUDA graphs DeepEP's normal kernels may be taken in decode too; its low-latency ones need IBGDA "
+                     "(InfiniBand) between nodes")  # fmt: skip
         facts.append("layer_updates_per_iter 0: the assignment is in force from the first token and stays")
         if has_drafts(model):
             facts.append("draft (MTP) layers need entries of their own, which a plan does not have: with MTP decoding the start ends "
@@ -122,12 +152,26 @@ def _yaml(table: dict[str, Any]) -> str:
     return str(yaml.dump(table, Dumper=_DUMPER, sort_keys=False, default_flow_style=None, width=2**20))
 
 
+def _check_environment(files: Mapping[str, str]) -> None:
+    """Return nothing; raises InputError for a variable or a value that the engine would not know."""
+    if ENVIRONMENT_FILE not in files:
+        return
+    pairs = [line.partition("=") for line in files[ENVIRONMENT_FILE].splitlines() if line.strip()]
+    for name, equals, value in pairs:
+        if not equals or not name or value != value.strip():
+            raise InputError(
+                f"{ENVIRONMENT_FILE}", f"{name}{equals}{value}", "not NAME=value", "write one variable a line"
+            )
+    check_keys({name: value for name, _, value in pairs}, TABLE, ENVIRONMENT_FILE, set())
+
+
 def check(files: Mapping[str, str], model: ModelSpec) -> Placement | None:
     """Return the placement that TensorRT-LLM would load, None where it is told none.
 
     Raises InputError where it would refuse the files or ignore the placement.
     """
     where = OPTIONS_FILE
+    _check_environment(files)
     options = read_yaml(text_of(files, where), where)
     check_keys(options, TABLE, _OPTIONS,
                {"tensor_parallel_size", "moe_expert_parallel_size", "gpus_per_node", "enable_attention_dp", "moe_config"})  # fmt: skip

@@ -78,7 +78,8 @@ def test_exchanges_and_replicas_that_sglang_knows() -> None:
 
 def test_trtllm(tmp_path: Path) -> None:
     files = emitted(tmp_path, ep_plan(), "trtllm")
-    assert list(files) == ["moe_load_balancer.yaml", "extra_llm_api_options.yaml", "NOTES.txt"]
+    assert list(files) == ["moe_load_balancer.yaml", "extra_llm_api_options.yaml", "trtllm.env", "NOTES.txt"]
+    assert files["trtllm.env"] == "TRTLLM_CAN_USE_DEEP_EP=1\nTRTLLM_FORCE_COMM_METHOD=DEEPEP\n"
     assert files["moe_load_balancer.yaml"] == (
         "num_slots: 6\ninitial_global_assignments:\n  1: [0, 1, 2, 3, 0, 1]\n  2: [3, 2, 1, 0, 3, 2]\nlayer_updates_per_iter: 0\n"
     )
@@ -87,7 +88,6 @@ def test_trtllm(tmp_path: Path) -> None:
         "moe_config": {"backend": "CUTLASS", "load_balancer": "./moe_load_balancer.yaml"},
     }  # fmt: skip
     assert notes_of(files["NOTES.txt"]) == [
-        "all_to_all.kind=per-rank: TensorRT-LLM picks its all-to-all itself",
         "replica.choice=nearest: TensorRT-LLM spreads tokens evenly over an expert's copies",
     ]
 
@@ -283,6 +283,9 @@ LOCATION = '{"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1],
         ("trtllm", "moe_load_balancer.yaml", "iter: 0", "iter: -1", "below 0"),
         ("trtllm", "moe_load_balancer.yaml", "num_slots", "[num_slots", "not YAML"),
         ("trtllm", "extra_llm_api_options.yaml", "CUTLASS", "WIDEEP", "not one of: AUTO"),
+        ("trtllm", "trtllm.env", "=DEEPEP", "=PIGEONS", "not one of: ALLGATHER, DEEPEP"),
+        ("trtllm", "trtllm.env", "FORCE_COMM_METHOD", "COMM_METHOD", "key = 'TRTLLM_COMM_METHOD': not one of"),
+        ("trtllm", "trtllm.env", "=1", " 1", "not NAME=value"),
         ("trtllm", "extra_llm_api_options.yaml", "expert_parallel_size: 2", "expert_parallel_size: 4", "not divisible by 4"),
         ("trtllm", "extra_llm_api_options.yaml", "gpus_per_node: 2", "gpus_per_node: 3", "does not divide 2 ranks"),
         ("trtllm", "extra_llm_api_options.yaml", "_dp: true", "_dp: 1", "not of type bool"),

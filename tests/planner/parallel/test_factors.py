@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from moeplan.base.errors import InputError, UnknownName
+from moeplan.base.errors import DoesNotFit, InputError, UnknownName
 from moeplan.planner.emit.runs import runs_of
 from moeplan.planner.emit.targets import render
 from moeplan.planner.parallel.case import Ask, ParallelRequest, redundant_counts
@@ -149,3 +149,43 @@ def test_time_that_is_up_leaves_candidates_out_and_says_so() -> None:
 def test_an_engine_that_picks_its_own_exchange_is_refused() -> None:
     with pytest.raises(InputError, match="its own all-to-all"):
         planned(Ask(target="trtllm", runs=runs_of("trtllm", MODEL, decode=True)))
+
+
+# A family for which TensorRT-LLM takes a placement.
+KNOWN = dataclasses.replace(load_model("deepseek-v3"), num_layers=3, moe_layers=(1, 2), num_experts=16, top_k=3)
+
+
+def of_engine(engine: str, **asked: object) -> ParallelPlan:
+    ask = Ask(target=engine, runs=runs_of(engine, KNOWN, decode=True), **asked)  # type: ignore[arg-type]
+    return make_ep_plan(KNOWN, HARDWARE, counts(), REQUEST, ask=ask)
+
+
+def test_what_an_engine_decides_itself_is_no_row_of_the_table() -> None:
+    found = of_engine("trtllm")
+    assert found.factors.fixed == {"all-to-all": "all-choices", "overlap": "no overlap"}
+    assert [row.name for row in found.factors.rows] == ["placement", "replicas"]
+    assert sum(row.share.saved_s for row in found.factors.rows) == pytest.approx(found.factors.whole.saved_s)
+    emission = render(found.to_dict(), "trtllm", KNOWN)
+    assert emission.runs is not None and emission.runs.with_options(name="best") == found.best.schedule
+    assert "FORCE_COMM_METHOD=DEEPEPLOWLATENCY" in emission.files["trtllm.env"]
+
+
+@pytest.mark.parametrize(("engine", "asked", "said"), [
+    ("sglang", {"against": "comet"}, "sglang cannot be told it"),
+    ("trtllm", {"against": "tbo"}, "trtllm cannot be told it"),
+    ("sglang", {"factors": {"all-to-all": "hierarchical"}}, "sglang runs all-choices instead"),
+    ("sglang", {"factors": {"overlap": "expert-2"}}, "sglang runs no overlap instead"),
+    ("trtllm", {"factors": {"overlap": "two-batch"}}, "trtllm runs no overlap instead"),
+])  # fmt: skip
+def test_what_the_engine_cannot_run_is_refused_by_name(engine: str, asked: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        of_engine(engine, **asked)
+
+
+def test_what_does_not_fit_says_by_how_many_bytes_and_how_many_tokens_would() -> None:
+    with pytest.raises(DoesNotFit, match=r"\(at most [\d,]+ tokens a rank fit\); \d+ bytes are missing"):
+        make_ep_plan(
+            KNOWN, HARDWARE, counts(), dataclasses.replace(REQUEST, tokens_per_rank=2**20, context_tokens=2**20)
+        )
+    with pytest.raises(DoesNotFit, match="not even one token a rank fits"):
+        make_ep_plan(KNOWN, HARDWARE, counts(), dataclasses.replace(REQUEST, memory_bytes=10**8))
