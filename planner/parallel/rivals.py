@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...base.errors import DoesNotFit
+from ...sim.parallel.runnable import as_run_on_cores
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.models import ModelSpec
 from ...specs.schedules.parallel import EP_PRESETS, ExpertParallelSchedule, load_ep_preset
@@ -41,7 +42,11 @@ def baselines(search: EpSearch, base: ExpertParallelSchedule,
         if not search.placements.available(schedule.placement.policy):
             left_out[name] = "needs the routing of single tokens; the recording holds counts only"
             continue
-        slots = search.placements.num_slots(copies) // search.simulation.num_ranks
+        simulation = search.simulation
+        if simulation.costing.constants.ranks is not None and as_run_on_cores(schedule, simulation.model) is None:
+            left_out[name] = "ranks of this machine do not run it, so what it costs them was not measured"
+            continue
+        slots = search.placements.num_slots(copies) // simulation.num_ranks
         if schedule.pipeline.split == "expert" and schedule.num_groups > slots:
             schedule = schedule.with_options(pipeline__num_groups=slots)
         try:

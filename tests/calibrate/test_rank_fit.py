@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calibration_samples import lawful_samples
+from moeplan.api.load import load_trace
 from moeplan.base.errors import InputError, MissingCalibration
 from moeplan.calibrate.costs.rank_laws import (
     CORES,
@@ -22,12 +23,16 @@ from moeplan.calibrate.costs.rank_laws import (
 )
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.samples import Sample, SampleSet
+from moeplan.planner.parallel.case import Ask, ParallelRequest
+from moeplan.planner.parallel.plan import ep_plan_to_dict, make_ep_plan
+from moeplan.sim.parallel.runnable import as_run_on_cores
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.tiers import constants_of
 from moeplan.sim.parallel.traffic import StepLoad, count_step
 from moeplan.specs.machines.profile import Profile, profile_to_json
 from moeplan.specs.machines.profile_file import profile_from_json
 from moeplan.specs.models.load import load_model
+from moeplan.specs.schedules.parallel import ep_schedule_from_dict
 from parallel_jobs import preset32
 
 LAWS = {
@@ -162,3 +167,15 @@ def test_a_step_of_ranks_goes_by_the_laws_in_both_simulators(cluster: Profile) -
 def _halved(slots: np.ndarray[tuple[int, ...], np.dtype[np.int64]], simulation: ParallelSimulation) -> StepLoad:
     schedule = preset32("ep").with_options(pipeline__micro_batches=2)
     return count_step(slots, np.arange(40) % 4, simulation.topology(16), schedule)
+
+
+def test_plans_for_ranks_leave_out_what_was_not_measured_between_them(cluster: Profile) -> None:
+    request = ParallelRequest(
+        num_nodes=2, ranks_per_node=2, tokens_per_rank=40, context_tokens=16, bits="32", dense_bits="32", search_moves=20,
+    )  # fmt: skip
+    recording, model = load_trace("bundled"), load_model("tiny-moe")
+    document = ep_plan_to_dict(make_ep_plan(model, cluster, recording, request, ask=Ask(seconds=1.0)))
+    told = as_run_on_cores(ep_schedule_from_dict(document["best"]["schedule"]), model)
+    assert told is not None
+    assert {"tensor-parallel", "parm", "ppmoe", "comet"} <= set(document["baselines_left_out"])
+    assert {"ep", "grace", "eplb"} <= {one["name"] for one in document["baselines"]}
