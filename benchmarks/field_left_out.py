@@ -5,8 +5,8 @@
 Whole machines are dealt out to folds. A fold's constants are one linear step from the bundled ones with its rows taken out of the fit
 (`fit_engines`); its rows are then predicted anew, with intervals, and scored as `moeplan reproduce field` scores. Machines of several cards
 have no part in the fit. With --only, no constant but those named is taken anew, on the reports of the kinds that judge them (seconds, for
-`fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines together: a fold's own rows have a
-small part in them. Minutes.
+`fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines together (a fold's own rows have a
+small part in them), wider where few other machines' reports are of the same engine. Minutes.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def left_out(reports: Sequence[Report], folds: int, only: Sequence[str] = ()) ->
         for name, constant in table["generic"].items():
             constant["uncertainty"] = fitted_table()["generic"][name]["uncertainty"]
         table["architectures"] = fitted_table()["architectures"]
+        table["machines"] = problem.machines(rows)
         for row in out:
             found[fitted[row].report.id] = predict_setup(remade(fitted[row], table))
         print(f"fold {number + 1} of {folds}", file=sys.stderr, flush=True)

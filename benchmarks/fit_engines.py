@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moeplan.base.errors import MoeplanError
-from moeplan.papers.field.machine import NotExpressible
+from moeplan.papers.field.machine import NotExpressible, built_in
 from moeplan.papers.field.predict import speed
 from moeplan.papers.field.rows import Report, read_reports
 from moeplan.papers.field.setup import Setup, remade, set_up
 from moeplan.specs.catalog import ENGINES_FOLDER
 from moeplan.specs.machines.catalogue import find_gpu
-from moeplan.specs.machines.engines import fitted_table
+from moeplan.specs.machines.engines import factor_owners, fitted_table, load_engine, unfamiliarity
 
 Array = npt.NDArray[np.float64]
 
@@ -108,7 +108,25 @@ class Problem:
                 generic[name]["value"] *= factor
             else:
                 factors[where] |= dict.fromkeys(GROUPS[name][0], factor)
-        return {"citation": "being fitted", "generic": generic, "factors": dict(factors)}
+        start = {name: GENERIC[name][0] for name in GROUPS["compute"][0]}
+        return {"citation": "being fitted", "start": start, "generic": generic, "factors": dict(factors)}
+
+    def machines(self, rows: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """Return of how many machines `rows` are, by whose factors count for them."""
+        rigs: dict[str, set[str]] = defaultdict(set)
+        for setup, there in zip(self.setups, rows, strict=True):
+            if there:
+                rigs[owner(setup)].add(setup.report.rig)
+        return {name: len(found) for name, found in sorted(rigs.items())}
+
+    def unfamiliarity(self) -> Array:
+        """Return how much further off each report may be, its own machine left out, than one of an engine with very many."""
+        all_of = self.machines(np.ones(len(self.setups), dtype=bool))
+        found = []
+        for setup, report in zip(self.setups, self.reports, strict=True):
+            early = load_engine(str(setup.profile.engine and setup.profile.engine.name)).earlier(built_in(report))
+            found.append(unfamiliarity(0 if early else all_of[owner(setup)] - 1))
+        return np.array(found)
 
     def vector(self, table: Mapping[str, Any]) -> Array:
         """Return the constants of a table as a vector: where a fit goes on from."""
@@ -133,8 +151,11 @@ class Problem:
 
     def touches(self, setup: Setup, index: int) -> bool:
         """Return whether a constant can count for a report."""
-        where, _ = self.names[index]
-        return where in ("generic", owner(setup), f"*/{owner(setup).split('/')[-1]}")
+        where, group = self.names[index]
+        engine, _, backend = owner(setup).partition("/")
+        maker = find_gpu(str(setup.report.cards[0].get("name"))).backend if setup.report.cards else None
+        names = GROUPS[group][0] if group in GROUPS else ()
+        return where == "generic" or any(where in factor_owners(engine, backend, maker, name) for name in names)
 
     def jacobian(self, x: Array, at: Array) -> Array:
         """Return how the log ratios move with each constant; `at`: what they are."""
@@ -310,8 +331,10 @@ def architectures(problem: Problem) -> set[str]:
 def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any]:
     """Return the constants with uncertainties: the error that nine in ten left-out rows of their kind stay within."""
     table = problem.table(x)
+    table["machines"] = problem.machines(np.ones(len(judged), dtype=bool))
+    familiar = np.abs(judged) / problem.unfamiliarity()
     for kind, names in JUDGED_BY.items():
-        mine = [abs(judged[row]) for row, report in enumerate(problem.reports) if report.kind == kind]
+        mine = [familiar[row] for row, report in enumerate(problem.reports) if report.kind == kind]
         if not mine:
             continue
         wide = float(np.expm1(np.quantile(mine, _COVER)))

@@ -201,6 +201,7 @@ def _left_out_tables(path: str | None, rigs: Mapping[str, Any]) -> dict[str, Map
         table = problem.table(solve(jacobian, at, x, rows))
         for name, row in table["generic"].items():
             row["uncertainty"] = fitted_table()["generic"][name]["uncertainty"]
+        table["architectures"], table["machines"] = fitted_table()["architectures"], problem.machines(rows)
         found[rig] = table
     return found
 

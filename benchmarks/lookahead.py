@@ -91,6 +91,8 @@ def main() -> None:
         document = run(given)
     except MoeplanError as error:
         sys.exit(f"benchmarks.lookahead: {error}")
+    if given.output is not None:
+        keep(given.output, document)
     _print(document)
 
 
@@ -120,12 +122,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = []
-        for bits in formats:
-            rows.append(_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates)))
-            if given.output is not None:  # what is measured stays, whatever ends the rest
-                keep(given.output, {"rows": rows})
-    return {"rows": rows}
+        rows = [_measured(loaded, costs, bits, asked) for bits in formats]
+    return {"rows": [row | facts(loaded, asked, calibration, bool(given.gates)) for row in rows]}
 
 
 def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     expert        bytes / bandwidth while kernels only stream weights (few tokens), else
                   √((bytes / bandwidth)² + (operations of its tokens and of the tile's missing ones / rate)²)
     dense layer   the same for its weights, + keys and values / bandwidth + attention's operations / rate
-                  + the engine's time a layer, by how many kernels a layer of its kind has
+                  + the engine's time a layer, by how many kernels a layer of its kind has; where cores are all there is, attention's rate
+                  is less with narrow heads
     on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer
 
 Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`, which weighs clocks and generations of cards), weight
@@ -24,6 +25,7 @@ _LEAST_HEAD_BITS = 8
 # three products, activation, sum. Latent attention and recurrences have more of the first.
 _EXPERTS, _OTHER_MIXERS, _PLAIN_MLP = 10, 18, 4
 _GROUPED_ATTENTION = USUAL_KERNELS - _EXPERTS
+_WIDE_HEAD = 128
 _PASS_TOKENS = 2
 """From so many tokens of one request on, a step is a pass over a prompt."""
 
@@ -59,9 +61,8 @@ class EngineCosts(CostModel):
         )
         if tokens > requests:  # a decoding step's attention only reads
             peak = device.peak_flops_per_s["float16"]
-            work += rate_term(
-                flops / (peak.value * engine.attention_efficiency.value), "compute", engine.attention_efficiency
-            )
+            share = engine.attention_efficiency.value * self._width_share(layer)
+            work += rate_term(flops / (peak.value * share), "compute", engine.attention_efficiency)
         work += rate_term(engine.layer_s.value * self._kernels(layer) / USUAL_KERNELS, "launch", engine.layer_s)
         if tokens >= _PASS_TOKENS * requests:
             work += rate_term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
@@ -73,6 +74,13 @@ class EngineCosts(CostModel):
         parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
         return self._product(num_bytes, float(parameters), tokens, experts=False)
+
+    def _width_share(self, layer: int) -> float:
+        """Return what of attention's rate narrow heads leave where cores compute it: each pair's weight costs beside its products."""
+        attention = self.model.attention_of(layer)
+        if self.profile.device.kind != "cpu" or attention is None:
+            return 1.0
+        return min(1.0, attention.head_dim / _WIDE_HEAD)
 
     def _kernels(self, layer: int) -> int:
         """Return how many kernels a layer is made of."""

@@ -39,7 +39,7 @@ def machine_of(report: Report, table: Mapping[str, Any] | None, assumed: list[st
     engine = _engine(report, assumed)
     parts = _parts(report, assumed)
     backend = _backend(report, parts, assumed)
-    profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=_built(report))
+    profile = compose(parts, _with_backend(engine, backend), backend, table=table, built=built_in(report))
     return _with_host_memory(report, profile, assumed), parts
 
 
@@ -63,7 +63,7 @@ def _backend(report: Report, parts: Parts, assumed: list[str]) -> str | None:
     return stated
 
 
-def _built(report: Report) -> str | None:
+def built_in(report: Report) -> str | None:
     """Return the month that a report's engine was built, or measured, in: "2025-03", or "2023" of a year; None where nothing says so."""
     for text in (report.row.get("date"), report.part("engine").get("version")):
         found = _MONTH.match(text) if isinstance(text, str) else None

@@ -16,6 +16,7 @@ from typing import Any
 from ...base.units import GIB, GIGA, US_PER_S
 from .bundled_kernels import bundled_kernels
 from .catalogue import architectures, cpu_parts
+from .cores import flops_of_cores, on_cores_alone
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
@@ -34,14 +35,6 @@ from .profile import (
 )
 
 DEFAULT_ENGINE = "llama.cpp"
-FLOPS_PER_CYCLE = {
-    "sse4": 8, "avx2-half": 12, "avx2": 24, "avx2-vnni": 72, "avx512": 24, "avx512-vnni": 112, "avx512-vnni-wide": 168, "amx": 112,
-    "neon": 24,
-}  # fmt: skip
-"""Multiplications and additions of 8-bit integers or floats that one core retires a cycle on its vector or matrix unit,
-as engines' kernels for quantised weights use it: those for 8-bit dot products (VNNI) do several times what others do. The vendors'
-manuals give two to eight times as much for dense code; matrix units (AMX) are counted as VNNI, which GGUF kernels use of them. "Wide" ones
-have a data path of 512 bits (Zen 5), where earlier ones take two turns."""
 _RUNTIME_BYTES = GIB // 2
 _DESKTOP_CHANNELS = 4
 # What systems let a program take of unified memory: Apple's default limit for graphics is three quarters.
@@ -50,8 +43,6 @@ _UNIFIED_SHARE_ELSE = 0.94
 _USUAL_CLOCK_GHZ, _USUAL_FLOPS_PER_CYCLE = 2.5, 512.0
 """Of the cards that engines' constants are given for; those of other clocks and generations follow from them."""
 _UNKNOWN_CLOCK_GHZ = 2.0
-_CORES_KV_SHARE = 0.8
-"""Of the bandwidth that weights are read at, where cores read keys and values."""
 _LINK_LATENCY_S = 10 / US_PER_S
 _LINK_HALF_BYTES = 0
 """Engines queue copies, so that one's set-up hides behind another's bytes."""
@@ -92,19 +83,14 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
             table: Mapping[str, Any] | None = None, built: str | None = None) -> Profile:  # fmt: skip
     """Return the profile of `parts` run by `engine`, a build of month `built`; raises InputError where it has no backend for them."""
     backend = choose_backend(engine, backend, parts.gpu.backend if parts.gpu is not None else "cpu")
-    found = rates(engine.name, backend, table, parts.gpu.architecture if parts.gpu is not None else None)
+    gpu = parts.gpu
+    known = (None, None) if gpu is None else (gpu.architecture, gpu.backend)
+    found = rates(engine.name, backend, table, *known, earlier=engine.earlier(built))
     assumed: list[str] = []
     cpu, memory = _host_parts(parts, assumed)
     host_rate = _host_memory_rate(parts, memory, found)
-    cores = parts.threads or cpu.cores * parts.sockets
-    large = cpu.large_cores(cores) if parts.sockets == 1 else float(cores)
-    flops = large * cpu.all_core_ghz * GIGA * FLOPS_PER_CYCLE[cpu.vector]
-    worth = "" if large == cores else f", worth {large:.4g} large ones,"
-    on_cores = _scaled(
-        flops,
-        found["cpu_share"],
-        f"{cores} cores{worth} × {cpu.all_core_ghz} GHz × {FLOPS_PER_CYCLE[cpu.vector]} ({cpu.vector}), {cpu.source}",
-    )
+    flops, worth = flops_of_cores(cpu, parts.threads or cpu.cores * parts.sockets, parts.sockets)
+    on_cores = _scaled(flops, found["cpu_share"], worth)
     capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
     if parts.gpu is not None and parts.unified_memory:
         capacity = parts.gpu.memory_bytes
@@ -198,7 +184,7 @@ def _card(parts: Parts, slot: Slot, engine: Engine, backend: str, table: Mapping
           built: str | None) -> CardConstants:  # fmt: skip
     """Return one card under the engine."""
     gpu = slot.gpu
-    found = rates(engine.name, backend, table, gpu.architecture)
+    found = rates(engine.name, backend, table, gpu.architecture, gpu.backend, earlier=engine.earlier(built))
     link = _link(parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
     return CardConstants(
         name=gpu.name, device=_gpu(gpu, found, _reach(gpu, engine, backend, found)), host_to_device=link, device_to_host=link,
@@ -343,7 +329,7 @@ def _engine_constants(
         matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout, one_writer=engine.one_writer,
     )  # fmt: skip
     if gpu is None:
-        return _on_cores(constants)
+        return on_cores_alone(constants, engine.cores_attention)
     launches = engine.launched(built, backend)
     kernel = found[f"{launches}_kernel_s"]
     # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.
@@ -354,24 +340,21 @@ def _engine_constants(
     share = 1.0
     if engine.products == "units":
         share = min(1.0, _USUAL_FLOPS_PER_CYCLE / (gpu.flops_per_unit_cycle or _USUAL_FLOPS_PER_CYCLE))
+    dense, experts = (_products(gpu, found[name], share) for name in ("dense_efficiency", "expert_efficiency"))
     return dataclasses.replace(
-        constants, layer_s=layer, dense_efficiency=_of(constants.dense_efficiency, share),
-        expert_efficiency=_of(constants.expert_efficiency, share), attention_efficiency=_of(constants.attention_efficiency, share),
+        constants, layer_s=layer, dense_efficiency=dense, expert_efficiency=experts,
+        attention_efficiency=_of(constants.attention_efficiency, share),
     )  # fmt: skip
 
 
-def _on_cores(constants: EngineConstants) -> EngineConstants:
-    """Return the constants of an engine whose device are the cores: their rates are what it reaches already."""
-    whole = Constant(
-        value=1.0,
-        source="assumed",
-        citation="the cores' rate is what the engine reaches already",
-        relative_uncertainty=0.0,
-    )
-    return dataclasses.replace(
-        constants, kv_efficiency=dataclasses.replace(constants.kv_efficiency, value=_CORES_KV_SHARE), dense_efficiency=whole,
-        expert_efficiency=whole, attention_efficiency=whole, tile_tokens=dataclasses.replace(whole, value=0.0), matvec_tokens=0,
-    )  # fmt: skip
+def _products(gpu: GpuPart, fitted: Constant, share: float) -> Constant:
+    """Return the share of the card's peak that products with weights reach: the fitted one, or what dense models showed where products are
+    of halves, at whose peak the card is sold.
+    """
+    known = architectures().get(gpu.architecture or "", {})
+    if "matmul_share" not in known:
+        return _of(fitted, share)
+    return dataclasses.replace(fitted, value=known["matmul_share"], source="published", citation=known["matmul_source"])
 
 
 def _of(constant: Constant, share: float) -> Constant:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ GENERIC = "generic"
 FUSED = 0.85
 """Kernels' time of builds that merge some of them, over what constants are of, which are of both sorts: two steps of 4 to 8 % of a token's
 time each (pull requests 16130 and 16991 of llama.cpp)."""
+_FIRST = re.compile(r"20[0-9]{2}(?:-[01][0-9])?")
 LAUNCHES = ("graph", "eager", "python")
 PRODUCTS = ("peak", "units")
 _HOST_PACED = ("sycl",)
@@ -58,10 +60,16 @@ class Engine:
     products: str = "peak"
     """What limits large products: the card's 16-bit peak, or (units) what each multiprocessor does with 8-bit blocks and their scales,
     which is much the same from generation to generation."""
+    products_reported: bool = True
+    """Whether reports of speeds say what its large products reach; where not, those of other kernels say nothing of them either, and shares
+    are those that the fit starts from."""
     upload_tokens: int | None = None
     """Passes of at least so many tokens copy experts that lie in host memory to the device."""
     upload_tokens_per_share: int | None = None
     """As above, times the number of experts over those chosen: the engine weighs tokens of an expert."""
+    cores_attention: float = 0.45
+    """On cores alone, the rate of products with keys and values of heads 128 wide over that of products with weights; in between of those
+    that are known where it is not."""
     one_writer: bool = False
     """Uploads to several cards pass buffers that one process fills."""
     split: str = "layer"
@@ -79,6 +87,11 @@ class Engine:
         if backend in _HOST_PACED:
             return "python"
         return LAUNCHES[max(LAUNCHES.index(self.launches), int(early))]
+
+    def earlier(self, built: str | None) -> bool:
+        """Return whether a build of month `built` is from before any version that was looked at, where those are known by their months."""
+        first = _FIRST.search(self.checked)
+        return built is not None and first is not None and built[: len(first[0])] < first[0][: len(built)]
 
     def kernels_left(self, built: str | None, backend: str) -> float:
         """Return how many kernels a layer of a build has, over those of the versions that constants are of, where its month says so."""
@@ -98,8 +111,13 @@ class Engine:
         return self.upload_tokens
 
 
+_FACTOR, _ROW = 0.25, 0.15
+"""How far engines lie from a generic one, and reports of one machine from each other (logarithms, as the fit has them)."""
 _OTHER_GENERATION = 0.3
 """How much further off a card of a generation without reports may be."""
+_OF_MACHINES = ("upload_share",)
+"""What engines have no part in."""
+_PRODUCTS = ("dense_efficiency", "expert_efficiency", "attention_efficiency")
 _OF_GENERATIONS = (
     "memory_efficiency",
     "graph_kernel_s",
@@ -162,23 +180,33 @@ def choose_backend(engine: Engine, backend: str | None, default: str) -> str:
 
 
 def rates(
-    engine: str, backend: str, table: Mapping[str, Any] | None = None, architecture: str | None = None
-) -> EngineRates:
+    engine: str, backend: str, table: Mapping[str, Any] | None = None, architecture: str | None = None, maker: str | None = None,
+    *, earlier: bool = False,
+) -> EngineRates:  # fmt: skip
     """Return the fitted constants of `engine` on `backend`: the generic ones times its factors, where it has any.
 
-    table: constants in place of the bundled ones, as `specs/catalog/engines/fitted.json` has them.
-    architecture: of the card; what kernels reach on one that no report is of is less certain.
+    Of an engine that few machines' reports are of, all constants are less certain; `earlier`: so are those of a build from before any
+    version that was looked at. table: constants in place of the bundled ones, as `specs/catalog/engines/fitted.json` has them.
+    architecture: of the card; what kernels reach on one that no report is of is less certain. maker: the backend of its maker.
     """
     table = fitted_table() if table is None else table
     values = {name: dict(row) for name, row in table["generic"].items()}
-    for owner in (f"*/{backend}", f"{engine}/{backend}"):
-        for name, factor in table["factors"].get(owner, {}).items():
-            values[name]["value"] *= factor
+    for name, row in values.items():
+        for owner in factor_owners(engine, backend, maker, name):
+            row["value"] *= table["factors"].get(owner, {}).get(name, 1.0)
     mine = f"{engine}/{backend}" in table["factors"]
     where = (
         f"of {engine} on {backend}" if mine else f"of a generic engine on {backend}: {engine} has no rows of its own"
     )
     citation = f"{table['citation']}, {where}"
+    if not load_engine(engine).products_reported:
+        for name in _PRODUCTS:
+            values[name]["value"] = table["start"][name]
+    machines = 0 if earlier else table.get("machines", {}).get(f"{engine}/{backend}", 0)
+    if earlier:
+        citation = f"{citation}; an earlier build than any that was looked at"
+    for name, row in values.items():
+        row["uncertainty"] *= 1.0 if name in _OF_MACHINES else unfamiliarity(machines)
     if architecture is not None and architecture not in table.get("architectures", (architecture,)):
         citation = f"{citation}; no report is of this generation of cards"
         for name in _OF_GENERATIONS:
@@ -196,6 +224,25 @@ def rates(
             for name, row in values.items()
         }
     )  # fmt: skip
+
+
+def unfamiliarity(machines: int) -> float:
+    """Return how many times further off an engine may be that so many machines' reports are of than one that very many are of.
+
+    Its factors are drawn to those of a generic engine by as much as engines differ and reports scatter.
+    """
+    ratio = (_FACTOR / _ROW) ** 2
+    return math.sqrt(1.0 + ratio / (1.0 + machines * ratio))
+
+
+def factor_owners(engine: str, backend: str, maker: str | None, name: str) -> tuple[str, str]:
+    """Return whose factors count for the constant called `name`: those of all engines on the backend, and the engine's own.
+
+    NVIDIA's driver gives Vulkan matrices of a whole workgroup (NV_cooperative_matrix2), with which products go as they do under CUDA.
+    """
+    if backend == "vulkan" and maker == "cuda" and name in _PRODUCTS:
+        backend = maker
+    return f"*/{backend}", f"{engine}/{backend}"
 
 
 def parameter_names() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from moeplan.calibrate.costs.load import load_costs
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text, parse_parts
-from moeplan.specs.machines.engines import fitted_table, load_engine
+from moeplan.specs.machines.engines import fitted_table, load_engine, unfamiliarity
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
@@ -73,12 +73,71 @@ def test_memory_behind_few_units_is_used_less_well_by_kernels_that_expand_blocks
 
 def test_generations_without_reports_are_less_certain() -> None:
     table = fitted_table()
-    assert "pascal" not in table["architectures"] and "ada-geforce" in table["architectures"]
-    seen, unseen = (compose_text(card).device.memory_efficiency for card in ("rtx-4090", "tesla-p40"))
+    assert "maxwell" not in table["architectures"] and "ada-geforce" in table["architectures"]
+    seen, unseen = (compose_text(card).device.memory_efficiency for card in ("rtx-4090", "gtx-980-ti"))
     assert unseen.relative_uncertainty > seen.relative_uncertainty and "no report" in unseen.citation
-    cards, cores = (compose_text("tesla-p40").host.cpu, compose_text("rtx-4090").host.cpu)
+    cards, cores = (compose_text("gtx-980-ti").host.cpu, compose_text("rtx-4090").host.cpu)
     assert cards is not None and cores is not None
     assert cards.memory_bytes_per_s.relative_uncertainty == cores.memory_bytes_per_s.relative_uncertainty
+
+
+def test_engines_of_few_machines_and_early_builds_are_less_certain() -> None:
+    def wide(engine: str, built: str | None = None) -> float:
+        machine = compose(parse_parts("rtx-4090"), load_engine(engine), built=built)
+        assert machine.engine is not None
+        return machine.engine.layer_s.relative_uncertainty
+
+    assert unfamiliarity(0) > unfamiliarity(1) > unfamiliarity(20) > 1.0
+    assert wide("sglang") > wide("vllm") > wide("llama.cpp")
+    assert wide("llama.cpp", "2023-09") == pytest.approx(wide("sglang")) and wide("llama.cpp", "2026-01") == wide(
+        "llama.cpp"
+    )
+    links = {
+        compose_text("rtx-4090", engine).host_to_device.pinned_bytes_per_s.relative_uncertainty
+        for engine in ("sglang", "llama.cpp")
+    }
+    assert len(links) == 1  # engines have no part in a slot
+
+
+def test_products_are_at_the_peak_of_halves_under_metal_and_as_under_cuda_on_nvidias_cards() -> None:
+    def share(parts: str, engine: str, backend: str) -> float:
+        machine = compose_text(parts, engine, backend)
+        assert machine.engine is not None
+        return machine.engine.expert_efficiency.value
+
+    assert share("apple-m2-ultra", "llama.cpp", "metal") == share("apple-m1-max", "mlx", "metal") == pytest.approx(0.63)
+    assert share("rtx-5090", "llama.cpp", "vulkan") == share("rtx-5090", "llama.cpp", "cuda")
+    assert share("rx-7900-xtx", "llama.cpp", "vulkan") != share("rx-7900-xtx", "llama.cpp", "rocm")
+
+
+def test_attention_on_cores_is_slow_with_narrow_heads_and_by_engine() -> None:
+    def depth_s(engine: str, model: str) -> float:
+        alone = costs(compose_text("ryzen-9-7950x + ddr5-4000x2:64GiB", engine, "cpu"), model)
+        return alone.dense_layer(1, 512, 8704).seconds - alone.dense_layer(1, 512, 512).seconds
+
+    assert depth_s("llama.cpp", "gpt-oss-20b") > 2 * depth_s("ik_llama.cpp", "gpt-oss-20b")
+    narrow, wide = load_model("gpt-oss-20b").attention, load_model(QWEN).attention
+    assert (narrow.head_dim, wide.head_dim) == (64, 128)
+    per_flop = [
+        depth_s("ik_llama.cpp", name) / (each.num_heads * each.head_dim)
+        for name, each in (("gpt-oss-20b", narrow), (QWEN, wide))
+    ]
+    assert per_flop[0] > 1.5 * per_flop[1]
+
+
+def test_cores_without_dot_products_of_8_bits_do_two_thirds_of_those_with() -> None:
+    rates = [compose_text(cpu, "llama.cpp", "cpu").host.cpu for cpu in ("ryzen-9-5950x", "ryzen-9-7950x")]
+    assert rates[0] is not None and rates[1] is not None
+    assert rates[0].flops_per_s.value / 3.9 == pytest.approx(rates[1].flops_per_s.value / 4.7 * 72 / 112)
+
+
+def test_a_chiplet_reads_what_its_link_gives() -> None:
+    one, two = (
+        compose_text(f"{cpu} + ddr5-6000x2:64GiB", "llama.cpp", "cpu").host.cpu
+        for cpu in ("ryzen-7-7700x", "ryzen-9-7950x")
+    )
+    assert one is not None and two is not None
+    assert one.memory_bytes_per_s.value / two.memory_bytes_per_s.value == pytest.approx(64 / 96)
 
 
 def test_ordinary_memory_is_copied_at_what_a_driver_stages() -> None:
