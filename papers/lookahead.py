@@ -175,7 +175,8 @@ def measured_cells() -> list[Cell]:
         note = (
             f"{row['model']}, experts of {row['expert_parameters']:,} parameters, {row['machine']['processor']} of {cores} cores, "
             f"{row['date']}, n = {row['repeats']}; the baseline's step {MS_PER_S * base['median_step_s']:.1f} ms "
-            f"[{MS_PER_S * low:.1f} to {MS_PER_S * high:.1f}]; hiding everything would gain {row['limit_gain']:+.1f} %"
+            f"[{MS_PER_S * low:.1f} to {MS_PER_S * high:.1f}]; hiding everything would gain {row['limit_gain']:+.1f} %; "
+            f"{_chosen(row['reach'])}"
         )
         for mine, name in ((_BASE, "LRU only, one stream"), (_NEXT, "LRU + next gate")):
             found.append(
@@ -184,6 +185,14 @@ def measured_cells() -> list[Cell]:
                      note=note)
             )  # fmt: skip
     return found
+
+
+def _chosen(reach: Mapping[str, Any]) -> str:
+    """Return what lookahead's planner took for the fastest there."""
+    if reach["depth"]:
+        return f"lookahead: {reach['depth']} layers ahead, {reach['width']} wide"
+    stream = "copies beside the stream" if reach["overlap"] else "one stream, victims not copied back"
+    return f"lookahead: nothing ahead, {stream}, which was predicted to be fastest"
 
 
 def reproduce_lookahead() -> Reproduction:

@@ -21,6 +21,14 @@ def test_trained_gates_guess_better_than_the_same_gates_untrained() -> None:
     assert trained > own and trained * decay > own * own_decay
 
 
+def test_measured_gains_stand_beside_published_ones_with_the_limit_of_their_machine() -> None:
+    cells = lookahead.measured_cells()
+    assert {cell.row for cell in cells} >= {f"{bits}-bit experts" for bits in lookahead.PUBLISHED}
+    for cell in cells:
+        assert cell.measured is not None and "hiding everything would gain" in cell.note and "n = " in cell.note
+        assert cell.published == lookahead.PUBLISHED.get(cell.row.partition("-")[0])
+
+
 def test_nothing_is_measured_where_no_results_were_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lookahead, "_path", lambda name: tmp_path / name)
     assert lookahead.measured_cells() == []
