@@ -19,6 +19,7 @@ NOUGHT = {
     "--baselines",
     "--cached-tokens",
     "--distance",
+    "--hidden",
     "--new-tokens",
     "--prompt-tokens",
     "--redundant",

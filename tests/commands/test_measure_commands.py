@@ -225,11 +225,11 @@ def test_a_plan_is_not_validated_with_another_recording(moeplan: Run, here: Path
     refused(moeplan(*arguments, "--trace", "other.safetensors"), 2, "--trace", "other.safetensors", "another recording")
 
 
-def test_a_plan_of_no_known_kind_and_a_page_of_many_ranks_are_refused(moeplan: Run, here: Path, tmp_path: Path) -> None:
+def test_a_plan_of_no_known_kind_and_a_part_of_one_are_refused(moeplan: Run, here: Path, tmp_path: Path) -> None:
     path = write_plan(tmp_path, plan_document(on_demand()) | {"kind": "ep"})
     refused(moeplan("validate", path, "--profile", str(here)), 2, "plan: kind", "expert-parallel, offload")
     path = write_plan(tmp_path, {"kind": "expert-parallel"})
-    refused(moeplan("validate", path, "--report", "page.html"), 2, "--report", "plans for one device")
+    refused(moeplan("validate", path, "--report", "page.html"), 2, "plan: schema_version", "make the plan again")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.fit import fit_profile
-from moeplan.calibrate.fitting.fitter import _HOST_PARTS
+from moeplan.calibrate.fitting.fitter import HOST_PARTS
 from moeplan.executor.model.calibrate import model_samples
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.outcome import ModelRun
@@ -165,7 +165,7 @@ def test_whatever_a_model_measures_of_the_host_is_fitted_and_what_a_guess_costs_
     apart = tuple(one for one in alone.samples if one.labels.get("what") not in measured)
     fitted = fit_profile(dataclasses.replace(alone, samples=apart + tuple(measured.values()))).profile
     handed = {name for name in fitted.curves if name.startswith("host.")}
-    assert handed >= {f"host.{what}" for what in measured if what not in _HOST_PARTS}
+    assert handed >= {f"host.{what}" for what in measured if what not in HOST_PARTS}
     costs = load_costs(fitted, loaded.spec)
     guess = costs.host_per_guess()
     assert guess is not None

@@ -18,6 +18,7 @@ from ep_page_case import HARDWARE, document, plan
 from moeplan.planner.parallel.replay import replay_of
 from moeplan.reports.offload.page import plan_report
 from moeplan.reports.parallel.page import parallel_report
+from moeplan.reports.parallel.rivals import schedules
 from moeplan.reports.validation.page import predicted_measured_section
 from report_documents import hit_curves, made_up_timeline, plan_document, profile, validation_document
 
@@ -157,7 +158,7 @@ def test_the_page_of_an_expert_parallel_plan_is_drawn_whole(tmp_path: Path, widt
     }  # fmt: skip
     assert set(plots["plot-experts"]["shown"]) == {16}
     assert plots["plot-balance"]["marks"] == 2 + 2 * 2
-    assert plots["plot-steps"]["marks"] == 2 * (1 + len(plan().baselines) + len(plan().references))
+    assert plots["plot-steps"]["marks"] == 2 * len(schedules(document()))  # kernels, and what nothing hides
     assert plots["plot-ranks"]["marks"] > 30
     assert_nothing_is_cut_off(found, width)
 

@@ -16,7 +16,6 @@ from ....base.errors import InputError
 from ....calibrate.costs.cost_model import CostModel, Estimate
 from ....specs.drafting import Acceptance, read_acceptance, share_accepted, tokens_per_step
 from ....specs.models import ModelSpec, weight_format
-from ....specs.provenance import model_from_values
 
 NGRAM, MTP = "n-gram", "mtp"
 KINDS = (NGRAM, MTP)
@@ -114,6 +113,10 @@ def drafting_from_dict(data: object) -> Drafting | None:
     remedy = "give a plan.json written by moeplan plan"
     if not isinstance(data, dict) or not isinstance(data.get("acceptance"), str):
         raise InputError("plan.provenance.drafting", data, "not a way to draft", remedy)
+    from ....specs.provenance import (
+        model_from_values,
+    )  # checks values, which a machine that only measures may be unable to
+
     length, model = data.get("length"), data.get("model")
     if type(length) is not int or length < 1:
         raise InputError("plan.provenance.drafting.length", length, "not a number of guesses", remedy)

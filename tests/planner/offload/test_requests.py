@@ -74,7 +74,9 @@ def test_a_plan_needs_no_recording_and_is_read_again(capsys: pytest.CaptureFixtu
     best, model = plan["best"], load_model("tiny-moe")
     assert plan["ranked_by"] == "request_s" and plan["asked"]["prior"]["requests"] == 1
     kept = {item["name"]: item["bytes"] for item in best["memory_breakdown"]["items"]}
-    assert kept["kv cache"] == model.kv_bytes(500, 34 / 32)
+    assert kept["kv cache"] == model.kv_bytes(
+        512, 34 / 32
+    )  # a card by its name is asked about under llama.cpp, which keeps 256 at a time
     assert all(best["request_s"] <= one["request_s"] for one in plan["baselines"])
     again = planned_simulation(plan, None).predict(planned_schedule(plan))
     assert again.metrics.request_s == best["request_s"]
