@@ -2,7 +2,8 @@
 
 Modelled: each constant's logarithm is normal around its value with its stated uncertainty; constants of one kind of work (decoding,
 prompts, experts on the cores, the link) err together in part. A share of what predictions are stated to be uncertain by is not of the
-machine: it is in every measured speed, beside its repetitions, and stays in every prediction. The most likely constants are found by
+machine: it is in every measured speed, beside its repetitions, and stays in every prediction. A machine whose speeds are further off than
+all that allows is believed to be unlike its parts, and learned from the more. The most likely constants are found by
 Gauss-Newton steps, their uncertainties are those of what is left; where residuals are larger than stated errors allow, everything is
 widened by as much. Ignored: order and age of measurements.
 """
@@ -25,6 +26,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 TOGETHER = 0.8
 """Correlation of constants of one kind of work, before anything is measured."""
+_MOST_SURPRISE = 9.0
+"""No machine is thought to lie more than three times as far from its parts as stated."""
 _ROUNDS = 5
 _LEAST_NOISE = 0.03
 _STEP = 0.05
@@ -96,10 +99,11 @@ def updated(base: Profile, measured: Sequence[Measured], citation: str) -> Updat
     found = np.zeros(len(choice))
     repeated = np.array([one.relative_deviation for one in measured])
     noise = repeated**2 + np.maximum(np.abs(slopes) @ others, _LEAST_NOISE) ** 2
+    wider_prior = prior * _surprise(wanted - before, slopes @ prior @ slopes.T + np.diag(noise))
     at = before
     for _ in range(_ROUNDS):
-        seen = slopes @ prior @ slopes.T + np.diag(noise)
-        step = prior @ slopes.T @ np.linalg.solve(seen, wanted - at + slopes @ found) - found
+        seen = slopes @ wider_prior @ slopes.T + np.diag(noise)
+        step = wider_prior @ slopes.T @ np.linalg.solve(seen, wanted - at + slopes @ found) - found
         moved_by = _inside(choice, found + step) - found
         found = found + moved_by
         at = _logs(moved(base, factors_of(choice, found)), measured)
@@ -120,6 +124,14 @@ def updated(base: Profile, measured: Sequence[Measured], citation: str) -> Updat
         degrees_of_freedom=len(measured), widened=widened,
         kernels={name: factor for name, factor in factors_of(choice, found).items() if name.startswith("kernels.")},
     )  # fmt: skip
+
+
+def _surprise(residuals: Array, stated: Array) -> float:
+    """Return by how much more machines are thought to vary once speeds are further off than stated, as variance; 1 where they are not.
+
+    What is not the machine's stays: it is of kernels and lengths, not of how unlike its data sheet a machine is.
+    """
+    return min(_MOST_SURPRISE, max(1.0, float(residuals @ np.linalg.solve(stated, residuals)) / len(residuals)))
 
 
 def linear(base: Profile, measured: Sequence[Measured]) -> tuple[Array, Array]:
