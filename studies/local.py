@@ -85,20 +85,22 @@ def _until_broken(
 ) -> Generator[list[Answer], None, list[Asked]]:
     """Yield answers; return the runs that were under way when a process died, none at the end."""
     waiting: dict[Future[list[Answer]], tuple[list[Asked], float]] = {}
+    taken: list[Asked] = []  # not handed over yet: a pool that is broken by then takes nothing
     rules = rules_sha256()
     try:
         with worker_pool(jobs) as pool:
             while suspects:  # one at a time: if its process dies again, it was this one
-                only = [suspects[0]]
+                only = taken = [suspects[0]]
                 future = pool.submit(answer_all, predict, only, rules)
-                waiting = {future: (only, 0.0)}
+                waiting, taken = {future: (only, 0.0)}, []
                 found = future.result()
                 waiting = {}
                 suspects.pop(0)
                 yield found
             while True:
-                while len(waiting) < _AHEAD * jobs and (some := batches.take()):
-                    waiting[pool.submit(answer_all, predict, some, rules)] = some, time.monotonic()
+                while len(waiting) < _AHEAD * jobs and (taken := batches.take()):
+                    waiting[pool.submit(answer_all, predict, taken, rules)] = taken, time.monotonic()
+                    taken = []
                 if not waiting:
                     return []
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -107,4 +109,4 @@ def _until_broken(
                     batches.took(len(some), (time.monotonic() - began) / _AHEAD)
                     yield found
     except BrokenProcessPool:
-        return [run for some, _ in waiting.values() for run in some]
+        return [*(run for some, _ in waiting.values() for run in some), *taken]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -11,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +145,27 @@ def test_a_process_that_dies_takes_only_the_run_that_kills_it(tmp_path: Path, mo
     assert moeplan.sweep(STUDY | {"grid": grid}, store=tmp_path / "s.sqlite", jobs=2).num_new == 0
     again = moeplan.sweep(STUDY | {"grid": grid}, store=tmp_path / "s.sqlite", jobs=2, retry=True)
     assert (again.num_new, again.states["done"]) == (2, 24)
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 3])
+def test_a_run_is_not_lost_where_the_pool_is_found_broken_on_handing_it_over(
+    broken_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may die between two batches: then it is the handing over that fails, and no run of it was under way."""
+    submitted = itertools.count()
+
+    class Pool:
+        def submit(self, made: Any, predict: str, runs: Sequence[Asked], rules: str) -> Future[list[Answer]]:
+            if next(submitted) == broken_at:
+                raise BrokenProcessPool
+            future: Future[list[Answer]] = Future()
+            future.set_result([Answer(run.key, work.DONE, None, "{}") for run in runs])
+            return future
+
+    monkeypatch.setattr(local, "worker_pool", lambda jobs: contextlib.nullcontext(Pool()))
+    batches = local.Batches([Asked(str(at), {}) for at in range(9)], lambda keys: set())
+    found = [answer.key for some in local.answers_here("simulate", batches, 2) for answer in some]
+    assert sorted(found) == [str(at) for at in range(9)]
 
 
 def test_what_is_no_number_and_what_is_no_answer_is_kept_with_its_reason(
