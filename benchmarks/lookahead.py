@@ -75,17 +75,9 @@ class Asked:
 
 def main() -> None:
     """Run, print the table, and write raw samples where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--prompt-file", action="append", required=True)
+    parser = options(__doc__, bits="4,3,2", model="a checkpoint's folder")
     parser.add_argument("--gates")
-    parser.add_argument("--bits", default="4,3,2")
-    parser.add_argument("--link", choices=LINKS, default="memory")
     parser.add_argument("--experts", type=int, default=4, help="cached a layer")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of microbenchmarks")
-    parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     try:
         document = run(given)
@@ -94,6 +86,20 @@ def main() -> None:
     if given.output is not None:
         keep(given.output, document)
     _print(document)
+
+
+def options(description: str, *, bits: str, model: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that runs a real model: which, over what, how often. bits: its formats; model: what it is."""
+    parser = argparse.ArgumentParser(description=description.split("\n", 1)[0])
+    parser.add_argument("--model", required=True, help=model)
+    parser.add_argument("--prompt-file", action="append", required=True)
+    parser.add_argument("--bits", default=bits)
+    parser.add_argument("--link", choices=LINKS, default="memory")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of microbenchmarks")
+    parser.add_argument("-o", "--output", type=Path)
+    return parser
 
 
 def keep(path: Path, document: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from moeplan.api.model_folder import model_in, read_bytes
@@ -34,7 +33,7 @@ from moeplan.kernels.packing import NEAREST
 from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.presets import load_preset
 
-from .lookahead import LINKS, Asked, facts, figures_of, keep, run_once
+from .lookahead import Asked, facts, figures_of, keep, options, run_once
 
 DEMAND, AHEAD = "on demand", "pre-gated"
 _PRESETS = {DEMAND: "on-demand", AHEAD: "pre-gated"}
@@ -43,16 +42,7 @@ _WHOLE = 100.0
 
 def main() -> None:
     """Run, print the table, and write raw samples where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", required=True, help="a checkpoint whose gates choose one layer early")
-    parser.add_argument("--prompt-file", action="append", required=True)
-    parser.add_argument("--bits", default="32,4")
-    parser.add_argument("--link", choices=LINKS, default="memory")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of microbenchmarks")
-    parser.add_argument("-o", "--output", type=Path)
-    given = parser.parse_args()
+    given = options(__doc__, bits="32,4", model="a checkpoint whose gates choose one layer early").parse_args()
     try:
         document = run(given)
     except MoeplanError as error:

@@ -74,3 +74,10 @@ def lying_figure(
     margin = {"l": 10, "r": _VALUES_PX, "t": 6, "b": 10}
     plan = layout(xaxis=x_axis, yaxis=y_axis, annotations=notes, showlegend=False, margin=margin)
     return {"data": data, "layout": plan, "narrow": {"font.size": 11}}
+
+
+def stacked(figure: Figure) -> Figure:
+    """Return the figure with the bars of a row one after the other, and room above them for what their colours mean."""
+    figure["layout"] |= {"barmode": "stack", "showlegend": True}
+    figure["layout"]["margin"] |= {"t": 30}
+    return figure

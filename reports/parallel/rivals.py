@@ -12,7 +12,7 @@ from typing import Any
 
 from ...base.units import MS_PER_S
 from .. import numbers
-from ..bars import lying_figure, rows_under
+from ..bars import lying_figure, rows_under, stacked
 from ..page import INK, Plot
 from ..style import BLUE, GREEN, GREY, LIGHT_GREY, VERMILION, axis, lying_bars
 from .plan_document import PLAIN, Document, plain_of
@@ -71,9 +71,7 @@ def steps_plot(document: Document) -> Plot:
     data[-1]["error_x"] = {"type": "data", "array": errors, "color": INK, "thickness": 1.3, "width": 4}
     most = max(step + error for step, error in zip(steps, errors, strict=True))
     texts = [numbers.seconds(step / MS_PER_S) for step in steps]
-    figure = lying_figure(titles, rows, texts, "step", axis("one step, ms", range=[0, most * 1.02]), data)
-    figure["layout"] |= {"barmode": "stack", "showlegend": True}
-    figure["layout"]["margin"] |= {"t": 30}
+    figure = stacked(lying_figure(titles, rows, texts, "step", axis("one step, ms", range=[0, most * 1.02]), data))
     return Plot(
         id="plot-steps",
         figure=figure,

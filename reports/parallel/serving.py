@@ -11,7 +11,7 @@ from typing import Any
 
 from ...planner.parallel.period.moves import WAY_WORDS
 from .. import numbers
-from ..bars import lying_figure, rows_under
+from ..bars import lying_figure, rows_under, stacked
 from ..page import Column, Plot, Section, figures_row, paragraph, table
 from ..style import BLUE, LIGHT_GREY, VERMILION, axis, lying_bars
 from .factors import gain_words
@@ -168,9 +168,7 @@ def _period_plot(period: Any) -> Plot:
         numbers.percent(one["whole_s"] / never - 1, signed=True) if at else numbers.seconds(never)
         for at, one in enumerate(every)
     ]
-    figure = lying_figure(titles, rows, texts, "", axis("the period, s", range=[0, most * 1.02]), data)
-    figure["layout"] |= {"barmode": "stack", "showlegend": True}
-    figure["layout"]["margin"] |= {"t": 30}
+    figure = stacked(lying_figure(titles, rows, texts, "", axis("the period, s", range=[0, most * 1.02]), data))
     return Plot(
         id="plot-period",
         figure=figure,
