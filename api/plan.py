@@ -20,7 +20,6 @@ from ..planner.offload.break_even import DRAFT_LENGTHS, surface
 from ..planner.offload.drafts import Merit, choose_drafts, estimate_with, fixed_drafts
 from ..planner.offload.make import make_plan
 from ..planner.offload.plan import OffloadPlan, OffloadRequest, plan_to_dict
-from ..planner.offload.variants import Variants
 from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.period.moves import WAYS
 from ..planner.parallel.period.study import WINDOW_STEPS, Asked
@@ -278,6 +277,8 @@ class _Answer:
     kind: str
     """Of keys and values."""
     served: ServedPlan | None = None
+    ubatches: tuple[int | None, ...] = ()
+    """Micro-batches that a plan for no engine chose from."""
 
 
 def _offload(
@@ -294,12 +295,6 @@ def _offload(
     fixed = request.prefill_chunk_tokens is not None or "prefill_chunk_tokens" in changes.request
     request = dataclasses.replace(request, concurrency=subject.concurrency, prefill_chunk_tokens=subject.ubatch)
     request = changes.changed_request(request)
-    variants = variants_of(
-        _with_each(subject.simulation, kinds),
-        request.prefill_chunk_tokens,
-        fixed=fixed,
-        concurrency=request.concurrency,
-    )
     ubatch = request.prefill_chunk_tokens if fixed else None
 
     def search(simulation: Simulation, wanted: OffloadRequest) -> _Answer:
@@ -307,7 +302,8 @@ def _offload(
         if target is None:
             mine = variants_of(each, request.prefill_chunk_tokens, fixed=fixed, concurrency=request.concurrency)
             plan = make_plan(simulation, wanted, variants=mine, progress=progress)
-            return _Answer(plan=plan, kind=kinds[0] if plan.variant is None else plan.variant.kv_type)
+            kind = kinds[0] if plan.variant is None else plan.variant.kv_type
+            return _Answer(plan=plan, kind=kind, ubatches=tuple(dict.fromkeys(one.ubatch for one in mine.every)))
         kind, served = make_served_plans(each, wanted, target, ubatch=ubatch, progress=progress)
         return _Answer(plan=served.plan, kind=kind, served=served)
 
@@ -338,7 +334,7 @@ def _offload(
         found,
         served=served,
         asked=subject.asked | {"kv_type": kind} | ({"kv_types": list(kinds)} if len(kinds) > 1 else {}),
-        notes=(*_notes_of(subject, found), *_chosen(found, kinds, kind, variants)),
+        notes=(*_notes_of(subject, found), *_chosen(found, kinds, kind, answer.ubatches)),
         set_by_user=tuple(changes.made),
         policy=None if own is None else own.to_dict(),
         drafting=drafting,
@@ -353,12 +349,11 @@ def _with_each(simulation: Simulation, kinds: tuple[str, ...]) -> dict[str, Simu
     return found
 
 
-def _chosen(found: OffloadPlan, kinds: tuple[str, ...], kind: str, variants: Variants) -> list[str]:
+def _chosen(found: OffloadPlan, kinds: tuple[str, ...], kind: str, ubatches: tuple[int | None, ...]) -> list[str]:
     """Return lines on what was chosen of what might be: the micro-batch, where no engine's setting says it, the type of keys and values."""
-    sizes = list(dict.fromkeys(one.ubatch for one in variants.every))
     notes = []
-    if found.variant is not None and len(sizes) > 1:
-        notes.append(f"micro-batch: {found.variant.ubatch} tokens, of {', '.join(map(str, sizes))}")
+    if found.variant is not None and len(ubatches) > 1:
+        notes.append(f"micro-batch: {found.variant.ubatch} tokens, of {', '.join(map(str, ubatches))}")
     if len(kinds) > 1:
         notes.append(f"keys and values: {kind}, of {', '.join(kinds)}; a later one only where it gains something")
     return notes
