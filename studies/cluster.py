@@ -127,15 +127,26 @@ class _Ray:
         self._ray = _imported(RAY, "ray")
         self._mine = not self._ray.is_initialized()
         if self._mine:
-            where = address or os.environ.get(ADDRESS_OF[RAY]) or "auto"
-            try:
-                _knock(where)  # Ray itself would wait for minutes where nothing answers
-                self._ray.init(address=where, log_to_driver=False, logging_level="error", configure_logging=False)
-            except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
-                rule = f"no Ray cluster answers there ({one_line(error, 200)})"
-                raise InputError(_FIELD, where, rule, "start one with ray start, as its head") from None
+            self._connect(address or os.environ.get(ADDRESS_OF[RAY]) or "auto")
+        else:
+            self._check_connected(address)
         self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._make = self._ray.remote(max_retries=0)(answer_there)
+
+    def _connect(self, where: str) -> None:
+        try:
+            _knock(where)  # Ray itself would wait for minutes where nothing answers
+            self._ray.init(address=where, log_to_driver=False, logging_level="error", configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
+            rule = f"no Ray cluster answers there ({one_line(error, 200)})"
+            raise InputError(_FIELD, where, rule, "start one with ray start, as its head") from None
+
+    def _check_connected(self, address: str | None) -> None:
+        """Return nothing; raises InputError where this process is on another cluster than the one asked for."""
+        connected = self._ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", connected):
+            rule = f"this process is connected to the Ray cluster at {connected} already"
+            raise InputError(_FIELD, address, rule, "leave the address out, or call ray.shutdown() first")
 
     def submit(self, predict: str, runs: Sequence[Asked], rules: str) -> Any:
         return self._make.remote(predict, [tuple(run) for run in runs], rules)

@@ -108,6 +108,8 @@ def test_ray_gives_the_same_table(ray_address: str, expected: bytes, tmp_path: P
     found = moeplan.sweep(STUDY, store=tmp_path / "s.sqlite", backend="ray", address=ray_address)
     assert found.num_new == 12
     assert _table(found, tmp_path) == expected
+    with pytest.raises(InputError, match="is connected to the Ray cluster at"):
+        moeplan.sweep(STUDY, store=tmp_path / "t.sqlite", backend="ray", address="127.0.0.1:1")
 
 
 @QUIET
