@@ -86,7 +86,9 @@ def _figures(predict: str, fields: Mapping[str, Any]) -> dict[str, Any]:
             if found.drafting is None
             else {"draft_length": found.drafting["length"], "draft_gain": found.drafting["gain"]}
         )
-        return figures_of(found.best) | {"verdict": found.verdict, "num_candidates": found.num_candidates} | drafts
+        return (
+            figures_of(found.best) | {"verdict": found.verdict, "num_candidates": found.tally.num_candidates} | drafts
+        )
     machine = machine_of(fields["hardware"], engine_of(fields))
     return figures_of(simulate(model, machine, trace=trace, settings=settings, **options).prediction)
 

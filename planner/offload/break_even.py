@@ -9,8 +9,6 @@ not is a larger one's), acceptance that falls from position to position.
 from __future__ import annotations
 
 import dataclasses
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +20,7 @@ from ...sim.offload.simulate import Simulation
 from ...specs.drafting import Acceptance
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
+from ..trials import Trials
 
 CHANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 DRAFT_LENGTHS = (1, 2, 3, 4, 6, 8)
@@ -84,8 +83,8 @@ def surface(
     asked = [(simulated, size) for size in sizes for simulated in (cut, *alike.values())]
     for simulated in (cut, *alike.values()):  # tables are made once, before threads ask for them
         simulated.tables(sizes[0][0])
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        speeds = list(pool.map(lambda pair: _speed(pair[0], pair[1][0]), asked))
+    with Trials() as trials:
+        speeds = list(trials.each(lambda pair: _speed(pair[0], pair[1][0]), asked))
     found, each = [], 1 + len(drafts)
     for at, (size, count) in enumerate(sizes):
         plain, *drafted = speeds[at * each : (at + 1) * each]

@@ -10,10 +10,6 @@ slower).
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ...base.errors import DoesNotFit
@@ -21,8 +17,9 @@ from ...base.units import NS_PER_S, format_bytes
 from ...sim.offload.metrics import counted_tokens
 from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
+from ..trials import Progress, Trials, deadline
 from .bounds import Bounds
-from .scoring import Progress, Scored, SearchResult, front_point, score
+from .scoring import Scored, SearchResult, front_point, score
 from .space import candidates
 
 # A step is divided into so many smaller ones.
@@ -39,11 +36,11 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
     workload = simulation.workload(base)
     # A run that takes longer than this is too slow.
     limit_ns = int(counted_tokens(workload) * NS_PER_S / floor_tokens_per_s)
-    levels = _Levels(simulation=simulation, base=base, bounds=Bounds(simulation, base), low_bits=low_bits, limit_ns=limit_ns,
-                     progress=progress)  # fmt: skip
     low, top, found = 0, simulation.num_experts, None
-    until = math.inf if seconds is None else time.monotonic() + seconds
-    while found is None or (top - low > 1 and time.monotonic() < until):
+    trials = Trials(total=top, until=deadline(seconds), progress=progress)
+    levels = _Levels(simulation=simulation, base=base, bounds=Bounds(simulation, base), low_bits=low_bits, limit_ns=limit_ns,
+                     trials=trials)  # fmt: skip
+    while found is None or (top - low > 1 and not trials.is_time_up()):
         step = -(-(top - low) // _STEPS)
         for level in (*range(low + step, top, step), *([top] if found is None else [])):
             reached = levels.fewest_bytes(level)
@@ -64,10 +61,8 @@ def least_memory(simulation: Simulation, base: OffloadSchedule, floor_tokens_per
         needed, have = format_bytes(point.device_bytes), format_bytes(simulation.budget_bytes)
         what = f"{floor_tokens_per_s:g} tokens/s need {needed} of device memory, of {have}"
         raise DoesNotFit(what, point.device_bytes - simulation.budget_bytes)
-    return SearchResult(
-        best=found, front=[point], num_evaluated=levels.num_evaluated, num_abandoned=levels.num_abandoned,
-        num_pruned=levels.num_pruned, num_skipped=top - low - 1, lower_bound_ns=levels.lowest[top],
-    )  # fmt: skip
+    trials.tally.num_skipped += top - low - 1
+    return SearchResult(best=found, front=[point], tally=trials.tally, lower_bound_ns=levels.lowest[top])
 
 
 @dataclass(slots=True)
@@ -79,14 +74,11 @@ class _Levels:
     bounds: Bounds
     low_bits: str | None
     limit_ns: int
-    progress: Progress | None
+    trials: Trials
     lowest: dict[int, int] = field(default_factory=dict)
     """By level that has schedules, a time that none of them can go below."""
     refused: list[DoesNotFit] = field(default_factory=list)
     """Why the host cannot hold what other schedules must keep there."""
-    num_evaluated: int = 0
-    num_abandoned: int = 0
-    num_pruned: int = 0
 
     def fewest_bytes(self, level: int) -> Scored | None:
         """Return the schedule of `level` slots that is fast enough with the fewest bytes, then the fastest; None without any."""
@@ -95,17 +87,17 @@ class _Levels:
         if bounded:
             self.lowest[level] = min(bound.whole_ns for _, bound in bounded)
         hopeful = [one for one in bounded if one[1].whole_ns <= self.limit_ns]
-        self.num_pruned += len(bounded) - len(hopeful)
-        workload = self.simulation.workload(self.base)
-        with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+        workload, trials = self.simulation.workload(self.base), self.trials
+        with trials:
             scored = list(
-                pool.map(lambda one: score(self.simulation, one[0], one[1], workload, self.limit_ns), hopeful)
+                trials.each(lambda one: score(self.simulation, one[0], one[1], workload, self.limit_ns), hopeful)
             )
         reached = [one for one in scored if one is not None and one.total_ns <= self.limit_ns]
-        self.num_evaluated += len(reached)
-        self.num_abandoned += len(scored) - len(reached)
-        if self.progress is not None:
-            self.progress(level, self.simulation.num_experts, f"{level} expert slots")
+        trials.tally.num_pruned += len(bounded) - len(hopeful)
+        trials.tally.num_evaluated += len(reached)
+        trials.tally.num_abandoned += len(scored) - len(reached)
+        trials.done = level
+        trials.tell(0, f"{level} expert slots")
         # Without a cache, a step's experts must fit all the same.
         fitting = [one for one in reached if one.transient <= level]
         return min(fitting, key=lambda one: (self._bytes(one, level), one.total_ns), default=None)

@@ -16,11 +16,12 @@ from ...sim.offload.metrics import counted_tokens
 from ...sim.offload.simulate import Prediction, Simulation
 from ...specs.provenance import made_of
 from ...specs.schedules.offload import OffloadSchedule
+from ..trials import Progress, Tally, deadline
 from .baselines import CheckedRuns
 from .bounds import Bounds
 from .objective import out_of_reach
 from .plan import OffloadPlan, OffloadRequest, base_schedule, provenance_of
-from .scoring import Progress, Scored, SearchResult, front_point, is_better, merit, score
+from .scoring import Scored, SearchResult, front_point, is_better, merit, score
 from .search import search
 from .space import Candidate
 from .variants import Aim, Variant, Variants
@@ -106,10 +107,9 @@ def make_plan(
         words = result.best.candidate.words()
         raise Internal(f"a schedule took {result.best.total_ns} ns, below the bound of {least_ns} ns for all: {words}")
     bound_s, mean_s = least_ns / NS_PER_S, result.best.total_ns / NS_PER_S
-    counts = {
-        name: sum(getattr(one.result, name) for one in found)
-        for name in ("num_evaluated", "num_abandoned", "num_pruned", "num_raced_out", "num_skipped")
-    }
+    tally = Tally()
+    for one in found:
+        tally.add(one.result.tally)
     return OffloadPlan(
         request=dataclasses.replace(request, prefill_chunk_tokens=base.workload.prefill_chunk_tokens),
         best=best,
@@ -117,8 +117,7 @@ def make_plan(
         left_out=left_out,
         front=tuple(result.front),
         references=references,
-        num_candidates=sum(counts.values()),
-        **counts,
+        tally=tally,
         lower_bound_step_s=bound_s / steps,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"),
         verdict=verdict(
@@ -142,7 +141,9 @@ def _search_each(
     """Return what is found with each weight format that leaves room for any schedule; raises DoesNotFit when none does."""
     found, misfits = [], []
     simulation = variants.every[0].simulation
+    seconds = None if request.seconds is None else request.seconds / len(bases)
     for base in bases:
+        until = deadline(seconds)
         low_bits = _smaller(simulation, base, bases)
         try:
             searched = variants.every if request.exhaustive else (variants.first(base, request.objective),)
@@ -160,7 +161,7 @@ def _search_each(
                     low_bits=low_bits,
                     exhaustive=request.exhaustive,
                     limits=request.limits,
-                    seconds=None if request.seconds is None else request.seconds / len(bases) / len(searched),
+                    seconds=None if seconds is None else seconds / len(searched),
                     progress=progress,
                 )
             except DoesNotFit as reason:
@@ -169,7 +170,7 @@ def _search_each(
                 mine.append(_Found(base=variant.of(base), variant=variant, result=result))
         if mine:
             best = min(mine, key=lambda one: (*_merit(one.result, request), one.variant.rank))
-            _improve(variants, best, base, request, low_bits)
+            _improve(variants, best, base, request, low_bits, until)
             found += mine
     if not found:
         raise min(misfits, key=lambda reason: reason.missing_bytes)
@@ -177,7 +178,12 @@ def _search_each(
 
 
 def _improve(
-    variants: Variants, found: _Found, base: OffloadSchedule, request: OffloadRequest, low_bits: str | None
+    variants: Variants,
+    found: _Found,
+    base: OffloadSchedule,
+    request: OffloadRequest,
+    low_bits: str | None,
+    until: float,
 ) -> None:
     """Put what another variant, or the machine's engine, has in the place of the best that was found, where it is better."""
     result, least = found.result, request.objective == "least_memory"
@@ -186,14 +192,12 @@ def _improve(
         tokens = counted_tokens(found.variant.simulation.workload(found.base))
         floor_ns = int(tokens * NS_PER_S / request.floor_tokens_per_s)
     aim = Aim(objective=request.objective, limits=request.limits, floor_ns=floor_ns)
-    better = variants.improved(result.best, found.variant, base, aim)
-    result.num_evaluated += better.num_evaluated
-    result.num_abandoned += better.num_abandoned
-    result.num_pruned += better.num_pruned
+    better = variants.improved(result.best, found.variant, base, aim, until)
+    result.tally.add(better.tally)
     result.lower_bound_ns = min(result.lower_bound_ns, better.lower_bound_ns)
     if not request.exhaustive and not least:
         number, bound_ns = variants.unsearched(found.variant, base, low_bits)
-        result.num_raced_out += number
+        result.tally.num_raced_out += number
         result.lower_bound_ns = min(result.lower_bound_ns, bound_ns)
     if better.best is not result.best:
         result.best, found.variant, found.base = better.best, better.variant, better.variant.of(base)

@@ -20,6 +20,7 @@ from ...specs.plans.document import OFFLOAD, SCHEMA_VERSION
 from ...specs.schedules.offload import OffloadSchedule, schedule_from_dict
 from ...specs.schedules.presets import ENGINE_FAMILY, FAMILIES, NEEDS
 from ...traces.content import recording_sha256
+from ..trials import Tally
 from .objective import RANKED_BY, Limits
 from .scoring import FrontPoint
 from .variants import Variant
@@ -92,13 +93,8 @@ class OffloadPlan(Tabular):
     front: tuple[FrontPoint, ...]
     references: dict[str, Prediction]
     """belady: the best with a cache that knows the future; more memory: the best given more."""
-    num_candidates: int
-    num_evaluated: int
-    num_abandoned: int
-    num_pruned: int
-    num_raced_out: int
-    num_skipped: int
-    """Not looked at: time was up."""
+    tally: Tally
+    """What became of all candidates."""
     lower_bound_step_s: float
     optimality_gap: float
     """How much slower the best is than the lower bound, as a fraction of the bound."""
@@ -220,12 +216,7 @@ def plan_to_dict(plan: OffloadPlan) -> dict[str, Any]:
             }
             for p in plan.front
         ],
-        "num_candidates": plan.num_candidates,
-        "num_evaluated": plan.num_evaluated,
-        "num_abandoned": plan.num_abandoned,
-        "num_pruned": plan.num_pruned,
-        "num_raced_out": plan.num_raced_out,
-        "num_skipped": plan.num_skipped,
+        **plan.tally.to_dict(),
         "lower_bound_step_s": plan.lower_bound_step_s,
         "optimality_gap": plan.optimality_gap,
         "verdict": plan.verdict,

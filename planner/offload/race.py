@@ -8,12 +8,9 @@ that caches are colder at first; hence margins, the wider the shorter the part.
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -21,39 +18,26 @@ import numpy as np
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import Array
+from ..trials import Trials
 from .bounds import Bound
 from .parts import part_of
 from .space import Candidate
 
 RUNGS = ((60, 3, 0.4), (400, None, 0.1), (1600, None, 0.05), (6400, None, 0.03))
 """(passes that generate tokens, passes of each prompt, how far behind the leader a candidate may lie and stay)."""
-BATCH = 16
-"""Runs between two looks at the clock and at what is best: fixed, so that the answer is that of any number of cores."""
 _PHASES: Mapping[str, tuple[int, ...]] = {"ttft_s": (0,), "decode_tokens_per_s": (1,)}
 """Phases, 0 prompts and 1 generated tokens, whose time is all that an objective is about; of others both."""
 Entry: TypeAlias = tuple[Candidate, Bound]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heat:
-    """Who is left of a race."""
+def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], trials: Trials, *, objective: str, racing: bool,
+         words: str) -> Sequence[Entry]:  # fmt: skip
+    """Return those of `bounded` still in the race, the most promising first: a good one early makes all later ones easy to give up.
 
-    entries: Sequence[Entry]
-    """The most promising first: a good candidate early makes all later ones easy to give up."""
-    num_skipped: int
-    """Not looked at: time was up."""
-
-
-def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], pool: ThreadPoolExecutor, *, objective: str,
-         racing: bool, until: float, told: Callable[[int], None]) -> Heat:  # fmt: skip
-    """Return those of `bounded` still in the race.
-
-    racing: let those that lag be out; else they are only put in order. until: clock reading after which no further part is begun, once
-    there is one. told: is given how many more are out.
+    racing: let those that lag be out; else they are only put in order. words: says in reports of progress what is at hand.
     """
     # Ties, and what is left when time is up, go by promise: the least bound first.
     waiting = sorted(range(len(bounded)), key=lambda at: (bounded[at][1].whole_ns, at))
-    skipped = 0
     for rung, (passes, prompt_passes, margin) in enumerate(RUNGS):
         steps = part_of(workload, passes, prompt_passes)
         if rung and (len(steps) >= workload.num_steps or not racing or len(waiting) < 2):
@@ -61,24 +45,22 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], p
         part = simulation.part(steps)
         weights = part_weights(workload, steps, phases_of(objective))
 
-        def value(at: int, limit: float, part: Simulation = part, weights: Array = weights) -> float:
-            return part.weighed_ns(bounded[at][0].schedule, weights, limit)
+        def value(asked: tuple[int, float], part: Simulation = part, weights: Array = weights) -> float:
+            return part.weighed_ns(bounded[asked[0]][0].schedule, weights, asked[1])
 
         values: dict[int, float] = {}
-        begun, limit = 0, math.inf
-        while begun < len(waiting) and (not begun or time.monotonic() < until):
-            batch = waiting[begun : begun + BATCH]
+        limit = math.inf
+        for batch in trials.batches(waiting, partial(bool, values)):
             # Who lags behind those that have run already is stopped on the way.
-            values |= dict(zip(batch, pool.map(value, batch, itertools.repeat(limit)), strict=True))
+            values |= dict(zip(batch, trials.each(value, [(at, limit) for at in batch]), strict=True))
             limit = min(limit, min(values[at] for at in batch) * (1 + margin)) if racing else limit
-            begun += len(batch)
-        skipped += len(waiting) - begun
         left = [at for at in values if values[at] <= limit]
-        told(len(waiting) - len(left))
+        trials.tally.num_raced_out += len(values) - len(left)
+        trials.tell(len(waiting) - len(left), words)
         waiting = sorted(left, key=lambda at: (values[at], at))
-        if time.monotonic() >= until:
+        if trials.is_time_up():
             break
-    return Heat(entries=[bounded[at] for at in waiting], num_skipped=skipped)
+    return [bounded[at] for at in waiting]
 
 
 def phases_of(objective: str) -> tuple[int, ...]:

@@ -6,8 +6,7 @@ everything. Ignored: which candidates are simulated, and in what order (`search`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +14,10 @@ from ...sim.offload.metrics import figures_of
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...specs.schedules.offload import OffloadSchedule
+from ..trials import Tally
 from .bounds import Bound
 from .objective import NO_LIMITS, Limits, value_of
 from .space import Candidate
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +50,7 @@ class SearchResult:
 
     best: Scored
     front: list[FrontPoint]
-    num_evaluated: int = 0
-    """Simulated to the end of the window."""
-    num_abandoned: int = 0
-    """Simulated until they could no longer be the best."""
-    num_raced_out: int = 0
-    """Too far behind after a part of the window."""
-    num_pruned: int = 0
-    """Never simulated: their bound was no better than the best."""
-    num_skipped: int = 0
-    """Not looked at: time was up."""
+    tally: Tally = field(default_factory=Tally)
     lower_bound_ns: int = 0
     """No schedule of the space can take less for the whole window."""
 

@@ -11,21 +11,20 @@ share of what is left.
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from ...base.errors import DoesNotFit, InputError
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...specs.schedules.offload import OffloadSchedule
+from ..trials import Progress, Trials, deadline
 from .bounds import Bounds
 from .least_memory import least_memory
 from .objective import NO_LIMITS, Limits, check_objective, decided_by_window
-from .race import BATCH, Entry, race
-from .scoring import Progress, Scored, SearchResult, front_point, is_better, score
+from .race import Entry, race
+from .scoring import Scored, SearchResult, front_point, is_better, score
 from .space import candidates, levels
 
 
@@ -47,22 +46,21 @@ def search(simulation: Simulation, base: OffloadSchedule, *, objective: str = "t
         raise InputError("floor", None, "least memory needs a speed to reach", "give a floor in tokens per second")
     if objective == "least_memory" and floor_tokens_per_s is not None:
         return least_memory(simulation, base, floor_tokens_per_s, low_bits=low_bits, seconds=seconds, progress=progress)
-    until = math.inf if seconds is None else time.monotonic() + seconds
+    until = deadline(seconds)
     every, refused = simulation.remembered(
         ("candidates", base, low_bits, exhaustive),
         lambda: _bounded(simulation, base, low_bits, exhaustive=exhaustive),
     )
     # Runs may be given up as soon as they take too long where the time of the window is what decides.
     whole = decided_by_window(objective, workload)
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)) if workers is None else workers) as pool:
+    with Trials(total=sum(map(len, every.values())), workers=workers, progress=progress) as trials:
         going = _Going(
-            simulation=simulation, workload=workload, objective=objective, limits=limits, pool=pool, whole=whole,
-            racing=not exhaustive and not limits and (whole or objective in ("ttft_s", "decode_tokens_per_s")), progress=progress,
-            total=sum(len(entries) for entries in every.values()),
+            simulation=simulation, workload=workload, objective=objective, limits=limits, trials=trials, whole=whole,
+            racing=not exhaustive and not limits and (whole or objective in ("ttft_s", "decode_tokens_per_s")),
         )  # fmt: skip
         for number, (level, entries) in enumerate(every.items()):
             now = time.monotonic()
-            going.until = now + (until - now) / (len(every) - number)
+            trials.until = now + (until - now) / (len(every) - number)
             going.search_level(level, entries)
     result = going.result
     if result is None and refused:
@@ -96,16 +94,10 @@ class _Going:
     workload: Workload
     objective: str
     limits: Limits
-    pool: ThreadPoolExecutor
+    trials: Trials
     whole: bool
     """The time of the window decides."""
     racing: bool
-    progress: Progress | None
-    total: int
-    """Candidates of all levels."""
-    until: float = math.inf
-    """Clock reading after which no further candidate of this level is begun."""
-    done: int = 0
     lowest: list[int] = field(default_factory=list)
     """What each candidate cannot take less than."""
     best: Scored | None = None
@@ -114,43 +106,33 @@ class _Going:
     def search_level(self, level: int, found: list[Entry]) -> None:
         """Look at the candidates of one amount of memory, given with their bounds."""
         self.lowest += [bound.whole_ns for _, bound in found]
-        limit = self.best_ns
+        trials, limit, words = self.trials, self.best_ns, f"{level} expert slots"
         bounded = [one for one in found if not limit or one[1].whole_ns < limit]
-        pruned, abandoned, scored = len(found) - len(bounded), 0, 0
-        heat = race(
-            self.simulation, self.workload, bounded, self.pool, objective=self.objective, racing=self.racing, until=self.until,
-            told=lambda out: self.tell(level, out),
-        )  # fmt: skip
-        raced_out = len(bounded) - len(heat.entries) - heat.num_skipped
-        self.done += pruned
-        waiting = list(heat.entries)
-        while waiting and (self.best is None or time.monotonic() < self.until):
-            batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        trials.tally.num_pruned += len(found) - len(bounded)
+        trials.tell(len(found) - len(bounded), words)
+        left = race(
+            self.simulation, self.workload, bounded, trials, objective=self.objective, racing=self.racing, words=words
+        )
+        for batch in trials.batches(left, lambda: self.best is not None):
             # A run is given up once what it has taken and the least it must still take exceed the best so far.
             limit = self.best_ns
             hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
-            pruned += len(batch) - len(hopeful)
-            for one in self.pool.map(lambda entry, limit=limit: self.scored(entry, limit), hopeful):
-                abandoned += one is None
-                scored += one is not None
-                if (
-                    one is not None and one.transient <= level
-                ):  # without a cache, a step's experts must fit all the same
-                    if self.best is None or is_better(one, self.best, self.objective, self.limits):
-                        self.best = one
-            self.tell(level, len(batch))
+            trials.tally.num_pruned += len(batch) - len(hopeful)
+            for one in trials.each(partial(self.scored, limit_ns=limit), hopeful):
+                trials.tally.num_abandoned += one is None
+                trials.tally.num_evaluated += one is not None
+                # Without a cache, a step's experts must fit all the same.
+                if one is None or one.transient > level:
+                    continue
+                if self.best is None or is_better(one, self.best, self.objective, self.limits):
+                    self.best = one
+            trials.tell(len(batch), words)
         if self.best is None:
             return
         if self.result is None:
-            self.result = SearchResult(best=self.best, front=[])
-        result = self.result
-        result.num_evaluated += scored
-        result.num_pruned += pruned
-        result.num_abandoned += abandoned
-        result.num_raced_out += raced_out
-        result.num_skipped += heat.num_skipped + len(waiting)
-        result.best = self.best
-        result.front.append(front_point(self.simulation, level, self.best))
+            self.result = SearchResult(best=self.best, front=[], tally=trials.tally)
+        self.result.best = self.best
+        self.result.front.append(front_point(self.simulation, level, self.best))
 
     @property
     def best_ns(self) -> int:
@@ -163,9 +145,3 @@ class _Going:
         """Return the score of a candidate, None where it was given up."""
         candidate, bound = entry
         return score(self.simulation, candidate, bound, self.workload, limit_ns)
-
-    def tell(self, level: int, more: int) -> None:
-        """Report so many further candidates as done with."""
-        self.done += more
-        if self.progress is not None:
-            self.progress(self.done, self.total, f"{level} expert slots")

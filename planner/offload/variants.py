@@ -10,9 +10,7 @@ that was searched and the best of all under another; `exhaustive` searches every
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -20,10 +18,11 @@ from ...base.errors import DoesNotFit, InputError
 from ...sim.offload.memory.device import STREAM_SLOTS
 from ...sim.offload.simulate import Simulation
 from ...specs.schedules.offload import OffloadSchedule
+from ..trials import Tally, Trials
 from .bounds import Bound, Bounds
 from .objective import Limits, decided_by_window
 from .parts import part_of
-from .race import BATCH, RUNGS, part_weights, phases_of
+from .race import RUNGS, part_weights, phases_of
 from .scoring import Scored, front_point, merit, score
 from .space import Candidate, candidates, levels
 
@@ -81,9 +80,7 @@ class Better:
 
     best: Scored
     variant: Variant
-    num_evaluated: int = 0
-    num_abandoned: int = 0
-    num_pruned: int = 0
+    tally: Tally = field(default_factory=Tally)
     lower_bound_ns: int = 2**62
     """No schedule that was looked at here can take less."""
 
@@ -115,9 +112,15 @@ class Variants:
                 best = one
         return best[1]
 
-    def improved(self, found: Scored, variant: Variant, base: OffloadSchedule, aim: Aim) -> Better:
-        """Return the best of what a search found under `variant`, of that under every other one, and of what the engine can be told."""
-        better = Better(best=found, variant=variant)
+    def improved(
+        self, found: Scored, variant: Variant, base: OffloadSchedule, aim: Aim, until: float = math.inf
+    ) -> Better:
+        """Return the best of what a search found under `variant`, of that under every other one, and of what the engine can be told.
+
+        until: clock reading after which no further batch is begun.
+        """
+        trials = Trials(until=until)
+        better = Better(best=found, variant=variant, tally=trials.tally)
         waiting = []
         for other in self.every:
             over = self._with_bits(other, base)
@@ -128,20 +131,19 @@ class Variants:
         bounded = [(other, one, self._bounds_of(other, base).of(one)) for other, one in waiting]
         bounded.sort(key=lambda each: each[2].whole_ns)
         better.lower_bound_ns = min((bound.whole_ns for _, _, bound in bounded), default=better.lower_bound_ns)
-        with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-            while bounded:
-                batch, bounded = bounded[:BATCH], bounded[BATCH:]
+        with trials:
+            for batch in trials.batches(bounded, lambda: True):
                 limit = self._limit_ns(better, base, aim)
                 hopeful = [each for each in batch if not limit or each[2].whole_ns < limit]
-                better.num_pruned += len(batch) - len(hopeful)
+                trials.tally.num_pruned += len(batch) - len(hopeful)
 
                 def scored(each: _Bounded, limit: int = limit) -> Scored | None:
                     simulation = each[0].simulation
                     return score(simulation, each[1], each[2], simulation.workload(each[0].of(base)), limit)
 
-                for (other, _, _), one in zip(hopeful, pool.map(scored, hopeful), strict=True):
-                    better.num_abandoned += one is None
-                    better.num_evaluated += one is not None
+                for (other, _, _), one in zip(hopeful, trials.each(scored, hopeful), strict=True):
+                    trials.tally.num_abandoned += one is None
+                    trials.tally.num_evaluated += one is not None
                     if one is not None and self._beats(one, other, better, aim):
                         better.best, better.variant = one, other
         return better

@@ -23,10 +23,11 @@ from ...traces.match import check_layers
 from ...traces.recording import LoadProfile, RoutingTrace
 from ..placement.placement import Placement
 from ..placement.search import SearchSettings
+from ..trials import Progress, Trials
 from .candidates import Placements
 from .evidence import CountEvidence, TokenEvidence, count_evidence, token_evidence
 from .objective import layer_costs
-from .search import EpProgress, EpSearch
+from .search import EpSearch
 
 Recording: TypeAlias = RoutingTrace | LoadProfile
 # Tokens on each rank in a step where the request does not say: DeepEP's published settings (its README), prefill and decode.
@@ -264,7 +265,7 @@ def prepare_ep(
     evidence: TokenEvidence | CountEvidence,
     request: ParallelRequest,
     schedule: ExpertParallelSchedule,
-    progress: EpProgress | None = None,
+    progress: Progress | None = None,
 ) -> EpSearch:
     """Return a search that scores schedules with the weight format and exchange sizes of `schedule`.
 
@@ -297,4 +298,4 @@ def prepare_ep(
         SearchSettings(num_moves=moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
     placements.num_slots(request.num_redundant or 0)
-    return EpSearch(simulation, evidence, placements, progress)
+    return EpSearch(simulation, evidence, placements, Trials(progress=progress))

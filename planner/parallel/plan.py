@@ -9,6 +9,7 @@ serving (arrivals, queues), and re-planning while running.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.content import recording_sha256
 from ...traces.recording import RoutingTrace
 from ..placement.placement import Placement
+from ..trials import Progress
 from .bound import lower_bound_s
 from .case import (
     Ask,
@@ -52,7 +54,7 @@ from .migration import Migration, migration
 from .period.study import Asked, PeriodStudy, period_study
 from .period.windows import windows_of
 from .rivals import ablation, baselines, staleness, with_copies
-from .search import EpProgress, EpSearch, Scored, describe
+from .search import EpSearch, Scored, describe
 from .words import assumptions, ep_verdict
 
 
@@ -137,7 +139,7 @@ def make_ep_plan(
     request: ParallelRequest,
     *,
     others: Mapping[str, Recording] | None = None,
-    progress: EpProgress | None = None,
+    progress: Progress | None = None,
     engine: str | None = None,
     ask: Ask | None = None,
     period: Asked | None = None,
@@ -216,12 +218,12 @@ def make_ep_plan(
 
 def _ranked(
     model: ModelSpec, profile: Profile, evidence: TokenEvidence | CountEvidence, request: ParallelRequest,
-    progress: EpProgress | None, ask: Ask, began: float,
+    progress: Progress | None, ask: Ask, began: float,
 ) -> tuple[EpSearch, ExpertParallelSchedule, list[Scored]]:  # fmt: skip
     """Return a search, the plain schedule that it starts from, and every schedule that fits, best first."""
     search, base = _first_that_fits(model, profile, evidence, request, progress)
     search.engine_runs = ask.runs
-    search.deadline_s = None if ask.seconds is None else began + ask.seconds
+    search.trials.until = math.inf if ask.seconds is None else began + ask.seconds
     return search, base, search.best(base, redundant_counts(request, model.num_experts), CHOOSE)
 
 
@@ -243,7 +245,7 @@ def _first_that_fits(
     profile: Profile,
     evidence: TokenEvidence | CountEvidence,
     request: ParallelRequest,
-    progress: EpProgress | None,
+    progress: Progress | None,
 ) -> tuple[EpSearch, ExpertParallelSchedule]:
     """Return the search and the plain schedule it starts from, in the first weight format that fits."""
     misfit: DoesNotFit | None = None
@@ -293,7 +295,7 @@ def _provenance(model: ModelSpec, profile: Profile, recording: Recording, search
                   "num_tokens": tokens, "num_layers": recording.num_layers,
                   "num_experts": recording.num_experts, "layer_ids": list(model.moe_layers),
                   "kind": "routing" if tokens is not None else "counts"},
-        "num_evaluated": search.num_evaluated, "step_tokens": search.evidence.step_tokens,
+        "num_evaluated": search.trials.tally.num_evaluated, "step_tokens": search.evidence.step_tokens,
     }  # fmt: skip
 
 
@@ -319,7 +321,7 @@ def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
         "headline": plan.headline.to_dict(), "factors": plan.factors.to_dict(), "target": plan.target,
         "memory": plan.memory.to_dict(), "memory_budget_bytes": plan.search.simulation.budget_bytes,
         "largest_tokens_per_rank": plan.largest_tokens_per_rank, "latency": plan.latency.to_dict(),
-        "tokens_a_step": plan.request.tokens_a_step, "num_skipped": plan.search.num_skipped,
+        "tokens_a_step": plan.request.tokens_a_step, "num_skipped": plan.search.trials.tally.num_skipped,
         "staleness": list(plan.staleness), "links": plan.links, "rank_rows": plan.rank_rows,
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,

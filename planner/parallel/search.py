@@ -8,7 +8,6 @@ loss): those are references, not candidates.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,11 +17,10 @@ from ...sim.parallel.simulate import EpPrediction, ParallelSimulation
 from ...specs.memory import MemoryBreakdown
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..placement.placement import Placement
+from ..trials import Trials
 from .candidates import Placements
 from .evidence import REPORT, Evidence
 
-# (done, expected, what): as the other planner reports its progress.
-EpProgress = Callable[[int, int, str], None]
 # Placements that go on to the second stage.
 _KEPT = 3
 # Further policies that go on, however they rank.
@@ -59,18 +57,10 @@ class EpSearch:
     simulation: ParallelSimulation
     evidence: Evidence
     placements: Placements
-    progress: EpProgress | None = None
+    trials: Trials = field(default_factory=Trials)
+    """Counts every prediction as evaluated; those after the search are among the total."""
     engine_runs: Callable[[ExpertParallelSchedule, Placement], ExpertParallelSchedule | None] | None = None
     """What the engine that is planned for makes of a schedule; None where no engine is named."""
-    deadline_s: float | None = None
-    """Clock reading (`time.monotonic`) after which no further candidate is begun."""
-    num_evaluated: int = 0
-    done: int = 0
-    """Of `expected`: candidates scored or left out, and predictions after the search."""
-    expected: int = 0
-    """Known before the first candidate; 0 until then."""
-    num_skipped: int = 0
-    """Candidates left out because time was up."""
     _seen: set[str] = field(default_factory=set)
 
     def told(self, schedule: ExpertParallelSchedule) -> ExpertParallelSchedule | None:
@@ -79,12 +69,6 @@ class EpSearch:
             return schedule
         runs = self.engine_runs(schedule, self.placements.candidate(schedule).placement)
         return None if runs is None else runs.with_options(name=schedule.name)
-
-    def tell(self, words: str) -> None:
-        """Report how far the search is."""
-        if self.progress is not None:
-            most = self.expected or self.done
-            self.progress(min(self.done, most), most, words)
 
     def predict(
         self,
@@ -98,9 +82,8 @@ class EpSearch:
     ) -> EpPrediction:
         """Return the prediction of a schedule on a part; raises DoesNotFit."""
         loads = self.evidence.loads(part, self.placements.candidate(schedule), schedule)
-        self.num_evaluated += 1
-        self.done += 1
-        self.tell(schedule.name)
+        self.trials.tally.num_evaluated += 1
+        self.trials.tell(1, schedule.name)
         return self.simulation.predict(
             schedule, loads, engine=engine, rows=rows, parts=parts, check_memory=check_memory
         )
@@ -127,8 +110,9 @@ class EpSearch:
         second = len(list(self.placed(base, [(policy, 1) for policy in more]))) if copied else 0
         searched = len(first) + len(list(self.placed(base, copied))) + second
         overlapped = (_KEPT + _RIVALS) * (1 + len(_SM_FRACTIONS) * (2 + len(_GROUPS) + len(_CHUNKS)))
-        self.expected = self.done + searched + overlapped + AFTERWARDS
-        self.placements.progress, self.placements.deadline_s = self.tell, self.deadline_s
+        trials = self.trials
+        trials.total = trials.done + searched + overlapped + AFTERWARDS
+        self.placements.progress, self.placements.deadline_s = lambda words: trials.tell(0, words), trials.until
         placed = self._score(first, part, misfits)
         with_copies = self._score(self.placed(base, copied), part, misfits)
         if with_copies:
@@ -149,7 +133,7 @@ class EpSearch:
         rivals = sorted(others.values(), key=lambda each: each.prediction.step_s)[:_RIVALS]
         for scored in [*kept, *rivals]:
             found += self._score(self.pipelined(scored.schedule), part, misfits)
-        self.done = max(self.done, self.expected - AFTERWARDS)
+        trials.done = max(trials.done, trials.total - AFTERWARDS)
         return sorted(found, key=lambda each: each.prediction.step_s)
 
     def divided(self, base: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
@@ -210,14 +194,11 @@ class EpSearch:
     def _score(self, schedules: Iterable[ExpertParallelSchedule], part: str, misfits: list[DoesNotFit]) -> list[Scored]:
         """Return those of some schedules, as the engine runs them, that fit and were not scored before, best first."""
         found = []
-        for schedule in schedules:
-            if self.deadline_s is not None and self._seen and time.monotonic() > self.deadline_s:
-                self.num_skipped += 1
-                self.done += 1
-                continue
+        # One at a time: placements are made on the way, each with all cores.
+        for (schedule,) in self.trials.batches(list(schedules), lambda: bool(self._seen), size=1):
             told = self.told(schedule)
             if told is None or (key := repr(told)) in self._seen:
-                self.done += 1
+                self.trials.done += 1
                 continue
             self._seen.add(key)
             try:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import os
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...base.errors import DoesNotFit, InputError, Internal, OutOfReach, UnknownName
@@ -28,10 +25,10 @@ from ..offload.baselines import CheckedRuns
 from ..offload.bounds import Bounds
 from ..offload.objective import check_objective, figures_of_metrics, out_of_reach, value_of
 from ..offload.plan import OffloadPlan, OffloadRequest, base_schedule, provenance_of
-from ..offload.race import BATCH
-from ..offload.scoring import FrontPoint, Progress
+from ..offload.scoring import FrontPoint
 from ..offload.space import Candidate
 from ..offload.verdict import run_ns
+from ..trials import Progress, Tally, Trials, deadline
 from .difference import Difference, difference
 from .ktransformers import KTRANSFORMERS
 from .llamacpp import IK_LLAMA_CPP, LLAMA_CPP
@@ -190,9 +187,8 @@ def _finished(simulation: Simulation, request: OffloadRequest, best: Tried, defa
                             elsewhere=whole.divided(default.split))  # fmt: skip
     plan = OffloadPlan(
         request=dataclasses.replace(request, prefill_chunk_tokens=best.setting.ubatch), best=shown, baselines=tuple(rivals),
-        left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={}, num_candidates=num_settings,
-        num_evaluated=len(tried), num_abandoned=0, num_pruned=0, num_raced_out=0, num_skipped=num_settings - len(tried),
-        lower_bound_step_s=bound_s,
+        left_out=left_out | misfits, front=tuple(_front(tried, request, simulation)), references={},
+        tally=Tally(num_evaluated=len(tried), num_skipped=num_settings - len(tried)), lower_bound_step_s=bound_s,
         optimality_gap=mean_s / bound_s - 1 if bound_s else float("inf"), verdict=_verdict(shown, best, default, beside),
         provenance=provenance_of(simulation), made_of=made_of(simulation.model, simulation.profile),
         simulation=simulation,
@@ -243,14 +239,11 @@ def _try_each(
     simulation: Simulation, every: list[Setting], seconds: float | None, progress: Progress | None
 ) -> list[Tried]:
     """Return what becomes of every setting, in their order, simulated over all cores; seconds: after so long no further are begun."""
-    until = math.inf if seconds is None else time.monotonic() + seconds
     tried: list[Tried] = []
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        while len(tried) < len(every) and (not tried or time.monotonic() < until):
-            batch = every[len(tried) : len(tried) + BATCH]
-            tried += pool.map(lambda one: _try(simulation, one), batch)
-            if progress is not None:
-                progress(len(tried), len(every), batch[-1].words)
+    with Trials(total=len(every), until=deadline(seconds), progress=progress) as trials:
+        for batch in trials.batches(every, partial(bool, tried)):
+            tried += trials.each(lambda one: _try(simulation, one), batch)
+            trials.tell(len(batch), batch[-1].words)
     return tried
 
 

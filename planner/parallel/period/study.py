@@ -136,7 +136,7 @@ def period_study(
         simulation=simulation, schedule=schedule, windows=windows, step_tokens=request.step_tokens, stored=counts_of(recording),
         num_redundant_slots=search.placements.num_slots(copies), window_steps=asked.window_steps, seed=request.seed,
         num_groups=search.placements.expert_groups() if schedule.placement.policy == "eplb-hierarchical" else 1,
-        progress=None if search.progress is None else search.tell,
+        progress=lambda words: search.trials.tell(0, words),
     )  # fmt: skip
     results = period.run(_policies(asked, period.num_steps))
     return PeriodStudy(

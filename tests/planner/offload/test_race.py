@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -48,7 +49,7 @@ BASE = base_schedule(OffloadRequest(bits=("32",), prefill_chunk_tokens=2), "32")
 
 
 def counts(found: SearchResult) -> tuple[int, ...]:
-    return (found.num_evaluated, found.num_abandoned, found.num_raced_out, found.num_pruned, found.num_skipped)
+    return dataclasses.astuple(found.tally)
 
 
 @settings(max_examples=examples(2), suppress_health_check=list(HealthCheck), deadline=None)
@@ -74,14 +75,16 @@ def test_the_answer_for_several_requests_is_that_of_running_everything(
     for found in (raced, whole):
         assert value_of(objective, found.best.figures) == best
         assert sum(counts(found)) == len(every)
-    assert whole.num_raced_out == 0
+    assert whole.tally.num_raced_out == 0
 
 
 def test_a_race_of_long_windows_ends_where_running_everything_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "RUNGS", ((40, 2, 0.05), (90, None, 0.02)))
     this = several(3, [(6, 30)] * 6)
     raced, whole = (search(this, BASE, objective="request_s", exhaustive=all_of_it) for all_of_it in (False, True))
-    assert raced.num_raced_out and raced.num_evaluated + raced.num_abandoned < whole.num_evaluated + whole.num_abandoned
+    assert raced.tally.num_raced_out
+    begun = [one.tally.num_evaluated + one.tally.num_abandoned for one in (raced, whole)]
+    assert begun[0] < begun[1]
     assert raced.best.total_ns == whole.best.total_ns
 
 
@@ -95,7 +98,7 @@ def test_any_number_of_workers_finds_and_counts_the_same() -> None:
 def test_a_search_whose_time_is_up_has_an_answer_and_says_what_it_left() -> None:
     this = several(5, [(4, 12), (3, 9)])
     found, whole = search(this, BASE, objective="request_s", seconds=1e-6), search(this, BASE, objective="request_s")
-    assert found.num_skipped > 0
+    assert found.tally.num_skipped > 0
     assert sum(counts(found)) == sum(counts(whole))
     assert found.best.total_ns >= whole.best.total_ns
     assert len(found.front) == len(whole.front)

@@ -193,7 +193,7 @@ def test_a_plan_for_no_engine_is_never_worse_than_one_for_the_machines_engine_an
     assert chosen is not None and chosen > 512 and whole.to_dict()["request"]["prefill_chunk_tokens"] == chosen
     assert any(note.startswith(f"micro-batch: {chosen} tokens, of ") for note in whole.notes)
     assert (
-        whole.num_raced_out > 0
+        whole.tally.num_raced_out > 0
         and whole.lower_bound_step_s * whole.best.metrics.num_steps <= whole.best.metrics.window_s
     )
 

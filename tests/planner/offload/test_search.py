@@ -42,7 +42,7 @@ def test_search_loses_nothing_by_pruning():
     fitting = [(c, o) for c, o in every if o.counts.peak_transient <= c.level]
     assert fitting
     assert found.best.total_ns == min(int(o.step_end[-1]) for _, o in fitting)
-    assert found.num_evaluated + found.num_abandoned + found.num_pruned == len(every)
+    assert found.tally.num_evaluated + found.tally.num_abandoned + found.tally.num_pruned == len(every)
     assert found.lower_bound_ns <= found.best.total_ns
 
 
@@ -97,9 +97,12 @@ def test_the_race_finds_what_running_all_to_the_end_finds():
     this = simulation()
     base = base_schedule(OffloadRequest(bits=("32",)), "32")
     raced, whole = search(this, base), search(this, base, exhaustive=True)
-    assert whole.num_raced_out == 0
+    assert whole.tally.num_raced_out == 0
     assert raced.best.total_ns <= 1.005 * whole.best.total_ns
-    count = [one.num_evaluated + one.num_abandoned + one.num_pruned + one.num_raced_out for one in (raced, whole)]
+    count = [
+        one.tally.num_evaluated + one.tally.num_abandoned + one.tally.num_pruned + one.tally.num_raced_out
+        for one in (raced, whole)
+    ]
     assert count[0] == count[1]
 
 

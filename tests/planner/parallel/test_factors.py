@@ -143,7 +143,7 @@ def test_levels_that_there_are_not_are_refused(factors: dict[str, str], said: st
 
 def test_time_that_is_up_leaves_candidates_out_and_says_so() -> None:
     found = planned(Ask(seconds=1e-9))
-    assert found.search.num_skipped > 0 and found.num_candidates >= 1
+    assert found.search.trials.tally.num_skipped > 0 and found.num_candidates >= 1
 
 
 def test_an_engine_that_picks_its_own_exchange_is_refused() -> None:
