@@ -6,14 +6,12 @@ Modelled: which search a request asks for, and formats named as in the checkpoin
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 from ..base.errors import InputError, UnknownName
-from ..base.text_files import write_atomic
 from ..planner.emit.engines.llamacpp_commands import DIALECTS, check_kv_type
 from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.break_even import DRAFT_LENGTHS, surface
@@ -406,8 +404,3 @@ def _parallel(
 def plan_document(found: Plan) -> dict[str, Any]:
     """Return a plan as plain values, as plan.json holds it."""
     return plan_to_dict(found) if isinstance(found, OffloadPlan) else ep_plan_to_dict(found)
-
-
-def save_plan(found: Plan, path: str | os.PathLike[str]) -> None:
-    """Write plan.json whole or not at all; raises InputError where it cannot be written."""
-    write_atomic(path, json.dumps(plan_document(found), indent=1, allow_nan=False) + "\n")

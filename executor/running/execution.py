@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...base.units import NS_PER_S
 from ...sim.offload.simulators import Outcome
 from ...sim.policies.state import Array
 from ...sim.timeline import D2H, DISK, H2D, OP_CPU, OP_EXPERT, ROW_BYTES, ROW_LANE, ROW_OP, ROW_TOKENS, Timeline
@@ -99,11 +98,6 @@ class Execution:
     def core_experts(self) -> int:
         """Experts that the host's cores really computed."""
         return int(np.count_nonzero(self.timeline.rows[:, ROW_OP] == OP_CPU))
-
-    @property
-    def mean_step_s(self) -> float:
-        """Mean duration of a forward pass."""
-        return float(self.step_ns.mean()) / NS_PER_S
 
 
 def count_differences(

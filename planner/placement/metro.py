@@ -56,12 +56,6 @@ def level_active(active: Sequence[int], placement: Placement, layer: int) -> dic
     return {expert: options[expert][rank] for expert, rank in rank_of.items()}
 
 
-def active_per_rank(slots: IntArray, placement: Placement) -> npt.NDArray[np.int64]:
-    """Return how many slots of every rank compute at least one row, int64 [num_ranks], for `slots: [tokens, top_k]`."""
-    used = np.bincount(np.unique(slots) // placement.slots_per_rank, minlength=placement.num_ranks)
-    return used.astype(np.int64)
-
-
 def active_frequency(steps: Sequence[StepTokens], num_logical: int) -> npt.NDArray[np.float64]:
     """Return the share of steps in which each expert is active at all, float64 [num_layers, num_logical].
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DoesNotFit, InputError
+from ...base.errors import InputError
 
 IntArray = npt.NDArray[np.integer]
 
@@ -179,33 +179,6 @@ class Placement:
         theirs = (other.num_logical, other.num_ranks, other.num_nodes)
         return mine == theirs and np.array_equal(self.physical_to_logical, other.physical_to_logical)
 
-    def resident_bytes_per_rank(self, expert_bytes: int) -> int:
-        """Return the bytes of expert weights on every rank, all layers, when one expert has `expert_bytes`."""
-        return self.num_layers * self.slots_per_rank * expert_bytes
-
-    def moved_experts(self, before: Placement) -> npt.NDArray[np.int64]:
-        """Return how many (layer, expert) weights each rank must fetch to come here from `before`, int64 [num_ranks].
-
-        An expert the rank already holds, in whatever slot, is not fetched. Raises InputError when models or ranks differ.
-        """
-        mine = (self.num_layers, self.num_logical, self.num_ranks)
-        theirs = (before.num_layers, before.num_logical, before.num_ranks)
-        if mine != theirs:
-            raise InputError(
-                "before",
-                theirs,
-                f"layers, experts and ranks differ from {mine}",
-                "compare placements of one model and machine",
-            )
-        fetched: npt.NDArray[np.int64] = (self._held() & ~before._held()).sum(axis=(0, 2), dtype=np.int64)
-        return fetched
-
-    def _held(self) -> npt.NDArray[np.bool_]:
-        """Return whether rank r holds expert e in layer l, [num_layers, num_ranks, num_logical]."""
-        held = np.zeros((self.num_layers, self.num_ranks, self.num_logical), dtype=np.bool_)
-        held[np.arange(self.num_layers)[:, None], self.slot_rank()[None, :], self.physical_to_logical] = True
-        return held
-
 
 def contiguous(num_layers: int, num_logical: int, num_slots: int, num_ranks: int, num_nodes: int = 1) -> Placement:
     """Return the placement engines start from: slot i holds expert i mod num_logical in every layer.
@@ -271,23 +244,6 @@ def from_rank_lists(
         num_ranks=num_ranks,
         num_nodes=num_nodes,
     )
-
-
-def redundant_slots_that_fit(
-    memory_bytes_per_rank: int, expert_bytes: int, num_layers: int, num_logical: int, num_ranks: int
-) -> int:
-    """Return the most redundant slots a layer may have when each rank has `memory_bytes_per_rank` for expert weights.
-
-    The answer keeps slots divisible by ranks. Raises DoesNotFit when not even one slot per expert fits.
-    """
-    per_layer = expert_bytes * num_layers
-    slots = memory_bytes_per_rank // per_layer * num_ranks
-    if slots < num_logical:
-        needed = -(-num_logical // num_ranks) * per_layer
-        raise DoesNotFit(
-            f"{num_logical} experts of {num_layers} layers on {num_ranks} ranks", needed - memory_bytes_per_rank
-        )
-    return int(slots - num_logical)
 
 
 def _same_in_every_layer(

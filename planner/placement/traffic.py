@@ -4,7 +4,7 @@ Modelled: tokens live on ranks (data-parallel attention); each choice of an expe
 picked. Counted three ways at once: every choice on its own; a token once per rank; and the two-stage exchange in which a
 token crosses once per node, to the rank with the sender's place in its own node, and is forwarded from there once to each
 rank that needs it. The combine sends the same tokens back. Ignored: bytes, bandwidth and time (`objective`), and the
-reduction order of the combine. `traffic_reference` says the same slowly.
+reduction order of the combine.
 """
 
 from __future__ import annotations

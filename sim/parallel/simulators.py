@@ -35,11 +35,6 @@ class EpOutcome:
     """Rows, where they were asked for."""
     engine: str
 
-    @property
-    def idle_ns(self) -> Array:
-        """int64 [ranks, lanes]: how long each lane was idle; busy and idle add up to the makespan."""
-        return self.makespan_ns - self.busy_ns
-
 
 def busy_of(tables: EpTables) -> Array:
     """Return int64 [ranks, lanes]: how long each lane will be busy; every activity runs exactly once, undisturbed."""

@@ -147,11 +147,6 @@ class PolicyState(NamedTuple):
         """The lines of `keys` that are no sentinels, as a view."""
         return self.keys[: self.num_keys]
 
-    @property
-    def stream_slots(self) -> Array:
-        """Slots that a static cache's misses pass through: those behind the cache's and the staging buffers'."""
-        return np.arange(self.pools[-1].first_slot + len(self.staged), len(self.slots))
-
 
 class Decision(NamedTuple):
     """What one layer step decided, in buffers that are overwritten by the next. Lengths are in `size`."""

@@ -130,8 +130,3 @@ class LayerVariant:
     """Further tables of which a token reads a few rows (n-gram embeddings)."""
     keeps_cache: bool = True
     """False where the layer reads another layer's keys and values."""
-
-    @property
-    def changes_mixer(self) -> bool:
-        """Whether attention differs from the model's other layers."""
-        return self.attention is not None or self.num_mixers != 1

@@ -51,11 +51,6 @@ class ModelSpec(ModelShape):
 
     # --- everything that is not a routed expert ---------------------------------------------------------------------
 
-    @property
-    def attention_parameters(self) -> int:
-        """Parameters of one layer's self-attention."""
-        return self.attention.matrix_parameters(self.hidden_size) + self.attention.vector_parameters
-
     def dense_matrix_parameters(self, layer: int) -> int:
         """Return the weights of decoder layer `layer` that a quantiser may shrink: projections, dense and shared MLPs."""
         self._check_layer(layer)

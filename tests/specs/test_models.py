@@ -208,7 +208,7 @@ SMALL = ModelSpec(
 def test_small_model_by_hand() -> None:
     attention = 10 * 12 + 2 * 10 * 6 + 12 * 10
     shared, router, norms = 2 * 3 * 10 * 5, 4 * 10 + 4, 2 * 10
-    assert SMALL.attention_parameters == attention + 5
+    assert SMALL.attention.matrix_parameters(10) == attention
     assert SMALL.expert_matrix_parameters == 180 and SMALL.expert_vector_parameters == 6 + 6 + 10
     assert SMALL.expert_parameters == 202 and SMALL.expert_flops_per_token == 404
     assert SMALL.dense_parameters(0) == attention + 5 + norms + 3 * 10 * 8

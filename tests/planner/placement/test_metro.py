@@ -13,7 +13,6 @@ from moeplan.base.errors import InputError
 from moeplan.planner.placement.metro import (
     FewestActiveChoice,
     active_frequency,
-    active_per_rank,
     level_active,
     metro_placement,
 )
@@ -36,6 +35,11 @@ def test_no_assignment_has_a_less_activated_fullest_rank(data: st.DataObject) ->
     options = [sorted({slot // width for slot in copies[expert]}) for expert in active]
     best = min((max(np.bincount(ranks, minlength=1)) for ranks in itertools.product(*options)), default=0)
     assert counts.max(initial=0) == (best if active else 0)
+
+
+def active_per_rank(slots: np.ndarray, placement: Placement) -> np.ndarray:
+    """Return how many slots of every rank compute at least one row."""
+    return np.bincount(np.unique(slots) // placement.slots_per_rank, minlength=placement.num_ranks)
 
 
 @given(st.data())

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.base.errors import DoesNotFit, InputError
+from moeplan.base.errors import InputError
 from moeplan.planner.placement.placement import (
     Placement,
     contiguous,
     from_rank_lists,
-    redundant_slots_that_fit,
     round_robin,
 )
 from placement_cases import topologies
@@ -38,7 +37,6 @@ def test_derived_maps_of_a_small_placement() -> None:
     assert placement.logical_to_physical(1) == [[3], [2], [1, 5], [0, 4]]
     start, slots = placement.replica_lists(1)
     assert (start.tolist(), slots.tolist()) == ([0, 1, 2, 4, 6], [3, 2, 1, 5, 0, 4])
-    assert placement.resident_bytes_per_rank(1000) == 2 * 3 * 1000
 
 
 def test_contiguous_and_round_robin_by_hand() -> None:
@@ -46,16 +44,6 @@ def test_contiguous_and_round_robin_by_hand() -> None:
     assert contiguous(2, 4, 6, 2).physical_to_logical.tolist() == [[0, 1, 2, 3, 0, 1]] * 2
     assert round_robin(1, 4, 4, 2).physical_to_logical.tolist() == [[0, 2, 1, 3]]
     assert round_robin(1, 4, 6, 2).physical_to_logical.tolist() == [[0, 2, 1, 1, 3, 2]]
-
-
-def test_moved_experts_counts_what_a_rank_did_not_hold() -> None:
-    before, after = contiguous(1, 4, 6, 2), small()
-    # Rank 1 held {3, 0, 1} and now holds {3, 0, 2}; rank 0 holds {0, 1, 2} either way.
-    one_layer = Placement(physical_to_logical=after.physical_to_logical[:1], num_logical=4, num_ranks=2)
-    assert one_layer.moved_experts(before).tolist() == [0, 1]
-    assert before.moved_experts(before).tolist() == [0, 0]
-    with pytest.raises(InputError, match="compare placements of one model"):
-        after.moved_experts(before)
 
 
 def test_ragged_ranks_are_filled_up_with_experts_they_lack() -> None:
@@ -142,11 +130,3 @@ def test_placements_without_a_recording_hold_what_is_asked_or_are_refused(ranks:
         else:
             with pytest.raises(InputError, match="num_slots"):
                 make(2, experts, ranks * width, ranks)
-
-
-def test_redundancy_that_fits_memory_keeps_ranks_full() -> None:
-    # 4 ranks, 10 experts, 2 layers, 100 bytes an expert: 3 slots a rank cost 600 bytes.
-    assert redundant_slots_that_fit(600, 100, 2, 10, 4) == 2
-    assert redundant_slots_that_fit(999, 100, 2, 10, 4) == 6
-    with pytest.raises(DoesNotFit, match="10 experts of 2 layers on 4 ranks; 1 bytes are missing"):
-        redundant_slots_that_fit(599, 100, 2, 10, 4)

@@ -168,7 +168,6 @@ def test_one_seed_gives_one_result_whatever_the_workers(found: SearchResult) -> 
 def test_slots_per_rank_stay_as_given(found: SearchResult) -> None:
     placement = found.placement
     assert (placement.num_slots, placement.slots_per_rank, placement.num_nodes) == (20, 5, 2)
-    assert placement.resident_bytes_per_rank(10) == STARTS["eplb"].resident_bytes_per_rank(10)
     assert placement.replica_counts().min() >= 1
 
 

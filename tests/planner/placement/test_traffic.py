@@ -14,8 +14,8 @@ from moeplan.planner.placement.objective import LayerCosts, balanced_row_s, laye
 from moeplan.planner.placement.placement import Placement, contiguous
 from moeplan.planner.placement.replica_choice import WeightedChoice
 from moeplan.planner.placement.traffic import Traffic, count_traffic
-from moeplan.planner.placement.traffic_reference import count_traffic_slowly
 from placement_cases import COSTS, tokens_for, topologies
+from plain_traffic import count_traffic_slowly
 
 FIELDS = [field.name for field in dataclasses.fields(Traffic)]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .placement import Placement
-from .traffic import Traffic
+from moeplan.planner.placement.placement import Placement
+from moeplan.planner.placement.traffic import Traffic
 
 
 def count_traffic_slowly(
