@@ -68,11 +68,14 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank_product": (("backend", "companion"), ("ranks", "computing", "bytes")),
     "rank_stage": (("what", "shape", "features"), ("ranks", "nodes", "tokens")),
     "rank_fact": (("what",), ("ranks", "nodes")),
+    "layer_experts": (("kernel",), ("rows", "experts", "launches", "share")),
+    "layer_beside": (("what",), ("rows", "experts", "bytes")),
 }
 """What each kind of sample must say. Experts of a run: how many a layer step uses, on average, rounded; of a grouped launch in a run: how
 many it computes, of which so many were fresh or ahead, with so many tokens together.
 Bytes of an all-to-all: the larger of what the busiest rank sends to the others and receives from them; a label `matrix`, where
-there is one, holds the bytes from each rank to each. A rank's product: of `ranks` ranks so many were computing."""
+there is one, holds the bytes from each rank to each. A rank's product: of `ranks` ranks so many were computing. A layer's
+experts: with so many rows each, in so many launches, on a share of the multiprocessors; beside copies of so many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

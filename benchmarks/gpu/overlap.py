@@ -5,8 +5,8 @@
     multiprocessors: N rows      one grouped launch on fewer multiprocessors, as an exchange leaves them
     copies beside products       copies within the device on two streams of their own, as exchanges make them, beside a grouped launch
 
-Modelled: experts of one shape with even rows, 16 bits; a copy's and a launch's time alone and together. Ignored: NCCL, which needs several
-GPUs; routing that is uneven.
+Modelled: experts of one shape with even rows, 16 bits; a copy's and a launch's time alone and together. What is measured goes into the
+machine's profile (`calibrate.costs.overlap_table`), where planning finds it. Ignored: NCCL, which needs several GPUs; routing that is uneven.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from moeplan.base.units import MIB
+from moeplan.calibrate.samples import Sample, sample_to_dict
 from moeplan.kernels.activation import ACTIVATIONS
 from moeplan.kernels.expert_weights import DenseMatrix
 from moeplan.kernels.grouped_gemm import grouped_down, grouped_gate_up
 from moeplan.kernels.row_groups import RowGroups, groups_from_counts
 
 from .opening import open_results
+from .profile import keep_overlap
 from .results import Part
 
 _ROWS, _DRY_ROWS = (16, 64, 256, 1024, 4096), (4, 16)
@@ -78,8 +80,8 @@ class Layer:
     def _row_groups(self, experts: int) -> RowGroups:
         return groups_from_counts([self.rows] * experts, self.kind)
 
-    def median_s(self, work: Callable[[], object]) -> float:
-        """Return the median seconds of `work`, which is waited for each time."""
+    def times_s(self, work: Callable[[], object]) -> tuple[float, ...]:
+        """Return the seconds of every run of `work`, which is waited for each time; one more run before them warms up."""
         times = []
         for number in range(self.runs + 1):
             _wait(self.kind)
@@ -88,7 +90,15 @@ class Layer:
             _wait(self.kind)
             if number:
                 times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return tuple(times)
+
+    def sample(self, kernel: str, seconds: Sequence[float], launches: int = 1, share: float = 1.0) -> Sample:
+        """Return these times as a sample of a calibration."""
+        arguments = {"rows": self.rows, "experts": self.experts, "launches": launches, "share": share}
+        return Sample(
+            kind="layer_experts", labels={"kernel": kernel}, seconds=tuple(seconds),
+            arguments={key: float(value) for key, value in arguments.items()},
+        )  # fmt: skip
 
 
 def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
@@ -102,31 +112,42 @@ def run(out: Path, *, dry: bool, deadline_s: float) -> bool:
         ("copies beside products", partial(_copies, began.kind, rows[-1], dry=dry)),
     ]
     began.results.run(parts)
-    return began.results.close(targets=[], warnings=list(began.warnings))
+    kept = keep_overlap(out, began.told, began.results.parts)
+    return began.results.close(targets=[], warnings=[*began.warnings, *kept.pop("warnings", [])], **kept)
+
+
+def _sampled(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {"samples": [sample_to_dict(sample) for sample in samples]}
 
 
 def _kernels(kind: str, rows: int, *, dry: bool) -> dict[str, Any]:
     layer = Layer(kind, rows, dry=dry)
-    seconds = {"grouped_s": layer.median_s(layer.grouped), "dense_s": layer.median_s(layer.dense)}
-    return seconds | {
-        "faster": min(seconds, key=lambda name: seconds[name]).removesuffix("_s"),
+    times = {"grouped": layer.times_s(layer.grouped), "dense": layer.times_s(layer.dense)}
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    return {
+        **{f"{name}_s": value for name, value in seconds.items()},
+        "faster": min(seconds, key=lambda name: seconds[name]),
         "experts": layer.experts,
+        **_sampled([layer.sample(name, each) for name, each in times.items()]),
     }
 
 
 def _groups(kind: str, rows: int, *, dry: bool) -> dict[str, Any]:
     layer = Layer(kind, rows, dry=dry)
-    found = {count: layer.median_s(partial(layer.grouped, count)) for count in _GROUPS if count <= layer.experts}
+    times = {count: layer.times_s(partial(layer.grouped, count)) for count in _GROUPS if count <= layer.experts}
+    found = {count: statistics.median(each) for count, each in times.items()}
     return {"seconds": {str(count): value for count, value in found.items()},
-            "over_one_launch": {str(count): value / found[1] for count, value in found.items()}}  # fmt: skip
+            "over_one_launch": {str(count): value / found[1] for count, value in found.items()},
+            **_sampled([layer.sample("grouped", each, launches=count) for count, each in times.items()])}  # fmt: skip
 
 
 def _fewer(kind: str, rows: int, *, dry: bool) -> dict[str, Any]:
     layer = Layer(kind, rows, dry=dry)
     whole = torch.cuda.get_device_properties(0).multi_processor_count if kind == "cuda" else 4
     counts = sorted({max(1, round(share * whole)) for share in _SHARES}, reverse=True)
-    found = {str(count): layer.median_s(partial(layer.grouped, 1, count)) for count in counts}
-    return {"multiprocessors": whole, "seconds": found}
+    times = {count: layer.times_s(partial(layer.grouped, 1, count)) for count in counts}
+    return {"multiprocessors": whole, "seconds": {str(count): statistics.median(each) for count, each in times.items()},
+            **_sampled([layer.sample("grouped", each, share=count / whole) for count, each in times.items()])}  # fmt: skip
 
 
 def _copies(kind: str, rows: int, *, dry: bool) -> dict[str, Any]:
@@ -134,13 +155,24 @@ def _copies(kind: str, rows: int, *, dry: bool) -> dict[str, Any]:
     size = _DRY_COPY_BYTES if dry else _COPY_BYTES
     pairs = [[torch.empty(size, dtype=torch.uint8, device=kind) for _ in range(2)] for _ in range(2)]
     streams = [torch.cuda.Stream() for _ in pairs] if kind == "cuda" else [None, None]
-    alone = layer.median_s(layer.grouped)
-    copying = layer.median_s(partial(_copy, pairs, streams, 1))
-    times = max(1, round(alone / copying))  # as long as the products, so that they are beside each other all the time
-    copying = layer.median_s(partial(_copy, pairs, streams, times))
-    both = layer.median_s(lambda: (_copy(pairs, streams, times), layer.grouped()))
-    return {"products_s": alone, "copies_s": copying, "together_s": both, "bytes": 2 * 2 * size * times,
-            "stretch": both / max(alone, copying)}  # fmt: skip
+    products = layer.times_s(layer.grouped)
+    once = statistics.median(layer.times_s(partial(_copy, pairs, streams, 1)))
+    # As long as the products, so that they are beside each other all the time.
+    number = max(1, round(statistics.median(products) / once))
+    times = {
+        "products": products,
+        "copies": layer.times_s(partial(_copy, pairs, streams, number)),
+        "together": layer.times_s(lambda: (_copy(pairs, streams, number), layer.grouped())),
+    }
+    seconds = {what: statistics.median(each) for what, each in times.items()}
+    moved = 2 * 2 * size * number
+    arguments = {"rows": float(rows), "experts": float(layer.experts), "bytes": float(moved)}
+    samples = [
+        Sample(kind="layer_beside", labels={"what": what}, arguments=arguments, seconds=each)
+        for what, each in times.items()
+    ]
+    return {**{f"{what}_s": value for what, value in seconds.items()}, "bytes": moved,
+            "stretch": seconds["together"] / max(seconds["products"], seconds["copies"]), **_sampled(samples)}  # fmt: skip
 
 
 def _copy(pairs: Sequence[Sequence[torch.Tensor]], streams: Sequence[Any], times: int) -> None:

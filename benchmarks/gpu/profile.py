@@ -30,7 +30,8 @@ from moeplan.calibrate.microbenchmarks.experts import ExpertArena, expert_benche
 from moeplan.calibrate.microbenchmarks.harness import Harness
 from moeplan.calibrate.microbenchmarks.measure import FULL, Extent, measure_device
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
-from moeplan.calibrate.samples import SampleSet, merge, samples_from_json, samples_to_json
+from moeplan.calibrate.fitting.overlap_fit import overlap_curves
+from moeplan.calibrate.samples import SampleSet, merge, once_each, sample_from_dict, samples_from_json, samples_to_json
 from moeplan.devices.device import COMPUTE, TO_DEVICE, open_device
 from moeplan.executor.calibration.calibrate import write_calibration
 from moeplan.executor.calibration.host_overheads import measure_host
@@ -41,6 +42,7 @@ from .models import mixtral, switch_large
 from .results import Part
 
 PROFILE, SAMPLES = "profile.json", "profile.samples.json"
+OVERLAP_SAMPLES = "overlap.samples.json"
 DISK = "disk"
 # Tokens of an expert for which companions are measured, as in any calibration.
 _WHILE_TOKENS = (1, 8)
@@ -160,7 +162,7 @@ def write_profile(out: Path, parts: Mapping[str, Any], *, dry: bool) -> dict[str
     if not all(name in parts for name in needed(dry=dry)):
         return {}
     sampled = [part["samples"] for part in parts.values() if part.get("samples")]
-    samples = merge([samples_from_json(text) for text in sampled])
+    samples = merge([*(samples_from_json(text) for text in sampled), *_overlap_samples(out)])
     write_atomic(out / SAMPLES, samples_to_json(samples))  # first: whatever a fit may stumble over, they are kept
     try:
         found = write_calibration(samples, out / PROFILE)
@@ -169,6 +171,32 @@ def write_profile(out: Path, parts: Mapping[str, Any], *, dry: bool) -> dict[str
         return {"fit": None, "warnings": [str(error)]}
     slowed = {name: constant.value for name, constant in found.fit.profile.contention.items()}
     return {"fit": found.fit.to_dict(), "warnings": list(found.fit.warnings), "speed_beside_each_other": slowed}
+
+
+def keep_overlap(out: Path, device: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write stage 5's samples, and the profile with them where stage 2 has measured what a profile needs; return the curves' ratios."""
+    rows = [sample_from_dict(row, name) for name, part in parts.items() for row in part.get("samples", [])]
+    if not rows:
+        return {"curves": {}}
+    samples = SampleSet(device=dict(device), conditions={}, samples=once_each(rows))
+    write_atomic(out / OVERLAP_SAMPLES, samples_to_json(samples))
+    found = {
+        name: {"arguments": {axis: list(values) for axis, values in curve.arguments.items()}, "ratios": list(curve.seconds)}
+        for name, curve in overlap_curves(samples, "stage 5").items()
+    }  # fmt: skip
+    path = out / "copies.json"
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}, "dry": False}
+    wrote = write_profile(out, measured["parts"], dry=measured["dry"])
+    if wrote.get("fit") is None:
+        waits = "no profile to go into yet: run STAGE=2, which takes these samples in"
+        return {"curves": found, "warnings": [*wrote.get("warnings", []), waits]}
+    return {"curves": found}
+
+
+def _overlap_samples(out: Path) -> list[SampleSet]:
+    """Return what stage 5 has measured in this folder."""
+    path = out / OVERLAP_SAMPLES
+    return [samples_from_json(path.read_text(encoding="utf-8"), str(path))] if path.exists() else []
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------

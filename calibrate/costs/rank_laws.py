@@ -4,6 +4,7 @@
     expert.BITS   base + experts · item + operations / rate + bytes / bandwidth    likewise
     dispatch      start + max(slowest port between nodes, slowest port inside) + all bytes / what all ranks share
     combine       likewise
+    reduce        likewise: an all-reduce round a ring of all ranks, `reduce.intra` round one of each node's
 
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
@@ -27,13 +28,14 @@ from ...specs.models.pass_shape import PassShape, dense_arguments, head_argument
 from .all_to_all_table import measured_ranks
 
 Array = npt.NDArray[np.float64]
-DENSE, HEAD, EXPERT, DISPATCH, COMBINE = "dense", "head", "expert", "dispatch", "combine"
+DENSE, HEAD, EXPERT, DISPATCH, COMBINE, REDUCE = "dense", "head", "expert", "dispatch", "combine", "reduce"
 TERMS: Mapping[str, tuple[str, ...]] = {
     DENSE: ("base", "flops", "bytes"),
     HEAD: ("base", "flops", "bytes"),
     EXPERT: ("base", "items", "flops", "bytes"),
     DISPATCH: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
     COMBINE: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
+    REDUCE: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
 }
 """What each stage's seconds are straight in; `ranks.RANKSxNODES.STAGE` in a profile holds the seconds of one of each."""
 CORES, LINK, TOGETHER = "cores", "link", "together"
@@ -88,8 +90,16 @@ class RankLaws:
         return float(self._exchange_law(what)[0])
 
     def _exchange_law(self, what: str) -> Array:
-        """Return an exchange's law; stages of their own, where they were not measured, go by that of all ranks."""
-        return self.seconds[what if what in self.seconds else what.partition(".")[0]]
+        """Return an exchange's law; stages of their own, where they were not measured, go by that of all ranks.
+
+        Raises MissingCalibration where neither was measured: older calibrations have no all-reduces.
+        """
+        for name in (what, what.partition(".")[0]):
+            if name in self.seconds:
+                return self.seconds[name]
+        raise MissingCalibration(
+            f"ranks {self.num_ranks}x{self.num_nodes}", what, f"measured: {', '.join(self.seconds)}", "calibrate again"
+        )
 
     def exchange_s(self, what: str, inter: Array, intra: Array, total: Array) -> tuple[Array, Array]:
         """Return seconds [...] of each rank's port between nodes and inside, for bytes through them and of all ranks together."""
@@ -143,21 +153,27 @@ def laws_of(curves: Mapping[str, Curve], ranks: int, nodes: int) -> RankLaws:
 # --- features -----------------------------------------------------------------------------------------------------------
 
 
-def dense_features(model: ModelSpec, layers: Sequence[int], tokens: int, context_tokens: int) -> list[float]:
-    """Return the terms of a rank's dense part with so many requests of so much context each; nothing without tokens."""
+def dense_features(
+    model: ModelSpec, layers: Sequence[int], tokens: int, context_tokens: int, share: int = 1, kv_shares: int = 1
+) -> list[float]:
+    """Return the terms of a rank's dense part with so many requests of so much context each; nothing without tokens.
+
+    share: ranks that divide the layers' work and weights. kv_shares: over how many of them keys and values are divided.
+    """
     if tokens == 0:
         return [0.0, 0.0, 0.0]
     shape = PassShape(tokens=tokens, context_tokens=tokens * context_tokens, requests=tokens)
     found = dense_arguments(model, layers, shape, _VALUE_BYTES)
-    return [1.0, found["flops"] + found["attention_flops"], found["weight_bytes"] + found["kv_bytes"]]
+    read = found["weight_bytes"] / share + found["kv_bytes"] / kv_shares
+    return [1.0, (found["flops"] + found["attention_flops"]) / share, read]
 
 
-def head_features(model: ModelSpec, tokens: int) -> list[float]:
-    """Return the terms of the output matrix."""
+def head_features(model: ModelSpec, tokens: int, share: int = 1) -> list[float]:
+    """Return the terms of the output matrix, which `share` ranks divide."""
     if tokens == 0:
         return [0.0, 0.0, 0.0]
     found = head_arguments(model, tokens, _VALUE_BYTES)
-    return [1.0, found["flops"], found["weight_bytes"]]
+    return [1.0, found["flops"] / share, found["weight_bytes"] / share]
 
 
 def expert_features(model: ModelSpec, fmt: WeightFormat, rows: Array, active: Array) -> Array:

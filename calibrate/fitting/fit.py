@@ -19,6 +19,7 @@ from ..costs.steadiness import others_curves, pass_curves
 from ..samples import SampleSet, merge
 from .fit_runs import fit_runs
 from .fitter import HOST_PARTS, Fitter, TableFit
+from .overlap_fit import overlap_curves
 
 _ONE_TIME = (
     "measured at one time only: intervals do not say how much faster or slower this machine is at others; "
@@ -80,7 +81,7 @@ def fit_profile(
         contention=contention,
         disk=fitter.disk(),
         node=node,
-        curves=fitter.curves | steadiness,
+        curves=fitter.curves | steadiness | overlap_curves(samples, fitter.citation),
         samples=samples_file,
     )
     flagged = [

@@ -13,7 +13,7 @@ from scipy.optimize import least_squares, nnls
 
 from ...base.errors import InputError
 from ...specs.machines.profile import Constant, Curve, NodeConstants
-from ..costs.rank_laws import COMBINE, CORES, DISPATCH, LINK, TERMS, TOGETHER, Array, finish_s, law_name, shares
+from ..costs.rank_laws import COMBINE, CORES, DISPATCH, LINK, REDUCE, TERMS, TOGETHER, Array, finish_s, law_name, shares
 from ..costs.surface import nine_in_ten
 from ..samples import Sample, SampleSet
 
@@ -75,7 +75,7 @@ def _fit(samples: SampleSet, ranks: int, nodes: int, citation: str) -> RankFit:
         )  # [n, ranks, terms]
         seconds = np.array([s.midmean_s for s in stages])
         groups = _groups(stages)
-        exchange = kind in (DISPATCH, COMBINE)
+        exchange = kind in (DISPATCH, COMBINE, REDUCE)
         solved = _exchange_law(features, seconds) if exchange else _op_law(features, seconds, told[CORES])
         wrong = np.concatenate([
             np.abs(_predicted(features[out], _exchange_law(features[~out], seconds[~out]) if exchange else

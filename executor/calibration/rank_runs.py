@@ -27,6 +27,7 @@ from ...calibrate.costs.rank_laws import (
     HEAD,
     HEADER_BYTES_PER_CHOICE,
     LINK,
+    REDUCE,
     TOGETHER,
     RankLaws,
     dense_features,
@@ -50,6 +51,7 @@ from ...sim.parallel.timeline import EP_END, EP_GROUP, EP_LANE, EP_LAYER, EP_MIC
 from ...specs.machines.load import load_machine
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
+from ..parallel.exchange import reduced_bytes
 from ..parallel.job import BOTH, Step
 from ..parallel.launch import RankRun, run_jobs
 from ..parallel.network import Unavailable, two_nodes
@@ -85,7 +87,11 @@ def measure_ranks(
 
     models: whose shapes are taken, in place of the standard ones.
     """
-    made = [_job(extent, model, schedule) for model in _shapes(extent, models) for schedule in _schedules(extent, bits)]
+    made = [
+        _job(extent, model, schedule, () if number else _reductions(extent, model))
+        for model in _shapes(extent, models)
+        for number, schedule in enumerate(_schedules(extent, bits))
+    ]
     notes: tuple[str, ...] = ()
     jobs = [one.job for one in made]
     if extent.nodes == 2:
@@ -108,7 +114,7 @@ def measure_ranks(
         sample
         for one, runs in zip(made, found, strict=True)
         if not one.job.schedule.overlaps
-        for sample in _stages(one, runs)
+        for sample in (*_stages(one, runs), *_reduced(one, runs))
     ]
     facts = {CORES: float(_cores())} | ({LINK: 1 / extent.link_bytes_per_s} if extent.nodes > 1 else {})
     place = {"ranks": float(extent.ranks), "nodes": float(extent.nodes)}
@@ -155,7 +161,15 @@ def _schedules(extent: RankExtent, bits: Sequence[str]) -> list[ExpertParallelSc
     return [*found, *overlap]
 
 
-def _job(extent: RankExtent, model: ModelSpec, schedule: ExpertParallelSchedule) -> Prepared:
+def _reductions(extent: RankExtent, model: ModelSpec) -> list[tuple[int, int]]:
+    """Return (tier, values) of the all-reduces that are measured: of a node's tokens, in each node and over all ranks."""
+    sizes = [tokens * model.hidden_size * extent.ranks // extent.nodes for tokens in extent.tokens]
+    return [(tier, size) for tier in ((BOTH, INTRA) if extent.nodes > 1 else (BOTH,)) for size in sizes]
+
+
+def _job(
+    extent: RankExtent, model: ModelSpec, schedule: ExpertParallelSchedule, reductions: Sequence[tuple[int, int]] = ()
+) -> Prepared:
     """Return a job of steps of several sizes, with routing made up."""
     draw = np.random.default_rng(_SEED)
     placement = contiguous(model.num_moe_layers, model.num_experts, model.num_experts, extent.ranks, extent.nodes)
@@ -176,9 +190,10 @@ def _job(extent: RankExtent, model: ModelSpec, schedule: ExpertParallelSchedule)
         model, load_machine("t4"), extent.nodes, extent.ranks // extent.nodes, False, _CONTEXT, weight_format("32"),
         constants=EpConstants(inter=link if extent.nodes > 1 else None, intra=link),
     )  # fmt: skip
-    return prepare_job(
+    prepared = prepare_job(
         simulation, schedule, Candidate(placement=placement, router=router), steps, repeats=extent.repeats
     )
+    return dataclasses.replace(prepared, job=dataclasses.replace(prepared.job, reductions=reductions))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------------
@@ -198,6 +213,24 @@ def _stages(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
                 kind="rank_stage", labels={"what": what, "shape": job.model.name, "features": features},
                 arguments=place | {"tokens": float(len(step.source_rank))}, seconds=tuple(seconds_of),
             )  # fmt: skip
+
+
+def _reduced(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
+    """Yield the all-reduces of a job, from when the last rank began one until the last one was done."""
+    job = prepared.job
+    num_ranks, num_nodes = job.topology.num_ranks, job.topology.num_nodes
+    for at, (tier, size) in enumerate(job.reductions):
+        spans = np.stack([run.reduced[at] for run in runs])[:, 1:]  # [ranks, repeats, 2]
+        taken = spans[..., 1].max(axis=0) - spans[..., 0].max(axis=0)
+        moved = float(reduced_bytes(size, num_ranks if tier == BOTH else job.topology.ranks_per_node))
+        # A ring of all ranks leaves each node once, and its slowest port is that.
+        row = [1.0, moved, 0.0, 0.0] if tier == BOTH and num_nodes > 1 else [1.0, 0.0, moved, 0.0]
+        yield Sample(
+            kind="rank_stage",
+            labels={"what": exchange_law(REDUCE, tier), "shape": job.model.name, "features": _text([row] * num_ranks)},
+            arguments={"ranks": float(num_ranks), "nodes": float(num_nodes), "tokens": size / job.model.hidden_size},
+            seconds=tuple(np.maximum(taken, 1) / NS_PER_S),
+        )
 
 
 def _cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) -> Iterator[tuple[str, str, float]]:

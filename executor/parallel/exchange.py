@@ -25,6 +25,8 @@ from .job import BOTH
 from .routes import IntArray, Split, split
 
 _SLOT_BYTES, _WEIGHT_BYTES, _SIZE_BYTES = 4, 4, 8
+REDUCED = torch.bfloat16
+"""What all-reduces carry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,15 @@ class Network:
         answers.index_add_(0, torch.from_numpy(passage.sent.rows), from_bytes(found, self.back).float())
         return answers, counted
 
+    def reduce(self, values: torch.Tensor, peers: Peers) -> None:
+        """Put the sums over `peers` in place of values: [n], the same on each of them."""
+        began = time.perf_counter_ns()
+        dist.all_reduce(values, group=peers.group)
+        moved = np.zeros(self._topology.num_ranks, np.int64)
+        after = peers.ranks[(peers.ranks.index(self._rank) + 1) % len(peers.ranks)]
+        moved[after] = reduced_bytes(values.numel(), len(peers.ranks))
+        self._wait(Counted(moved, np.zeros_like(moved)), began)
+
     def _counted(self, peers: Peers, rows: IntArray, payload: int, header: int, size: int) -> Counted:
         found = Counted(np.zeros(self._topology.num_ranks, np.int64), np.zeros(self._topology.num_ranks, np.int64))
         for peer, count in zip(peers.ranks, rows.tolist(), strict=True):
@@ -173,6 +184,11 @@ class Network:
         num_bytes = int((counted.payload + counted.other)[away].sum())
         until = began_ns + num_bytes / self._limit * NS_PER_S
         time.sleep(max(0.0, until - time.perf_counter_ns()) / NS_PER_S)
+
+
+def reduced_bytes(size: int, ranks: int) -> int:
+    """Return the bytes that each of some ranks sends to the next one to add up `size` values: round a ring, twice but for its own part."""
+    return 2 * (ranks - 1) * size * REDUCED.itemsize // ranks
 
 
 def as_bytes(values: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,8 @@ class Job:
     """A change of placement while the steps run."""
     inter_bytes_per_s: float = 0.0
     """Rate of the in-process limiter between nodes; 0 where the network itself is slow."""
+    reductions: Sequence[tuple[int, int]] = ()
+    """(tier, values of each rank) of all-reduces that every rank takes part in after each run of the steps: BOTH for all ranks in one."""
 
 
 def exchange_order(schedule: ExpertParallelSchedule, program: Program, outcome: EpOutcome) -> Array:
@@ -110,6 +112,7 @@ def write_job(folder: Path, job: Job) -> str:
         "model": dataclasses.asdict(job.model), "schedule": job.schedule.to_dict(), "topology": dataclasses.asdict(job.topology),
         "num_steps": len(job.steps), "context_tokens": job.context_tokens, "repeats": job.repeats, "seed": job.seed,
         "timeout_s": job.timeout_s, "inter_bytes_per_s": job.inter_bytes_per_s,
+        "reductions": [list(each) for each in job.reductions],
     }  # fmt: skip
     arrays: dict[str, Any] = {"physical_to_logical": job.physical_to_logical}
     for number, (step, order) in enumerate(zip(job.steps, job.orders, strict=True)):
@@ -157,4 +160,5 @@ def read_job(folder: Path) -> Job:
         topology=Topology(**values["topology"]), physical_to_logical=placed, steps=steps, orders=orders,
         context_tokens=values["context_tokens"], repeats=values["repeats"], seed=values["seed"], timeout_s=values["timeout_s"],
         inter_bytes_per_s=values["inter_bytes_per_s"], move=move,
+        reductions=[(int(tier), int(size)) for tier, size in values["reductions"]],
     )  # fmt: skip

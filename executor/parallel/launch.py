@@ -46,8 +46,12 @@ class RankRun:
     """int64 [exchanges, ranks]: payload bytes sent to each rank in the last run."""
     other: Sequence[Array]
     """The same of headers and sizes."""
+    busy: Sequence[Sequence[Array]]
+    """Of each run of each step: int64 [exchanges, 2], nanoseconds that the rank kept cores during each stage of each exchange."""
     tokens: Sequence[Array]
     states: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+    reduced: Array
+    """int64 [all-reduces of the job, repeats + 1, 2]: when each began and ended."""
     moved: Moved | None = None
     """Of a job with a move, what came of it."""
     clock: tuple[int, int] = (0, 0)
@@ -221,8 +225,9 @@ def _read(folder: Path, rank: int, job: Job) -> RankRun:
             states = [[found[f"states{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps]
             moved = Moved(usable=found["usable"], spans=pieces, states=states)
         return RankRun(
-            moved=moved,
+            moved=moved, reduced=found["reduced"] - shift,
             spans=[found[f"spans{n}"] - shift for n in steps], rows=rows, clock=(before, known_to),
             payload=[found[f"payload{n}"] for n in steps], other=[found[f"other{n}"] for n in steps],
+            busy=[[found[f"busy{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps],
             tokens=[found[f"tokens{n}"] for n in steps], states=[found[f"states{n}"] for n in steps],
         )  # fmt: skip

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from ...sim.parallel.program import FREE, Program, Shape, build_program
 from ...sim.parallel.timeline import EP_FIELDS
 from .clock import clock_before
-from .exchange import MOVES, Groups, Network, Peers, make_groups, make_peers
+from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers
 from .job import ROUNDS, Job, job_folders, job_sha256, read_job
 from .moving import Moving
 from .routes import IntArray, parts_of_tokens
@@ -76,6 +76,7 @@ class Rank:
         self._found: dict[str, object] = {}
         self._spans: dict[int, list[tuple[int, int]]] = {number: [] for number in range(len(job.steps))}
         self._usable: list[int] = []
+        self._reduced: list[list[tuple[int, int]]] = [[] for _ in job.reductions]
 
     def slots_of(self, number: int) -> IntArray:
         """Return the copies [tokens, layers, top_k] that a step's tokens go to: of the new placement in layers that have moved."""
@@ -101,6 +102,7 @@ class Rank:
             with torch.inference_mode():
                 step.run()
             self._spans[number].append((began, CLOCK()))
+            self._found[f"busy{number}.{repeat}"] = step.busy
             tokens, states = step.outputs()
             if self.moving is not None:
                 self._found[f"states{number}.{repeat}"] = states.numpy()
@@ -109,9 +111,21 @@ class Rank:
                 f"other{number}": step.other, f"tokens{number}": tokens, f"states{number}": states.numpy(),
             }  # fmt: skip
 
+        self._reduce()
+
+    def _reduce(self) -> None:
+        """Add up values with the other ranks, as often as the job says."""
+        for at, (tier, size) in enumerate(self.job.reductions):
+            values = torch.ones(size, dtype=REDUCED)
+            meet(f"all-reduce {at}")
+            began = CLOCK()
+            self.network.reduce(values, self.peers[tier])
+            self._reduced[at].append((began, CLOCK()))
+
     def write(self, folder: Path, clock: tuple[int, int]) -> None:
         """Write what was found, and how this rank's clock stands to the first one's."""
         spans = {f"spans{number}": np.array(each, np.int64) for number, each in self._spans.items()}
+        spans["reduced"] = np.array(self._reduced, np.int64).reshape(len(self._reduced), self.job.repeats + 1, 2)
         if self.moving is not None:
             spans |= {
                 "usable": np.array(self._usable, np.int64),

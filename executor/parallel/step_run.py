@@ -57,6 +57,8 @@ class StepRun:
         self.rows: list[tuple[int, ...]] = []
         self.payload = np.zeros((exchanges, job.topology.num_ranks), np.int64)
         self.other = np.zeros_like(self.payload)
+        self.busy = np.zeros((exchanges, 2), np.int64)
+        """Nanoseconds that this process kept cores during each stage of each exchange; of overlapped steps kernels' too."""
         self._order = job.orders[number]
 
     # --- the two kinds of threads -----------------------------------------------------------------------------------
@@ -163,12 +165,13 @@ class StepRun:
 
     def _stage(self, ex: int, stage: int, tier: int) -> None:
         kind, key = int(self._program.ex_kind[ex]), self._key(ex)
-        began = CLOCK()
+        began, busy = CLOCK(), time.process_time_ns()
         try:
             counted = self._forth(key, stage, tier) if kind == OP_DISPATCH else self._back(key, tier)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise RuntimeError(f"{_NAMES[kind]} of layer {key[0]}, batch {key[1]}, group {key[2]}: {first}") from None
+        self.busy[ex, stage] = time.process_time_ns() - busy
         self.payload[ex] += counted.payload
         self.other[ex] += counted.other
         self._ports(kind, key, began, counted)

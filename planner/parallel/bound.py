@@ -30,10 +30,12 @@ def lower_bound_s(search: EpSearch, chosen: ExpertParallelSchedule) -> float:
     peak = max(constant.value for constant in device.peak_flops_per_s.values())
     if simulation.profile.kernels is None:  # measured kernels may come nearer to the data sheet than its usual share
         peak *= device.compute_efficiency.value
-    peak *= max(1.0, constants.grouped_rate, constants.dense_rate)
+    fastest = 1.0 if constants.overlap is None else constants.overlap.fastest
+    peak *= max(1.0, constants.grouped_rate, constants.dense_rate) * fastest
     read_s = float(
         costing.item_s(np.array([1]), weight_format(chosen.kernel.bits), rate=max(1.0, constants.grouped_rate))[0]
     )
+    read_s /= fastest
     found = []
     for load in search.evidence.loads(REPORT, candidate, plain):
         program, tables = simulation.program(plain), simulation.tables(plain, load)

@@ -23,6 +23,7 @@ from .traffic import FloatArray, StepLoad
 
 if TYPE_CHECKING:
     from .costs import EpCosting
+    from .tiers import EpConstants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +89,17 @@ def kernels_s(
     whole = costing.whole_s(stage, fmt, rate=constants.grouped_rate * share, slices=slices)
     if whole is not None:
         return _measured_kernels_s(costing, stage, schedule, whole, share, slices, nodes)
-    launch = costing.costs.grouped_base().seconds
+    launch_s = costing.costs.grouped_base().seconds
+    launch = np.float64(launch_s)
     runs = np.tile(stage.active, (1, 1, nodes, 1))
     idle = np.prod(1 - runs, axis=-1)
     grouped = slot_s(costing, stage, fmt, rate=constants.grouped_rate * share, slices=slices).sum(-1)
     grouped = np.tile(grouped, (1, 1, nodes))
+    rows = np.tile(stage.rows.sum(-1) / np.maximum(stage.active.sum(-1), 1e-9), (1, 1, nodes))  # of an expert in the mean
+    over = _over_one_launch(costing, stage, schedule, rows)
+    if over is not None:
+        # Launches of a layer together take the measured ratio of one: its start and its experts are divided among them.
+        grouped, launch = grouped * over[0], launch * over[1]
     if stage.slowest is None:
         grouped = grouped + launch * (1 - idle)
     else:
@@ -102,15 +109,36 @@ def kernels_s(
                            grouped + launch * (1 - idle))  # fmt: skip
     if schedule.kernel.choice == "grouped":
         return np.asarray(grouped)
-    dense = slot_s(costing, stage, fmt, rate=constants.dense_rate * share, slices=slices).sum(-1)
-    dense = np.tile(dense, (1, 1, nodes)) + launch * runs.sum(-1)
-    if stage.slowest is not None:
-        dense = np.where(longest(dense), dense * stage.slowest[..., None], dense)
+    ratio = None if constants.overlap is None else constants.overlap.dense_over_grouped(rows)
+    if ratio is not None:
+        dense = grouped * ratio
+    else:
+        dense = slot_s(costing, stage, fmt, rate=constants.dense_rate * share, slices=slices).sum(-1)
+        dense = np.tile(dense, (1, 1, nodes)) + launch_s * runs.sum(-1)
+        if stage.slowest is not None:
+            dense = np.where(longest(dense), dense * stage.slowest[..., None], dense)
     if schedule.kernel.choice == "dense":
         return np.asarray(dense)
     # All ranks take the kernel whose slowest rank is faster: the stage ends with it.
     better = dense.max(-1, keepdims=True) < grouped.max(-1, keepdims=True)
     return np.asarray(np.where(better, dense, grouped))
+
+
+def _over_one_launch(
+    costing: EpCosting, stage: StageRows, schedule: ExpertParallelSchedule, rows: FloatArray
+) -> tuple[FloatArray, FloatArray] | None:
+    """Return (how many times as long experts take in a schedule's groups, how much of a launch each pays); None where it was not measured.
+
+    rows: [layers, parts, units] of an expert in the mean.
+    """
+    groups, table = schedule.num_groups, costing.constants.overlap
+    if table is None or groups == 1 or schedule.pipeline.split != "expert":
+        return None
+    ratio = table.over_one_launch(rows, groups)
+    if ratio is None:
+        return None
+    apart = stage.rows.shape[1] == schedule.pipeline.micro_batches * groups  # else a stage is divided later
+    return ratio, ratio / groups if apart else ratio
 
 
 def _measured_kernels_s(
@@ -175,7 +203,7 @@ def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, progr
     # A node that shards its experts is as one rank, as many times faster as it has ranks.
     slices = ranks_per_node if parallelism == "sharded" else 1
     stage = stage_rows(load, topology.num_ranks // slices)
-    seconds = kernels_s(costing, stage, schedule, sm_share(schedule), slices=slices)
+    seconds = kernels_s(costing, stage, schedule, sm_share(schedule, costing.constants), slices=slices)
     ns = np.repeat(np.ceil(seconds * NS_PER_S).astype(np.int64), slices, axis=-1)
     rank_rows = np.repeat(stage.unit_rows, slices, axis=-1)
     part, pieces = parts_of(schedule, load, micro, group)
@@ -183,9 +211,11 @@ def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, progr
     op_tokens[mine] = piece(rank_rows[layer, part], group, pieces)
 
 
-def sm_share(schedule: ExpertParallelSchedule) -> float:
-    """Return the share of multiprocessors left to kernels."""
-    return 1.0 - schedule.pipeline.all_to_all_sm_fraction if schedule.overlaps else 1.0
+def sm_share(schedule: ExpertParallelSchedule, constants: EpConstants) -> float:
+    """Return the speed of kernels on the multiprocessors that exchanges leave them: in proportion, or as measured."""
+    left = 1.0 - schedule.pipeline.all_to_all_sm_fraction if schedule.overlaps else 1.0
+    measured = None if constants.overlap is None or left == 1.0 else constants.overlap.speed_on(left)
+    return left if measured is None else measured
 
 
 def parts_of(schedule: ExpertParallelSchedule, load: StepLoad, micro: Array, group: Array) -> tuple[Array, int]:

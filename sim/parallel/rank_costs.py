@@ -21,6 +21,7 @@ from ...calibrate.costs.rank_laws import (
     EXPERT,
     HEAD,
     HEADER_BYTES_PER_CHOICE,
+    REDUCE,
     RankLaws,
     dense_features,
     exchange_law,
@@ -32,20 +33,36 @@ from ...specs.models import weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array
 from .expert_stage import parts_of, piece, stage_rows
-from .program import INTER, INTRA, NUM_TIERS, OP_COMBINE, OP_DENSE, OP_EXPERT, OP_HEAD, TOGETHER, Program
+from .memory import kv_shares
+from .program import (
+    GATHER,
+    INTER,
+    INTRA,
+    NUM_TIERS,
+    OP_COMBINE,
+    OP_DENSE,
+    OP_EXPERT,
+    OP_HEAD,
+    OP_REDUCE,
+    TOGETHER,
+    Program,
+)
 from .tables import EpTables
 from .traffic import FloatArray, StepLoad
 
 if TYPE_CHECKING:
     from .costs import EpCosting
 
+# Reductions carry 16-bit values.
+_REDUCE_BYTES = 2
+
 
 def tabulate_on_ranks(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
 ) -> EpTables:
-    """Return the tables of one step; raises InputError for slices of layers, MissingCalibration for a weight format without a law."""
-    if schedule.parallel.attention != "data" or schedule.parallel.experts != "expert":
-        raise InputError("schedule.parallel", schedule.parallel.experts, "slices of layers were not measured between these ranks",
+    """Return the tables of one step; raises InputError for slices of experts, MissingCalibration for a weight format without a law."""
+    if schedule.parallel.experts != "expert":
+        raise InputError("schedule.parallel", schedule.parallel.experts, "slices of experts were not measured between these ranks",
                          "keep whole experts on ranks")  # fmt: skip
     work, op_tokens = _operations(laws, costing, schedule, program, load)
     ex_ns, ex_bytes, ex_tokens = _exchanges(laws, costing, schedule, program, load)
@@ -72,6 +89,8 @@ def _beside(schedule: ExpertParallelSchedule, program: Program, work: Array, ex_
 
 def _law_of(program: Program, ex: int, tier: int) -> str:
     """Return the law of one tier of an exchange."""
+    if program.ex_kind[ex] == OP_REDUCE:
+        return exchange_law(REDUCE, INTRA)
     kind = COMBINE if program.ex_kind[ex] == OP_COMBINE else DISPATCH
     return exchange_law(kind, 2 if program.ex_mode[ex] == TOGETHER else tier)
 
@@ -95,16 +114,24 @@ def _operations(
     part, pieces = parts_of(schedule, load, program.op_micro[mine], group)
     work[mine] = piece(expert[layer, part], group, pieces)
     op_tokens[mine] = piece(stage.unit_rows[layer, part], group, pieces)
+    share, rank_tokens = 1, load.rank_tokens
+    if schedule.parallel.attention != "data":  # a node's ranks divide the layers of all its tokens
+        share = load.topology.ranks_per_node
+        rank_tokens = np.repeat(rank_tokens.reshape(load.num_micro, -1, share).sum(axis=2), share, axis=1)
+    kv = kv_shares(model, share)
     for op in np.flatnonzero(program.op_kind != OP_EXPERT).tolist():
-        tokens = load.rank_tokens[program.op_micro[op]]
+        tokens = rank_tokens[program.op_micro[op]]
         op_tokens[op] = tokens
         if program.op_kind[op] == OP_HEAD:
-            kind, features = HEAD, [head_features(model, count) for count in tokens.tolist()]
+            kind, features = HEAD, [head_features(model, count, share) for count in tokens.tolist()]
         elif program.op_kind[op] == OP_DENSE:
             layers = costing.layer_groups[int(program.op_layer[op])]
             kind, features = (
                 DENSE,
-                [dense_features(model, layers, count, costing.context_tokens) for count in tokens.tolist()],
+                [
+                    dense_features(model, layers, count, costing.context_tokens, share, kv)
+                    for count in tokens.tolist()
+                ],
             )
         else:
             raise InputError("schedule.pipeline.shared_overlap", True, "shared experts run with attention on these ranks",
@@ -120,11 +147,40 @@ def _exchanges(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
 ) -> tuple[Array, Array, Array]:
     """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks]."""
+    found: tuple[Array, Array, Array] = tuple(  # type: ignore[assignment]
+        np.zeros((len(program.ex_kind), NUM_TIERS, load.topology.num_ranks), np.int64) for _ in range(3)
+    )
+    mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
+    for whole, each in zip(found, _all_to_alls(laws, costing, schedule, program, load, mine), strict=True):
+        whole[mine] = each
+    for ex in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
+        _reduction(laws, costing, program, load, ex, found)
+    return found
+
+
+def _reduction(
+    laws: RankLaws, costing: EpCosting, program: Program, load: StepLoad, ex: int, found: tuple[Array, Array, Array]
+) -> None:
+    """Fill in what an all-reduce of a node's tokens among its ranks takes, or what gathering them takes, which is half of one."""
+    each = load.topology.ranks_per_node
+    tokens = load.rank_tokens[program.ex_micro[ex]].reshape(-1, each).sum(axis=1).repeat(each)
+    rounds = 1 if program.ex_group[ex] == GATHER else 2
+    num_bytes = tokens * costing.costs.model.expert_hidden * _REDUCE_BYTES * rounds * (each - 1) // each
+    nothing = np.zeros(len(tokens))
+    _, seconds = laws.exchange_s(exchange_law(REDUCE, INTRA), nothing, np.full(len(tokens), float(num_bytes.max())), nothing)
+    for whole, values in zip(found, (np.where(num_bytes > 0, _ns(seconds), 0), num_bytes, tokens), strict=True):
+        whole[ex, INTRA] = values
+
+
+def _all_to_alls(
+    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, mine: Array
+) -> tuple[Array, Array, Array]:
+    """Return the same of the exchanges `mine` that are dispatches and combines."""
     model, exchange = costing.costs.model, schedule.all_to_all
-    layer, group = program.ex_layer, program.ex_group
-    part, pieces = parts_of(schedule, load, program.ex_micro, group)
+    layer, group = program.ex_layer[mine], program.ex_group[mine]
+    part, pieces = parts_of(schedule, load, program.ex_micro[mine], group)
     counted = load.expected or load
-    back = (program.ex_kind == OP_COMBINE)[:, None, None]
+    back = (program.ex_kind[mine] == OP_COMBINE)[:, None, None]
     forth, receive = counted.sent[layer, part], counted.received[layer, part]
     sent, came = np.where(back, receive, forth), np.where(back, forth, receive)
     each = np.where(back, exchange.combine_bytes_per_value, exchange.dispatch_bytes_per_value) * model.expert_hidden
@@ -135,12 +191,12 @@ def _exchanges(
     node = np.maximum(_of_node(sent[:, INTER], load), _of_node(came[:, INTER], load)) * wire[:, 0]
     moved = (sent * wire).sum(axis=2)  # [exchanges, tiers]
     # Both tiers are one exchange, or a stage for each.
-    together = (program.ex_mode == TOGETHER)[:, None]
+    together = (program.ex_mode[mine] == TOGETHER)[:, None]
     total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
     ex_ns = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64)
-    for kind, mine in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
+    for kind, of_kind in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
         for both in (True, False):
-            where = mine & (together[:, 0] == both)
+            where = of_kind & (together[:, 0] == both)
             for tier in (INTER, INTRA):
                 law = exchange_law(kind, 2 if both else tier)
                 found = laws.exchange_s(law, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]

@@ -17,6 +17,7 @@ from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
 from ...calibrate.costs.cost_model import merge_sources
 from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
+from ...calibrate.costs.overlap_table import OverlapTable, overlap_table
 from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws, rank_laws
 from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
 from ...specs.machines.overlap import shared_speed
@@ -89,6 +90,8 @@ class EpConstants:
     running alone: they share multiprocessors, memory and links."""
     ranks: RankLaws | None = None
     """What stages cost ranks that are processes of one machine, measured in their steps; then all durations are theirs."""
+    overlap: OverlapTable | None = None
+    """What overlap costs experts on this very GPU, where that was measured; then it goes before the rates above and `shared_speed`."""
     attention_rate: float = 1.0
     """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
@@ -119,13 +122,16 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
         )
     intra = _with_kernels(intra, profile, INSIDE, ranks_per_node)
     shared = shared_speed() if profile.device.kind == "gpu" else 1.0
+    overlap = overlap_table(profile.curves)
+    if overlap is not None and overlap.shared_speed is not None:
+        shared = overlap.shared_speed
     if num_nodes == 1:
-        return EpConstants(inter=None, intra=intra, shared_speed=shared)
+        return EpConstants(inter=None, intra=intra, shared_speed=shared, overlap=overlap)
     if node.nic_bytes_per_s is None or node.nic_latency_s is None:
         raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
                                  "use one node or choose another profile")  # fmt: skip
     inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
-    return EpConstants(inter=inter, intra=intra, shared_speed=shared)
+    return EpConstants(inter=inter, intra=intra, shared_speed=shared, overlap=overlap)
 
 
 def _of_laws(laws: RankLaws) -> EpConstants:
