@@ -4,12 +4,14 @@
     expert.BITS   base + experts · item + operations / rate + bytes / bandwidth    likewise
     dispatch      start + max(slowest port between nodes, slowest port inside) + all bytes / what all ranks share
     combine       likewise
-    reduce        likewise: an all-reduce round a ring of all ranks, `reduce.intra` round one of each node's
+    busy.STAGE    start + all bytes / rate: for how long all ranks together keep cores during an exchange, packing rows and copying them
+    reduce        as an exchange: an all-reduce round a ring of all ranks, `reduce.intra` round one of each node's
 
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
-A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes longer to begin by one measured factor: its
-messages wait for cores, its bytes do not. Ignored: which rank waits for which core when.
+A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes cores from them for as long as it keeps cores
+busy, and takes longer to begin by one measured factor: its messages wait for cores, its bytes do not. Ignored: which rank waits for which
+core when.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .all_to_all_table import measured_ranks
 
 Array = npt.NDArray[np.float64]
 DENSE, HEAD, EXPERT, DISPATCH, COMBINE, REDUCE = "dense", "head", "expert", "dispatch", "combine", "reduce"
+BUSY = "busy"
 TERMS: Mapping[str, tuple[str, ...]] = {
     DENSE: ("base", "flops", "bytes"),
     HEAD: ("base", "flops", "bytes"),
@@ -36,6 +39,7 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     DISPATCH: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
     COMBINE: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
     REDUCE: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
+    BUSY: ("start", "total_bytes"),
 }
 """What each stage's seconds are straight in; `ranks.RANKSxNODES.STAGE` in a profile holds the seconds of one of each."""
 CORES, LINK, TOGETHER = "cores", "link", "together"
@@ -88,6 +92,25 @@ class RankLaws:
     def start_s(self, what: str) -> float:
         """Return the seconds of an exchange that moves nothing."""
         return float(self._exchange_law(what)[0])
+
+    def lost_s(self, busy_s: float, seconds: float) -> float:
+        """Return by how much kernels of all ranks that run beside exchanges for `seconds` take longer, where these keep cores for `busy_s`.
+
+        Cores that no rank computes on are taken first.
+        """
+        spare = max(0.0, self.cores - self.num_ranks) * seconds
+        return max(0.0, busy_s - spare) / min(self.cores, self.num_ranks)
+
+    def busy_s(self, what: str, total: Array) -> Array:
+        """Return for how many seconds [...] all ranks together keep cores for an exchange that moves `total: [...]` bytes in all.
+
+        Nothing where that was not measured, as in older calibrations.
+        """
+        for name in (f"{BUSY}.{what}", f"{BUSY}.{what.partition('.')[0]}"):
+            if name in self.seconds:
+                start, each = self.seconds[name].tolist()
+                return np.asarray(start + total * each)
+        return np.zeros_like(total)
 
     def _exchange_law(self, what: str) -> Array:
         """Return an exchange's law; stages of their own, where they were not measured, go by that of all ranks.

@@ -13,11 +13,12 @@ from scipy.optimize import least_squares, nnls
 
 from ...base.errors import InputError
 from ...specs.machines.profile import Constant, Curve, NodeConstants
-from ..costs.rank_laws import COMBINE, CORES, DISPATCH, LINK, REDUCE, TERMS, TOGETHER, Array, finish_s, law_name, shares
+from ..costs.rank_laws import BUSY, COMBINE, CORES, DISPATCH, LINK, REDUCE, TERMS, TOGETHER, Array, finish_s, law_name, shares
 from ..costs.surface import nine_in_ten
 from ..samples import Sample, SampleSet
 
 _ROUNDS = 4
+_EXCHANGES = (DISPATCH, COMBINE, REDUCE)
 
 
 class RankFit:
@@ -75,11 +76,9 @@ def _fit(samples: SampleSet, ranks: int, nodes: int, citation: str) -> RankFit:
         )  # [n, ranks, terms]
         seconds = np.array([s.midmean_s for s in stages])
         groups = _groups(stages)
-        exchange = kind in (DISPATCH, COMBINE, REDUCE)
-        solved = _exchange_law(features, seconds) if exchange else _op_law(features, seconds, told[CORES])
+        solved = _law(kind, features, seconds, told[CORES])
         wrong = np.concatenate([
-            np.abs(_predicted(features[out], _exchange_law(features[~out], seconds[~out]) if exchange else
-                              _op_law(features[~out], seconds[~out], told[CORES]), told[CORES], exchange=exchange) / seconds[out] - 1)
+            np.abs(_predicted(kind, features[out], _law(kind, features[~out], seconds[~out], told[CORES]), told[CORES]) / seconds[out] - 1)
             for out in groups
         ])  # fmt: skip
         name = law_name(ranks, nodes, what)
@@ -102,6 +101,20 @@ def _groups(stages: Sequence[Sample]) -> list[np.ndarray[tuple[int], np.dtype[np
         if len(set(values)) > 1:
             return [np.array([value == each for value in values]) for each in dict.fromkeys(values)]
     raise InputError("samples: rank_stage", len(stages), "of one shape and size only", "calibrate with several")
+
+
+def _law(kind: str, features: Array, seconds: Array, cores: float) -> Array:
+    """Return seconds of one of each term of a kind of stage."""
+    if kind in _EXCHANGES:
+        return _exchange_law(features, seconds)
+    return _sum_law(features, seconds) if kind == BUSY else _op_law(features, seconds, cores)
+
+
+def _sum_law(features: Array, seconds: Array) -> Array:
+    """Return seconds of one of each term where those of all ranks [stages, ranks, terms] add up."""
+    design = features.sum(axis=1)
+    typical = np.maximum(design.max(axis=0), 1e-30)
+    return np.asarray(nnls(design / typical / seconds[:, None], np.ones(len(seconds)))[0] / typical)
 
 
 def _op_law(features: Array, seconds: Array, cores: float) -> Array:
@@ -135,9 +148,11 @@ def _exchange_law(features: Array, seconds: Array) -> Array:
     return np.asarray(np.where(moved, np.exp(found.x) * scale, 0.0))  # of what never moved, nothing is known
 
 
-def _predicted(features: Array, law: Array, cores: float, *, exchange: bool) -> Array:
+def _predicted(kind: str, features: Array, law: Array, cores: float) -> Array:
     """Return what a law says of stages [stages, ranks, terms]."""
-    if not exchange:
+    if kind == BUSY:
+        return np.asarray((features @ law).sum(axis=1))
+    if kind not in _EXCHANGES:
         return np.asarray(finish_s(features @ law, cores).max(axis=1))
     inter, intra, total = (features[:, :, at].max(axis=1) for at in (1, 2, 3))
     return np.asarray(law[0] + np.maximum(inter * law[1], intra * law[2]) + total * law[3])

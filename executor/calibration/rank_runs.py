@@ -19,6 +19,7 @@ import numpy as np
 
 from ...base.units import MEGA, NS_PER_S
 from ...calibrate.costs.rank_laws import (
+    BUSY,
     COMBINE,
     CORES,
     DENSE,
@@ -114,7 +115,7 @@ def measure_ranks(
         sample
         for one, runs in zip(made, found, strict=True)
         if not one.job.schedule.overlaps
-        for sample in (*_stages(one, runs), *_reduced(one, runs))
+        for sample in (*_stages(one, runs), *_busy(one, runs), *_reduced(one, runs))
     ]
     facts = {CORES: float(_cores())} | ({LINK: 1 / extent.link_bytes_per_s} if extent.nodes > 1 else {})
     place = {"ranks": float(extent.ranks), "nodes": float(extent.nodes)}
@@ -231,6 +232,27 @@ def _reduced(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
             arguments={"ranks": float(num_ranks), "nodes": float(num_nodes), "tokens": size / job.model.hidden_size},
             seconds=tuple(np.maximum(taken, 1) / NS_PER_S),
         )
+
+
+def _busy(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
+    """Yield for how long all ranks together kept cores in the stages of every exchange of a step without overlap."""
+    job, program = prepared.job, prepared.program
+    ranks = job.topology.num_ranks
+    place = {"ranks": float(ranks), "nodes": float(job.topology.num_nodes)}
+    for number, step in enumerate(job.steps):
+        found: dict[tuple[str, str], list[float]] = {}
+        kept = np.sum([np.stack(run.busy[number][1:]) for run in runs], axis=0)  # [repeats, exchanges, stages]
+        for ex, stage, tier in np.asarray(job.orders[number]).tolist():
+            back = program.ex_kind[ex] == OP_COMBINE
+            total = _exchange(prepared, number, int(program.ex_layer[ex]), tier, back=back)[0][-1]
+            what = f"{BUSY}.{exchange_law(COMBINE if back else DISPATCH, tier)}"
+            key = (what, _text([[1 / ranks, total / ranks]] * ranks))
+            found.setdefault(key, []).extend(np.maximum(kept[:, ex, stage], 1) / NS_PER_S)
+        for (what, features), seconds in found.items():
+            yield Sample(
+                kind="rank_stage", labels={"what": what, "shape": job.model.name, "features": features},
+                arguments=place | {"tokens": float(len(step.source_rank))}, seconds=tuple(float(each) for each in seconds),
+            )  # fmt: skip
 
 
 def _cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) -> Iterator[tuple[str, str, float]]:

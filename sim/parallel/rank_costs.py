@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 # Reductions carry 16-bit values.
 _REDUCE_BYTES = 2
+_ROUNDS = 8
 
 
 def tabulate_on_ranks(
@@ -65,26 +66,41 @@ def tabulate_on_ranks(
         raise InputError("schedule.parallel", schedule.parallel.experts, "slices of experts were not measured between these ranks",
                          "keep whole experts on ranks")  # fmt: skip
     work, op_tokens = _operations(laws, costing, schedule, program, load)
-    ex_ns, ex_bytes, ex_tokens = _exchanges(laws, costing, schedule, program, load)
-    if schedule.overlaps and laws.together > 1:
-        share = _beside(schedule, program, work, ex_ns)
-        start_s = np.array(
-            [laws.start_s(_law_of(program, ex, tier)) for ex in range(len(ex_ns)) for tier in (INTER, INTRA)]
-        )
-        longer = _ns(start_s.reshape(-1, NUM_TIERS, 1) * (laws.together - 1) * share)
-        ex_ns = np.where(ex_ns > 0, ex_ns + longer, 0)
+    ex_ns, ex_bytes, ex_tokens, busy_s = _exchanges(laws, costing, schedule, program, load)
+    if schedule.overlaps:
+        work, ex_ns = _beside_each_other(laws, schedule, program, (work, ex_ns), busy_s)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
 
 
-def _beside(schedule: ExpertParallelSchedule, program: Program, work: Array, ex_ns: Array) -> float:
-    """Return how much of exchanges has kernels beside it: of groups only experts of other groups, of batches and shortcuts everything."""
-    pipeline, each = schedule.pipeline, work.max(axis=1)
-    if pipeline.micro_batches == 1 and not pipeline.shortcut:
-        kernels = float(each[program.op_kind == OP_EXPERT].sum()) * (1 - 1 / schedule.num_groups)
-    else:
-        kernels = float(each.sum())
-    exchanges = float(ex_ns.max(axis=(1, 2)).sum())
-    return min(1.0, kernels / exchanges) if exchanges else 0.0
+def _beside_each_other(
+    laws: RankLaws, schedule: ExpertParallelSchedule, program: Program, alone: tuple[Array, Array], busy_s: float
+) -> tuple[Array, Array]:
+    """Return (kernels, exchanges) of a step whose exchanges and kernels run beside each other, of what they take `alone`.
+
+    busy_s: for how long exchanges keep cores. As much of them as has kernels beside it takes cores from these, and longer to begin: of
+    groups other groups' experts only, of batches and a shortcut all kernels. Kernels that lose cores last longer, and so have more
+    exchanges beside them: the two are settled together.
+    """
+    work, ex_ns = alone
+    pipeline, each = schedule.pipeline, work.max(axis=1) / NS_PER_S
+    only_experts = pipeline.micro_batches == 1 and not pipeline.shortcut
+    mine = program.op_kind == OP_EXPERT if only_experts else np.ones(len(each), bool)
+    kernels = float(each[mine].sum())
+    beside = kernels * (1 - 1 / schedule.num_groups) if only_experts else kernels
+    exchanges = float(ex_ns.max(axis=(1, 2)).sum()) / NS_PER_S
+    if not kernels or not exchanges:
+        return alone
+    start_s = np.array(
+        [laws.start_s(_law_of(program, ex, tier)) for ex in range(len(ex_ns)) for tier in (INTER, INTRA)]
+    ).reshape(-1, NUM_TIERS, 1)
+    waits = np.where(ex_ns > 0, start_s * (laws.together - 1), 0.0)
+    waited = float(waits.max(axis=(1, 2)).sum())
+    share, lost = 0.0, 0.0
+    for _ in range(_ROUNDS):
+        share = min(1.0, (beside + lost) / (exchanges + share * waited))
+        lost = laws.lost_s(busy_s * share, exchanges * share)
+    work = np.where(mine[:, None], np.ceil(work * (1 + lost / kernels)), work).astype(np.int64)
+    return work, ex_ns + _ns(waits * share)
 
 
 def _law_of(program: Program, ex: int, tier: int) -> str:
@@ -145,17 +161,18 @@ def _operations(
 
 def _exchanges(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
-) -> tuple[Array, Array, Array]:
-    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks]."""
+) -> tuple[Array, Array, Array, float]:
+    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks together keep cores for them."""
     found: tuple[Array, Array, Array] = tuple(  # type: ignore[assignment]
         np.zeros((len(program.ex_kind), NUM_TIERS, load.topology.num_ranks), np.int64) for _ in range(3)
     )
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
-    for whole, each in zip(found, _all_to_alls(laws, costing, schedule, program, load, mine), strict=True):
+    *tables, busy_s = _all_to_alls(laws, costing, schedule, program, load, mine)
+    for whole, each in zip(found, tables, strict=True):
         whole[mine] = each
     for ex in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         _reduction(laws, costing, program, load, ex, found)
-    return found
+    return (*found, busy_s)
 
 
 def _reduction(
@@ -174,7 +191,7 @@ def _reduction(
 
 def _all_to_alls(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, mine: Array
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, float]:
     """Return the same of the exchanges `mine` that are dispatches and combines."""
     model, exchange = costing.costs.model, schedule.all_to_all
     layer, group = program.ex_layer[mine], program.ex_group[mine]
@@ -193,7 +210,7 @@ def _all_to_alls(
     # Both tiers are one exchange, or a stage for each.
     together = (program.ex_mode[mine] == TOGETHER)[:, None]
     total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
-    ex_ns = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64)
+    ex_ns, busy_s = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64), 0.0
     for kind, of_kind in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
         for both in (True, False):
             where = of_kind & (together[:, 0] == both)
@@ -201,7 +218,9 @@ def _all_to_alls(
                 law = exchange_law(kind, 2 if both else tier)
                 found = laws.exchange_s(law, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]
                 ex_ns[where, tier] = np.where(ports[where, tier] > 0, _ns(found), 0)
-    return ex_ns, ex_bytes, ex_tokens
+                if not both or tier == INTER:  # of both tiers at once, once
+                    busy_s += float(laws.busy_s(law, total[where, tier]).sum())
+    return ex_ns, ex_bytes, ex_tokens, busy_s
 
 
 def _of_node(values: Array | FloatArray, load: StepLoad) -> FloatArray:

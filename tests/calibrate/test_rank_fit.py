@@ -25,6 +25,7 @@ from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.samples import Sample, SampleSet
 from moeplan.planner.parallel.case import Ask, ParallelRequest
 from moeplan.planner.parallel.plan import ep_plan_to_dict, make_ep_plan
+from moeplan.sim.parallel.program import OP_REDUCE
 from moeplan.sim.parallel.runnable import as_run_on_cores
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.tiers import constants_of
@@ -38,6 +39,7 @@ from parallel_jobs import preset32
 LAWS = {
     "dense": (2e-4, 1e-10, 2e-10), "head": (1e-4, 1e-10, 1e-10), "expert.32": (3e-4, 1e-4, 2e-10, 3e-10),
     "dispatch": (8e-4, 5e-8, 1e-9, 5e-10), "combine": (5e-4, 5e-8, 1e-9, 5e-10),
+    "reduce": (6e-4, 5e-8, 2e-9, 5e-10), "reduce.intra": (4e-4, 0.0, 2e-9, 5e-10), "busy.dispatch": (3e-4, 2e-9), "busy.combine": (2e-4, 1e-9),
 }  # fmt: skip
 PLACE = {"ranks": 4.0, "nodes": 2.0}
 
@@ -51,11 +53,15 @@ def rank_samples(cores: float = 2.0) -> list[Sample]:
         for shape in ("one", "other"):
             for size in (1, 3, 9, 27):
                 for number in range(3):
-                    if kind in ("dispatch", "combine"):
+                    if kind == "busy":
+                        total = draw.uniform(1, 9) * size * 1e4
+                        features = np.full((4, 2), [0.25, total / 4])  # of each rank its part
+                        seconds = law[0] + total * law[1]
+                    elif kind in ("dispatch", "combine", "reduce"):
                         features = np.stack(
                             [np.ones(4), *(np.full(4, each) for each in draw.uniform(1, 9, 3) * size * 1e4)], axis=1
                         )
-                        features[:, 1] *= number % 2  # stages inside nodes, too
+                        features[:, 1] *= number % 2 * (what != "reduce.intra")  # stages inside nodes, too
                         low = features[0] * law
                         seconds = low[0] + max(low[1], low[2]) + low[3]
                     else:
@@ -162,6 +168,57 @@ def test_a_step_of_ranks_goes_by_the_laws_in_both_simulators(cluster: Profile) -
         schedule.with_options(pipeline__micro_batches=2), [_halved(slots, simulation)], check_memory=False
     )
     assert slower.relative_uncertainty < 0.1 and simulation.sources() == "measured"
+
+
+def test_attention_that_ranks_of_a_node_divide_goes_by_the_measured_all_reduce(cluster: Profile) -> None:
+    model = load_model("tiny-moe")
+    simulation = ParallelSimulation(model, cluster, 2, 2, False, 16)
+    slots = np.argsort(np.random.default_rng(3).random((40, 6, 16)), axis=2)[:, :, :2].astype(np.int64)
+    found = {}
+    for attention in ("data", "tensor"):
+        schedule = preset32("ep", parallel__attention=attention)
+        load = count_step(slots, np.arange(40) % 4, simulation.topology(16), schedule)
+        assert simulation.run(schedule, load, engine="both").makespan_ns > 0
+        found[attention] = simulation.program(schedule), simulation.tables(schedule, load)
+    program, tables = found["tensor"]
+    reductions = np.flatnonzero(program.ex_kind == OP_REDUCE)
+    assert len(reductions) == model.num_moe_layers and not (found["data"][0].ex_kind == OP_REDUCE).any()
+    # Two ranks add up 20 tokens of 256 values: each sends half of them there, and half of the sums back.
+    num_bytes = 20 * 256 * 2
+    start, _, inside, _ = cluster.curves["ranks.4x2.reduce.intra"].seconds
+    assert (tables.ex_bytes[reductions, 1] == num_bytes).all() and not tables.ex_bytes[reductions, 0].any()
+    assert tables.ex_ns[reductions[0], 1].max() == pytest.approx((start + num_bytes * inside) * 1e9, rel=0.01)
+    base, flops, read = np.array(dense_features(model, [0], 20, 16, 2, 2)) * np.array(LAWS["dense"])
+    assert tables.work_ns[0].max() == pytest.approx(2e9 * (base + flops + read), rel=0.1)
+    without = {name: curve for name, curve in cluster.curves.items() if ".reduce" not in name}
+    older = ParallelSimulation(model, dataclasses.replace(cluster, curves=without), 2, 2, False, 16)
+    with pytest.raises(MissingCalibration, match=r"reduce\.intra"):
+        older.tables(schedule, load)
+
+
+def test_exchanges_beside_kernels_take_cores_from_them(cluster: Profile) -> None:
+    laws = rank_laws(cluster, 4, 2)
+    assert laws is not None
+    # Of two cores that four ranks compute on; eight cores have four to spare.
+    assert laws.lost_s(0.3, 0.2) == pytest.approx(0.15)
+    assert dataclasses.replace(laws, cores=8.0).lost_s(0.3, 0.2) == 0.0
+    assert dataclasses.replace(laws, cores=5.0).lost_s(0.3, 0.2) == pytest.approx(0.1 / 4)
+    model = load_model("tiny-moe")
+    idle = {name: curve for name, curve in cluster.curves.items() if ".busy" not in name}
+    slots = np.argsort(np.random.default_rng(3).random((400, 6, 16)), axis=2)[:, :, :2].astype(np.int64)
+    work = {}
+    for name, profile in (("busy", cluster), ("idle", dataclasses.replace(cluster, curves=idle))):
+        simulation = ParallelSimulation(model, profile, 2, 2, False, 16)
+        for micro in (1, 2):
+            schedule = preset32("ep", pipeline__micro_batches=micro)
+            load = count_step(slots, np.arange(400) % 4, simulation.topology(16), schedule)
+            tables = simulation.tables(schedule, load)
+            work[name, micro] = tables.work_ns.max(axis=1).sum()
+            moved = tables.ex_bytes.sum()
+    assert work["busy", 1] == work["idle", 1]  # nothing beside it
+    kept = 12 * (3e-4 + 2e-4) + (moved / 2 + 400 * 16 * 6) * 3e-9  # two batches in six layers, both ways, headers but few
+    lost = (work["busy", 2] - work["idle", 2]) / 1e9
+    assert 0.5 * kept / 2 < lost < 1.1 * kept / 2
 
 
 def _halved(slots: np.ndarray[tuple[int, ...], np.dtype[np.int64]], simulation: ParallelSimulation) -> StepLoad:
