@@ -17,6 +17,7 @@ from moeplan.executor.parallel.launch import RankRun, run_jobs
 from moeplan.executor.parallel.network import Nodes
 from moeplan.executor.parallel.prepare import Prepared, prepare_job, recorded_steps
 from moeplan.executor.parallel.reference import reference_states
+from moeplan.executor.running.execute import Progress, silent
 from moeplan.executor.validation.rank_results import Contender, RanksValidated, step_times
 from moeplan.executor.validation.ranks import compare_runs
 from moeplan.planner.parallel.search import EpSearch
@@ -36,6 +37,7 @@ def run(
     copies: int,
     steps: int,
     repeats: int,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Return every schedule with its prediction and measurements, and the gains."""
     asked = contenders(search, simulation.model, copies)
@@ -44,7 +46,7 @@ def run(
                     inter_bytes_per_s=limit)
         for one in asked
     ]  # fmt: skip
-    found = run_jobs([one.job for one in made], nodes)
+    found = run_jobs([one.job for one in made], nodes, progress=progress)
     return compared(asked, made, found, simulation)
 
 

@@ -21,6 +21,7 @@ from moeplan.executor.parallel.job import Step
 from moeplan.executor.parallel.launch import run_jobs
 from moeplan.executor.parallel.network import Nodes
 from moeplan.executor.parallel.prepare import Prepared, prepare_job
+from moeplan.executor.running.execute import Progress, silent
 from moeplan.executor.validation.rank_results import step_times
 from moeplan.planner.placement.comparison import Candidate
 from moeplan.planner.placement.placement import contiguous
@@ -86,15 +87,17 @@ def rule(laws: RankLaws, whole: Prepared) -> int:
     return max(gain, key=lambda count: (gain[count], -count))
 
 
-def run(profile: Profile, laws: RankLaws, nodes: Nodes | None, limit: float, repeats: int) -> dict[str, Any]:
+def run(
+    profile: Profile, laws: RankLaws, nodes: Nodes | None, limit: float, repeats: int, progress: Progress = silent
+) -> dict[str, Any]:
     """Return for every size what is measured with each N, and what the rule and the simulator pick."""
     made = jobs(profile, laws.num_ranks, laws.num_nodes, repeats, limit)
-    runs = run_jobs([one.job for _, _, one in made], nodes)
+    runs = run_jobs([one.job for _, _, one in made], nodes, progress=progress)
     cases = []
     for size in SIZES:
         mine = [(count, one, ran) for (at, count, one), ran in zip(made, runs, strict=True) if at == size]
-        measured = {count: float(np.median(step_times(ran)[1:, 0])) / NS_PER_S for count, _, ran in mine}
-        predicted = {count: one.outcomes[0].makespan_ns / NS_PER_S for count, one, _ in mine}
+        measured = {str(count): float(np.median(step_times(ran)[1:, 0])) / NS_PER_S for count, _, ran in mine}
+        predicted = {str(count): one.outcomes[0].makespan_ns / NS_PER_S for count, one, _ in mine}
         cases.append({
             "hidden": size[0], "inner": size[1], "tokens_per_rank": size[2], "measured_s": measured, "predicted_s": predicted,
             "best": _best(measured), "rule": rule(laws, mine[0][1]), "simulated": _best(predicted),
@@ -106,8 +109,8 @@ def run(profile: Profile, laws: RankLaws, nodes: Nodes | None, limit: float, rep
     }
 
 
-def _best(seconds: dict[int, float]) -> int:
-    return min(seconds, key=lambda count: seconds[count])
+def _best(seconds: dict[str, float]) -> int:
+    return int(min(seconds, key=lambda count: seconds[count]))
 
 
 def _within(cases: Sequence[dict[str, Any]], name: str) -> float:
@@ -118,7 +121,7 @@ def print_groups(found: dict[str, Any]) -> None:
     """Print what each size is fastest with, and what was picked."""
     print("groups of experts: hidden x inner, tokens of a rank: milliseconds by N; fastest, EPS-MoE's rule, simulated")
     for one in found["cases"]:
-        times = "  ".join(f"{count}: {one['measured_s'][count] * MS_PER_S:7.2f}" for count in GROUPS)
+        times = "  ".join(f"{count}: {one['measured_s'][str(count)] * MS_PER_S:7.2f}" for count in GROUPS)
         print(
             f"  {one['hidden']}x{one['inner']}, {one['tokens_per_rank']:4}   {times}   {one['best']} {one['rule']} {one['simulated']}"
         )

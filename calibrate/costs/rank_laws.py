@@ -1,6 +1,7 @@
 """What stages of a step cost ranks that are processes of one machine, as measured in steps like those that are predicted.
 
-    dense, head   base + operations / rate + bytes / bandwidth              of each rank, then shared by all on the machine's cores
+    dense         base + operations / rate + weights / bandwidth + keys and values / theirs    of each rank, then shared by all on the cores
+    head          base + operations / rate + bytes / bandwidth              likewise
     expert.BITS   base + experts · item + operations / rate + bytes / bandwidth    likewise
     dispatch      start + max(slowest port between nodes, slowest port inside) + all bytes / what all ranks share
     combine       likewise
@@ -10,8 +11,8 @@
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
 A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes cores from them for as long as it keeps cores
-busy, and takes longer to begin by one measured factor: its messages wait for cores, its bytes do not. Ignored: which rank waits for which
-core when.
+busy, and its own part on cores takes longer by one measured factor (two where as many threads exchange as compute and all get equal shares);
+bytes on a link wait for nobody. Ignored: which rank waits for which core when.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Array = npt.NDArray[np.float64]
 DENSE, HEAD, EXPERT, DISPATCH, COMBINE, REDUCE = "dense", "head", "expert", "dispatch", "combine", "reduce"
 BUSY = "busy"
 TERMS: Mapping[str, tuple[str, ...]] = {
-    DENSE: ("base", "flops", "bytes"),
+    DENSE: ("base", "flops", "weight_bytes", "kv_bytes"),
     HEAD: ("base", "flops", "bytes"),
     EXPERT: ("base", "items", "flops", "bytes"),
     DISPATCH: ("start", "inter_bytes", "intra_bytes", "total_bytes"),
@@ -43,7 +44,8 @@ TERMS: Mapping[str, tuple[str, ...]] = {
 }
 """What each stage's seconds are straight in; `ranks.RANKSxNODES.STAGE` in a profile holds the seconds of one of each."""
 CORES, LINK, TOGETHER = "cores", "link", "together"
-"""Further entries: cores that ranks share, seconds of a byte on the link, how much longer exchanges beside kernels take to begin."""
+"""Further entries: cores that ranks share, seconds of a byte on the link, how many times as long what exchanges do on cores takes beside
+kernels."""
 HEADER_BYTES_PER_CHOICE = 8
 """A dispatched row says for each of its choices which copy answers it, and with what weight."""
 _VALUE_BYTES = 4
@@ -73,7 +75,7 @@ class RankLaws:
     link_bytes_per_s: float
     """What the link between nodes was limited to; 0 for one node."""
     together: float
-    """How many times as long an exchange takes to begin while kernels keep the cores: each of its messages waits for a core."""
+    """How many times as long what an exchange does on cores takes while kernels run on them too."""
     seconds: Mapping[str, Array]
     """Of one of each term, by stage."""
     relative_uncertainty: Mapping[str, float]
@@ -88,6 +90,11 @@ class RankLaws:
             )
         found: Array = features @ self.seconds[what]
         return found
+
+    @property
+    def knows_busy(self) -> bool:
+        """Whether it was measured how long exchanges keep cores; older calibrations know `together` of an exchange's start only."""
+        return any(what.partition(".")[0] == BUSY for what in self.seconds)
 
     def start_s(self, what: str) -> float:
         """Return the seconds of an exchange that moves nothing."""
@@ -168,9 +175,15 @@ def laws_of(curves: Mapping[str, Curve], ranks: int, nodes: int) -> RankLaws:
     return RankLaws(
         num_ranks=ranks, num_nodes=nodes, cores=mine[CORES].seconds[0],
         link_bytes_per_s=0.0 if link is None else 1 / link.seconds[0], together=mine[TOGETHER].seconds[0],
-        seconds={what: np.array(curve.seconds) for what, curve in mine.items() if what.partition(".")[0] in TERMS},
+        seconds={what: _terms(what, curve.seconds) for what, curve in mine.items() if what.partition(".")[0] in TERMS},
         relative_uncertainty={what: curve.relative_uncertainty for what, curve in mine.items()}, source=mine[CORES].source,
     )  # fmt: skip
+
+
+def _terms(what: str, seconds: Sequence[float]) -> Array:
+    """Return a law's terms; older calibrations took keys and values for weights."""
+    older = what == DENSE and len(seconds) == len(TERMS[DENSE]) - 1
+    return np.array([*seconds, seconds[-1]] if older else seconds)
 
 
 # --- features -----------------------------------------------------------------------------------------------------------
@@ -184,11 +197,11 @@ def dense_features(
     share: ranks that divide the layers' work and weights. kv_shares: over how many of them keys and values are divided.
     """
     if tokens == 0:
-        return [0.0, 0.0, 0.0]
+        return [0.0, 0.0, 0.0, 0.0]
     shape = PassShape(tokens=tokens, context_tokens=tokens * context_tokens, requests=tokens)
     found = dense_arguments(model, layers, shape, _VALUE_BYTES)
-    read = found["weight_bytes"] / share + found["kv_bytes"] / kv_shares
-    return [1.0, (found["flops"] + found["attention_flops"]) / share, read]
+    # Attention over a context reads it once for one new token: what it computes there hides behind reading.
+    return [1.0, found["flops"] / share, found["weight_bytes"] / share, found["kv_bytes"] / kv_shares]
 
 
 def head_features(model: ModelSpec, tokens: int, share: int = 1) -> list[float]:

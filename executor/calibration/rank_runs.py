@@ -4,7 +4,7 @@
 
 Modelled: a stage lasts from when the last rank was done with the stage before until the last one is done with it, so that the stages of a
 step add up to it. Links between nodes are limited to a rate (`parallel.network`). Steps whose exchanges overlap kernels give one
-factor: how many times as long an exchange takes to begin beside kernels. Ignored: recordings,
+factor: how many times as long what exchanges do on cores takes beside kernels. Ignored: recordings,
 placements and models other than these: that costs carry over to them is what a validation checks.
 """
 
@@ -63,6 +63,8 @@ LINK_BYTES_PER_S = 20 * MEGA
 """Rate of the links between nodes where nothing else is asked for: slow beside a host's memory, as networks are beside links of cards."""
 _SIZES = ((256, 256), (512, 256))
 _LAYERS, _CONTEXT, _REPEATS = 2, 64, 8
+# Keys and values of a longer context, beyond what caches hold, for the smaller steps: those of large ones would fill the machine.
+_LONG_CONTEXT, _LONG_SIZES = 512, 2
 _TOKENS = (16, 64, 192, 512)
 _SKEW = 0.7
 _FACTORS = np.geomspace(1.0, 8.0, 49)
@@ -88,11 +90,12 @@ def measure_ranks(
 
     models: whose shapes are taken, in place of the standard ones.
     """
-    made = [
-        _job(extent, model, schedule, () if number else _reductions(extent, model))
-        for model in _shapes(extent, models)
-        for number, schedule in enumerate(_schedules(extent, bits))
-    ]
+    made = []
+    for model in _shapes(extent, models):
+        schedules = _schedules(extent, bits)
+        made += [_job(extent, model, each, () if number else _reductions(extent, model)) for number, each in enumerate(schedules)]
+        few = dataclasses.replace(extent, tokens=extent.tokens[:_LONG_SIZES])
+        made.append(_job(few, model, schedules[0], context=_LONG_CONTEXT))
     notes: tuple[str, ...] = ()
     jobs = [one.job for one in made]
     if extent.nodes == 2:
@@ -169,7 +172,11 @@ def _reductions(extent: RankExtent, model: ModelSpec) -> list[tuple[int, int]]:
 
 
 def _job(
-    extent: RankExtent, model: ModelSpec, schedule: ExpertParallelSchedule, reductions: Sequence[tuple[int, int]] = ()
+    extent: RankExtent,
+    model: ModelSpec,
+    schedule: ExpertParallelSchedule,
+    reductions: Sequence[tuple[int, int]] = (),
+    context: int = _CONTEXT,
 ) -> Prepared:
     """Return a job of steps of several sizes, with routing made up."""
     draw = np.random.default_rng(_SEED)
@@ -188,7 +195,7 @@ def _job(
     # What anything costs is not known yet; without overlap the order of exchanges does not depend on it.
     link = Tier(bytes_per_s=extent.link_bytes_per_s, latency_s=1e-3, source="assumed", relative_uncertainty=1.0)
     simulation = ParallelSimulation(
-        model, load_machine("t4"), extent.nodes, extent.ranks // extent.nodes, False, _CONTEXT, weight_format("32"),
+        model, load_machine("t4"), extent.nodes, extent.ranks // extent.nodes, False, context, weight_format("32"),
         constants=EpConstants(inter=link if extent.nodes > 1 else None, intra=link),
     )  # fmt: skip
     prepared = prepare_job(
@@ -328,7 +335,7 @@ def _text(features: Sequence[Sequence[float]]) -> str:
 
 
 def _together(laws: RankLaws, overlapped: Sequence[tuple[Prepared, Sequence[RankRun]]]) -> float:
-    """Return the factor with which steps that overlap are predicted best, all counting alike."""
+    """Return the factor `together` with which steps that overlap are predicted best, all counting alike."""
     cases: list[tuple[Prepared, int, float]] = []
     for prepared, runs in overlapped:
         for number in range(len(prepared.job.steps)):

@@ -1,8 +1,8 @@
 """Tables of a step of ranks that are processes of one machine, by laws that were measured in such steps.
 
 Modelled: what `calibrate.costs.rank_laws` says: operations of ranks that share the machine's cores, exchanges with a start, ports
-and bytes of all ranks; an exchange that has kernels beside it takes
-longer to begin. Ignored: slices of layers, which such ranks do not run.
+and bytes of all ranks; exchanges and kernels that run beside each other share cores. Layers may be divided over a node's ranks, whose
+all-reduces were measured apart from steps. Ignored: slices of experts.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ def tabulate_on_ranks(
         raise InputError("schedule.parallel", schedule.parallel.experts, "slices of experts were not measured between these ranks",
                          "keep whole experts on ranks")  # fmt: skip
     work, op_tokens = _operations(laws, costing, schedule, program, load)
-    ex_ns, ex_bytes, ex_tokens, busy_s = _exchanges(laws, costing, schedule, program, load)
+    ex_ns, ex_bytes, ex_tokens, kept = _exchanges(laws, costing, schedule, program, load)
     if schedule.overlaps:
-        work, ex_ns = _beside_each_other(laws, schedule, program, (work, ex_ns), busy_s)
+        work, ex_ns = _beside_each_other(laws, schedule, program, (work, ex_ns), kept)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
 
 
 def _beside_each_other(
-    laws: RankLaws, schedule: ExpertParallelSchedule, program: Program, alone: tuple[Array, Array], busy_s: float
+    laws: RankLaws, schedule: ExpertParallelSchedule, program: Program, alone: tuple[Array, Array], kept: FloatArray
 ) -> tuple[Array, Array]:
     """Return (kernels, exchanges) of a step whose exchanges and kernels run beside each other, of what they take `alone`.
 
-    busy_s: for how long exchanges keep cores. As much of them as has kernels beside it takes cores from these, and longer to begin: of
-    groups other groups' experts only, of batches and a shortcut all kernels. Kernels that lose cores last longer, and so have more
-    exchanges beside them: the two are settled together.
+    kept: [exchanges, tiers], for how many seconds all ranks together keep cores for one. As much of exchanges as has kernels beside it
+    takes cores from these and waits for cores itself: of groups other groups' experts only, of batches and a shortcut all kernels.
+    Kernels that lose cores last longer, and so have more exchanges beside them: the two are settled together.
     """
     work, ex_ns = alone
     pipeline, each = schedule.pipeline, work.max(axis=1) / NS_PER_S
@@ -90,10 +90,12 @@ def _beside_each_other(
     exchanges = float(ex_ns.max(axis=(1, 2)).sum()) / NS_PER_S
     if not kernels or not exchanges:
         return alone
-    start_s = np.array(
-        [laws.start_s(_law_of(program, ex, tier)) for ex in range(len(ex_ns)) for tier in (INTER, INTRA)]
-    ).reshape(-1, NUM_TIERS, 1)
-    waits = np.where(ex_ns > 0, start_s * (laws.together - 1), 0.0)
+    on_cores = kept / laws.cores if laws.knows_busy else np.array(
+        [[laws.start_s(_law_of(program, ex, tier)) for tier in (INTER, INTRA)] for ex in range(len(ex_ns))]
+    )  # fmt: skip
+    waits = np.where(ex_ns > 0, on_cores[..., None] * (laws.together - 1), 0.0)
+    both = (program.ex_mode == TOGETHER)[:, None]  # both tiers at once keep cores once
+    busy_s = float(np.where(both, kept.max(axis=1, keepdims=True) / NUM_TIERS, kept).sum())
     waited = float(waits.max(axis=(1, 2)).sum())
     share, lost = 0.0, 0.0
     for _ in range(_ROUNDS):
@@ -161,18 +163,19 @@ def _operations(
 
 def _exchanges(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
-) -> tuple[Array, Array, Array, float]:
-    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks together keep cores for them."""
+) -> tuple[Array, Array, Array, FloatArray]:
+    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks together keep cores for each stage."""
     found: tuple[Array, Array, Array] = tuple(  # type: ignore[assignment]
         np.zeros((len(program.ex_kind), NUM_TIERS, load.topology.num_ranks), np.int64) for _ in range(3)
     )
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
-    *tables, busy_s = _all_to_alls(laws, costing, schedule, program, load, mine)
+    kept = np.zeros((len(program.ex_kind), NUM_TIERS))
+    *tables, kept[mine] = _all_to_alls(laws, costing, schedule, program, load, mine)
     for whole, each in zip(found, tables, strict=True):
         whole[mine] = each
     for ex in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
         _reduction(laws, costing, program, load, ex, found)
-    return (*found, busy_s)
+    return (*found, kept)
 
 
 def _reduction(
@@ -191,7 +194,7 @@ def _reduction(
 
 def _all_to_alls(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, mine: Array
-) -> tuple[Array, Array, Array, float]:
+) -> tuple[Array, Array, Array, FloatArray]:
     """Return the same of the exchanges `mine` that are dispatches and combines."""
     model, exchange = costing.costs.model, schedule.all_to_all
     layer, group = program.ex_layer[mine], program.ex_group[mine]
@@ -210,7 +213,7 @@ def _all_to_alls(
     # Both tiers are one exchange, or a stage for each.
     together = (program.ex_mode[mine] == TOGETHER)[:, None]
     total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
-    ex_ns, busy_s = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64), 0.0
+    ex_ns, kept = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64), np.zeros((len(layer), NUM_TIERS))
     for kind, of_kind in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
         for both in (True, False):
             where = of_kind & (together[:, 0] == both)
@@ -218,9 +221,8 @@ def _all_to_alls(
                 law = exchange_law(kind, 2 if both else tier)
                 found = laws.exchange_s(law, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]
                 ex_ns[where, tier] = np.where(ports[where, tier] > 0, _ns(found), 0)
-                if not both or tier == INTER:  # of both tiers at once, once
-                    busy_s += float(laws.busy_s(law, total[where, tier]).sum())
-    return ex_ns, ex_bytes, ex_tokens, busy_s
+                kept[where, tier] = laws.busy_s(law, total[where, tier])
+    return ex_ns, ex_bytes, ex_tokens, kept
 
 
 def _of_node(values: Array | FloatArray, load: StepLoad) -> FloatArray:

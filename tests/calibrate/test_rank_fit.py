@@ -37,7 +37,7 @@ from moeplan.specs.schedules.parallel import ep_schedule_from_dict
 from parallel_jobs import preset32
 
 LAWS = {
-    "dense": (2e-4, 1e-10, 2e-10), "head": (1e-4, 1e-10, 1e-10), "expert.32": (3e-4, 1e-4, 2e-10, 3e-10),
+    "dense": (2e-4, 1e-10, 2e-10, 3e-10), "head": (1e-4, 1e-10, 1e-10), "expert.32": (3e-4, 1e-4, 2e-10, 3e-10),
     "dispatch": (8e-4, 5e-8, 1e-9, 5e-10), "combine": (5e-4, 5e-8, 1e-9, 5e-10),
     "reduce": (6e-4, 5e-8, 2e-9, 5e-10), "reduce.intra": (4e-4, 0.0, 2e-9, 5e-10), "busy.dispatch": (3e-4, 2e-9), "busy.combine": (2e-4, 1e-9),
 }  # fmt: skip
@@ -65,7 +65,7 @@ def rank_samples(cores: float = 2.0) -> list[Sample]:
                         low = features[0] * law
                         seconds = low[0] + max(low[1], low[2]) + low[3]
                     else:
-                        scale = [1.0, 1.0, 1e6, 1e6][: len(law)] if kind == "expert" else [1.0, 1e6, 1e6]
+                        scale = [1.0, 1.0, 1e6, 1e6] if kind == "expert" else [1.0, 1e6, 1e6, 1e6][: len(law)]
                         features = draw.uniform(1, 5, (4, len(law))) * np.array(scale) * size
                         features[:, 0] = 1
                         seconds = float(finish_s(features @ np.array(law), cores).max())
@@ -143,6 +143,13 @@ def test_ranks_share_cores_fairly() -> None:
     assert law_name(4, 2, CORES) == "ranks.4x2.cores"
 
 
+def test_an_older_calibration_takes_keys_and_values_for_weights(cluster: Profile) -> None:
+    name = law_name(4, 2, "dense")
+    older = dataclasses.replace(cluster.curves[name], arguments={"term": (0.0, 1.0, 2.0)}, seconds=(1e-4, 1e-10, 2e-10))
+    laws = rank_laws(dataclasses.replace(cluster, curves={**cluster.curves, name: older}), 4, 2)
+    assert laws is not None and laws.seconds["dense"].tolist() == [1e-4, 1e-10, 2e-10, 2e-10]
+
+
 def test_a_step_of_ranks_goes_by_the_laws_in_both_simulators(cluster: Profile) -> None:
     model, schedule = load_model("tiny-moe"), preset32("ep")
     simulation = ParallelSimulation(model, cluster, 2, 2, False, 16)
@@ -160,8 +167,8 @@ def test_a_step_of_ranks_goes_by_the_laws_in_both_simulators(cluster: Profile) -
     busiest = int(np.maximum(sent[1], came[1]).max()) * row_bytes
     assert tables.ex_ns[0, 1].max() == pytest.approx((common + busiest * inside) * 1e9, rel=0.1)
     # Four equal dense parts on two cores take twice as long as one.
-    base, flops, read = np.array(dense_features(model, [0], 10, 16)) * np.array(LAWS["dense"])
-    assert tables.work_ns[0].max() == pytest.approx(2e9 * (base + flops + read), rel=0.1)
+    alone = float(np.array(dense_features(model, [0], 10, 16)) @ np.array(LAWS["dense"]))
+    assert tables.work_ns[0].max() == pytest.approx(2e9 * alone, rel=0.1)
     with pytest.raises(MissingCalibration, match=r"measured: expert\.32"):
         simulation.tables(schedule.with_options(kernel__bits="16"), load)
     slower = simulation.predict(
@@ -188,8 +195,8 @@ def test_attention_that_ranks_of_a_node_divide_goes_by_the_measured_all_reduce(c
     start, _, inside, _ = cluster.curves["ranks.4x2.reduce.intra"].seconds
     assert (tables.ex_bytes[reductions, 1] == num_bytes).all() and not tables.ex_bytes[reductions, 0].any()
     assert tables.ex_ns[reductions[0], 1].max() == pytest.approx((start + num_bytes * inside) * 1e9, rel=0.01)
-    base, flops, read = np.array(dense_features(model, [0], 20, 16, 2, 2)) * np.array(LAWS["dense"])
-    assert tables.work_ns[0].max() == pytest.approx(2e9 * (base + flops + read), rel=0.1)
+    alone = float(np.array(dense_features(model, [0], 20, 16, 2, 2)) @ np.array(LAWS["dense"]))
+    assert tables.work_ns[0].max() == pytest.approx(2e9 * alone, rel=0.1)
     without = {name: curve for name, curve in cluster.curves.items() if ".reduce" not in name}
     older = ParallelSimulation(model, dataclasses.replace(cluster, curves=without), 2, 2, False, 16)
     with pytest.raises(MissingCalibration, match=r"reduce\.intra"):
