@@ -1,7 +1,7 @@
 """Which kernel for a stage's experts: all in one batched product (grouped), or one after the other (dense)?
 
 Modelled: both measured in turns on one core for shapes, numbers of experts and rows with uneven routing; laws straight in launches,
-experts, operations (of padded rows where rows are padded) and bytes, fitted without the shape whose choices are then told. Ignored:
+experts, operations (of padded rows where rows are padded) and bytes, those of products with one row apart, fitted without the shape whose choices are then told. Ignored:
 cards, whose kernels differ (`make gpu`).
 """
 
@@ -88,8 +88,11 @@ def _features(case: dict[str, Any], kernel: str) -> list[float]:
     counts = np.array(case["counts"])
     active, per_row = int((counts > 0).sum()), 3 * case["hidden"] * case["inner"]
     rows = int(counts.sum()) if kernel == "dense" else active * int(counts.max())
+    # A product with one row is one with a vector, which reads weights at another speed.
+    vectors = int((counts == 1).sum()) if kernel == "dense" else active * bool(counts.max() == 1)
     moved = rows * (2 * case["hidden"] + 3 * case["inner"]) * _VALUE
-    return [1.0, active, 2 * rows * per_row, active * per_row * _VALUE, moved]
+    weights = per_row * _VALUE
+    return [1.0, active, 2 * rows * per_row, (active - vectors) * weights, vectors * weights, moved]
 
 
 def _predict(cases: list[dict[str, Any]]) -> None:
@@ -100,7 +103,7 @@ def _predict(cases: list[dict[str, Any]]) -> None:
         for kernel in ("dense", "grouped"):
             seconds = np.array([one[f"{kernel}_s"] for one in others])
             features = np.array([_features(one, kernel) for one in others])
-            scale = features.max(axis=0)
+            scale = np.maximum(features.max(axis=0), 1.0)
             law = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
             for one in mine:
                 one[f"{kernel}_predicted_s"] = float(np.array(_features(one, kernel)) @ law)
