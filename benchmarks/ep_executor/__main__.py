@@ -98,7 +98,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     unknown = [name for name in asked if name not in PARTS]
     if unknown:
         raise InputError("--parts", unknown[0], f"one of {', '.join(PARTS)}", "leave it out")
-    told = {"repeats": given.repeats, "moves": given.moves, "profile": None if given.profile is None else str(given.profile)}
+    told = {
+        "repeats": given.repeats,
+        "moves": given.moves,
+        "profile": None if given.profile is None else str(given.profile),
+    }
     kept = Kept(given.output, told)
     profile = profile_from_json(kept.part("profile", partial(_profile_text, given.profile)))
     kept.part("about", about)

@@ -76,7 +76,9 @@ def predicted_s(laws: RankLaws, tier: int, size: int) -> float:
 
 def print_reductions(found: Sequence[dict[str, Any]]) -> None:
     """Print both times of every size."""
-    print("all-reduces of sizes that were not calibrated: ranks, values; predicted, measured milliseconds; error, noise")
+    print(
+        "all-reduces of sizes that were not calibrated: ranks, values; predicted, measured milliseconds; error, noise"
+    )
     for one in found:
         print(f"  {one['ranks']:12} {one['values']:8,} {one['predicted_s'] * MS_PER_S:8.2f} {one['measured_s'] * MS_PER_S:8.2f} "
               f"{one['error']:+7.1%} {one['noise']:6.1%}")  # fmt: skip

@@ -24,13 +24,13 @@ import torch
 from moeplan.base.errors import InputError, MoeplanError
 from moeplan.base.text_files import write_atomic
 from moeplan.base.units import KIB
+from moeplan.calibrate.fitting.overlap_fit import overlap_curves
 from moeplan.calibrate.microbenchmarks.copies import CopyPool, copy_benches, disk_benches
 from moeplan.calibrate.microbenchmarks.cores import core_benches, host_device, measure_cores
 from moeplan.calibrate.microbenchmarks.experts import ExpertArena, expert_benches
 from moeplan.calibrate.microbenchmarks.harness import Harness
 from moeplan.calibrate.microbenchmarks.measure import FULL, Extent, measure_device
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
-from moeplan.calibrate.fitting.overlap_fit import overlap_curves
 from moeplan.calibrate.samples import SampleSet, merge, once_each, sample_from_dict, samples_from_json, samples_to_json
 from moeplan.devices.device import COMPUTE, TO_DEVICE, open_device
 from moeplan.executor.calibration.calibrate import write_calibration

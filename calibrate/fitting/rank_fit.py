@@ -13,7 +13,20 @@ from scipy.optimize import least_squares, nnls
 
 from ...base.errors import InputError
 from ...specs.machines.profile import Constant, Curve, NodeConstants
-from ..costs.rank_laws import BUSY, COMBINE, CORES, DISPATCH, LINK, REDUCE, TERMS, TOGETHER, Array, finish_s, law_name, shares
+from ..costs.rank_laws import (
+    BUSY,
+    COMBINE,
+    CORES,
+    DISPATCH,
+    LINK,
+    REDUCE,
+    TERMS,
+    TOGETHER,
+    Array,
+    finish_s,
+    law_name,
+    shares,
+)
 from ..costs.surface import nine_in_ten
 from ..samples import Sample, SampleSet
 

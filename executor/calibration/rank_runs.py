@@ -93,7 +93,10 @@ def measure_ranks(
     made = []
     for model in _shapes(extent, models):
         schedules = _schedules(extent, bits)
-        made += [_job(extent, model, each, () if number else _reductions(extent, model)) for number, each in enumerate(schedules)]
+        made += [
+            _job(extent, model, each, () if number else _reductions(extent, model))
+            for number, each in enumerate(schedules)
+        ]
         few = dataclasses.replace(extent, tokens=extent.tokens[:_LONG_SIZES])
         made.append(_job(few, model, schedules[0], context=_LONG_CONTEXT))
     notes: tuple[str, ...] = ()

@@ -265,7 +265,11 @@ def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, progra
     """Fill dense parts, shared experts and the head."""
     share, tokens = _attention_ranks(schedule, load)
     # Two batches overlap everything; groups only overlap experts.
-    slow = sm_share(schedule, costing.constants) if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut else 1.0
+    slow = (
+        sm_share(schedule, costing.constants)
+        if schedule.pipeline.micro_batches > 1 or schedule.pipeline.shortcut
+        else 1.0
+    )
     apart = bool((program.op_kind == OP_DENSE + 1).any())
     own, drafts = costing.costs.model.num_moe_layers, costing.draft_tokens
     for op, kind in enumerate(program.op_kind.tolist()):

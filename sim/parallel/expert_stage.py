@@ -95,7 +95,9 @@ def kernels_s(
     idle = np.prod(1 - runs, axis=-1)
     grouped = slot_s(costing, stage, fmt, rate=constants.grouped_rate * share, slices=slices).sum(-1)
     grouped = np.tile(grouped, (1, 1, nodes))
-    rows = np.tile(stage.rows.sum(-1) / np.maximum(stage.active.sum(-1), 1e-9), (1, 1, nodes))  # of an expert in the mean
+    rows = np.tile(
+        stage.rows.sum(-1) / np.maximum(stage.active.sum(-1), 1e-9), (1, 1, nodes)
+    )  # of an expert in the mean
     over = _over_one_launch(costing, stage, schedule, rows)
     if over is not None:
         # Launches of a layer together take the measured ratio of one: its start and its experts are divided among them.

@@ -146,10 +146,7 @@ def _operations(
             layers = costing.layer_groups[int(program.op_layer[op])]
             kind, features = (
                 DENSE,
-                [
-                    dense_features(model, layers, count, costing.context_tokens, share, kv)
-                    for count in tokens.tolist()
-                ],
+                [dense_features(model, layers, count, costing.context_tokens, share, kv) for count in tokens.tolist()],
             )
         else:
             raise InputError("schedule.pipeline.shared_overlap", True, "shared experts run with attention on these ranks",
@@ -187,7 +184,9 @@ def _reduction(
     rounds = 1 if program.ex_group[ex] == GATHER else 2
     num_bytes = tokens * costing.costs.model.expert_hidden * _REDUCE_BYTES * rounds * (each - 1) // each
     nothing = np.zeros(len(tokens))
-    _, seconds = laws.exchange_s(exchange_law(REDUCE, INTRA), nothing, np.full(len(tokens), float(num_bytes.max())), nothing)
+    _, seconds = laws.exchange_s(
+        exchange_law(REDUCE, INTRA), nothing, np.full(len(tokens), float(num_bytes.max())), nothing
+    )
     for whole, values in zip(found, (np.where(num_bytes > 0, _ns(seconds), 0), num_bytes, tokens), strict=True):
         whole[ex, INTRA] = values
 
@@ -213,7 +212,10 @@ def _all_to_alls(
     # Both tiers are one exchange, or a stage for each.
     together = (program.ex_mode[mine] == TOGETHER)[:, None]
     total = np.where(together, moved.sum(axis=1, keepdims=True), moved)
-    ex_ns, kept = np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64), np.zeros((len(layer), NUM_TIERS))
+    ex_ns, kept = (
+        np.zeros((len(layer), NUM_TIERS, load.topology.num_ranks), np.int64),
+        np.zeros((len(layer), NUM_TIERS)),
+    )
     for kind, of_kind in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
         for both in (True, False):
             where = of_kind & (together[:, 0] == both)

@@ -18,8 +18,8 @@ from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.tiers import EpConstants, Tier
 from moeplan.sim.parallel.traffic import count_step
 from moeplan.specs.machines.load import load_machine
-from moeplan.specs.machines.profile_file import profile_from_json
 from moeplan.specs.machines.profile import profile_to_json
+from moeplan.specs.machines.profile_file import profile_from_json
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
 from moeplan.specs.schedules.parallel import load_ep_preset

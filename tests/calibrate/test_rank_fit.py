@@ -223,7 +223,9 @@ def test_exchanges_beside_kernels_take_cores_from_them(cluster: Profile) -> None
             work[name, micro] = tables.work_ns.max(axis=1).sum()
             moved = tables.ex_bytes.sum()
     assert work["busy", 1] == work["idle", 1]  # nothing beside it
-    kept = 12 * (3e-4 + 2e-4) + (moved / 2 + 400 * 16 * 6) * 3e-9  # two batches in six layers, both ways, headers but few
+    kept = (
+        12 * (3e-4 + 2e-4) + (moved / 2 + 400 * 16 * 6) * 3e-9
+    )  # two batches in six layers, both ways, headers but few
     lost = (work["busy", 2] - work["idle", 2]) / 1e9
     assert 0.5 * kept / 2 < lost < 1.1 * kept / 2
 
