@@ -1,8 +1,8 @@
 """Which kernel for a stage's experts: all in one batched product (grouped), or one after the other (dense)?
 
 Modelled: both measured in turns on one core for shapes, numbers of experts and rows with uneven routing; laws straight in launches,
-experts, operations (of padded rows where rows are padded) and bytes, those of products with one row apart, fitted without the shape whose choices are then told. Ignored:
-cards, whose kernels differ (`make gpu`).
+experts, operations (of padded rows where rows are padded) and bytes, those of products with one row apart, fitted without the shape whose
+choices are then told. Ignored: cards, whose kernels differ (`make gpu`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All-reduces that took no part in the calibration, beside what its laws say of them.
 
-Modelled: sizes between and beyond the calibrated ones, over all ranks and in each node at once; a time is the median over runs, from when the
-last rank began. Ignored: kernels beside them.
+Modelled: sizes between and beyond the calibrated ones, over all ranks and in each node at once; a time is the median over runs, from when
+the last rank began. Ignored: kernels beside them.
 """
 
 from __future__ import annotations

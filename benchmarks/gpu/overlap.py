@@ -6,7 +6,7 @@
     copies beside products       copies within the device on two streams of their own, as exchanges make them, beside a grouped launch
 
 Modelled: experts of one shape with even rows, 16 bits; a copy's and a launch's time alone and together. What is measured goes into the
-machine's profile (`calibrate.costs.overlap_table`), where planning finds it. Ignored: NCCL, which needs several GPUs; routing that is uneven.
+machine's profile (`calibrate.costs.overlap_table`), where planning finds it. Ignored: NCCL, which needs several GPUs; uneven routing.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     overlap.multiprocessors    one launch on a share of the multiprocessors, over all of them
     overlap.beside             the speed that products and copies leave each other
 
-Modelled: ratios to one grouped launch, between measured points on straight lines over logarithms, beyond them as at their ends. The seconds of
-these curves are ratios. Ignored: how shapes other than the measured one differ.
+Modelled: ratios to one grouped launch, between measured points on straight lines over logarithms, beyond them as at their ends. The seconds
+of these curves are ratios. Ignored: how shapes other than the measured one differ.
 """
 
 from __future__ import annotations

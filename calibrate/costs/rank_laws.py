@@ -11,7 +11,7 @@
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
 A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes cores from them for as long as it keeps cores
-busy, and its own part on cores takes longer by one measured factor (two where as many threads exchange as compute and all get equal shares);
+busy, and its own part on cores takes longer by one measured factor (two where as many threads exchange as compute, with equal shares);
 bytes on a link wait for nobody. Ignored: which rank waits for which core when.
 """
 

@@ -161,7 +161,7 @@ def _operations(
 def _exchanges(
     laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
 ) -> tuple[Array, Array, Array, FloatArray]:
-    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks together keep cores for each stage."""
+    """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks keep cores for each stage."""
     found: tuple[Array, Array, Array] = tuple(  # type: ignore[assignment]
         np.zeros((len(program.ex_kind), NUM_TIERS, load.topology.num_ranks), np.int64) for _ in range(3)
     )

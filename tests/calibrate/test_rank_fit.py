@@ -39,7 +39,8 @@ from parallel_jobs import preset32
 LAWS = {
     "dense": (2e-4, 1e-10, 2e-10, 3e-10), "head": (1e-4, 1e-10, 1e-10), "expert.32": (3e-4, 1e-4, 2e-10, 3e-10),
     "dispatch": (8e-4, 5e-8, 1e-9, 5e-10), "combine": (5e-4, 5e-8, 1e-9, 5e-10),
-    "reduce": (6e-4, 5e-8, 2e-9, 5e-10), "reduce.intra": (4e-4, 0.0, 2e-9, 5e-10), "busy.dispatch": (3e-4, 2e-9), "busy.combine": (2e-4, 1e-9),
+    "reduce": (6e-4, 5e-8, 2e-9, 5e-10), "reduce.intra": (4e-4, 0.0, 2e-9, 5e-10),
+    "busy.dispatch": (3e-4, 2e-9), "busy.combine": (2e-4, 1e-9),
 }  # fmt: skip
 PLACE = {"ranks": 4.0, "nodes": 2.0}
 
