@@ -17,7 +17,6 @@ from ..planner.offload.plan import OffloadPlan
 from ..planner.parallel.plan import ParallelPlan
 from ..specs.plans.document import read_plan
 from ..specs.provenance import model_of
-from .plan import plan_document
 
 PlanLike: TypeAlias = OffloadPlan | ParallelPlan | Mapping[str, Any] | str | os.PathLike[str]
 """A plan just made, its document, or the path of a plan.json."""
@@ -27,7 +26,7 @@ def as_document(given: PlanLike) -> dict[str, Any]:
     """Return the document of a plan, as its file holds it; raises InputError for a file that cannot be read."""
     if isinstance(given, (str, os.PathLike)):
         return read_plan(given)
-    document = dict(given) if isinstance(given, Mapping) else plan_document(given)
+    document = dict(given) if isinstance(given, Mapping) else given.to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))  # tuples become lists, as in the file
     return plain
 

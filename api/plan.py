@@ -17,11 +17,11 @@ from ..planner.emit.runs import kernel_name, runs_of
 from ..planner.offload.break_even import DRAFT_LENGTHS, surface
 from ..planner.offload.drafts import Merit, choose_drafts, estimate_with, fixed_drafts
 from ..planner.offload.make import make_plan
-from ..planner.offload.plan import OffloadPlan, OffloadRequest, plan_to_dict
+from ..planner.offload.plan import OffloadPlan, OffloadRequest
 from ..planner.parallel.case import Ask, ParallelRequest
 from ..planner.parallel.period.moves import WAYS
 from ..planner.parallel.period.study import WINDOW_STEPS, Asked
-from ..planner.parallel.plan import ParallelPlan, ep_plan_to_dict, make_ep_plan
+from ..planner.parallel.plan import ParallelPlan, make_ep_plan
 from ..planner.served.general import variants_of
 from ..planner.served.plan import ServedPlan, best_setting, check_engine, make_served_plans, served_to_dict
 from ..sim.offload.simulate import Simulation
@@ -228,12 +228,8 @@ def plan(
     return _offload(subject, kinds, request, target, changes, own, drafts=drafted, progress=progress)
 
 
-def _period(
-    recordings: Sequence[str | os.PathLike[str] | Recording] | None,
-    every: int | None,
-    window: int | None,
-    moves: str | None,
-) -> Asked | None:
+def _period(recordings: Sequence[str | os.PathLike[str] | Recording] | None, every: int | None, window: int | None,
+            moves: str | None) -> Asked | None:  # fmt: skip
     """Return what is asked of a served period; None where none is given. Raises InputError or UnknownName."""
     if not recordings:
         for name, value in (("--rebalance-every", every), ("--count-window", window), ("--moves", moves)):
@@ -399,8 +395,3 @@ def _parallel(
         others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask, period=period,
     )  # fmt: skip
     return dataclasses.replace(found, set_by_user=tuple(changes.made))
-
-
-def plan_document(found: Plan) -> dict[str, Any]:
-    """Return a plan as plain values, as plan.json holds it."""
-    return plan_to_dict(found) if isinstance(found, OffloadPlan) else ep_plan_to_dict(found)

@@ -164,8 +164,8 @@ def popularity_in(trace: str | os.PathLike[str], spec: ModelSpec) -> Any:
     """Return tokens per expert [num_layers, num_experts] of a recording of the model."""
     import numpy as np
 
-    from ..sim.offload.simulate import check_match
     from ..traces.counting import add_loads
+    from ..traces.match import check_match
 
     recording = as_routing(trace)
     check_match(spec, recording)

@@ -86,9 +86,9 @@ def validate(
         return validate_grid(asked, as_routing(trace_path(asked.trace, bundled_trace_path())), profile=known, device=device,
                              progress=report)  # fmt: skip
     from ..executor.validation.validate_plan import validate_plan
-    from ..sim.offload.simulate import check_match
     from ..specs.plans.document import EXPERT_PARALLEL, check_plan, plan_kind
     from ..specs.provenance import model_of
+    from ..traces.match import check_match
 
     document = as_document(plan)
     if plan_kind(document) == EXPERT_PARALLEL:

@@ -12,6 +12,20 @@ from collections.abc import Sequence
 from ..base.errors import InputError
 from ..specs.models import ModelSpec
 from .readers.account import layer_ranges
+from .recording import RoutingTrace
+
+
+def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
+    """Return nothing; raises InputError when the recording cannot be of this model."""
+    check_layers(model, trace.layer_ids)
+    for name, mine, theirs in (
+        ("experts", model.num_experts, trace.num_experts),
+        ("top-k", model.top_k, trace.top_k),
+    ):
+        if mine != theirs:
+            raise InputError(
+                "trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with"
+            )
 
 
 def check_layers(model: ModelSpec, layer_ids: Sequence[int]) -> None:

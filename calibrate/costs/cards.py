@@ -23,7 +23,8 @@ from ...specs.card_split import ROW, TENSOR, CardSplit
 from ...specs.machines.profile import CardLinks, Profile
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.models.divided import divided
-from .cost_model import CostModel, Estimate, Times, rate_term
+from .cost_model import CostModel
+from .estimate import Estimate, Times, rate_term
 from .gpu.layer import layer_matrices
 
 _STATE_BYTES = {"ggml": 4}

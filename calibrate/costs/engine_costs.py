@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 
 from ...specs.machines.profile import USUAL_KERNELS, CpuConstants, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
-from .cost_model import CostModel, Estimate, check_count, rate_term
+from .cost_model import CostModel, check_count
+from .estimate import Estimate, rate_term
 
 _LEAST_HEAD_BITS = 8
 # Kernels of a layer as engines launch them, one after another: norms, projections, rotation, cache writes, attention; router, choice,

@@ -32,11 +32,11 @@ from ..costs.surface import Form, Surface, cross_validate, fit_surface, nine_in_
 from ..samples import Sample, SampleSet
 from .all_to_all_fit import fit_exchanges
 from .fit_runs import expert_row
+from .grouped import LEAST_S, share_of_groups
 from .rank_fit import fit_ranks
 
 _FLAGGED_RATIO = 2.5
 _MIN_POINTS_TO_FLAG = 6
-_LEAST = 1e-9
 # Where experts are too small for their bytes to matter, the fit cannot tell their bandwidth, and may say anything.
 _LEAST_SHARE = 1e-3
 _CPU_RUNTIME_BYTES = 0.0
@@ -120,7 +120,7 @@ class Fitter:
             self.table(f"grouped_item.{bits}", form, [self.expert_row(s) for s, _ in shares], [t for _, t in shares])
             self.curves[f"grouped_base.{bits}"] = Curve(
                 arguments={"experts": (0.0,)},
-                seconds=(max(base, _LEAST),),
+                seconds=(max(base, LEAST_S),),
                 citation=self.citation,
                 relative_uncertainty=self.curves[f"grouped_item.{bits}"].relative_uncertainty,
             )
@@ -226,7 +226,7 @@ class Fitter:
             for bits in ("8", "4", "3", "2")
             if f"expert.{bits}" in self.surfaces
         }
-        start = plain.parameter("start_s") if plain is not None else _LEAST
+        start = plain.parameter("start_s") if plain is not None else LEAST_S
         shared = not self.is_gpu
         total = float(self.samples.device.get("memory_bytes", self.samples.device.get("memory_limit_bytes", 0)))
         return DeviceConstants(
@@ -360,33 +360,6 @@ def host_cost(samples: SampleSet, what: str) -> float:
     """Return one of the executor's own overheads, 0 where it was not measured."""
     found = samples.of("host", what=what)
     return found[0].midmean_s if found else 0.0
-
-
-def share_of_groups(samples: Sequence[Sample]) -> tuple[list[tuple[Sample, float]], float]:
-    """Return what each expert adds to a grouped launch, for every number of tokens and shape, and what a launch costs besides.
-
-    Launches of several sizes give one straight line for each: seconds = base + experts · share, with one base for all.
-    """
-    kinds: dict[tuple[float, ...], list[Sample]] = {}
-    for sample in samples:
-        key = tuple(sample.arguments[axis] for axis in ("tokens", "hidden", "intermediate", "gated"))
-        kinds.setdefault(key, []).append(sample)
-    rows, target = [], []
-    for place, group in enumerate(kinds.values()):
-        for sample in group:
-            row = np.zeros(len(kinds) + 1)
-            row[0], row[1 + place] = 1.0, sample.arguments["experts"]
-            rows.append(row / sample.median_s)
-            target.append(1.0)
-    solved = np.linalg.lstsq(np.array(rows), np.array(target), rcond=None)[0]
-    base = max(0.0, float(solved[0]))
-    shares = []
-    for group in kinds.values():
-        largest = max(group, key=lambda s: s.arguments["experts"])
-        shares.append(
-            (largest, max(_LEAST, float(np.median([(s.median_s - base) / s.arguments["experts"] for s in group]))))
-        )
-    return shares, base
 
 
 def _twin(candidates: Sequence[Sample], sample: Sample) -> Sample | None:

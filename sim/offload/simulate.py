@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...base.errors import InputError, Internal
-from ...calibrate.costs.cost_model import CostModel, Estimate
+from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.estimate import Estimate
 from ...calibrate.costs.fitted.model import FittedCostModel
 from ...calibrate.costs.load import load_costs
 from ...specs.card_memory import CardMemory
@@ -25,9 +26,10 @@ from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.schedules.offload import OffloadSchedule
 from ...traces.format import RoutingTrace
-from ...traces.match import check_layers
+from ...traces.match import check_match
 from ..policies.bundled import knows_future
 from ..policies.state import Array, needs_prices
+from .assumptions import assumptions
 from .costs import CostTables
 from .drafting.draft import Drafting
 from .forecast import figures, least_tables, run_tables, usual_tables
@@ -367,7 +369,7 @@ class Simulation(DeviceMemory):
         self.require_fits(resolved, resolved.name, **held)
         return Prediction(
             schedule=resolved, metrics=metrics, memory_breakdown=self.memory_breakdown(resolved, **held),
-            assumptions=self.assumptions(resolved, workload), engine=outcome.engine, outcome=outcome,
+            assumptions=assumptions(self, resolved, workload), engine=outcome.engine, outcome=outcome,
             popularity_source=workload.popularity_source, cards=self.card_memory(resolved, **held),
         )  # fmt: skip
 
@@ -382,49 +384,6 @@ class Simulation(DeviceMemory):
         given = self.given(resolved)
         return figures(given, self.model, self.costs, self._facts_of(given), outcome, *self.tables(resolved))
 
-    def assumptions(self, schedule: OffloadSchedule, workload: Workload) -> tuple[str, ...]:
-        """Return, in words, what a reader must know before trusting the prediction."""
-        found = []
-        if schedule.predictor.kind == "synthetic":
-            found.append(
-                f"the recording holds no early guesses: a recall of {schedule.predictor.recall:g} one layer ahead is assumed"
-            )
-        if schedule.predictor.kind == "pre-gate":
-            found.append(
-                "a pre-gate needs a model that was fine-tuned for it; outputs are then not those of the original model"
-            )
-        if schedule.predictor.kind == "oracle" or knows_future(schedule.cache.policy):
-            found.append("this schedule knows the future: a reference, not something that can be run")
-        if schedule.cache.policy == "static" and (schedule.cache.experts_per_layer or 0) < self.trace.num_experts:
-            found.append(f"expert popularity was counted on {workload.popularity_source}")
-        if self.window_steps is not None and workload.num_steps == self.window_steps:
-            found.append(f"only the first {workload.num_steps} forward passes of the recording are replayed")
-        if schedule.copy.host_experts is not None:
-            held, each = schedule.copy.host_experts, self._host_expert_bytes(schedule)
-            found.append(
-                f"the host's memory holds {held} experts of {each} bytes, at first the most popular ones of those that do not stay on "
-                f"the device; the others of the {self.num_experts} are read from the disk when they are needed"
-            )
-        if self.drafting is not None:
-            found.append(
-                f"drafted: {self.drafting.words}; a rejected guess routes as another token of the replies does"
-            )
-        found.append("caches start empty; loading the dense weights and a static cache's experts is not timed")
-        return tuple(found)
-
 
 def _weighed(ends: Array, weights: Array) -> float:
     return float(np.diff(ends, prepend=0) @ weights[: len(ends)])
-
-
-def check_match(model: ModelSpec, trace: RoutingTrace) -> None:
-    """Return nothing; raises InputError when the recording cannot be of this model."""
-    check_layers(model, trace.layer_ids)
-    for name, mine, theirs in (
-        ("experts", model.num_experts, trace.num_experts),
-        ("top-k", model.top_k, trace.top_k),
-    ):
-        if mine != theirs:
-            raise InputError(
-                "trace", f"{theirs} {name}", f"{model.name} has {mine}", "choose the model the recording was made with"
-            )

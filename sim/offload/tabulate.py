@@ -16,8 +16,9 @@ import numpy as np
 
 from ...base.errors import InputError
 from ...base.units import NS_PER_S, seconds_to_ns
-from ...calibrate.costs.cost_model import Array as FloatArray
-from ...calibrate.costs.cost_model import CostModel, Estimate, Times
+from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.estimate import Array as FloatArray
+from ...calibrate.costs.estimate import Estimate, Times
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.schedules.offload import OffloadSchedule
 from ..policies.state import Array

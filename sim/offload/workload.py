@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...base.errors import InputError
-from ...calibrate.costs.cost_model import Estimate
+from ...calibrate.costs.estimate import Estimate
 from ...specs.schedules.offload import WorkloadOptions
 from ...traces.counting import add_loads
 from ...traces.format import RoutingTrace

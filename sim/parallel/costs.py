@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...base.units import NS_PER_S
-from ...calibrate.costs.cost_model import CostModel, Estimate
+from ...calibrate.costs.cost_model import CostModel
+from ...calibrate.costs.estimate import Estimate
 from ...specs.models import WeightFormat
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.errors import InputError
 from ...base.units import NS_PER_S
-from ...calibrate.costs.cost_model import Estimate
+from ...calibrate.costs.estimate import Estimate
 from ...calibrate.costs.rank_laws import (
     COMBINE,
     DENSE,

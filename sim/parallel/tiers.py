@@ -15,7 +15,7 @@ import numpy as np
 from ...base.errors import InputError, MissingCalibration
 from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
-from ...calibrate.costs.cost_model import merge_sources
+from ...calibrate.costs.estimate import merge_sources
 from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
 from ...calibrate.costs.overlap_table import OverlapTable, overlap_table
 from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws, rank_laws

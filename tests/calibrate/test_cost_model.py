@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from long_runs import examples
 from moeplan.base.errors import InputError, MissingCalibration, UnknownName
 from moeplan.calibrate.costs.attention import attention_work
-from moeplan.calibrate.costs.cost_model import BOUNDS, CostModel, Estimate, merge_sources
+from moeplan.calibrate.costs.cost_model import CostModel
+from moeplan.calibrate.costs.estimate import BOUNDS, Estimate, merge_sources
 from moeplan.specs.machines.profile import Constant, CpuConstants, Profile
 from moeplan.specs.machines.profile_file import list_hardware, load_hardware
 from moeplan.specs.models import AttentionSpec, ModelSpec, RecurrentSpec, weight_format

@@ -27,7 +27,7 @@ from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.fitted.model import FittedCostModel
 from moeplan.calibrate.costs.load import check_profile_matches, load_costs
 from moeplan.calibrate.fitting.fit import Fit, fit_profile
-from moeplan.calibrate.fitting.fitter import share_of_groups
+from moeplan.calibrate.fitting.grouped import share_of_groups
 from moeplan.calibrate.microbenchmarks.standard_shapes import made_up_model
 from moeplan.calibrate.samples import Sample, SampleSet
 from moeplan.executor.calibration.calibrate import write_calibration

@@ -17,7 +17,8 @@ from ....base.errors import InputError
 from ....devices.stores.slot_sizes import expert_layout
 from ....specs.models import WeightFormat
 from ....specs.models.pass_shape import PassShape, dense_arguments, head_arguments
-from ..cost_model import CostModel, Estimate, Times, times_of
+from ..cost_model import CostModel
+from ..estimate import Estimate, Times, times_of
 from ..forms import dense_form, head_form
 from ..run_kind import RunKind
 from ..steadiness import COMPUTE_PASSES

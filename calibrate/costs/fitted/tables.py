@@ -17,7 +17,8 @@ import numpy as np
 from ....base.errors import MissingCalibration
 from ....specs.machines.profile import Curve
 from ....specs.models import WeightFormat
-from ..cost_model import CostModel, Estimate, merge_sources
+from ..cost_model import CostModel
+from ..estimate import Estimate, merge_sources
 from ..forms import copy_form, expert_form, expert_weight_bytes
 from ..run_kind import AHEAD, FRESH, RESIDENT, RunKind, factor
 from ..steadiness import COMPUTE_PASSES, COPY_PASSES

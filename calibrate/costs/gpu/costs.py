@@ -17,8 +17,9 @@ import numpy as np
 
 from ....specs.machines.gpu_kernels import ExpertKernel, GpuKernels, ProductKernel
 from ....specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, AttentionSpec, WeightFormat
-from ..cost_model import RESIDUAL_PASSES, Array, CostModel, Estimate, check_count, rate_term
+from ..cost_model import RESIDUAL_PASSES, CostModel, check_count
 from ..engine_costs import EngineCosts
+from ..estimate import Array, Estimate, rate_term
 from .attention import decode_s, latent_decode_s, latent_layer_s, prompt_s
 from .experts import ExpertLoad, ExpertShape, entering, expected_load, experts_s, item_s, load_of_rows
 from .layer import Matrix, layer_matrices

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ....base.errors import InputError
-from ....calibrate.costs.cost_model import CostModel, Estimate
+from ....calibrate.costs.cost_model import CostModel
+from ....calibrate.costs.estimate import Estimate
 from ....specs.drafting import Acceptance, read_acceptance, share_accepted, tokens_per_step
 from ....specs.models import ModelSpec, weight_format
 

@@ -109,7 +109,7 @@ class DeviceMemory(HostMemory):
             # What an engine copies matrix by matrix passes through its buffers.
             staging_experts=schedule.predictor.staging + (0 if uploads else stream + transient_experts),
             host_experts=self._held_by_host(schedule, cached_experts),
-            host_expert_bytes=self._host_expert_bytes(schedule),
+            host_expert_bytes=self.host_expert_bytes(schedule),
             below_host=schedule.copy.host_experts is not None,
             on_cores=schedule.kernel.miss == "cpu" and not uploads,
             runtime_bytes=int(self.profile.device.runtime_bytes.value),

@@ -67,7 +67,7 @@ class HostMemory:
 
     def host_room(self, schedule: OffloadSchedule, cached_experts: int = 0) -> int:
         """Return how many of the schedule's experts the machine's own memory has room for, beside a card's of `cached_experts`."""
-        return max(0, self.host_bytes_left(schedule, cached_experts)) // self._host_expert_bytes(schedule)
+        return max(0, self.host_bytes_left(schedule, cached_experts)) // self.host_expert_bytes(schedule)
 
     def host_bytes_left(self, schedule: OffloadSchedule, cached_experts: int) -> int:
         """Return what the host's memory has for experts beside everything else in it; below zero where that alone is too much.
@@ -82,7 +82,7 @@ class HostMemory:
             left -= self.memory_breakdown(schedule, cached_experts=cached_experts).device_bytes
         return left
 
-    def _host_expert_bytes(self, schedule: OffloadSchedule) -> int:
+    def host_expert_bytes(self, schedule: OffloadSchedule) -> int:
         """Return what one expert takes in the host's memory: both formats where a miss may be fetched in either."""
         low = self.low_format(schedule) if schedule.experts.low_rank is not None else None
         return self.expert_bytes(schedule) + (0 if low is None else self.model.expert_bytes(low))
@@ -112,7 +112,7 @@ class HostMemory:
         )  # fmt: skip
         if not reason:
             return schedule.with_options(copy__host_experts=room)
-        needed = held * self._host_expert_bytes(schedule)
+        needed = held * self.host_expert_bytes(schedule)
         have = int(self.profile.host.memory_bytes.value)
         beside = int(have * HOST_SHARE) - self.host_bytes_left(schedule, cached_experts)
         lacking = max(0, math.ceil((needed + beside) / HOST_SHARE) - have)

@@ -10,7 +10,6 @@ import pytest
 
 from long_runs import LONG
 from moeplan import emit, plan
-from moeplan.api.plan import plan_document
 from moeplan.api.subject import open_subject, planned_simulation
 from moeplan.base.errors import DoesNotFit, InputError
 from moeplan.base.units import GIB
@@ -60,7 +59,7 @@ def test_fit_fills_cards_from_the_front_and_leaves_its_margin() -> None:
 
 def test_a_plan_is_made_shown_and_emitted(tmp_path: Path) -> None:
     found = plan("gpt-oss-20b", BOX, memory="4GiB,6GiB", prompt_tokens=16, reply_tokens=2, target="llama.cpp")
-    document = plan_document(found)
+    document = found.to_dict()
     told = document["for"]["setting"]
     for card in document["best"]["cards"]:
         assert card["bytes"] <= card["budget_bytes"] <= 8 * GIB
