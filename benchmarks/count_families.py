@@ -1,6 +1,6 @@
 """Counts the parameters of transformers' Mixture-of-Experts classes on the meta device, for the tests and for docs/models.md.
 
-    python -P benchmarks/count_families.py     writes tests/specs/model_families.json
+    python -P benchmarks/count_families.py     writes tests/specs/models/model_families.json
 
 -P, because folders beside a script have names of packages that transformers looks for. Each class is made as it comes and with
 drawn sizes; what is stored is its configuration as `config.json` would hold it, and the parameters of its language model. Needs
@@ -68,7 +68,7 @@ _DRAWN: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 
 
 def main() -> None:
-    """Write tests/specs/model_families.json."""
+    """Write tests/specs/models/model_families.json."""
     cases: list[dict[str, Any]] = []
     for name, folder in _classes():
         given = _GIVEN.get(name, {})

@@ -3,7 +3,7 @@ what its makers publish.
 
     python -m benchmarks.models_page        writes docs/models.md
 
-Counts of classes come from tests/specs/model_families.json (`count_families.py`); a test holds page, counts and reader together.
+Counts of classes come from tests/specs/models/model_families.json (`count_families.py`); a test holds page, counts and reader together.
 """
 
 from __future__ import annotations
