@@ -24,7 +24,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-OUT = Path(__file__).resolve().parents[1] / "tests" / "specs" / "model_families.json"
+OUT = Path(__file__).resolve().parents[1] / "tests" / "specs" / "models" / "model_families.json"
 _MODELS = Path(transformers.__file__).parent / "models"
 _VARIANTS = 2
 # Towers, projectors and what reads images or sound: not the language model.

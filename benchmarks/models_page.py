@@ -18,8 +18,8 @@ from moeplan.specs.models.config import read_config
 from moeplan.specs.models.load import list_models, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, COUNTS = ROOT / "docs" / "models.md", ROOT / "tests" / "specs" / "model_families.json"
-FILES = ROOT / "tests" / "specs" / "published_files.json"
+PAGE, COUNTS = ROOT / "docs" / "models.md", ROOT / "tests" / "specs" / "models" / "model_families.json"
+FILES = ROOT / "tests" / "specs" / "models" / "published_files.json"
 CONTEXT = 131_072
 # Billions of parameters as published, all and for one token, and where. Active counts differ in what of the embeddings they hold.
 PUBLISHED: dict[str, tuple[float, float | None, str]] = {

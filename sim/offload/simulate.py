@@ -367,9 +367,13 @@ class Simulation(DeviceMemory):
         cached = min(int(given.capacities.sum()), self.num_experts)
         held = {"cached_experts": cached, "transient_experts": metrics.peak_transient_experts}
         self.require_fits(resolved, resolved.name, **held)
+        said = assumptions(
+            resolved, workload, self.drafting, num_layers=self.trace.num_layers, num_experts=self.trace.num_experts,
+            window_steps=self.window_steps, host_expert_bytes=self.host_expert_bytes(resolved),
+        )  # fmt: skip
         return Prediction(
             schedule=resolved, metrics=metrics, memory_breakdown=self.memory_breakdown(resolved, **held),
-            assumptions=assumptions(self, resolved, workload), engine=outcome.engine, outcome=outcome,
+            assumptions=said, engine=outcome.engine, outcome=outcome,
             popularity_source=workload.popularity_source, cards=self.card_memory(resolved, **held),
         )  # fmt: skip
 

@@ -19,8 +19,7 @@ from moeplan.specs.models import ModelSpec, weight_format
 from moeplan.specs.models.config.safetensors.header import Tensor
 from moeplan.specs.models.config.safetensors.stored import as_stored, is_expert
 from moeplan.specs.models.load import list_models, load_model
-
-from ..support.safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
+from safetensors_files import Tensors, gpt_oss, header, num_bytes, qwen3_moe, write
 
 QUANTISERS: dict[str, dict[str, Any]] = {
     "BF16": {}, "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}},
