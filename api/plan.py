@@ -18,7 +18,8 @@ from ..planner.offload.break_even import DRAFT_LENGTHS, surface
 from ..planner.offload.drafts import Merit, choose_drafts, estimate_with, fixed_drafts
 from ..planner.offload.make import make_plan
 from ..planner.offload.plan import OffloadPlan, OffloadRequest
-from ..planner.parallel.case import Ask, ParallelRequest
+from ..planner.parallel.case import Ask, ParallelRequest, check_ep_match
+from ..planner.parallel.drafts import choose_ep_drafts, fixed_ep_drafts
 from ..planner.parallel.period.moves import WAYS
 from ..planner.parallel.period.study import WINDOW_STEPS, Asked
 from ..planner.parallel.plan import ParallelPlan, make_ep_plan
@@ -390,8 +391,17 @@ def _parallel(
         # Its own kernels where they were measured on this card or on the one that it is made like.
         mine = kernel_name(target)
         engine = mine if mine in serving_engines(profile) else None
-    found = make_ep_plan(
-        spec, profile, as_recording(trace), changes.changed_request(request), progress=progress,
-        others={name: as_recording(one) for name, one in evaluate_on.items()}, engine=engine, ask=ask, period=period,
-    )  # fmt: skip
+    request, recording = changes.changed_request(request), as_recording(trace)
+    others = {name: as_recording(one) for name, one in evaluate_on.items()}
+
+    def search(wanted: ParallelRequest) -> ParallelPlan:
+        return make_ep_plan(
+            spec, profile, recording, wanted, progress=progress, others=others, engine=engine, ask=ask, period=period
+        )
+
+    if request.speculative:
+        check_ep_match(spec, recording, request.of_model(spec))
+        found = choose_ep_drafts(request, recording, search)
+    else:
+        found = dataclasses.replace(search(request), drafting=fixed_ep_drafts(request))
     return dataclasses.replace(found, set_by_user=tuple(changes.made))

@@ -46,6 +46,8 @@ class Timeline:
 
     rows: Array
     device: str = "device 0"
+    cards: tuple[int, ...] = ()
+    """Where several cards work at once: the card of each MoE layer, then that of the head."""
 
     def frame(self) -> pd.DataFrame:
         """Return the rows with the named columns that simulator and executor share."""
@@ -57,7 +59,7 @@ class Timeline:
                 "step": rows[:, ROW_STEP],
                 "layer": rows[:, ROW_LAYER],
                 "expert": rows[:, ROW_EXPERT],
-                "device": self.device,
+                "device": self.device if not self.cards else [f"card {card}" for card in self.row_cards().tolist()],
                 "start_ns": rows[:, ROW_START],
                 "end_ns": rows[:, ROW_END],
                 "bytes": rows[:, ROW_BYTES],
@@ -69,7 +71,14 @@ class Timeline:
     def steps(self, first: int, last: int) -> Timeline:
         """Return only the rows of steps `first` to `last`, both included."""
         keep = (self.rows[:, ROW_STEP] >= first) & (self.rows[:, ROW_STEP] <= last)
-        return Timeline(rows=self.rows[keep], device=self.device)
+        return Timeline(rows=self.rows[keep], device=self.device, cards=self.cards)
+
+    def row_cards(self) -> Array:
+        """Return the card of each row, 0 where there is one."""
+        if not self.cards:
+            return np.zeros(len(self.rows), np.int64)
+        of_head = np.isin(self.rows[:, ROW_OP], (OP_HEAD, OP_HOST_STEP))
+        return np.array(self.cards, np.int64)[np.where(of_head, len(self.cards) - 1, self.rows[:, ROW_LAYER])]
 
     def busy_ns(self) -> dict[str, int]:
         """Return the time each lane was busy."""
@@ -80,10 +89,12 @@ class Timeline:
         """Return nothing; raises Internal when two rows of one lane overlap or a row ends before it starts."""
         if np.any(self.rows[:, ROW_END] <= self.rows[:, ROW_START]):
             raise Internal("a timeline row ends before it starts")
-        for lane, name in enumerate(LANE_NAMES):
-            mine = self.rows[self.rows[:, ROW_LANE] == lane]
-            if np.any(mine[1:, ROW_START] < mine[:-1, ROW_END]):
-                raise Internal(f"rows of lane {name} overlap")
+        cards = self.row_cards()
+        for card in np.unique(cards):
+            for lane, name in enumerate(LANE_NAMES):
+                mine = self.rows[(self.rows[:, ROW_LANE] == lane) & (cards == card)]
+                if np.any(mine[1:, ROW_START] < mine[:-1, ROW_END]):
+                    raise Internal(f"rows of lane {name} overlap")
 
     def to_csv(self) -> str:
         """Return the rows as text, byte-identical for equal timelines."""
@@ -91,8 +102,17 @@ class Timeline:
 
 
 def canonical(rows: Array) -> Array:
-    """Return rows sorted by (start, lane, end): lanes do not overlap, so no two rows compare equal."""
-    order = np.lexsort((rows[:, ROW_END], rows[:, ROW_LANE], rows[:, ROW_START]))
+    """Return rows sorted by (start, lane, end, step, layer, operation): lanes of a card do not overlap, so no two rows compare equal."""
+    order = np.lexsort(
+        (
+            rows[:, ROW_OP],
+            rows[:, ROW_LAYER],
+            rows[:, ROW_STEP],
+            rows[:, ROW_END],
+            rows[:, ROW_LANE],
+            rows[:, ROW_START],
+        )
+    )
     return np.ascontiguousarray(rows[order])
 
 

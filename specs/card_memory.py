@@ -1,8 +1,8 @@
 """The memory breakdown card by card: what each card of a box holds under a split, and how many bytes a card lacks.
 
 Modelled: a card holds its layers' dense weights, keys, values and states, their resident experts, the output matrix where that lies, and
-buffers and a runtime of its own; where every layer is sliced, each card has its part of all of it. Ignored: the few copies of inputs that
-micro-batches in flight keep.
+buffers and a runtime of its own; where every layer is sliced, each card has its part of all of it. Where an engine keeps inputs of a pass
+several times, so that micro-batches could overlap, each card has those copies, of which attention's mask is by far the largest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from .memory import DEVICE, MemoryBreakdown, MemoryItem, MemoryNeeds, break_down
 
 _BY_LAYER = ("dense weights", "kv cache", "states", "resident experts")
 _OF_THE_HEAD = ("embeddings", "draft")
+_MASK_BYTES = 2
+"""Of one entry of attention's mask: 16 bits (llama.cpp; with a context of 2^20 and micro-batches of 512, Kimi-K3 on 4 cards takes 4.0 GiB a
+card, four times one mask: github.com/unslothai/unsloth pull request 7637)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +53,11 @@ class CardMemory:
 
 
 def break_down_cards(
-    needs: MemoryNeeds, split: CardSplit, resident: Sequence[int], num_cards: int
+    needs: MemoryNeeds, split: CardSplit, resident: Sequence[int], num_cards: int, *, input_copies: int = 1
 ) -> tuple[CardMemory, ...]:
     """Return what each of `num_cards` cards holds; resident: experts on cards, of each MoE layer in order.
+
+    input_copies: how many times a card that holds layers keeps the inputs of a pass; the first is part of its buffers.
 
     The sums of dense weights, caches and experts over cards are those of one card that held everything.
     """
@@ -94,6 +99,8 @@ def break_down_cards(
                 mine += [item] if card == split.head_card else []
             else:  # buffers and runtime: each card has its own
                 mine.append(item)
+        if input_copies > 1:
+            mine.append(_copies(needs, input_copies))
         layers = split.layers_of(card)
         used = layers or card == split.head_card
         found.append(
@@ -134,6 +141,16 @@ def require_cards_fit(cards: Sequence[CardMemory], budgets: Sequence[int], names
             f"{what} needs {format_bytes(worst.num_bytes)} on card {worst.card} ({names[worst.card]}), which has {has}",
             missing,
         )
+
+
+def _copies(needs: MemoryNeeds, input_copies: int) -> MemoryItem:
+    """Return what further copies of a pass's inputs take on one card."""
+    tokens = needs.pass_tokens or needs.concurrency
+    cells = needs.context_tokens * needs.concurrency
+    note = f"{input_copies - 1} more masks of {tokens} by {cells} tokens, 16 bits each; given up where they do not fit"
+    return MemoryItem(
+        name="copies of inputs", place=DEVICE, num_bytes=(input_copies - 1) * tokens * cells * _MASK_BYTES, note=note
+    )
 
 
 def _divided(total: int, weights: Sequence[int], split: CardSplit, num_cards: int) -> list[int]:

@@ -7,7 +7,8 @@
     rows over cards      (older builds of llama.cpp) products of dense weights take their share of each card, and after each of them its
                          rows are collected; experts stay with their layer's card
 
-Modelled: unequal cards, experts that come over the link of the card that needs them, uploads of all cards at once that share a port or one
+Modelled: unequal cards, engines in which passes of a prompt follow each other over them, experts that come over the link of the card
+that needs them, uploads of all cards at once that share a port or one
 writer. Ignored: which cards of a box stand behind which socket, peer access that is switched off, reductions that overlap with products.
 """
 
@@ -74,6 +75,17 @@ class LayerCosts(CostModel):
         """Return which card decoder layer `layer` lies on."""
         return self.split.layer_card[layer]
 
+    @property
+    def head_card(self) -> int:
+        """The card of the output matrix."""
+        return self.split.head_card
+
+    @property
+    def most_passes(self) -> int:
+        """How many passes of a prompt may be under way at once: one, or as many as there are cards, as the engine does it."""
+        engine = self.profile.engine
+        return len(self.parts) if engine is not None and engine.follows_over_cards else 1
+
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer` without its routed experts, the way to its card included."""
         mine = self.parts[self.card_of(layer)].dense_layer(layer, tokens, context_tokens, num_requests)
@@ -116,6 +128,11 @@ class LayerCosts(CostModel):
 @dataclass(frozen=True, slots=True)
 class RowCosts(LayerCosts):
     """Rows of dense products over cards."""
+
+    @property
+    def most_passes(self) -> int:
+        """Every pass needs all cards."""
+        return 1
 
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer`: its products' share of every card, then their rows collected."""

@@ -59,6 +59,16 @@ class CostModel:
         """Return which of those cards decoder layer `layer` lies on."""
         return 0
 
+    @property
+    def head_card(self) -> int:
+        """Which of them the output matrix lies on."""
+        return 0
+
+    @property
+    def most_passes(self) -> int:
+        """How many passes of a prompt may be under way at once, on cards that each hold layers."""
+        return 1
+
     # --- kernels -----------------------------------------------------------------------------------------------
 
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:

@@ -241,7 +241,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         "phase": (EXPERT_PARALLEL,),
         "tokens_per_rank": (EXPERT_PARALLEL,),
         "prefill_share": (EXPERT_PARALLEL,),
-        **dict.fromkeys(("draft", "speculative"), (OFFLOAD,)),
+        "draft": (OFFLOAD,),
         "search_moves": (EXPERT_PARALLEL,),
         "evaluate_on": (EXPERT_PARALLEL,),
         "period": (EXPERT_PARALLEL,),

@@ -185,7 +185,7 @@ SpeculativeOption = Annotated[
     bool,
     typer.Option(
         "--speculative",
-        help="offload: choose how many tokens to draft, none included, at most --draft-tokens; beside --acceptance.",
+        help="Choose how many tokens to draft, none included, at most --draft-tokens; beside --acceptance.",
     ),
 ]
 KvOption = Annotated[

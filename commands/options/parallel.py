@@ -172,7 +172,7 @@ def latency_of(ctx: typer.Context) -> dict[str, Any]:
     given = ctx.params
     acceptance = None if given["acceptance"] is None else read_acceptance(given["acceptance"]).to_text()
     return {
-        "draft_tokens": given["draft_tokens"] or 0, "acceptance": acceptance,
+        "draft_tokens": given["draft_tokens"] or 0, "acceptance": acceptance, "speculative": given.get("speculative", False),
         "prefill_share": _share(given["prefill_share"], given["prompt_tokens"], given["reply_tokens"]),
         "prompt_tokens": given["prompt_tokens"] or None,
         "ttft_s": time_of(given["ttft"], "--ttft"), "tpot_s": time_of(given["tpot"], "--tpot"),

@@ -181,6 +181,8 @@ def _print_latency(document: Mapping[str, Any]) -> None:
             "drafts",
             f"{request['draft_tokens']} checked for each sequence, {document['tokens_a_step']:.4g} tokens a step",
         )
+    if document.get("drafting") is not None and document["drafting"]["chosen"]:
+        _line("drafting", document["drafting"]["verdict"])
     if request["prefill_share"]:
         _line("prompts", f"{numbers.percent(request['prefill_share'])} of all tokens, steps of {numbers.seconds(found['prompt_step_s'])}; "
                          f"left are {numbers.significant(found['tokens_per_s'])} generated tokens/s")  # fmt: skip

@@ -35,7 +35,7 @@ from ...specs.schedules.parallel import ExpertParallelSchedule, ep_schedule_from
 from ..placement.placement import Placement as Placement
 from ..placement.placement import contiguous as contiguous
 from ..placement.placement import round_robin as round_robin
-from .drafting import DraftChoice, read_drafts
+from .drafting import DraftChoice, read_drafts, read_ep_drafts
 from .served import ServedChoice, read_served
 
 _PLACEMENT_KEYS = ("physical_to_logical", "num_ranks", "num_nodes", "num_logical", "layer_ids")
@@ -75,6 +75,8 @@ class EpChoice:
     schedule: ExpertParallelSchedule
     decode: bool = False
     """The plan is for decode steps."""
+    draft: DraftChoice | None = None
+    """How tokens are drafted; None: they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ def read_ep_choice(document: Mapping[str, Any], model: ModelSpec) -> EpChoice:
         ),
         schedule=schedule,
         decode=_is_decode(document),
+        draft=read_ep_drafts(document),
     )
 
 

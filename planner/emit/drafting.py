@@ -15,7 +15,7 @@ from typing import Any
 
 from ...base.errors import InputError
 from ...specs.drafting import MOST_DRAFTED
-from .flags import SWITCH, TEXT, WHOLE, FlagValue
+from .flags import JSON, SWITCH, TEXT, WHOLE, FlagValue
 from .table import Row, names, row
 
 NGRAM, MTP, MODEL = "n-gram", "mtp", "model"
@@ -39,6 +39,8 @@ SGLANG: Mapping[str, Row] = {
     "--speculative-num-draft-tokens": row(WHOLE, "tokens that are verified", least=1),
     "--speculative-draft-model-path": row(TEXT, "the draft model"),
 }  # fmt: skip
+VLLM_CONFIG, TRTLLM_CONFIG = "--speculative-config", "speculative_config"
+VLLM: Mapping[str, Row] = {VLLM_CONFIG: row(JSON, "what drafts, and guesses of a step")}
 _VLLM = {NGRAM: "ngram", MTP: "mtp", MODEL: "draft_model"}
 
 
@@ -72,6 +74,17 @@ def read_drafts(document: Mapping[str, Any]) -> DraftChoice | None:
         length=length, kind=name if name in (NGRAM, MTP) else MODEL, name=name, acceptance=str(part.get("acceptance")),
         pays_from=_pays_from(part.get("break_even"), length),
     )  # fmt: skip
+
+
+def read_ep_drafts(document: Mapping[str, Any]) -> DraftChoice | None:
+    """Return how an expert-parallel plan drafts: with the model's own layer, as many tokens as its request says; None without any."""
+    request = document.get("request")
+    length = request.get("draft_tokens", 0) if isinstance(request, Mapping) else 0
+    if type(length) is not int or not 0 <= length <= MOST_DRAFTED:
+        raise InputError("plan: request.draft_tokens", length, "not a number of guesses", _AGAIN)
+    if not length or not isinstance(request, Mapping):
+        return None
+    return DraftChoice(length=length, kind=MTP, name=MTP, acceptance=str(request.get("acceptance")), pays_from=())
 
 
 def llama_cpp_flags(draft: DraftChoice | None, *, ik: bool = False) -> dict[str, FlagValue]:
@@ -112,6 +125,11 @@ def vllm_config(draft: DraftChoice) -> dict[str, Any]:
     return found | ({"model": "DRAFT"} if draft.kind == MODEL else {})
 
 
+def trtllm_config(draft: DraftChoice) -> dict[str, Any]:
+    """Return the value of TensorRT-LLM's `speculative_config` for a draft layer of the model's own."""
+    return {"decoding_type": "MTP", "num_nextn_predict_layers": draft.length}
+
+
 def told_apart(target: str, draft: DraftChoice) -> str:
     """Return what a user adds to the command of an engine whose files do not ask for drafts."""
     told = ""
@@ -125,8 +143,16 @@ def told_apart(target: str, draft: DraftChoice) -> str:
 
 def asks_for_drafts(files: Mapping[str, str]) -> bool:
     """Return whether any of an engine's files says how to draft."""
-    asking = {*LLAMA_CPP, *IK_LLAMA_CPP, *SGLANG}
+    asking = {*LLAMA_CPP, *IK_LLAMA_CPP, *SGLANG, VLLM_CONFIG, f"{TRTLLM_CONFIG}:"}
     return any(word in asking for text in files.values() for word in text.split())
+
+
+def ep_facts(draft: DraftChoice | None) -> list[str]:
+    """Return what a user must know of drafts that an expert-parallel plan's files ask for."""
+    if draft is None:
+        return []
+    said = f"predicted with {draft.length} drafted tokens a step and an acceptance of {draft.acceptance}"
+    return [f"{said}; the server's log prints the one it has"]
 
 
 def facts_of(draft: DraftChoice | None, model_name: str) -> list[str]:

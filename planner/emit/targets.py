@@ -15,7 +15,6 @@ from typing import Any
 from ...base.errors import InputError, Internal, UnknownName
 from ...base.text_files import check_outputs, output_folder, write_atomic
 from ...base.version import __version__
-from ...specs.drafting import MOST_DRAFTED
 from ...specs.models import ModelSpec
 from ...specs.plans.document import EXPERT_PARALLEL, OFFLOAD, plan_kind
 from .choices import (
@@ -58,19 +57,17 @@ def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> E
     if target not in list_targets():
         raise UnknownName("--target", target, list_targets())
     kind = plan_kind(plan_document)
-    drafted = _drafted(plan_document)
     if target not in list_targets(kind):
         raise InputError("--target", target, f"takes no {kind} plans", f"use one of: {', '.join(list_targets(kind))}")
     if kind == EXPERT_PARALLEL:
-        emission = PARALLEL_TARGETS[target].render(read_ep_choice(plan_document, model), model)
+        parallel = read_ep_choice(plan_document, model)
+        emission, draft = PARALLEL_TARGETS[target].render(parallel, model), parallel.draft
     else:
-        choice = read_offload_choice(plan_document, model)
-        emission = OFFLOAD_TARGETS[target].render(choice, model)
-        if choice.draft is not None and not asks_for_drafts(emission.files):
-            emission = replace(emission, usage=(*emission.usage, told_apart(target, choice.draft)))
+        offload = read_offload_choice(plan_document, model)
+        emission, draft = OFFLOAD_TARGETS[target].render(offload, model), offload.draft
+    if draft is not None and not asks_for_drafts(emission.files):
+        emission = replace(emission, usage=(*emission.usage, told_apart(target, draft)))
     places = TARGETS[target].table.places
-    if drafted:
-        emission = replace(emission, usage=(*emission.usage, _draft_words(target, drafted)))
     if kind == EXPERT_PARALLEL and places is not None and model.family not in places:
         others = [name for name in PARALLEL_TARGETS if model.family in (TARGETS[name].table.places or (model.family,))]
         line = f"{target} takes no placement for {model.name}: to serve it as planned, emit for {' or '.join(others)}"
@@ -80,25 +77,6 @@ def render(plan_document: Mapping[str, Any], target: str, model: ModelSpec) -> E
     except InputError as reason:
         raise Internal(f"files for {target} break the engine's rules: {reason}") from reason
     return emission
-
-
-def _drafted(document: Mapping[str, Any]) -> int:
-    """Return the drafted tokens of a step that an expert-parallel plan was predicted with; 0 without any."""
-    request = document.get("request")
-    found = request.get("draft_tokens", 0) if isinstance(request, Mapping) else 0
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= MOST_DRAFTED else 0
-
-
-def _draft_words(target: str, drafted: int) -> str:
-    """Return how an engine is told to draft as predicted; with topk 1 it checks drafts as a chain, one more token than it drafts."""
-    flags = {
-        "sglang": f"--speculative-algorithm EAGLE --speculative-num-steps {drafted} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {drafted + 1}",
-        "vllm": f'--speculative-config \'{{"method": "mtp", "num_speculative_tokens": {drafted}}}\'',
-        "trtllm": f"speculative_config: {{decoding_type: MTP, num_nextn_predict_layers: {drafted}}}",
-    }.get(target)
-    predicted = f"predicted with {drafted} drafted tokens a step, which these files do not ask for"
-    return predicted + (f": add {flags}" if flags else "")
 
 
 def emit(

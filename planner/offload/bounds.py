@@ -186,6 +186,9 @@ class Bounds:
     def of(self, candidate: Candidate) -> Bound:
         """Return what the candidate's run cannot take less than."""
         schedule, cache = candidate.schedule, candidate.schedule.cache
+        if len(self._simulation.least_tables(schedule).stages):
+            # Passes at work on several cards at once: what each takes does not add up. Few schedules are like that.
+            return Bound(whole_ns=0, later_ns=np.zeros(self._workload.num_steps + 1, np.int64))
         prices = self._prices_of(schedule)
         guessing = schedule.predictor.kind != "none"
         if cache.policy == "static" and not guessing:

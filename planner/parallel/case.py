@@ -72,6 +72,8 @@ class ParallelRequest:
     """Tokens that the model's own draft layer (MTP) drafts in a decode step for every sequence, all of which the next step checks."""
     acceptance: str | None = None
     """How many of them are accepted, as `specs.drafting.read_acceptance` reads it: a chance, or the shares of drafts by position."""
+    speculative: bool = False
+    """How many of at most `draft_tokens` are drafted is chosen, none included; 0: as many as are worth a look."""
     concurrency: int | None = None
     """Requests decoded together over all ranks, in place of tokens on each rank."""
     prompt_tokens: int | None = None
@@ -187,21 +189,24 @@ def check_ep_match(model: ModelSpec, recording: Recording, request: ParallelRequ
 
 
 def _check_drafts(model: ModelSpec, request: ParallelRequest) -> None:
-    if not request.draft_tokens:
+    name = "--speculative" if request.speculative else "--draft-tokens"
+    value = request.draft_tokens or "(given)"
+    if not request.draft_tokens and not request.speculative:
         if request.acceptance is not None:
             rule = "nothing is drafted that could be accepted"
             raise InputError("--acceptance", request.acceptance, rule, "add --draft-tokens, or leave it out")
         return
     if request.prefill:
-        raise InputError(
-            "--draft-tokens", request.draft_tokens, "nothing is drafted for prompts", "leave it out, or plan decode"
-        )
+        raise InputError(name, value, "nothing is drafted for prompts", "leave it out, or plan decode")
     if not has_drafts(model):
-        raise InputError("--draft-tokens", request.draft_tokens, f"{model.name}'s checkpoints bring no draft (MTP) layer",
-                         "leave it out")  # fmt: skip
+        raise InputError(name, value, f"{model.name}'s checkpoints bring no draft (MTP) layer", "leave it out")
     if request.acceptance is None:
-        raise InputError("--draft-tokens", request.draft_tokens, "how many drafts are accepted is not said",
-                         "add --acceptance, a number or one for each position")  # fmt: skip
+        raise InputError(
+            name,
+            value,
+            "how many drafts are accepted is not said",
+            "add --acceptance, a number or one for each position",
+        )
     tokens_per_step(request.draft_tokens, read_acceptance(request.acceptance))
 
 

@@ -152,13 +152,17 @@ def token_evidence(
     request, experts = np.asarray(trace.request)[rows], np.asarray(trace.experts)[rows]
     sets = split_requests(request, SPLIT_FRACTIONS, seed)
     parts = {}
-    size = min(step_tokens, *(int(np.isin(request, ids).sum()) for ids in sets))
-    size -= size % sequence_tokens
+    most = min(step_tokens, *(int(np.isin(request, ids).sum()) for ids in sets))
+    # As few recorded tokens as standing for whole ones leaves of the size asked for: steps of other sizes are compared with these.
+    most -= most % sequence_tokens
+    weight = -(-step_tokens // max(1, most))
+    size = step_tokens // weight // sequence_tokens * sequence_tokens
+    if size < num_ranks:
+        size, weight = most, max(1, step_tokens // max(1, most))
     if size < num_ranks:
         raise InputError(
             "trace", f"{len(rows)} tokens", f"too few for steps over {num_ranks} ranks", "record more tokens"
         )
-    weight = max(1, step_tokens // size)
     if weight > 1:
         notes.append(f"steps have {size} recorded tokens, the shortest part of the recording, each of which stands for {weight}: "
                      "real steps of that size are a little more even")  # fmt: skip

@@ -114,6 +114,8 @@ class ParallelPlan(Tabular):
     search: EpSearch = field(repr=False)
     period: PeriodStudy | None = None
     """Whether rebalancing pays over a served period, where one was given."""
+    drafting: dict[str, Any] | None = None
+    """How many tokens are drafted and what became of other lengths; None: nothing was asked of it."""
     set_by_user: tuple[dict[str, Any], ...] = ()
     """What settings have changed, each with what stood there before."""
 
@@ -326,5 +328,5 @@ def ep_plan_to_dict(plan: ParallelPlan) -> dict[str, Any]:
         **plan_maps(plan.search, plain_schedule(plan.best.schedule.kernel.bits), plan.best.schedule, plan.dispatch),
         "overfit_fraction": plan.overfit_fraction, "num_candidates": plan.num_candidates,
         "lower_bound_step_s": plan.lower_bound_step_s, "optimality_gap": plan.optimality_gap, "verdict": plan.verdict,
-        "assumptions": list(plan.assumptions), "set_by_user": list(plan.set_by_user),
+        "assumptions": list(plan.assumptions), "set_by_user": list(plan.set_by_user), "drafting": plan.drafting,
     }  # fmt: skip

@@ -22,7 +22,7 @@ from .factors import factor_parts
 from .placement import balance_plot, expert_plot, layer_names, load_plot, rank_table_rows
 from .plan_document import PLAIN, Document, check_parallel_document, placement_of, plain_of, schedule_of
 from .rivals import INGREDIENTS, ablation_plot, schedules, staleness_plot, steps_plot
-from .serving import period_section, serving_section
+from .serving import drafting_section, period_section, serving_section
 from .traffic import reduction_bytes, traffic_plot, traffic_table_rows
 
 _CHANGES = (Column(title=""), Column(title="Before", is_number=True), Column(title="After", is_number=True))
@@ -41,6 +41,7 @@ def parallel_report(document: Document, *, before: EpTimeline | None = None, aft
     sections = [
         _speed(document),
         *serving_section(document),
+        *drafting_section(document),
         _decisions(document),
         _ingredients(document),
         _load(document),

@@ -27,6 +27,39 @@ def serving_section(document: Document) -> list[Section]:
     return [Section(id="serving", title="What users wait for, and what fits", parts=tuple(parts))]
 
 
+def drafting_section(document: Document) -> list[Section]:
+    """Return the section on draft lengths, where they were chosen."""
+    drafting = document.get("drafting")
+    if drafting is None or not drafting["tried"]:
+        return []
+    columns = (
+        Column(title="Guesses a step", is_number=True), Column(title="Tokens a step", is_number=True),
+        Column(title="A step", is_number=True), Column(title="A further token", is_number=True),
+        Column(title="Generated tokens/s", is_number=True), Column(title="Pays from this share accepted", is_number=True),
+        Column(title="How it was found"),
+    )  # fmt: skip
+    rows = []
+    for one in drafting["tried"]:
+        step, tpot, speed, pays = (one[name] for name in ("step_s", "tpot_s", "tokens_per_s", "pays_from"))
+        rows.append((
+            str(one["length"]), numbers.significant(one["tokens_per_step"]), "–" if step is None else numbers.seconds(step),
+            "–" if tpot is None else numbers.seconds(tpot), "–" if speed is None else numbers.significant(speed),
+            "–" if not one["length"] else "none" if pays is None else numbers.percent(pays, 0),
+            one["why"] or ("searched" if one["searched"] else "estimated"),
+        ))  # fmt: skip
+    legend = (
+        "Estimated: with the schedule that did best without drafts, at the same batch. What a step takes does not depend on how many of "
+        "the tokens that it checks are accepted: a length pays once enough of its guesses are."
+    )
+    chosen = frozenset(at for at, one in enumerate(drafting["tried"]) if one["length"] == drafting["length"])
+    verdict = str(drafting["verdict"])
+    parts = (
+        paragraph(f"{verdict[:1].upper()}{verdict[1:]}."),
+        table(columns, rows, marked=chosen) + paragraph(legend, "note"),
+    )
+    return [Section(id="drafting", title="Does drafting pay?", parts=parts)]
+
+
 def _rates(document: Document) -> list[tuple[str, str]]:
     """Return the key figures of serving: rates, drafts, and the largest batch."""
     request, best, waits = document["request"], document["best"], document["latency"]

@@ -17,6 +17,9 @@ from ..timeline import LANE_NAMES, NUM_RATED_LANES, RATE_ONE
 HOST_COSTS = whole_numbers("step", "layer", "kernel", "transfer")
 """What the host takes for each step, layer step, launch and submitted copy, in nanoseconds."""
 
+ONE_AT_A_TIME = np.zeros(0, np.int64)
+"""The `stages` of runs whose passes follow one another."""
+
 
 class CostTables(NamedTuple):
     """Durations in nanoseconds and sizes in bytes, as int64 arrays."""
@@ -40,6 +43,9 @@ class CostTables(NamedTuple):
     disk_ns: Array  # [num_formats]: reading one expert from disk; 0 where none is read
     host_ns: Array  # HOST_COSTS [1]
     rate: Array  # [NUM_RATED_LANES, 2**NUM_RATED_LANES]: work per nanosecond while the lanes of a bit mask are busy
+    stages: Array = ONE_AT_A_TIME
+    """[num_layers + 2] where passes of a prompt follow each other over cards: the card of each MoE layer, that of the head, and how many
+    passes may be under way; empty where a pass waits for the one before."""
 
 
 def host_costs(*, step: int, layer: int, kernel: int, transfer: int) -> Array:

@@ -87,7 +87,7 @@ class Metrics:
     low_precision_fetches: int
     peak_transient_experts: int
     busy_fraction: dict[str, float]
-    """Share of the makespan each lane was busy."""
+    """Share of the makespan each lane was busy; of cards that work at once, each counts, so that it may exceed 1."""
     time_share: dict[str, float]
     """Where the time of all steps went: work of dense, expert, head; launching these kernels; waiting for copies, for experts on
     the host's cores, and for the host; sums to 1."""
@@ -277,6 +277,7 @@ def _time_share(outcome: Outcome, tables: CostTables, sources: CostSources, fact
     rest = max(0, total - sum(busy.values()) - sum(waits.values()))
     parts = {name: busy[name] - launches[name] for name in busy}
     parts |= {"launch": sum(launches.values())} | waits | {"host": rest}
+    total = max(total, sum(parts.values()))  # more than the time where several cards work at once
     return {name: value / total for name, value in parts.items()}
 
 

@@ -84,6 +84,10 @@ PROGRAM = record_type(
 )
 """Where the host's program is."""
 
+FLIGHT = whole_numbers("prompt", "passes", "left_first")
+"""Where passes follow each other over cards: whether the last one was of a prompt, how many of that prompt have begun, and when the last
+of them left its first card."""
+
 
 class Queue(NamedTuple):
     """Copies that wait for one lane."""
@@ -110,6 +114,10 @@ class Run(NamedTuple):
     spent: Array  # float64 [1]: what has counted so far, where there are weights
     step_end: Array  # int64 [num_steps]
     rows: Array  # ROW [room]
+    flight: Array  # FLIGHT [1]
+    card_free: Array  # int64 [num_cards]: when each card is free
+    card_idle: Array  # int64 [num_cards]: when its last kernel ended
+    pass_end: Array  # int64 [most passes under way]: when the latest passes of a prompt ended, in turn
 
 
 def make_run(
@@ -122,8 +130,14 @@ def make_run(
     limit_ns: int,
     later_ns: Array | None,
     weights: Array | None = None,
+    stages: Array | None = None,
 ) -> Run:
-    """Return what a run begins with: every lane idle, every queue empty with `room` for so many."""
+    """Return what a run begins with: every lane idle, every queue empty with `room` for so many.
+
+    stages: as cost tables have them, where passes follow each other over cards.
+    """
+    over_cards = stages is not None and len(stages) > 0
+    most, cards = (int(stages[-1]), int(stages[:-1].max()) + 1) if stages is not None and over_cards else (1, 1)
     clock, lanes = records(CLOCK), records(LANE, NUM_LANES)
     clock["limit"] = limit_ns
     lanes["end"] = NEVER
@@ -133,4 +147,6 @@ def make_run(
         moving=records(QUEUED), ops=records(OPERATION, num_experts + 2), arrived=np.full(num_layers * num_experts, -1, np.int64),
         later=np.zeros(num_steps + 1, np.int64) if later_ns is None else later_ns, step_end=np.zeros(num_steps, np.int64),
         rows=records(ROW, num_rows), weights=np.zeros(0) if weights is None else weights, spent=np.zeros(1),
+        flight=records(FLIGHT), card_free=np.zeros(cards, np.int64), card_idle=np.zeros(cards, np.int64),
+        pass_end=np.zeros(most, np.int64),
     )  # fmt: skip

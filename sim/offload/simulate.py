@@ -233,7 +233,7 @@ class Simulation(DeviceMemory):
 
     def usual_tables(self, schedule: OffloadSchedule) -> tuple[CostTables, CostSources]:
         """Return a schedule's tables before any of its decisions is known, made once for all schedules that share them."""
-        key = tables_key(schedule, self.trace.num_experts)
+        key = tables_key(schedule, self.trace.num_layers, self.trace.num_experts)
         if key not in self._tables:
             self.low_format(schedule)  # refuses what is no smaller
             self._tables[key] = usual_tables(schedule, self.workload(schedule), self.model, self.costs)
@@ -245,7 +245,7 @@ class Simulation(DeviceMemory):
         if not isinstance(costs, FittedCostModel):
             return self.usual_tables(schedule)[0]
         kind = (schedule.cache.policy == "none", schedule.copy.overlap)
-        key = ("least", *kind, *tables_key(schedule, self.trace.num_experts))
+        key = ("least", *kind, *tables_key(schedule, self.trace.num_layers, self.trace.num_experts))
         if key not in self._tables:
             self._tables[key] = least_tables(schedule, self.workload(schedule), self.model, costs)
         return self._tables[key][0]
@@ -259,7 +259,11 @@ class Simulation(DeviceMemory):
 
     def _facts_of(self, given: RunInput, max_steps: int | None = None) -> RunFacts:
         """Return what a run's decisions say of it, counted once for all schedules that decide alike."""
-        weighs = tables_key(given.schedule, self.trace.num_experts) if given.weighed is not None else None
+        weighs = (
+            tables_key(given.schedule, self.trace.num_layers, self.trace.num_experts)
+            if given.weighed is not None
+            else None
+        )
         steps = None if max_steps is None or max_steps >= given.workload.num_steps else max_steps
         cache = given.schedule.cache
         key = (given.config, given.capacities.tobytes(), given.schedule.workload, cache.reset, cache.policy, weighs, steps)  # fmt: skip

@@ -39,6 +39,7 @@ from ..timeline import (
     canonical,
     plain_rows,
 )  # fmt: skip
+from .compiled.over_cards import run_over_cards
 from .compiled.overlapped import run_overlapped
 from .compiled.serial import run_serial
 from .costs import CostTables
@@ -147,7 +148,7 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
     while True:
         state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
         run = make_run(num_layers=config.num_layers, num_experts=config.num_experts, num_steps=num_steps, num_rows=num_rows,
-                       room=room, limit_ns=limit_ns, later_ns=later_ns, weights=weights)  # fmt: skip
+                       room=room, limit_ns=limit_ns, later_ns=later_ns, weights=weights, stages=costs.stages)  # fmt: skip
         _run_pieces(config, workload, costs, state, run, serial=serial)
         raise_fault(config, state)
         clock = run.clock[0]
@@ -159,7 +160,10 @@ def run_compiled(config: PolicyConfig, workload: Workload, costs: CostTables, ca
             num_rows = int(clock.rows)
         else:
             break
-    timeline = Timeline(rows=canonical(plain_rows(run.rows[: clock.rows]))) if rows else None
+    timeline = None
+    if rows:
+        found = canonical(plain_rows(run.rows[: clock.rows]))
+        timeline = Timeline(rows=found, cards=tuple(costs.stages[:-1].tolist()))
     abandoned = bool(clock.stuck == ABANDONED)
     step_end = run.step_end[: clock.step + 1] if abandoned else run.step_end
     return Outcome(counts=state.counts[0], clock=clock, step_end=step_end, makespan_ns=int(clock.makespan),
@@ -179,6 +183,8 @@ def _run_pieces(
             step_end=run.step_end[first:last], later=run.later[first : last + 1], weights=run.weights[first:last]
         )
         advance = run_serial if serial else run_overlapped
+        if len(costs.stages):
+            advance = run_over_cards
         advance(config, steps, costs, state, decision, piece)
         first = last
         if first == num_steps or run.clock[0].stuck:
@@ -189,11 +195,16 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
               rows: bool = True, weighed: CostTables | Prices | None = None) -> Outcome:  # fmt: skip
     """Return the SimPy model's outcome, with its timeline unless `rows` is False; `weighed` as in `run_compiled`."""
     # Imported here: a machine that only measures runs the compiled one and has no SimPy.
+    from .simpy_cards import CardsModel
     from .simpy_model import OffloadModel
 
     state = fresh_state(config, workload, capacities, costs if weighed is None else weighed)
     decision = make_decision(config)
-    model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial, keep_rows=rows)
+    model: CardsModel | OffloadModel
+    if len(costs.stages):
+        model = CardsModel(config, workload.steps, costs, state, decision, keep_rows=rows)
+    else:
+        model = OffloadModel(config, workload.steps, costs, state, decision, serial=serial, keep_rows=rows)
     # Millions of small event objects and no cycles worth collecting: the collector would double the run's time.
     collecting = gc.isenabled()
     gc.disable()
@@ -214,7 +225,8 @@ def run_simpy(config: PolicyConfig, workload: Workload, costs: CostTables, capac
     clock["stall_copy"], clock["stall_host"], clock["stall_cpu"] = model.stall_copy, model.stall_host, model.stall_cpu
     clock["makespan"] = makespan
     return Outcome(counts=state.counts[0], clock=clock[0], step_end=step_end, makespan_ns=makespan,
-                   timeline=Timeline(rows=canonical(found)) if rows else None, engine="simpy")  # fmt: skip
+                   timeline=Timeline(rows=canonical(found), cards=tuple(costs.stages[:-1].tolist())) if rows else None,
+                   engine="simpy")  # fmt: skip
 
 
 def some_steps(workload: Workload, costs: CostTables, which: Array) -> tuple[Workload, CostTables]:

@@ -22,7 +22,7 @@ from ...calibrate.costs.estimate import Estimate, Times
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.schedules.offload import OffloadSchedule
 from ..policies.state import Array
-from .costs import CostTables, chunk_sizes, host_costs, rate_table
+from .costs import ONE_AT_A_TIME, CostTables, chunk_sizes, host_costs, rate_table
 from .workload import Workload
 
 FAST, AS_IS, SLOW = -1, 0, 1
@@ -116,6 +116,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
             transfer=host_ns["host_transfer"],
         ),
         rate=rate_table(partial(_rate, costs, shift=shift)),
+        stages=_stages(costs, model, schedule, workload),
     )  # fmt: skip
     estimates = {
         "dense": dense.dense,
@@ -137,11 +138,29 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
     return tables, CostSources(estimates=estimates, launch=launch)
 
 
-def tables_key(schedule: OffloadSchedule, num_experts: int) -> tuple[Any, ...]:
+def everything_stays(schedule: OffloadSchedule, num_layers: int, num_experts: int) -> bool:
+    """Return whether a resolved schedule keeps every expert on the device, so that nothing is copied or left to the cores."""
+    cache = schedule.cache
+    whole = cache.pooled_experts is not None and cache.pooled_experts >= num_layers * num_experts
+    whole = whole or (cache.experts_per_layer is not None and cache.experts_per_layer >= num_experts)
+    return whole and cache.policy == "static" and cache.reset != "request" and schedule.predictor.kind == "none"
+
+
+def _stages(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, workload: Workload) -> Array:
+    """Return the `stages` of cost tables: where passes follow each other over cards. Layers without experts go with the next one with."""
+    stays = everything_stays(schedule, workload.num_layers, workload.num_experts)
+    if costs.most_passes == 1 or not stays:
+        return ONE_AT_A_TIME
+    cards = [costs.card_of(layer) for layer in model.moe_layers]
+    return np.array([*cards, costs.head_card, costs.most_passes], np.int64)
+
+
+def tables_key(schedule: OffloadSchedule, num_layers: int, num_experts: int) -> tuple[Any, ...]:
     """Return all of a schedule that `tabulate` looks at, its workload's options included: schedules alike in it share their tables."""
     copy = schedule.copy
     return (schedule.experts, schedule.kernel, schedule.host, schedule.workload, schedule.cache.reset, copy.host_experts is None,
-            copy.chunk_bytes, copy.pinned, *host_layer_kind(schedule, num_experts))  # fmt: skip
+            copy.chunk_bytes, copy.pinned, everything_stays(schedule, num_layers, num_experts),
+            *host_layer_kind(schedule, num_experts))  # fmt: skip
 
 
 def _classes(workload: Workload) -> tuple[Array, Array]:

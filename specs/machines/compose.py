@@ -327,6 +327,7 @@ def _engine_constants(
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
         matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout, one_writer=engine.one_writer,
+        follows_over_cards=engine.follows_over_cards, input_copies=engine.input_copies,
     )  # fmt: skip
     if gpu is None:
         return on_cores_alone(constants, engine.cores_attention)

@@ -72,6 +72,10 @@ class Engine:
     that are known where it is not."""
     one_writer: bool = False
     """Uploads to several cards pass buffers that one process fills."""
+    follows_over_cards: bool = False
+    """Passes of a prompt follow each other over cards that hold layers: as many are under way as there are cards."""
+    input_copies: int = 1
+    """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
     split: str = "layer"
     """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
     memory_layout: str = "plain"

@@ -209,6 +209,10 @@ class EngineConstants:
     """Where the engine puts what it holds, by a name that the memory breakdown knows."""
     one_writer: bool = False
     """Experts that are uploaded to several cards at once pass one process's buffers, which no further card makes faster."""
+    follows_over_cards: bool = False
+    """Passes of a prompt follow each other over cards that hold layers."""
+    input_copies: int = 1
+    """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import exact_keys, needed, placed, row_length, text_of
 from ..choices import Emission, EpChoice, Placement, as_run, int_rows, left_out
+from ..drafting import SGLANG, ep_facts, sglang_flags
 from ..flags import FLAGS_FILE, JSON, NUMBER, SWITCH, TEXT, USE_FLAGS, WHOLE, FlagValue, flag_lines
 from ..parallel_notes import (
     COMMON,
@@ -54,6 +55,7 @@ TABLE = EngineTable(
         "--enable-eplb": row(SWITCH, "rebalance while serving"),
         "--eplb-algorithm": row(TEXT, "auto, deepseek, deepseek_hierarchical, elasticity_aware …"),
         "--eplb-rebalance-num-iterations": row(WHOLE, "passes between rebalancings", least=1),
+        **SGLANG,
         "--moe-a2a-backend": row(
             names("none", "deepep", "mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer", "megamoe", "deepep_v2", "pplx",
                   "ascend_tp", "flashinfer_megamoe"), "how tokens travel to experts"),
@@ -121,7 +123,8 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
                      "and none is asked for, because a file would end the start at the first MoE layer")  # fmt: skip
     flags["--enable-two-batch-overlap"] = pipeline.micro_batches > 1
     notes += left_out(choice.schedule, COMMON, {"pipeline.all_to_all_sm_fraction": "set num_sms in --deepep-config"})
-    files[FLAGS_FILE] = flag_lines(flags)
+    files[FLAGS_FILE] = flag_lines(flags | sglang_flags(choice.draft))
+    facts += ep_facts(choice.draft)
     kept = (*COMMON, "pipeline.shared_overlap")
     runs = as_run(choice.schedule, kept, **moved(choice, changes)) if honoured else None
     return Emission(

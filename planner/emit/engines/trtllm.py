@@ -17,6 +17,7 @@ from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import placed, read_yaml, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, as_run, int_rows, left_out
+from ..drafting import TRTLLM_CONFIG, ep_facts, trtllm_config
 from ..flags import BOOLEAN, TEXT, WHOLE
 from ..flags import TABLE as NESTED
 from ..parallel_notes import (
@@ -54,6 +55,9 @@ TABLE = EngineTable(
         f"{_OPTIONS}.gpus_per_node": row(WHOLE, "devices of a node", least=1),
         f"{_OPTIONS}.enable_attention_dp": row(BOOLEAN, "each device has its own requests in attention"),
         f"{_OPTIONS}.moe_config": row(NESTED, "how MoE layers run"),
+        f"{_OPTIONS}.{TRTLLM_CONFIG}": row(NESTED, "what drafts"),
+        f"{TRTLLM_CONFIG}.decoding_type": row(names("MTP"), "the model's own draft layer"),
+        f"{TRTLLM_CONFIG}.num_nextn_predict_layers": row(WHOLE, "guesses of a step", least=1),
         f"{_MOE}.backend": row(
             names("AUTO", "CUTLASS", "CUTEDSL", "TRTLLM", "DEEPGEMM", "DENSEGEMM", "VANILLA", "TRITON", "MARLIN", "MEGAMOE_DEEPGEMM"),
             "kernels; WIDEEP, of 1.2 and before, was removed in August 2026 (pull request 17797): CUTLASS, TRTLLM and CUTEDSL balance "
@@ -93,6 +97,8 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     if honoured:
         moe["load_balancer"] = f"./{BALANCER_FILE}"
         rows = dict(zip(model.moe_layers, placement.physical_to_logical.tolist(), strict=True))
+        if choice.draft is not None:  # the draft layer's experts, in their order
+            rows[model.num_layers] = [slot % model.num_experts for slot in range(placement.num_slots)]
         files[BALANCER_FILE] = _yaml(
             {"num_slots": placement.num_slots, "initial_global_assignments": rows, "layer_updates_per_iter": 0}
         )
@@ -114,6 +120,8 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
         "enable_attention_dp": data,
         "moe_config": moe,
     }
+    if choice.draft is not None:
+        options[TRTLLM_CONFIG] = trtllm_config(choice.draft)
     notes += [*micro_batch_notes(choice, 1), *left_out(choice.schedule, COMMON)]
     if not data and placement.num_nodes > 1:
         notes.append("parallel.attention=tensor: all ranks share each attention layer, not those of a node")
@@ -127,13 +135,14 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
             f"set the variables of {ENVIRONMENT_FILE} on every node (set -a; . ./{ENVIRONMENT_FILE}; or --env-file)"
         )
     return Emission(
-        engine=TABLE.engine, files=files, usage=tuple(usage), notes=tuple(notes), facts=tuple(_facts(model, honoured)),
+        engine=TABLE.engine, files=files, usage=tuple(usage), notes=tuple(notes),
+        facts=(*_facts(model, honoured, drafts=choice.draft is not None), *ep_facts(choice.draft)),
         runs=as_run(choice.schedule, (*COMMON, "pipeline.shared_overlap"), **moved(choice, changes)) if honoured else None,
         unlike="" if honoured else OWN_EXCHANGE,
     )  # fmt: skip
 
 
-def _facts(model: ModelSpec, honoured: bool) -> list[str]:
+def _facts(model: ModelSpec, honoured: bool, *, drafts: bool) -> list[str]:
     backend = ("backend CUTLASS: the one with a balancer in 1.2 and in versions that no longer have WIDEEP; write DEEPGEMM for FP8 "
                "checkpoints with block scales where the version balances there (pull request 10617)")  # fmt: skip
     facts = [backend]
@@ -141,7 +150,10 @@ def _facts(model: ModelSpec, honoured: bool) -> list[str]:
         facts.append("without CUDA graphs DeepEP's normal kernels may be taken in decode too; its low-latency ones need IBGDA "
                      "(InfiniBand) between nodes")  # fmt: skip
         facts.append("layer_updates_per_iter 0: the assignment is in force from the first token and stays")
-        if has_drafts(model):
+        if drafts:
+            facts.append(f"layer {model.num_layers} of {BALANCER_FILE} is the draft (MTP) layer: its experts stay in their order, since "
+                         "a plan has no loads of it")  # fmt: skip
+        elif has_drafts(model):
             facts.append("draft (MTP) layers need entries of their own, which a plan does not have: with MTP decoding the start ends "
                          "in an error at the first of them; leave MTP off, or add its layers to the balancer's file")  # fmt: skip
     return facts
@@ -200,6 +212,11 @@ def check(files: Mapping[str, str], model: ModelSpec) -> Placement | None:
     table = read_yaml(text_of(files, name), name)
     check_keys(table, TABLE, _BALANCER, {"num_slots", "initial_global_assignments", "layer_updates_per_iter"})
     assigned = typed(table, "initial_global_assignments", dict, name)
+    if TRTLLM_CONFIG in options:
+        check_keys(options[TRTLLM_CONFIG], TABLE, TRTLLM_CONFIG, {"decoding_type", "num_nextn_predict_layers"})
+        if assigned.pop(model.num_layers, None) is None:
+            raise InputError(f"{name}: initial_global_assignments", list(assigned), f"the draft layer, {model.num_layers}, has no entry",
+                             "add one, or leave speculative_config out")  # fmt: skip
     if list(assigned) != list(model.moe_layers):
         raise InputError(f"{name}: initial_global_assignments", list(assigned), f"the MoE layers are {list(model.moe_layers)}",
                          "give every MoE layer by its absolute index")  # fmt: skip

@@ -18,6 +18,7 @@ from ....specs.drafting import has_drafts
 from ....specs.models import ModelSpec
 from ..checks import needed, placed, row_length, text_of, typed
 from ..choices import Emission, EpChoice, Placement, as_run, contiguous, int_rows, left_out
+from ..drafting import VLLM_CONFIG, ep_facts, vllm_config
 from ..flags import FLAGS_FILE, USE_FLAGS, FlagValue, flag_lines
 from ..parallel_notes import (
     COMMON,
@@ -125,7 +126,9 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
         *micro_batch_notes(choice, 2),
         *left_out(choice.schedule, COMMON),
     ]
-    facts = _facts(choice)
+    facts = [*_facts(choice), *ep_facts(choice.draft)]
+    if choice.draft is not None:
+        flags[VLLM_CONFIG] = vllm_config(choice.draft)
     changes: dict[str, object] = {
         "all_to_all__kind": exchange_kind(choice), "all_to_all__tiers": "together", "replica__choice": "even",
         "pipeline__micro_batches": min(choice.schedule.pipeline.micro_batches, 2),

@@ -5,6 +5,7 @@ Modelled: version 0.33.0, and open pull requests of 2026 that would load a place
 
 from __future__ import annotations
 
+from ..drafting import VLLM
 from ..flags import BOOLEAN, JSON, NUMBER, SWITCH, TEXT, WHOLE
 from ..table import PENDING, EngineTable, names, row
 
@@ -29,6 +30,7 @@ TABLE = EngineTable(
                   "mori_low_latency", "moonep", "nixl_ep", "allgather_reducescatter", "flashinfer_all2allv",
                   "flashinfer_nvlink_two_sided", "flashinfer_nvlink_one_sided"),
             "how tokens travel; deepep_high_throughput turns CUDA graphs off"),
+        **VLLM,
         "--enable-dbo": row(SWITCH, "two micro-batches, with DeepEP or NIXL"),
         "--ubatch-size": row(WHOLE, "micro-batches", least=0),
         "--dbo-decode-token-threshold": row(WHOLE, "tokens from which decode is split", least=0),

@@ -15,7 +15,7 @@ import numpy as np
 from ....base.errors import DoesNotFit, InputError
 from ....base.units import format_bytes
 from ....specs.card_memory import CardMemory, break_down_cards, lacking_most, require_cards_fit, together
-from ....specs.card_split import TENSOR, CardSplit
+from ....specs.card_split import LAYER, TENSOR, CardSplit
 from ....specs.memory import PLAIN, MemoryBreakdown, MemoryNeeds, break_down_memory
 from ....specs.models import WeightFormat, weight_format
 from ....specs.schedules.offload import OffloadSchedule
@@ -66,8 +66,11 @@ class DeviceMemory(HostMemory):
             return ()
         needs = self.needs(schedule, cached_experts=cached_experts, transient_experts=transient_experts)
         resident = self.resident_by_layer(schedule, cached_experts)
-        cards = break_down_cards(needs, self.split, resident, self.profile.num_cards)
-        names, budgets = self.profile.card_names, self.budgets
+        names, budgets, count = self.profile.card_names, self.budgets, self.profile.num_cards
+        copies = self._input_copies if sum(resident) >= self.num_experts else 1
+        cards = break_down_cards(needs, self.split, resident, count, input_copies=copies)
+        if copies > 1 and lacking_most(cards, budgets)[1] > 0:  # the engine then does without
+            cards = break_down_cards(needs, self.split, resident, count)
         return tuple(dataclasses.replace(one, name=names[one.card], budget_bytes=budgets[one.card]) for one in cards)
 
     def resident_by_layer(self, schedule: OffloadSchedule, cached_experts: int) -> list[int]:
@@ -121,6 +124,13 @@ class DeviceMemory(HostMemory):
                 self.model, self._context, self.kv_bytes_per_value, schedule.workload.concurrency
             ),
         )
+
+    @property
+    def _input_copies(self) -> int:
+        """How many times each card keeps a pass's inputs where everything lies on cards layer by layer."""
+        engine = self.profile.engine
+        over_cards = engine is not None and self.split is not None and self.split.mode == LAYER
+        return engine.input_copies if engine is not None and over_cards else 1
 
     @property
     def _layout(self) -> str:
