@@ -2,7 +2,7 @@
 
 Modelled: a card holds its layers' dense weights, keys, values and states, their resident experts, the output matrix where that lies, and
 buffers and a runtime of its own; where every layer is sliced, each card has its part of all of it. Where an engine keeps inputs of a pass
-several times, so that micro-batches could overlap, each card has those copies, of which attention's mask is by far the largest.
+several times, so that micro-batches could overlap, each card has those copies of attention's mask. Ignored: those of smaller inputs.
 """
 
 from __future__ import annotations
