@@ -135,7 +135,7 @@ def _run(document: dict[str, Any], simulation: Any, own: Path | None) -> tuple[d
 
         found = validate_checkpoint(
             document, own, own_model.texts(own), max_new_tokens=_NEW_TOKENS, baselines=_RIVALS, repeats=_REPEATS,
-            trace="bundled", progress=reporter("demo: run"),
+            trace="bundled", gates=own_model.gates(), progress=reporter("demo: run"),
         )  # fmt: skip
     else:
         from ..api.load import as_routing

@@ -15,7 +15,7 @@ from typing import Any
 from ...base.units import MS_PER_S
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny_moe"
-_WEIGHTS, _SCALE = "tiny-moe-int8.safetensors", ".scale"
+_WEIGHTS, _GATES, _SCALE = "tiny-moe-int8.safetensors", "lookahead-gates.safetensors", ".scale"
 
 
 def available() -> bool:
@@ -37,6 +37,12 @@ def checkpoint(folder: Path) -> Path:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text((_EXAMPLE / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
+
+
+def gates() -> Path | None:
+    """Return the small model's trained gates, which guess early; None where they are not here."""
+    path = _EXAMPLE / "weights" / _GATES
+    return path if path.is_file() else None
 
 
 def texts(folder: Path) -> list[Path]:

@@ -35,6 +35,8 @@ from .session import Loaded, run_model
 _PROMPTS = (6, 24)
 """Tokens of the prompts that are run, beside the longest that is asked for."""
 _NEW = 10
+_QUICK_PASSES, _QUICK_REPETITIONS = 3, 3
+"""Of a quick calibration: a spell in which others use the machine spoils a pass, and the median of three passes hardly."""
 _GUESSING = {"predictor__kind": "next-gate"}
 
 
@@ -46,7 +48,9 @@ def groups_of(spec: ModelSpec) -> list[range]:
 
 def extent_for(longest_prompt: int, longest_context: int, *, quick: bool, disk: bool = False) -> Extent:
     """Return how much is measured for runs of prompts and contexts, in tokens, up to these."""
-    known = QUICK if quick else FULL
+    known = (
+        dataclasses.replace(QUICK, passes=_QUICK_PASSES, rounds=1, repetitions=_QUICK_REPETITIONS) if quick else FULL
+    )
 
     def reach(sizes: Sequence[int], most: int) -> tuple[int, ...]:
         """Return sizes doubled on until they reach `most`."""

@@ -5,7 +5,8 @@
 Modelled: any router that chooses by `top_k`, asked for more than it usually chooses, so that biases and limits of groups count as
 they do for the true choice; probabilities are the softmax of its logits, or their sigmoid where it corrects scores with a bias
 and so weighs each expert by itself. Trained gates (`gates`) are linear maps, with a small
-hidden layer beside them where one was trained. Ignored: what is done with guesses.
+hidden layer beside them where one was trained; on a CPU one token's guess is a compiled loop, as a dozen small operations of torch take
+many times longer than their arithmetic. Ignored: what is done with guesses.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from ...base.errors import InputError
+from ...base.jit import compiled, jit_numeric
 from ...sim.policies.state import Array
 from .loading.pre_gates import reads_early
 
@@ -45,6 +47,9 @@ class Gate(NamedTuple):
         return found + functional.linear(functional.silu(functional.linear(x, self.inner, self.inner_bias)), self.outer)
 
 
+_DEAD = 80.0
+"""Below its negative a SiLU is nothing, and the exponential still a float32."""
+
 Gates = Mapping[tuple[int, int], Gate]
 """By (column, distance): the gate that guesses for the column so many columns early."""
 
@@ -66,6 +71,65 @@ def ranked_by(gate: Gate, x: torch.Tensor, width: int) -> tuple[torch.Tensor, to
     """Return the same for a trained gate."""
     best = gate.logits(x).softmax(dim=-1).topk(width, dim=-1)
     return best.indices, best.values
+
+
+class GateRow:
+    """A trained gate for one token at a time, on a CPU."""
+
+    def __init__(self, gate: Gate) -> None:
+        experts, hidden = gate.weight.shape
+        self._weight, self._bias = _plain(gate.weight), _plain(gate.bias)
+        nothing = gate.inner is None or gate.inner_bias is None or gate.outer is None
+        self._inner = np.zeros((0, hidden), np.float32) if nothing else _plain(gate.inner)
+        self._inner_bias = np.zeros(0, np.float32) if nothing else _plain(gate.inner_bias)
+        self._outer = np.zeros((0, experts), np.float32) if nothing else _plain(gate.outer.T)  # type: ignore[union-attr]
+        self._chances = np.empty(experts, np.float32)
+
+    def ranked(self, x: Array, width: int) -> tuple[Array, Array]:
+        """Return ids int16 [1, width], best first, and probabilities float16 [1, width], for what a router reads, float32 [H]."""
+        ids, chances = np.empty(width, np.int16), np.empty(width, np.float32)
+        rank_row(x, self._weight, self._bias, self._inner, self._inner_bias, self._outer, self._chances, ids, chances)
+        return ids[None], chances.astype(np.float16)[None]
+
+
+def _plain(tensor: torch.Tensor | None) -> Array:
+    found: Array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())  # type: ignore[union-attr]
+    return found
+
+
+@jit_numeric
+def rank_row(
+    x: Array, weight: Array, bias: Array, inner: Array, inner_bias: Array, outer: Array, chances: Array, ids: Array, best: Array
+) -> None:  # fmt: skip
+    """Fill `ids` and `best` with the likeliest experts and their softmax for `x` [H]; outer [R, E], chances [E] is scratch."""
+    count = weight.shape[0]
+    for expert in range(count):
+        total = np.float32(0)
+        for at in range(x.shape[0]):
+            total += weight[expert, at] * x[at]
+        chances[expert] = total + bias[expert]
+    for unit in range(inner.shape[0]):
+        total = np.float32(0)
+        for at in range(x.shape[0]):
+            total += inner[unit, at] * x[at]
+        total += inner_bias[unit]
+        total = total / (np.float32(1) + np.exp(-max(total, np.float32(-_DEAD))))
+        for expert in range(count):
+            chances[expert] += outer[unit, expert] * total
+    most = chances[0]
+    for expert in range(1, count):
+        most = max(most, chances[expert])
+    whole = np.float32(0)
+    for expert in range(count):
+        chances[expert] = np.exp(chances[expert] - most)
+        whole += chances[expert]
+    for place in range(ids.shape[0]):
+        first = 0
+        for expert in range(1, count):
+            if chances[expert] > chances[first]:
+                first = expert
+        ids[place], best[place] = first, chances[first] / whole
+        chances[first] = np.float32(-1)
 
 
 def _probabilities(router: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -102,12 +166,23 @@ class Guesser:
                 )
         self._routers, self._gates = routers, gates or {}
         self.depth, self.width = depth, width
+        self._rows: dict[tuple[int, int], GateRow] = {}
+        if compiled():
+            self._rows = {
+                at: GateRow(gate) for at, gate in self._gates.items() if at[1] <= depth and not gate.weight.is_cuda
+            }
+        for at, row in self._rows.items():  # loops are compiled when they first run, which belongs to no token's time
+            row.ranked(np.zeros(self._gates[at].weight.shape[1], np.float32), width)
+            break
 
     def guess(self, column: int, distance: int, x: torch.Tensor) -> tuple[Array, Array]:
         """Return ids int16 [T, width] and probabilities float16 [T, width] for `column`.
 
         x: what the router `distance` columns before reads, [T, H].
         """
+        row = self._rows.get((column, distance))
+        if row is not None and len(x) == 1 and not x.is_cuda:
+            return row.ranked(np.ascontiguousarray(x[0].float().numpy()), self.width)
         gate = self._gates.get((column, distance))
         if gate is None:
             ids, probabilities = ranked(self._routers[column], x, self.width)

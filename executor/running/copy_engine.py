@@ -45,6 +45,8 @@ class Gate:
         self.change = threading.Condition()
         self.kernels: list[Mark] = []
         self.backs: list[Mark] = []
+        self.blocked = 0
+        """Workers that wait with something to do: a kernel may be what they wait for. To wake the others costs the program its turn."""
         self.failure: BaseException | None = None
         self.stopping = False
         self.moved_at_s = time.monotonic()
@@ -54,7 +56,16 @@ class Gate:
         with self.change:
             self.kernels.append(end)
             self.moved_at_s = time.monotonic()  # where everything is on the device, nothing else moves
-            self.change.notify_all()
+            if self.blocked:
+                self.change.notify_all()
+
+    def wait_for_change(self, *, blocked: bool) -> None:
+        """Block a worker that holds `change` until something changes; blocked: it has something to do that waits for a kernel."""
+        self.blocked += blocked
+        try:
+            self.change.wait()
+        finally:
+            self.blocked -= blocked
 
     def fail(self, error: BaseException) -> None:
         """Keep the first failure and wake everybody."""
@@ -186,7 +197,7 @@ class CopyEngine:
                     return None
                 first = self._startable()
                 if first is None:
-                    self._gate.change.wait()
+                    self._gate.wait_for_change(blocked=len(self._waiting) > 0)
                     continue
                 if not self._in_flight or first.kind == DEMAND or self._piece <= _SMALL_PIECE_BYTES:
                     self._waiting.take(first)
@@ -303,7 +314,7 @@ class BackEngine:
                 if self._waiting and self._waiting[0].wait_kernel < len(self._gate.kernels):
                     self._busy = True
                     return self._waiting.popleft()
-                self._gate.change.wait()
+                self._gate.wait_for_change(blocked=len(self._waiting) > 0)
         return None
 
     def _move(self, back: WriteBack) -> None:

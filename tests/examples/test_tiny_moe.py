@@ -29,7 +29,7 @@ def example() -> Iterator[Any]:
     sys.path.insert(0, str(EXAMPLE))
 
     def load(name: str) -> ModuleType:
-        if name in {"model", "quantise", "record", "train", "evaluate"}:
+        if name in {"model", "quantise", "record", "train", "evaluate", "pre_gate"}:
             pytest.importorskip("torch", reason="torch is not installed (extra: run)")
             pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
         return importlib.import_module(name)
@@ -217,6 +217,33 @@ def test_committed_weights_are_small_and_described_by_their_configuration(exampl
 
 
 # ---- recording
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3])
+def test_committed_pre_gates_predict_text_where_they_were_trained_to_choose(
+    distance: int, example: Any, int8_model: Any, corpus_documents: list[Any]
+) -> None:
+    pre_gate, corpus, evaluate = (example(name) for name in ("pre_gate", "corpus", "evaluate"))
+    rows = pre_gate.windows(corpus.joined(corpus_documents, "c", held_out=True), 8)
+    mine = pre_gate.load_pre_gated(distance)
+    assert getattr(mine.config, pre_gate.KEY) == distance
+    trained = pre_gate.scored(mine, distance, {"c": rows})["c"].mean()
+    moved = pre_gate.scored(int8_model, distance, {"c": rows})["c"].mean()  # gates that were never trained for their new places
+    conventional = evaluate.model_bits(int8_model, rows).mean()
+    assert conventional < trained < moved
+
+
+def test_figures_of_pre_gates_are_those_that_the_readme_states(example: Any) -> None:
+    stored = json.loads((EXAMPLE / "weights" / "pre-gate.json").read_text())
+    readme = (EXAMPLE / "README.md").read_text()
+    rows = stored["by_distance"]
+    assert set(rows) == {"committed", "0", "1", "2", "3"}
+    for name, row in rows.items():
+        assert f"{row['bits_per_byte']['mean']:.3f}" in readme, name
+        if "worse_by" in row:
+            assert f"+{row['worse_by']:.3f} ± {row['standard_error']:.3f}" in readme, name
+    files = [path.stat().st_size for path in (EXAMPLE / "weights").iterdir()]
+    assert sum(files) < 30e6
 
 
 def test_hooks_record_exactly_what_the_model_chose(example: Any, int8_model: Any) -> None:

@@ -12,7 +12,7 @@ from moeplan.base.errors import InputError
 from moeplan.executor.model.align import Settings as Training
 from moeplan.executor.model.align import mean_recall, recalls, train
 from moeplan.executor.model.gates import load_gates, save_gates
-from moeplan.executor.model.guesses import Gate
+from moeplan.executor.model.guesses import Gate, GateRow, ranked_by
 from moeplan.executor.model.record import Asked, Settings, record, requests_of
 from moeplan.executor.model.session import Loaded, open_model, run_model, silent
 from moeplan.specs.schedules.offload import OffloadSchedule
@@ -178,3 +178,25 @@ def test_gates_that_cannot_be_used_are_one_line(damage, loaded, tmp_path):
         spec = dataclasses.replace(spec, num_experts=16)
     with pytest.raises(InputError, match="--gates"):
         load_gates(path, spec)
+
+
+@pytest.mark.parametrize("units", [0, 1, 37])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
+def test_one_token_is_guessed_for_as_by_torch(units: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(units)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    hidden, experts, width = 48, 11, 4
+    inside = (drawn(units, hidden), drawn(units), drawn(experts, units)) if units else ()
+    gate = Gate(drawn(experts, hidden), drawn(experts), *inside)
+    row = GateRow(gate)
+    for _ in range(20):
+        x = scale * drawn(1, hidden)
+        chances = gate.logits(x).softmax(dim=-1)[0]
+        ids, best = row.ranked(x[0].numpy(), width)
+        expected, by_torch = ranked_by(gate, x, width)
+        assert ids.shape == best.shape == (1, width) and len(set(ids[0])) == width
+        assert np.allclose(best.astype(np.float32), by_torch.numpy(), atol=1e-3)
+        assert np.allclose(chances[ids[0].astype(int)], chances[expected[0]], atol=1e-5)  # ties may be told apart the other way
