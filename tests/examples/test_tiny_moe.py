@@ -228,7 +228,9 @@ def test_committed_pre_gates_predict_text_where_they_were_trained_to_choose(
     mine = pre_gate.load_pre_gated(distance)
     assert getattr(mine.config, pre_gate.KEY) == distance
     trained = pre_gate.scored(mine, distance, {"c": rows})["c"].mean()
-    moved = pre_gate.scored(int8_model, distance, {"c": rows})["c"].mean()  # gates that were never trained for their new places
+    moved = pre_gate.scored(int8_model, distance, {"c": rows})[
+        "c"
+    ].mean()  # gates that were never trained for their new places
     conventional = evaluate.model_bits(int8_model, rows).mean()
     assert conventional < trained < moved
 

@@ -199,4 +199,6 @@ def test_one_token_is_guessed_for_as_by_torch(units: int, scale: float) -> None:
         expected, by_torch = ranked_by(gate, x, width)
         assert ids.shape == best.shape == (1, width) and len(set(ids[0])) == width
         assert np.allclose(best.astype(np.float32), by_torch.numpy(), atol=1e-3)
-        assert np.allclose(chances[ids[0].astype(int)], chances[expected[0]], atol=1e-5)  # ties may be told apart the other way
+        assert np.allclose(
+            chances[ids[0].astype(int)], chances[expected[0]], atol=1e-5
+        )  # ties may be told apart the other way
