@@ -78,41 +78,44 @@ class GateRow:
 
     def __init__(self, gate: Gate) -> None:
         experts, hidden = gate.weight.shape
-        self._weight, self._bias = _plain(gate.weight), _plain(gate.bias)
-        nothing = gate.inner is None or gate.inner_bias is None or gate.outer is None
-        self._inner = np.zeros((0, hidden), np.float32) if nothing else _plain(gate.inner)
-        self._inner_bias = np.zeros(0, np.float32) if nothing else _plain(gate.inner_bias)
-        self._outer = np.zeros((0, experts), np.float32) if nothing else _plain(gate.outer.T)  # type: ignore[union-attr]
+        self._linear = _with_bias(gate.weight, gate.bias)
+        self._inner, self._outer = np.zeros((0, hidden + 1), np.float32), np.zeros((0, experts), np.float32)
+        if gate.inner is not None and gate.inner_bias is not None and gate.outer is not None:
+            self._inner, self._outer = _with_bias(gate.inner, gate.inner_bias), _plain(gate.outer.T)
         self._chances = np.empty(experts, np.float32)
 
     def ranked(self, x: Array, width: int) -> tuple[Array, Array]:
         """Return ids int16 [1, width], best first, and probabilities float16 [1, width], for what a router reads, float32 [H]."""
-        ids, chances = np.empty(width, np.int16), np.empty(width, np.float32)
-        rank_row(x, self._weight, self._bias, self._inner, self._inner_bias, self._outer, self._chances, ids, chances)
-        return ids[None], chances.astype(np.float16)[None]
+        ids, best = np.empty(width, np.int16), np.empty(width, np.float32)
+        rank_row(x, self._linear, self._inner, self._outer, self._chances, ids, best)
+        return ids[None], best.astype(np.float16)[None]
 
 
-def _plain(tensor: torch.Tensor | None) -> Array:
-    found: Array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())  # type: ignore[union-attr]
+def _with_bias(weight: torch.Tensor, bias: torch.Tensor) -> Array:
+    """Return [N, K + 1]: a matrix with its bias as the last column."""
+    return _plain(torch.cat([weight, bias[:, None]], dim=1))
+
+
+def _plain(tensor: torch.Tensor) -> Array:
+    found: Array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
     return found
 
 
 @jit_numeric
-def rank_row(
-    x: Array, weight: Array, bias: Array, inner: Array, inner_bias: Array, outer: Array, chances: Array, ids: Array, best: Array
-) -> None:  # fmt: skip
-    """Fill `ids` and `best` with the likeliest experts and their softmax for `x` [H]; outer [R, E], chances [E] is scratch."""
-    count = weight.shape[0]
+def rank_row(x: Array, linear: Array, inner: Array, outer: Array, chances: Array, ids: Array, best: Array) -> None:
+    """Fill `ids` and `best` with the likeliest experts and their softmax for `x` [H]; linear [E, H + 1] and inner [R, H + 1] end with
+    their biases, outer is [R, E], chances [E] is scratch."""
+    count, hidden = linear.shape[0], x.shape[0]
     for expert in range(count):
         total = np.float32(0)
-        for at in range(x.shape[0]):
-            total += weight[expert, at] * x[at]
-        chances[expert] = total + bias[expert]
+        for at in range(hidden):
+            total += linear[expert, at] * x[at]
+        chances[expert] = total + linear[expert, hidden]
     for unit in range(inner.shape[0]):
         total = np.float32(0)
-        for at in range(x.shape[0]):
+        for at in range(hidden):
             total += inner[unit, at] * x[at]
-        total += inner_bias[unit]
+        total += inner[unit, hidden]
         total = total / (np.float32(1) + np.exp(-max(total, np.float32(-_DEAD))))
         for expert in range(count):
             chances[expert] += outer[unit, expert] * total
