@@ -104,7 +104,8 @@ def _plain(tensor: torch.Tensor) -> Array:
 @jit_numeric
 def rank_row(x: Array, linear: Array, inner: Array, outer: Array, chances: Array, ids: Array, best: Array) -> None:
     """Fill `ids` and `best` with the likeliest experts and their softmax for `x` [H]; linear [E, H + 1] and inner [R, H + 1] end with
-    their biases, outer is [R, E], chances [E] is scratch."""
+    their biases, outer is [R, E], chances [E] is scratch.
+    """
     count, hidden = linear.shape[0], x.shape[0]
     for expert in range(count):
         total = np.float32(0)
