@@ -121,6 +121,8 @@ class Rank:
             began = CLOCK()
             self.network.reduce(values, self.peers[tier])
             self._reduced[at].append((began, CLOCK()))
+            if not (values == len(self.peers[tier].ranks)).all():
+                raise RuntimeError(f"all-reduce {at} gave other sums than it has ranks")
 
     def write(self, folder: Path, clock: tuple[int, int]) -> None:
         """Write what was found, and how this rank's clock stands to the first one's."""

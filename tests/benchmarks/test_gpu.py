@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from benchmark_modules import ROOT, benchmark_module
+from calibration_samples import lawful_samples
 from moeplan.base.errors import InputError
+from moeplan.calibrate.samples import sample_to_dict, samples_to_json
+from moeplan.specs.machines.profile_file import load_hardware
+from overlap_samples import layer_samples
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -324,6 +328,28 @@ def test_a_gpu_run_without_a_gpu_is_refused_in_one_line(folder: Path, apart: dic
     assert not folder.exists()
 
 
+def test_stage_5_goes_into_the_profile_whichever_stage_comes_first(folder: Path) -> None:
+    module = benchmark_module("gpu.profile")
+    lawful = lawful_samples()
+    measured = {name: {"samples": samples_to_json(lawful)} for name in module.needed(dry=True)}
+    layer = [sample_to_dict(sample) for sample in layer_samples()]
+    parts = {"grouped or dense": {"samples": layer[:5]}, "others": {"samples": layer[5:]}}
+    names = {"overlap.dense", "overlap.launches", "overlap.multiprocessors", "overlap.beside"}
+    folder.mkdir()
+    early = module.keep_overlap(folder, lawful.device, parts)
+    assert set(early["curves"]) == names and "run STAGE=2" in early["warnings"][0]
+    assert not (folder / "profile.json").exists()
+    (folder / "copies.json").write_text(json.dumps({"dry": True, "parts": measured}))
+    for way in ("stage 2 after it", "stage 5 after it"):
+        if way == "stage 2 after it":
+            assert module.write_profile(folder, measured, dry=True)["fit"] is not None
+        else:
+            assert "warnings" not in module.keep_overlap(folder, lawful.device, parts)
+        profile = load_hardware(str(folder / "profile.json"))
+        assert names <= set(profile.curves)
+        (folder / "profile.json").unlink()
+
+
 @pytest.mark.skipif(not LONG, reason="two minutes of all five stages; set MOEPLAN_LONG=1")
 def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(folder), "--dry"]
@@ -349,7 +375,7 @@ def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
         "copies": {"targets", "fit", "warnings", "speed_beside_each_other"},
         "validation": {"targets", "figures", "groups", "warnings"},
         "speedups": {"targets", "warnings"},
-        "overlap": {"targets", "warnings"},
+        "overlap": {"targets", "warnings", "curves"},
     }
     for name, document in found.items():
         assert set(document) == head | own[name]
@@ -359,7 +385,9 @@ def test_a_dry_run_of_all_stages(folder: Path, apart: dict[str, str]) -> None:
         assert all({"name", "target", "at_most", "got", "met"} <= set(one) for one in document["targets"])
         assert all(part["took_s"] >= 0 and "expected_s" in part for part in document["parts"].values())
     assert [len(found[name]["targets"]) for name in names] == [3, 2, 5, 0, 0]
+    assert found["overlap"]["warnings"] == []
     profile = json.loads((folder / "profile.json").read_text())
+    assert {"overlap.dense", "overlap.launches", "overlap.multiprocessors", "overlap.beside"} <= set(profile["curves"])
     assert profile["device"]["kind"] == "cpu" and profile["disk"] is not None and profile["host"]["cpu"] is not None
     assert json.loads((folder / "profile.samples.json").read_text())["kind"] == "samples"
     groups = found["validation"]["groups"]
