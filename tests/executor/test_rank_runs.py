@@ -21,7 +21,10 @@ def test_everything_that_predictions_need_is_measured() -> None:
     assert max(per_token) > 4 * min(per_token)  # of a short and a long context
     reductions = [one for one in stages if one.labels["what"] == "reduce"]
     # Two ranks pass half of 16-bit values on, and half of the sums.
-    assert {float(one.labels["features"].split(",")[2]) / (2 * one.arguments["tokens"]) for one in reductions} == {256.0, 512.0}
+    assert {float(one.labels["features"].split(",")[2]) / (2 * one.arguments["tokens"]) for one in reductions} == {
+        256.0,
+        512.0,
+    }
     assert len(reductions) == 2 * 3 and all(len(one.seconds) == 1 for one in reductions)
     assert {one.labels["what"] for one in samples if one.kind == "rank_fact"} == {CORES, TOGETHER}
     fit = fit_ranks(SampleSet(device={}, conditions={}, samples=tuple(samples)), "a test")[0]
