@@ -9,6 +9,7 @@ below which an engine stops drafting, trees of guesses, two ways to draft at onc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from .flags import JSON, SWITCH, TEXT, WHOLE, FlagValue
 from .table import Row, names, row
 
 NGRAM, MTP, MODEL = "n-gram", "mtp", "model"
-DRAFT_FILE = "DRAFT.gguf"
 _AGAIN = "give a plan.json written by moeplan plan"
 
 LLAMA_CPP: Mapping[str, Row] = {
@@ -56,6 +56,11 @@ class DraftChoice:
     acceptance: str
     pays_from: tuple[tuple[float, float | None], ...]
     """(hit rate, acceptance from which drafts of this length pay) by rising hit rate."""
+
+    @property
+    def file(self) -> str:
+        """What the draft model's file is called where the user has said no name: by the model."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-") + ".gguf"
 
 
 def read_drafts(document: Mapping[str, Any]) -> DraftChoice | None:
@@ -98,12 +103,12 @@ def llama_cpp_flags(draft: DraftChoice | None, *, ik: bool = False) -> dict[str,
         return size | {"--spec-ngram-simple-size-m": draft.length}
     if ik:
         what: dict[str, FlagValue] = (
-            {"--multi-token-prediction": True} if draft.kind == MTP else {"--model-draft": DRAFT_FILE}
+            {"--multi-token-prediction": True} if draft.kind == MTP else {"--model-draft": draft.file}
         )
         return what | {"--draft-max": draft.length}
     if draft.kind == MTP:
         return {"--spec-type": "draft-mtp", "--spec-draft-n-max": draft.length}
-    return {"--spec-type": "draft-simple", "--model-draft": DRAFT_FILE, "--spec-draft-n-max": draft.length}
+    return {"--spec-type": "draft-simple", "--model-draft": draft.file, "--spec-draft-n-max": draft.length}
 
 
 def sglang_flags(draft: DraftChoice | None) -> dict[str, FlagValue]:
@@ -116,13 +121,13 @@ def sglang_flags(draft: DraftChoice | None) -> dict[str, FlagValue]:
     chain: dict[str, FlagValue] = {"--speculative-num-steps": draft.length, "--speculative-eagle-topk": 1} | verified
     if draft.kind == MTP:
         return {"--speculative-algorithm": "EAGLE"} | chain
-    return {"--speculative-algorithm": "STANDALONE", "--speculative-draft-model-path": "DRAFT"} | chain
+    return {"--speculative-algorithm": "STANDALONE", "--speculative-draft-model-path": draft.name} | chain
 
 
 def vllm_config(draft: DraftChoice) -> dict[str, Any]:
     """Return the value of vLLM's `--speculative-config`."""
     found: dict[str, Any] = {"method": _VLLM[draft.kind], "num_speculative_tokens": draft.length}
-    return found | ({"model": "DRAFT"} if draft.kind == MODEL else {})
+    return found | ({"model": draft.name} if draft.kind == MODEL else {})
 
 
 def trtllm_config(draft: DraftChoice) -> dict[str, Any]:
@@ -155,13 +160,14 @@ def ep_facts(draft: DraftChoice | None) -> list[str]:
     return [f"{said}; the server's log prints the one it has"]
 
 
-def facts_of(draft: DraftChoice | None, model_name: str) -> list[str]:
-    """Return what a user must know of drafts that the files ask for."""
+def facts_of(draft: DraftChoice | None, model_name: str, *, gguf: bool = True) -> list[str]:
+    """Return what a user must know of drafts that the files ask for; gguf: models are files of that kind."""
     if draft is None:
         return []
     found = [f"the prediction takes an acceptance of {draft.acceptance}; the server's log prints the one that it has"]
     if draft.kind == MODEL:
-        found.append(f"{DRAFT_FILE} stands for a file of {draft.name}, which must have the vocabulary of {model_name}")
+        stands = f"{draft.file} stands for your file of {draft.name}" if gguf else f"{draft.name} stands for your folder of it"
+        found.append(f"{stands}, which must have the vocabulary of {model_name}")
     if draft.kind == MTP:
         found.append(f"the file of {model_name} must have its draft (MTP) layers; many were made without them")
     if draft.kind == NGRAM:

@@ -65,7 +65,7 @@ def render_served(choice: OffloadChoice, served: ServedChoice, model: ModelSpec)
     )
     facts = (
         "--kt-gpu-prefill-token-threshold and --kt-expert-placement-strategy: only the fork has them (pip install sglang-kt)",
-        *facts_of(choice.draft, model.name),
+        *facts_of(choice.draft, model.name, gguf=False),
     )
     return Emission(
         engine="KTransformers",
