@@ -103,24 +103,35 @@ def test_drafting_costs_where_the_union_is_read_from_a_disk(disk: str) -> None:
     assert gains[0] < 0 and -0.7 < gains[2] < gains[1] < gains[0]
 
 
-def test_streams_from_a_disk_gain_nothing_more_from_a_common_union_at_eight() -> None:
-    """nibor1896/Crow#31: DeepSeek-V4-Flash, IQ3_XXS, on an RTX 5090, experts streamed from a disk into 64 slots a layer: at a batch of 8
-    the union of experts stops paying. The thread's curve up to there is not at hand; here eight streams together gain under a fifth on one.
+def test_streams_from_a_disk_gain_less_with_each_doubling_and_nothing_from_eight_on() -> None:
+    """nibor1896/Crow#31 (its curve: docs/images/_plots.py of that repository): DeepSeek-V4-Flash, IQ3_XXS, on an RTX 5090, experts read
+    from a disk into 58 slots a layer, 1, 2, 4 and 8 streams: 8.88, 12.47, 16.00 and 18.52 tokens/s in all, 68 to 70 % hits, 31.2 experts
+    of a layer at 8. Doublings gain 1.40, 1.28 and 1.16 times.
+
+    Here they gain less, and in all 1.2 instead of 2.1 times, so that only the sign is held. Two things are missing. The streams there have
+    one prompt of 6 tokens, so that they share more (31 experts, not 38) and find more (68 %, not 44 %): 8 x 6 x 31 % of experts read are
+    then 31.2 x 32 %, 1.5 times fewer a token. And the disk gives 6.9 GB/s to one stream and 9.6 to eight, whose reads queue deeper: 1.4
+    times. Here a disk has one rate.
     """
-    speeds = {}
-    for together in (1, 8, 16):
+    speeds, union = [], 0.0
+    for together in (1, 2, 4, 8, 16):
         box = open_subject(model="deepseek-v4-flash", hardware="rtx-5090 + ryzen-9-9950x3d + ddr5-6000x2:64GiB + disk:10GB/s",
-                           quant="IQ3_XXS", prompt_tokens=16, reply_tokens=32, concurrency=together).simulation  # fmt: skip
+                           quant="IQ3_XXS", prompt_tokens=6, reply_tokens=32, concurrency=together).simulation  # fmt: skip
         schedule = load_preset("three-tiers").with_options(
-            cache__experts_per_layer=64,
+            cache__experts_per_layer=58,
             copy__host_experts=43,
             experts__bits=box.expert_format(LRU).name,
             workload__concurrency=together,
         )
-        workload, ends = box.workload(schedule), np.concatenate(([0], box.run(schedule).step_end))
+        workload, outcome = box.workload(schedule), box.run(schedule)
+        ends = np.concatenate(([0], outcome.step_end))
         full = (workload.step_phase == 1) & (workload.step_tokens == together)
-        speeds[together] = workload.yields[full].sum() / np.diff(ends)[full].sum()
-    assert speeds[16] < 1.05 * speeds[8] and speeds[8] < 1.2 * speeds[1]
+        speeds.append(float(workload.yields[full].sum() / np.diff(ends)[full].sum()) * 1e9)
+        if together == 8:
+            union = int(outcome.counts.hits + outcome.counts.misses) / (workload.num_steps * workload.num_layers)
+    gains = np.array(speeds[1:]) / np.array(speeds[:-1])
+    assert speeds[0] == pytest.approx(8.88, rel=0.4) and union == pytest.approx(31.2, rel=0.3)
+    assert gains[0] > gains[1] > gains[2] and gains[0] > 1.1 and (gains[2:] < 1.05).all()
 
 
 def test_the_quicker_setting_flips_with_the_length_of_the_prompt() -> None:
