@@ -166,7 +166,11 @@ def facts_of(draft: DraftChoice | None, model_name: str, *, gguf: bool = True) -
         return []
     found = [f"the prediction takes an acceptance of {draft.acceptance}; the server's log prints the one that it has"]
     if draft.kind == MODEL:
-        stands = f"{draft.file} stands for your file of {draft.name}" if gguf else f"{draft.name} stands for your folder of it"
+        stands = (
+            f"{draft.file} stands for your file of {draft.name}"
+            if gguf
+            else f"{draft.name} stands for your folder of it"
+        )
         found.append(f"{stands}, which must have the vocabulary of {model_name}")
     if draft.kind == MTP:
         found.append(f"the file of {model_name} must have its draft (MTP) layers; many were made without them")
