@@ -1,7 +1,8 @@
 """GRACE-MoE (arXiv 2509.25041): what each of its ingredients changes against Occult, on two nodes of two A100.
 
 Modelled: OLMoE, DeepSeek-V2-Lite and Qwen3-30B-A3B, the paper's ladder (Occult, whose groups know devices but not nodes, with a
-token once per rank; hierarchical exchange; affinity grouping with controlled sizes; dynamic copies and topology-aware routing),
+token once per rank; hierarchical exchange; affinity grouping with controlled sizes; one copy or as many as loads ask for,
+drawn by weight; nearest copies first),
 NVLink inside a node and 25 Gb/s between nodes, shared by a node's ranks, in and out together (the published exchange times
 follow total traffic). A GPU is idle while it waits for the one with most rows and, in a flat exchange, for the one with most bytes of
 its own between nodes: published, idle time after the first rung follows the deviation of load (1.90 and 1.48 times it, where the
@@ -29,7 +30,7 @@ from ..base.units import GIGA, NS_PER_S
 from ..planner.parallel.evidence import topology_of
 from ..planner.placement.affinity import co_activation
 from ..planner.placement.comparison import Candidate
-from ..planner.placement.grace import grace_plan, node_groups, rank_groups
+from ..planner.placement.grace import GracePlan, grace_plan, node_clusters, node_groups, rank_groups
 from ..planner.placement.occult import uniform_groups
 from ..planner.placement.placement import Placement, from_rank_lists
 from ..planner.placement.replica_choice import StaticChoice
@@ -46,15 +47,34 @@ from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproductio
 
 CITATION = "GRACE-MoE, arXiv 2509.25041: A100, 2 nodes x 2, NVLink, 25 Gb/s between nodes; mean of three models"
 MODELS = ("olmoe-1b-7b", "deepseek-v2-lite", "qwen3-30b-a3b")
-INGREDIENTS = ("+ hierarchical exchange", "+ grouping", "+ copies and topology-aware routing")
-# Change against Occult in per cent.
-TABLE: dict[str, tuple[float, float, float]] = {
-    "all-to-all time": (-35.2, -48.3, -50.6),
-    "cross-node traffic": (-35.6, -50.7, -52.1),
-    "intra-node traffic": (100.1, 47.1, 57.2),
-    "GPU idle": (-49.9, -4.8, -25.7),
-    "load standard deviation": (0.0, 90.0, 39.4),
+INGREDIENTS = (
+    "+ hierarchical exchange",
+    "+ grouping",
+    "+ one copy, weighted",
+    "+ copies, weighted",
+    "+ copies, nearest first",
+)
+# Change against Occult in per cent (the paper's table 1).
+TABLE: dict[str, tuple[float, ...]] = {
+    "all-to-all time": (-35.19, -48.33, -44.52, -44.91, -50.57),
+    "cross-node traffic": (-35.64, -50.67, -41.62, -41.84, -52.11),
+    "intra-node traffic": (100.13, 47.10, 76.33, 78.41, 57.22),
+    "GPU idle": (-49.88, -4.78, -6.18, -26.86, -25.66),
+    "load standard deviation": (0.02, 90.03, 51.32, 31.92, 39.35),
 }
+# What single ingredients change, model by model, in per cent of the rung before (section 6.3).
+_GROUPED, _NEAREST = "grouping, of the hierarchical exchange", "nearest first, of weighted"
+STEPS: dict[tuple[str, str], tuple[float, float, float]] = {
+    (_GROUPED, "all-to-all time"): (-18.56, -17.96, -24.69),
+    (_GROUPED, "cross-node traffic"): (-19.21, -16.72, -34.77),
+    (_GROUPED, "intra-node traffic"): (-22.35, -15.00, -42.15),
+    (_NEAREST, "all-to-all time"): (-9.47, -8.10, -13.69),
+    (_NEAREST, "cross-node traffic"): (-12.12, -12.42, -29.40),
+}
+# OLMoE under the hierarchical exchange, by how groups are made: milliseconds of exchanges, idle time, end to end (table 2).
+GROUPINGS: dict[str, tuple[float, float, float]] = {
+    "uniform": (3494.02, 501.69, 6328.03), "sizes by 0.15": (2846.38, 506.93, 5698.10), "sizes free": (2825.81, 617.16, 5747.50),
+}  # fmt: skip
 # Time of Occult over GRACE's, end to end.
 SPEEDUPS = {"olmoe-1b-7b": 1.45, "deepseek-v2-lite": 1.31, "qwen3-30b-a3b": 1.31}
 # The experts of every rank, layer by layer.
@@ -67,28 +87,51 @@ _NETWORK_LATENCY_S, _LINK_LATENCY_S = 20e-6, 5e-6
 _VALUE_BYTES = 2
 # The paper's ratio of group sizes (OLMoE), taken for all models.
 _RATIO = 0.15
-# Milliseconds of OLMoE with sizes controlled by 0.15: exchanges, idle, end to end.
-_OLMOE_EXCHANGE, _OLMOE_IDLE, _OLMOE_WHOLE = 2846, 507, 5698
+_CONTROLLED = "sizes by 0.15"
+_OLMOE_EXCHANGE, _OLMOE_IDLE, _OLMOE_WHOLE = GROUPINGS[_CONTROLLED]
 _REST = (_OLMOE_WHOLE - _OLMOE_EXCHANGE - _OLMOE_IDLE) / _OLMOE_EXCHANGE
 # Where the fit looks: affinity of a token to its topic's experts, spread of experts' popularity (both in logits), drift.
 _AFFINITIES, _SPREADS, _DRIFTS = (3.75, 4.0, 4.25), (2.5, 2.75), (0.9, 0.95)
 _EXCHANGE, _CROSS, _INTRA, _IDLE, _DEVIATION = range(5)
+# Rungs of the ladder, Occult first.
+_TIERS, _CONTROL, _ONE, _WEIGHTED, _LAST = range(1, 6)
+_DRAWN = "routing is drawn alike for all models, from topics; published, models differ more"
+_IDLE_NOTE = (
+    "idle time follows the deviation of load here; published, it falls by 1 point with one copy, where the deviation falls by 39, and "
+    "by 20 with several, where it falls by another 19"
+)
 _NOTES = {
     ("intra-node traffic", 1): (
         "published, grouping keeps more of a token's experts on one GPU of the node, and copies then bring 10 points of traffic "
         "back inside nodes; in the drawn routing both are nearly equal, so their order is not reproduced"
     ),
-    ("GPU idle", 2): (
-        "idle time follows the deviation of load, and copies planned on the first half even that out more here than published"
-    ),
+    (
+        "intra-node traffic",
+        3,
+    ): "more copies are made here than one; published, both ways of copying move nearly as much",
+    ("GPU idle", 2): _IDLE_NOTE,
+    ("GPU idle", 3): _IDLE_NOTE,
+    ("GPU idle", 4): _IDLE_NOTE,
     (
         "load standard deviation",
-        2,
+        3,
+    ): "one drift for all models and layers; several copies even out more here than published",
+    (
+        "load standard deviation",
+        4,
     ): "one drift for all models and layers; copies planned on the first half even out more than published",
 }
+_STEP_NOTES = {_GROUPED: _DRAWN, _NEAREST: _DRAWN}
+_GROUP_NOTES = {
+    (
+        "GPU idle",
+        "uniform",
+    ): "published, OLMoE's groups of equal size idle as long as grouped ones; of three models, half as long",
+    ("GPU idle", "sizes free"): "groups of free sizes differ more in the drawn routing than in OLMoE's",
+}
 _SPEEDUP_NOTE = (
-    "the rest of a step is known for OLMoE only and taken for all models; the others must spend more outside exchanges, since "
-    "the published speed-up is lower though exchanges fall alike; other draws change speed-ups by up to 0.16"
+    "a layer's time outside exchanges is known for OLMoE only and taken for all models, which one engine runs; the others must spend more, "
+    "since the published speed-up is lower though exchanges fall alike; other draws change speed-ups by up to 0.16"
 )
 
 
@@ -146,35 +189,92 @@ def draw_experts(
 
 def ladder(model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int = _RANKS) -> list[Measures]:
     """Return Occult's measures and those after each ingredient, planned on the first half of the tokens, measured on the second."""
-    layers, half = experts.shape[1], len(experts) // 2
-    model = dataclasses.replace(
-        model, num_layers=layers, moe_layers=tuple(range(layers)), sliding_layers=(), recurrent_layers=()
-    )
-    source = source_ranks(half, num_ranks)
-    plan = [StepTokens(experts=np.ascontiguousarray(experts[:half]), source_rank=source)]
-    step = StepTokens(experts=np.ascontiguousarray(experts[half : 2 * half]), source_rank=source)
-    network = Tier(
-        bytes_per_s=_NETWORK_BITS_PER_S / 8, latency_s=_NETWORK_LATENCY_S, source="published", relative_uncertainty=0.1
-    )
-    profile = load_hardware("a100-80gb-sxm")
-    if profile.node is None:
-        raise ValueError("the bundled profile describes no server")
-    link = Tier(bytes_per_s=profile.node.gpu_link_bytes_per_s.value, latency_s=_LINK_LATENCY_S, source="datasheet",
-                relative_uncertainty=0.2)  # fmt: skip
-    constants = EpConstants(inter=network, intra=link, shared_nic=True, half_duplex_nic=True)
-    simulation = ParallelSimulation(
-        model, profile, _NODES, num_ranks // _NODES, context_tokens=_CONTEXT, constants=constants
-    )
-    num = model.num_experts
-    occult = _occult(plan, num, num_ranks)
-    grace = grace_plan(plan, num, num_ranks, _NODES, ratio=_RATIO)
-    grouped = _grouped(plan, num, num_ranks, grace.ratios)
+    bench = _Bench.of(model, experts, num_ranks)
     flat = ExpertParallelSchedule(name="occult").with_options(placement__policy="occult")
-    tiers = flat.with_options(all_to_all__kind="hierarchical", all_to_all__tiers="in-turn")
-    static = [Candidate(placement=each, router=_home_router(each, rows)) for each, rows in (occult, grouped)]
-    copied = Candidate(placement=grace.placement, router=grace.router())
-    runs = [(static[0], flat), (static[0], tiers), (static[1], tiers), (copied, tiers)]
-    return [_measure(simulation, candidate, schedule, step) for candidate, schedule in runs]
+    occult, grouped = (
+        Candidate(placement=each, router=_home_router(each, rows)) for each, rows in (bench.occult(), bench.grouped())
+    )
+    one, copied = bench.copied(copies=1), bench.copied(copies=None)
+    runs = [(occult, flat), (occult, bench.tiers), (grouped, bench.tiers)]
+    runs += [(Candidate(placement=plan.placement, router=plan.router(nearest_first=nearest)), bench.tiers)
+             for plan, nearest in ((one, False), (copied, False), (copied, True))]  # fmt: skip
+    return [_measure(bench.simulation, candidate, schedule, bench.step) for candidate, schedule in runs]
+
+
+def free_groups(model: ModelSpec, experts: npt.NDArray[np.int32]) -> Measures:
+    """Return the measures of groups whose sizes nothing controls, without copies."""
+    bench = _Bench.of(model, experts, _RANKS)
+    rows = []
+    for layer in range(experts.shape[1]):
+        affinity = co_activation(bench.plan, layer, model.num_experts)
+        nodes = node_groups(affinity, _NODES, _RANKS // _NODES)
+        clusters = node_clusters(affinity, nodes, _RANKS // _NODES)
+        rows.append(
+            [[held[at] for at in group] for held, inside in zip(nodes, clusters, strict=True) for group in inside]
+        )
+    placement = from_rank_lists(rows, model.num_experts, _NODES)
+    candidate = Candidate(placement=placement, router=_home_router(placement, rows))
+    return _measure(bench.simulation, candidate, bench.tiers, bench.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bench:
+    """Tokens to plan on and to measure, and the paper's cluster."""
+
+    simulation: ParallelSimulation
+    plan: list[StepTokens]
+    step: StepTokens
+    num_ranks: int
+    num_experts: int
+    tiers: ExpertParallelSchedule
+
+    @classmethod
+    def of(cls, model: ModelSpec, experts: npt.NDArray[np.int32], num_ranks: int) -> _Bench:
+        layers, half = experts.shape[1], len(experts) // 2
+        model = dataclasses.replace(
+            model, num_layers=layers, moe_layers=tuple(range(layers)), sliding_layers=(), recurrent_layers=()
+        )
+        source = source_ranks(half, num_ranks)
+        network = Tier(
+            bytes_per_s=_NETWORK_BITS_PER_S / 8,
+            latency_s=_NETWORK_LATENCY_S,
+            source="published",
+            relative_uncertainty=0.1,
+        )
+        profile = load_hardware("a100-80gb-sxm")
+        if profile.node is None:
+            raise ValueError("the bundled profile describes no server")
+        link = Tier(bytes_per_s=profile.node.gpu_link_bytes_per_s.value, latency_s=_LINK_LATENCY_S, source="datasheet",
+                    relative_uncertainty=0.2)  # fmt: skip
+        constants = EpConstants(inter=network, intra=link, shared_nic=True, half_duplex_nic=True)
+        simulation = ParallelSimulation(
+            model, profile, _NODES, num_ranks // _NODES, context_tokens=_CONTEXT, constants=constants
+        )
+        return cls(
+            simulation=simulation, plan=[StepTokens(experts=np.ascontiguousarray(experts[:half]), source_rank=source)],
+            step=StepTokens(experts=np.ascontiguousarray(experts[half : 2 * half]), source_rank=source), num_ranks=num_ranks,
+            num_experts=model.num_experts, tiers=ExpertParallelSchedule(name="occult").with_options(
+                placement__policy="occult", all_to_all__kind="hierarchical", all_to_all__tiers="in-turn"),
+        )  # fmt: skip
+
+    def occult(self) -> tuple[Placement, Groups]:
+        """Return groups of equal size that keep co-activated experts on one rank; which ranks share a node plays no part."""
+        layers = range(self.plan[0].experts.shape[1])
+        rows = [uniform_groups(co_activation(self.plan, layer, self.num_experts), self.num_ranks) for layer in layers]
+        return from_rank_lists(rows, self.num_experts, _NODES), rows
+
+    def grouped(self) -> tuple[Placement, Groups]:
+        """Return GRACE's groups without copies."""
+        rows = []
+        for layer in range(self.plan[0].experts.shape[1]):
+            affinity = co_activation(self.plan, layer, self.num_experts)
+            each = self.num_ranks // _NODES
+            rows.append(rank_groups(affinity, node_groups(affinity, _NODES, each), each, _RATIO))
+        return from_rank_lists(rows, self.num_experts, _NODES), rows
+
+    def copied(self, copies: int | None) -> GracePlan:
+        """Return the groups with so many copies of what overloads the heaviest rank; None: as many as its load asks for."""
+        return grace_plan(self.plan, self.num_experts, self.num_ranks, _NODES, ratio=_RATIO, copies=copies)
 
 
 def _home_router(placement: Placement, layers: Groups) -> StaticChoice:
@@ -184,26 +284,6 @@ def _home_router(placement: Placement, layers: Groups) -> StaticChoice:
         for rank, group in enumerate(groups):
             home[layer, list(group)] = rank * placement.slots_per_rank + np.arange(len(group))
     return StaticChoice(table=np.repeat(home[:, :, None], placement.num_ranks, axis=2))
-
-
-def _occult(plan: Sequence[StepTokens], num_experts: int, num_ranks: int) -> tuple[Placement, Groups]:
-    """Return groups of equal size that keep co-activated experts on one rank; which ranks share a node plays no part."""
-    layers = range(plan[0].experts.shape[1])
-    rows = [uniform_groups(co_activation(plan, layer, num_experts), num_ranks) for layer in layers]
-    return from_rank_lists(rows, num_experts, _NODES), rows
-
-
-def _grouped(
-    plan: Sequence[StepTokens], num_experts: int, num_ranks: int, ratios: Sequence[float]
-) -> tuple[Placement, Groups]:
-    """Return GRACE's groups without copies."""
-    rows = []
-    for layer, ratio in enumerate(ratios):
-        affinity = co_activation(plan, layer, num_experts)
-        rows.append(
-            rank_groups(affinity, node_groups(affinity, _NODES, num_ranks // _NODES), num_ranks // _NODES, ratio)
-        )
-    return from_rank_lists(rows, num_experts, _NODES), rows
 
 
 def _measure(
@@ -237,7 +317,7 @@ def _waiting(busy: npt.NDArray[np.generic]) -> float:
 
 def slowness_of(measured: Sequence[Measures]) -> float:
     """Return the slowness of stragglers with which idle time after grouping is OLMoE's published part of its exchanges."""
-    grouped = measured[2]
+    grouped = measured[_CONTROL]
     return _OLMOE_IDLE / _OLMOE_EXCHANGE * grouped.exchange_ns / grouped.kernel_wait_ns
 
 
@@ -247,10 +327,9 @@ def _changes(measured: Sequence[Measures], slowness: float) -> npt.NDArray[np.fl
     return np.stack([(each.row(slowness) / base - 1) * 100 for each in measured[1:]])
 
 
-def _speedup(measured: Sequence[Measures], slowness: float) -> float:
+def _speedup(measured: Sequence[Measures], slowness: float, rest: float) -> float:
     """Return Occult's time over that of all ingredients: exchanges, idle time and the rest, which no ingredient changes."""
-    rest = _REST * measured[2].exchange_ns
-    first, last = (measured[at].row(slowness) for at in (0, 3))
+    first, last = (measured[at].row(slowness) for at in (0, _LAST))
     return float((first[_EXCHANGE] + first[_IDLE] + rest) / (last[_EXCHANGE] + last[_IDLE] + rest))
 
 
@@ -265,7 +344,7 @@ def fit() -> Routing:
     """Return the constants of the draws, on a grid, with the least sum of differences over the three cells they are fitted to."""
     grid = [Routing(affinity=affinity, spread=spread, drift=drift)
             for affinity in _AFFINITIES for spread in _SPREADS for drift in _DRIFTS]  # fmt: skip
-    cells = ((_CROSS, 1), (_DEVIATION, 1), (_DEVIATION, 2))
+    cells = ((_CROSS, _CONTROL - 1), (_DEVIATION, _CONTROL - 1), (_DEVIATION, _LAST - 1))
     names = list(TABLE)
 
     def missed(routing: Routing) -> float:
@@ -274,6 +353,37 @@ def fit() -> Routing:
         return float(sum(abs(mean[at, row] - TABLE[names[row]][at]) for row, at in cells))
 
     return min(grid, key=missed)
+
+
+def _single_steps(found: dict[str, list[Measures]]) -> list[Cell]:
+    """Return what grouping and nearest copies change, model by model."""
+    rungs, names = {_GROUPED: (_TIERS, _CONTROL), _NEAREST: (_WEIGHTED, _LAST)}, list(TABLE)
+    cells = []
+    for (step, row), published in STEPS.items():
+        for name, value in zip(MODELS, published, strict=True):
+            before, after = (found[name][at].row(1.0)[names.index(row)] for at in rungs[step])
+            cells.append(Cell(table=step, row=row, column=name, unit="%", published=value, simulated=(after / before - 1) * 100,
+                              role=CHECKED, note=_STEP_NOTES.get(step, "")))  # fmt: skip
+    return cells
+
+
+def _groupings(
+    measured: Sequence[Measures], slowness: float, routing: Routing, recordings: dict[str, npt.NDArray[np.int32]]
+) -> list[Cell]:
+    """Return OLMoE's times by how groups are made; those of controlled sizes are the unit, and say what idle time and the rest are."""
+    model = load_model(MODELS[0])
+    free = free_groups(model, recordings.get(MODELS[0], _drawn(MODELS[0], routing)))
+    unit = _OLMOE_EXCHANGE / measured[_CONTROL].exchange_ns
+    cells = []
+    for name, one in (("uniform", measured[_TIERS]), (_CONTROLLED, measured[_CONTROL]), ("sizes free", free)):
+        exchange, idle = (float(one.row(slowness)[at] * unit) for at in (_EXCHANGE, _IDLE))
+        whole = exchange + idle + _REST * _OLMOE_EXCHANGE
+        for row, published, simulated in zip(
+            ("all-to-all time", "GPU idle", "end to end"), GROUPINGS[name], (exchange, idle, whole), strict=True
+        ):
+            cells.append(Cell(table="OLMoE's groups, 2 x 2", row=row, column=name, unit="ms", published=published, simulated=simulated,
+                              role=FITTED if name == _CONTROLLED else CHECKED, note=_GROUP_NOTES.get((row, name), "")))  # fmt: skip
+    return cells
 
 
 def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = None) -> Reproduction:
@@ -285,7 +395,11 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
     found = {name: ladder(load_model(name), (recordings or {}).get(name, _drawn(name, routing))) for name in MODELS}
     slowness = slowness_of(found[MODELS[0]])
     mean = np.mean([_changes(measured, slowness) for measured in found.values()], axis=0)
-    fitted = {("cross-node traffic", 1), ("load standard deviation", 1), ("load standard deviation", 2)}
+    fitted = {
+        ("cross-node traffic", _CONTROL - 1),
+        ("load standard deviation", _CONTROL - 1),
+        ("load standard deviation", _LAST - 1),
+    }
     cells = []
     for row, (name, published) in enumerate(TABLE.items()):
         for at, ingredient in enumerate(INGREDIENTS):
@@ -293,9 +407,11 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
             cells.append(Cell(table="change against Occult, 2 x 2", row=name, column=ingredient, unit="%",
                               published=published[at], simulated=float(mean[at, row]), role=role,
                               note=_NOTES.get((name, at), "")))  # fmt: skip
+    cells += _single_steps(found) + _groupings(found[MODELS[0]], slowness, routing, recordings or {})
+    rest = _REST * found[MODELS[0]][_CONTROL].exchange_ns
     for name, measured in found.items():
         cells.append(Cell(table="Occult's time over GRACE's, 2 x 2", row=name, column="end to end", unit="x",
-                          published=SPEEDUPS[name], simulated=_speedup(measured, slowness), role=CHECKED,
+                          published=SPEEDUPS[name], simulated=_speedup(measured, slowness, rest), role=CHECKED,
                           note="" if name == MODELS[0] else _SPEEDUP_NOTE))  # fmt: skip
     wider = _changes(ladder(load_model(MODELS[0]), _drawn(MODELS[0], routing), num_ranks=2 * _RANKS), slowness)
     for row, name in enumerate(TABLE):
@@ -317,6 +433,10 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
             f"a straggler takes {slowness:.2f} times its kernels, as OLMoE's published idle time after grouping says",
             f"beside exchanges and idle time a step takes {_REST:.2f} times its exchanges after grouping, as OLMoE's published times say",
             f"a step has {_TOKENS} tokens, {_LAYERS} layers",
+            (
+                "speed-ups of 4.66, 3.73 and 4.47 over other engines, and times end to end but OLMoE's, are published as figures without "
+                "numbers, or without saying over which engine: not set beside anything"
+            ),
             "constants are fitted to one draw; another moves load deviations by tens of points, idle time by up to 12, traffic by up to 7",
         ),
     )  # fmt: skip

@@ -97,7 +97,7 @@ PeriodOption = Annotated[
     typer.Option(
         "--period",
         help="ep: recording or loads that are served after --trace, in order: does rebalancing pay (never, once from --trace, every few "
-        "steps)? Repeatable.",
+        "steps, or both)? Repeatable.",
     ),
 ]
 RebalanceEveryOption = Annotated[

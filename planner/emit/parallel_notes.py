@@ -89,6 +89,5 @@ def plain(choice: EpChoice) -> Placement:
 def attention_groups(choice: EpChoice) -> tuple[int, int]:
     """Return (tensor, data): ranks that share each attention layer, and how many such groups there are."""
     placement = choice.placement
-    if choice.schedule.parallel.attention == "tensor":
-        return placement.ranks_per_node, placement.num_nodes
-    return 1, placement.num_ranks
+    tensor = choice.schedule.parallel.group(placement.ranks_per_node)
+    return tensor, placement.num_ranks // tensor

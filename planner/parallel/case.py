@@ -41,7 +41,7 @@ _LEAST_DENSE_BITS = 8
 # Beyond, arrays of a step outgrow memory long before any machine serves it.
 _MOST = {
     "num_nodes": 2**12, "ranks_per_node": 2**12, "context_tokens": 2**30, "tokens_per_rank": 2**20, "workers": 2**12,
-    "kept_context_tokens": 2**30, "concurrency": 2**26, "prompt_tokens": 2**30,
+    "kept_context_tokens": 2**30, "concurrency": 2**26, "prompt_tokens": 2**30, "attention_ranks": 2**12,
 }  # fmt: skip
 _MOST_ASKED = 10**9
 # Moves of a placement search where none are asked for: for each layer, and for all of a model's together.
@@ -95,6 +95,9 @@ class ParallelRequest:
     """Memory of each device; None takes the profile's."""
     num_groups: int | None = None
     """The model's expert groups, for hierarchical EPLB."""
+    attention_ranks: int | None = None
+    """Ranks that share each attention layer in every schedule that is searched: 1 is data parallel, others tensor parallel, inside a node
+    or over whole nodes; None: data parallel and the ranks of a node are tried."""
     search_moves: int | None = None
     """Moves our placement search proposes for each layer; None: 50,000, or fewer, so that all layers have 1,500,000 together."""
     workers: int = 1
@@ -303,4 +306,6 @@ def prepare_ep(
         SearchSettings(num_moves=moves, seed=request.seed), request.num_groups, request.workers,
     )  # fmt: skip
     placements.num_slots(request.num_redundant or 0)
-    return EpSearch(simulation, evidence, placements, Trials(progress=progress))
+    return EpSearch(
+        simulation, evidence, placements, Trials(progress=progress), attention_ranks=request.attention_ranks
+    )

@@ -101,7 +101,7 @@ class TokenEvidence:
         """Return the counts of every step of a part, replayed once for each division of the work."""
         pipeline = schedule.pipeline
         parallelism = (
-            schedule.parallel.experts,
+            schedule.parallel,
             schedule.all_to_all.kind,
             pipeline.micro_batches,
             pipeline.split,
@@ -212,7 +212,7 @@ class CountEvidence:
         """Return the expected counts of one step under the part's counts."""
         pipeline = schedule.pipeline
         parallelism = (
-            schedule.parallel.experts,
+            schedule.parallel,
             schedule.all_to_all.kind,
             pipeline.micro_batches,
             pipeline.split,

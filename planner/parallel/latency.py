@@ -28,7 +28,7 @@ CHUNK_TOKENS = 8192
 
 def chunk_of(schedule: ExpertParallelSchedule, ranks_per_node: int) -> int:
     """Return the prompt tokens that each rank brings to a prompt step; ranks that share attention bring one chunk together."""
-    return CHUNK_TOKENS // (ranks_per_node if schedule.parallel.attention == "tensor" else 1)
+    return max(1, CHUNK_TOKENS // schedule.parallel.group(ranks_per_node))
 
 
 def mixed_s(decode_s: float, prompt_s: float, prompt_steps: float) -> float:
@@ -88,8 +88,7 @@ def latency(
     share = request.prefill_share or 0.0
     if request.prefill:
         each = search.evidence.step_tokens / simulation.num_ranks
-        if schedule.parallel.attention == "tensor":
-            each *= simulation.ranks_per_node
+        each *= schedule.parallel.group(simulation.ranks_per_node)
         first = step_s * math.ceil(request.context_tokens / each)
         return Latency(tpot_s=None, ttft_s=first, prompt_step_s=None, prompt_share=1.0, largest_within=None,
                        tokens_per_s=search.evidence.step_tokens / step_s)  # fmt: skip
@@ -102,7 +101,7 @@ def latency(
         return mixed_s(decode_s, prompt_s, steps)
 
     whole = with_prompts(step_s, search.evidence.step_tokens)
-    first = math.ceil(_prompt_tokens(request) / (chunk * _together(schedule, simulation.ranks_per_node)))
+    first = math.ceil(_prompt_tokens(request) / (chunk * schedule.parallel.group(simulation.ranks_per_node)))
     largest = None
     if request.tpot_s is not None:
         largest = _largest(search, recording, request, schedule, most_tokens, with_prompts)
@@ -111,10 +110,6 @@ def latency(
         prompt_step_s=prompt_s if share else None, prompt_share=share, largest_within=largest,
         tokens_per_s=search.evidence.step_tokens * yielded / whole,
     )  # fmt: skip
-
-
-def _together(schedule: ExpertParallelSchedule, ranks_per_node: int) -> int:
-    return ranks_per_node if schedule.parallel.attention == "tensor" else 1
 
 
 def _prompt_tokens(request: ParallelRequest) -> int:

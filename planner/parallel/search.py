@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...base.errors import DoesNotFit, InputError
+from ...sim.parallel.groups import check_groups, group_fits
 from ...sim.parallel.memory import largest_batch
 from ...sim.parallel.simulate import EpPrediction, ParallelSimulation
 from ...specs.memory import MemoryBreakdown
@@ -61,6 +62,8 @@ class EpSearch:
     """Counts every prediction as evaluated; those after the search are among the total."""
     engine_runs: Callable[[ExpertParallelSchedule, Placement], ExpertParallelSchedule | None] | None = None
     """What the engine that is planned for makes of a schedule; None where no engine is named."""
+    attention_ranks: int | None = None
+    """Ranks that share attention in every candidate; None: one, and those of a node."""
     _seen: set[str] = field(default_factory=set)
 
     def told(self, schedule: ExpertParallelSchedule) -> ExpertParallelSchedule | None:
@@ -104,6 +107,7 @@ class EpSearch:
         counts: redundant slots to choose among: EPLB tries them all, further policies those with which it does best.
         """
         misfits: list[DoesNotFit] = []
+        base = self._sharing(base)
         first = [*self.divided(base), *self.placed(base, [(policy, 0) for policy in self.policies()])]
         copied = [(policy, copies) for copies in counts if copies for policy in _BY_LOAD]
         more = [policy for policy in self.policies() if policy not in (*_BY_LOAD, "contiguous", "round-robin", "grace")]
@@ -137,12 +141,25 @@ class EpSearch:
         return sorted(found, key=lambda each: each.prediction.step_s)
 
     def divided(self, base: ExpertParallelSchedule) -> Iterator[ExpertParallelSchedule]:
-        """Yield the ways of dividing the model that share attention inside nodes, as engines start and balanced by load."""
+        """Yield the ways of dividing the model that share attention, as engines start and balanced by load."""
+        if self.attention_ranks == 1:
+            return
+        simulation = self.simulation
         for experts in ("expert", "sharded", "node", "tensor"):
             for policy in ("contiguous", "eplb"):
-                yield base.with_options(
+                found = base.with_options(
                     parallel__attention="tensor", parallel__experts=experts, placement__policy=policy
                 )
+                if group_fits(found, simulation.num_nodes, simulation.ranks_per_node):
+                    yield found
+
+    def _sharing(self, base: ExpertParallelSchedule) -> ExpertParallelSchedule:
+        """Return a base whose attention is shared as was asked for; raises InputError where the machine has no such groups."""
+        if self.attention_ranks in (None, 1):
+            return base
+        shared = base.with_options(parallel__attention="tensor", parallel__attention_ranks=self.attention_ranks)
+        check_groups(shared, self.simulation.num_nodes, self.simulation.ranks_per_node)
+        return shared
 
     def placed(
         self, base: ExpertParallelSchedule, policies: Sequence[tuple[str, int]]
@@ -217,6 +234,8 @@ def describe(schedule: ExpertParallelSchedule) -> str:
         words.append(schedule.all_to_all.kind)
     if schedule.parallel.attention == "tensor":
         words.append(_PARALLELISMS[schedule.parallel.experts])
+        if schedule.parallel.attention_ranks:
+            words.append(f"attention over {schedule.parallel.attention_ranks} ranks")
     if pipeline.micro_batches > 1:
         words.append(f"{pipeline.micro_batches} batches in alternation")
     if schedule.num_groups > 1:

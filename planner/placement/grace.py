@@ -58,9 +58,12 @@ class GracePlan:
     num_instances: tuple[int, ...]
     """Experts plus copies of each layer, the rest left out: what the memory would need at least."""
 
-    def router(self, seed: int = 0) -> WeightedChoice:
-        """Return GRACE's own run-time router: same rank, else same node, else anywhere; weighted inside a tier."""
-        return WeightedChoice(seed=seed, nearest_first=True, slot_weight=self.slot_weight)
+    def router(self, seed: int = 0, *, nearest_first: bool = True) -> WeightedChoice:
+        """Return GRACE's own run-time router: same rank, else same node, else anywhere; weighted inside a tier.
+
+        nearest_first: False is the paper's weighted round-robin, which looks at predicted loads alone.
+        """
+        return WeightedChoice(seed=seed, nearest_first=nearest_first, slot_weight=self.slot_weight)
 
 
 def grace_plan(
@@ -70,8 +73,12 @@ def grace_plan(
     num_nodes: int,
     ratio: float | None = None,
     seed: int = 0,
+    *,
+    copies: int | None = None,
 ) -> GracePlan:
     """Return GRACE's plan for the tokens of `steps`; `ratio` None chooses each layer's knee.
+
+    copies: of what overloads the heaviest rank, the same in every layer (the paper's fixed replication has 1); None: as its load asks for.
 
     Raises InputError for topologies that are not rectangular and tokens that do not match `num_logical`.
     """
@@ -83,7 +90,7 @@ def grace_plan(
         nodes = node_groups(affinity, num_nodes, num_ranks // num_nodes, seed)
         chosen = knee_ratio(affinity, nodes, num_ranks // num_nodes, seed) if ratio is None else ratio
         groups = rank_groups(affinity, nodes, num_ranks // num_nodes, chosen, seed)
-        copied = replicate(groups, load[layer])
+        copied = replicate(groups, load[layer], copies)
         layers.append(
             [group + (list(copied.experts) if rank in copied.targets else []) for rank, group in enumerate(groups)]
         )
@@ -176,11 +183,11 @@ def knee_ratio(affinity: Counts, nodes: Sequence[Sequence[int]], ranks_per_node:
     return next(r for r, a in zip(RATIOS, above, strict=True) if a >= max(above) - 1e-9)
 
 
-def replicate(groups: Sequence[Sequence[int]], load: Counts) -> Replication:
+def replicate(groups: Sequence[Sequence[int]], load: Counts, copies: int | None = None) -> Replication:
     """Return what to copy given `groups[rank]` and `load: [num_logical]`.
 
     n = min(max(1, ⌊Wmax / mean⌋), ranks − 1); the smallest prefix of the heaviest rank's experts, by load, that reaches
-    Wmax·n/(n+1) goes to the n least loaded ranks. Nothing is copied on a single rank or without load.
+    Wmax·n/(n+1) goes to the n least loaded ranks. Nothing is copied on a single rank or without load. copies: n, where it is given.
     """
     weights = [int(load[list(group)].sum()) for group in groups]
     heaviest = max(range(len(groups)), key=lambda rank: (weights[rank], -rank))
@@ -188,7 +195,7 @@ def replicate(groups: Sequence[Sequence[int]], load: Counts) -> Replication:
     if len(groups) == 1 or total == 0:
         return Replication(source=heaviest, experts=(), targets=())
     # ⌊Wmax / mean⌋ in whole numbers.
-    copies = min(max(1, peak * len(groups) // total), len(groups) - 1)
+    copies = min(max(1, peak * len(groups) // total if copies is None else copies), len(groups) - 1)
     experts: list[int] = []
     for expert in sorted(groups[heaviest], key=lambda e: (-int(load[e]), e)):
         if sum(int(load[e]) for e in experts) * (copies + 1) >= peak * copies:

@@ -87,6 +87,8 @@ def _compute_rows(schedule: ExpertParallelSchedule) -> list[tuple[str, str]]:
     attention = (
         "each rank computes its own requests"
         if schedule.parallel.attention == "data"
+        else f"{schedule.parallel.attention_ranks} ranks share each layer"
+        if schedule.parallel.attention_ranks
         else "the ranks of a node share each layer"
     )
     rows.append(("Attention", attention))

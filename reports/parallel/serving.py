@@ -175,8 +175,9 @@ def period_section(document: Document) -> list[Section]:
 
 def _bar_words(one: Any) -> tuple[str, str]:
     """Return (heading, title) of a policy's bar: an interval and how experts move, short enough to stand beside it."""
-    if one["policy"] == "every":
-        return f"rearranged every {one['every_steps']:,} steps", WAY_WORDS.get(one["moves"], str(one["moves"]))
+    if one["policy"] in ("every", "once-then-every"):
+        first = "once before, then every" if one["policy"] == "once-then-every" else "rearranged every"
+        return f"{first} {one['every_steps']:,} steps", WAY_WORDS.get(one["moves"], str(one["moves"]))
     return "nothing moves while serving", {"never": "never", "once": "once, before"}.get(one["policy"], one["policy"])
 
 

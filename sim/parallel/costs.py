@@ -254,11 +254,8 @@ def tabulate_ep(costing: EpCosting, schedule: ExpertParallelSchedule, program: P
 
 def _attention_ranks(schedule: ExpertParallelSchedule, load: StepLoad) -> tuple[int, Array]:
     """Return (ranks that share a dense part, tokens [micro, ranks] each of them works on)."""
-    if schedule.parallel.attention == "data":
-        return 1, load.rank_tokens
-    ranks_per_node = load.topology.ranks_per_node
-    per_node = load.rank_tokens.reshape(load.num_micro, -1, ranks_per_node).sum(axis=2)
-    return ranks_per_node, np.repeat(per_node, ranks_per_node, axis=1)
+    size = schedule.parallel.group(load.topology.ranks_per_node)
+    return size, _of_node(load.rank_tokens, size)
 
 
 def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array,
@@ -324,22 +321,41 @@ def _tabulate_exchanges(costing: EpCosting, schedule: ExpertParallelSchedule, pr
                             operation=f"{mode}-{kind}",
                         )  # fmt: skip
                         ex_ns[mine[where], tier] = piece(ns, group[where], pieces)
-    ranks_per_node = load.topology.ranks_per_node
     for exchange in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
-        # Ranks of a node reduce among themselves; each sends 2 (n-1)/n of the tensor, which all of them hold.
-        tokens = (
-            load.rank_tokens[program.ex_micro[exchange]].reshape(-1, ranks_per_node).sum(axis=1).repeat(ranks_per_node)
-        )
-        # To gather is half of it: nothing is added up on the way.
-        rounds = 1 if program.ex_group[exchange] == GATHER else 2
-        num_bytes = tokens * hidden * _REDUCE_BYTES * rounds * (ranks_per_node - 1) // ranks_per_node
-        ex_tokens[exchange, INTRA] = tokens
-        ex_bytes[exchange, INTRA] = num_bytes
-        total = _of_node(num_bytes, ranks_per_node)
-        ex_ns[exchange, INTRA] = constants.intra.port_ns(
-            num_bytes, total_bytes=total, beside_compute=beside_compute,
-            operation="all-gather" if program.ex_group[exchange] == GATHER else "all-reduce",
-        )  # fmt: skip
+        _tabulate_reduction(costing, schedule, program, load, exchange, (ex_ns, ex_bytes, ex_tokens), beside_compute)
+
+
+def _tabulate_reduction(costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, exchange: int,
+                        tables: tuple[Array, Array, Array], beside_compute: bool) -> None:  # fmt: skip
+    """Fill a reduction: ranks that hold the same tokens add up among themselves, each sending 2 (n-1)/n of the tensor.
+
+    Over m nodes they do so inside nodes first; each rank then adds up its part with its peers of the other nodes, in a tree.
+    """
+    ex_ns, ex_bytes, ex_tokens = tables
+    constants, ranks_per_node = costing.constants, load.topology.ranks_per_node
+    parallel = schedule.parallel
+    size = ranks_per_node if parallel.attention == "data" else parallel.group(ranks_per_node)
+    inside, nodes = min(size, ranks_per_node), max(1, size // ranks_per_node)
+    tokens = _of_node(load.rank_tokens[program.ex_micro[exchange]], size)
+    # To gather is half of it: nothing is added up on the way.
+    gathers = program.ex_group[exchange] == GATHER
+    whole = tokens * costing.costs.model.expert_hidden * _REDUCE_BYTES * (1 if gathers else 2)
+    num_bytes = whole * (inside - 1) // inside
+    ex_tokens[exchange, INTRA] = tokens
+    ex_bytes[exchange, INTRA] = num_bytes
+    ex_ns[exchange, INTRA] = constants.group_tier(size, ranks_per_node).port_ns(
+        num_bytes, total_bytes=_of_node(num_bytes, ranks_per_node), beside_compute=beside_compute,
+        operation="all-gather" if gathers else "all-reduce",
+    )  # fmt: skip
+    if nodes > 1:
+        between, tier = whole // inside * (nodes - 1) // nodes, constants.network or constants.tier(INTER)
+        # A tree: twice the nodes, one start more.
+        further_ns = math.ceil((math.ceil(math.log2(nodes)) - 1) * tier.latency_s * NS_PER_S)
+        port = _inter_port(constants, ranks_per_node, between, between)
+        ns = tier.port_ns(port, total_bytes=_of_node(between, ranks_per_node), beside_compute=beside_compute)
+        ex_bytes[exchange, INTER] = between
+        ex_tokens[exchange, INTER] = tokens
+        ex_ns[exchange, INTER] = np.where(between > 0, ns + further_ns, 0)
 
 
 def _of_node(values: FloatArray | Array, ranks_per_node: int) -> FloatArray | Array:

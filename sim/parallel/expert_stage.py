@@ -191,8 +191,10 @@ def tabulate_experts(costing: EpCosting, schedule: ExpertParallelSchedule, progr
     layer, micro, group = program.op_layer[mine], program.op_micro[mine], program.op_group[mine]
     ranks_per_node, nodes, parallelism = topology.ranks_per_node, topology.num_nodes, schedule.parallel.experts
     if parallelism in ("node", "tensor"):
-        # Every node is a replica of its own. "node": the experts of so many consecutive ranks sit on one rank of each node;
-        # "tensor": its ranks hold a slice of each expert and see all the node's tokens.
+        # Every node, or all nodes that share attention, are a replica of their own. "node": the experts of so many consecutive ranks sit
+        # on one rank of each; "tensor": its ranks hold a slice of each expert and see all the replica's tokens.
+        ranks_per_node = schedule.parallel.replica_ranks(ranks_per_node)
+        nodes = topology.num_ranks // ranks_per_node
         plain = schedule.with_options(kernel__choice="grouped")
         stage = stage_rows(load, ranks_per_node if parallelism == "node" else 1, nodes)
         seconds = kernels_s(

@@ -47,7 +47,7 @@ class RankShape:
 
 def attention_ranks(schedule: ExpertParallelSchedule, ranks_per_node: int) -> int:
     """Return how many ranks share each attention layer."""
-    return ranks_per_node if schedule.parallel.attention == "tensor" else 1
+    return schedule.parallel.group(ranks_per_node)
 
 
 def rank_memory(
@@ -58,11 +58,12 @@ def rank_memory(
     fmt = weight_format(schedule.kernel.bits)
     expert, layers = model.expert_bytes(fmt), model.num_moe_layers
     ranks = shape.num_nodes * shape.ranks_per_node
+    replica = schedule.parallel.replica_ranks(shape.ranks_per_node)
     if schedule.parallel.experts == "tensor":
-        experts = -(-model.num_experts * expert // shape.ranks_per_node)
-        held = f"{model.num_experts} experts a layer, each over {shape.ranks_per_node} ranks"
+        experts = -(-model.num_experts * expert // replica)
+        held = f"{model.num_experts} experts a layer, each over {replica} ranks"
     else:
-        over = shape.ranks_per_node if schedule.parallel.experts == "node" else ranks
+        over = replica if schedule.parallel.experts == "node" else ranks
         slots = -(-shape.slots_per_rank * ranks // over)
         experts = slots * expert
         held = f"{slots} experts a layer"

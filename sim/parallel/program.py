@@ -65,16 +65,18 @@ class Shape:
     """Shared experts are an operation of their own."""
     drafts: int = 0
     """Passes of a draft layer after the output head; pass p is layer `num_layers` + p."""
+    reduces_apart: bool = False
+    """Ranks of several nodes reduce: first inside nodes, then between them."""
 
 
 class _Builder:
     """Collects operations and exchanges."""
 
-    def __init__(self, mode: int) -> None:
+    def __init__(self, mode: int, reduce_mode: int) -> None:
         self.ops: list[tuple[int, int, int, int]] = []
         self.waits: list[list[int]] = []
         self.exchanges: list[tuple[int, ...]] = []
-        self._mode = mode
+        self._mode, self._reduce_mode = mode, reduce_mode
 
     def op(self, kind: int, layer: int, micro: int, group: int, waits: Sequence[int]) -> int:
         self.ops.append((kind, layer, micro, group))
@@ -84,8 +86,14 @@ class _Builder:
     def exchange(self, kind: int, layer: int, micro: int, group: int, *, op: int = NONE, ex: int = NONE) -> int:
         rank = {OP_REDUCE: CLASS_REDUCE, OP_DISPATCH: CLASS_DISPATCH, OP_COMBINE: CLASS_COMBINE}[kind]
         # A combine goes the other way: first inside the node, then between nodes.
-        first = INTRA if kind == OP_COMBINE else INTER
-        mode = TOGETHER if kind == OP_REDUCE else self._mode
+        first = INTER if kind == OP_DISPATCH else INTRA
+        mode = (
+            self._reduce_mode
+            if kind == OP_REDUCE and group != GATHER
+            else TOGETHER
+            if kind == OP_REDUCE
+            else self._mode
+        )
         self.exchanges.append((kind, layer, micro, group, rank, mode, first, op, ex))
         return len(self.exchanges) - 1
 
@@ -105,7 +113,7 @@ _LayerOf: TypeAlias = Callable[[_Builder, ExpertParallelSchedule, Shape, int, Se
 def build_program(schedule: ExpertParallelSchedule, shape: Shape) -> Program:
     """Return the program of one step of `schedule` over `shape.num_layers` MoE layers."""
     tiers = {"together": TOGETHER, "in-turn": IN_TURN, "free": FREE}[schedule.all_to_all.tiers]
-    builder = _Builder(tiers)
+    builder = _Builder(tiers, IN_TURN if shape.reduces_apart else TOGETHER)
     if schedule.parallel.experts in ("tensor", "node"):
         _tensor_parallel(builder, schedule, shape)
     elif schedule.pipeline.shortcut:

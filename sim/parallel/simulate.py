@@ -23,8 +23,9 @@ from ...specs.schedules.parallel import ExpertParallelSchedule
 from .costs import EpCosting, tabulate_ep
 from .critical_path import CriticalPath, critical_path
 from .draft_layers import with_draft_layers
+from .groups import check_groups
 from .memory import RankShape, largest_batch, rank_memory
-from .program import INTER, INTRA, OP_EXPERT, OP_REDUCE, Program, Shape, build_program
+from .program import INTER, INTRA, OP_EXPERT, TOGETHER, Program, Shape, build_program
 from .simulators import EpOutcome, first_ep_difference, run_ep_compiled, run_ep_simpy
 from .tables import EpTables
 from .tiers import EpConstants, constants_of
@@ -159,7 +160,9 @@ class ParallelSimulation:
     def program(self, schedule: ExpertParallelSchedule) -> Program:
         """Return the schedule's program over the model's MoE layers."""
         apart = self.model.num_shared_experts > 0 and (schedule.pipeline.shared_overlap or schedule.pipeline.shortcut)
-        shape = Shape(num_layers=self.model.num_moe_layers, has_shared=apart, drafts=self.draft_tokens)
+        check_groups(schedule, self.num_nodes, self.ranks_per_node)
+        shape = Shape(num_layers=self.model.num_moe_layers, has_shared=apart, drafts=self.draft_tokens,
+                      reduces_apart=schedule.parallel.group(self.ranks_per_node) > self.ranks_per_node)  # fmt: skip
         return build_program(schedule, shape)
 
     @property
@@ -177,6 +180,7 @@ class ParallelSimulation:
 
     def memory_of(self, schedule: ExpertParallelSchedule, slots_per_rank: int, rank_tokens: int) -> MemoryBreakdown:
         """Return what a rank of so many slots a layer holds in steps of `rank_tokens` tokens of its own, item by item."""
+        check_groups(schedule, self.num_nodes, self.ranks_per_node)
         shape = RankShape(
             num_nodes=self.num_nodes, ranks_per_node=self.ranks_per_node, slots_per_rank=slots_per_rank,
             context_tokens=self.kept_context_tokens or self.context_tokens, prefill=self.prefill,
@@ -244,7 +248,7 @@ class ParallelSimulation:
         volume = np.mean(sizes, axis=0)
         yielded = self.kept_share * float(np.mean([load.num_tokens for load in loads]))
         return EpPrediction(
-            schedule=schedule, step_s=step_s, relative_uncertainty=self._uncertainty(compute, exchange, loads[0].exact),
+            schedule=schedule, step_s=step_s, relative_uncertainty=self._uncertainty(compute, exchange, loads[0].exact, schedule),
             steps_s=tuple(steps_s.tolist()), layer_s=step_s / self.model.num_moe_layers, compute_s=compute, expert_s=expert,
             exchange_s=exchange, exposed_s=step_s - compute, busy_fraction={name: busy[lane] for name, lane in names.items()},
             max_over_mean_load=float(np.mean([load.max_over_mean() for load in loads])), inter_node_bytes=int(volume[INTER]),
@@ -261,13 +265,15 @@ class ParallelSimulation:
             "exchange": max(tier.relative_uncertainty for tier in tiers if tier is not None),
         }  # fmt: skip
 
-    def _uncertainty(self, compute_s: float, exchange_s: float, exact: bool) -> float:
+    def _uncertainty(self, compute_s: float, exchange_s: float, exact: bool, schedule: ExpertParallelSchedule) -> float:
         """Return the relative uncertainty of a step: kernels' and links' weighted by their time, more from counts alone."""
         estimates, constants = self.costing.estimates, self.costing.constants
         kernel = max((each.relative_uncertainty for each in estimates.values()), default=0.0)
         link = max(
             constants.intra.relative_uncertainty, constants.inter.relative_uncertainty if constants.inter else 0.0
         )
+        if constants.network is not None and schedule.parallel.group(self.ranks_per_node) > self.ranks_per_node:
+            link = max(link, constants.network.relative_uncertainty)
         total = compute_s + exchange_s
         weighted = (kernel * compute_s + link * exchange_s) / total if total else 0.0
         # Constants that someone states stand for themselves; a real server's steps were never closer than this.
@@ -308,6 +314,6 @@ def _times(program: Program, tables: EpTables) -> tuple[int, int, int]:
     """Return nanoseconds of (the busiest rank's kernels, expert stages by their slowest rank, exchanges by their slowest port)."""
     expert = tables.work_ns[program.op_kind == OP_EXPERT].max(axis=1).sum()
     longest = tables.ex_ns.max(axis=2)  # [exchanges, tiers]
-    together = (program.ex_mode == 0) | (program.ex_kind == OP_REDUCE)
+    together = program.ex_mode == TOGETHER
     exchange = np.where(together, longest.max(axis=1), longest.sum(axis=1)).sum()
     return int(tables.work_ns.sum(axis=0).max()), int(expert), int(exchange)

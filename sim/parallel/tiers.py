@@ -27,6 +27,12 @@ from .program import INTRA
 from .traffic import FloatArray
 
 _LEAST_BYTE_S = 1e-15
+_REDUCTION_START_S = 61.6e-6 - 16.9e-6
+"""What NCCL's smallest all-reduce over two nodes of H100 takes (128 bytes, github.com/NVIDIA/nccl/issues/1453) beyond the
+smallest inside one (its measured start on H200)."""
+_REDUCTION_UNCERTAINTY = 0.9
+"""NCCL's own model says 25 us there; 16 H100 that decode one request take as if it were twice as much
+(github.com/tenstorrent/tt-inference-server/issues/356)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +101,22 @@ class EpConstants:
     attention_rate: float = 1.0
     """Speed of what attention spends on context beyond a token's own, relative to the cost model's."""
 
+    groups: Mapping[int, Tier] = field(default_factory=dict)
+    """What so many ranks of a node reduce over, where that is not `intra`."""
+
+    network: Tier | None = None
+    """Of one rank between nodes: what reductions over several nodes run on; None: `inter`."""
+
+    def group_tier(self, ranks: int, ranks_per_node: int) -> Tier:
+        """Return what `ranks` ranks reduce over inside a node; all of its ranks over `intra`.
+
+        An engine's own kernel reduces inside one node only: ranks of several run the library's, the first of those measured.
+        """
+        tier = self.intra if ranks >= ranks_per_node else self.groups.get(ranks, self.intra)
+        if ranks <= ranks_per_node or "all-reduce" not in tier.kernels:
+            return tier
+        return dataclasses.replace(tier, kernels={**tier.kernels, "all-reduce": tier.kernels["all-reduce"][:1]})
+
     def tier(self, tier: int) -> Tier:
         """Return a tier; raises InputError for the missing one."""
         found = self.intra if tier == INTRA else self.inter
@@ -120,18 +142,26 @@ def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> E
         intra = dataclasses.replace(
             intra, table=table, source=table.source, relative_uncertainty=table.relative_uncertainty
         )
+    plain = intra
     intra = _with_kernels(intra, profile, INSIDE, ranks_per_node)
+    parts = [ranks for ranks in range(2, ranks_per_node) if ranks_per_node % ranks == 0]
+    groups = {ranks: _with_kernels(plain, profile, INSIDE, ranks) for ranks in parts}
     shared = shared_speed() if profile.device.kind == "gpu" else 1.0
     overlap = overlap_table(profile.curves)
     if overlap is not None and overlap.shared_speed is not None:
         shared = overlap.shared_speed
     if num_nodes == 1:
-        return EpConstants(inter=None, intra=intra, shared_speed=shared, overlap=overlap)
+        return EpConstants(inter=None, intra=intra, shared_speed=shared, overlap=overlap, groups=groups)
     if node.nic_bytes_per_s is None or node.nic_latency_s is None:
         raise MissingCalibration(f"hardware {profile.name}: node.nic_bytes_per_s", None, "this profile describes no network",
                                  "use one node or choose another profile")  # fmt: skip
-    inter = _with_kernels(_tier(node.nic_bytes_per_s, node.nic_latency_s), profile, BETWEEN, num_nodes)
-    return EpConstants(inter=inter, intra=intra, shared_speed=shared, overlap=overlap)
+    network = _tier(node.nic_bytes_per_s, node.nic_latency_s)
+    inter = _with_kernels(network, profile, BETWEEN, num_nodes)
+    if profile.device.kind == "gpu":
+        network = dataclasses.replace(
+            network, latency_s=_REDUCTION_START_S, relative_uncertainty=_REDUCTION_UNCERTAINTY
+        )
+    return EpConstants(inter=inter, intra=intra, shared_speed=shared, overlap=overlap, groups=groups, network=network)
 
 
 def _of_laws(laws: RankLaws) -> EpConstants:

@@ -201,7 +201,7 @@ def expect_step(
     if not np.isfinite(inclusion).all() or inclusion.min() < 0 or inclusion.max() > 1 + 1e-9:
         raise InputError("inclusion", float(inclusion.max()), "chances lie between 0 and 1", "give tokens per expert")
     micro, groups, by_slot, by_token = _parallelism(schedule)
-    layers = inclusion.shape[0]
+    layers, replica = inclusion.shape[0], schedule.parallel.replica_ranks(ranks_per_node)
     rows = np.zeros((layers, groups, topology.num_slots))
     active = np.zeros_like(rows)
     out, links = np.zeros((2, layers, groups, NUM_TIERS, ranks)), np.zeros((ranks, ranks))
@@ -241,11 +241,11 @@ def expect_step(
         np.tile(out, (1, 1, micro, 1, 1)),
     )
     if schedule.parallel.experts in _NOT_SENT:
-        # Nodes are replicas: each meets only its own tokens.
-        active = -np.expm1(np.log1p(-np.minimum(active, 1 - 1e-16)) / nodes)
+        # Nodes, or all that share attention, are replicas: each meets only its own tokens.
+        active = -np.expm1(np.log1p(-np.minimum(active, 1 - 1e-16)) / (ranks // replica))
     expected = Expectation(
         rows=rows, active=active, sent=ports[0], received=ports[1],
-        slowest=most_over_mean(by_unit(active, topology, schedule.parallel.experts)),
+        slowest=most_over_mean(by_unit(active, topology, schedule.parallel.experts, replica)),
     )  # fmt: skip
     whole, counted = np.rint(rows).astype(np.int64), np.rint(ports).astype(np.int64)
     per_micro = np.diff(np.rint(np.arange(micro + 1)[:, None] * rank_tokens / micro).astype(np.int64), axis=0)
@@ -253,14 +253,18 @@ def expect_step(
                     received=counted[1], links=np.rint(links * micro).astype(np.int64), exact=False, expected=expected)  # fmt: skip
 
 
-def by_unit(active: FloatArray, topology: Topology, parallelism: str) -> FloatArray:
-    """Return [layers, parts, units, slots]: `active: [layers, parts, slots]` by what runs on its own and ends with the slowest."""
-    shape, ranks_per_node, nodes = active.shape[:2], topology.ranks_per_node, topology.num_nodes
+def by_unit(active: FloatArray, topology: Topology, parallelism: str, replica: int = 0) -> FloatArray:
+    """Return [layers, parts, units, slots]: `active: [layers, parts, slots]` by what runs on its own and ends with the slowest.
+
+    replica: ranks that hold all experts where these wait for no token; 0: those of a node.
+    """
+    shape, replica = active.shape[:2], replica or topology.ranks_per_node
+    replicas = topology.num_ranks // replica
     if parallelism == "tensor":
-        return np.repeat(active[:, :, None], nodes, axis=2)
+        return np.repeat(active[:, :, None], replicas, axis=2)
     if parallelism == "node":
-        return np.tile(active.reshape(*shape, ranks_per_node, -1), (1, 1, nodes, 1))
-    return active.reshape(*shape, nodes if parallelism == "sharded" else topology.num_ranks, -1)
+        return np.tile(active.reshape(*shape, replica, -1), (1, 1, replicas, 1))
+    return active.reshape(*shape, topology.num_nodes if parallelism == "sharded" else topology.num_ranks, -1)
 
 
 def _expected_ports(tokens: FloatArray, ranks_per_node: int, nodes: int, kind: str, missed: FloatArray, share: FloatArray,

@@ -34,11 +34,22 @@ class ParallelOptions:
     """How the model is divided over ranks."""
 
     attention: str = "data"
-    """data: each rank has whole layers and its own tokens; tensor: the ranks of a node share each layer."""
+    """data: each rank has whole layers and its own tokens; tensor: ranks share each layer."""
+    attention_ranks: int = 0
+    """tensor only: consecutive ranks that share each layer, in a node or in several whole ones; 0: those of a node."""
     experts: str = "expert"
     """expert: whole experts are spread over all ranks; tensor: every rank holds a slice of every expert; node: whole experts
     are spread over the ranks of each node, all of which hold the node's tokens (nodes are replicas, or stages of a pipeline
-    that other batches keep full); sharded: experts are spread over nodes and each is sliced over the ranks of its node."""
+    that other batches keep full); sharded: experts are spread over nodes and each is sliced over the ranks of its node. Where
+    attention is shared by several nodes, these are one node for tensor and node."""
+
+    def group(self, ranks_per_node: int) -> int:
+        """Return how many consecutive ranks share each attention layer, and so hold the same tokens."""
+        return 1 if self.attention == "data" else self.attention_ranks or ranks_per_node
+
+    def replica_ranks(self, ranks_per_node: int) -> int:
+        """Return how many consecutive ranks hold all experts where these wait for no token: a node's, or all that hold its tokens."""
+        return max(self.group(ranks_per_node), ranks_per_node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +234,12 @@ def _check(schedule: ExpertParallelSchedule) -> None:
     ):
         if value not in valid:
             raise UnknownName(key, value, valid)
+    _whole("parallel.attention_ranks", parallel.attention_ranks, 0, 2**12)
+    if parallel.attention_ranks and parallel.attention != "tensor":
+        raise InputError("parallel.attention_ranks", parallel.attention_ranks, "each rank has attention layers of its own",
+                         "set parallel.attention=tensor, or leave it out")  # fmt: skip
+    if parallel.attention_ranks == 1:
+        raise InputError("parallel.attention_ranks", 1, "one rank shares nothing", "set parallel.attention=data")
     _whole("placement.num_redundant", schedule.placement.num_redundant, 0, 2**20)
     _whole("pipeline.num_groups", pipeline.num_groups, 1, MAX_GROUPS)
     _whole("pipeline.micro_batches", pipeline.micro_batches, 1, MAX_MICRO_BATCHES)

@@ -86,23 +86,34 @@ def test_eps_moe_gains_within_four_points_of_cells_not_fitted():
     json.dumps(found.to_dict(), allow_nan=False)
     assert len(found.constants) == 6
     gains = [each for each in found.cells if each.table == "DeepSeek-V2 gain"]
-    assert {(each.row, each.column) for each in gains if each.role == CHECKED} == {("N=1", "4096"), ("N=5", "4096")}
+    assert sum(each.role == CHECKED for each in gains) == 8
     for each in gains:
         if each.published is not None:
-            assert abs(each.difference) < 4, each
-    assert sum(each.role == PREDICTED for each in gains) == 7
-    # The benchmark of one layer has constants of its own: three cells fitted, most others near.
+            assert abs(each.difference) < 4.5, each
+    assert sum(each.role == PREDICTED for each in gains) == 3
+    # Tokens a second, to which nothing is fitted.
+    for each in found.cells:
+        if each.table == "DeepSeek-V2 prefill":
+            assert abs(each.relative_error) < 0.05, each
+    # The benchmark of one layer has constants of its own: two cells and a difference fitted.
     layer = [each for each in found.cells if each.table == "one layer"]
-    assert sum(each.role == FITTED for each in layer) == 3
+    assert sum(each.role == FITTED for each in layer) == 2
     assert all(abs(each.relative_error) < 1e-3 for each in layer if each.role == FITTED)
-    assert median(layer)[CHECKED] < 0.17
+    assert median([each for each in layer if each.column.startswith("3072")])[CHECKED] < 0.13
     assert all(
         each.note
         for each in found.cells
-        if each.role == CHECKED and abs(each.relative_error) > 0.1 and each.unit != "%"
+        if each.role == CHECKED and abs(each.relative_error) > 0.1 and each.table == "one layer"
     )
-    # Time to first token: every rung is faster than tensor parallelism.
-    assert all(each.simulated < 0 for each in found.cells if each.table.startswith("Mixtral"))
+    # Times to the first token: nothing fitted; every rung is faster than tensor parallelism.
+    first = [each for each in found.cells if each.table.endswith("time to first token")]
+    assert len(first) == 16 + 12
+    for each in first:
+        if each.unit == "s":
+            assert abs(each.relative_error) < 0.15, each
+        else:
+            assert each.simulated < 0, each
+            assert abs(each.difference) < 13, each
 
 
 def test_ladder_measures_what_it_says():
@@ -113,13 +124,16 @@ def test_ladder_measures_what_it_says():
     assert all(len(set(row)) == 8 for row in experts[:50, 0].tolist())
     measured = ladder(model, experts)
     assert len(measured) == 1 + len(INGREDIENTS)
-    base, tiers, grouped, copied = measured
+    base, tiers, grouped, one, weighted, copied = measured
     assert tiers.cross_bytes < base.cross_bytes  # a token crosses once to a node, not once to each of its ranks
     assert grouped.cross_bytes < tiers.cross_bytes
     assert tiers.deviation == base.deviation  # the exchange does not move rows
     assert tiers.kernel_wait_ns == base.kernel_wait_ns
     assert base.exchange_wait_ns > 0 == tiers.exchange_wait_ns  # a node's ranks share a hierarchical exchange
     assert copied.exchange_ns < base.exchange_ns
+    # Copies drawn by weight alone even loads out and cross nodes for it; the nearest one does not cross.
+    assert weighted.deviation < grouped.deviation and one.deviation < grouped.deviation
+    assert copied.cross_bytes < min(one.cross_bytes, weighted.cross_bytes)
     # OLMoE's published times after grouping: 507 ms of idle time beside 2846 of exchanges.
     row = grouped.row(slowness_of(measured))
     assert row[3] / row[0] == pytest.approx(507 / 2846)
@@ -131,17 +145,22 @@ def test_grace_moe_order_and_magnitudes():
     json.dumps(found.to_dict(), allow_nan=False)
     assert len(found.constants) == 3
     table = {(each.row, each.column): each for each in found.cells if each.table == "change against Occult, 2 x 2"}
-    assert len(table) == 15
+    assert len(table) == 25
     for each in table.values():
-        assert abs(each.difference) < 14, each
-        assert each.published == 0 or np.sign(each.simulated) == np.sign(each.published), each
-    for row, published in TABLE.items():
-        values = [table[row, ingredient].simulated for ingredient in INGREDIENTS]
-        if row in ("GPU idle", "load standard deviation"):
-            assert np.argsort(values).tolist() == np.argsort(published).tolist(), row
-        else:  # grouping with and without copies are nearly equal here: two of five rows may be in either order
-            assert np.argsort(values)[[0, -1]].tolist().count(0) == 1, row
-            assert abs(values[1] - values[2]) < 5, row
+        assert abs(each.difference) < 17, each
+        assert abs(each.published) < 1 or np.sign(each.simulated) == np.sign(each.published), each
+    for row in ("all-to-all time", "cross-node traffic", "intra-node traffic"):
+        grouped, one, weighted, nearest = (table[row, ingredient].simulated for ingredient in INGREDIENTS[1:])
+        # Published: copies drawn by weight undo a part of what grouping gains, nearest ones give it back.
+        assert min(one, weighted) > max(grouped, nearest) + 2, row
+    values = [table["load standard deviation", ingredient].simulated for ingredient in INGREDIENTS]
+    assert np.argsort(values).tolist() == np.argsort(TABLE["load standard deviation"]).tolist()
+    single = [each for each in found.cells if each.table.endswith(("exchange", "weighted"))]
+    assert len(single) == 15 and all(each.simulated < 0 and abs(each.difference) < 21 for each in single)
+    whole = [each for each in found.cells if each.row == "end to end"]
+    assert len(whole) == 3 and all(abs(each.relative_error) < 0.1 for each in whole)
     assert all(
-        each.note for each in found.cells if each.role == CHECKED and each.published and abs(each.difference) > 12
+        each.note
+        for each in found.cells
+        if each.role == CHECKED and each.published and each.unit == "%" and abs(each.difference) > 12
     )

@@ -97,7 +97,9 @@ class Row:
 
 
 _SOURCES: Mapping[str, tuple[str, ...]] = {
-    "AIConfigurator": ("aiconfigurator", "silicon"), "DeepSeek": ("deepseek-ai/", "open-infra-index"), "LMSYS": ("lmsys",),
+    "InferenceX": ("inferencex",), "Tenstorrent": ("tenstorrent",),
+    "AIConfigurator": ("aiconfigurator", "silicon"),
+    "DeepSeek": ("deepseek-ai/", "open-infra-index"), "LMSYS": ("lmsys",),
     "InferSim": ("infersim",), "vLLM": ("vllm", "llm-d"), "SGLang": ("sgl-project", "sglang"), "ROCm": ("rocm", "atom"),
 }  # fmt: skip
 """Publishers, by words of a source or an id; the first that fits."""

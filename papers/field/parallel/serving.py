@@ -50,7 +50,7 @@ def predict_step(setup: Setup) -> EpPrediction:
 
 def _figure(metric: str, setup: Setup, step_s: float) -> float:
     """Return a step's time as the row's metric counts it."""
-    tokens = setup.tokens_per_rank * setup.ranks
+    tokens = setup.step_tokens
     if metric.startswith(("step_ms", "tpot_ms", "ttft_ms", "itl_ms")):
         return step_s * MS_PER_S
     if metric.startswith(("tpot_s", "ttft_s")):
@@ -73,7 +73,7 @@ def _mixed(row: Row, metric: str) -> Served:
     chunk = chunk_of(decode.schedule, decode.ranks_per_node)
     prompts = set_up(row, "prefill", max(1, int(min(chunk, 64 * isl))), max(1, round(isl)))
     step, chunk_step = predict_step(decode), predict_step(prompts)
-    batch = decode.tokens_per_rank * decode.ranks
+    batch = decode.step_tokens
     per_token_s = isl / osl * batch / (prompts.tokens_per_rank * prompts.ranks)
     line = mixed_s(roofline_s(decode), roofline_s(prompts), per_token_s)
     seconds = mixed_s(step.step_s, chunk_step.step_s, per_token_s)
@@ -93,7 +93,7 @@ def roofline_s(setup: Setup) -> float:
         active += sum(model.dense_parameters(layer) for layer in range(model.num_layers))
         return FLOPS_PER_WEIGHT * active * setup.tokens_per_rank / device.peak_flops_per_s["float16"].value
     dense = sum(model.dense_layer_bytes(layer, weight_format(setup.dense_bits)) for layer in range(model.num_layers))
-    share = setup.ranks_per_node if setup.schedule.parallel.attention == "tensor" else 1
+    share = setup.schedule.parallel.group(setup.ranks_per_node)
     held = min(model.num_experts / setup.ranks, setup.tokens_per_rank * model.top_k)
     experts = model.num_moe_layers * held * model.expert_bytes(weight_format(setup.schedule.kernel.bits))
     cache = setup.tokens_per_rank * model.kv_bytes(setup.context, 2, 0)

@@ -68,6 +68,13 @@ class Setup:
     planned: Counts
     served: Counts
     assumed: list[str] = field(default_factory=list)
+    requests: int | None = None
+    """Tokens of a step over all ranks, where fewer than one for each; None: `tokens_per_rank` on each."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step over all ranks."""
+        return self.tokens_per_rank * self.ranks if self.requests is None else self.requests
 
     @property
     def ranks(self) -> int:
@@ -82,7 +89,7 @@ class Setup:
     def load(self) -> StepLoad:
         """Return what a step looks like: the placement made from one load, under the other."""
         placement = self._placement()
-        evidence = CountEvidence(self.served, self.model.top_k, self.tokens_per_rank * self.ranks)
+        evidence = CountEvidence(self.served, self.model.top_k, self.step_tokens)
         candidate = Candidate(placement=placement, router=WeightedChoice())
         return evidence.loads("report", candidate, self.schedule)[0]
 
@@ -131,6 +138,9 @@ def _set_up(row: Row, phase: str, tokens: int | None, context: int | None, assum
         assumed.append(f"{tokens} tokens a rank")
     elif row.row.get("assumed_batch") is True:
         assumed.append(f"{tokens} tokens a rank (by who collected it)")
+    requests = None
+    if row.text("attention") == "tensor" and not prefill and batch is not None and batch < nodes * ranks_per_node:
+        requests = batch  # ranks that share attention work on fewer requests than they are
     context = context or row.count("context") or _CONTEXT
     popularity = popularity_of(row.text("load"), phase)
     schedule, popularity = _schedule(row, prefill, tokens, popularity, assumed)
@@ -140,7 +150,8 @@ def _set_up(row: Row, phase: str, tokens: int | None, context: int | None, assum
     narrow = _FP8_BYTES if weight_format(bits).bits <= 8 else 2.0
     schedule = schedule.with_options(kernel__bits=bits, all_to_all__dispatch_bytes_per_value=narrow)
     return Setup(model=model, profile=profile, nodes=nodes, ranks_per_node=ranks_per_node, prefill=prefill, context=context,
-                 tokens_per_rank=tokens, schedule=schedule, dense_bits=dense, planned=planned, served=served, assumed=assumed)  # fmt: skip
+                 tokens_per_rank=tokens, schedule=schedule, dense_bits=dense, planned=planned, served=served, assumed=assumed,
+                 requests=requests)  # fmt: skip
 
 
 def model_of(row: Row) -> ModelSpec:
@@ -211,8 +222,10 @@ def _schedule(
     if tokens < batches:
         batches = 1
     plain = experts in ("tensor", "node")
+    shared = row.count("attention_ranks", 0, most=_MOST_RANKS) or 0 if attention == "tensor" else 0
     return ExpertParallelSchedule(name="reported").with_options(
-        parallel__attention=attention, parallel__experts=experts, all_to_all__kind="per-rank" if plain else exchange,
+        parallel__attention=attention, parallel__experts=experts,
+        parallel__attention_ranks=shared, all_to_all__kind="per-rank" if plain else exchange,
         placement__policy="contiguous" if plain else policy, placement__num_redundant=0 if plain else copies,
         pipeline__micro_batches=batches,
         pipeline__all_to_all_sm_fraction=_TBO_SM if batches > 1 and exchange != "all-choices" else 0.0,

@@ -123,8 +123,11 @@ def render(choice: EpChoice, model: ModelSpec) -> Emission:
     if choice.draft is not None:
         options[TRTLLM_CONFIG] = trtllm_config(choice.draft)
     notes += [*micro_batch_notes(choice, 1), *left_out(choice.schedule, COMMON)]
-    if not data and placement.num_nodes > 1:
-        notes.append("parallel.attention=tensor: all ranks share each attention layer, not those of a node")
+    shared = choice.schedule.parallel.group(placement.ranks_per_node)
+    if not data and shared != placement.num_ranks:
+        notes.append(
+            f"parallel.attention=tensor: all {placement.num_ranks} ranks share each attention layer here, not {shared}"
+        )
     files[OPTIONS_FILE] = _yaml(options)
     usage = [f"pass --extra_llm_api_options {OPTIONS_FILE}"]
     if honoured:

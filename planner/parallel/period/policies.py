@@ -3,6 +3,7 @@
     never        experts in the order in which engines load them
     once         placed from stored statistics before serving: nothing moves
     every K      placed anew every K steps from the counts of the last window, moved in one of three ways
+    then every K placed from stored statistics before serving, then anew every K steps (SGLang's `--init-expert-location`, `--enable-eplb`)
 
 Modelled: a placement made from counts that were served before it takes effect, with the sampling noise of so many tokens; steps under the
 counts of their own window; the cost of counting in every step, of planning and of moving. Ignored: that a background move takes effect
@@ -39,7 +40,9 @@ from .moves import (
 )
 from .windows import Counts, Window, mixed
 
-NEVER, ONCE, EVERY = "never", "once", "every"
+NEVER, ONCE, EVERY, THEN = "never", "once", "every", "once-then-every"
+_COUNTED = (EVERY, THEN)
+"""Policies that count choices in every step."""
 MOST_MOVES = 200
 """Rearrangements of a period that are simulated."""
 _NINE_IN_TEN = 1.645
@@ -60,7 +63,8 @@ class Policy:
             return "never: experts in their order"
         if self.kind == ONCE:
             return "once, from stored statistics, before serving"
-        return f"every {self.every_steps:,} steps, moved {WAY_WORDS[self.way]}"
+        first = "once from stored statistics, then " if self.kind == THEN else ""
+        return f"{first}every {self.every_steps:,} steps, moved {WAY_WORDS[self.way]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +128,7 @@ class Period:
         costing = self.simulation.costing
         shared = costing.constants.shared_speed
         stalls = [stall_s(policy.way, move, shared) for _, move in moves]
-        counted = policy.kind == EVERY
+        counted = policy.kind in _COUNTED
         counting = COUNTING_S_PER_LAYER * self.simulation.model.num_moe_layers * self.num_steps if counted else 0.0
         steps_s = math.fsum((last - first) * one.step_s for first, last, one in mine)
         before_s = math.fsum((last - first) * one.step_s for first, last, one in never)
@@ -205,6 +209,10 @@ class Period:
             return [(0, order)]
         if policy.kind == ONCE:
             return [(0, self._balanced(self.stored))]
+        if policy.kind == THEN:
+            # What is counted while serving does not depend on the placement that serves.
+            later = self._placements(Policy(kind=EVERY, every_steps=policy.every_steps))[1:]
+            return [*self._placements(Policy(kind=ONCE)), *later]
         every = policy.every_steps
         if not 0 < every < self.num_steps:
             raise InputError("--rebalance-every", every, f"the period has {self.num_steps:,} steps", "give fewer steps")
@@ -221,7 +229,7 @@ class Period:
 
     def _moves(self, policy: Policy) -> list[tuple[int, Rearrangement]]:
         """Return (step, cost) of every rearrangement during the period."""
-        if policy.kind != EVERY:
+        if policy.kind not in _COUNTED:
             return []
         fmt = weight_format(self.schedule.kernel.bits)
         model, constants = self.simulation.model, self.simulation.costing.constants

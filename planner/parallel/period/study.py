@@ -4,6 +4,10 @@
     does not pay            it costs, changes nothing, or stays within the doubt about the machine however long the period
     too short to tell       more windows would narrow what differs between them: how many tokens it would take
 
+What a period saves grows with its length, and so does the doubt about the machine; what differs from window to window grows with the
+square root of their number. A period t times as long tells once t * saved > sqrt(t^2 * machine^2 + t * windows^2), that is with
+t = windows^2 / (saved^2 - machine^2).
+
 Ignored: other policies than DeepSeek's EPLB from counts, which is what engines run.
 """
 
@@ -19,9 +23,11 @@ from ..case import ParallelRequest, Recording
 from ..difference import NOTHING, PAYS
 from ..search import EpSearch, describe
 from .moves import WAYS
-from .policies import EVERY, MOST_MOVES, NEVER, ONCE, Period, Policy, PolicyResult
+from .policies import EVERY, MOST_MOVES, NEVER, ONCE, THEN, Period, Policy, PolicyResult
 from .windows import counts_of, windows_of
 
+_EQUAL = 1e-9
+"""Two doubts that differ by less are the same: what is left is rounding."""
 DOES_NOT, TOO_SHORT = "does not pay", "the recording is too short to tell"
 WINDOW_STEPS = 1000
 """Steps of a window of counts: SGLang's `--eplb-rebalance-num-iterations` and vLLM's `window_size`, as they come."""
@@ -65,7 +71,7 @@ class PeriodStudy:
         """Tokens of a period that would tell; None where none would."""
         saved, doubt = self.best.saved, self.best.scatter_s
         rest = math.sqrt(max(0.0, saved.uncertainty_s**2 - doubt**2))
-        if saved.saved_s <= rest:
+        if saved.saved_s <= rest * (1 + _EQUAL):
             return None
         times = doubt**2 / (saved.saved_s**2 - rest**2)
         return math.ceil(max(times, 1.0 if self.num_windows > 1 else 2.0) * self.num_tokens)
@@ -153,5 +159,7 @@ def _policies(asked: Asked, num_steps: int) -> list[Policy]:
         intervals = [each for each in _USUAL_EVERY if num_steps / MOST_MOVES < each < num_steps]
         intervals = intervals or sorted({each for each in (num_steps // 4, num_steps // 2) if each > 0})
     ways = WAYS if asked.way is None else (asked.way,)
-    every = [Policy(kind=EVERY, every_steps=each, way=way) for each in intervals for way in ways]
+    every = [
+        Policy(kind=kind, every_steps=each, way=way) for kind in (EVERY, THEN) for each in intervals for way in ways
+    ]
     return [Policy(kind=NEVER), Policy(kind=ONCE), *every]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.planner.parallel.case import ParallelRequest, evidence_of, plain_schedule, prepare_ep
-from moeplan.planner.parallel.difference import PAYS
+from moeplan.planner.parallel.difference import PAYS, Gain
 from moeplan.planner.parallel.period.moves import (
     AT_ONCE,
     BACKGROUND,
@@ -20,6 +21,7 @@ from moeplan.planner.parallel.period.moves import (
     rearrangement,
     stall_s,
 )
+from moeplan.planner.parallel.period.policies import Policy, PolicyResult
 from moeplan.planner.parallel.period.study import DOES_NOT, TOO_SHORT, Asked, PeriodStudy, period_study
 from moeplan.planner.parallel.period.windows import mixed, windows_of
 from moeplan.planner.placement.placement import contiguous, round_robin
@@ -88,7 +90,7 @@ def test_moving_costs_planning_sends_and_bytes() -> None:
 
 def test_uneven_loads_that_stay_are_worth_a_placement() -> None:
     found = study(UNEVEN, [UNEVEN, UNEVEN, UNEVEN], every_steps=3000, way=AT_ONCE)
-    never, once, every = found.results
+    never, once, every, then = found.results
     assert never.saved.saved_s == 0 and never.num_moves == 0
     assert found.ending == PAYS and found.best is once and once.pays_from_step == 0
     assert once.max_over_mean_load < never.max_over_mean_load
@@ -98,6 +100,14 @@ def test_uneven_loads_that_stay_are_worth_a_placement() -> None:
     # Ahead only after the first stall has been won back.
     assert every.pays_from_step is not None and every.pays_from_step > 3000
     assert "rebalancing pays from the first step" in found.words
+    # Statistics that still hold serve until the first rearrangement, which then has little to move.
+    assert then.max_over_mean_load < every.max_over_mean_load and then.steps_s < every.steps_s
+    assert (
+        then.num_moves == every.num_moves and then.counting_s == every.counting_s and then.stalled_s <= every.stalled_s
+    )
+    assert then.policy.words == "once from stored statistics, then every 3,000 steps, moved at once"
+    assert once.whole_s < then.whole_s < every.whole_s
+    assert then.pays_from_step == 0
 
 
 def test_even_loads_are_not() -> None:
@@ -113,10 +123,40 @@ def test_one_window_does_not_tell_and_says_how_much_would() -> None:
     assert f"{found.needed_tokens:,} tokens" in found.words
 
 
+def made(saved_s: float, uncertainty_s: float, scatter_s: float) -> PolicyResult:
+    gain = Gain(saved_s=saved_s, uncertainty_s=uncertainty_s, of_s=100.0)
+    return PolicyResult(
+        policy=Policy(kind="once"), whole_s=100 - saved_s, steps_s=100 - saved_s, counting_s=0.0, stalled_s=0.0, num_moves=0,
+        longest_pause_s=0.0, saved=gain, scatter_s=scatter_s, pays_from_step=0, max_over_mean_load=1.0,
+    )  # fmt: skip
+
+
+def told(saved_s: float, machine_s: float, scatter_s: float, windows: int = 4) -> PeriodStudy:
+    results = (made(0.0, 0.0, 0.0), made(saved_s, math.hypot(machine_s, scatter_s), scatter_s))
+    return PeriodStudy(results=results, num_steps=1000, num_tokens=10**6, num_windows=windows, description="ep")
+
+
+def test_how_many_tokens_would_tell_by_hand() -> None:
+    # 4 s of 100 saved, 2 s of doubt about the machine, 6 s about windows: 6^2 / (4^2 - 2^2) = 3 times as long.
+    found = told(4.0, 2.0, 6.0)
+    assert found.ending == TOO_SHORT and found.needed_tokens == pytest.approx(3e6, abs=1)
+    # Three times as long: 12 s saved, 6 s of the machine, 6 * sqrt(3) s of windows: just told.
+    assert math.hypot(6.0, 6.0 * math.sqrt(3)) == pytest.approx(12.0)
+    # The machine's doubt alone is as large as what is saved: no length tells.
+    assert told(4.0, 4.0, 6.0).needed_tokens is None and told(4.0, 4.0, 6.0).ending == DOES_NOT
+    # One window says nothing of drift: twice as long at least, however little doubt there is.
+    assert told(4.0, 1.0, 4.0, windows=1).needed_tokens == pytest.approx(2e6, abs=1)
+    assert told(4.0, 2.0, 3.0).ending == PAYS
+
+
 def test_stored_statistics_of_other_traffic_cost() -> None:
     other = np.random.default_rng(1).permutation(UNEVEN)
     found = study(UNEVEN, [other, other], every_steps=1000, way=BACKGROUND)
-    once, every = found.results[1], found.results[2]
+    once, every, then = found.results[1:]
+    # Until the first rearrangement the stored placement serves, from then on they are the same.
+    step = found.num_steps
+    before = once.steps_s * 1000 / step
+    assert then.steps_s == pytest.approx(every.steps_s - found.results[0].steps_s * 1000 / step + before, rel=1e-6)
     assert once.max_over_mean_load > every.max_over_mean_load
     assert every.saved.saved_s > once.saved.saved_s and found.best is every
 
