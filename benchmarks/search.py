@@ -67,7 +67,7 @@ def timed(simulation: Simulation, name: str, objective: str) -> dict[str, Any]:
         base = base_schedule(OffloadRequest(), bits)
         results.append(search(simulation, base, objective=objective, low_bits=smaller))
     wall_s, cpu_s = time.perf_counter() - began, time.process_time() - used
-    counts = {each: sum(getattr(one, f"num_{each}") for one in results) for each in COUNTS}
+    counts = {each: sum(getattr(one.tally, f"num_{each}") for one in results) for each in COUNTS}
     best = min((one.best for one in results), key=lambda one: one.total_ns)
     steps = simulation.workload(base_schedule(OffloadRequest(), FORMATS[0])).num_steps
     print(f"{name}: {sum(counts.values()):,} candidates over {steps:,} steps in {wall_s:.1f} s ({cpu_s:.1f} s of processor time): "

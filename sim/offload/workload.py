@@ -140,9 +140,10 @@ class Workload:
             most = np.minimum(self.step_tokens * key.width, self.num_experts)
             room = int(most.sum()) * self.num_layers * key.depth
             # A score is a sum over a pass's tokens, each of which may name an expert again and again.
-            if int(self.step_tokens.max()) * key.width * (SURE + 1) >= 1 << 31:
+            if int(self.step_tokens.max(initial=0)) * key.width * (SURE + 1) >= 1 << 31:
                 return steps
-            if room + sum(len(each.guessed) for each in self._guessed.values()) > _KEPT_GUESSES:
+            kept = list(self._guessed.values())  # other threads may add to them meanwhile
+            if room + sum(len(each.guessed) for each in kept) > _KEPT_GUESSES:
                 return steps
             start, guessed = (
                 np.zeros(self.num_steps * self.num_layers * key.depth + 1, np.int64),
