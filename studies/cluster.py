@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +122,7 @@ def _knock(where: str) -> None:
 
 def _ray_note() -> Path:
     """Return the file in which Ray notes the cluster that this machine's head or worker joined last."""
-    folder = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if sys.platform == "linux" else None) or "/tmp"  # noqa: S108
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
