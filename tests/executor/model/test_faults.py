@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,15 +14,22 @@ from typing import Any
 import pytest
 import torch
 
+from moeplan.api.model_folder import model_in
+from moeplan.api.model_validation import validate_checkpoint
+from moeplan.api.run import run
 from moeplan.base.errors import DoesNotFit, InputError, MoeplanError
 from moeplan.devices.stores import disk
 from moeplan.executor.model import needs
 from moeplan.executor.model.loading.store import CheckedFile
 from moeplan.executor.model.session import Loaded, open_model, run_model
 from moeplan.executor.running.failures import ExecutionFailed
+from moeplan.specs.machines.load import load_machine
+from moeplan.specs.models import ModelSpec
+from moeplan.specs.provenance import made_of
 from moeplan.specs.schedules.offload import OffloadSchedule
 
 pytest.importorskip("transformers")
+from emit_plans import offload_plan
 from tiny_models import build, save
 
 PROMPT = [list(b"def main():")]
@@ -117,6 +126,35 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(
         open_model(copied)
     assert error.value.exit_status == 2
     one_line(error.value)
+
+
+@pytest.mark.parametrize("name", ["num_experts", "hidden_size", "top_k"])
+def test_a_plan_for_another_model_is_refused_before_anything_is_loaded(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moeplan.executor.model import session
+
+    spec = model_in(folder)
+    other = dataclasses.replace(spec, name="other", **{name: getattr(spec, name) + 1})
+    plan, prompt = tmp_path / "plan.json", tmp_path / "prompt.txt"
+    prompt.write_bytes(b"It was the best of times, it was the worst of times.")
+    monkeypatch.setattr(session, "assemble", None)
+    asked: dict[str, Any] = {"prompts": [prompt], "max_new_tokens": 2}
+
+    def planned_for(model: ModelSpec) -> Path:
+        document = offload_plan(model, cache__policy="lru", cache__experts_per_layer=3, experts__bits="32")
+        document |= made_of(model, load_machine("t4"))
+        document["provenance"]["memory_bytes"] = None
+        plan.write_text(json.dumps(document))
+        return plan
+
+    assert run(folder, plan=planned_for(spec), dry_run=True, **asked).memory
+    planned_for(other)
+    for call in (lambda: run(folder, plan=plan, **asked), lambda: validate_checkpoint(plan, folder, **asked)):
+        with pytest.raises(InputError) as error:
+            call()
+        assert error.value.exit_status == 2
+        assert "made for other" in one_line(error.value) and name in str(error.value)
 
 
 def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
