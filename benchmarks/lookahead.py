@@ -4,7 +4,8 @@ One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one p
 
     LRU, one stream     what the Mixtral-offloading code does: least recently used, victims copied back, nothing overlaps
     LRU + next gate     the paper's own: the next layer's gate guesses, copies overlap
-    lookahead           what pays is fetched, as far and wide as a forecast on the run's own recording is fastest; or nothing ahead
+    lookahead           as far and wide as a forecast on the run's own recording is fastest: every guess or what pays, into the cache or
+                        into four buffers beside it; or nothing ahead
 
 The link is what this machine has: `--link memory` copies between places of its memory, `--link disk` reads experts from a file on its
 disk, past the page cache, straight into their slots (nothing is copied back then: files are only read).
@@ -59,6 +60,8 @@ from moeplan.traces.recording import DECODE
 LINKS = ("memory", "disk")
 BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
 _REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
+_ASIDE = 4
+"""Buffers for guesses beside the cache, as many as Mixtral-offloading has; without them guesses displace cached experts."""
 _WHOLE = 100.0
 
 
@@ -181,15 +184,18 @@ def _best_ahead(
     widest = preset.with_options(predictor__depth=3, predictor__width=2, predictor__benefit=False)
     recording = run_once(loaded, widest, costs, asked).recording
     alone = load_preset("mixtral-offloading-code").with_options(**plain, copy__write_back=False)
-    candidates = [alone, nothing] + [preset.with_options(predictor__depth=d, predictor__width=w) for d, w in _REACHES]
+    candidates = [alone, nothing] + [
+        preset.with_options(predictor__depth=d, predictor__width=w, predictor__staging=aside, predictor__benefit=pays)
+        for d, w in _REACHES for aside in (0, _ASIDE) for pays in (True, False)
+    ]  # fmt: skip
     times = []
     for one in candidates:
         given = with_costs(run_input(one, recording), loaded.spec, costs)
         times.append(predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload))
     best = candidates[int(np.argmin(times))]
     depth, width = (best.predictor.depth, best.predictor.width) if best.predictor.kind != "none" else (0, 0)
-    return best, {"overlap": best.copy.overlap, "depth": depth, "width": width,
-                  "forecast_s": times}  # fmt: skip
+    return best, {"overlap": best.copy.overlap, "depth": depth, "width": width, "aside": best.predictor.staging if depth else 0,
+                  "benefit": best.predictor.benefit, "forecast_s": times}  # fmt: skip
 
 
 def run_once(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked) -> ModelRun:
@@ -236,10 +242,10 @@ def _print(document: dict[str, Any]) -> None:
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}; torch {versions['torch']}, "
             f"transformers {versions['transformers']}; n = {row['repeats']}"
         )
-        gain, limit = row["gain"][BASE], row["limit_gain"]
+        gain, limit, reach = row["gain"][BASE], row["limit_gain"], row["reach"]
         print(
-            f"  {row['reach']['depth']} layers ahead, {row['reach']['width']} wide; {gain:+.1f} % against {BASE}, predicted "
-            f"{row['predicted_gain'][BASE]:+.1f} %; at most {limit:+.1f} %, of which {gain / limit:.0%} is reached"
+            f"  {reach['depth']} layers ahead, {reach['width']} wide, {reach['aside']} buffers aside; {gain:+.1f} % against {BASE}, "
+            f"predicted {row['predicted_gain'][BASE]:+.1f} %; at most {limit:+.1f} %, of which {gain / limit:.0%} is reached"
         )
         for name, one in row["schedules"].items():
             low, high = (MS_PER_S * each for each in one["quartiles_s"])

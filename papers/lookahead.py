@@ -190,7 +190,8 @@ def measured_cells() -> list[Cell]:
 def _chosen(reach: Mapping[str, Any]) -> str:
     """Return what lookahead's planner took for the fastest there."""
     if reach["depth"]:
-        return f"lookahead: {reach['depth']} layers ahead, {reach['width']} wide"
+        which = "only what pays" if reach.get("benefit", True) else "every guess"
+        return f"lookahead: {reach['depth']} layers ahead, {reach['width']} wide, {reach.get('aside', 0)} buffers aside, {which}"
     stream = "copies beside the stream" if reach["overlap"] else "one stream, victims not copied back"
     return f"lookahead: nothing ahead, {stream}, which was predicted to be fastest"
 
