@@ -199,9 +199,12 @@ class Bounds:
     def of(self, candidate: Candidate) -> Bound:
         """Return what the candidate's run cannot take less than."""
         schedule, cache = candidate.schedule, candidate.schedule.cache
-        if len(self._simulation.least_tables(schedule).stages):
-            # Passes at work on several cards at once: what each takes does not add up. Few schedules are like that.
-            return Bound(whole_ns=0, later_ns=np.zeros(self._workload.num_steps + 1, np.int64))
+        tables = self._simulation.least_tables(schedule)
+        if len(tables.stages):  # passes at work on several cards at once: only what one card does adds up
+            last = tables.stages[:-2] == tables.stages[-2]
+            each = tables.dense_ns[:, last].sum(axis=1) + tables.head_ns
+            later = _from_each_on(each[tables.step_class])
+            return Bound(whole_ns=int(later[0]), later_ns=later)
         prices = self._prices_of(schedule)
         guessing = schedule.predictor.kind != "none"
         if cache.policy == "static" and not guessing:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from long_runs import examples
+from moeplan.planner.offload.bounds import Bounds
+from moeplan.planner.offload.space import Candidate
 from moeplan.sim.offload.costs import ONE_AT_A_TIME, CostTables, host_costs
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.sim.offload.simulators import Outcome, first_difference, run_compiled, run_simpy
@@ -115,3 +117,14 @@ def test_only_where_everything_stays_on_the_cards() -> None:
     one = Simulation(model=MODEL, profile=box, trace=trace, split=by_counts((12, 12)), memory_bytes=2**40)
     whole, some = one.resolve(load_preset("resident")), one.resolve(load_preset("n-cpu-moe=4"))
     assert len(one.tables(whole)[0].stages) == 24 + 2 and one.tables(some)[0].stages is ONE_AT_A_TIME
+
+
+def test_no_run_beats_the_bound_of_its_passes() -> None:
+    trace = prior_recording(MODEL, RequestLengths.alike(prompt_tokens=128, reply_tokens=2, requests=1))
+    box = compose_text("2 x rtx-3090 + ryzen-9-5950x + ddr4-3200x2:64GiB", "sglang")
+    one = Simulation(model=MODEL, profile=box, trace=trace, split=by_counts((10, 14)), memory_bytes=2**40)
+    schedule = one.resolve(load_preset("resident").with_options(workload__prefill_chunk_tokens=16))
+    candidate = Candidate(schedule=schedule, level=768, cached_slots=768)
+    bound = Bounds(one, schedule).of(candidate)
+    bound.check(candidate, one.run(schedule).step_end)
+    assert 0.05 < bound.whole_ns / int(one.run(schedule).step_end[-1]) < 1
