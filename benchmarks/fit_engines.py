@@ -50,7 +50,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
     "host": (("desktop_memory_share", "server_memory_share", "sockets_memory_share"), 0.2),
     "cpu_share": (("cpu_share",), 0.4),
 }
-BACKENDS = ("rocm", "vulkan", "metal")
+# What a backend has of its own besides: kernels of attention, which reach less of bandwidth and peak on cards that few wrote them for.
+OF_BACKENDS: dict[str, tuple[tuple[str, ...], float]] = {
+    "kernel_s": GROUPS["kernel_s"], "compute": GROUPS["compute"], "attends": (("kv_efficiency", "attention_efficiency"), 0.25),
+}  # fmt: skip
+BACKENDS = ("rocm", "vulkan", "metal", "sycl")
 _NOISE = 0.15
 """Two reports of one card, model and engine differ by so much (logarithm)."""
 _COVER = 0.85
@@ -90,13 +94,13 @@ class Problem:
         """The constants that slopes are wanted of; None: all."""
         owners = sorted({owner(setup) for setup in setups})
         self.names: list[tuple[str, str]] = [("generic", name) for name in GENERIC]
-        self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in ("kernel_s", "compute")]
+        self.names += [(f"*/{backend}", group) for backend in BACKENDS for group in OF_BACKENDS]
         self.names += [(each, group) for each in owners for group in GROUPS]
 
     def deviation(self, index: int) -> float:
         """Return how far a constant's logarithm is thought to lie from its starting value."""
         where, name = self.names[index]
-        return GENERIC[name][1] if where == "generic" else GROUPS[name][1]
+        return GENERIC[name][1] if where == "generic" else _group(name)[1]
 
     def table(self, x: Array) -> dict[str, Any]:
         """Return the constants that `x` stands for, as the engines' file has them."""
@@ -107,7 +111,8 @@ class Problem:
             if where == "generic":
                 generic[name]["value"] *= factor
             else:
-                factors[where] |= dict.fromkeys(GROUPS[name][0], factor)
+                for each in _group(name)[0]:
+                    factors[where][each] = factors[where].get(each, 1.0) * factor
         start = {name: GENERIC[name][0] for name in GROUPS["compute"][0]}
         return {"citation": "being fitted", "start": start, "generic": generic, "factors": dict(factors)}
 
@@ -135,7 +140,7 @@ class Problem:
             if where == "generic":
                 ratio = table["generic"][name]["value"] / GENERIC[name][0]
             else:
-                ratio = table["factors"].get(where, {}).get(GROUPS[name][0][0], 1.0)
+                ratio = table["factors"].get(where, {}).get(_group(name)[0][0], 1.0)
             found[index] = math.log(ratio) / self.deviation(index)
         return found
 
@@ -154,7 +159,7 @@ class Problem:
         where, group = self.names[index]
         engine, _, backend = owner(setup).partition("/")
         maker = find_gpu(str(setup.report.cards[0].get("name"))).backend if setup.report.cards else None
-        names = GROUPS[group][0] if group in GROUPS else ()
+        names = () if where == "generic" else _group(group)[0]
         return where == "generic" or any(where in factor_owners(engine, backend, maker, name) for name in names)
 
     def jacobian(self, x: Array, at: Array) -> Array:
@@ -169,6 +174,11 @@ class Problem:
         if self.matter is None:
             self.matter = found != 0
         return found
+
+
+def _group(name: str) -> tuple[tuple[str, ...], float]:
+    """Return which constants a factor moves, and how far from one it is thought to lie."""
+    return GROUPS.get(name) or OF_BACKENDS[name]
 
 
 def owner(setup: Setup) -> str:

@@ -8,7 +8,8 @@
     on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer
 
 Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`, which weighs clocks and generations of cards), weight
-formats by their bytes, scales included. Ignored: caches, how tiles divide into waves, formats that are slower to expand.
+formats by their bytes, scales included, and codebooks that cores look up slowly. Ignored: caches, how tiles divide into waves, formats
+that cards are slower to expand.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import math
 from dataclasses import dataclass, replace
 
 from ...specs.machines.profile import USUAL_KERNELS, CpuConstants, EngineConstants
-from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat
+from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat, is_codebook
 from .cost_model import CostModel, check_count
 from .estimate import Estimate, rate_term
 
 _LEAST_HEAD_BITS = 8
 # Kernels of a layer as engines launch them, one after another: norms, projections, rotation, cache writes, attention; router, choice,
 # three products, activation, sum. Latent attention and recurrences have more of the first.
-_EXPERTS, _OTHER_MIXERS, _PLAIN_MLP = 10, 18, 4
+_EXPERTS, _OTHER_MIXERS, _PLAIN_MLP, _NO_MIXER = 10, 18, 4, 2
+# An MLP that every token passes beside the experts: two products, activation, product and sum; in some, norms or a gate of its own.
+_SHARED_MLP = 5
+# Short convolutions are two products and gates between them; delta rules have norms, gates and copies of states (`engines`).
+_RECURRENT = {"short_convolution": 10}
+_DELTA_RULES = ("gated_delta_net", "kimi_delta_attention")
 _GROUPED_ATTENTION = USUAL_KERNELS - _EXPERTS
 _WIDE_HEAD = 128
 _PASS_TOKENS = 2
@@ -74,7 +80,8 @@ class EngineCosts(CostModel):
         model = self.model
         parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
         num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
-        return self._product(num_bytes, float(parameters), tokens, experts=False)
+        expand = self._expand(self.dense_format, tokens)
+        return self._product(num_bytes, float(parameters), tokens, experts=False, expand=expand)
 
     def _width_share(self, layer: int) -> float:
         """Return what of attention's rate narrow heads leave where cores compute it: each pair's weight costs beside its products."""
@@ -84,12 +91,19 @@ class EngineCosts(CostModel):
         return min(1.0, attention.head_dim / _WIDE_HEAD)
 
     def _kernels(self, layer: int) -> int:
-        """Return how many kernels a layer is made of."""
-        model = self.model
+        """Return how many kernels a layer is made of: its mixer's, and those of its MLPs and experts."""
+        model, variant = self.model, self.model.variant(layer)
         attention = model.attention_of(layer)
-        many = model.is_recurrent(layer) or (attention is not None and attention.kind == "mla")
-        mixer = _OTHER_MIXERS if many else _GROUPED_ATTENTION
-        return mixer + (_EXPERTS if layer in model.moe_layers else _PLAIN_MLP)
+        if model.is_recurrent(layer):
+            kind = "" if model.recurrent is None else model.recurrent.kind
+            mixer = self.engine.delta_kernels if kind in _DELTA_RULES else _RECURRENT.get(kind, _OTHER_MIXERS)
+        elif attention is None:
+            mixer = _NO_MIXER
+        else:
+            mixer = _OTHER_MIXERS if attention.kind == "mla" else _GROUPED_ATTENTION
+        if layer not in model.moe_layers:
+            return mixer + (0 if variant.num_dense_mlps == 0 else _PLAIN_MLP)
+        return mixer + _EXPERTS + (_SHARED_MLP if model.num_shared_experts or variant.num_dense_mlps else 0)
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
@@ -109,7 +123,8 @@ class EngineCosts(CostModel):
 
         def make() -> Estimate:
             num_bytes = float(self.model.expert_bytes(fmt))
-            return self._product(num_bytes, float(self.model.expert_parameters), tokens, experts=True)
+            expand = self._expand(fmt, tokens)
+            return self._product(num_bytes, float(self.model.expert_parameters), tokens, experts=True, expand=expand)
 
         return self.remembered(("item", tokens, fmt.name), make)
 
@@ -126,6 +141,7 @@ class EngineCosts(CostModel):
     def _cpu_expert(self, cpu: CpuConstants, tokens: int, fmt: WeightFormat) -> Estimate:
         memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
         compute = self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value
+        compute *= self.engine.codebook_cost(tokens) if is_codebook(fmt.name) else 1.0
         bound = (
             rate_term(memory, "memory", cpu.memory_bytes_per_s)
             if memory >= compute
@@ -142,8 +158,13 @@ class EngineCosts(CostModel):
 
     # --- the form ---------------------------------------------------------------------------------------------------
 
-    def _product(self, num_bytes: float, parameters: float, tokens: int, *, experts: bool) -> Estimate:
-        """Return the time of multiplying `tokens` by weights of `num_bytes`."""
+    def _expand(self, fmt: WeightFormat, tokens: int) -> float:
+        """Return how many times longer than others a format's products take: codebooks are slow to look up where cores compute."""
+        slow = self.profile.device.kind == "cpu" and is_codebook(fmt.name)
+        return self.engine.codebook_cost(tokens) if slow else 1.0
+
+    def _product(self, num_bytes: float, parameters: float, tokens: int, *, experts: bool, expand: float = 1.0) -> Estimate:  # fmt: skip
+        """Return the time of multiplying `tokens` by weights of `num_bytes`, whose products take `expand` times as long as others'."""
         device, engine = self.profile.device, self.engine
         reach = [device.memory_bytes_per_s, device.memory_efficiency]
         memory = num_bytes / math.prod(constant.value for constant in reach)
@@ -152,7 +173,7 @@ class EngineCosts(CostModel):
         share = engine.expert_efficiency if experts else engine.dense_efficiency
         peak = device.peak_flops_per_s["float16"]
         flops = FLOPS_PER_WEIGHT * parameters * (tokens + engine.tile_tokens.value)
-        compute = flops / (peak.value * share.value)
+        compute = expand * flops / (peak.value * share.value)
         bound = rate_term(memory, "memory", *reach) if memory >= compute else rate_term(compute, "compute", peak, share)
         return replace(bound, seconds=math.hypot(memory, compute))
 

@@ -92,7 +92,7 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
         try:
             cpu = find_cpu(host["cpu"])
         except InputError:
-            assumed.append(f"host.cpu {host['cpu'][:40]}: an average one with its cores")
+            assumed.append(f"host.cpu {host['cpu'][:40]}: a usual one with as many cores")
         used = _USED.search(f"{host['cpu']}; {report.row.get('note') or ''}")
         threads = int(used[1]) if used and int(used[1]) else None
     elif gpu is None:
@@ -100,7 +100,7 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
     elif report.kind.startswith("cpu") and not gpu.unified_memory:
         assumed.append("host.cpu: a desktop processor")
     cores = report.number("host", "cores")
-    if cpu is not None and cores is not None and threads is None:
+    if cores is not None and threads is None:
         threads = int(cores)
     memory = _memory(report, assumed)
     rate = report.number("disk", "read_bytes_per_s")

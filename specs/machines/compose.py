@@ -76,7 +76,8 @@ _BRIDGE_STEP = Constant(
     citation="reductions of 4 to 32 KB in 8.5 to 11.8 us on 4 and 8 H100 by vLLM's kernel: github.com/sgl-project/sglang/pull/2904",
 )  # fmt: skip
 _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
-_ASSUMED_CPU = "ryzen-7-7700x"
+_ASSUMED_CPU, _ASSUMED_SERVER, _DESKTOP_CORES = "ryzen-7-7700x", "epyc-7543", 24
+"""Processors that are not known: a desktop's, or a server's where there are more cores than desktops have."""
 
 
 def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str | None = None,
@@ -142,12 +143,16 @@ def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
     if cpu is None and parts.gpu is not None and parts.gpu.host is not None:
         cpu = cpu_parts()[parts.gpu.host]
     if cpu is None:
-        cpu = cpu_parts()[_ASSUMED_CPU]
+        cpu = cpu_parts()[
+            _ASSUMED_SERVER
+            if (parts.threads or 0) > _DESKTOP_CORES * parts.sockets or parts.sockets > 1
+            else _ASSUMED_CPU
+        ]
         if not parts.unified_memory:
-            assumed.append(f"a {_ASSUMED_CPU}")
+            assumed.append(f"a {cpu.name}")
     memory = parts.memory
     if memory is None:
-        if parts.cpu is None:
+        if parts.cpu is None and cpu.name == _ASSUMED_CPU:
             memory = _ASSUMED_MEMORY
         else:
             memory = MemoryPart(
@@ -241,7 +246,7 @@ def _reach(gpu: GpuPart, engine: Engine, backend: str, found: EngineRates) -> Co
     """Return the share of the memory's bandwidth that matrix–vector kernels reach.
 
     Kernels that expand blocks of 8 bits or less take what a unit draws in a clock: wide memory behind few or slow units (HBM) is used
-    less well. Kernels for Metal show none of it.
+    less well.
     """
     share = found["memory_efficiency"]
     known = architectures().get(gpu.architecture or "", {})
@@ -252,9 +257,9 @@ def _reach(gpu: GpuPart, engine: Engine, backend: str, found: EngineRates) -> Co
             citation=known["matvec_source"],
             relative_uncertainty=share.relative_uncertainty,
         )
-    if engine.products != "units" or backend == "metal" or gpu.units is None or gpu.boost_ghz is None:
+    if engine.products != "units" or gpu.units is None or gpu.boost_ghz is None:
         return share
-    drawn = gpu.units * gpu.boost_ghz * GIGA * found["unit_bytes_per_cycle"].value
+    drawn = gpu.units * gpu.boost_ghz * GIGA * found["unit_bytes_per_cycle"].value * known.get("matvec_units", 1.0)
     return dataclasses.replace(share, value=1 / (1 / share.value + gpu.bandwidth_bytes_per_s / drawn))
 
 
@@ -326,7 +331,9 @@ def _engine_constants(
         dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
         attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
         fetch_layer_s=found["fetch_layer_s"],
-        matvec_tokens=engine.matvec_tokens, memory_layout=engine.memory_layout, one_writer=engine.one_writer,
+        matvec_tokens=engine.matvec_tokens, delta_kernels=engine.delta_kernels(built),
+        codebook_prompts=engine.codebooks[0], codebook_steps=engine.codebooks[1],
+        memory_layout=engine.memory_layout, one_writer=engine.one_writer,
         follows_over_cards=engine.follows_over_cards, input_copies=engine.input_copies,
     )  # fmt: skip
     if gpu is None:

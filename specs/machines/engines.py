@@ -19,7 +19,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from ..catalog import ENGINES_FOLDER
-from .profile import Constant
+from .profile import DELTA_KERNELS, Constant
 
 BACKENDS = ("cuda", "rocm", "vulkan", "sycl", "metal", "cpu")
 GENERIC = "generic"
@@ -29,9 +29,13 @@ time each (pull requests 16130 and 16991 of llama.cpp)."""
 _FIRST = re.compile(r"20[0-9]{2}(?:-[01][0-9])?")
 LAUNCHES = ("graph", "eager", "python")
 PRODUCTS = ("peak", "units")
-_HOST_PACED = ("sycl",)
+_HOST_PACED = {"sycl": "2026-06"}
 """Backends whose host waits for each layer's choice and asks for its experts one at a time, as loops in Python do: a B70 under SYCL decodes
-Qwen3-Coder-30B-A3B at 17 tokens/s (issue 22413 of llama.cpp), three times slower than under Vulkan (issue 26010)."""
+Qwen3-Coder-30B-A3B at 17 tokens/s (issue 22413 of llama.cpp), three times slower than under Vulkan (issue 26010). Builds from that month on
+no longer do: 93 tokens/s of Qwen3-30B-A3B on the same card (build 9739)."""
+DELTA_APART = 110
+"""Kernels of a mixer with a delta rule whose rule is a product, a sum and a scale at a time: what a layer took longer in builds of November
+2025 to February 2026 (Qwen3-Next on one Ryzen AI Max under Vulkan, on two cards under CUDA: 190 and 87 kernels)."""
 _OTHER_BACKEND = 1.0
 """How much further off a backend without reports may be."""
 
@@ -53,6 +57,8 @@ class Engine:
     """Builds before that month (2025-10) launched one by one."""
     fused_since: str | None = None
     """From that month on builds merge kernels of a layer (router's choice, gates, rotation with cache writes) on CUDA and ROCm."""
+    delta_merged_since: str | None = None
+    """From that month on builds compute a delta rule (linear attention) as one operation."""
     copies: str = "pinned"
     """From what memory experts are copied: page-locked (pinned), or ordinary (pageable), which the driver stages."""
     pageable_before: str | None = None
@@ -70,6 +76,8 @@ class Engine:
     cores_attention: float = 0.45
     """On cores alone, the rate of products with keys and values of heads 128 wide over that of products with weights; in between of those
     that are known where it is not."""
+    codebooks: tuple[float, float] = (2.5, 2.7)
+    """How many times longer cores take for formats with codebooks, of prompts and of decoding steps, than for prompts of others."""
     one_writer: bool = False
     """Uploads to several cards pass buffers that one process fills."""
     follows_over_cards: bool = False
@@ -89,7 +97,7 @@ class Engine:
         """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
         early = built is not None and self.eager_before is not None and built < self.eager_before
         if backend in _HOST_PACED:
-            return "python"
+            return "python" if built is not None and built < _HOST_PACED[backend] else "eager"
         return LAUNCHES[max(LAUNCHES.index(self.launches), int(early))]
 
     def earlier(self, built: str | None) -> bool:
@@ -102,6 +110,11 @@ class Engine:
         if built is None or self.fused_since is None or backend not in ("cuda", "rocm"):
             return 1.0
         return FUSED if built >= self.fused_since else 1 / FUSED
+
+    def delta_kernels(self, built: str | None) -> int:
+        """Return how many kernels a mixer with a delta rule has in a build of month `built`; an unknown month counts as a late one."""
+        early = built is not None and self.delta_merged_since is not None and built < self.delta_merged_since
+        return DELTA_APART if early else DELTA_KERNELS
 
     def copies_pageable(self, built: str | None) -> bool:
         """Return whether a build of month `built` copies experts from ordinary memory."""
@@ -215,8 +228,8 @@ def rates(
         citation = f"{citation}; no report is of this generation of cards"
         for name in _OF_GENERATIONS:
             values[name]["uncertainty"] = math.hypot(values[name]["uncertainty"], _OTHER_GENERATION)
-    if backend in _HOST_PACED:
-        citation = f"{citation}; no report is of this backend"
+    if backend in _HOST_PACED and machines == 0:
+        citation = f"{citation}; no report is of this engine on this backend"
         for name in (*_OF_GENERATIONS, "python_kernel_s"):
             values[name]["uncertainty"] = math.hypot(values[name]["uncertainty"], _OTHER_BACKEND)
     return EngineRates(

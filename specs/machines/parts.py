@@ -21,7 +21,13 @@ BYTES_PER_TRANSFER = 8
 """A channel of DDR memory is 64 bits wide."""
 
 VECTOR_UNITS = ("sse4", "avx2-half", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "avx512-vnni-wide", "amx", "neon")
-_PCIE_BYTES_PER_S = {"3.0": 0.985 * GIGA, "4.0": 1.969 * GIGA, "5.0": 3.938 * GIGA, "6.0": 7.563 * GIGA}
+_PCIE_BYTES_PER_S = {
+    "2.0": 0.5 * GIGA,
+    "3.0": 0.985 * GIGA,
+    "4.0": 1.969 * GIGA,
+    "5.0": 3.938 * GIGA,
+    "6.0": 7.563 * GIGA,
+}
 """Of one lane in one direction, after line coding (PCI Express Base Specification)."""
 _RATE = re.compile(r"([0-9.]+)\s*([A-Za-z]+)/s\Z")
 _MOST_FLOPS_PER_S = 1e21
@@ -30,7 +36,7 @@ _MEMORY = re.compile(r"((?:lp)?ddr[345]x?)-([0-9]{3,5})\s?x\s?([0-9]{1,2})(?::\s
 _BUILT_MT_PER_S = {"ddr3": (800, 2933), "ddr4": (1600, 5400), "ddr5": (3200, 10_400), "lpddr4": (1600, 4267), "lpddr4x": (1600, 4267),
                    "lpddr5": (3200, 6400), "lpddr5x": (4800, 10_700)}  # fmt: skip
 """Slowest and fastest modules of each kind (JEDEC standards; the fastest sold with profiles beyond them)."""
-_PCIE = re.compile(r"(?:pcie[- ]?)?([3456])(?:\.0)?\s?x\s?([0-9]{1,2})\Z", re.IGNORECASE)
+_PCIE = re.compile(r"(?:pcie[- ]?)?([23456])(?:\.0)?\s?x\s?([0-9]{1,2})\Z", re.IGNORECASE)
 _COUNTED = re.compile(r"([0-9]{1,2})\s*[x×]\s+(.+)\Z", re.IGNORECASE)
 
 

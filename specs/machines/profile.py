@@ -167,8 +167,12 @@ class CardLinks:
     """The one port to the host that all cards stand behind; None: each has its own."""
 
 
+_FEW_TOKENS = 8
 USUAL_KERNELS = 22
 """Kernels of a layer with grouped attention and experts, as engines launch them one after another."""
+DELTA_KERNELS = 28
+"""Of a mixer with a gated delta rule where the rule itself is one kernel: two projections in, convolution and its state, norms of queries
+and keys, decay and gates, the rule and its state, gated norm, projection out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +209,12 @@ class EngineConstants:
     """What a layer takes whose missing experts are fetched, besides copying: the routing read back, copies asked for."""
     matvec_tokens: int
     """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
+    delta_kernels: int = DELTA_KERNELS
+    """Kernels of a mixer with a delta rule (linear attention), which engines have merged into fewer over the years."""
+    codebook_prompts: float = 2.5
+    """How many times longer than others products of formats with codebooks (IQ1_S to IQ3_S) take cores that compute a prompt."""
+    codebook_steps: float = 2.7
+    """The same of a decoding step, over the cores' rate for prompts of other formats."""
     memory_layout: str = "plain"
     """Where the engine puts what it holds, by a name that the memory breakdown knows."""
     one_writer: bool = False
@@ -213,6 +223,10 @@ class EngineConstants:
     """Passes of a prompt follow each other over cards that hold layers."""
     input_copies: int = 1
     """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
+
+    def codebook_cost(self, tokens: int) -> float:
+        """Return how many times longer products of a format with a codebook take on cores, for `tokens` tokens of a matrix."""
+        return self.codebook_steps if tokens <= _FEW_TOKENS else self.codebook_prompts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

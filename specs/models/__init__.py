@@ -10,5 +10,6 @@ from .weights import FLOPS_PER_WEIGHT as FLOPS_PER_WEIGHT
 from .weights import WEIGHT_FORMATS as WEIGHT_FORMATS
 from .weights import WeightFormat as WeightFormat
 from .weights import format_with_bits as format_with_bits
+from .weights import is_codebook as is_codebook
 from .weights import stated_format as stated_format
 from .weights import weight_format as weight_format

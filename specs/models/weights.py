@@ -21,6 +21,7 @@ from . import gguf_types as gguf
 from .mixes.names import mix as find_mix
 
 BITS_PER_BYTE = 8
+_CODEBOOK = re.compile(r"(?:UD-)?IQ[123]_(?:XXS|XS|S|M)(?![A-Z0-9]|_R)", re.IGNORECASE)
 _DECIMALS = 10**12
 """Names of formats state bits of a weight to a part in so many."""
 _PLAIN_DENOMINATOR = 10**7
@@ -214,6 +215,11 @@ _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,12})?)"
 _STATED = re.compile(rf"(?:([A-Za-z0-9][A-Za-z0-9_.-]{{0,39}})@)?{_NUMBER}bpw(?:-e{_NUMBER}-h{_NUMBER})?")
 _MOST_STATED_BITS = 40
 """Matrices of 32 bits, with what norms and biases take above the 16 bits that are counted for them."""
+
+
+def is_codebook(name: str) -> bool:
+    """Return whether a format's blocks are looked up in a codebook (llama.cpp's IQ1_S to IQ3_S, in files of any mix)."""
+    return _CODEBOOK.match(name) is not None
 
 
 def stated_format(

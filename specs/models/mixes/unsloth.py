@@ -32,9 +32,9 @@ def _dynamic(experts: str, dense: str, spread: float) -> Dynamic:
 
 DYNAMIC: Mapping[str, Dynamic] = MappingProxyType({
     "UD-IQ1_S": _dynamic("1.7", "4.5", 0.2), "UD-IQ1_M": _dynamic("1.85", "4.5", 0.2), "UD-IQ2_XXS": _dynamic("2.15", "4.5", 0.15),
-    "UD-IQ2_M": _dynamic("2.55", "5", 0.15), "UD-Q2_K_XL": _dynamic("2.75", "5", 0.15), "UD-IQ3_XXS": _dynamic("3.15", "5", 0.15),
-    "UD-Q3_K_M": _dynamic("3.65", "8.5", 0.12), "UD-Q3_K_XL": _dynamic("3.6", "5.5", 0.12), "UD-IQ4_XS": _dynamic("4.3", "5.5", 0.08),
-    "UD-Q4_K_XL": _dynamic("4.65", "6", 0.08), "UD-Q4_K_M": _dynamic("5", "8.5", 0.08), "UD-Q5_K_S": _dynamic("5.8", "8.5", 0.08),
-    "UD-Q5_K_M": _dynamic("5.9", "8.5", 0.08), "UD-Q5_K_XL": _dynamic("5.65", "6.5", 0.08), "UD-Q6_K_XL": _dynamic("6.6", "8.5", 0.06),
-    "UD-Q8_K_XL": _dynamic("8.6", "10", 0.06),
+    "UD-IQ2_M": _dynamic("2.55", "5", 0.15), "UD-Q2_K_XL": _dynamic("2.85", "6", 0.15), "UD-IQ3_XXS": _dynamic("3.15", "5", 0.15),
+    "UD-Q3_K_M": _dynamic("3.65", "8.5", 0.12), "UD-Q3_K_XL": _dynamic("3.7", "6.5", 0.12), "UD-IQ4_XS": _dynamic("4.3", "5.5", 0.08),
+    "UD-Q4_K_XL": _dynamic("4.85", "7.5", 0.1), "UD-Q4_K_M": _dynamic("5", "8.5", 0.08), "UD-Q5_K_S": _dynamic("5.8", "8.5", 0.08),
+    "UD-Q5_K_M": _dynamic("5.9", "8.5", 0.08), "UD-Q5_K_XL": _dynamic("5.95", "8", 0.08), "UD-Q6_K_XL": _dynamic("7.1", "8.5", 0.08),
+    "UD-Q8_K_XL": _dynamic("9.2", "11", 0.08),
 })  # fmt: skip
