@@ -117,7 +117,8 @@ def test_bandwidth_and_peak_of_every_card_follow_from_its_bus_units_and_clock() 
             assert part.float8_flops_per_s == pytest.approx(2 * part.float16_flops_per_s, rel=0.015), name
         if part.pcie is not None:
             older = {"radeon-vii": "3.0", "arc-b570": "4.0", "arc-b580": "4.0"} | dict.fromkeys(
-                ("radeon-pro-w6800x", "radeon-pro-w6800x-duo", "radeon-pro-w6900x"), "3.0")
+                ("radeon-pro-w6800x", "radeon-pro-w6800x-duo", "radeon-pro-w6900x"), "3.0"
+            )
             assert part.pcie.split("x")[0] == older.get(part.name, unit["pcie"]), name
     assert used == set(architectures())
 
