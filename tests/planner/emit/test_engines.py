@@ -310,3 +310,12 @@ def test_accelerates_own_check_takes_the_map(tmp_path: Path) -> None:
     call = [python, "-c", _OWN_CHECK, str(tmp_path / "device_map.json"), json.dumps(config)]
     done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_groups_that_share_attention_become_the_engines_own_words() -> None:
+    shared = {size: ep_plan(SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=size)) for size in (2, 4)}
+    for size, plan in shared.items():
+        ranks = render(ep_plan(), "vllm", SMALL).files["flags.txt"].split("--data-parallel-size ")[1].split()[0]
+        flags = render(plan, "vllm", SMALL).files["flags.txt"]
+        assert f"--tensor-parallel-size {size}\n" in flags
+        assert f"--data-parallel-size {int(ranks) // size}\n" in flags or int(ranks) == size

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moeplan.base.errors import DoesNotFit, InputError
-from moeplan.planner.parallel.case import ParallelRequest
+from moeplan.planner.parallel.case import ParallelRequest, evidence_of, plain_schedule, prepare_ep
 from moeplan.planner.parallel.links import link_tokens
 from moeplan.planner.parallel.migration import migration
 from moeplan.planner.parallel.plan import ep_plan_to_dict, make_ep_plan
@@ -210,3 +210,18 @@ def test_deepseek_r1_is_planned():
     steps = {each.schedule.name: each for each in found.baselines}
     assert found.best.step_s < steps["eplb"].step_s < steps["ep"].step_s
     assert found.best.max_over_mean_load < 1.01  # the published algorithm's balance
+
+
+@pytest.mark.parametrize(("ranks", "groups"), [(None, {1, 2}), (1, {1}), (4, {4})])
+def test_a_search_keeps_to_the_ranks_that_share_attention(ranks: int | None, groups: set[int]) -> None:
+    asked = dataclasses.replace(REQUEST, attention_ranks=ranks, num_redundant=0, bits="16")
+    search = prepare_ep(MODEL, HARDWARE, evidence_of(MODEL, counts(), asked), asked, plain_schedule("16"))
+    found = search.best(plain_schedule("16"), (0,), "choose")
+    assert {each.schedule.parallel.group(2) for each in found} == groups
+
+
+def test_a_search_names_groups_that_the_machine_does_not_have() -> None:
+    asked = dataclasses.replace(REQUEST, attention_ranks=3, num_redundant=0, bits="16")
+    search = prepare_ep(MODEL, HARDWARE, evidence_of(MODEL, counts(), asked), asked, plain_schedule("16"))
+    with pytest.raises(InputError, match="groups of 3"):
+        search.best(plain_schedule("16"), (0,), "choose")
