@@ -313,7 +313,10 @@ def test_accelerates_own_check_takes_the_map(tmp_path: Path) -> None:
 
 
 def test_groups_that_share_attention_become_the_engines_own_words() -> None:
-    shared = {size: ep_plan(SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=size)) for size in (2, 4)}
+    shared = {
+        size: ep_plan(SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=size))
+        for size in (2, 4)
+    }
     for size, plan in shared.items():
         ranks = render(ep_plan(), "vllm", SMALL).files["flags.txt"].split("--data-parallel-size ")[1].split()[0]
         flags = render(plan, "vllm", SMALL).files["flags.txt"]
