@@ -86,7 +86,7 @@ long: .venv/.developer
 	MOEPLAN_LONG=1 $(BIN)/python -m pytest $(PYTEST)
 
 # Studies on real clusters and in a real database, each started for its test: where one is not installed, its tests are skipped.
-SERVER_TESTS := tests/studies/test_cluster.py tests/studies/test_postgresql.py
+SERVER_TESTS := $(addprefix tests/studies/,test_cluster.py test_postgresql.py test_faults.py)
 servers: .venv/.developer
 	MOEPLAN_LONG=1 $(BIN)/python -m pytest $(SERVER_TESTS) $(PYTEST)
 

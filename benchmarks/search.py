@@ -2,8 +2,9 @@
 
 A recording like gpt-oss-20b's (24 layers of 32 experts, 4 a token; made up in its family's routing unless --recording names one)
 is searched over a window of 2,000 steps on a card of 6 GiB, in several weight formats, the next smaller one also as a second
-format. Then once more with one input changed. Candidates are counted as a plan counts them. Targets, on two cores: 10,000
-candidates in 20 s, a repeat in 5 s.
+format. Then again with one input changed: another objective, which the same simulation answers; a slower link and a smaller
+card, each a simulation of its own, as it is to a new command. Candidates are counted as a plan counts them. Targets, on two cores:
+10,000 candidates in 20 s, a repeat in 5 s.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.api.load import load_machine, load_model, load_trace
+from moeplan.api.settings import Settings
 from moeplan.planner.offload.plan import OffloadRequest, base_schedule
 from moeplan.planner.offload.scoring import SearchResult
 from moeplan.planner.offload.search import search
@@ -25,6 +27,7 @@ from moeplan.traces.synthesis.prior import prior_recording
 
 FORMATS = ("16", "8", "mxfp4", "3", "2")
 MACHINE, MEMORY_BYTES = "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB", 6 * 2**30
+SLOWER_LINK, LESS_BYTES = "12GB/s", 5 * 2**30
 REQUESTS, PROMPT, REPLY, WINDOW = 5, 64, 420, 2000
 COUNTS = ("evaluated", "abandoned", "raced_out", "pruned")
 
@@ -48,6 +51,9 @@ def main() -> None:
                             memory_bytes=MEMORY_BYTES)  # fmt: skip
     simulation.warm(base_schedule(OffloadRequest(), FORMATS[0]))
     rows = [timed(simulation, "first", "tokens_per_s"), timed(simulation, "another objective", "decode_tokens_per_s")]
+    slower = Settings(machine={"host_to_device.pinned_bytes_per_s": SLOWER_LINK}).changed_machine(simulation.profile)
+    rows.append(timed(simulation.over(trace, profile=slower), f"a link of {SLOWER_LINK}", "tokens_per_s"))
+    rows.append(timed(simulation.over(trace, memory_bytes=LESS_BYTES), "a card of 5 GiB", "tokens_per_s"))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -61,7 +67,7 @@ def timed(simulation: Simulation, name: str, objective: str) -> dict[str, Any]:
         base = base_schedule(OffloadRequest(), bits)
         results.append(search(simulation, base, objective=objective, low_bits=smaller))
     wall_s, cpu_s = time.perf_counter() - began, time.process_time() - used
-    counts = {each: sum(getattr(one, f"num_{each}") for one in results) for each in COUNTS}
+    counts = {each: sum(getattr(one.tally, f"num_{each}") for one in results) for each in COUNTS}
     best = min((one.best for one in results), key=lambda one: one.total_ns)
     steps = simulation.workload(base_schedule(OffloadRequest(), FORMATS[0])).num_steps
     print(f"{name}: {sum(counts.values()):,} candidates over {steps:,} steps in {wall_s:.1f} s ({cpu_s:.1f} s of processor time): "

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import InputError, MoeplanError, one_line
@@ -26,6 +28,8 @@ ADDRESS_OF: Mapping[str, str] = {RAY: "RAY_ADDRESS", DASK: "DASK_SCHEDULER_ADDRE
 _AHEAD = 2
 _CONNECT_S = 10
 _FIELD = "--address"
+_AUTO = "auto"
+"""Ray's word for the cluster that this machine belongs to."""
 
 
 class _Lost(Exception):
@@ -116,6 +120,20 @@ def _knock(where: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
+def _ray_note() -> Path:
+    """Return the file in which Ray notes the cluster that this machine's head or worker joined last."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return Path(folder) / "ray" / "ray_current_cluster"
+
+
+def _noted_by_ray() -> str:
+    """Return the address in Ray's note, which outlives a cluster that was killed; empty where there is none."""
+    try:
+        return _ray_note().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _answers(found: Any) -> list[Answer]:
     return [Answer(*one) for one in found]
 
@@ -127,24 +145,29 @@ class _Ray:
         self._ray = _imported(RAY, "ray")
         self._mine = not self._ray.is_initialized()
         if self._mine:
-            self._connect(address or os.environ.get(ADDRESS_OF[RAY]) or "auto")
-        else:
+            named = os.environ.get(ADDRESS_OF[RAY]) if address in (None, _AUTO) else address
+            self._connect(named or _AUTO)
+        else:  # what this process has connected itself to comes before what its environment names
             self._check_connected(address)
         self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._make = self._ray.remote(max_retries=0)(answer_there)
 
     def _connect(self, where: str) -> None:
         try:
-            _knock(where)  # Ray itself would wait for minutes where nothing answers
+            _knock(
+                _noted_by_ray() if where == _AUTO else where
+            )  # Ray itself would wait for minutes where nothing answers
             self._ray.init(address=where, log_to_driver=False, logging_level="error", configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
             rule = f"no Ray cluster answers there ({one_line(error, 200)})"
+            if where == _AUTO and _noted_by_ray():
+                rule += f"; Ray's own note in {_ray_note()} names {_noted_by_ray()}"
             raise InputError(_FIELD, where, rule, "start one with ray start, as its head") from None
 
     def _check_connected(self, address: str | None) -> None:
         """Return nothing; raises InputError where this process is on another cluster than the one asked for."""
         connected = self._ray.get_runtime_context().gcs_address
-        if address not in (None, "auto", connected):
+        if address not in (None, _AUTO, connected):
             rule = f"this process is connected to the Ray cluster at {connected} already"
             raise InputError(_FIELD, address, rule, "leave the address out, or call ray.shutdown() first")
 

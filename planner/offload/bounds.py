@@ -122,11 +122,20 @@ class Bound:
     """The whole run."""
     later_ns: Array
     """[num_steps + 1] each step and all later ones, whatever the cache then holds; 0 at the end."""
+    decode_ns: int = 0
+    """The steps that generate tokens, together."""
 
-    def check(self, candidate: Candidate, step_end: Array) -> None:
-        """Return nothing; raises Internal, naming the candidate, where a finished run beats this bound."""
+    def check(self, candidate: Candidate, step_end: Array, decode_ns: int | None = None) -> None:
+        """Return nothing; raises Internal, naming the candidate, where a finished run beats this bound.
+
+        decode_ns: what its steps that generate tokens took; None: not asked.
+        """
         total = int(step_end[-1])
         begin = np.concatenate(([0], step_end[:-1]))
+        if decode_ns is not None and decode_ns < self.decode_ns:
+            raise Internal(
+                f"a schedule generated in {decode_ns} ns, less than its bound of {self.decode_ns} ns allows: {candidate.words()}"
+            )
         if total < self.whole_ns or np.any(begin + self.later_ns[:-1] > total):
             raise Internal(
                 f"a schedule took {total} ns, less than its bound of {self.whole_ns} ns allows: {candidate.words()}"
@@ -135,14 +144,17 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prices:
-    """What uses of experts cost under one set of tables, by the number of tokens; and what is paid whatever is cached."""
+    """What uses of experts cost under one set of tables, by the number of tokens; and what is paid whatever is cached.
+
+    rows: one for each marked step, of it and all later ones, and a last one of the steps that generate tokens.
+    """
 
     chain_ns: Array
-    """[marks] from each marked step to the end: dense parts, and host work that nothing overlaps."""
+    """[rows] dense parts, and host work that nothing overlaps."""
     launch_ns: Array
-    """[marks] besides, on the stream: launches that it must wait for."""
+    """[rows] besides, on the stream: launches that it must wait for."""
     base_ns: Array
-    """[marks] besides, on the stream: what grouped launches cost themselves."""
+    """[rows] besides, on the stream: what grouped launches cost themselves."""
     copy_ns: int
     submit_ns: int
     kernel_ns: Array
@@ -164,6 +176,7 @@ class Bounds:
         num_steps = self._workload.num_steps
         # Steps from which what is left is computed, the first and the end among them.
         self._marks = np.unique(np.linspace(0, num_steps, min(_MOST_MARKS, num_steps) + 1).astype(np.int64))
+        self._decoding = self._workload.step_phase == 1
         steps = self._workload.steps
         self._step_of = np.repeat(
             np.arange(self._workload.num_steps), np.diff(steps.layer_step_start[:: self._workload.num_layers])
@@ -220,7 +233,8 @@ class Bounds:
         # What the cache holds when a step begins may save that many loads: what a schedule has kept by then is not known.
         # (Starting from any content saves at most as many loads as there are places, against starting empty; and a
         # farthest-next-use run that already holds something never loads more than one that starts empty.)
-        missing = np.maximum(_from_each_on(loads)[self._marks] - places, 0)
+        missing = np.maximum(self._rows(loads) - places, 0)
+        missing[-1] = self._missing_in_decoding(loads, places)
         later = self._least(schedule, prices, self._uses, missing)
         if schedule.cache.policy == "static":  # starts full
             return self._bound(int(later[0]), later)
@@ -228,9 +242,20 @@ class Bounds:
         return self._bound(int(whole[0]), later)
 
     def _bound(self, whole_ns: int, later: Array) -> Bound:
-        """Return a bound; later: [marks] what is left from each mark on."""
+        """Return a bound; later: [rows] what is left from each mark on, and what the steps that generate tokens take."""
         following = np.searchsorted(self._marks, np.arange(self._workload.num_steps + 1))
-        return Bound(whole_ns=whole_ns, later_ns=later[following])
+        return Bound(whole_ns=whole_ns, later_ns=later[following], decode_ns=int(later[-1]))
+
+    def _missing_in_decoding(self, loads: Array, places: int) -> int:
+        """Return how many loads the steps that generate tokens need at least: what the cache held when each stretch began is free."""
+        turns = np.flatnonzero(np.diff(self._decoding.astype(np.int8), prepend=0, append=0))
+        total = np.concatenate(([0], np.cumsum(loads)))
+        return int(np.maximum(total[turns[1::2]] - total[turns[::2]] - places, 0).sum())
+
+    def _rows(self, values: Array) -> Array:
+        """Return [rows] sums of `values` [num_steps]."""
+        found: Array = np.append(_from_each_on(values)[self._marks], values[self._decoding].sum())
+        return found
 
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
@@ -255,7 +280,7 @@ class Bounds:
 
     def _least(self, schedule: OffloadSchedule, prices: _Prices, uses: Array, missing: Array | None,
                missed: Array | None = None) -> Array:  # fmt: skip
-        """Return, from each mark on, a time that these uses of experts cannot take less than.
+        """Return, for each row, a time that these uses of experts cannot take less than.
 
         uses: [n, kinds] of which at least `missing` [n] miss, which ones being free. missed: [n, kinds] that all miss, besides.
         """
@@ -295,9 +320,11 @@ class Bounds:
         return self._loads[key]
 
     def _counted(self, which: Any) -> Array:
-        """Return [marks, kinds] how many of the uses that `which` marks lie in each marked step or later, by tokens."""
+        """Return [rows, kinds] how many of the uses that `which` marks each row has, by tokens."""
         spans, kinds = len(self._marks) - 1, len(self._bins)
-        return _from_each_on(np.bincount(self._place_of[which], minlength=spans * kinds).reshape(spans, kinds))
+        later = _from_each_on(np.bincount(self._place_of[which], minlength=spans * kinds).reshape(spans, kinds))
+        decoding = self._bin_of[which & self._decoding[self._step_of]]
+        return np.concatenate((later, np.bincount(decoding, minlength=kinds)[None]))
 
     def _prices_of(self, schedule: OffloadSchedule) -> _Prices:
         tables = self._simulation.least_tables(schedule)
@@ -314,10 +341,10 @@ class Bounds:
         each_step = int(host.step + host.kernel)
         copies = tables.chunk_ns[:, 0] * (tables.num_chunks - 1) + tables.chunk_ns[:, 1]
         return _Prices(
-            chain_ns=_from_each_on(dense + layers * int(host.layer) + each_step)[self._marks],
-            launch_ns=_from_each_on(np.full(steps, layers * int(host.kernel)))[self._marks],
+            chain_ns=self._rows(dense + layers * int(host.layer) + each_step),
+            launch_ns=self._rows(np.full(steps, layers * int(host.kernel))),
             # Every layer step launches something, unless the cores may compute all of it.
-            base_ns=_from_each_on(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped)))[self._marks],
+            base_ns=self._rows(np.full(steps, layers * int(tables.grouped_ns[0]) * int(grouped))),
             copy_ns=int(copies.min()),
             submit_ns=int(host.transfer),
             kernel_ns=tables.kernel_ns.min(axis=0)[self._tokens],

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...sim.policies.state import Array
-from ..trials import Trials
+from ...specs.schedules.offload import OffloadSchedule
+from ..trials import BATCH, Trials
 from .bounds import Bound
 from .parts import part_of
 from .space import Candidate
@@ -28,16 +29,22 @@ RUNGS = ((60, 3, 0.4), (400, None, 0.1), (1600, None, 0.05), (6400, None, 0.03))
 _PHASES: Mapping[str, tuple[int, ...]] = {"ttft_s": (0,), "decode_tokens_per_s": (1,)}
 """Phases, 0 prompts and 1 generated tokens, whose time is all that an objective is about; of others both."""
 Entry: TypeAlias = tuple[Candidate, Bound]
+Favourites: TypeAlias = dict[Any, float]
+"""Nanoseconds of the shortest part, by kind of schedule."""
 
 
 def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], trials: Trials, *, objective: str, racing: bool,
-         words: str) -> Sequence[Entry]:  # fmt: skip
+         words: str, favourites: Favourites) -> Sequence[Entry]:  # fmt: skip
     """Return those of `bounded` still in the race, the most promising first: a good one early makes all later ones easy to give up.
 
-    racing: let those that lag be out; else they are only put in order. words: says in reports of progress what is at hand.
+    racing: let those that lag be out; else they are only put in order. words: says in reports of progress what is at hand. favourites:
+    is given what the kinds that stay after the shortest part took in it; that is the same whatever was searched before, unlike the
+    order in which candidates run.
     """
-    # Ties, and what is left when time is up, go by promise: the least bound first.
-    waiting = sorted(range(len(bounded)), key=lambda at: (bounded[at][1].whole_ns, at))
+    # What is left when time is up goes by promise. Who is out does not depend on the order, but with a good one early the others are
+    # stopped early.
+    promises: Favourites = simulation.remembered(("promises",), dict)
+    waiting = _by_promise(bounded, promises)
     for rung, (passes, prompt_passes, margin) in enumerate(RUNGS):
         steps = part_of(workload, passes, prompt_passes)
         if rung and (len(steps) >= workload.num_steps or not racing or len(waiting) < 2):
@@ -55,12 +62,51 @@ def race(simulation: Simulation, workload: Workload, bounded: Sequence[Entry], t
             values |= dict(zip(batch, trials.each(value, [(at, limit) for at in batch]), strict=True))
             limit = min(limit, min(values[at] for at in batch) * (1 + margin)) if racing else limit
         left = [at for at in values if values[at] <= limit]
+        if not rung:
+            schedules = {at: bounded[at][0].schedule for at in values}
+            promises |= {_kind(one): part.estimated_ns(one, weights) for one in schedules.values()}
+            favourites |= {_kind(schedules[at]): values[at] for at in left}
         trials.tally.num_raced_out += len(values) - len(left)
         trials.tell(len(waiting) - len(left), words)
         waiting = sorted(left, key=lambda at: (values[at], at))
         if trials.is_time_up():
             break
     return [bounded[at] for at in waiting]
+
+
+def leader(
+    simulation: Simulation,
+    workload: Workload,
+    bounded: Sequence[Entry],
+    trials: Trials,
+    *,
+    objective: str,
+    favourites: Favourites,
+) -> Entry:
+    """Return the fastest over the shortest part of those that promise most: what a run to the end should begin with."""
+    passes, prompt_passes, _ = RUNGS[0]
+    steps = part_of(workload, passes, prompt_passes)
+    part, weights = simulation.part(steps), part_weights(workload, steps, phases_of(objective))
+    tried = [bounded[at] for at in _by_promise(bounded, favourites)[:BATCH]]
+    values = list(trials.each(lambda one: part.weighed_ns(one[0].schedule, weights), tried))
+    return tried[values.index(min(values))]
+
+
+def _by_promise(bounded: Sequence[Entry], promises: Favourites) -> list[int]:
+    """Return places in `bounded`: first the kinds that did well at another amount of memory, then the least bounds."""
+
+    def promise(at: int) -> tuple[float, int, int]:
+        candidate, bound = bounded[at]
+        return promises.get(_kind(candidate.schedule), math.inf), bound.whole_ns, at
+
+    return sorted(range(len(bounded)), key=promise)
+
+
+def _kind(schedule: OffloadSchedule) -> Any:
+    """Return what a schedule is besides the size of its cache."""
+    cache = schedule.cache
+    return (schedule.predictor, schedule.kernel, schedule.copy, schedule.experts, cache.policy, cache.placement,
+            cache.pooled_experts is None)  # fmt: skip
 
 
 def phases_of(objective: str) -> tuple[int, ...]:

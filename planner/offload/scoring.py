@@ -6,6 +6,7 @@ everything. Ignored: which candidates are simulated, and in what order (`search`
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,8 @@ class Scored:
 
     candidate: Candidate
     total_ns: int
+    decode_ns: int
+    """Of the steps that generate tokens."""
     p99_ns: float
     transient: int
     """Most experts held at once without a cache."""
@@ -60,16 +63,25 @@ def score(
 ) -> Scored | None:
     """Return the candidate's score, or None when its run was given up: it could not end within `limit_ns` (0: no limit).
 
-    Raises Internal where the run beats what it was said not to be able to beat.
+    Scores are kept with the simulation: whatever a search wants, a run is the same. Raises Internal where the run beats what it was
+    said not to be able to beat.
     """
+    kept: dict[OffloadSchedule, Scored] = simulation.remembered(("scores",), dict)
+    if (known := kept.get(candidate.schedule)) is not None:
+        return None if limit_ns and known.total_ns > limit_ns else dataclasses.replace(known, candidate=candidate)
     outcome = simulation.run(candidate.schedule, limit_ns=limit_ns, later_ns=bound.later_ns)
     if outcome.abandoned:
         return None
-    bound.check(candidate, outcome.step_end)
     steps = np.diff(np.concatenate(([0], outcome.step_end)))
+    decode_ns = int(steps[workload.step_phase == 1].sum())
+    bound.check(candidate, outcome.step_end, decode_ns)
     counted = steps[workload.step_phase == workload.step_phase.max()]
-    return Scored(candidate=candidate, total_ns=int(outcome.step_end[-1]), p99_ns=float(np.percentile(counted, 99)),
-                  transient=int(outcome.counts.peak_transient), figures=figures_of(outcome.step_end, workload))  # fmt: skip
+    found = Scored(
+        candidate=candidate, total_ns=int(outcome.step_end[-1]), decode_ns=decode_ns, p99_ns=float(np.percentile(counted, 99)),
+        transient=int(outcome.counts.peak_transient), figures=figures_of(outcome.step_end, workload),
+    )  # fmt: skip
+    kept[candidate.schedule] = found
+    return found
 
 
 def is_better(one: Scored, other: Scored, objective: str, limits: Limits = NO_LIMITS) -> bool:

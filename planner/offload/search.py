@@ -19,11 +19,11 @@ from ...base.errors import DoesNotFit, InputError
 from ...sim.offload.simulate import Simulation
 from ...sim.offload.workload import Workload
 from ...specs.schedules.offload import OffloadSchedule
-from ..trials import Progress, Trials, deadline
-from .bounds import Bounds
+from ..trials import BATCH, Progress, Trials, deadline
+from .bounds import Bound, Bounds
 from .least_memory import least_memory
 from .objective import NO_LIMITS, Limits, check_objective, decided_by_window
-from .race import Entry, race
+from .race import Entry, Favourites, leader, race
 from .scoring import Scored, SearchResult, front_point, is_better, score
 from .space import candidates, levels
 
@@ -100,32 +100,38 @@ class _Going:
     racing: bool
     lowest: list[int] = field(default_factory=list)
     """What each candidate cannot take less than."""
+    favourites: Favourites = field(default_factory=dict)
     best: Scored | None = None
     result: SearchResult | None = None
 
     def search_level(self, level: int, found: list[Entry]) -> None:
         """Look at the candidates of one amount of memory, given with their bounds."""
         self.lowest += [bound.whole_ns for _, bound in found]
-        trials, limit, words = self.trials, self.best_ns, f"{level} expert slots"
-        bounded = [one for one in found if not limit or one[1].whole_ns < limit]
+        trials, words = self.trials, f"{level} expert slots"
+        bounded = [one for one in found if not self.is_beaten(one[1])]
+        # Bounds prune by the best so far: one good run at this amount of memory spares many others their race.
+        prunes = (self.whole or self.objective == "decode_tokens_per_s") and not self.limits
+        if prunes and len(bounded) > BATCH and not (self.best is not None and trials.is_time_up()):
+            first = leader(
+                self.simulation, self.workload, bounded, trials, objective=self.objective, favourites=self.favourites
+            )
+            self.see(self.scored(first, self.best_ns), level)
+            bounded = [one for one in bounded if one is first or not self.is_beaten(one[1])]
         trials.tally.num_pruned += len(found) - len(bounded)
         trials.tell(len(found) - len(bounded), words)
         left = race(
-            self.simulation, self.workload, bounded, trials, objective=self.objective, racing=self.racing, words=words
-        )
+            self.simulation, self.workload, bounded, trials, objective=self.objective, racing=self.racing, words=words,
+            favourites=self.favourites,
+        )  # fmt: skip
         for batch in trials.batches(left, lambda: self.best is not None):
             # A run is given up once what it has taken and the least it must still take exceed the best so far.
             limit = self.best_ns
-            hopeful = [one for one in batch if not limit or one[1].whole_ns < limit]
+            hopeful = [one for one in batch if not self.is_beaten(one[1])]
             trials.tally.num_pruned += len(batch) - len(hopeful)
             for one in trials.each(partial(self.scored, limit_ns=limit), hopeful):
                 trials.tally.num_abandoned += one is None
                 trials.tally.num_evaluated += one is not None
-                # Without a cache, a step's experts must fit all the same.
-                if one is None or one.transient > level:
-                    continue
-                if self.best is None or is_better(one, self.best, self.objective, self.limits):
-                    self.best = one
+                self.see(one, level)
             trials.tell(len(batch), words)
         if self.best is None:
             return
@@ -140,6 +146,21 @@ class _Going:
         if not self.whole or self.best is None or self.limits.excess(self.best.figures):
             return 0
         return self.best.total_ns
+
+    def see(self, one: Scored | None, level: int) -> None:
+        """Let a scored candidate be the best so far where it is; without a cache, a step's experts must fit in `level` all the same."""
+        if one is not None and one.transient <= level:
+            if self.best is None or is_better(one, self.best, self.objective, self.limits):
+                self.best = one
+
+    def is_beaten(self, bound: Bound) -> bool:
+        """Return whether a candidate of this bound cannot be better than the best so far."""
+        best = self.best
+        if best is None or self.limits.excess(best.figures):
+            return False
+        if self.objective == "decode_tokens_per_s":  # equal speeds are settled by the time of the window
+            return bound.decode_ns > best.decode_ns
+        return self.whole and bound.whole_ns >= best.total_ns
 
     def scored(self, entry: Entry, limit_ns: int) -> Scored | None:
         """Return the score of a candidate, None where it was given up."""

@@ -65,7 +65,7 @@ def run_facts(given: RunInput, *, num_steps: int | None = None) -> RunFacts:
     state = fresh_state(given.config, workload, given.capacities, given.weighed)
     decision, count = make_decision(given.config), records(FACTS)
     first = 0
-    for steps in workload.pieces():
+    for steps in workload.pieces(given.config):
         last = min(first + len(steps.step_phase), wanted)
         _count(given.config, steps, state, decision, counted[first:last], count)
         first = last

@@ -169,6 +169,12 @@ class Simulation(DeviceMemory):
             ends = self._step_ends[schedule] = self.run(schedule, limit_ns=limit, weights=weights).step_end
         return _weighed(ends, weights) if len(ends) == len(weights) else math.inf
 
+    def estimated_ns(self, schedule: OffloadSchedule, weights: Array) -> float:
+        """Return what `weighed_ns` would have come to for a schedule that it was asked about, if all went like what was run."""
+        ends = self._step_ends[schedule]
+        run = float(weights[: len(ends)].sum())
+        return _weighed(ends, weights) * float(weights.sum()) / run if run else math.inf
+
     def remembered(self, key: tuple[Any, ...], make: Callable[[], _Made]) -> _Made:
         """Return what `make` made for `key` when it was first asked for: what searches of this simulation share."""
         if key not in self._kept:

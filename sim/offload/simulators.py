@@ -176,7 +176,7 @@ def _run_pieces(
     """Advance `run` piece by piece; everything it has reached stays in its records from one piece to the next."""
     decision, num_steps = make_decision(config), len(run.step_end)
     first = 0
-    for steps in workload.pieces():
+    for steps in workload.pieces(config):
         last = min(first + len(steps.step_phase), num_steps)
         run.program[0].more = last < num_steps
         piece = run._replace(

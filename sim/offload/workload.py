@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...base.errors import InputError
+from ...base.records import records
 from ...calibrate.costs.estimate import Estimate
 from ...specs.schedules.offload import WorkloadOptions
 from ...traces.counting import add_loads
 from ...traces.format import RoutingTrace
 from ...traces.validate import release_pages, row_chunks
-from ..policies.state import FAR, Array
+from ..policies.prefetching import SURE, guesses_key, tabulate_guesses
+from ..policies.records import GUESS, GUESSED
+from ..policies.state import FAR, Array, PolicyConfig
 from ..policies.steps import Steps
 from .drafting.draft import Drafting
 from .drafting.passes import Verifying, verifying
@@ -34,6 +37,8 @@ _PROB_ONE = 32767
 # Gathered layer steps take 8 bytes an entry (an expert of a layer step), 16 with next uses. Runs of up to the first number are
 # gathered once and kept; longer ones in pieces of the second, anew for every run.
 _KEPT_ENTRIES, _PIECE_ENTRIES = 1 << 24, 1 << 22
+# Guesses found beforehand take 8 bytes each; so many are kept for one set of forward passes.
+_KEPT_GUESSES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ class Workload:
     upcoming: Array
     """int64 [num_pieces, num_layers * num_experts]: first use of each expert after each piece; empty where not wanted."""
     _kept: list[Steps] = field(default_factory=list, init=False)
+    _guessed: dict[PolicyConfig, Steps] = field(default_factory=dict, init=False)
 
     @property
     def yields(self) -> Array:
@@ -112,15 +118,40 @@ class Workload:
             self._kept.append(self._gathered(0, self.num_steps, self.upcoming[-1:]))
         return self._kept[0]
 
-    def pieces(self) -> Iterator[Steps]:
-        """Return the run piece by piece: all of it at once where it is kept, else one piece in memory at a time."""
+    def pieces(self, config: PolicyConfig | None = None) -> Iterator[Steps]:
+        """Return the run piece by piece: all of it at once where it is kept, else one piece in memory at a time.
+
+        config: decisions whose guesses are found beforehand, once for all runs that guess alike, where there is room to keep them.
+        """
         if self._kept or len(self.piece_start) <= 2:
-            yield self.steps
+            yield self.steps if config is None else self._with_guesses(config)
             return
         for number in range(len(self.piece_start) - 1):
             first, last = int(self.piece_start[number]), int(self.piece_start[number + 1])
             yield self._gathered(first, last, self.upcoming[number : number + 1])
             release_pages(self.experts)
+
+    def _with_guesses(self, config: PolicyConfig) -> Steps:
+        """Return the whole run with the guesses that decisions of `config` are given, if the recording alone decides them."""
+        key, steps = guesses_key(config), self.steps
+        if key is None:
+            return steps
+        if key not in self._guessed:
+            most = np.minimum(self.step_tokens * key.width, self.num_experts)
+            room = int(most.sum()) * self.num_layers * key.depth
+            # A score is a sum over a pass's tokens, each of which may name an expert again and again.
+            if int(self.step_tokens.max(initial=0)) * key.width * (SURE + 1) >= 1 << 31:
+                return steps
+            kept = list(self._guessed.values())  # other threads may add to them meanwhile
+            if room + sum(len(each.guessed) for each in kept) > _KEPT_GUESSES:
+                return steps
+            start, guessed = (
+                np.zeros(self.num_steps * self.num_layers * key.depth + 1, np.int64),
+                records(GUESSED, room),
+            )
+            tabulate_guesses(key, steps, records(GUESS, self.num_experts), start, guessed)
+            self._guessed[key] = steps._replace(guessed_start=start, guessed=guessed[: start[-1]].copy())
+        return self._guessed[key]
 
     def _gathered(self, first: int, last: int, upcoming: Array) -> Steps:
         """Return steps `first` to `last` (exclusive); `upcoming` [1 or 0, num_keys]: first uses after them."""

@@ -47,9 +47,9 @@ def link_most_recent(state: PolicyState, sentinel: int, key: int) -> None:
 
 @jit_inline
 def touch(config: PolicyConfig, state: PolicyState, key: int) -> None:
-    """Make a cached expert the most recent of its pool (a static cache keeps no order)."""
+    """Make a cached expert the most recent of its pool; not for a static cache, which keeps no order."""
     keys = state.keys
-    if keys[key].where == CACHED and config.policy != STATIC and config.policy != NONE:
+    if keys[key].where == CACHED:
         sentinel = config.num_layers * config.num_experts + pool_of(config, key)
         if keys[sentinel].next != key:
             unlink(state, key)
@@ -183,7 +183,7 @@ def clear_cache(config: PolicyConfig, state: PolicyState) -> None:
             keys[staged[buffer].key].where = ABSENT
             counts.prefetches_dropped += keys[staged[buffer].key].used == 0
             staged[buffer].key = -1
-    if config.policy == STATIC:
+    if config.policy == STATIC or config.policy == NONE:
         return
     for pool in range(pools.shape[0] - 1):
         sentinel = num_keys + pool

@@ -7,7 +7,7 @@ Modelled: which transfer takes which slot or buffer, and what it has to wait for
 from __future__ import annotations
 
 from ...base.jit import jit_inline, jit_inner
-from .caching import admit, evict, find_victim, pool_of, take_free_slot
+from .caching import admit, evict, find_victim, link_most_recent, pool_of, take_free_slot
 from .host_tier import use_from_host
 from .custom import rank_by_rule
 from .prefetching import worth_fetching
@@ -59,18 +59,17 @@ def seat_staged_hits(
     config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, base: int, num_hits: int
 ) -> None:
     """Move staged experts that are used into the cache: the buffer and the freed slot change places, no bytes move."""
-    keys, staged, items = state.keys, state.staged, out.items
+    keys, slots, staged, items = state.keys, state.slots, state.staged, out.items
     for at in range(num_hits):
         key = base + items[at].expert
         if keys[key].where != STAGED or config.policy == STATIC:
             continue
-        buffer = 0
-        while staged[buffer].key != key:
-            buffer += 1
         slot = _make_room(config, state, out, key, layer_step, False)
-        held = staged[buffer].slot
+        held = keys[key].slot
+        buffer = slots[held].buffer
         staged[buffer].slot = slot
         staged[buffer].key = -1
+        slots[slot].buffer = buffer
         admit(config, state, key, held, layer_step)
 
 
@@ -146,8 +145,7 @@ def fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, layer_
         if slot >= 0:
             slots[slot].last_kernel = size.first_kernel + kernel
         if config.policy == NONE:
-            keys[key].where = TRANSIENT
-            _count_transient(state)
+            _hold_transient(config, state, key)
         elif config.policy != STATIC:
             admit(config, state, key, slot, layer_step)
         counts.misses += 1
@@ -155,9 +153,11 @@ def fetch_misses(config: PolicyConfig, state: PolicyState, out: Decision, layer_
 
 
 @jit_inline
-def _count_transient(state: PolicyState) -> None:
-    """Count one more expert in transient memory, and the most there ever were."""
+def _hold_transient(config: PolicyConfig, state: PolicyState, key: int) -> None:
+    """Put an expert into transient memory, listed by layer, and count the most there ever were."""
     counts = state.counts[0]
+    state.keys[key].where = TRANSIENT
+    link_most_recent(state, config.num_layers * config.num_experts + key // config.num_experts, key)
     counts.transient_now += 1
     counts.peak_transient = max(counts.peak_transient, counts.transient_now)
 
@@ -169,9 +169,8 @@ def fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision,
     for expert in range(config.num_experts):
         if keys[base + expert].where == ABSENT:
             _add_move(config, state, out, base + expert, DEMAND, layer_step, 0, -1)
-            keys[base + expert].where = TRANSIENT
+            _hold_transient(config, state, base + expert)
             keys[base + expert].used = 0
-            _count_transient(state)
             counts.extra_fetches += 1
     last = size.moves - 1
     # A layer that is streamed ends with its last expert's arrival, used or not: the next one needs the buffers.
@@ -184,22 +183,39 @@ def fetch_rest_of_layer(config: PolicyConfig, state: PolicyState, out: Decision,
             moves[at].kernel = 0
 
 
-@jit_inner
-def drop_transients(config: PolicyConfig, state: PolicyState, base: int) -> None:
+@jit_inline
+def await_block(config: PolicyConfig, state: PolicyState, out: Decision, layer: int) -> None:
+    """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the layer step."""
+    keys, sentinel = state.keys, config.num_layers * config.num_experts + layer
+    key = keys[sentinel].prev
+    while key != sentinel:
+        if not keys[key].used:
+            promote(out, keys[key].transfer, keys[key].sent_target)
+        key = keys[key].prev
+
+
+@jit_inline
+def drop_transients(config: PolicyConfig, state: PolicyState, layer: int) -> None:
     """Forget this layer's transient experts: without a cache they live for one layer step."""
-    keys, counts = state.keys, state.counts[0]
-    for key in range(base, base + config.num_experts):
-        if keys[key].where == TRANSIENT:
-            keys[key].where = ABSENT
-            counts.transient_now -= 1
-            counts.prefetches_dropped += keys[key].used == 0 and config.fetch_layer == ROUTED
+    keys, counts, sentinel = state.keys, state.counts[0], config.num_layers * config.num_experts + layer
+    key = keys[sentinel].next
+    while key != sentinel:
+        after = keys[key].next
+        keys[key].where = ABSENT
+        keys[key].next = key
+        keys[key].prev = key
+        counts.transient_now -= 1
+        counts.prefetches_dropped += keys[key].used == 0 and config.fetch_layer == ROUTED
+        key = after
+    keys[sentinel].next = sentinel
+    keys[sentinel].prev = sentinel
 
 
 @jit_inner
 def fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_step: int, distance: int, base: int,
                  num_guesses: int) -> None:  # fmt: skip
     """Fetch the ranked guesses for a later layer step, best first, until none may be admitted any more."""
-    keys, staged, guesses, counts = state.keys, state.staged, state.guesses, state.counts[0]
+    keys, slots, staged, guesses, counts = state.keys, state.slots, state.staged, state.guesses, state.counts[0]
     target = layer_step + distance
     if config.scored:
         rank_by_rule(config, state, base, distance, num_guesses)
@@ -208,6 +224,8 @@ def fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_s
         if keys[key].where != ABSENT:
             if not keys[key].used:
                 keys[key].target = max(keys[key].target, target)
+                if keys[key].where == STAGED:
+                    staged[slots[keys[key].slot].buffer].target = keys[key].target
             continue
         if config.scored:
             if guesses[rank].worth <= 0:
@@ -218,8 +236,7 @@ def fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_s
             keys[key].format = 0  # how important a guess will be is not known yet
         if config.policy == NONE:
             slot = -1
-            keys[key].where = TRANSIENT
-            _count_transient(state)
+            _hold_transient(config, state, key)
         elif config.staging > 0:
             buffer = _free_buffer(state, layer_step)
             if buffer < 0:
@@ -231,6 +248,7 @@ def fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_s
                 counts.prefetches_dropped += keys[before].used == 0
             slot = staged[buffer].slot
             staged[buffer].key = key
+            staged[buffer].target = target
             keys[key].where = STAGED
             keys[key].slot = slot
         else:
@@ -246,14 +264,13 @@ def fetch_ahead(config: PolicyConfig, state: PolicyState, out: Decision, layer_s
 @jit_inline
 def _free_buffer(state: PolicyState, layer_step: int) -> int:
     """Return an empty staging buffer, else the one whose guess expired first (or was used), or -1."""
-    keys, staged = state.keys, state.staged
+    staged = state.staged
     best = -1
     for buffer in range(staged.shape[0]):
-        key = staged[buffer].key
-        if key < 0:
+        if staged[buffer].key < 0:
             return buffer
         # A used expert is still staged only under a static cache, which takes no one in.
-        if keys[key].target <= layer_step and (best < 0 or keys[key].target < keys[staged[best].key].target):
+        if staged[buffer].target <= layer_step and (best < 0 or staged[buffer].target < staged[best].target):
             best = buffer
     return best
 

@@ -11,13 +11,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_inner, jit_lean
-from .caching import appraise, clear_cache, release, touch
+from .caching import appraise, clear_cache, release, touch, unlink
 from .misses import send_misses_to_cores
-from .moves import drop_transients, fetch_ahead, fetch_misses, fetch_rest_of_layer, promote, seat_staged_hits
+from .moves import (
+    await_block,
+    drop_transients,
+    fetch_ahead,
+    fetch_misses,
+    fetch_rest_of_layer,
+    promote,
+    seat_staged_hits,
+)
 from .prefetching import rank_guesses
 from .remembering import learn_layer_step, match_request, remember_request
 from .state import (
-    ABSENT, AFFINITY, CACHED, GUESS_NONE, MISS_FETCH, NONE, STAGED, TRANSIENT,
+    ABSENT, AFFINITY, CACHED, GUESS_NONE, MISS_FETCH, NONE, STAGED, STATIC,
     Decision, PolicyConfig, PolicyState,
 )  # fmt: skip
 
@@ -55,11 +63,10 @@ def cancel_prefetch(
     if keys[key].where == CACHED:
         release(config, state, key)
     elif keys[key].where == STAGED:
-        for buffer in range(staged.shape[0]):
-            if staged[buffer].key == key:
-                staged[buffer].key = -1
+        staged[slots[keys[key].slot].buffer].key = -1
         keys[key].slot = -1
     else:
+        unlink(state, key)
         counts.transient_now -= 1
     keys[key].where = ABSENT
     counts.prefetches -= 1
@@ -93,37 +100,35 @@ def decide_layer_step(
     kernels = _list_hits(config, steps, state, out, layer_step, base, low, high)
     num_hits = int(size.items)
     # Misses are listed before anything is inserted: a hit that a large set pushes out again is still a hit.
-    for index in range(low, high):
-        key = base + steps.layer_step_expert[index]
-        if keys[key].where == ABSENT:
-            if config.low_rank >= 0:
-                keys[key].format = int(steps.layer_step_rank[index] >= config.low_rank)
-            _add_item(
-                out, steps.layer_step_expert[index], steps.layer_step_tokens[index], kernels, -1, 0, keys[key].format
-            )
+    if num_hits < high - low:
+        _list_misses(config, steps, state, out, base, low, high, kernels)
     tokens = steps.step_start[step + 1] - steps.step_start[step]
     if config.miss != MISS_FETCH and not 0 < config.upload_tokens <= tokens:
         on_cores = send_misses_to_cores(config, state, out, base, num_hits)
         counts.misses += on_cores
         counts.cpu_runs += on_cores
-    # The layer step's own experts are marked before any victim is sought: none may go while the pool has room for all.
-    for index in range(low, high):
-        key = base + steps.layer_step_expert[index]
-        keys[key].frequency += steps.layer_step_tokens[index]
-        keys[key].stay_tokens += steps.layer_step_tokens[index]
-        appraise(config, state, key, layer_step)
-        keys[key].touched = layer_step
-        if config.future:
-            keys[key].next_use = steps.layer_step_next_use[index]
-    _use_hits(state, out, base, num_hits)
+    # The layer step's own experts are marked before any victim is sought: none may go while the pool has room for all. A static
+    # cache and none at all seek no victim.
+    chooses = config.policy != STATIC and config.policy != NONE
+    if chooses:
+        for index in range(low, high):
+            key = base + steps.layer_step_expert[index]
+            keys[key].frequency += steps.layer_step_tokens[index]
+            keys[key].stay_tokens += steps.layer_step_tokens[index]
+            appraise(config, state, key, layer_step)
+            keys[key].touched = layer_step
+            if config.future:
+                keys[key].next_use = steps.layer_step_next_use[index]
+    _use_hits(config, state, out, base, num_hits)
     if config.policy == NONE:
-        _await_block(config, state, out, base)
+        await_block(config, state, out, layer)
     seat_staged_hits(config, state, out, layer_step, base, num_hits)
     kernels = fetch_misses(config, state, out, layer_step, base, num_hits, kernels)
     if config.fetch_layer:
         fetch_rest_of_layer(config, state, out, layer_step, base)
-    for index in range(low, high):
-        touch(config, state, base + steps.layer_step_touch[index])
+    if chooses:
+        for index in range(low, high):
+            touch(config, state, base + steps.layer_step_touch[index])
     size.kernels = kernels
     counts.next_kernel += kernels
     if config.predictor != GUESS_NONE:
@@ -131,7 +136,7 @@ def decide_layer_step(
             guesses = rank_guesses(config, steps, state, step, layer + distance, distance)
             fetch_ahead(config, state, out, layer_step, distance, base + distance * config.num_experts, guesses)
     if config.policy == NONE:
-        drop_transients(config, state, base)
+        drop_transients(config, state, layer)
 
 
 @jit_inline
@@ -203,6 +208,20 @@ def _list_hits(config: PolicyConfig, steps: Steps, state: PolicyState, out: Deci
     return kernels
 
 
+@jit_inline
+def _list_misses(config: PolicyConfig, steps: Steps, state: PolicyState, out: Decision, base: int, low: int, high: int,
+                 kernel: int) -> None:  # fmt: skip
+    """List the misses in recorded order, all for `kernel` at first."""
+    keys = state.keys
+    for index in range(low, high):
+        key = base + steps.layer_step_expert[index]
+        if keys[key].where == ABSENT:
+            if config.low_rank >= 0:
+                keys[key].format = int(steps.layer_step_rank[index] >= config.low_rank)
+            expert, tokens = steps.layer_step_expert[index], steps.layer_step_tokens[index]
+            _add_item(out, expert, tokens, kernel, -1, 0, keys[key].format)
+
+
 @jit_inner
 def _drop_coarse_copies(config: PolicyConfig, steps: Steps, state: PolicyState, base: int, low: int, high: int) -> None:
     """Drop resident copies of the second format that this layer step needs in the first: they are fetched anew."""
@@ -214,25 +233,18 @@ def _drop_coarse_copies(config: PolicyConfig, steps: Steps, state: PolicyState, 
 
 
 @jit_inline
-def _use_hits(state: PolicyState, out: Decision, base: int, num_hits: int) -> None:
+def _use_hits(config: PolicyConfig, state: PolicyState, out: Decision, base: int, num_hits: int) -> None:
     """Mark hits as used, tie their slots to the kernels that read them, and promote the transfers still awaited."""
     keys, slots, counts, items, size = state.keys, state.slots, state.counts[0], out.items, out.size[0]
     for at in range(num_hits):
         key = base + items[at].expert
         slot = keys[key].slot
-        if slot >= 0:
+        if slot >= 0 and (
+            config.policy != STATIC or keys[key].where == STAGED
+        ):  # a static cache's slots are never filled again
             slots[slot].last_kernel = size.first_kernel + items[at].kernel
             slots[slot].pending = -1
         if not keys[key].used:
             keys[key].used = 1
             counts.prefetches_used += 1
             promote(out, items[at].transfer, keys[key].sent_target)
-
-
-@jit_inline
-def _await_block(config: PolicyConfig, state: PolicyState, out: Decision, base: int) -> None:
-    """Demand everything that was fetched ahead for this layer: without a cache its buffers are given back after the layer step."""
-    keys = state.keys
-    for key in range(base, base + config.num_experts):
-        if keys[key].where == TRANSIENT and not keys[key].used:
-            promote(out, keys[key].transfer, keys[key].sent_target)

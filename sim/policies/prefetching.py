@@ -3,7 +3,9 @@
 Modelled: guesses from the recording (a gate applied early), the truth spoilt to a given recall by a counter-based hash,
 the truth itself, or every expert. A batch's guesses are pooled: each token's best `width` guesses add their probability to
 the experts they name, and experts are ranked by the sum; equal sums keep the order in which they were first named, so that
-renumbering experts changes nothing. Ignored: guesses across steps (the next token is not known before the head has run).
+renumbering experts changes nothing. Guesses that depend on the recording alone are the same in every run, whatever it caches: where
+many runs ask for them they are found once (`tabulate_guesses`). Ignored: guesses across steps (the next token is not known before
+the head has run).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...base.jit import jit_inline, jit_inner, jit_lean
+from ...base.records import Array
 from .state import (
     GUESS_ACTIVATION, GUESS_ALL, GUESS_DIAL, GUESS_NEXT_GATE, PolicyConfig, PolicyState,
 )  # fmt: skip
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 _MASK = 0xFFFFFFFF
 SURE = 65536
 """A score of probability one."""
+_GUESSING = ("predictor", "depth", "width", "num_layers", "num_experts", "recall_65536", "recall_decay_65536", "seed",
+             "guess_distances", "guess_width")  # fmt: skip
 
 
 @jit_lean
@@ -41,9 +46,8 @@ def hash32(a: int, b: int, c: int, d: int) -> int:
 
 
 @jit_inline
-def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
+def _name(guesses: Array, count: int, expert: int, weight: int) -> int:
     """Add `weight` to an expert's score, noting it when first named; return how many are noted."""
-    guesses = state.guesses
     if guesses[expert].score == 0:
         guesses[count].ranked = expert
         count += 1
@@ -52,9 +56,7 @@ def _name(state: PolicyState, count: int, expert: int, weight: int) -> int:
 
 
 @jit_inner
-def _recorded_guesses(
-    config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
-) -> int:
+def _recorded_guesses(config: PolicyConfig, steps: Steps, guesses: Array, step: int, layer: int, distance: int) -> int:
     count = 0
     if distance > config.guess_distances:
         return count
@@ -65,14 +67,12 @@ def _recorded_guesses(
             expert = int(steps.predicted[token, layer, distance - 1, rank])
             if expert >= 0:
                 weight = 2 * int(steps.predicted_prob[token, layer, distance - 1, rank]) + 1
-                count = _name(state, count, expert, weight)
+                count = _name(guesses, count, expert, weight)
     return count
 
 
 @jit_inner
-def _dialled_guesses(
-    config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int
-) -> int:
+def _dialled_guesses(config: PolicyConfig, steps: Steps, guesses: Array, step: int, layer: int, distance: int) -> int:
     recall = config.recall_65536
     for _ in range(distance - 1):
         recall = (recall * config.recall_decay_65536) >> 16
@@ -94,7 +94,7 @@ def _dialled_guesses(
                     if not chosen:
                         break
                     expert = (expert + 1) % config.num_experts
-            count = _name(state, count, expert, max(recall, 1))
+            count = _name(guesses, count, expert, max(recall, 1))
     return count
 
 
@@ -120,7 +120,7 @@ def _remembered_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, 
         if best < 0:
             break
         # Every token names top_k experts, so a share of one k-th of all choices is certainty.
-        count = _name(state, count, best, max(1, requests[base + best].matched * top_k * SURE // total))
+        count = _name(guesses, count, best, max(1, requests[base + best].matched * top_k * SURE // total))
     return count
 
 
@@ -145,49 +145,102 @@ def worth_fetching(config: PolicyConfig, state: PolicyState, rank: int, distance
     return bool(sure * hidden > (SURE - sure) * delayed)
 
 
+@jit_inline
+def _named_before(config: PolicyConfig, steps: Steps, guesses: Array, step: int, layer: int, distance: int) -> int:
+    """Name what a kind of guess that depends on the recording alone names; return how many."""
+    if config.predictor == GUESS_NEXT_GATE:
+        return _recorded_guesses(config, steps, guesses, step, layer, distance)
+    return _dialled_guesses(config, steps, guesses, step, layer, distance)
+
+
+@jit_inline
+def _rank_named(guesses: Array, found: int) -> None:
+    """Put the first `found` named experts in order of falling scores, noted beside them, and clear the scores by expert.
+
+    The insertion sort is stable: of equals the first named stays first.
+    """
+    for index in range(1, found):
+        expert = guesses[index].ranked
+        slot = index
+        while slot > 0 and guesses[guesses[slot - 1].ranked].score < guesses[expert].score:
+            guesses[slot].ranked = guesses[slot - 1].ranked
+            slot -= 1
+        guesses[slot].ranked = expert
+    for index in range(found):
+        guesses[index].ranked_score = guesses[guesses[index].ranked].score
+        guesses[guesses[index].ranked].score = 0
+
+
 @jit_inner
 def rank_guesses(config: PolicyConfig, steps: Steps, state: PolicyState, step: int, layer: int, distance: int) -> int:
     """Return how many experts are guessed for `layer`, `distance` layers ahead of it; best first in `guesses["ranked"]`."""
     guesses, counts = state.guesses, state.counts[0]
     layer_step = step * config.num_layers + layer
     low, high = steps.layer_step_start[layer_step], steps.layer_step_start[layer_step + 1]
-    found = 0
-    if config.predictor == GUESS_ALL:
+    found, true = 0, 0
+    if steps.guessed_start.shape[0]:
+        place = layer_step * config.depth + distance - 1
+        for index in range(steps.guessed_start[place], steps.guessed_start[place + 1]):
+            guesses[found].ranked = steps.guessed[index].expert
+            guesses[found].ranked_score = steps.guessed[index].score
+            true += steps.guessed[index].true
+            found += 1
+    elif config.predictor == GUESS_ALL:
         for expert in range(config.num_experts):
             guesses[expert].ranked = expert
             guesses[expert].ranked_score = SURE
-        found = config.num_experts
+        found, true = config.num_experts, high - low
     elif config.predictor == GUESS_NEXT_GATE or config.predictor == GUESS_DIAL or config.predictor == GUESS_ACTIVATION:
-        if config.predictor == GUESS_NEXT_GATE:
-            found = _recorded_guesses(config, steps, state, step, layer, distance)
-        elif config.predictor == GUESS_DIAL:
-            found = _dialled_guesses(config, steps, state, step, layer, distance)
-        else:
+        if config.predictor == GUESS_ACTIVATION:
             found = _remembered_guesses(config, steps, state, step, layer)
-        if distance == 1:
-            for index in range(low, high):
-                counts.guesses_true += guesses[steps.layer_step_expert[index]].score > 0
-        for index in range(1, found):  # insertion sort by falling score; stable, so first named stays first
-            expert = guesses[index].ranked
-            slot = index
-            while slot > 0 and guesses[guesses[slot - 1].ranked].score < guesses[expert].score:
-                guesses[slot].ranked = guesses[slot - 1].ranked
-                slot -= 1
-            guesses[slot].ranked = expert
-        for index in range(found):
-            guesses[index].ranked_score = guesses[guesses[index].ranked].score
-            guesses[guesses[index].ranked].score = 0
+        else:
+            found = _named_before(config, steps, guesses, step, layer, distance)
+        for index in range(low, high):
+            true += guesses[steps.layer_step_expert[index]].score > 0
+        _rank_named(guesses, found)
     else:  # a pre-gate and an oracle know the truth
         for index in range(low, high):
             guesses[found].ranked = steps.layer_step_expert[index]
             guesses[found].ranked_score = SURE
             found += 1
+        true = found
     if distance == 1:
         counts.truths += high - low
-        if (
-            config.predictor != GUESS_NEXT_GATE
-            and config.predictor != GUESS_DIAL
-            and config.predictor != GUESS_ACTIVATION
-        ):
-            counts.guesses_true += high - low
+        counts.guesses_true += true
     return found
+
+
+def guesses_key(config: PolicyConfig) -> PolicyConfig | None:
+    """Return the options that guesses depend on, all others 0, where the recording alone decides what they are; else None."""
+    if config.predictor != GUESS_NEXT_GATE and config.predictor != GUESS_DIAL:
+        return None
+    wide = config.num_experts if config.predictor == GUESS_DIAL else config.guess_width
+    nothing = PolicyConfig(*[0] * len(PolicyConfig._fields))
+    kept = {name: getattr(config, name) for name in _GUESSING}
+    return nothing._replace(**kept | {"width": min(config.width, wide)})
+
+
+@jit_lean
+def tabulate_guesses(config: PolicyConfig, steps: Steps, guesses: Array, start: Array, guessed: Array) -> None:
+    """Write into `guessed` what `rank_guesses` finds for every layer step, and into `start` where each list begins.
+
+    guesses: scratch, GUESS [num_experts]. start: int64 [num_layer_steps * depth + 1]. guessed: GUESSED, as many as there may be.
+    """
+    total = 0
+    for layer_step in range(steps.layer_step_start.shape[0] - 1):
+        step, layer = layer_step // config.num_layers, layer_step % config.num_layers
+        low, high = steps.layer_step_start[layer_step], steps.layer_step_start[layer_step + 1]
+        for index in range(low, high):  # this scratch is nobody else's: an expert's `worth` says here that it is needed
+            guesses[steps.layer_step_expert[index]].worth = 1.0
+        for distance in range(1, config.depth + 1):
+            if distance <= layer:
+                found = _named_before(config, steps, guesses, step, layer, distance)
+                _rank_named(guesses, found)
+                for index in range(found):
+                    guessed[total].score = guesses[index].ranked_score
+                    guessed[total].expert = guesses[index].ranked
+                    guessed[total].true = int(guesses[guesses[index].ranked].worth > 0.0)
+                    total += 1
+            start[layer_step * config.depth + distance] = total
+        for index in range(low, high):
+            guesses[steps.layer_step_expert[index]].worth = 0.0

@@ -36,6 +36,7 @@ SLOT = record_type(
     pending="int64",  # an unused prefetch into the slot, perhaps still on its way, -1 when none
     pending_target="int64",  # the layer step that prefetch was made for
     free_slot="int64",  # not of this slot: the stacks of free slots of each pool, pool p from its `first_slot`
+    buffer="int64",  # the staging buffer that the slot is, where it is one
 )
 """One slot: cache, staging, then stream."""
 
@@ -55,12 +56,15 @@ QUEUED_KEY = whole_numbers("tokens", "moved", "key")
 MARK = whole_numbers("moved", "queued")
 """One expert of that pool: when it last became the most recent, counted in such moves, and whether it has an entry."""
 
-BUFFER = whole_numbers("key", "slot")
-"""One staging buffer: the key in it, -1 when empty, and its slot."""
+BUFFER = whole_numbers("key", "slot", "target")
+"""One staging buffer: the key in it, -1 when empty, its slot, and the layer step that the key's prefetch was made for (`KEY.target`)."""
 
 GUESS = record_type(score="int64", ranked="int64", ranked_score="int64", worth="float64")
 """Scratch, one line an expert: `score` by expert; the others by rank, the order in which guesses are fetched (probabilities
 times 65536, or sums of them); `worth` where a policy file ranks them."""
+
+GUESSED = record_type(score="int32", expert="int16", true="int16")
+"""One guess found beforehand: its score as above, the expert, and 1 where the layer step uses it."""
 
 ASKED = whole_numbers("current", "matched")
 """Tokens that used an expert: in the current request, and in the library's entry nearest to it."""

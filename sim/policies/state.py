@@ -254,6 +254,7 @@ def make_state(
     staged = records(BUFFER, config.staging, fill=-1)
     staged["slot"] = np.arange(num_cached, num_cached + config.staging)
     slots = records(SLOT, num_cached + config.staging + (NUM_STREAM if config.policy == STATIC else 0), fill=-1)
+    slots["buffer"][num_cached : num_cached + config.staging] = np.arange(config.staging)
     # The stack pops from its end, so the lowest is used first.
     low, high = pools["first_slot"][:-1], pools["first_slot"][1:]
     slots["free_slot"][:num_cached] = np.repeat(low + high - 1, high - low) - np.arange(num_cached)

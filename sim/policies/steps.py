@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
+from ...base.records import records
+from .records import GUESSED
 from .state import Array
+
+_NO_START = np.zeros(0, np.int64)
+_NO_GUESSES = records(GUESSED, 0)
 
 
 class Steps(NamedTuple):
@@ -28,3 +35,8 @@ class Steps(NamedTuple):
     predicted: Array  # int16 [num_rows, num_layers, distance, width], or all lengths zero
     predicted_prob: Array  # int16, same shape: probability times 32767
     first_layer_step: int  # layer steps of the run before these steps (long recordings are replayed piece by piece)
+    guessed_start: Array = (
+        _NO_START  # int64 [num_layer_steps * depth + 1]: where the guesses made 1, 2, … layers before each
+    )
+    # layer step begin, where they are found already; of length zero where they are found as the run goes
+    guessed: Array = _NO_GUESSES  # GUESSED: best first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -104,12 +105,60 @@ def test_dask_gives_the_same_table(dask_address: str, expected: bytes, tmp_path:
 
 @REAL
 @QUIET
-def test_ray_gives_the_same_table(ray_address: str, expected: bytes, tmp_path: Path) -> None:
+def test_ray_gives_the_same_table(
+    ray_address: str, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = moeplan.sweep(STUDY, store=tmp_path / "s.sqlite", backend="ray", address=ray_address)
     assert found.num_new == 12
     assert _table(found, tmp_path) == expected
     with pytest.raises(InputError, match="is connected to the Ray cluster at"):
         moeplan.sweep(STUDY, store=tmp_path / "t.sqlite", backend="ray", address="127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # this process has connected itself: that comes first
+    for address in (None, "auto"):
+        assert moeplan.sweep(STUDY, store=tmp_path / "s.sqlite", backend="ray", address=address).num_new == 0
+    assert moeplan.sweep(STUDY, store=tmp_path / "u.sqlite", backend="ray").num_new == 12
+
+
+def _killing(pids: list[int]) -> Any:
+    """Return a progress function that kills these processes at the first answer."""
+
+    def kill(done: int, total: int, note: str) -> None:
+        while pids:
+            os.kill(pids.pop(), signal.SIGKILL)
+
+    return kill
+
+
+@REAL
+@QUIET
+def test_a_killed_worker_of_dask_loses_nothing(dask_address: str, expected: bytes, tmp_path: Path) -> None:
+    from distributed import Client
+
+    with Client(dask_address, set_as_default=False) as client:
+        pids = list(client.run(os.getpid).values())
+    assert len(pids) == 2
+    found = moeplan.sweep(
+        STUDY, store=tmp_path / "s.sqlite", backend="dask", address=dask_address, progress=_killing(pids)
+    )
+    assert not pids and found.num_new == 12
+    assert _table(found, tmp_path) == expected
+
+
+@QUIET
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_note_of_a_ray_cluster_that_is_gone_is_one_line(
+    address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'moeplan[studies]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would wait for minutes"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    with pytest.raises(InputError, match=r"ray_current_cluster names 127\.0\.0\.1:1") as refusal:
+        moeplan.sweep(STUDY, store=tmp_path / "s.sqlite", backend="ray", address=address)
+    assert "\n" not in str(refusal.value)
 
 
 @QUIET

@@ -69,7 +69,9 @@ def test_no_candidate_of_a_drawn_space_beats_its_bound(seed, level, low_bits, co
     base = base_schedule(OffloadRequest(bits=("32",), concurrency=concurrency, prefill_chunk_tokens=chunk), "32")
     bounds = Bounds(this, base)
     for candidate in candidates(this, base, level, low_bits):
-        bounds.of(candidate).check(candidate, this.run(candidate.schedule).step_end)
+        ends = this.run(candidate.schedule).step_end
+        generating = int(np.diff(ends, prepend=0)[this.workload(base).step_phase == 1].sum())
+        bounds.of(candidate).check(candidate, ends, generating)
 
 
 @bounded(60)
@@ -143,6 +145,9 @@ def test_a_run_that_beats_its_bound_is_an_error_that_names_the_schedule():
         Bound(whole_ns=31, later_ns=np.array([30, 20, 5, 0])).check(candidate, ends)
     with pytest.raises(Internal):
         Bound(whole_ns=30, later_ns=np.array([30, 21, 5, 0])).check(candidate, ends)
+    Bound(whole_ns=30, later_ns=np.array([30, 20, 5, 0]), decode_ns=20).check(candidate, ends, 20)
+    with pytest.raises(Internal, match=r"generated in 20 ns.*21 ns.*cache.policy=static"):
+        Bound(whole_ns=30, later_ns=np.array([30, 20, 5, 0]), decode_ns=21).check(candidate, ends, 20)
 
 
 def test_fewest_loads_of_a_known_sequence():

@@ -45,6 +45,7 @@ def several(seed: int, requests: list[tuple[int, int]], window: int | None = Non
                       memory_bytes=440 * MIB)  # fmt: skip
 
 
+WISHES = st.sampled_from(["request_s", "ttft_s", "decode_tokens_per_s", "requests_per_s"])
 BASE = base_schedule(OffloadRequest(bits=("32",), prefill_chunk_tokens=2), "32")
 
 
@@ -56,7 +57,7 @@ def counts(found: SearchResult) -> tuple[int, ...]:
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=3),
-    st.sampled_from(["request_s", "ttft_s", "decode_tokens_per_s", "requests_per_s"]),
+    WISHES,
 )
 def test_the_answer_for_several_requests_is_that_of_running_everything(
     seed: int, requests: list[tuple[int, int]], objective: str
@@ -93,6 +94,19 @@ def test_any_number_of_workers_finds_and_counts_the_same() -> None:
     one, three = (search(this, BASE, objective="request_s", workers=workers) for workers in (1, 3))
     assert counts(one) == counts(three)
     assert one.best == three.best and one.front == three.front
+
+
+@settings(max_examples=examples(2), suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.integers(0, 10_000), st.lists(WISHES, min_size=1, max_size=2), WISHES, st.sampled_from([1, 3]))
+def test_what_was_searched_before_changes_no_answer(seed: int, before: list[str], wish: str, workers: int) -> None:
+    searched = several(seed, [(4, 12), (3, 9)])
+    for one in before:
+        search(searched, BASE, objective=one, workers=1)
+    first = search(several(seed, [(4, 12), (3, 9)]), BASE, objective=wish, workers=1)
+    again = search(searched, BASE, objective=wish, workers=workers)
+    assert {name: getattr(again, name) for name in SearchResult.__slots__} == {
+        name: getattr(first, name) for name in SearchResult.__slots__
+    }
 
 
 def test_a_search_whose_time_is_up_has_an_answer_and_says_what_it_left() -> None:
