@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...sim.parallel.groups import check_groups
 from .choices import EpChoice, Placement, contiguous
 
 # Options that every engine of this kind maps or explains through the functions below.
@@ -89,5 +90,6 @@ def plain(choice: EpChoice) -> Placement:
 def attention_groups(choice: EpChoice) -> tuple[int, int]:
     """Return (tensor, data): ranks that share each attention layer, and how many such groups there are."""
     placement = choice.placement
+    check_groups(choice.schedule, placement.num_nodes, placement.ranks_per_node)
     tensor = choice.schedule.parallel.group(placement.ranks_per_node)
     return tensor, placement.num_ranks // tensor

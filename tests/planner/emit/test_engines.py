@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from emit_plans import ROWS, SCHEDULE, SMALL, complaint, emitted, ep_plan, offload_plan
 from house import ROOT
+from moeplan.base.errors import InputError
 from moeplan.planner.emit.families import ARCHITECTURES
 from moeplan.planner.emit.flags import OneOf
 from moeplan.planner.emit.names import ENGINES
@@ -313,12 +314,11 @@ def test_accelerates_own_check_takes_the_map(tmp_path: Path) -> None:
 
 
 def test_groups_that_share_attention_become_the_engines_own_words() -> None:
-    shared = {
-        size: ep_plan(SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=size))
-        for size in (2, 4)
-    }
-    for size, plan in shared.items():
-        ranks = render(ep_plan(), "vllm", SMALL).files["flags.txt"].split("--data-parallel-size ")[1].split()[0]
-        flags = render(plan, "vllm", SMALL).files["flags.txt"]
-        assert f"--tensor-parallel-size {size}\n" in flags
-        assert f"--data-parallel-size {int(ranks) // size}\n" in flags or int(ranks) == size
+    whole = render(ep_plan(), "vllm", SMALL).files["flags.txt"]
+    ranks = int(whole.split("--data-parallel-size ")[1].split()[0])
+    both = SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=ranks)
+    flags = render(ep_plan(both), "vllm", SMALL).files["flags.txt"]
+    assert f"--tensor-parallel-size {ranks}\n" in flags and "--data-parallel-size 1\n" in flags
+    more = SCHEDULE.with_options(parallel__attention="tensor", parallel__attention_ranks=2 * ranks)
+    with pytest.raises(InputError, match="do not divide into groups"):
+        render(ep_plan(more), "vllm", SMALL)
