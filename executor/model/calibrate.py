@@ -46,7 +46,9 @@ def groups_of(spec: ModelSpec) -> list[range]:
     return [range(begin, layer + 1) for begin, layer in zip(begins, spec.moe_layers, strict=True)]
 
 
-def extent_for(longest_prompt: int, longest_context: int, *, quick: bool, disk: bool = False) -> Extent:
+def extent_for(
+    longest_prompt: int, longest_context: int, *, quick: bool, cores: bool = False, disk: bool = False
+) -> Extent:
     """Return how much is measured for runs of prompts and contexts, in tokens, up to these."""
     known = (
         dataclasses.replace(QUICK, passes=_QUICK_PASSES, rounds=1, repetitions=_QUICK_REPETITIONS) if quick else FULL
@@ -65,7 +67,7 @@ def extent_for(longest_prompt: int, longest_context: int, *, quick: bool, disk: 
         group_tokens=reach(known.group_tokens, longest_prompt),
         pass_tokens=reach(known.pass_tokens, longest_prompt),
         contexts=reach((32, *known.contexts), longest_context),
-        host_cores=False,
+        host_cores=cores,
         disk=disk,
     )
 
@@ -87,6 +89,7 @@ def calibrate_model(
     longest_prompt: int,
     longest_context: int,
     quick: bool,
+    cores: bool = False,
     disk: bool = False,
     out: Any = None,
     samples_out: Any = None,
@@ -95,10 +98,11 @@ def calibrate_model(
 ) -> Calibration:
     """Return the calibration of the model's device by runs of the model itself over `texts`, ids, written to `out` where that is given.
 
-    longest_prompt, longest_context: tokens up to which the profile reaches. Raises InputError for texts shorter than a short prompt.
+    longest_prompt, longest_context: tokens up to which the profile reaches. cores, disk: schedules compute on the host's cores, read a
+    disk. Raises InputError for texts shorter than a short prompt.
     """
     texts = long_enough(texts, "--text")
-    extent = extent_for(longest_prompt, longest_context, quick=quick, disk=disk)
+    extent = extent_for(longest_prompt, longest_context, quick=quick, cores=cores, disk=disk)
     return calibrate_device(
         loaded.device.kind, models=[loaded.spec], bits=bits, out=out, samples_out=samples_out, seconds=seconds, extent=extent, quick=quick,
         own=partial(model_samples, loaded, texts, bits, longest_prompt=longest_prompt, progress=progress),

@@ -157,6 +157,7 @@ def _calibrated(
     return calibrate_model(
         loaded, prompts, list(dict.fromkeys(stored_format(case.schedule, loaded.spec).name for case in cases)),
         longest_prompt=min(longest, max(chunks)), longest_context=longest + max_new_tokens, quick=True,
+        cores=any(case.schedule.kernel.miss != "fetch" for case in cases),
         disk=any(case.schedule.copy.host_experts is not None for case in cases), seconds=seconds, progress=progress,
     )  # fmt: skip
 

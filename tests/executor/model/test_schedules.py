@@ -14,11 +14,12 @@ from moeplan.base.errors import InputError
 from moeplan.calibrate.costs.load import load_costs
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.fitting.fitter import HOST_PARTS
-from moeplan.executor.model.calibrate import model_samples
+from moeplan.executor.model.calibrate import extent_for, model_samples
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.prices import prices_for
 from moeplan.executor.model.session import Loaded, open_model, run_model, silent
+from moeplan.executor.validation import validate_model
 from moeplan.executor.validation.validate import compare
 from moeplan.executor.validation.validate_model import runnable_cases, with_truths
 from moeplan.sim.offload.simulators import first_difference, run_simpy
@@ -49,6 +50,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "static on one stream": {"cache__policy": "static", "cache__pooled_experts": 9, "copy__overlap": False},
     "static in pieces": {"cache__policy": "static", "cache__experts_per_layer": 2, **NEXT, "predictor__staging": 4,
                          "copy__chunk_bytes": 8192},
+    "misses on the cores": {"cache__policy": "static", "cache__pooled_experts": 8, "kernel__miss": "cpu", "kernel__grouping": "grouped"},
     "nothing kept": {"cache__policy": "none", **NEXT},
     "guesses that pay": {"cache__policy": "lru", "cache__pooled_experts": 8, **NEXT, "predictor__benefit": True},
     "from disk": {"cache__policy": "lru", "cache__experts_per_layer": 3, **NEXT, "copy__host_experts": 10},
@@ -155,6 +157,18 @@ def test_rivals_that_a_model_cannot_run_by_are_left_out(loaded: Loaded) -> None:
     assert [case.name for case in runnable_cases(document, loaded.spec, 2, True)] == ["best", "none"]
     with pytest.raises(InputError, match="popularity"):
         runnable_cases(document, loaded.spec, 2, False)
+
+
+@pytest.mark.parametrize(("name", "cores"), [("static", False), ("misses on the cores", True)])
+def test_cores_are_measured_where_a_schedule_computes_on_them(
+    name: str, cores: bool, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(validate_model, "calibrate_model", lambda *_, cores, **__: asked.append(cores))
+    cases = runnable_cases(_plan(schedule(name)), loaded.spec, 0, True)
+    validate_model._calibrated(loaded, cases, PROMPTS, NEW, 1.0, silent)
+    assert asked == [cores]
+    assert extent_for(8, 8, quick=True, cores=cores).host_cores == cores
 
 
 def test_whatever_a_model_measures_of_the_host_is_fitted_and_what_a_guess_costs_is_among_it(loaded: Loaded) -> None:
