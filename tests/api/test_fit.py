@@ -74,7 +74,7 @@ def test_what_is_paged_from_a_disk_says_so() -> None:
 
 
 def test_tables_beside_experts_must_have_a_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moeplan.api.fit.published_files", lambda model: ("Q6_K", "IQ4_XS", "UD-Q2_K_XL"))
+    monkeypatch.setattr("moeplan.api.fit.published_files", lambda model: ("Q6_K", "IQ4_XS", "UD-IQ2_M"))
     machine = "rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
     alone = fit(machine, model="qwen3.8-flash-next").rows
     assert alone and all(one.host_bytes <= 0.88 * 64 * GIB and not one.from_disk for one in alone)

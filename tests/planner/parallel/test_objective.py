@@ -124,11 +124,11 @@ def test_best_schedule_is_at_least_as_fast_as_every_heuristic_however_overlapped
 def test_a_short_recording_stands_for_the_steps_asked_for() -> None:
     small, large = search_over(tokens_per_rank=64).evidence, search_over(tokens_per_rank=1000).evidence
     assert small.step_tokens == 256
-    # 15 % of 2,400 tokens are the shortest part; eleven times that is the most below 4,000.
-    assert large.step_tokens == 360 * 11
-    assert any("each of which stands for 11" in note for note in large.notes)
+    # 15 % of 2,400 tokens are the shortest part: less than a twelfth of 4,000, so a twelfth of these is recorded tokens.
+    assert large.step_tokens == 333 * 12
+    assert any("333 recorded tokens" in note and "each of which stands for 12" in note for note in large.notes)
     search = search_over(tokens_per_rank=1000)
     plain = plain_schedule("16")
     load = search.evidence.loads(REPORT, search.placements.candidate(plain), plain)[0]
-    assert load.num_tokens == 3960 and load.rank_rows().sum(axis=1).tolist() == [3960 * 3] * 2
-    assert (load.sent % 11 == 0).all() and (load.links % 11 == 0).all()
+    assert load.num_tokens == 3996 and load.rank_rows().sum(axis=1).tolist() == [3996 * 3] * 2
+    assert (load.sent % 12 == 0).all() and (load.links % 12 == 0).all()
