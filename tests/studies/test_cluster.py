@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_a_killed_worker_of_dask_loses_nothing(dask_address: str, expected: byte
     assert len(pids) == 2
     found = moeplan.sweep(
         STUDY, store=tmp_path / "s.sqlite", backend="dask", address=dask_address, progress=_killing(pids)
+    )
+    assert not pids and found.num_new == 12
+    assert _table(found, tmp_path) == expected
+
+
+@REAL
+@QUIET
+def test_a_killed_worker_of_ray_loses_nothing(ray_address: str, expected: bytes, tmp_path: Path) -> None:
+    import ray
+
+    def own_pid() -> int:
+        time.sleep(0.5)  # so that both workers answer
+        return os.getpid()
+
+    asked = ray.remote(own_pid)
+    pids = list(set(ray.get([asked.remote() for _ in range(2)])))
+    found = moeplan.sweep(
+        STUDY, store=tmp_path / "s.sqlite", backend="ray", address=ray_address, progress=_killing(pids)
     )
     assert not pids and found.num_new == 12
     assert _table(found, tmp_path) == expected
