@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ def _written(folder: Path, name: str, memory: range) -> Path:
 
 
 def _keys(store: Path) -> list[str]:
-    with sqlite3.connect(store) as database:
+    with closing(sqlite3.connect(store)) as database:
         return [row[0] for row in database.execute("SELECT run_key FROM runs")]
 
 
