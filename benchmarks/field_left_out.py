@@ -3,7 +3,7 @@
     python -m benchmarks.field_left_out [--reports FILE] [--folds 8] [--only NAME ...] [--json] [--rows]
 
 Whole machines are dealt out to folds. A fold's constants are one linear step from the bundled ones with its rows taken out of the fit
-(`fit_engines`); its rows are then predicted anew, with intervals, and scored as `moeplan reproduce field` scores. Machines of several cards
+(`fits.engines`); its rows are predicted anew, with intervals, and scored as `moeplan reproduce field` scores. Machines of several cards
 have no part in the fit. With --only, no constant but those named is taken anew, on the reports of the kinds that judge them (seconds, for
 `fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines together (a fold's own rows have a
 small part in them), wider where few other machines' reports are of the same engine. Minutes.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.fit_engines import _ONLY_JUDGED, GENERIC, JUDGED_BY, Problem, solve
+from benchmarks.fits.engines import _ONLY_JUDGED, GENERIC, JUDGED_BY, Problem, solve
 
 from moeplan.base.errors import MoeplanError
 from moeplan.papers.field.machine import NotExpressible

@@ -188,7 +188,7 @@ def _tokens(setup: Setup, value: float | None) -> float:
 
 def _left_out_tables(path: str | None, rigs: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return constants that were fitted without each machine, to first order from the bundled ones."""
-    from benchmarks.fit_engines import Problem, solve
+    from benchmarks.fits.engines import Problem, solve
 
     setups = [set_up(report) for report in usable(read_reports(path))]
     problem = Problem(setups)

@@ -1,7 +1,7 @@
 """The bundled kernels of datacentre cards, by machine and engine.
 
 Modelled: one file a card, with each engine's kernels and the exchanges that all of them share. Ignored: how the constants came
-about (`python -m benchmarks.fit_kernels`, `moeplan calibrate --from aiconfigurator`).
+about (`python -m benchmarks.fits.kernels`, `moeplan calibrate --from aiconfigurator`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Serving engines: how each uses a machine's parts, as facts from its source and as constants fitted on public reports.
 
 Modelled: an engine on a backend has a share of every peak and a fixed time a layer; most are those of a generic engine of
-that backend times a factor of its own, and few factors are fitted (`python -m benchmarks.fit_engines`). Facts that are
+that backend times a factor of its own, and few factors are fitted (`python -m benchmarks.fits.engines`). Facts that are
 written down rather than fitted: from how many tokens on experts in host memory are copied to the device, up to how many
 tokens kernels only stream weights, what an engine cannot do. Ignored: versions between those named.
 """

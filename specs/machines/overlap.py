@@ -1,7 +1,7 @@
 """What serving on many devices does that no single kernel shows: constants fitted to published clusters.
 
 Modelled: the speed that kernels and exchanges leave each other where both run on all multiprocessors, and how far steps of
-real clusters lie from their predictions. Ignored: how the constants came about (`python -m benchmarks.fit_parallel`).
+real clusters lie from their predictions. Ignored: how the constants came about (`python -m benchmarks.fits.parallel`).
 """
 
 from __future__ import annotations

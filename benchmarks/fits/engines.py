@@ -1,6 +1,6 @@
 """Fit the constants of serving engines to public reports, and judge them on rigs that were left out.
 
-    python -m benchmarks.fit_engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--only NAME ...] [--write]
+    python -m benchmarks.fits.engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--only NAME ...] [--write]
 
 Modelled: every prediction is the product's own; only its constants move. A generic engine has a value for each constant,
 a backend and an engine on it a factor for a few of them, and all are drawn to their starting values (a ridge), so that an
@@ -364,7 +364,7 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
             median, worse = (round(float(np.quantile(errors, share)), 3) for share in (0.5, 0.9))
             table["left_out"][kind] = {"n": len(errors), "median_relative_error": median, "p90_relative_error": worse}
     table["citation"] = (
-        f"fitted on {len(problem.reports)} public reports (python -m benchmarks.fit_engines), judged on rigs left out"
+        f"fitted on {len(problem.reports)} public reports (python -m benchmarks.fits.engines), judged on rigs left out"
     )
     return table
 

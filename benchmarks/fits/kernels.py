@@ -1,6 +1,6 @@
 """The bundled constants of datacentre cards' kernels, fitted anew to AIConfigurator's tables and written into the catalogue.
 
-    python -m benchmarks.fit_kernels [SYSTEM ...]
+    python -m benchmarks.fits.kernels [SYSTEM ...]
 
 Needs the wheel aiconfigurator-core. DeepEP's exchanges are not fitted: those tables are kept to judge by; their constants are the
 published study's (`DEEPEP`). What an engine's tables lack or do not show is taken from another engine on the same card,

@@ -1,6 +1,6 @@
 """Fit what serving on many devices does that no single kernel shows, and judge it with whole sources left out.
 
-    python -m benchmarks.fit_parallel [--write]
+    python -m benchmarks.fits.parallel [--write]
 
 One constant: the speed that kernels and exchanges leave each other while both run on all multiprocessors. It is fitted to the
 decoding figures and ratios of published clusters (LMSYS, DeepSeek, vLLM) by the least sum of squared logarithms, on a grid. Each source's
@@ -94,7 +94,7 @@ def main() -> None:
     if given.write:
         table = {
             "shared_speed": value, "served_error": wide,
-            "citation": f"fitted to {len(rows)} published figures of clusters (python -m benchmarks.fit_parallel), judged on "
+            "citation": f"fitted to {len(rows)} published figures of clusters (python -m benchmarks.fits.parallel), judged on "
             "sources left out",
             "fitted_on": [row.id for row in rows], "left_out": left_out,
         }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Fits of the constants that are bundled: of engines, of kernels, of clusters."""
