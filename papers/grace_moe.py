@@ -44,39 +44,22 @@ from ..specs.models import ModelSpec
 from ..specs.models.load import load_model
 from ..specs.schedules.parallel import ExpertParallelSchedule
 from .cells import CHECKED, FITTED, PREDICTED, Cell, FittedConstant, Reproduction
-
-CITATION = "GRACE-MoE, arXiv 2509.25041: A100, 2 nodes x 2, NVLink, 25 Gb/s between nodes; mean of three models"
-MODELS = ("olmoe-1b-7b", "deepseek-v2-lite", "qwen3-30b-a3b")
-INGREDIENTS = (
-    "+ hierarchical exchange",
-    "+ grouping",
-    "+ one copy, weighted",
-    "+ copies, weighted",
-    "+ copies, nearest first",
+from .published.grace_moe import (
+    CITATION,
+    GROUP_NOTES,
+    GROUPED,
+    GROUPINGS,
+    INGREDIENTS,
+    MODELS,
+    NEAREST,
+    NOTES,
+    SPEEDUP_NOTE,
+    SPEEDUPS,
+    STEP_NOTES,
+    STEPS,
+    TABLE,
 )
-# Change against Occult in per cent (the paper's table 1).
-TABLE: dict[str, tuple[float, ...]] = {
-    "all-to-all time": (-35.19, -48.33, -44.52, -44.91, -50.57),
-    "cross-node traffic": (-35.64, -50.67, -41.62, -41.84, -52.11),
-    "intra-node traffic": (100.13, 47.10, 76.33, 78.41, 57.22),
-    "GPU idle": (-49.88, -4.78, -6.18, -26.86, -25.66),
-    "load standard deviation": (0.02, 90.03, 51.32, 31.92, 39.35),
-}
-# What single ingredients change, model by model, in per cent of the rung before (section 6.3).
-_GROUPED, _NEAREST = "grouping, of the hierarchical exchange", "nearest first, of weighted"
-STEPS: dict[tuple[str, str], tuple[float, float, float]] = {
-    (_GROUPED, "all-to-all time"): (-18.56, -17.96, -24.69),
-    (_GROUPED, "cross-node traffic"): (-19.21, -16.72, -34.77),
-    (_GROUPED, "intra-node traffic"): (-22.35, -15.00, -42.15),
-    (_NEAREST, "all-to-all time"): (-9.47, -8.10, -13.69),
-    (_NEAREST, "cross-node traffic"): (-12.12, -12.42, -29.40),
-}
-# OLMoE under the hierarchical exchange, by how groups are made: milliseconds of exchanges, idle time, end to end (table 2).
-GROUPINGS: dict[str, tuple[float, float, float]] = {
-    "uniform": (3494.02, 501.69, 6328.03), "sizes by 0.15": (2846.38, 506.93, 5698.10), "sizes free": (2825.81, 617.16, 5747.50),
-}  # fmt: skip
-# Time of Occult over GRACE's, end to end.
-SPEEDUPS = {"olmoe-1b-7b": 1.45, "deepseek-v2-lite": 1.31, "qwen3-30b-a3b": 1.31}
+
 # The experts of every rank, layer by layer.
 Groups = Sequence[Sequence[Sequence[int]]]
 _NODES, _RANKS = 2, 4
@@ -95,44 +78,6 @@ _AFFINITIES, _SPREADS, _DRIFTS = (3.75, 4.0, 4.25), (2.5, 2.75), (0.9, 0.95)
 _EXCHANGE, _CROSS, _INTRA, _IDLE, _DEVIATION = range(5)
 # Rungs of the ladder, Occult first.
 _TIERS, _CONTROL, _ONE, _WEIGHTED, _LAST = range(1, 6)
-_DRAWN = "routing is drawn alike for all models, from topics; published, models differ more"
-_IDLE_NOTE = (
-    "idle time follows the deviation of load here; published, it falls by 1 point with one copy, where the deviation falls by 39, and "
-    "by 20 with several, where it falls by another 19"
-)
-_NOTES = {
-    ("intra-node traffic", 1): (
-        "published, grouping keeps more of a token's experts on one GPU of the node, and copies then bring 10 points of traffic "
-        "back inside nodes; in the drawn routing both are nearly equal, so their order is not reproduced"
-    ),
-    (
-        "intra-node traffic",
-        3,
-    ): "more copies are made here than one; published, both ways of copying move nearly as much",
-    ("GPU idle", 2): _IDLE_NOTE,
-    ("GPU idle", 3): _IDLE_NOTE,
-    ("GPU idle", 4): _IDLE_NOTE,
-    (
-        "load standard deviation",
-        3,
-    ): "one drift for all models and layers; several copies even out more here than published",
-    (
-        "load standard deviation",
-        4,
-    ): "one drift for all models and layers; copies planned on the first half even out more than published",
-}
-_STEP_NOTES = {_GROUPED: _DRAWN, _NEAREST: _DRAWN}
-_GROUP_NOTES = {
-    (
-        "GPU idle",
-        "uniform",
-    ): "published, OLMoE's groups of equal size idle as long as grouped ones; of three models, half as long",
-    ("GPU idle", "sizes free"): "groups of free sizes differ more in the drawn routing than in OLMoE's",
-}
-_SPEEDUP_NOTE = (
-    "a layer's time outside exchanges is known for OLMoE only and taken for all models, which one engine runs; the others must spend more, "
-    "since the published speed-up is lower though exchanges fall alike; other draws change speed-ups by up to 0.16"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,13 +302,13 @@ def fit() -> Routing:
 
 def _single_steps(found: dict[str, list[Measures]]) -> list[Cell]:
     """Return what grouping and nearest copies change, model by model."""
-    rungs, names = {_GROUPED: (_TIERS, _CONTROL), _NEAREST: (_WEIGHTED, _LAST)}, list(TABLE)
+    rungs, names = {GROUPED: (_TIERS, _CONTROL), NEAREST: (_WEIGHTED, _LAST)}, list(TABLE)
     cells = []
     for (step, row), published in STEPS.items():
         for name, value in zip(MODELS, published, strict=True):
             before, after = (found[name][at].row(1.0)[names.index(row)] for at in rungs[step])
             cells.append(Cell(table=step, row=row, column=name, unit="%", published=value, simulated=(after / before - 1) * 100,
-                              role=CHECKED, note=_STEP_NOTES.get(step, "")))  # fmt: skip
+                              role=CHECKED, note=STEP_NOTES.get(step, "")))  # fmt: skip
     return cells
 
 
@@ -382,7 +327,7 @@ def _groupings(
             ("all-to-all time", "GPU idle", "end to end"), GROUPINGS[name], (exchange, idle, whole), strict=True
         ):
             cells.append(Cell(table="OLMoE's groups, 2 x 2", row=row, column=name, unit="ms", published=published, simulated=simulated,
-                              role=FITTED if name == _CONTROLLED else CHECKED, note=_GROUP_NOTES.get((row, name), "")))  # fmt: skip
+                              role=FITTED if name == _CONTROLLED else CHECKED, note=GROUP_NOTES.get((row, name), "")))  # fmt: skip
     return cells
 
 
@@ -406,13 +351,13 @@ def reproduce_grace_moe(recordings: dict[str, npt.NDArray[np.int32]] | None = No
             role = FITTED if (name, at) in fitted else CHECKED
             cells.append(Cell(table="change against Occult, 2 x 2", row=name, column=ingredient, unit="%",
                               published=published[at], simulated=float(mean[at, row]), role=role,
-                              note=_NOTES.get((name, at), "")))  # fmt: skip
+                              note=NOTES.get((name, at), "")))  # fmt: skip
     cells += _single_steps(found) + _groupings(found[MODELS[0]], slowness, routing, recordings or {})
     rest = _REST * found[MODELS[0]][_CONTROL].exchange_ns
     for name, measured in found.items():
         cells.append(Cell(table="Occult's time over GRACE's, 2 x 2", row=name, column="end to end", unit="x",
                           published=SPEEDUPS[name], simulated=_speedup(measured, slowness, rest), role=CHECKED,
-                          note="" if name == MODELS[0] else _SPEEDUP_NOTE))  # fmt: skip
+                          note="" if name == MODELS[0] else SPEEDUP_NOTE))  # fmt: skip
     wider = _changes(ladder(load_model(MODELS[0]), _drawn(MODELS[0], routing), num_ranks=2 * _RANKS), slowness)
     for row, name in enumerate(TABLE):
         for at, ingredient in enumerate(INGREDIENTS):

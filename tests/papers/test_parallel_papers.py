@@ -12,7 +12,8 @@ from moeplan.base.errors import UnknownName
 from moeplan.papers.cells import CHECKED, FITTED, PREDICTED, Cell, median
 from moeplan.papers.deepep import NORMAL, benchmark_routing, reproduce_deepep
 from moeplan.papers.eps_moe import reproduce_eps_moe
-from moeplan.papers.grace_moe import INGREDIENTS, TABLE, Routing, draw_experts, ladder, reproduce_grace_moe, slowness_of
+from moeplan.papers.grace_moe import Routing, draw_experts, ladder, reproduce_grace_moe, slowness_of
+from moeplan.papers.published.grace_moe import INGREDIENTS, TABLE
 from moeplan.papers.registry import PAPERS, reproduce
 from moeplan.specs.models.load import load_model
 

@@ -1,0 +1,1 @@
+"""What papers print, as data, where it is long."""
