@@ -1,4 +1,7 @@
-"""EPS-MoE's published figures (arXiv 2410.12247), and what is known of those that are not reproduced."""
+"""EPS-MoE's published figures (arXiv 2410.12247).
+
+Modelled: tables as printed, and what is known of cells that are not reproduced. Ignored: how they are reproduced (`papers.eps_moe`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""GRACE-MoE's published figures (arXiv 2509.25041), and what is known of those that are not reproduced."""
+"""GRACE-MoE's published figures (arXiv 2509.25041).
+
+Modelled: tables as printed, and what is known of cells that are not reproduced. Ignored: how they are reproduced (`papers.grace_moe`).
+"""
 
 from __future__ import annotations
 
