@@ -18,6 +18,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from ...base.units import format_bytes
+from .curve import Curve as Curve
 from .gpu_kernels import GpuKernels, check_kernels
 from .ranges import MOST_UNCERTAIN, check_number, check_points, check_uncertainty, range_of
 
@@ -227,18 +228,6 @@ class EngineConstants:
     def codebook_cost(self, tokens: int) -> float:
         """Return how many times longer products of a format with a codebook take on cores, for `tokens` tokens of a matrix."""
         return self.codebook_steps if tokens <= _FEW_TOKENS else self.codebook_prompts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A measured cost as a table: seconds at given arguments."""
-
-    arguments: Mapping[str, tuple[float, ...]]
-    """Named axes; every axis has as many entries as `seconds`."""
-    seconds: tuple[float, ...]
-    relative_uncertainty: float
-    source: str = "measured"
-    citation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
