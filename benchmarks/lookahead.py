@@ -24,7 +24,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,8 +86,6 @@ def main() -> None:
         document = run(given)
     except MoeplanError as error:
         sys.exit(f"benchmarks.lookahead: {error}")
-    if given.output is not None:
-        keep(given.output, document)
     _print(document)
 
 
@@ -114,6 +112,16 @@ def keep(path: Path, document: dict[str, Any]) -> None:
     write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
 
 
+def kept_rows(path: Path | None, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, each put into the file, where one is asked for, as soon as it is measured: it stays, whatever ends the rest."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        found.append(row)
+        if path is not None:
+            keep(path, {"rows": [row]})
+    return found
+
+
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Return every figure with its raw samples."""
     spec, formats = model_in(given.model), given.bits.split(",")
@@ -131,8 +139,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = [_measured(loaded, costs, bits, asked) for bits in formats]
-    return {"rows": [row | facts(loaded, asked, calibration, bool(given.gates)) for row in rows]}
+        rows = (_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates)) for bits in formats)
+        return {"rows": kept_rows(given.output, rows)}
 
 
 def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool) -> dict[str, Any]:

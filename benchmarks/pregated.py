@@ -33,7 +33,7 @@ from moeplan.kernels.packing import NEAREST
 from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.presets import load_preset
 
-from .lookahead import Asked, facts, figures_of, keep, options, run_once
+from .lookahead import Asked, facts, figures_of, kept_rows, options, run_once
 
 DEMAND, AHEAD = "on demand", "pre-gated"
 _PRESETS = {DEMAND: "on-demand", AHEAD: "pre-gated"}
@@ -47,8 +47,6 @@ def main() -> None:
         document = run(given)
     except MoeplanError as error:
         sys.exit(f"benchmarks.pregated: {error}")
-    if given.output is not None:
-        keep(given.output, document)
     for row in document["rows"]:
         _print(row)
 
@@ -68,8 +66,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = [_measured(loaded, costs, bits, asked) for bits in formats]
-        return {"rows": [row | facts(loaded, asked, calibration, False) for row in rows]}
+        rows = (_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, False) for bits in formats)
+        return {"rows": kept_rows(given.output, rows)}
 
 
 def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
