@@ -139,7 +139,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             seconds=given.seconds, progress=reporter("calibrate"),
         )  # fmt: skip
         costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = (_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates)) for bits in formats)
+        rows = (
+            _measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates))
+            for bits in formats
+        )
         return {"rows": kept_rows(given.output, rows)}
 
 
