@@ -35,7 +35,7 @@ def test_bundled_reports_are_read_and_nearly_all_can_be_set_up() -> None:
     reports = read_reports()
     one_card = [row for row in reports if row.num_gpus <= 1]
     found = [predict_report(row) for row in one_card[::12]]
-    assert len(reports) == 442 and sum(row.value is None for row in found) <= 1
+    assert len(reports) >= 442 and sum(row.value is None for row in found) <= 1
 
 
 @given(st.dictionaries(st.sampled_from(sorted(ROW)), st.one_of(
