@@ -14,7 +14,7 @@ from typing import Any
 
 from ..base.errors import UnknownName
 from ..planner.parallel.case import ParallelRequest
-from ..planner.parallel.simulate import ParallelAnswer, answer_ep, preset_for
+from ..planner.parallel.simulate import ParallelAnswer, answer_ep, preset_for, shared_attention
 from ..sim.parallel.timeline import EpTimeline
 from ..specs.machines.profile import Profile
 from ..specs.machines.serving import serving_machine
@@ -83,7 +83,7 @@ def simulate_parallel(
     request = changes.changed_request(dataclasses.replace(request, memory_bytes=budget))
     options = dict(parse_ep_setting(text) for text in changes.schedule)
     if isinstance(schedule, ExpertParallelSchedule):
-        chosen = apply_ep_settings(schedule, options)
+        chosen = apply_ep_settings(schedule, shared_attention(request, options) | options)
     else:
         chosen = preset_for(schedule, request, spec, options)
     recording = as_recording(trace)

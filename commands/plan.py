@@ -48,6 +48,7 @@ from .options.parallel import (
     REQUEST_OPTIONS,
     AcceptanceOption,
     AgainstOption,
+    AttentionTpOption,
     CountWindowOption,
     DraftTokensOption,
     FactorOption,
@@ -186,6 +187,7 @@ def plan(
     window: WindowOption = 2000,
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
+    attention_tp: AttentionTpOption = None,
     redundant: RedundantOption = None,
     against: AgainstOption = None,
     factor: FactorOption = None,
@@ -240,6 +242,7 @@ def plan(
         tries: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
         many = parallel_request(
             phase, ",".join(formats), num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant,
+            attention_ranks=attention_tp,
             tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
             **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **tries,
             **latency_of(ctx),

@@ -48,6 +48,7 @@ from .options.lengths import (
 )
 from .options.parallel import (
     AcceptanceOption,
+    AttentionTpOption,
     BitsOption,
     DraftTokensOption,
     EpTpotOption,
@@ -107,6 +108,7 @@ def simulate(
     dense_bits: OptionalDenseBitsOption = None,
     nodes: NodesOption = 1,
     ranks_per_node: RanksOption = 8,
+    attention_tp: AttentionTpOption = None,
     phase: PhaseOption = "decode",
     tokens_per_rank: TokensPerRankOption = None,
     draft_tokens: DraftTokensOption = None,

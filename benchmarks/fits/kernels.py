@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moeplan.base.errors import MoeplanError
 from moeplan.base.progress import reporter
 from moeplan.calibrate.imports.aiconfigurator.kernels import fit_engine, fit_older_experts
 from moeplan.calibrate.imports.aiconfigurator.tables import MACHINES, open_tables
@@ -181,14 +182,18 @@ def _as_served(key: str, kernel: PromptAttention, others: Mapping[str, PromptAtt
 
 
 def main(systems: list[str]) -> int:
-    """Write the catalogue's entries; returns 0."""
-    for system in systems or list(MACHINES):
-        tables = open_tables(system)
-        peak = load_hardware(MACHINES[system]).device.memory_bytes_per_s.value
-        kernels = {
-            engine: fit_engine(tables, engine, peak, reporter(f"{system} {engine}"))[0] for engine in tables.engines
-        }
-        write(system, kernels, older_experts(system, peak))
+    """Write the catalogue's entries; returns 0, or 2 after one line where the wheel, a system or a table is not there."""
+    try:
+        for tables in [open_tables(system) for system in systems or list(MACHINES)]:
+            peak = load_hardware(MACHINES[tables.system]).device.memory_bytes_per_s.value
+            kernels = {
+                engine: fit_engine(tables, engine, peak, reporter(f"{tables.system} {engine}"))[0]
+                for engine in tables.engines
+            }
+            write(tables.system, kernels, older_experts(tables.system, peak))
+    except MoeplanError as error:
+        print(f"benchmarks.fits.kernels: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

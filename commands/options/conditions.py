@@ -213,7 +213,8 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
             (OFFLOAD,),
         ),
         **dict.fromkeys(
-            ("nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot"), (EXPERT_PARALLEL,)
+            ("nodes", "ranks_per_node", "attention_tp", "phase", "tokens_per_rank", "bits", "ttft", "tpot"),
+            (EXPERT_PARALLEL,),
         ),
         "prefill_share": (EXPERT_PARALLEL,),
     },
@@ -236,6 +237,7 @@ CONDITIONS: Mapping[str, Mapping[str, tuple[Condition, ...]]] = {
         ),
         "nodes": (EXPERT_PARALLEL,),
         "ranks_per_node": (EXPERT_PARALLEL,),
+        "attention_tp": (EXPERT_PARALLEL,),
         "redundant": (EXPERT_PARALLEL,),
         **dict.fromkeys(("against", "factor"), (EXPERT_PARALLEL,)),
         "phase": (EXPERT_PARALLEL,),

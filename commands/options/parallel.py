@@ -29,7 +29,7 @@ REQUEST_OPTIONS = {
     "context_tokens": "context", "kept_context_tokens": "context", "tokens_per_rank": "tokens_per_rank", "concurrency": "concurrency",
     "draft_tokens": "draft_tokens", "acceptance": "acceptance", "prefill_share": "prefill_share", "prompt_tokens": "prompt_tokens",
     "ttft_s": "ttft", "tpot_s": "tpot",
-    "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
+    "attention_ranks": "attention_tp", "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
 }  # fmt: skip
 
 NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]
@@ -45,6 +45,15 @@ RedundantOption = Annotated[
         "--redundant",
         help="ep: slots of a layer beyond one for each of the model's experts, over all ranks; default: how many is searched.",
         callback=between(0, SLOTS, "slots"),
+    ),
+]
+AttentionTpOption = Annotated[
+    int | None,
+    typer.Option(
+        "--attention-tp",
+        help="ep: devices that share each attention layer (tensor parallel), inside a node or over whole nodes; 1: each has its own "
+        "requests (data parallel); default: the preset's, and plan tries 1 and a node's.",
+        callback=between(1, RANKS, "devices"),
     ),
 ]
 PhaseOption = Annotated[str, typer.Option("--phase", help="ep: prefill or decode.")]

@@ -51,7 +51,8 @@ def simulate_many(
     names = ("ranks_per_node", "tokens_per_rank", "concurrency", "kv_type", "dense_bits")
     prefill = given["phase"] == "prefill"
     request = parallel_request(
-        given["phase"], given["bits"] or "native", num_nodes=given["nodes"], **{name: given[name] for name in names},
+        given["phase"], given["bits"] or "native", num_nodes=given["nodes"], attention_ranks=given["attention_tp"],
+        **{name: given[name] for name in names},
         **contexts_of(given["context"], given["prompt_tokens"], given["reply_tokens"], prefill=prefill),
         **latency_of(ctx),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...base.errors import InputError
 from ...sim.parallel.simulate import EpPrediction
 from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown
@@ -85,7 +86,25 @@ def preset_for(
     """
     bits = str((settings or {}).get("kernel.bits", request.of_model(model).bits or "16"))
     formats = {"kernel.bits": bits, "all_to_all.dispatch_bytes_per_value": dispatch_bytes_per_value(bits)}
-    return apply_ep_settings(load_ep_preset(name), formats | dict(settings or {}))
+    return apply_ep_settings(load_ep_preset(name), formats | shared_attention(request, settings) | dict(settings or {}))
+
+
+def shared_attention(request: ParallelRequest, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the options of a schedule that let as many ranks share attention as a request says, none where it says nothing.
+
+    settings: those that are made beside them. Raises InputError where these say it already.
+    """
+    ranks = request.attention_ranks
+    if ranks is None:
+        return {}
+    for key in ("parallel.attention", "parallel.attention_ranks"):
+        if key in (settings or {}):
+            raise InputError(
+                f"--set {key}", (settings or {})[key], "--attention-tp says it already", "give one of the two"
+            )
+    if ranks == 1:
+        return {"parallel.attention": "data", "parallel.attention_ranks": 0}
+    return {"parallel.attention": "tensor", "parallel.attention_ranks": ranks}
 
 
 def answer_ep(

@@ -111,7 +111,7 @@ VALUES: dict[str, Any] = {
     "cached_tokens": "5", "length_spread": "2", "requests": "3", "lengths": "lengths.csv", "policy": "own.py",
     "reserve": "100MiB",
     "ttft": "2s", "tpot": "50ms", "draft_tokens": "1", "acceptance": "0.85", "prefill_share": "0.5", "draft": "n-gram", "speculative": None,
-    "nodes": "2", "ranks_per_node": "4", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
+    "nodes": "2", "ranks_per_node": "4", "attention_tp": "2", "redundant": "2", "phase": "prefill", "context": "100", "tokens_per_rank": "7",
     "search_moves": "70", "against": "tbo", "factor": "replicas=2", "seconds": "60",
     "period": "loads.safetensors", "rebalance_every": "3", "count_window": "2", "moves": "at-once",
     "evaluate_on": "loads.safetensors", "dense_bits": "32", "settings": "machine.host.memory_bytes=16GiB",
@@ -314,6 +314,7 @@ COUNTS = {
         "engine",
         "nodes",
         "ranks_per_node",
+        "attention_tp",
         "redundant",
         "against",
         "factor",
@@ -347,7 +348,7 @@ COUNTS["recording"] = COUNTS["lengths"] = {
 COUNTS["a plan"] = COUNTS["an ep plan"] = {"trace", "timeline"}
 COUNTS["studies"], COUNTS["here"] = {"study"}, {"jobs"}
 COUNTS["many"] = {"nodes", "ranks_per_node", "phase", "tokens_per_rank", "bits", "ttft", "tpot", "prefill_share"}
-COUNTS["many"] |= {"draft_tokens", "acceptance"}
+COUNTS["many"] |= {"draft_tokens", "acceptance", "attention_tp"}
 FOREIGN = [
     each
     for each in WALK

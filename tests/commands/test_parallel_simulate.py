@@ -109,6 +109,20 @@ def test_options_change_the_step(moeplan, setting: str) -> None:
     assert document(moeplan, "--set", setting)["step_s"] != document(moeplan)["step_s"]
 
 
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_that_share_attention_are_an_option(moeplan, ranks: int) -> None:
+    few = ("--tokens-per-rank", "16")
+    settings = ("--set", "parallel.attention=tensor", "--set", f"parallel.attention_ranks={ranks}")
+    one, other = document(moeplan, *few, "--attention-tp", str(ranks)), document(moeplan, *few, *settings)
+    assert one["step_s"] == other["step_s"] != document(moeplan, *few)["step_s"]
+    assert one["schedule"] == other["schedule"]
+    assert document(moeplan, *few, "--set", f"request.attention_ranks={ranks}")["step_s"] == one["step_s"]
+
+
+def test_attention_that_is_not_shared_is_every_rank_for_itself(moeplan) -> None:
+    assert document(moeplan, "--attention-tp", "1")["step_s"] == document(moeplan)["step_s"]
+
+
 def test_lengths_say_what_is_timed_and_what_is_kept(moeplan) -> None:
     one = document(moeplan, "--prompt-tokens", "2000", "--reply-tokens", "1000")
     assert (one["request"]["context_tokens"], one["request"]["kept_context_tokens"]) == (2500, 3000)
@@ -138,6 +152,9 @@ def test_lengths_say_what_is_timed_and_what_is_kept(moeplan) -> None:
         (["--context", "10", "--prompt-tokens", "20"], 2, "a request has 20 tokens"),
         (["--concurrency", "8", "--tokens-per-rank", "8"], 2, "give one of the two"),
         (["--quant", "Q4_K_M"], 2, "counts for one device only"),
+        (["--attention-tp", "3"], 2, "groups of 3"),
+        (["--attention-tp", "2", "--set", "parallel.attention=data"], 2, "--attention-tp says it already"),
+        (["--attention-tp", "2", "--set", "request.attention_ranks=4"], 2, "--attention-tp says it already"),
         (["--context", "9", "--set", "request.context_tokens=7"], 2, "--context says it already"),
     ],
 )
