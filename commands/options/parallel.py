@@ -29,7 +29,8 @@ REQUEST_OPTIONS = {
     "context_tokens": "context", "kept_context_tokens": "context", "tokens_per_rank": "tokens_per_rank", "concurrency": "concurrency",
     "draft_tokens": "draft_tokens", "acceptance": "acceptance", "prefill_share": "prefill_share", "prompt_tokens": "prompt_tokens",
     "ttft_s": "ttft", "tpot_s": "tpot",
-    "attention_ranks": "attention_tp", "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
+    "attention_ranks": "attention_tp",
+    "kv_type": "kv_type", "search_moves": "search_moves", "dense_bits": "dense_bits", "memory_bytes": "memory",
 }  # fmt: skip
 
 NodesOption = Annotated[int, typer.Option("--nodes", help="ep: nodes.", callback=between(1, RANKS, "nodes"))]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from benchmark_modules import benchmark_module
-
 from moeplan.calibrate.imports.aiconfigurator import tables
 
 
