@@ -6,8 +6,9 @@ Modelled: names, files and parts as on the command line; a noun that was loaded 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..base.errors import InputError
 from ..specs.machines import load as machines
@@ -18,9 +19,11 @@ from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import list_hardware
 from ..specs.models import ModelSpec
 from ..specs.models import load as models
+from ..traces.content import check_recording, planned_source
 from ..traces.format import load_recording
 from ..traces.readers import import_trace
 from ..traces.recording import LoadProfile, RoutingTrace
+from ..traces.synthesis.loads import prior_load
 
 Recording: TypeAlias = RoutingTrace | LoadProfile
 """Routing of single tokens, or expert loads alone."""
@@ -77,6 +80,33 @@ def engine_meant(hardware: object, engine: str | None, *, own_rules: bool) -> st
 def own_trace(model: str | os.PathLike[str] | ModelSpec) -> str | None:
     """Return the name of the recording that the package carries where it is of this model, None where it is of another."""
     return _BUNDLED if as_model(model).name == as_recording(_BUNDLED).model else None
+
+
+def rank_recording(trace: str | os.PathLike[str] | Recording | None, model: ModelSpec, *, prefill: bool) -> Recording:
+    """Return what a model's experts are chosen by on many devices: a recording or loads as given; None: the bundled recording where it
+    is of this model, else loads as unevenly popular as published ones.
+    """
+    given = own_trace(model) if trace is None else trace
+    return prior_load(model, prefill=prefill) if given is None else as_recording(given)
+
+
+def planned_rank_recording(
+    document: Mapping[str, Any], trace: str | os.PathLike[str] | Recording | None, model: ModelSpec
+) -> Recording:
+    """Return the recording or loads that a plan for many devices was made from; None: where they come with the package or were made up.
+
+    Raises InputError where they were not, or where another recording is given.
+    """
+    if trace is not None:
+        recording, given = as_recording(trace), trace.source if isinstance(trace, Recording) else os.fspath(trace)
+    else:
+        request = document.get("request")
+        recording = rank_recording(None, model, prefill=bool(isinstance(request, Mapping) and request.get("prefill")))
+        given = "(absent)"
+        if recording.source != planned_source(document):
+            raise InputError("--trace", given, "the plan was made from a recording", "give that recording")
+    check_recording(document, recording, given)
+    return recording
 
 
 def as_model(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:

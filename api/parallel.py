@@ -20,7 +20,7 @@ from ..specs.machines.profile import Profile
 from ..specs.machines.serving import serving_machine
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings, parse_ep_setting
-from .load import Recording, as_cluster_machine, as_model, as_recording
+from .load import Recording, as_cluster_machine, as_model, rank_recording
 from .settings import SettingsLike, open_settings
 from .subject import rank_budget
 
@@ -56,7 +56,7 @@ def simulate_parallel(
     model: str | os.PathLike[str] | ModelSpec,
     hardware: str | Profile,
     *,
-    trace: str | os.PathLike[str] | Recording,
+    trace: str | os.PathLike[str] | Recording | None = None,
     request: ParallelRequest,
     schedule: str | ExpertParallelSchedule = "ep",
     settings: SettingsLike = None,
@@ -68,7 +68,8 @@ def simulate_parallel(
 ) -> ParallelResult:
     """Return the prediction of one schedule of a model on `request.num_nodes` servers of a machine.
 
-    trace: a recording, or loads. schedule: a preset's name, in the formats of the request, or a schedule as it is. settings:
+    trace: a recording, or loads; None: the bundled recording where it is of this model, else loads as unevenly popular as published
+    ones. schedule: a preset's name, in the formats of the request, or a schedule as it is. settings:
     `{"placement.num_redundant": 32}` for the schedule; `machine.`, `model.` and `request.` as elsewhere. engine: whose kernels, measured on
     this card, count. memory: the whole budget of each device; reserve: what something else uses of it. simulator: "compiled", "simpy" or
     "both" (compared to the nanosecond). timeline: keep the rows of the first step.
@@ -86,7 +87,7 @@ def simulate_parallel(
         chosen = apply_ep_settings(schedule, shared_attention(request, options) | options)
     else:
         chosen = preset_for(schedule, request, spec, options)
-    recording = as_recording(trace)
+    recording = rank_recording(trace, spec, prefill=request.prefill)
     answer = answer_ep(
         spec, serving_machine(profile, engine), recording, request, chosen, engine=simulator, rows=timeline
     )

@@ -33,8 +33,9 @@ from ..specs.machines.serving import serving_engines
 from ..specs.memory import kv_bytes_of
 from ..specs.models import ModelSpec
 from ..specs.schedules.parallel import EP_PRESETS
+from ..traces.recording import LoadProfile
 from .drafting import AcceptanceLike, DraftsAsked, drafts_asked
-from .load import Recording, as_cluster_machine, as_model, as_recording, engine_meant, own_trace
+from .load import Recording, as_cluster_machine, as_model, as_recording, engine_meant, rank_recording
 from .requests import LengthsLike
 from .settings import Settings, SettingsLike, open_settings
 from .subject import Subject, open_subject, rank_budget
@@ -139,8 +140,8 @@ def plan(
 
     request: an `OffloadRequest` plans for one device, a `ParallelRequest` for many; None: one device, the whole time of a request
     without a recording, tokens per second of the window with one. trace: a recording; None, for one device: routing of the model's
-    family for requests of `prompt_tokens` + `reply_tokens` tokens; for many: the bundled one, where it is of this model. memory: the
-    budget of each device, bytes or a text such as "6GiB";
+    family for requests of `prompt_tokens` + `reply_tokens` tokens; for many: the bundled one, where it is of this model, else loads as
+    unevenly popular as published ones. memory: the budget of each device, bytes or a text such as "6GiB";
     None: all it has. dense_bits: weight format of everything but routed experts; None: the checkpoint's, 16 bits at most. settings:
     changes of machine, model and request. engine: whose constants, for many devices whose measured kernels, the plan is predicted
     with. For one device: target, the engine whose own settings are searched (as `--for`); quant, context, kv_type and reserve as
@@ -171,11 +172,14 @@ def plan(
         for name, value in (one_device | others).items():
             if value is not None:
                 raise InputError(f"--{name.replace('_', '-')}", value, "counts for one device only", "leave it out")
-        trace = own_trace(model) if trace is None else trace
-        if trace is None:
-            raise InputError(
-                "--trace", "(absent)", "expert-parallel plans are of recordings", "give one; loads will do"
-            )
+        for name, later in (("--evaluate-on", evaluate_on), ("--period", period)):
+            if trace is None and later:
+                raise InputError(
+                    "--trace",
+                    "(absent)",
+                    f"{name} is served by what was placed for it",
+                    "give the recording to place for",
+                )
         asked = (memory, reserve, dense_bits, engine)
         if against is not None and against not in EP_PRESETS:
             raise UnknownName("--against", against, EP_PRESETS)
@@ -365,7 +369,7 @@ def _notes_of(subject: Subject, found: OffloadPlan) -> tuple[str, ...]:
 def _parallel(
     model: str | os.PathLike[str] | ModelSpec,
     hardware: str | Profile,
-    trace: str | os.PathLike[str] | Recording,
+    trace: str | os.PathLike[str] | Recording | None,
     request: ParallelRequest,
     asked: tuple[int | str | None, int | str | None, str | None, str | None],
     ask: Ask,
@@ -391,7 +395,11 @@ def _parallel(
         # Its own kernels where they were measured on this card or on the one that it is made like.
         mine = kernel_name(target)
         engine = mine if mine in serving_engines(profile) else None
-    request, recording = changes.changed_request(request), as_recording(trace)
+    request = changes.changed_request(request)
+    recording = rank_recording(trace, spec, prefill=request.prefill)
+    if request.search_moves is not None and isinstance(recording, LoadProfile):
+        raise InputError("--search-moves", request.search_moves, "no placement is searched from counts alone",
+                         "leave it out, or record single tokens")  # fmt: skip
     others = {name: as_recording(one) for name, one in evaluate_on.items()}
 
     def search(wanted: ParallelRequest) -> ParallelPlan:

@@ -15,9 +15,9 @@ from ..sim.policies.policy_file import load_policy
 from ..specs.machines.profile import Profile
 from ..specs.machines.profile_file import load_hardware
 from .emit import PlanLike, as_document
-from .load import Recording, as_recording, as_routing, bundled_trace_path
+from .load import Recording, as_routing, bundled_trace_path, planned_rank_recording
 from .plan import Progress
-from .requests import planned_routing, prior_lengths, trace_name
+from .requests import planned_routing, prior_lengths
 from .settings import SettingsLike, open_settings
 from .subject import bytes_of
 
@@ -127,13 +127,11 @@ def _ranks(
     """Return predicted and measured of an expert-parallel plan."""
     from ..executor.validation.ranks import validate_ranks
     from ..specs.provenance import machine_of, model_of
-    from ..traces.content import check_recording
 
-    recording = as_recording("bundled" if trace is None else trace)
-    check_recording(document, recording, "bundled" if trace is None else trace_name(trace))
+    model = model_of(document)
     return validate_ranks(
-        document, model_of(document), recording, profile=profile or machine_of(document), num_baselines=baselines, steps=steps,
-        repeats=repeats, seconds=seconds, memory_bytes=memory_bytes, progress=progress,
+        document, model, planned_rank_recording(document, trace, model), profile=profile or machine_of(document),
+        num_baselines=baselines, steps=steps, repeats=repeats, seconds=seconds, memory_bytes=memory_bytes, progress=progress,
     )  # fmt: skip
 
 

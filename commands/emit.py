@@ -44,6 +44,8 @@ def emit(
     if target is None:
         part = document.get("for")
         if not isinstance(part, dict):
+            part = {"engine": document["target"]} if isinstance(document.get("target"), str) else None
+        if part is None:
             raise InputError(
                 "--for", "(absent)", "the plan was made for no particular engine", f"name one of: {TARGETS}"
             )

@@ -247,7 +247,6 @@ def plan(
             **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **tries,
             **latency_of(ctx),
         )  # fmt: skip
-        _check_moves(search_moves, trace)
         planned = search(
             model,
             hardware,
@@ -313,16 +312,6 @@ def plan(
 def _write(output: Path, document: dict[str, Any]) -> None:
     """Write plan.json: first of all outputs, so that nothing that goes wrong with the others loses the search."""
     write_atomic(output, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _check_moves(search_moves: int | None, trace: str | None) -> None:
-    """Return nothing; raises InputError for a number of moves beside a recording that no placement is searched from."""
-    from ..api.load import load_trace
-    from ..traces.recording import LoadProfile
-
-    if search_moves is not None and trace is not None and isinstance(load_trace(trace), LoadProfile):
-        raise InputError("--search-moves", search_moves, "no placement is searched from counts alone",
-                         "leave it out, or record single tokens")  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:

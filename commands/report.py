@@ -72,19 +72,14 @@ def _offload(document: dict[str, Any], trace: str | None, output: Path, timeline
 
 
 def _parallel(document: dict[str, Any], trace: str | None, output: Path, timeline: Path | None) -> None:
-    from ..api.load import load_trace
+    from ..api.load import planned_rank_recording
     from ..planner.parallel.replay import replay_ep_plan
     from ..reports.parallel.plan_document import check_parallel_document
     from ..specs.provenance import machine_of, model_of
-    from ..traces.content import check_recording
 
     check_parallel_document(document)
-    if trace is None:
-        raise InputError("--trace", "(absent)", "the plan was made from a recording", "give that recording")
-    profile = machine_of(document)
-    recording = load_trace(trace)
-    check_recording(document, recording, trace)
-    replay = replay_ep_plan(document, model_of(document), profile, recording)
+    profile, model = machine_of(document), model_of(document)
+    replay = replay_ep_plan(document, model, profile, planned_rank_recording(document, trace, model))
     write_parallel_artefacts(output, timeline, document, replay, profile)
 
 

@@ -28,8 +28,8 @@ from ..specs.machines.serving import load_server, serving_machine
 from ..specs.models import ModelSpec, weight_format
 from ..specs.models.load import load_model
 from ..specs.schedules.parallel import ExpertParallelSchedule
+from ..traces.synthesis.loads import POPULARITY, Counts, loads_of
 from .cells import CHECKED, Cell, FittedConstant, Reproduction
-from .field.parallel.routing import POPULARITY, Counts, loads_of
 
 CITATION = "vllm-project/vllm#41141, #43219, #50647; ROCm/ATOM#1210 (public pull requests of 2026)"
 _NARROW = 1 + 4 / 128

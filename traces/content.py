@@ -51,6 +51,14 @@ def describe(recording: Mapping[str, Any]) -> str:
     return f"{recording.get('model') or 'an unnamed model'}, {length}, {recording.get('source') or 'of unknown source'}"
 
 
+def planned_source(document: Mapping[str, Any]) -> str | None:
+    """Return where the recording that a plan was made from comes from; None where the plan does not say."""
+    provenance = document.get("provenance")
+    planned = provenance.get("trace") if isinstance(provenance, Mapping) else None
+    found = planned.get("source") if isinstance(planned, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
 def check_recording(document: Mapping[str, Any], recording: RoutingTrace | LoadProfile, given: str) -> None:
     """Return nothing; raises InputError where `recording`, given by the name `given`, is another than the plan was made from."""
     provenance = document.get("provenance")

@@ -71,7 +71,7 @@ OptionalTraceOption = Annotated[
     str | None,
     typer.Option(
         "--trace",
-        help="Recording (.safetensors), or 'bundled' for the project's own; without one, routing is that of the model's family.",
+        help="Recording (.safetensors), or 'bundled' for the project's own; without one, routing is like that of the model's family.",
     ),
 ]
 ConcurrencyOption = Annotated[

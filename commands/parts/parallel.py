@@ -12,7 +12,6 @@ from typing import Any
 
 import typer
 
-from ...base.errors import InputError
 from ...base.terminal import print_table
 from ...reports import numbers
 from ..options.conditions import was_given
@@ -46,8 +45,6 @@ def simulate_many(
     changes.refuse_repeated(
         {field: f"--{name.replace('_', '-')}" for field, name in REQUEST_OPTIONS.items() if was_given(ctx, name)}
     )
-    if trace is None:
-        raise InputError("--trace", "(absent)", "expert-parallel steps are of recordings", "give one; loads will do")
     names = ("ranks_per_node", "tokens_per_rank", "concurrency", "kv_type", "dense_bits")
     prefill = given["phase"] == "prefill"
     request = parallel_request(

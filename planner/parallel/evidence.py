@@ -19,6 +19,7 @@ from ...base.errors import InputError
 from ...sim.parallel.traffic import StepLoad, Topology, count_step, expect_step
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ...traces.recording import LoadProfile, RoutingTrace
+from ...traces.synthesis.loads import ASSUMED, DRIFT
 from ..placement.comparison import Candidate
 from ..placement.placement import Placement
 from ..placement.replica_choice import StaticChoice
@@ -29,10 +30,6 @@ PLAN, CHOOSE, REPORT = "plan", "choose", "report"
 SPLIT_FRACTIONS = (0.55, 0.15, 0.3)
 # Orders in which the planning requests are cut into steps; a static table planned on too few tokens does worse on others.
 PLANNING_SHUFFLES = 2
-DRIFT = 0.13
-"""Deviation of the logarithm of an expert's popularity between the load that a placement was made from and the one it serves: with it, a
-placement of DeepSeek-R1 with 288 slots made from one of SGLang's published recordings leaves the busiest of 32 GPUs at 1.10 times the
-mean under another of the same phase, as is recorded (1.02 to 1.25)."""
 
 
 class Evidence(Protocol):
@@ -260,6 +257,7 @@ def count_evidence(profile: LoadProfile, *, top_k: int, step_tokens: int, sequen
         raise InputError(f"counts[{empty[0]}]", 0, "the layer has no tokens", "leave dense layers out of the recording")
     planned, served, how = _planned_and_served(profile)
     notes = [
+        *([profile.metadata[ASSUMED]] if ASSUMED in profile.metadata else []),
         "counts only: traffic assumes that a token's choices are independent given how often each expert is used",
         how,
     ]

@@ -168,3 +168,41 @@ def test_loads_of_another_kind_of_file_are_refused(moeplan, tmp_path: Path) -> N
     (tmp_path / "other.json").write_text("{}")
     status, _, err = moeplan(*ASKED, "--trace", "other.json")
     assert status == 2 and "logical_count" in err and len(err.splitlines()) == 1
+
+
+def test_without_a_recording_loads_are_like_published_ones(moeplan) -> None:
+    status, out, err = moeplan(*ASKED, "--json")
+    assert status == 0, err
+    shown = json.loads(out)
+    assert shown["trace"].startswith("no recording") and any("no recording" in note for note in shown["assumptions"])
+    prompts = json.loads(moeplan(*ASKED, "--json", "--phase", "prefill")[1])
+    assert "prefill" in prompts["trace"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--evaluate-on", "loads.json"], "--trace = '(absent)': --evaluate-on is served by what was placed for it"),
+        (["--period", "loads.json"], "--trace = '(absent)': --period is served by what was placed for it"),
+        (["--search-moves", "100"], "--search-moves = 100: no placement is searched from counts alone"),
+    ],
+)
+def test_what_needs_a_recording_says_so(moeplan, more: list[str], said: str) -> None:
+    status, out, err = moeplan("plan", *ASKED[1:], *more, "-o", "ep.json")
+    assert status == 2 and said in err and not out and not Path("ep.json").exists()
+
+
+def test_a_plan_without_a_recording_is_reported_and_emitted_for_its_engine(moeplan, tmp_path: Path) -> None:
+    status, _, err = moeplan("plan", *ASKED[1:], "--for", "vllm", "-o", "ep.json")
+    assert status == 0, err
+    assert (
+        moeplan("report", "ep.json", "-o", "ep.html")[0] == 0 and "no recording" in (tmp_path / "ep.html").read_text()
+    )
+    status, out, err = moeplan("emit", "ep.json", "-o", "emitted", "--json")
+    assert status == 0 and json.loads(out)["target"] == "vllm", err
+    assert moeplan("plan", *ASKED[1:], "--trace", "loads.json", "-o", "ep.json")[0] == 0
+    for command, option in (("report", "--trace"), ("emit", "--for")):
+        status, _, err = moeplan(command, "ep.json", "-o", "other")
+        assert status == 2 and f"{option} = '(absent)'" in err and not (tmp_path / "other").exists()
+    status, _, err = moeplan("report", "ep.json", "--trace", "loads.safetensors", "-o", "other")
+    assert status == 2 and "another recording" in err

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from moeplan.base.errors import InputError
 from moeplan.papers.field.parallel.differences import PAIRS, run_of
 from moeplan.papers.field.parallel.predict import Predicted, predict_all, predict_row
-from moeplan.papers.field.parallel.routing import POPULARITY, loads_of
 from moeplan.papers.field.parallel.rows import BUNDLED, Row, _row, read_rows
 from moeplan.papers.field.parallel.scores import document, score
 from moeplan.papers.field.parallel.setup import set_up
 from moeplan.planner.placement.eplb import even_rank_load, max_over_mean, rebalance
 from moeplan.planner.placement.placement import contiguous
+from moeplan.traces.synthesis.loads import POPULARITY, loads_of
 
 ROWS = {row.id: row for row in read_rows()}
 ONE = "silicon-dsr1_h200_sglang_fp8_disagg_8192x1024_c256_cfg434"

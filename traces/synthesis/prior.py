@@ -45,6 +45,12 @@ def prior_name(model: ModelSpec) -> str:
     return "gpt-oss-20b" if model.num_experts <= _SOME_EXPERTS else "deepseek-v2-lite"
 
 
+def family_dials(model: ModelSpec) -> Dials | None:
+    """Return the published locality of the model's own family; None where none is published."""
+    named = _FAMILIES.get(model.family)
+    return None if named is None else PRESETS[named]
+
+
 def prior_dials(model: ModelSpec) -> Dials:
     """Return the dials of `prior_name(model)` in the shape of `model`."""
     dials = PRESETS[prior_name(model)]

@@ -29,8 +29,8 @@ from ....specs.machines.serving import serving_machine
 from ....specs.models import ModelSpec, weight_format
 from ....specs.models.load import load_model
 from ....specs.schedules.parallel import ExpertParallelSchedule
+from ....traces.synthesis.loads import POPULARITY, Counts, Popularity, loads_of, popularity_of
 from ..machine import NotExpressible
-from .routing import POPULARITY, Counts, Popularity, loads_of, popularity_of
 from .rows import Row
 
 _ENGINES: Mapping[str, tuple[str, ...]] = {
@@ -142,7 +142,7 @@ def _set_up(row: Row, phase: str, tokens: int | None, context: int | None, assum
     if row.text("attention") == "tensor" and not prefill and batch is not None and batch < nodes * ranks_per_node:
         requests = batch  # ranks that share attention work on fewer requests than they are
     context = context or row.count("context") or _CONTEXT
-    popularity = popularity_of(row.text("load"), phase)
+    popularity = popularity_of(row.text("load"), phase, model)
     schedule, popularity = _schedule(row, prefill, tokens, popularity, assumed)
     planned, served = loads_of(popularity, model.num_moe_layers, model.num_experts, model.top_k)
     bits, dense = _formats(row, model, assumed)
