@@ -11,8 +11,9 @@ The link is what this machine has: `--link memory` copies between places of its 
 disk, past the page cache, straight into their slots (nothing is copied back then: files are only read).
 
 Modelled: greedy generation of the same prompts; medians of the mean decode step over repetitions, with their quartiles; the gain
-predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, both
-as measured in the baseline's own rows, and what the host takes besides. Costs are calibrated in the same process by runs of the model
+predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, and
+the time in which neither goes on: once with both as they are alone, in the baseline's own rows, once as they are side by side
+(`side_by_side`), in those of the schedule whose copies overlap. Costs are calibrated in the same process by runs of the model
 under other schedules. Rows of other formats and links that stand in the file already stay there, with their own machine and date.
 Ignored: GPUs; whether another program disturbed a run is printed, not corrected.
 """
@@ -20,6 +21,7 @@ Ignored: GPUs; whether another program disturbed a run is printed, not corrected
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -51,11 +53,13 @@ from moeplan.executor.model.session import Loaded, open_model, run_model
 from moeplan.executor.running.prediction import predicted_step_s, run_input
 from moeplan.kernels.packing import NEAREST
 from moeplan.sim.offload.forecast import forecast, with_costs
-from moeplan.sim.timeline import COMPUTE, D2H, DISK, H2D, HOST, ROW_END, ROW_LANE, ROW_START, ROW_STEP
+from moeplan.sim.timeline import COMPUTE, D2H, HOST
 from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.recording import DECODE
+
+from .side_by_side import COPIES, busy_s, idle_s, slower, together_s
 
 LINKS = ("memory", "disk")
 BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
@@ -63,6 +67,7 @@ _REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
 _ASIDE = 4
 """Buffers for guesses beside the cache, as many as Mixtral-offloading has; without them guesses displace cached experts."""
 _WHOLE = 100.0
+ALONE, BESIDE = "alone", "side by side"
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool)
         "model": spec.name, "expert_parameters": 3 * spec.expert_hidden * spec.expert_intermediate_size, "experts": spec.num_experts,
         "experts_cached_a_layer": asked.experts, "prompts": list(map(len, asked.prompts)), "new_tokens": asked.new_tokens,
         "repeats": asked.repeats, "gates": "trained" if trained else "the model's own",
-        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(),
+                    "memory_bytes": calibration.samples.device.get("host_memory_bytes"), "load": os.getloadavg()[0]},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
@@ -177,9 +183,14 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
             show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
     found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}
     base = found[BASE]
-    least = max(base["compute_s"], base["copy_s"]) + base["rest_s"]
+    together = slower(runs[BASE], runs[NEXT])
+    least = {
+        ALONE: max(base["compute_s"], base["copy_s"]) + base["rest_s"],
+        BESIDE: together_s(base["compute_s"], base["copy_s"], together) + base["rest_s"],
+    }
     return {
-        "bits": bits, "reach": reach, "schedules": found, "link": asked.link, "limit_gain": _WHOLE * (base["median_step_s"] / least - 1),
+        "bits": bits, "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
+        "limit_gain": {how: _WHOLE * (base["median_step_s"] / one - 1) for how, one in least.items()},
         "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
         "predicted_gain": {name: _WHOLE * (found[name]["predicted_step_s"] / found[AHEAD]["predicted_step_s"] - 1)
                            for name in (BASE, NEXT)},
@@ -222,27 +233,19 @@ def figures_of(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostM
     given = replayed(runs[0], schedule)
     predicted = predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload)
     low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
-    compute, copy = (float(np.median([_busy_s(one, lanes) for one in runs])) for lanes in ((COMPUTE,), (H2D, DISK)))
-    back = float(np.median([_busy_s(one, (D2H,)) for one in runs]))
-    rest = max(0.0, float(middle) - compute - (copy + back if not schedule.copy.overlap else 0.0))
+    compute, copy, back, host = (
+        float(np.median([busy_s(one, lanes) for one in runs])) for lanes in ((COMPUTE,), COPIES, (D2H,), (HOST,))
+    )
     counts = runs[0].counts
     return {
         "step_s": steps, "median_step_s": float(middle), "quartiles_s": [float(low), float(high)], "tokens_per_s": 1 / float(middle),
         "predicted_step_s": predicted, "compute_s": compute, "copy_s": copy, "copy_back_s": back,
-        "host_s": float(np.median([_busy_s(one, (HOST,)) for one in runs])),
-        "rest_s": rest, "hit_rate": float(counts.hits / max(1, counts.hits + counts.misses)), "prefetches": int(counts.prefetches),
-        "prefetches_used": int(counts.prefetches_used), "disturbed": float(np.mean([one.disturbed.mean() for one in runs])),
+        "host_s": host, "rest_s": float(np.median([idle_s(one) for one in runs])),
+        "hit_rate": float(counts.hits / max(1, counts.hits + counts.misses)),
+        "prefetches": int(counts.prefetches), "prefetches_used": int(counts.prefetches_used),
+        "disturbed": float(np.mean([one.disturbed.mean() for one in runs])),
         "differences": [line for one in runs for line in differences(one, schedule)],
     }  # fmt: skip
-
-
-def _busy_s(run: ModelRun, lanes: Sequence[int]) -> float:
-    """Return the seconds a decode step that lanes are busy, on average."""
-    rows = run.timeline.rows
-    decode = run.step_phase == DECODE
-    mine = rows[np.isin(rows[:, ROW_LANE], lanes)]
-    mine = mine[decode[mine[:, ROW_STEP]]]
-    return float((mine[:, ROW_END] - mine[:, ROW_START]).sum()) / NS_PER_S / max(1, int(decode.sum()))
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -253,10 +256,13 @@ def _print(document: dict[str, Any]) -> None:
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f}; torch {versions['torch']}, "
             f"transformers {versions['transformers']}; n = {row['repeats']}"
         )
-        gain, limit, reach = row["gain"][BASE], row["limit_gain"], row["reach"]
+        gain, reach = row["gain"][BASE], row["reach"]
+        limits = ", ".join(
+            f"{limit:+.1f} % {how} ({gain / limit:.0%} of it)" for how, limit in row["limit_gain"].items()
+        )
         print(
             f"  {reach['depth']} layers ahead, {reach['width']} wide, {reach['aside']} buffers aside; {gain:+.1f} % against {BASE}, "
-            f"predicted {row['predicted_gain'][BASE]:+.1f} %; at most {limit:+.1f} %, of which {gain / limit:.0%} is reached"
+            f"predicted {row['predicted_gain'][BASE]:+.1f} %; at most {limits}"
         )
         for name, one in row["schedules"].items():
             low, high = (MS_PER_S * each for each in one["quartiles_s"])

@@ -6,8 +6,10 @@ One pre-gated model, one amount of memory (the double buffer's), experts in each
     pre-gated           the next block's experts are fetched while this block computes; nothing is kept either
 
 Modelled: greedy generation of the same prompts, the same tokens in both; medians of the mean decode step over repetitions, with their
-quartiles; the most that could be gained: a step that takes the longer of computing and copying, both as measured in the rows of the
-run on demand, after the first block's fetch, which nothing hides; and the share of that which was gained. Both compute the model whose
+quartiles; and the most that could be gained: a step that takes the longer of computing and copying after the first block's fetch, which
+nothing hides, and the time in which neither went on. That is told three times: with both lanes as they are alone, in the rows of the run on
+demand; with both as they are side by side (`side_by_side`), since two cores share one memory; and block by block, since the published
+schedule lets a block's copies hide behind one block's computing and no other. Both schedules compute the model whose
 gates choose early, so what is compared is the schedule alone; quality is in examples/tiny_moe. Links are those of
 `benchmarks.lookahead`. Ignored: GPUs.
 """
@@ -15,9 +17,12 @@ gates choose early, so what is compared is the schedule alone; quality is in exa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
+
+import numpy as np
 
 from moeplan.api.model_folder import model_in, read_bytes
 from moeplan.base.errors import MoeplanError
@@ -33,9 +38,11 @@ from moeplan.kernels.packing import NEAREST
 from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.presets import load_preset
 
-from .lookahead import Asked, facts, figures_of, kept_rows, options, run_once
+from .lookahead import ALONE, BESIDE, Asked, facts, figures_of, kept_rows, options, run_once
+from .side_by_side import alone_s, block_by_block_s, slower, together_s
 
 DEMAND, AHEAD = "on demand", "pre-gated"
+BLOCKS = "block by block"
 _PRESETS = {DEMAND: "on-demand", AHEAD: "pre-gated"}
 _WHOLE = 100.0
 
@@ -86,15 +93,21 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
         sys.exit("benchmarks.pregated: the schedules did not generate the same tokens")
     found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}
     demand, layers = found[DEMAND], loaded.spec.num_moe_layers
-    first = demand["copy_s"] / layers
-    rest = max(0.0, demand["median_step_s"] - demand["compute_s"] - demand["copy_s"])
-    least = first + max(demand["compute_s"], demand["copy_s"] - first) + rest
+    together = slower(runs[DEMAND], runs[AHEAD])
+    compute, copies = np.median([alone_s(one, together) for one in runs[DEMAND]], axis=0).tolist()
+    first = copies / layers
+    least = {
+        ALONE: first + max(compute, copies - first) + demand["rest_s"],
+        BESIDE: first + together_s(compute, copies - first, together) + demand["rest_s"],
+        BLOCKS: float(np.median([block_by_block_s(one) for one in runs[AHEAD]])),
+    }
     steps = {name: one["median_step_s"] for name, one in found.items()}
     predicted = {name: one["predicted_step_s"] for name, one in found.items()}
     return {
-        "bits": bits, "link": asked.link, "schedules": found, "least_step_s": least,
-        "gain": _WHOLE * (steps[DEMAND] / steps[AHEAD] - 1), "limit_gain": _WHOLE * (steps[DEMAND] / least - 1),
-        "share": (steps[DEMAND] - steps[AHEAD]) / (steps[DEMAND] - least),
+        "bits": bits, "link": asked.link, "schedules": found, "least_step_s": least, "slower": dataclasses.asdict(together),
+        "gain": _WHOLE * (steps[DEMAND] / steps[AHEAD] - 1),
+        "limit_gain": {how: _WHOLE * (steps[DEMAND] / one - 1) for how, one in least.items()},
+        "share": {how: (steps[DEMAND] - steps[AHEAD]) / (steps[DEMAND] - one) for how, one in least.items()},
         "predicted_gain": _WHOLE * (predicted[DEMAND] / predicted[AHEAD] - 1),
     }  # fmt: skip
 
@@ -102,7 +115,11 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
 def _print(row: dict[str, Any]) -> None:
     print(
         f"{row['bits']} bits from {row['link']}: {row['gain']:+.1f} %, predicted {row['predicted_gain']:+.1f} %; at most "
-        f"{row['limit_gain']:+.1f} %: {row['share']:.0%} of the time that could be saved"
+        + ", ".join(
+            f"{row['limit_gain'][how]:+.1f} % {how} ({row['share'][how]:.0%} of it)" for how in row["limit_gain"]
+        )
+        + "; side by side "
+        + ", ".join(f"{what} takes {row['slower'][what]:.2f} times as long" for what in ("compute", "copy", "host"))
     )
     for name, one in row["schedules"].items():
         low, high = (MS_PER_S * each for each in one["quartiles_s"])

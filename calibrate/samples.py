@@ -102,6 +102,11 @@ class Sample:
         """Mean of the middle half: like the median, but between two heaps where their weights say; of several passes, the median."""
         return self._over_passes(_midmean)
 
+    @property
+    def mean_s(self) -> float:
+        """Mean of all; of several passes, the median of theirs."""
+        return self._over_passes(np.mean)
+
     def lap_medians(self) -> list[float] | None:
         """Return the median of each pass; None where there are too few passes, or too few repetitions in one."""
         return [float(np.median(seconds)) for seconds in self._passes()] if self._has_passes else None

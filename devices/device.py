@@ -28,7 +28,8 @@ COMPUTE, TO_DEVICE, TO_HOST, CORES = "compute", "h2d", "d2h", "cpu"
 """Streams, by the names of the lanes they are; CORES is where experts that are not fetched run, on the host."""
 STREAMS = (COMPUTE, TO_DEVICE, TO_HOST, CORES)
 DEVICES = ("cpu", "cuda")
-_ALIGNMENT = 256
+_ALIGNMENT = 4096
+"""Of host memory: a page, so that a disk can write into it past the page cache."""
 # Linux tells a thread's own figures.
 _RUSAGE_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
 # Of the memory that the system calls available, this share may be taken: the rest is for everybody else.
@@ -268,7 +269,7 @@ def preemptions() -> int:
 
 
 def _aligned_bytes(num_bytes: int) -> torch.Tensor:
-    """Return uint8 [num_bytes] that starts at a multiple of 256."""
+    """Return uint8 [num_bytes] that starts at a page."""
     raw = torch.empty(num_bytes + _ALIGNMENT, dtype=torch.uint8)
     skip = -raw.data_ptr() % _ALIGNMENT
     return raw[skip : skip + num_bytes]

@@ -22,6 +22,8 @@ TRANSIENT, CACHED = "transient", "cached"
 OVERLAPPED, IN_STREAM = "overlap", "stream"
 FRESH, AHEAD, RESIDENT = "fresh", "ahead", "resident"
 NOTHING, BESIDE_COPIES = "nothing", "copies"
+DISK_LINK = "disk"
+"""What samples of copies are marked with that were reads of a file."""
 
 # How far, in logarithms, a factor counts: shapes within a factor of two; numbers of tokens hardly beyond themselves, since
 # libraries choose other kernels for two rows than for one.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ...specs.machines.profile import Curve
 from ..costs.forms import expert_weight_bytes
-from ..costs.run_kind import AHEAD, BESIDE_COPIES, FRESH, NOTHING, RESIDENT, factor, left_out_error, mode_of
+from ..costs.run_kind import AHEAD, BESIDE_COPIES, DISK_LINK, FRESH, NOTHING, RESIDENT, factor, left_out_error, mode_of
 from ..costs.surface import Surface
 from ..samples import Sample, SampleSet
 
@@ -104,7 +104,9 @@ def fit_runs(
         place = place_of(sample, units)
         if place is None or place.table not in surfaces:
             continue
-        ratio, times = sample.midmean_s / alone_s(place, surfaces[place.table], pause_s), len(sample.seconds)
+        # Reads follow each other, so slow ones add up; a disk's times are skewed, and the middle half would forget them.
+        taken = sample.mean_s if sample.labels.get("link") == DISK_LINK else sample.midmean_s
+        ratio, times = taken / alone_s(place, surfaces[place.table], pause_s), len(sample.seconds)
         if sample.labels["beside"] == NOTHING:
             alone.setdefault(place.curve, []).append((place.sizes, ratio, times))
         elif sample.labels["beside"] == BESIDE_COPIES and sample.kind in ("run_expert", "run_copy"):

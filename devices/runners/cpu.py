@@ -33,7 +33,14 @@ class CpuExperts(ExpertRunner):
     def begin(
         self, x: torch.Tensor, h: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, offsets: Sequence[int]
     ) -> LayerStep:
-        """Return the layer step; rows are gathered at once."""
+        """Return the layer step; rows are gathered at once, but of a single token, whose row is every choice's."""
+        if len(h) == 1:
+            choices = experts[0].tolist()
+            places = torch.tensor(sorted(range(len(choices)), key=choices.__getitem__))
+            row = h.to(self._dtype)
+            return LayerStep(
+                x, row.expand(len(choices), -1), row.new_empty(len(choices), h.shape[1]), weights, offsets, places
+            )
         order = torch.argsort(experts.reshape(-1), stable=True)
         rows = h.to(self._dtype).index_select(0, torch.div(order, experts.shape[1], rounding_mode="floor"))
         return LayerStep(x, rows, torch.empty_like(rows), weights, offsets, order)
@@ -51,6 +58,10 @@ class CpuExperts(ExpertRunner):
     def finish(self, layer_step: LayerStep) -> None:
         """Put the answers back in the order of the choices and add them up in float32."""
         tokens, top_k = layer_step.weights.shape
+        if tokens == 1:
+            mixed = layer_step.weights[:, layer_step.order] @ layer_step.answers.float()
+            layer_step.x = layer_step.x + mixed.to(layer_step.x.dtype)
+            return
         by_choice = torch.empty(tokens * top_k, layer_step.x.shape[1])
         by_choice.index_copy_(0, layer_step.order, layer_step.answers.float())
         layer_step.x = layer_step.x + torch.bmm(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...base.errors import InputError
-from ...calibrate.costs.run_kind import TRANSIENT
+from ...calibrate.costs.run_kind import DISK_LINK, TRANSIENT
 from ...calibrate.microbenchmarks.measure import FULL, QUICK, Extent
 from ...calibrate.samples import Sample
 from ...sim.policies.state import Array
@@ -136,9 +136,16 @@ def model_samples(
                 continue
             if mode[0] == TRANSIENT and schedule.predictor.kind == "none":
                 add_host(found, fetching_costs(rows))
+            read = isinstance(loaded.store(kind, on_disk=False), CheckedFile)
             for key, seconds in operations(spec, groups, loaded.dtype.itemsize, given, kind, mode, rows).items():
-                found.setdefault(key, []).extend(seconds)
+                found.setdefault(_of_link(key, read), []).extend(seconds)
     return samples_of(found)
+
+
+def _of_link(key: Key, read: bool) -> Key:
+    """Return a kind of operation, copies that are reads of a file marked as such: theirs are a disk's times."""
+    kind, labels, arguments = key
+    return (kind, (*labels, ("link", DISK_LINK)), arguments) if read and kind == "run_copy" else key
 
 
 def _schedules(loaded: Loaded, bits: str) -> list[tuple[tuple[str, str] | None, OffloadSchedule]]:

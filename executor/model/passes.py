@@ -39,6 +39,7 @@ class LivePass:
         reset: bool,
     ) -> None:
         self._num_experts, self._end = num_experts, 0
+        self._ranks = np.arange(top_k, dtype=np.uint8)
         room = num_columns * min(num_experts, num_tokens * top_k)
         kind = np.uint8 if num_experts <= 1 << 8 else np.uint16
         distance, width = guesses
@@ -76,9 +77,16 @@ class LivePass:
         self.experts[:, column] = ids
         self.weights[:, column] = weights
         mine = np.ascontiguousarray(self.experts[:, column : column + 1])
-        _, experts, tokens, touch, rank = gather_layer_steps(
-            mine, steps.step_start, steps.step_token, self._num_experts
-        )
+        experts: Array
+        tokens: Array | int
+        touch: Array
+        rank: Array
+        if self.num_tokens == 1:  # its choices, which all differ, are the layer step as they are
+            experts, tokens, touch, rank = mine[0, 0], 1, mine[0, 0], self._ranks
+        else:
+            _, experts, tokens, touch, rank = gather_layer_steps(
+                mine, steps.step_start, steps.step_token, self._num_experts
+            )
         low, high = self._end, self._end + len(experts)
         steps.layer_step_expert[low:high] = experts
         steps.layer_step_tokens[low:high] = tokens
@@ -86,6 +94,11 @@ class LivePass:
         steps.layer_step_rank[low:high] = rank
         steps.layer_step_start[column + 1 :] = high
         self._end = high
+
+    def offsets(self, column: int) -> list[int]:
+        """Return where each expert's rows begin among the choices of `column` sorted by expert; num_experts + 1 numbers."""
+        counts = np.bincount(self.experts[:, column].ravel(), minlength=self._num_experts)
+        return [0, *np.cumsum(counts).tolist()]
 
     def guess(self, column: int, distance: int, ids: Array, probability: Array) -> None:
         """Note what was guessed for `column`, `distance` columns early: int16 ids [T, width], best first, and float16 probabilities."""

@@ -22,9 +22,11 @@ from ...sim.policies.state import (
     NONE,
     PREFETCH,
     Array,
+    Decided,
     Decision,
     PolicyConfig,
     PolicyState,
+    read_decision,
 )
 from ...sim.policies.steps import Steps
 from ...sim.timeline import (
@@ -135,16 +137,19 @@ class LayerSteps:
             self._cancel_wrong_guesses(number, layer)
         places = state.experts["slot"].copy()
         decide_layer_step(config, self._steps, state, out, self._decided(number), layer)
-        self._count_ready()
+        decided = read_decision(
+            out
+        )  # once: to read an array's records one by one costs the host more than the decision did
+        self._count_ready(decided)
         # The last layer step's kernels are over: this one's dense part stood behind them.
         self._copies.release(self._leaving)
-        promoted = out.promotions["transfer"][: out.size[0].promoted].tolist()
-        cpu_task = self._send_to_cores(number, layer, layer_step)
-        transfers = self._transfers()
+        promoted = [promotion.transfer for promotion in decided.promotions]
+        cpu_task = self._send_to_cores(number, layer, layer_step, decided)
+        transfers = self._transfers(decided)
         if self._tier is not None:
             self._tier.assign(number, out, transfers)
         demanded = {transfer: self._known[transfer] for transfer in promoted}
-        launches = self._launches(base, places, transfers)
+        launches = self._launches(base, places, transfers, decided)
         for transfer in demanded:
             self._known.pop(transfer, None)  # nobody else will wait for it
         # On one stream what was demanded stands before whatever comes now.
@@ -154,14 +159,14 @@ class LayerSteps:
         ):  # without a cache a block that was fetched ahead is waited for as a whole
             launches[0].needs.extend(self._clearing)
         self._leaving = self._drop_transients(base) if config.policy == NONE else []
-        backs = self._write_backs(number, places, transfers)
+        backs = self._write_backs(number, places, transfers, decided)
         self.rows.hosted(OP_HOST_LAYER, number, layer, began_ns, time.perf_counter_ns())
         if cpu_task is not None and self._cores is not None:
             self._cores.submit(cpu_task)
             self._cpu_task = cpu_task
         if promoted and isinstance(self._copies, CopyEngine):
             self._copies.promote(promoted)
-        later = self._submit_all(number, layer, transfers, backs, len(launches))
+        later = self._submit_all(number, layer, decided, transfers, backs, len(launches))
         for place, launch in enumerate(launches):
             for copy in later[place]:
                 self._put(copy)
@@ -170,15 +175,14 @@ class LayerSteps:
             self._put(copy)
 
     def _submit_all(
-        self, number: int, layer: int, transfers: list[Transfer], backs: list[WriteBack], num_launches: int
-    ) -> list[list[Transfer | WriteBack]]:
+        self, number: int, layer: int, decided: Decided, transfers: list[Transfer], backs: list[WriteBack], num_launches: int
+    ) -> list[list[Transfer | WriteBack]]:  # fmt: skip
         """Submit transfers, each behind the write-backs of its slot; return what, on one stream, waits for its kernel."""
-        out = self._out
-        together = out.backs["move"][: len(backs)].tolist()
+        together = [back.move for back in decided.backs]
         later: list[list[Transfer | WriteBack]] = [[] for _ in range(num_launches + 1)]
         back = 0
         for move, transfer in enumerate(transfers):
-            place = int(out.moves["kernel"][move]) if transfer.kind == DEMAND else num_launches
+            place = decided.moves[move].kernel if transfer.kind == DEMAND else num_launches
             while back < len(backs) and together[back] <= move:
                 self._submit(number, layer, backs[back], later, place)
                 back += 1
@@ -252,94 +256,69 @@ class LayerSteps:
 
     # --- from a decision to objects ----------------------------------------------------------------------------------
 
-    def _count_ready(self) -> None:
+    def _count_ready(self, decided: Decided) -> None:
         """Count guessed hits by whether their bytes have arrived at the moment of the decision."""
-        out = self._out
-        for number in out.items["transfer"][: out.size[0].items].tolist():
-            if 0 <= number < out.size[0].first_transfer:
-                if self._known[number].arrived():
+        for item in decided.items:
+            if 0 <= item.transfer < decided.size.first_transfer:
+                if self._known[item.transfer].arrived():
                     self.ready_hits += 1
                 else:
                     self.late_hits += 1
 
-    def _send_to_cores(self, number: int, layer: int, layer_step: LayerStep) -> CpuTask | None:
+    def _send_to_cores(self, number: int, layer: int, layer_step: LayerStep, decided: Decided) -> CpuTask | None:
         """Return what this layer step computes on the host's cores, None where that is nothing."""
-        out, count = self._out, int(self._out.size[0].cores)
-        if not count:
+        if not decided.cores:
             return None
         base = layer * self._config.num_experts
-        columns = (out.cores["expert"], out.cores["tokens"], out.cores["format"])
         experts = [
-            CoreExpert(expert=expert, key=base + expert, format=fmt, tokens=tokens)
-            for expert, tokens, fmt in zip(*(c[:count].tolist() for c in columns), strict=True)
+            CoreExpert(expert=item.expert, key=base + item.expert, format=item.format, tokens=item.tokens)
+            for item in decided.cores
         ]
         return CpuTask(step=number, layer=layer, layer_step=layer_step, experts=experts)
 
-    def _transfers(self) -> list[Transfer]:
-        out = self._out
-        moves = int(out.size[0].moves)
-        first = int(out.size[0].first_transfer)
-        columns = (
-            out.moves["key"],
-            out.moves["kind"],
-            out.moves["target"],
-            out.moves["slot"],
-            out.moves["wait_kernel"],
-            out.moves["wait_back"],
-            out.moves["format"],
-        )
+    def _transfers(self, decided: Decided) -> list[Transfer]:
         found = []
-        for at, (key, kind, target, slot, kernel, back, fmt) in enumerate(
-            zip(*(c[:moves].tolist() for c in columns), strict=True)
-        ):
+        for number, move in enumerate(decided.moves, decided.size.first_transfer):
             transfer = Transfer(
-                id=first + at,
-                key=key,
-                kind=kind,
-                target=target,
-                slot=slot,
-                transient=slot < 0,
-                wait_kernel=kernel,
-                wait_back=back,
-                format=fmt,
-                num_bytes=self._expert_bytes[fmt],
+                id=number,
+                key=move.key,
+                kind=move.kind,
+                target=move.target,
+                slot=move.slot,
+                transient=move.slot < 0,
+                wait_kernel=move.wait_kernel,
+                wait_back=move.wait_back,
+                format=move.format,
+                num_bytes=self._expert_bytes[move.format],
             )
-            if kind == PREFETCH:
-                self._known[transfer.id] = transfer
+            if move.kind == PREFETCH:
+                self._known[number] = transfer
             if transfer.transient:
-                self._transients[key] = transfer
+                self._transients[move.key] = transfer
             found.append(transfer)
         return found
 
-    def _launches(self, base: int, places: Array, transfers: list[Transfer]) -> list[Launch]:
+    def _launches(self, base: int, places: Array, transfers: list[Transfer], decided: Decided) -> list[Launch]:
         """Return the layer step's kernels: which experts, where they lie, which transfers each must wait for."""
-        out = self._out
-        items, first = int(out.size[0].items), int(out.size[0].first_transfer)
+        first = decided.size.first_transfer
         fetched = {transfer.key: transfer for transfer in transfers if transfer.kind == DEMAND}
-        launches = [Launch([], [], [], [], 0) for _ in range(int(out.size[0].kernels))]
-        columns = (
-            out.items["expert"],
-            out.items["tokens"],
-            out.items["kernel"],
-            out.items["transfer"],
-            out.items["format"],
-        )
-        for expert, tokens, kernel, number, fmt in zip(*(c[:items].tolist() for c in columns), strict=True):
-            key = base + expert
-            launch = launches[kernel]
+        launches = [Launch([], [], [], [], 0) for _ in range(decided.size.kernels)]
+        for item in decided.items:
+            key, number = base + item.expert, item.transfer
+            launch = launches[item.kernel]
             transfer = fetched.get(key) or self._transients.get(key)
             if transfer is None:
                 seat: int | Transfer = int(places[key])
             else:
                 seat = transfer if transfer.transient else transfer.slot
-            launch.experts.append(expert)
-            launch.formats.append(fmt)
+            launch.experts.append(item.expert)
+            launch.formats.append(item.format)
             launch.slots.append(seat)
-            launch.tokens += tokens
+            launch.tokens += item.tokens
             if number >= 0:
                 launch.needs.append(transfers[number - first] if number >= first else self._known[number])
-        for number in set(out.items["transfer"][:items].tolist()):
-            self._known.pop(number, None)  # nobody will wait for it again
+        for item in decided.items:
+            self._known.pop(item.transfer, None)  # nobody will wait for it again
         return launches
 
     def _drop_transients(self, base: int) -> list[Transfer]:
@@ -347,21 +326,18 @@ class LayerSteps:
         found = (self._transients.pop(base + expert, None) for expert in range(self._config.num_experts))
         return [transfer for transfer in found if transfer is not None]
 
-    def _write_backs(self, number: int, places: Array, transfers: list[Transfer]) -> list[WriteBack]:
+    def _write_backs(self, number: int, places: Array, transfers: list[Transfer], decided: Decided) -> list[WriteBack]:
         """Return this layer step's write-backs: an evicted expert lies where it lay before, or where this very layer step put it."""
-        out = self._out
-        count, first = int(out.size[0].backs), int(out.size[0].first_back)
         slots = {transfer.key: transfer.slot for transfer in transfers if transfer.kind == DEMAND}
-        columns = (out.backs["key"], out.backs["wait_kernel"], out.backs["format"])
         return [
             WriteBack(
-                id=first + at,
-                key=key,
+                id=at,
+                key=back.key,
                 step=number,
-                slot=slots.get(key, int(places[key])),
-                wait_kernel=kernel,
-                format=fmt,
-                num_bytes=self._expert_bytes[fmt],
+                slot=slots.get(back.key, int(places[back.key])),
+                wait_kernel=back.wait_kernel,
+                format=back.format,
+                num_bytes=self._expert_bytes[back.format],
             )
-            for at, (key, kernel, fmt) in enumerate(zip(*(c[:count].tolist() for c in columns), strict=True))
+            for at, back in enumerate(decided.backs, decided.size.first_back)
         ]
