@@ -46,6 +46,9 @@ TERMS: Mapping[str, tuple[str, ...]] = {
 CORES, LINK, TOGETHER = "cores", "link", "together"
 """Further entries: cores that ranks share, seconds of a byte on the link, how many times as long what exchanges do on cores takes beside
 kernels."""
+FIRST, STEP = "first", "step"
+"""Whether exchanges went before kernels (1 or 0), and how far off whole steps are by laws fitted without their shape; both in newer
+calibrations only."""
 HEADER_BYTES_PER_CHOICE = 8
 """A dispatched row says for each of its choices which copy answers it, and with what weight."""
 _VALUE_BYTES = 4
@@ -80,6 +83,10 @@ class RankLaws:
     """Of one of each term, by stage."""
     relative_uncertainty: Mapping[str, float]
     source: str
+    step_uncertainty: float | None = None
+    """Of a whole step, whose stages are not all off in one direction; None in older calibrations."""
+    exchanges_first: bool | None = None
+    """Whether threads that exchange went before those that compute; None in older calibrations, where they did not."""
 
     def op_s(self, what: str, features: Array) -> Array:
         """Return seconds [...] of features [..., terms] of one rank alone on a core; raises MissingCalibration for a format."""
@@ -171,8 +178,10 @@ def laws_of(curves: Mapping[str, Curve], ranks: int, nodes: int) -> RankLaws:
     """Return the laws that stand among curves."""
     mine = {name.removeprefix(f"ranks.{ranks}x{nodes}."): curve for name, curve in curves.items()
             if name.startswith(f"ranks.{ranks}x{nodes}.")}  # fmt: skip
-    link = mine.get(LINK)
+    link, step, first = mine.get(LINK), mine.get(STEP), mine.get(FIRST)
     return RankLaws(
+        step_uncertainty=None if step is None else step.relative_uncertainty,
+        exchanges_first=None if first is None else bool(first.seconds[0]),
         num_ranks=ranks, num_nodes=nodes, cores=mine[CORES].seconds[0],
         link_bytes_per_s=0.0 if link is None else 1 / link.seconds[0], together=mine[TOGETHER].seconds[0],
         seconds={what: _terms(what, curve.seconds) for what, curve in mine.items() if what.partition(".")[0] in TERMS},

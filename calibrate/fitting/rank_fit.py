@@ -1,7 +1,8 @@
 """Stages of steps of many ranks into laws (`costs.rank_laws`): rates that are the same for all, never below zero.
 
 Modelled: relative errors count alike for short and long stages; a law's uncertainty is what leaving out one shape of model (where there
-is one only, one size of step) got wrong nine times in ten. Ignored: overlap, which is one factor beside the laws (`together`).
+is one only, one size of step) got wrong nine times in ten; that of whole steps likewise, as the
+calibration found it. Ignored: overlap, which is one factor beside the laws (`together`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..costs.rank_laws import (
     DISPATCH,
     LINK,
     REDUCE,
+    STEP,
     TERMS,
     TOGETHER,
     Array,
@@ -100,9 +102,11 @@ def _fit(samples: SampleSet, ranks: int, nodes: int, citation: str) -> RankFit:
             arguments={"term": tuple(float(at) for at in range(len(solved)))}, seconds=tuple(solved.tolist()),
             relative_uncertainty=nine_in_ten(wrong), citation=f"{citation}: {', '.join(TERMS[kind])}",
         )  # fmt: skip
-    for what, value in told.items():
+    for fact in facts:
+        what = fact.labels["what"]
+        off = nine_in_ten(np.array(fact.seconds)) if what == STEP else 0.0
         curves[law_name(ranks, nodes, what)] = Curve(
-            arguments={"term": (0.0,)}, seconds=(value,), relative_uncertainty=0.0, citation=citation
+            arguments={"term": (0.0,)}, seconds=(told[what],), relative_uncertainty=off, citation=citation
         )
     return RankFit(ranks, nodes, curves, errors)
 

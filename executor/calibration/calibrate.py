@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _QUICK_SECONDS = 20.0
 # Of the time a calibration may take, each number of ranks gets so much; starting their processes comes on top.
 _EXCHANGE_FRACTION = 0.1
+# Ranks are predicted by their own stages alone: one pass over what one device does keeps the profile whole, four more would tell
+# them nothing.
+_BESIDE_RANKS = dataclasses.replace(FULL, passes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +86,14 @@ def calibrate_device(
     samples. seconds: about how long it may take; 20 for a quick one. extent: how much is measured, instead of the full or the quick
     extent. exchanges: all-to-alls between processes too. own: returns what the engine costs, where that is not measured in
     runs of stand-ins; own_name: what it runs. ranks: whole steps of so
-    many ranks instead of all-to-alls. Raises InputError for an unknown or absent device or format or a place
-    that cannot be written, DoesNotFit where the shapes exceed the device's memory.
+    many ranks instead of all-to-alls; what one device does is then measured in one pass. Raises InputError for an unknown or
+    absent device or format or a place that cannot be written, DoesNotFit where the shapes exceed the device's memory.
     """
     chosen = list(models) if models else (gpu_models() if device == "cuda" else cpu_models())
     formats = [weight_format(name).name for name in bits]
     check_names(out, samples_out)
     limit = _QUICK_SECONDS if quick and seconds is None else seconds
-    measured = extent or (QUICK if quick else FULL)
+    measured = extent or (QUICK if quick else FULL if ranks is None else _BESIDE_RANKS)
     asked = (QUICK_EXCHANGES if quick else FULL_EXCHANGES) if exchanges and ranks is None else None
     if asked is not None and limit is not None:
         asked = dataclasses.replace(asked, seconds=min(asked.seconds, limit * _EXCHANGE_FRACTION))

@@ -12,29 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...base.units import MEGA, NS_PER_S
 from ...calibrate.costs.rank_laws import (
-    BUSY,
-    COMBINE,
     CORES,
-    DENSE,
-    DISPATCH,
-    EXPERT,
-    HEAD,
-    HEADER_BYTES_PER_CHOICE,
+    FIRST,
     LINK,
-    REDUCE,
+    STEP,
     TOGETHER,
     RankLaws,
-    dense_features,
-    exchange_law,
-    expert_features,
-    head_features,
     laws_of,
 )
 from ...calibrate.fitting.rank_fit import fit_ranks
@@ -43,32 +33,34 @@ from ...calibrate.samples import Sample, SampleSet
 from ...planner.placement.comparison import Candidate
 from ...planner.placement.placement import contiguous
 from ...planner.placement.replica_choice import StaticChoice, nearest_table
-from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
+from ...sim.parallel.program import INTRA
 from ...sim.parallel.rank_costs import tabulate_on_ranks
 from ...sim.parallel.simulate import ParallelSimulation
 from ...sim.parallel.simulators import run_ep_compiled
 from ...sim.parallel.tiers import EpConstants, Tier
-from ...sim.parallel.timeline import EP_END, EP_GROUP, EP_LANE, EP_LAYER, EP_MICRO, EP_OP, LANE_COMPUTE
 from ...specs.machines.load import load_machine
 from ...specs.models import ModelSpec, weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
-from ..parallel.exchange import reduced_bytes
 from ..parallel.job import BOTH, Step
 from ..parallel.launch import RankRun, run_jobs
 from ..parallel.network import Unavailable, two_nodes
 from ..parallel.prepare import Prepared, prepare_job
 from ..running.execute import Progress, silent
+from .rank_stages import busy, reduced, stages
 
 LINK_BYTES_PER_S = 20 * MEGA
 """Rate of the links between nodes where nothing else is asked for: slow beside a host's memory, as networks are beside links of cards."""
-_SIZES = ((256, 256), (512, 256))
+_SIZES = ((256, 256, 8), (512, 256, 4))
+# Hidden and intermediate size and experts of each rank: of other numbers too, or what an expert costs is not told from its bytes.
+_EXPERTS = 4
 _LAYERS, _CONTEXT, _REPEATS = 2, 64, 8
 # Keys and values of a longer context, beyond what caches hold, for the smaller steps: those of large ones would fill the machine.
 _LONG_CONTEXT, _LONG_SIZES = 512, 2
 _TOKENS = (16, 64, 192, 512)
 _SKEW = 0.7
-_FACTORS = np.geomspace(1.0, 8.0, 49)
+_FACTORS = np.geomspace(1.0, 8.0, 25)
 _SEED = 20
+Ran = tuple[Prepared, Sequence[RankRun]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,19 +113,55 @@ def measure_ranks(
         sample
         for one, runs in zip(made, found, strict=True)
         if not one.job.schedule.overlaps
-        for sample in (*_stages(one, runs), *_busy(one, runs), *_reduced(one, runs))
+        for sample in (*stages(one, runs), *busy(one, runs), *reduced(one, runs))
     ]
-    facts = {CORES: float(_cores())} | ({LINK: 1 / extent.link_bytes_per_s} if extent.nodes > 1 else {})
+    facts = {CORES: float(_cores()), FIRST: float(all(run.exchanges_first for runs in found for run in runs))}
+    if extent.nodes > 1:
+        facts[LINK] = 1 / extent.link_bytes_per_s
+    if not facts[FIRST]:
+        notes += (
+            "exchanges share a class of threads with kernels (the system permits no other): they wait for cores, and vary more",
+        )
+    known = [_fact(extent, what, (value,)) for what, value in facts.items()]
+    ran = list(zip(made, found, strict=True))
+    factor = _laws(extent, [*samples, *known], ran).together
+    wrong = _left_out(extent, samples, known, ran)
+    return [*samples, *known, _fact(extent, TOGETHER, (factor,)), _fact(extent, STEP, wrong)], notes
+
+
+def _fact(extent: RankExtent, what: str, values: tuple[float, ...]) -> Sample:
     place = {"ranks": float(extent.ranks), "nodes": float(extent.nodes)}
-    known = [
-        Sample(kind="rank_fact", labels={"what": what}, arguments=place, seconds=(value,))
-        for what, value in facts.items()
-    ]
-    alone = Sample(kind="rank_fact", labels={"what": TOGETHER}, arguments=place, seconds=(1.0,))
-    curves = fit_ranks(SampleSet(device={}, conditions={}, samples=(*samples, *known, alone)), "a first fit")[0].curves
+    return Sample(kind="rank_fact", labels={"what": what}, arguments=place, seconds=values)
+
+
+def _laws(extent: RankExtent, samples: Sequence[Sample], ran: Sequence[Ran]) -> RankLaws:
+    """Return the laws of samples, with the factor of steps among `ran` that overlap."""
+    alone = _fact(extent, TOGETHER, (1.0,))
+    curves = fit_ranks(SampleSet(device={}, conditions={}, samples=(*samples, alone)), "a first fit")[0].curves
     laws = laws_of(curves, extent.ranks, extent.nodes)
-    factor = _together(laws, [(one, runs) for one, runs in zip(made, found, strict=True) if one.job.schedule.overlaps])
-    return [*samples, *known, dataclasses.replace(alone, seconds=(factor,))], notes
+    return dataclasses.replace(laws, together=_together(laws, [one for one in ran if one[0].job.schedule.overlaps]))
+
+
+def _left_out(
+    extent: RankExtent, samples: Sequence[Sample], known: Sequence[Sample], ran: Sequence[Ran]
+) -> tuple[float, ...]:
+    """Return how far off whole steps of a shape are (of one shape only: of a size) by laws that were fitted without it."""
+    shapes = {prepared.job.model.name for prepared, _ in ran}
+    keys = (
+        [(name, None) for name in sorted(shapes)] if len(shapes) > 1 else [(None, tokens) for tokens in extent.tokens]
+    )
+    found = []
+    for shape, tokens in keys:
+        others = [
+            each for each in samples
+            if each.labels["shape"] != shape and each.arguments["tokens"] != (tokens or 0) * extent.ranks
+        ]  # fmt: skip
+        laws = _laws(extent, [*others, *known], [one for one in ran if one[0].job.model.name != shape])
+        for prepared, runs in ran:
+            for number, step in enumerate(prepared.job.steps):
+                if shape in (None, prepared.job.model.name) and tokens in (None, len(step.source_rank) // extent.ranks):
+                    found.append(abs(_predicted_s(laws, prepared, number) / _measured_s(runs, number) - 1))
+    return tuple(found)
 
 
 def _cores() -> int:
@@ -142,15 +170,17 @@ def _cores() -> int:
 
 def _shapes(extent: RankExtent, models: Sequence[ModelSpec] | None) -> list[ModelSpec]:
     """Return the models that are run: a few layers, as many experts as all ranks hold evenly."""
-    experts = 4 * extent.ranks
     if models is None:
-        sizes = [(hidden, inner, 2) for hidden, inner in _SIZES]
+        sizes = [(hidden, inner, each, 2) for hidden, inner, each in _SIZES]
     else:
-        sizes = [(model.hidden_size, model.expert_intermediate_size, min(model.top_k, experts)) for model in models]
+        most = _EXPERTS * extent.ranks
+        sizes = [
+            (model.hidden_size, model.expert_intermediate_size, _EXPERTS, min(model.top_k, most)) for model in models
+        ]
     return [
         made_up_model(f"shape {hidden}x{inner}", hidden=max(256, hidden), intermediate=inner, num_layers=_LAYERS,
-                      num_experts=experts, top_k=top_k, vocab=256)
-        for hidden, inner, top_k in sizes
+                      num_experts=each * extent.ranks, top_k=top_k, vocab=256)
+        for hidden, inner, each, top_k in sizes
     ]  # fmt: skip
 
 
@@ -207,144 +237,22 @@ def _job(
     return dataclasses.replace(prepared, job=dataclasses.replace(prepared.job, reductions=reductions))
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------------
-
-
-def _stages(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
-    """Yield the stages of every step without overlap."""
-    job = prepared.job
-    place = {"ranks": float(job.topology.num_ranks), "nodes": float(job.topology.num_nodes)}
-    for number, step in enumerate(job.steps):
-        found: dict[tuple[str, str], list[float]] = {}
-        for repeat in range(1, job.repeats + 1):
-            for what, features, seconds in _cut(prepared, runs, number, repeat):
-                found.setdefault((what, features), []).append(seconds)
-        for (what, features), seconds_of in found.items():
-            yield Sample(
-                kind="rank_stage", labels={"what": what, "shape": job.model.name, "features": features},
-                arguments=place | {"tokens": float(len(step.source_rank))}, seconds=tuple(seconds_of),
-            )  # fmt: skip
-
-
-def _reduced(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
-    """Yield the all-reduces of a job, from when the last rank began one until the last one was done."""
-    job = prepared.job
-    num_ranks, num_nodes = job.topology.num_ranks, job.topology.num_nodes
-    for at, (tier, size) in enumerate(job.reductions):
-        spans = np.stack([run.reduced[at] for run in runs])[:, 1:]  # [ranks, repeats, 2]
-        taken = spans[..., 1].max(axis=0) - spans[..., 0].max(axis=0)
-        moved = float(reduced_bytes(size, num_ranks if tier == BOTH else job.topology.ranks_per_node))
-        # A ring of all ranks leaves each node once, and its slowest port is that.
-        row = [1.0, moved, 0.0, 0.0] if tier == BOTH and num_nodes > 1 else [1.0, 0.0, moved, 0.0]
-        yield Sample(
-            kind="rank_stage",
-            labels={"what": exchange_law(REDUCE, tier), "shape": job.model.name, "features": _text([row] * num_ranks)},
-            arguments={"ranks": float(num_ranks), "nodes": float(num_nodes), "tokens": size / job.model.hidden_size},
-            seconds=tuple(np.maximum(taken, 1) / NS_PER_S),
-        )
-
-
-def _busy(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
-    """Yield for how long all ranks together kept cores in the stages of every exchange of a step without overlap."""
-    job, program = prepared.job, prepared.program
-    ranks = job.topology.num_ranks
-    place = {"ranks": float(ranks), "nodes": float(job.topology.num_nodes)}
-    for number, step in enumerate(job.steps):
-        found: dict[tuple[str, str], list[float]] = {}
-        kept = np.sum([np.stack(run.busy[number][1:]) for run in runs], axis=0)  # [repeats, exchanges, stages]
-        for ex, stage, tier in np.asarray(job.orders[number]).tolist():
-            back = program.ex_kind[ex] == OP_COMBINE
-            total = _exchange(prepared, number, int(program.ex_layer[ex]), tier, back=back)[0][-1]
-            what = f"{BUSY}.{exchange_law(COMBINE if back else DISPATCH, tier)}"
-            key = (what, _text([[1 / ranks, total / ranks]] * ranks))
-            found.setdefault(key, []).extend(np.maximum(kept[:, ex, stage], 1) / NS_PER_S)
-        for (what, features), seconds in found.items():
-            yield Sample(
-                kind="rank_stage", labels={"what": what, "shape": job.model.name, "features": features},
-                arguments=place | {"tokens": float(len(step.source_rank))}, seconds=tuple(float(each) for each in seconds),
-            )  # fmt: skip
-
-
-def _cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) -> Iterator[tuple[str, str, float]]:
-    """Yield (stage, features of its ranks, seconds) of one run of a step, in order."""
-    job = prepared.job
-    rows = np.concatenate([run.rows[number][repeat] for run in runs])
-    before = max(int(run.spans[number][repeat][0]) for run in runs)
-    stages: dict[tuple[int, ...], int] = {}
-    for row in rows.tolist():
-        both = row[EP_LANE] != LANE_COMPUTE and job.schedule.all_to_all.kind != "hierarchical"
-        tier = BOTH if both or row[EP_LANE] == LANE_COMPUTE else row[EP_LANE] - 1
-        key = (row[EP_OP], row[EP_LAYER], row[EP_MICRO], row[EP_GROUP], tier)
-        stages[key] = max(stages.get(key, 0), row[EP_END])
-    for stage, end in sorted(stages.items(), key=lambda item: item[1]):
-        kind, layer, _, _, tier = stage
-        seconds = max(1, end - before) / NS_PER_S
-        before = end
-        if kind == OP_EXPERT:
-            yield f"{EXPERT}.{job.schedule.kernel.bits}", _text(_expert(prepared, number, layer)), seconds
-        elif kind == OP_DENSE:
-            yield DENSE, _text(_dense(prepared, number, layer)), seconds
-        elif kind == OP_HEAD:
-            tokens = np.bincount(job.steps[number].source_rank, minlength=job.topology.num_ranks)
-            yield HEAD, _text([head_features(job.model, count) for count in tokens.tolist()]), seconds
-        elif kind in (OP_DISPATCH, OP_COMBINE):
-            back = kind == OP_COMBINE
-            yield (
-                exchange_law(COMBINE if back else DISPATCH, tier),
-                _text(_exchange(prepared, number, layer, tier, back=back)),
-                seconds,
-            )
-
-
-def _dense(prepared: Prepared, number: int, layer: int) -> list[list[float]]:
-    job = prepared.job
-    tokens = np.bincount(job.steps[number].source_rank, minlength=job.topology.num_ranks)
-    return [
-        dense_features(job.model, [job.model.moe_layers[layer]], count, job.context_tokens) for count in tokens.tolist()
-    ]
-
-
-def _expert(prepared: Prepared, number: int, layer: int) -> list[list[float]]:
-    job, load = prepared.job, prepared.loads[number]
-    rows = load.slot_rows[layer].sum(axis=0).reshape(job.topology.num_ranks, -1).astype(np.float64)
-    found: list[list[float]] = expert_features(
-        job.model, weight_format(job.schedule.kernel.bits), rows.sum(axis=1), (rows > 0).sum(axis=1).astype(np.float64)
-    ).tolist()
-    return found
-
-
-def _exchange(prepared: Prepared, number: int, layer: int, tier: int, *, back: bool) -> list[list[float]]:
-    job, load = prepared.job, prepared.loads[number]
-    exchange, topology = job.schedule.all_to_all, job.topology
-    forth, receive = (
-        each[layer].sum(axis=0).astype(np.float64) for each in (load.sent, load.received)
-    )  # [tiers, ranks]
-    each = (exchange.combine_bytes_per_value if back else exchange.dispatch_bytes_per_value) * job.model.expert_hidden
-    each += 0 if back else HEADER_BYTES_PER_CHOICE * job.model.top_k
-    sent, came = (receive, forth) if back else (forth, receive)
-    node = np.maximum(*(part[INTER].reshape(topology.num_nodes, -1).sum(axis=1) for part in (sent, came)))
-    inter = np.repeat(node, topology.ranks_per_node) * each * (tier != INTRA)
-    intra = np.maximum(sent[INTRA], came[INTRA]) * each * (tier != INTER)
-    tiers = [INTER, INTRA] if tier == BOTH else [tier]
-    total = np.full(topology.num_ranks, float(sent[tiers].sum() * each))
-    return np.stack([np.ones_like(total), inter, intra, total], axis=1).tolist()  # type: ignore[no-any-return]
-
-
-def _text(features: Sequence[Sequence[float]]) -> str:
-    return ";".join(",".join(f"{value:.9g}" for value in row) for row in features)
-
-
 # --- overlap ----------------------------------------------------------------------------------------------------------------
 
 
-def _together(laws: RankLaws, overlapped: Sequence[tuple[Prepared, Sequence[RankRun]]]) -> float:
+def _measured_s(runs: Sequence[RankRun], number: int) -> float:
+    """Return the seconds of a step, the median over runs."""
+    spans = np.stack([run.spans[number] for run in runs])[:, 1:]  # [ranks, repeats, 2]
+    return float(np.median(spans[..., 1].max(axis=0) - spans[..., 0].max(axis=0))) / NS_PER_S
+
+
+def _together(laws: RankLaws, overlapped: Sequence[Ran]) -> float:
     """Return the factor `together` with which steps that overlap are predicted best, all counting alike."""
-    cases: list[tuple[Prepared, int, float]] = []
-    for prepared, runs in overlapped:
-        for number in range(len(prepared.job.steps)):
-            spans = np.stack([run.spans[number] for run in runs])  # [ranks, repeats + 1, 2]
-            times = (spans[:, 1:, 1].max(axis=0) - spans[:, 1:, 0].max(axis=0)) / NS_PER_S
-            cases.append((prepared, number, float(np.median(times))))
+    cases = [
+        (prepared, number, _measured_s(runs, number))
+        for prepared, runs in overlapped
+        for number in range(len(prepared.job.steps))
+    ]
     off = []
     for factor in _FACTORS.tolist():
         with_it = dataclasses.replace(laws, together=factor)

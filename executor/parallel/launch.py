@@ -52,6 +52,8 @@ class RankRun:
     states: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
     reduced: Array
     """int64 [all-reduces of the job, repeats + 1, 2]: when each began and ended."""
+    exchanges_first: bool = False
+    """Whether threads that exchange go before those that compute."""
     moved: Moved | None = None
     """Of a job with a move, what came of it."""
     clock: tuple[int, int] = (0, 0)
@@ -225,7 +227,7 @@ def _read(folder: Path, rank: int, job: Job) -> RankRun:
             states = [[found[f"states{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps]
             moved = Moved(usable=found["usable"], spans=pieces, states=states)
         return RankRun(
-            moved=moved, reduced=found["reduced"] - shift,
+            moved=moved, reduced=found["reduced"] - shift, exchanges_first=bool(found["first"]),
             spans=[found[f"spans{n}"] - shift for n in steps], rows=rows, clock=(before, known_to),
             payload=[found[f"payload{n}"] for n in steps], other=[found[f"other{n}"] for n in steps],
             busy=[[found[f"busy{n}.{repeat}"] for repeat in range(job.repeats + 1)] for n in steps],

@@ -5,8 +5,8 @@
 reads the jobs in FOLDER and writes rank-N.npz beside each: what ran when, bytes sent, and the states its tokens end in.
 
 Modelled: the program is the simulator's (`sim.parallel.program`): operations run in program order on this thread, exchanges on
-one thread of their own, or one for each tier where the schedule lets them overlap, in the order of the job; an operation waits for
-the exchanges that it needs. Before each step all ranks meet. A rank ends when the process that started it does. Ignored:
+one thread of their own, or one for each tier where the schedule lets them overlap, in the order of the job, before kernels (`priority`); an
+operation waits for the exchanges that it needs. Before each step all ranks meet. A rank ends when the one that started it does. Ignored:
 where the process runs (`launch`).
 """
 
@@ -19,8 +19,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,20 +33,46 @@ from .clock import clock_before
 from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers
 from .job import ROUNDS, Job, job_folders, job_sha256, read_job
 from .moving import Moving
+from .priority import exchanges_first
 from .routes import IntArray, parts_of_tokens
 from .step_run import CLOCK, StepRun
 from .work import Dense, Experts, check_batches
+
+_Held = TypeVar("_Held")
+
+
+class Weights:
+    """What jobs of one rank hold in common: experts of one placement, dense parts of one batch; nothing of them changes in a run."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[object, ...], Any] = {}
+
+    def experts(self, job: Job, placed: IntArray) -> Experts:
+        """Return the experts that `placed: [layers, slots]` names."""
+        key = (repr(job.model), job.schedule.kernel.bits, job.seed, placed.shape, placed.tobytes())
+        return self._get(key, lambda: Experts(job.model, job.schedule.kernel.bits, placed, job.seed))
+
+    def dense(self, job: Job, micro: int, tokens: int) -> Dense:
+        """Return the dense part of batch `micro`, whose caches are its own."""
+        key = (repr(job.model), job.seed, job.context_tokens, micro, tokens)
+        return self._get(key, lambda: Dense(job.model, tokens, job.context_tokens, job.seed))
+
+    def _get(self, key: tuple[object, ...], make: Callable[[], _Held]) -> _Held:
+        if key not in self._held:
+            self._held[key] = make()
+        found: _Held = self._held[key]
+        return found
 
 
 class Rank:
     """One rank: its weights, its peers and what it has noted."""
 
-    def __init__(self, job: Job, rank: int, groups: Groups) -> None:
+    def __init__(self, job: Job, rank: int, groups: Groups, held: Weights) -> None:
         self.job, self.rank = job, rank
         schedule, topology = job.schedule, job.topology
         self.program: Program = build_program(schedule, Shape(num_layers=job.model.num_moe_layers, has_shared=False))
         mine = slice(rank * topology.slots_per_rank, (rank + 1) * topology.slots_per_rank)
-        self.experts = Experts(job.model, schedule.kernel.bits, job.physical_to_logical[:, mine], job.seed)
+        self.experts = held.experts(job, job.physical_to_logical[:, mine])
         exchange = schedule.all_to_all
         self.network = Network(topology, rank, exchange.dispatch_bytes_per_value, exchange.combine_bytes_per_value,
                                job.inter_bytes_per_s)  # fmt: skip
@@ -58,7 +85,7 @@ class Rank:
                 tokens = int((batch == micro).sum())
                 check_batches(tokens)
                 if (micro, tokens) not in self.dense:
-                    self.dense[micro, tokens] = Dense(job.model, tokens, job.context_tokens, job.seed)
+                    self.dense[micro, tokens] = held.dense(job, micro, tokens)
 
         self.moving: Moving | None = None
         if job.move is not None:
@@ -124,9 +151,10 @@ class Rank:
             if not (values == len(self.peers[tier].ranks)).all():
                 raise RuntimeError(f"all-reduce {at} gave other sums than it has ranks")
 
-    def write(self, folder: Path, clock: tuple[int, int]) -> None:
-        """Write what was found, and how this rank's clock stands to the first one's."""
+    def write(self, folder: Path, clock: tuple[int, int], *, first: bool) -> None:
+        """Write what was found, how this rank's clock stands to the first one's, and whether exchanges went before kernels."""
         spans = {f"spans{number}": np.array(each, np.int64) for number, each in self._spans.items()}
+        spans["first"] = np.array(first)
         spans["reduced"] = np.array(self._reduced, np.int64).reshape(len(self._reduced), self.job.repeats + 1, 2)
         if self.moving is not None:
             spans |= {
@@ -170,7 +198,10 @@ def main(folder: Path, rank: int) -> None:
     check_same_job(folder, rank, ranks)
     clock = clock_before(rank, ranks)
     groups = make_groups(ranks, topology.ranks_per_node, rank, moves=any(job.move is not None for job in jobs))
-    mine = [Rank(job, rank, groups) for job in jobs]
+    meet("the start")  # its threads are there
+    first = exchanges_first()
+    held = Weights()
+    mine = [Rank(job, rank, groups, held) for job in jobs]
     for repeat in range(max(job.repeats for job in jobs) + 1):
         for job, one in zip(jobs, mine, strict=True):
             if repeat <= job.repeats:
@@ -180,7 +211,7 @@ def main(folder: Path, rank: int) -> None:
     for one, place in zip(mine, folders, strict=True):
         if one.moving is not None:
             one.moving.finish()
-        one.write(place, clock)
+        one.write(place, clock, first=first)
     meet("the end")  # nobody closes its connections while another one still talks
     dist.destroy_process_group()
 

@@ -19,6 +19,7 @@ from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPA
 from ...sim.parallel.timeline import LANE_COMPUTE, LANE_INTER
 from .exchange import Counted, Rows
 from .job import BOTH
+from .priority import go_first
 from .routes import IntArray, parts_of_tokens, slots_of_group
 from .work import hidden_states
 
@@ -99,6 +100,7 @@ class StepRun:
     def _exchange_all(self, tier: int | None, failures: queue.SimpleQueue[BaseException]) -> None:
         """Do all stages of a tier, or of both, in order."""
         torch.set_num_threads(1)
+        go_first()
         try:
             with torch.inference_mode():
                 for ex, stage, at in self._order.tolist():

@@ -276,6 +276,8 @@ class ParallelSimulation:
             link = max(link, constants.network.relative_uncertainty)
         total = compute_s + exchange_s
         weighted = (kernel * compute_s + link * exchange_s) / total if total else 0.0
+        if constants.ranks is not None and constants.ranks.step_uncertainty is not None:
+            weighted = constants.ranks.step_uncertainty  # measured of whole steps, whose stages err in both directions
         # Constants that someone states stand for themselves; a real server's steps were never closer than this.
         least = 0.0 if self.constants is not None or self.profile.curves else served_error()
         return max(weighted, least) + (0.0 if exact else INDEPENDENCE_UNCERTAINTY)
