@@ -10,7 +10,8 @@
 
 Modelled: a stage lasts from when the last rank was done with the one before until the last rank is done with it, so that stages of a step
 without overlap add up to the step. Ranks that compute share the cores fairly, and one that has less to do leaves them to the others.
-A node's ranks have one link to the other nodes. An exchange that runs beside kernels takes cores from them for as long as it keeps cores
+A node's ranks have one link to the other nodes; sums that go back pass it as soon as two ranks are done, before the last one is (a
+dispatch begins with sizes, for which all wait). An exchange that runs beside kernels takes cores from them for as long as it keeps cores
 busy, and its own part on cores takes longer by one measured factor (two where as many threads exchange as compute, with equal shares);
 bytes on a link wait for nobody. Ignored: which rank waits for which core when.
 """
@@ -193,6 +194,28 @@ def _terms(what: str, seconds: Sequence[float]) -> Array:
     """Return a law's terms; older calibrations took keys and values for weights."""
     older = what == DENSE and len(seconds) == len(TERMS[DENSE]) - 1
     return np.array([*seconds, seconds[-1]] if older else seconds)
+
+
+def still_to_pass(sent: Array, came: Array, before_s: Array, link_bytes_per_s: float, ranks_per_node: int) -> Array:
+    """Return bytes [...] that the busiest link between nodes still has to pass when the last rank begins an exchange.
+
+    sent, came: [..., ranks] bytes of each rank to and from other nodes; before_s: [..., ranks] how long before the last rank each one
+    began. Two ranks exchange once both are there, what is there passes in order, and what a rank sends is divided as its partners receive.
+    """
+    node = np.arange(sent.shape[-1]) // ranks_per_node
+    away = node[:, None] != node[None, :]
+    partners = (came[..., None, :] * away).sum(axis=-1)[..., None]
+    between = sent[..., :, None] * came[..., None, :] * away / np.maximum(partners, 1e-30)  # [..., from, to]
+    passed = np.minimum(before_s[..., :, None], before_s[..., None, :]) * link_bytes_per_s
+    found = np.zeros(sent.shape[:-1])
+    for each in range(int(node[-1]) + 1):
+        for mine in (node == each)[:, None] & away, (node == each)[None, :] & away:  # out of the node and into it
+            early, size = passed[..., mine], between[..., mine]
+            order = np.argsort(-early, axis=-1, kind="stable")
+            early, size = (np.take_along_axis(values, order, axis=-1) for values in (early, size))
+            after = np.cumsum(size[..., ::-1], axis=-1)[..., ::-1]  # of this pair and all that come later
+            found = np.maximum(found, (after - early).max(axis=-1, initial=0.0))
+    return found
 
 
 # --- features -----------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def measure_ranks(
         sample
         for one, runs in zip(made, found, strict=True)
         if not one.job.schedule.overlaps
-        for sample in (*stages(one, runs), *busy(one, runs), *reduced(one, runs))
+        for sample in (*stages(one, runs, extent.link_bytes_per_s), *busy(one, runs), *reduced(one, runs))
     ]
     facts = {CORES: float(_cores()), FIRST: float(all(run.exchanges_first for runs in found for run in runs))}
     if extent.nodes > 1:

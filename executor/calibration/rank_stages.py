@@ -7,7 +7,7 @@ step add up to it; what all ranks keep cores for during an exchange, and all-red
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,14 +21,16 @@ from ...calibrate.costs.rank_laws import (
     HEAD,
     HEADER_BYTES_PER_CHOICE,
     REDUCE,
+    Array,
     dense_features,
     exchange_law,
     expert_features,
     head_features,
+    still_to_pass,
 )
 from ...calibrate.samples import Sample
 from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
-from ...sim.parallel.timeline import EP_END, EP_GROUP, EP_LANE, EP_LAYER, EP_MICRO, EP_OP, LANE_COMPUTE
+from ...sim.parallel.timeline import EP_END, EP_GROUP, EP_LANE, EP_LAYER, EP_MICRO, EP_OP, EP_START, LANE_COMPUTE
 from ...specs.models import weight_format
 from ..parallel.exchange import reduced_bytes
 from ..parallel.job import BOTH
@@ -36,14 +38,15 @@ from ..parallel.launch import RankRun
 from ..parallel.prepare import Prepared
 
 
-def stages(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
-    """Yield the stages of every step without overlap."""
+def stages(prepared: Prepared, runs: Sequence[RankRun], link_bytes_per_s: float) -> Iterator[Sample]:
+    """Yield the stages of every step without overlap; link_bytes_per_s: between nodes."""
     job = prepared.job
     place = {"ranks": float(job.topology.num_ranks), "nodes": float(job.topology.num_nodes)}
     for number, step in enumerate(job.steps):
         found: dict[tuple[str, str], list[float]] = {}
+        before = _begun_before(prepared, runs, number)
         for repeat in range(1, job.repeats + 1):
-            for what, features, seconds in cut(prepared, runs, number, repeat):
+            for what, features, seconds in cut(prepared, runs, number, repeat, before, link_bytes_per_s):
                 found.setdefault((what, features), []).append(seconds)
         for (what, features), seconds_of in found.items():
             yield Sample(
@@ -91,8 +94,36 @@ def busy(prepared: Prepared, runs: Sequence[RankRun]) -> Iterator[Sample]:
             )  # fmt: skip
 
 
-def cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) -> Iterator[tuple[str, str, float]]:
-    """Yield (stage, features of its ranks, seconds) of one run of a step, in order."""
+def _begun_before(prepared: Prepared, runs: Sequence[RankRun], number: int) -> dict[int, Array]:
+    """Return, for the way back of each layer, how many seconds before the last rank each one began: [ranks], the median over runs."""
+    found: dict[int, list[list[float]]] = {}
+    for repeat in range(1, prepared.job.repeats + 1):
+        begins: dict[int, dict[int, int]] = {}
+        for rank, run in enumerate(runs):
+            rows = run.rows[number][repeat]
+            for row in rows[(rows[:, EP_OP] == OP_COMBINE) & (rows[:, EP_LANE] != LANE_COMPUTE)].tolist():
+                mine = begins.setdefault(row[EP_LAYER], {})
+                mine[rank] = min(mine.get(rank, row[EP_START]), row[EP_START])
+        for layer, of_rank in begins.items():
+            last = max(of_rank.values())
+            found.setdefault(layer, []).append(
+                [(last - of_rank.get(rank, last)) / NS_PER_S for rank in range(len(runs))]
+            )
+    return {layer: np.median(before, axis=0) for layer, before in found.items()}
+
+
+def cut(
+    prepared: Prepared,
+    runs: Sequence[RankRun],
+    number: int,
+    repeat: int,
+    before_s: Mapping[int, Array],
+    link_bytes_per_s: float,
+) -> Iterator[tuple[str, str, float]]:
+    """Yield (stage, features of its ranks, seconds) of one run of a step, in order.
+
+    before_s: of each layer [ranks], how long before the last rank each one began to send sums back.
+    """
     job = prepared.job
     rows = np.concatenate([run.rows[number][repeat] for run in runs])
     before = max(int(run.spans[number][repeat][0]) for run in runs)
@@ -115,11 +146,11 @@ def cut(prepared: Prepared, runs: Sequence[RankRun], number: int, repeat: int) -
             yield HEAD, _text([head_features(job.model, count) for count in tokens.tolist()]), seconds
         elif kind in (OP_DISPATCH, OP_COMBINE):
             back = kind == OP_COMBINE
-            yield (
-                exchange_law(COMBINE if back else DISPATCH, tier),
-                _text(_exchange(prepared, number, layer, tier, back=back)),
-                seconds,
-            )
+            features = _exchange(prepared, number, layer, tier, back=back)
+            if back and tier == BOTH and layer in before_s and features[0][1]:
+                left = _left(prepared, number, layer, before_s[layer], link_bytes_per_s)
+                features = [[one, left, *others] for one, _, *others in features]
+            yield exchange_law(COMBINE if back else DISPATCH, tier), _text(features), seconds
 
 
 def _dense(prepared: Prepared, number: int, layer: int) -> list[list[float]]:
@@ -139,7 +170,16 @@ def _expert(prepared: Prepared, number: int, layer: int) -> list[list[float]]:
     return found
 
 
+def _left(prepared: Prepared, number: int, layer: int, before_s: Array, link_bytes_per_s: float) -> float:
+    """Return the bytes that the link between nodes still has to pass when the last rank begins to send sums back."""
+    job, load = prepared.job, prepared.loads[number]
+    each = job.schedule.all_to_all.combine_bytes_per_value * job.model.expert_hidden
+    came, sent = (part[layer][:, INTER].sum(axis=0) * float(each) for part in (load.sent, load.received))
+    return float(still_to_pass(sent, came, before_s, link_bytes_per_s, job.topology.ranks_per_node))
+
+
 def _exchange(prepared: Prepared, number: int, layer: int, tier: int, *, back: bool) -> list[list[float]]:
+    """Return the terms of an exchange that all ranks begin at once, [ranks, 4]."""
     job, load = prepared.job, prepared.loads[number]
     exchange, topology = job.schedule.all_to_all, job.topology
     forth, receive = (

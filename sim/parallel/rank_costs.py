@@ -2,7 +2,8 @@
 
 Modelled: what `calibrate.costs.rank_laws` says: operations of ranks that share the machine's cores, exchanges with a start, ports
 and bytes of all ranks; exchanges and kernels that run beside each other share cores. Layers may be divided over a node's ranks, whose
-all-reduces were measured apart from steps. Ignored: slices of experts.
+all-reduces were measured apart from steps. Of sums that go back, what ranks that are done first can send has passed when the last one
+is done. Ignored: slices of experts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ...calibrate.costs.rank_laws import (
     expert_features,
     finish_s,
     head_features,
+    still_to_pass,
 )
 from ...specs.models import weight_format
 from ...specs.schedules.parallel import ExpertParallelSchedule
@@ -66,7 +68,7 @@ def tabulate_on_ranks(
         raise InputError("schedule.parallel", schedule.parallel.experts, "slices of experts were not measured between these ranks",
                          "keep whole experts on ranks")  # fmt: skip
     work, op_tokens = _operations(laws, costing, schedule, program, load)
-    ex_ns, ex_bytes, ex_tokens, kept = _exchanges(laws, costing, schedule, program, load)
+    ex_ns, ex_bytes, ex_tokens, kept = _exchanges(laws, costing, schedule, program, load, work)
     if schedule.overlaps:
         work, ex_ns = _beside_each_other(laws, schedule, program, (work, ex_ns), kept)
     return EpTables(work_ns=work, op_tokens=op_tokens, ex_ns=ex_ns, ex_bytes=ex_bytes, ex_tokens=ex_tokens)
@@ -159,7 +161,7 @@ def _operations(
 
 
 def _exchanges(
-    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad
+    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, work: Array
 ) -> tuple[Array, Array, Array, FloatArray]:
     """Return (nanoseconds, bytes, tokens) [exchanges, tiers, ranks], and for how many seconds all ranks keep cores for each stage."""
     found: tuple[Array, Array, Array] = tuple(  # type: ignore[assignment]
@@ -167,7 +169,12 @@ def _exchanges(
     )
     mine = np.flatnonzero(program.ex_kind != OP_REDUCE)
     kept = np.zeros((len(program.ex_kind), NUM_TIERS))
-    *tables, kept[mine] = _all_to_alls(laws, costing, schedule, program, load, mine)
+    before_s = None
+    if laws.exchanges_first is not None and laws.link_bytes_per_s and not schedule.overlaps:
+        # Where exchanges queue, all ranks are there when their turn comes; older calibrations counted what had passed as quick.
+        ends = work[program.ex_after_op[mine]]
+        before_s = (ends.max(axis=1, keepdims=True) - ends) / NS_PER_S
+    *tables, kept[mine] = _all_to_alls(laws, costing, schedule, program, load, mine, before_s)
     for whole, each in zip(found, tables, strict=True):
         whole[mine] = each
     for ex in np.flatnonzero(program.ex_kind == OP_REDUCE).tolist():
@@ -192,9 +199,18 @@ def _reduction(
 
 
 def _all_to_alls(
-    laws: RankLaws, costing: EpCosting, schedule: ExpertParallelSchedule, program: Program, load: StepLoad, mine: Array
+    laws: RankLaws,
+    costing: EpCosting,
+    schedule: ExpertParallelSchedule,
+    program: Program,
+    load: StepLoad,
+    mine: Array,
+    before_s: FloatArray | None,
 ) -> tuple[Array, Array, Array, FloatArray]:
-    """Return the same of the exchanges `mine` that are dispatches and combines."""
+    """Return the same of the exchanges `mine` that are dispatches and combines.
+
+    before_s: [exchanges, ranks], how long before the last rank each one begins; None: all begin at once.
+    """
     model, exchange = costing.costs.model, schedule.all_to_all
     layer, group = program.ex_layer[mine], program.ex_group[mine]
     part, pieces = parts_of(schedule, load, program.ex_micro[mine], group)
@@ -219,6 +235,11 @@ def _all_to_alls(
     for kind, of_kind in ((DISPATCH, ~back[:, 0, 0]), (COMBINE, back[:, 0, 0])):
         for both in (True, False):
             where = of_kind & (together[:, 0] == both)
+            if kind == COMBINE and both and before_s is not None:
+                to, of = (part[where, INTER] * wire[where, 0] for part in (sent, came))
+                node[where] = still_to_pass(
+                    to, of, before_s[where], laws.link_bytes_per_s, load.topology.ranks_per_node
+                )[:, None]
             for tier in (INTER, INTRA):
                 law = exchange_law(kind, 2 if both else tier)
                 found = laws.exchange_s(law, node[where], ports[where, INTRA], total[where, tier][:, None])[tier]

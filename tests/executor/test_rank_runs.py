@@ -32,6 +32,8 @@ def test_everything_that_predictions_need_is_measured() -> None:
     assert laws.exchanges_first is (notes == ())
     assert laws.step_uncertainty is not None and laws.step_uncertainty > 0
     off = next(one for one in samples if one.labels["what"] == STEP)
-    assert len(off.seconds) == 2 * (4 * 3 + 2)  # every step of either shape: plain, every choice, two that overlap; longer contexts
+    assert len(off.seconds) == 2 * (
+        4 * 3 + 2
+    )  # every step of either shape: plain, every choice, two that overlap; longer contexts
     assert laws.knows_busy and 1 <= laws.together <= 8
     assert float(laws.busy_s("dispatch", np.array(0.0))) > 0

@@ -20,6 +20,7 @@ from moeplan.calibrate.costs.rank_laws import (
     law_name,
     rank_laws,
     shares,
+    still_to_pass,
 )
 from moeplan.calibrate.fitting.fit import fit_profile
 from moeplan.calibrate.samples import Sample, SampleSet
@@ -246,3 +247,24 @@ def test_plans_for_ranks_leave_out_what_was_not_measured_between_them(cluster: P
     assert told is not None
     assert {"tensor-parallel", "parm", "ppmoe", "comet"} <= set(document["baselines_left_out"])
     assert {"ep", "grace", "eplb"} <= {one["name"] for one in document["baselines"]}
+
+
+def test_the_link_has_passed_what_ranks_that_were_done_first_could_send() -> None:
+    draw = np.random.default_rng(3)
+    for _ in range(50):
+        sent, before = draw.uniform(0, 9, 4), draw.uniform(0, 3, 4) * draw.integers(0, 2, 4)
+        before[draw.integers(4)] = 0.0
+        came = np.concatenate([draw.dirichlet((1, 1)) * sent[2:].sum(), draw.dirichlet((1, 1)) * sent[:2].sum()])
+        left = []
+        for here, there in (((0, 1), (2, 3)), ((2, 3), (0, 1))):
+            total = came[list(there)].sum()
+            queue = sorted(
+                (-min(before[one], before[other]), sent[one] * came[other] / total) for one in here for other in there
+            )
+            now = -10.0
+            for begin, size in queue:
+                now = max(now, begin) + size / 2.0  # a link of 2 bytes a second
+            left.append(max(now, 0.0) * 2.0)
+        assert still_to_pass(sent, came, before, 2.0, 2) == pytest.approx(max(left))
+        assert still_to_pass(sent, came, np.zeros(4), 2.0, 2) == pytest.approx(max(sent[:2].sum(), sent[2:].sum()))
+    assert still_to_pass(np.zeros((3, 4)), np.zeros((3, 4)), np.zeros((3, 4)), 2.0, 2).tolist() == [0.0] * 3
