@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--profile", type=Path, help="of calibrate --ranks 4 --nodes 2; default: it is measured first")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--moves", type=int, default=4000, help="that our placement search proposes for each layer")
     parser.add_argument("-o", "--output", type=Path, help="raw figures; a run that was cut short goes on there")
     given = parser.parse_args()
@@ -113,6 +113,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--profile", profile.name, "no steps of ranks", "calibrate --ranks 4 --nodes 2")
     with network_of(simulation) as (nodes, limit, network):
         kept.part("network", lambda: network)
+        kept.part("exchanges_first", lambda: laws.exchanges_first)
         for tokens, steps in TOKENS_AND_STEPS if "schedules" in asked else ():
             print(f"{tokens} tokens of each rank, {steps} steps")
             found = kept.part(f"schedules of {tokens} tokens", lambda tokens=tokens, steps=steps: compare.run(

@@ -1,8 +1,8 @@
 """Which kernel for a stage's experts: all in one batched product (grouped), or one after the other (dense)?
 
 Modelled: both measured in turns on one core for shapes, numbers of experts and rows with uneven routing; laws straight in launches,
-experts, operations (of padded rows where rows are padded) and bytes, those of products with one row apart, fitted without the shape whose
-choices are then told. Ignored: cards, whose kernels differ (`make gpu`).
+experts, operations (of padded rows where rows are padded) and bytes, those of products with one row and with few rows apart, fitted
+without the shape whose choices are then told. Ignored: cards, whose kernels differ (`make gpu`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _EXPERTS, _ROWS = (4, 8, 16), (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Experts of a stage, and rows of each in the mean."""
 _SKEW = 0.7
 _VALUE = 4
+_FEW_ROWS = 8
 
 
 def run(repeats: int, seed: int = 0) -> dict[str, Any]:
@@ -88,11 +89,20 @@ def _features(case: dict[str, Any], kernel: str) -> list[float]:
     counts = np.array(case["counts"])
     active, per_row = int((counts > 0).sum()), 3 * case["hidden"] * case["inner"]
     rows = int(counts.sum()) if kernel == "dense" else active * int(counts.max())
-    # A product with one row is one with a vector, which reads weights at another speed.
-    vectors = int((counts == 1).sum()) if kernel == "dense" else active * bool(counts.max() == 1)
+    # A product with one row is one with a vector, and one with fewer rows than a tile fills none: both read weights at other speeds.
+    lengths = counts[counts > 0] if kernel == "dense" else np.full(active, counts.max())
+    vectors, few = int((lengths == 1).sum()), int(((lengths > 1) & (lengths <= _FEW_ROWS)).sum())
     moved = rows * (2 * case["hidden"] + 3 * case["inner"]) * _VALUE
     weights = per_row * _VALUE
-    return [1.0, active, 2 * rows * per_row, (active - vectors) * weights, vectors * weights, moved]
+    return [
+        1.0,
+        active,
+        2 * rows * per_row,
+        (active - vectors - few) * weights,
+        vectors * weights,
+        few * weights,
+        moved,
+    ]
 
 
 def _predict(cases: list[dict[str, Any]]) -> None:

@@ -109,7 +109,7 @@ def validate_ranks(
         validated.append(compare_runs(one, prepared, runs, references[key], simulation))
     return RanksValidation(
         validated=tuple(validated), profile=profile, network=network, seconds=time.monotonic() - began,
-        reduced=_reduced(request.context_tokens, context), notes=_notes(model, request, made[0], repeats, network),
+        reduced=_reduced(request.context_tokens, context), notes=_notes(model, request, made[0], repeats, network) + _classes(simulation, found),
     )  # fmt: skip
 
 
@@ -272,6 +272,22 @@ def _steps_within(seconds: float, made: Sequence[Prepared], rounds: int) -> int:
     per_step = [sum(one.outcomes[step].makespan_ns for one in made) for step in range(len(made[0].outcomes))]
     total = rounds * np.cumsum(per_step) / NS_PER_S
     return max(1, int(np.searchsorted(total, seconds, side="right")))
+
+
+def _classes(simulation: ParallelSimulation, found: Sequence[Sequence[RankRun]]) -> tuple[str, ...]:
+    """Return, in words, whether exchanges went before kernels, and whether they did when this machine was measured."""
+    laws = simulation.costing.constants.ranks
+    first = all(run.exchanges_first for runs in found for run in runs)
+    said = "threads that exchange go before those that compute" if first else (
+        "threads that exchange share a class with those that compute: the system permits no other"
+    )  # fmt: skip
+    measured = None if laws is None else bool(laws.exchanges_first)
+    if measured in (None, first):
+        return (said,)
+    return (
+        said,
+        f"the profile was measured {'with' if measured else 'without'} exchanges going first: calibrate again",
+    )
 
 
 def _notes(
