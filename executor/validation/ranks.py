@@ -109,7 +109,8 @@ def validate_ranks(
         validated.append(compare_runs(one, prepared, runs, references[key], simulation))
     return RanksValidation(
         validated=tuple(validated), profile=profile, network=network, seconds=time.monotonic() - began,
-        reduced=_reduced(request.context_tokens, context), notes=_notes(model, request, made[0], repeats, network) + _classes(simulation, found),
+        reduced=_reduced(request.context_tokens, context),
+        notes=_notes(model, request, made[0], repeats, network) + _classes(simulation, found),
     )  # fmt: skip
 
 
