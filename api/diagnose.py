@@ -27,7 +27,7 @@ _MOST_BYTES = 64 * MIB
 
 
 def diagnose(
-    model: str,
+    model: str | None,
     hardware: str,
     *,
     command: str,
@@ -42,10 +42,11 @@ def diagnose(
 ) -> Diagnosis:
     """Return whether measured speeds are normal for a run, what binds, what nothing can beat, what would help and what to look for.
 
-    command: how the engine was started, e.g. "llama-server -ngl 99 --n-cpu-moe 28 -c 16384"; flags are those of llama.cpp, ik_llama.cpp
-    (llama-server, llama-cli, llama-bench), vLLM, SGLang and KTransformers. measured_decode, measured_prefill: tokens per second of
-    generation (all requests together) and of prompts; one at least. quant: weight format as files are named, where neither command nor
-    model says it. prompt_tokens, reply_tokens: the requests that were measured (512 + 128). built: month of the engine's build.
+    model: None: the one that the command names. command: how the engine was started, e.g. "llama-server -ngl 99 --n-cpu-moe 28 -c 16384";
+    flags are those of llama.cpp, ik_llama.cpp (llama-server, llama-cli, llama-bench), vLLM, SGLang and KTransformers. measured_decode,
+    measured_prefill: tokens per second of generation (all requests together) and of prompts; one at least. quant: weight format as files
+    are named, where neither command nor model says it. prompt_tokens, reply_tokens: the requests that were measured (512 + 128). built:
+    month of the engine's build.
 
     Raises InputError for flags that the engine does not have or that contradict each other, DoesNotFit where nothing would run.
     """

@@ -166,8 +166,7 @@ def _formats(
 ) -> tuple[list[Fit], str]:
     """Return the formats of a model that are shown, the largest first, and why others are not; every: show all that fit."""
     found: list[Fit] = []
-    of_file = weight_format(spec.native_dense_bits).head_bits is not None
-    published: tuple[str | None, ...] = (None,) if of_file else published_files(spec)
+    published: tuple[str | None, ...] = (None,) if spec.is_file else published_files(spec)
     why = "no format of it fits" if published else "llama.cpp does not run it, or no file of it is published"
     for quant in published:
         try:

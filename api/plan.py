@@ -216,7 +216,7 @@ def plan(
     subject = open_subject(
         model=model, hardware=hardware, trace=trace, memory=memory, dense_bits=dense_bits, kv_type=kinds[0], settings=changes,
         concurrency=None if request.concurrency == 1 else request.concurrency, ubatch=request.prefill_chunk_tokens,
-        drafting=None if drafted is None else drafted.drafting, **one_device,
+        drafting=None if drafted is None else drafted.drafting, native=request.bits == ("native",), **one_device,
     )  # fmt: skip
     split = subject.simulation.split
     if split is not None and target is not None and target not in DIALECTS:

@@ -81,10 +81,11 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
                  context: int | None = None, concurrency: int | None = None, ubatch: int | None = None, kv_type: str = "f16",
                  memory: int | str | None = None, window: int | None = None, dense_bits: str | None = None,
                  reserve: int | str | None = None, split: str | None = None, drafting: Drafting | None = None,
-                 settings: SettingsLike = None, seed: int = 0) -> Subject:  # fmt: skip
+                 settings: SettingsLike = None, seed: int = 0, native: bool = True) -> Subject:  # fmt: skip
     """Return what is asked about; raises InputError for options that contradict each other.
 
-    Nouns are given as they are or named as on the command line; the other options are those of `simulate`.
+    Nouns are given as they are or named as on the command line; the other options are those of `simulate`. native: experts are as the
+    checkpoint has them, or a file of it.
     """
     from ..sim.offload.simulate import Simulation
     from ..specs.card_split import read_split
@@ -95,9 +96,20 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     changes = open_settings(settings)
     spec = changes.changed_model(as_model(model))
     profile = changes.changed_machine(as_machine(hardware, engine))
-    spec, dense = _formats(spec, quant, dense_bits)
-    profile, weights_from = _as_uncertain(profile, spec, quant, dense)
     serving = None if profile.engine is None else load_engine(profile.engine.name)
+    formats_said = dense_bits is not None or not native or "experts.bits" in "".join(changes.schedule)
+    usual = None if serving is None or formats_said or quant is not None else _usual_file(spec, serving)
+    if quant is not None and serving is not None and not serving.gguf and quant.lower() == spec.native_bits:
+        quant = None  # what such an engine is given is the checkpoint itself
+    spec, dense = _formats(spec, usual or quant, dense_bits)
+    profile, weights_from = _as_uncertain(profile, spec, usual or quant, dense)
+    if usual is not None:
+        weights_from.append(f"{usual} taken, as files of {spec.name} are published; --quant says another")
+    elif serving is not None and quant is None and not spec.is_file:
+        more = "; --quant names the format of a file, such as Q4_K_M" if serving.gguf else ""
+        weights_from.append(
+            f"weights as the checkpoint has them: experts {spec.native_bits}, others {dense.name}{more}"
+        )
     together = concurrency or 1
     said = changes.request.get("concurrency", "")
     made_for = (
@@ -128,14 +140,14 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     described = {
         "engine": None if profile.engine is None else {"name": profile.engine.name, "backend": profile.engine.backend,
                                                        "version": profile.engine.version},
-        "machine": profile.description, "routing": routed.words, "kv_type": kv_type, "quant": quant,
+        "machine": profile.description, "routing": routed.words, "kv_type": kv_type, "quant": usual or quant,
     }  # fmt: skip
     return Subject(
         simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
         upload_tokens=uploads, described=described, notes=tuple(notes), request_options=asked,
         asked={
             "model": spec.name if isinstance(model, ModelSpec) else os.fspath(model),
-            "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": quant,
+            "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": usual or quant,
             "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch,
             "kv_type": kv_type, "dense_bits": dense_bits, "routing": routed.words,
             "prior": asked_lengths.to_dict() if asked_lengths is not None and trace is None else None,
@@ -273,14 +285,13 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     from ..specs.models import quantised_as, weight_format
     from ..specs.models.mixes.names import mix_names
 
-    of_file = weight_format(spec.native_dense_bits).head_bits is not None
     if quant is None:
         return spec, weight_format(
             spec.native_dense_bits if dense_bits == "native" else dense_bits or spec.usual_dense_bits
         )
     if dense_bits is not None:
         raise InputError("--dense-bits", dense_bits, "--quant says how everything is stored", "give one of the two")
-    if of_file:
+    if spec.is_file:
         raise InputError(
             "--quant", quant, f"{spec.name} is a file, whose types are its own", "leave out --quant, or name a model"
         )
@@ -289,6 +300,16 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     except UnknownName:
         raise UnknownName("--quant", quant, mix_names()) from None
     return dataclasses.replace(spec, native_bits=experts.name), dense
+
+
+def _usual_file(spec: ModelSpec, serving: Engine) -> str | None:
+    """Return the format of the files of a model that an engine is given where nobody says one; None: the checkpoint's formats.
+
+    Checkpoints of few bits are published as they are, with everything else in 8 bits; of others, files of many formats are.
+    """
+    from ..specs.models.mixes.published import file_as_trained
+
+    return file_as_trained(spec) if serving.gguf and not spec.is_file else None
 
 
 def _as_uncertain(

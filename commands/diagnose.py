@@ -39,7 +39,7 @@ def diagnose(
         str | None,
         typer.Option(
             "--model",
-            help="Bundled model name, config.json, folder or .gguf file; with --from where the file does not say it.",
+            help="Bundled model name, config.json, folder or .gguf file; where the command, or the file of --from, does not say it.",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -111,10 +111,6 @@ def diagnose(
     else:
         from ..api.diagnose import diagnose as ask
 
-        if model is None:
-            raise InputError(
-                "--model", "(absent)", "a command names a file, not its sizes", "name the model (moeplan model list)"
-            )
         found = [ask(model, hardware, command=str(command), measured_decode=measured_decode, measured_prefill=measured_prefill, quant=quant,
                      engine=engine, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens, concurrency=concurrency,
                      built=built)]  # fmt: skip

@@ -63,6 +63,10 @@ class Case:
     """Tokens of context that memory is kept for; None: what the requests need."""
     built: str | None = None
     """Month of the engine's build."""
+    parallel: str | None = None
+    """How several cards divide the model, as field reports have it; None: as the engine does of itself."""
+    card_shares: tuple[float, ...] = ()
+    """What share of it each takes; empty: by their memory."""
     threads: int | None = None
     """As told; there may be more of them than cores."""
     line: BenchLine | None = None
@@ -126,12 +130,18 @@ class Case:
             "id": f"own-{'decode' if decodes else 'prefill'}", "rig": "own", "source": "own measurement", "date": self.built,
             "model": self.model_name, "quant": {"experts": self.quant, "dense": self.quant, "bits_per_weight": None, "file_bytes": size},
             "gpus": [], "host": {}, "disk": None, "engine": {"name": self.engine, "version": None, "backend": self.backend},
-            "placement": dict(self.placement),
+            "placement": {**self.placement, **self._division},
             "workload": {"prompt_tokens": self.prompt, "generated_tokens": self.reply, "context_tokens": max(1, context),
                          "batch": self.concurrency if decodes else 1, "ubatch": self.ubatch,
                          "kv_type": keys if keys == values else f"{keys}/{values}"},
             "metric": metric, "value": value, "assumed": list(self.assumed), "note": None,
         }  # fmt: skip
+
+    @property
+    def _division(self) -> dict[str, Any]:
+        """How cards divide the model, as field reports have it."""
+        told = {"parallel": self.parallel, "tensor_split": list(self.card_shares)}
+        return {key: value for key, value in told.items() if value}
 
     def setup(self, metric: str) -> Setup:
         """Return what predicting a metric needs; raises InputError where that cannot be said."""
@@ -169,6 +179,7 @@ class Case:
             self._kept["memory"] = Simulation(
                 model=setup.model, profile=self.profile, trace=setup.trace, dense_format=setup.dense_format,
                 kv_bytes_per_value=setup.kv_bytes_per_value, context_tokens=max(longest, wanted), upload_tokens=self.upload_tokens,
+                split=setup.split,
             )  # fmt: skip
         found: Simulation = self._kept["memory"]
         return found

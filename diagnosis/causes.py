@@ -17,6 +17,7 @@ from ..base.errors import DoesNotFit, InputError
 from ..base.units import GIGA
 from ..papers.field.predict import Predicted
 from ..sim.offload.memory.host import HOST_SHARE
+from ..specs.machines.engines import load_engine
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import GpuPart, Parts
 from ..specs.machines.profile import Profile
@@ -171,6 +172,7 @@ def _layers_fell(case: Case) -> _Tried:
     layers = case.model.num_moe_layers
     if (
         case.kind in ("gpu", "n-cpu-moe", "layers")
+        and load_engine(case.engine).offload
         and case.profile.device.kind == "gpu"
         and not case.profile.device.unified_memory
     ):
@@ -183,7 +185,8 @@ def _layers_fell(case: Case) -> _Tried:
                 {},
             )
     parts = case.parts
-    if parts is not None and parts.gpu is not None and parts.cpu is not None and not parts.unified_memory:
+    runs = "cpu" in load_engine(case.engine).backends
+    if runs and parts is not None and parts.gpu is not None and parts.cpu is not None and not parts.unified_memory:
         alone = dataclasses.replace(parts, gpu=None, more=(), pcie=None)
         cores = dataclasses.replace(case, parts=alone, backend="cpu", placement={"kind": "cpu"}, _kept={})
         yield (

@@ -1,9 +1,10 @@
 """Speeds that nothing can beat: bytes that must be read over the bandwidth of where they lie, operations over the fastest units.
 
 Modelled, for generated tokens: every weight that a token meets and the keys and values it looks at, read once, at the bandwidth of data
-sheets; layers follow one another, so that card and cores do not read at the same time, but in a layer that they share. For prompts:
-operations at the fastest precision that engines multiply in, the experts' bytes over the link where they are copied for it. Ignored:
-whatever makes real runs slower, and weights that stay in a chip's own cache, which a model's are too large for.
+sheets; layers follow one another, so that card and cores do not read at the same time, but in a layer that they share, and cards only
+where each has a part of every layer. For prompts: operations at the fastest precision that engines multiply in, the experts' bytes over
+the link where they are copied for it. Ignored: whatever makes real runs slower, and weights that stay in a chip's own cache, which a
+model's are too large for.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from ..base.units import GIGA, TERA
 from ..papers.field.setup import Setup
 from ..planner.served.llamacpp import fewest_on_host
 from ..sim.offload.simulate import Simulation
+from ..specs.card_split import TENSOR
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts, pcie_bytes_per_s
+from ..specs.machines.profile import Profile
 from ..specs.models import FLOPS_PER_WEIGHT, ModelSpec, weight_format
 from .case import DECODE, Case
 
@@ -77,13 +80,16 @@ def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_b
 
 def _decode(case: Case, setup: Setup) -> Ceiling:
     read = token_bytes(setup, case.depth + case.prompt)
-    fast, slow = card_bytes_per_s(case), host_peak(case)
+    every, slow = cards_bytes_per_s(case), host_peak(case)
+    # Cards that each have a part of every layer read it at once; of layers that follow one another, no faster than the fastest card.
+    fast = sum(every) if setup.split is not None and setup.split.mode == TENSOR else max(every)
     if slow is None:
         whole = case.concurrency * fast / read.total
         words = f"{read.total / GIGA:.2f} GB a token at {fast / GIGA:,.0f} GB/s"
         return Ceiling(
-            as_placed=whole, best_placed=None, any_schedule=whole, as_placed_words=words, any_schedule_words=words
-        )
+            as_placed=whole, best_placed=None, any_schedule=case.concurrency * sum(every) / read.total, as_placed_words=words,
+            any_schedule_words=words if len(every) == 1 else f"{words}, or all cards at once",
+        )  # fmt: skip
 
     def placed(host_layers: int) -> float:
         seconds = (read.dense + (read.layers - host_layers) * read.layer) / fast + host_layers * read.layer / slow
@@ -102,10 +108,11 @@ def _decode(case: Case, setup: Setup) -> Ceiling:
     if case.kind in ("cpu-moe", "n-cpu-moe", "layers"):
         fewest = fewest_host_layers(case.memory(), case.concurrency, case.ubatch)
         best = placed(fewest) if fewest is not None and fewest < on_host else None
-    both = case.concurrency * (fast + slow) / read.total
+    at_once = case.concurrency * (sum(every) + slow) / read.total
+    memories = "both memories" if len(every) == 1 else f"{len(every)} cards' and the host's memory"
     return Ceiling(
-        as_placed=as_placed, best_placed=best, any_schedule=both, as_placed_words=words,
-        any_schedule_words=f"{read.total / GIGA:.2f} GB a token from both memories at once",
+        as_placed=as_placed, best_placed=best, any_schedule=at_once, as_placed_words=words,
+        any_schedule_words=f"{read.total / GIGA:.2f} GB a token from {memories} at once",
     )  # fmt: skip
 
 
@@ -156,11 +163,11 @@ def _met(model: ModelSpec) -> float:
     return experts + sum(model.dense_matrix_parameters(layer) for layer in range(model.num_layers))
 
 
-def card_bytes_per_s(case: Case) -> float:
-    """Return the peak bandwidth of the memory that the card, or the cores alone, read."""
+def cards_bytes_per_s(case: Case) -> list[float]:
+    """Return the peak bandwidth of each card's memory, or of the one that the cores alone read."""
     if case.profile.device.kind == "cpu":
-        return host_peak(case) or case.profile.device.memory_bytes_per_s.value
-    return case.profile.device.memory_bytes_per_s.value
+        return [host_peak(case) or case.profile.device.memory_bytes_per_s.value]
+    return [card.device.memory_bytes_per_s.value for card in _cards(case)]
 
 
 def host_peak(case: Case) -> float | None:
@@ -180,12 +187,19 @@ def host_peak(case: Case) -> float | None:
 
 
 def peak_flops_per_s(case: Case) -> float:
-    """Return the operations per second of the fastest products that engines use on the device."""
-    peak = case.profile.device.peak_flops_per_s["float16"].value
+    """Return the operations per second of the fastest products that engines use on the device, on all cards together where several are."""
     if case.profile.device.kind == "cpu":
-        return peak * _CORES_FASTER
-    gpu = None if case.parts is None else case.parts.gpu
-    return peak * (_USUALLY_FASTER if gpu is None else _FASTER.get(gpu.architecture or "", _USUALLY_FASTER))
+        return case.profile.device.peak_flops_per_s["float16"].value * _CORES_FASTER
+    slots = () if case.parts is None else case.parts.slots
+    total = 0.0
+    for number, card in enumerate(_cards(case)):
+        architecture = slots[number].gpu.architecture if number < len(slots) else None
+        total += card.device.peak_flops_per_s["float16"].value * _FASTER.get(architecture or "", _USUALLY_FASTER)
+    return total
+
+
+def _cards(case: Case) -> list[Profile]:
+    return [case.profile.of_card(number) for number in range(case.profile.num_cards)]
 
 
 def _link(parts: Parts) -> float | None:

@@ -16,6 +16,7 @@ from ..base.errors import DoesNotFit, InputError
 from ..base.units import GIB, KIB
 from ..planner.served import llamacpp as served
 from ..planner.served.setting import device_bytes as setting_bytes
+from ..specs.machines.engines import load_engine
 from ..specs.models.mixes.published import published_files
 from .case import CORES, DECODE, METRICS, PREFILL, Case
 from .ceiling import fewest_host_layers
@@ -25,7 +26,6 @@ _LEAST_GAIN = 1.02
 """Less is no gain that anybody could measure."""
 _SMALLER = 0.92
 """Of the file's size: what is nearer to it is no other file."""
-_GGML = ("llama.cpp", "ik_llama.cpp", "ollama")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def _request_s(case: Case) -> float:
 
 def _tried(case: Case) -> Iterator[tuple[str, str, str, Case]]:
     """Yield (what, kind, cost, the case so changed)."""
-    if case.engine in _GGML and case.kind in (*CORES, "layers", "gpu") and case.kind != "gpu-experts":
+    if load_engine(case.engine).gguf and case.kind in (*CORES, "layers", "gpu") and case.kind != "gpu-experts":
         yield from _settings(case)
     if (
         case.parts is not None
@@ -195,7 +195,7 @@ def device_bytes(memory: object, count: int, case: Case) -> int:
 
 def _files(case: Case) -> Iterator[tuple[str, str, str, Case]]:
     """Yield the next smaller published files."""
-    if case.engine not in _GGML or case.quant is None or case.line is not None:
+    if not load_engine(case.engine).gguf or case.quant is None or case.line is not None:
         return
     size = file_bytes(case)
     tried = 0

@@ -22,22 +22,21 @@ from ..specs.machines.load import load_machine
 from ..specs.machines.notation import is_parts, parse_parts
 from ..specs.machines.parts import Parts
 from ..specs.machines.profile import Profile
-from ..specs.models import ModelSpec, weight_format
-from ..specs.models.load import load_model
+from ..specs.models import ModelSpec
+from ..specs.models.load import load_model, named_in
+from ..specs.models.mixes.published import file_as_trained
 from .calls.call import Call
 from .case import Case, machine_of
 
 DEFAULT_PROMPT, DEFAULT_REPLY = 512, 128
-_GGML = ("llama.cpp", "ik_llama.cpp", "ollama")
-_AS_FILES = {"mxfp4": "MXFP4_MOE"}
-"""Checkpoints whose GGUF files keep the experts as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What is said of a run besides its command."""
 
-    model: str
+    model: str | None
+    """None: the one that the command names."""
     hardware: str
     quant: str | None = None
     prompt: int | None = None
@@ -48,9 +47,11 @@ class Asked:
 
 def case_of_call(call: Call, asked: Asked) -> Case:
     """Return the case of a command line; raises InputError where command and options contradict each other or say too little."""
-    model = load_model(asked.model)
-    parts, profile, backend = _machine(call.engine, call.backend, call.threads, asked)
-    quant, assumed = _quant(call, model, asked)
+    name, named = _model_name(call, asked)
+    model = load_model(name)
+    parts, profile, backend = _machine(call, asked)
+    quant, stored = _quant(call, model, asked)
+    assumed = [*named, *stored]
     prompt, reply = _lengths(call, asked)
     if prompt is None or reply is None:
         said = f"{DEFAULT_PROMPT if prompt is None else prompt} + {DEFAULT_REPLY if reply is None else reply}"
@@ -68,22 +69,44 @@ def case_of_call(call: Call, asked: Asked) -> Case:
             "give at most that, for each slot",
         )
     case = Case(
-        model=model, model_name=asked.model, quant=quant, parts=parts, profile=profile, engine=call.engine, backend=backend,
+        model=model, model_name=name, quant=quant, parts=parts, profile=profile, engine=call.engine, backend=backend,
         placement={"kind": "gpu"}, ubatch=call.ubatch, kv_types=call.kv_types, prompt=prompt, reply=reply, depth=call.depth,
-        concurrency=asked.concurrency, context=call.context, built=asked.built, threads=call.threads, assumed=(*assumed, *call.remarks),
+        concurrency=asked.concurrency, context=call.context, built=asked.built, threads=call.threads,
+        parallel=call.parallel, card_shares=call.card_shares, assumed=(*assumed, *call.remarks),
     )  # fmt: skip
     return case.changed(placement=_placed(call, case))
 
 
-def _machine(engine: str, told: str | None, threads: int | None, asked: Asked) -> tuple[Parts | None, Profile, str]:
+def _model_name(call: Call, asked: Asked) -> tuple[str, list[str]]:
+    """Return the name of the model, and what was assumed of it; raises InputError where neither options nor command name one."""
+    if asked.model is not None:
+        return asked.model, []
+    found = None if call.model is None else named_in(call.model)
+    if found is None:
+        said = (
+            "the command names no model"
+            if call.model is None
+            else f"{call.model} is no bundled model's name for certain"
+        )
+        raise InputError("--model", "(absent)", said, "name the model (moeplan model list), or give its file")
+    return found, [f"model: {found}, as the command names it"]
+
+
+def _machine(call: Call, asked: Asked) -> tuple[Parts | None, Profile, str]:
     """Return (parts where the machine is made of them, the machine, its back end)."""
+    engine, told = call.engine, call.backend
     if not is_parts(asked.hardware):
         profile = load_machine(asked.hardware, engine)
         own = profile.engine
+        _check_cards(call, max(1, profile.num_cards), asked)
         return None, profile, "cuda" if own is None else own.backend
     parts = parse_parts(asked.hardware)
-    if threads is not None and parts.cpu is not None:
-        parts = dataclasses.replace(parts, threads=min(threads, parts.cpu.cores * parts.sockets))
+    if call.threads is not None and parts.cpu is not None:
+        parts = dataclasses.replace(parts, threads=min(call.threads, parts.cpu.cores * parts.sockets))
+    _check_cards(call, max(1, len(parts.slots)), asked)
+    if call.cards is not None and parts.gpu is not None:
+        first, *others = (parts.slots[card] for card in call.cards)
+        parts = dataclasses.replace(parts, gpu=first.gpu, pcie=first.pcie, more=tuple(others))
     if told == "cpu":
         if parts.unified_memory or parts.cpu is None:
             raise InputError(
@@ -97,14 +120,24 @@ def _machine(engine: str, told: str | None, threads: int | None, asked: Asked) -
     return parts, machine_of(parts, engine, backend, asked.built), backend
 
 
+def _check_cards(call: Call, cards: int, asked: Asked) -> None:
+    """Return nothing; raises InputError where the command uses cards, or divides the model over more, than the machine has."""
+    used = max(call.cards or (0,)) + 1
+    if used > cards or len(call.card_shares) > (len(call.cards) if call.cards else cards):
+        rule = f"the command uses {max(used, len(call.card_shares))} cards, it has {cards}"
+        raise InputError(
+            "--hardware", asked.hardware, rule, "write the machine with all of them, e.g. 2 x rtx-3090 + …"
+        )
+
+
 def _quant(call: Call, model: ModelSpec, asked: Asked) -> tuple[str | None, list[str]]:
     """Return the weight format, and what was assumed of it."""
-    if weight_format(model.native_dense_bits).head_bits is not None:
-        return asked.quant, []  # the model is a file
+    if model.is_file:
+        return asked.quant, []
     said = asked.quant or call.quant
-    if said is not None or call.engine not in _GGML:
+    if said is not None or not load_engine(call.engine).gguf:
         return said, []
-    usual = _AS_FILES.get(model.native_bits)
+    usual = file_as_trained(model)
     if usual is None:
         raise InputError("--quant", "(absent)", f"neither the command nor --model says how {model.name} is stored",
                          "write it as files are named, e.g. --quant Q4_K_M")  # fmt: skip

@@ -14,6 +14,7 @@ from ...specs.models.mixes.names import mix_names
 from .flags import FIELD
 
 MOST_TOKENS = 1 << 24
+MOST_CARDS = 64
 ALL_LAYERS = 1 << 20
 # Longest first: the name of a file may hold one inside another.
 _PIECES = re.compile(r"[^A-Za-z0-9_]+")
@@ -54,6 +55,12 @@ class Call:
     """None: the card's own; cpu: no card takes part."""
     gpu_experts: int | None = None
     """Experts of each layer on the card, the others on the cores; None: layers are whole."""
+    cards: tuple[int, ...] | None = None
+    """Numbers of the cards that take part, counted from 0; None: all that the machine has."""
+    parallel: str | None = None
+    """How several cards divide the model (layer, row, tensor); None: as the engine does of itself."""
+    card_shares: tuple[float, ...] = ()
+    """What share of it each takes; empty: by their memory."""
     prompt: int | None = None
     reply: int | None = None
     depth: int = 0

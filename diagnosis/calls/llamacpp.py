@@ -1,8 +1,8 @@
 """Command lines of llama-server, llama-cli and llama-bench, of llama.cpp and ik_llama.cpp.
 
 Modelled: layers and experts on card and cores, micro-batch, context, slots, cache types, threads, which device; that the engine places
-layers itself where nobody says (`--fit`). Ignored: sampling, addresses, templates; several cards, drafting and keys and values on the
-host are refused, since nothing is predicted for them.
+layers itself where nobody says (`--fit`); which cards take part, and how they divide the model. Ignored: sampling, addresses, templates;
+drafting and keys and values on the host are refused, since nothing is predicted for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 from ...base.errors import InputError
 from . import llamacpp_flags
-from .call import ALL_LAYERS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse
+from .call import ALL_LAYERS, MOST_CARDS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse
 from .flags import FIELD, Flag, Told, read_flags, table
 
 ENGINE, FORK = "llama.cpp", "ik_llama.cpp"
@@ -37,8 +37,9 @@ def read(program: str, words: Sequence[str], engine: str | None) -> Call:
     overrides = tuple(
         _override(text) for value in told.values.get("overrides", ()) for text in _parts(value[0], program)
     )
-    backend = _backend(told)
+    backend, cards = _device(told)
     prompt, reply, depth = _lengths(told, program)
+    parallel, shares = _divided(told)
     remarks = []
     if _on(told, "flash_attn") is False or told.given("no_flash_attn"):
         remarks.append("flash attention off is not predicted: figures are with it")
@@ -56,7 +57,8 @@ def read(program: str, words: Sequence[str], engine: str | None) -> Call:
         uploads=_on(told, "no_op_offload") is not True, repacked=told.given("repack") and told.text("repack") != "0",
         ubatch=min(batch, ubatch), context=context, slots=max(1, told.whole("slots", -1, 1024) or 1),
         threads=_threads(told), kv_types=(_kv(told, "keys"), _kv(told, "values")), backend=backend, prompt=prompt, reply=reply,
-        depth=depth, fit_free_mib=None if placed else _fit_target(told), remarks=tuple(remarks),
+        cards=cards, parallel=parallel, card_shares=shares, depth=depth, fit_free_mib=None if placed else _fit_target(told),
+        remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -97,13 +99,6 @@ def _check(told: Told) -> None:
     if _on(told, "flash_attn") is False and _kv(told, "values") not in ("f16", "bf16", "f32"):
         rule = f"values kept as {_kv(told, 'values')} need flash attention"
         raise refuse(told.names["flash_attn"], told.text("flash_attn"), rule, "leave out one of the two")
-    if told.given("tensor_split") and len(re.split(r"[,/]", told.text("tensor_split") or "")) > 1:
-        raise refuse(
-            told.names["tensor_split"],
-            told.text("tensor_split"),
-            "several cards take part: not predicted",
-            "leave it out for one card",
-        )
     if _on(told, "no_kv_offload"):
         raise refuse(
             told.names["no_kv_offload"],
@@ -165,15 +160,50 @@ def _on(told: Told, role: str) -> bool | None:
     return text not in ("off", "0")
 
 
-def _backend(told: Told) -> str | None:
+def _device(told: Told) -> tuple[str | None, tuple[int, ...] | None]:
+    """Return (back end, numbers of the cards that take part), each None where nothing is said."""
     text = told.text("device")
+    one = None
+    if told.text("split_mode") == "none":
+        one = (told.whole("main_card", 0, MOST_CARDS) or 0,)
     if text is None or text == "auto":
-        return None
+        return None, one
     if text == "none":
-        return "cpu"
-    if re.search(r"[,/]", text):
-        raise refuse(told.names["device"], text, "several cards take part: not predicted", "name one")
-    return _DEVICES.get(re.sub(r"[^a-z].*", "", text.lower()))
+        return "cpu", None
+    names = [re.fullmatch(r"([a-z]+)([0-9]{0,2})", name.strip().lower()) for name in re.split(r"[,/]", text)]
+    known = [(_DEVICES.get(found[1]), int(found[2] or 0)) for found in names if found is not None]
+    if (
+        len(known) < len(names)
+        or any(backend is None for backend, _ in known)
+        or len({backend for backend, _ in known}) > 1
+    ):
+        raise refuse(
+            told.names["device"],
+            text,
+            "not cards of one back end",
+            "name them as --list-devices does, e.g. CUDA0,CUDA1",
+        )
+    cards = tuple(number for _, number in known)
+    if len(set(cards)) < len(cards):
+        raise refuse(told.names["device"], text, "a card is named twice", "name each once")
+    return known[0][0], cards if one is None else (cards[min(one[0], len(cards) - 1)],)
+
+
+def _divided(told: Told) -> tuple[str | None, tuple[float, ...]]:
+    """Return (how several cards divide the model, what share of it each takes)."""
+    mode = told.text("split_mode")
+    if mode not in (None, "none", "layer", "row", "tensor"):
+        raise refuse(
+            told.names["split_mode"], mode, "dividing a model so is not predicted", "use layer, row, tensor or none"
+        )
+    text = told.text("tensor_split")
+    if text is None or mode == "none":
+        return (None if mode == "none" else mode), ()
+    pieces = [piece.strip() for piece in re.split(r"[,/]", text)]
+    if not all(re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9}", piece) for piece in pieces):
+        raise refuse(told.names["tensor_split"], text, "not a share for each card", "write for instance -ts 3,1")
+    shares = tuple(float(piece) for piece in pieces)
+    return mode, shares if sum(shares) > 0 and len(shares) > 1 else ()
 
 
 def _override(text: str) -> tuple[str, str]:

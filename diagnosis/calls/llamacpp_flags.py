@@ -24,8 +24,8 @@ MATTERS = f"""
 -ctv --cache-type-v N : values
 -t --threads N : threads
 -dev --device N : device
--sm --split-mode N
--mg --main-gpu N
+-sm --split-mode N : split_mode
+-mg --main-gpu N : main_card
 -ts --tensor-split N : tensor_split
 --rpc -rpc N {": " + _SEVERAL}
 """

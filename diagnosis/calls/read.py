@@ -1,11 +1,12 @@
 """A command line becomes a call: which program it starts, and that program's own reader.
 
-Modelled: paths and endings of programs, words before them (variables, numactl, sudo), Python modules, `vllm serve`. Ignored: shells'
-variables and substitutions, containers.
+Modelled: paths and endings of programs, words before them (variables, numactl, sudo), which cards variables leave visible, Python
+modules, `vllm serve`. Ignored: shells' variables and substitutions, containers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from . import llamacpp, servers
 from .call import Call
 from .flags import FIELD, split_command
 
+_VISIBLE = re.compile(r"(?:CUDA|HIP|ROCR|GGML_VK)_VISIBLE_DEVICES=([0-9]{1,2}(?:,[0-9]{1,2})*)")
 PROGRAMS = (*llamacpp.PROGRAMS, *servers.PROGRAMS)
 """Programs whose command lines are read."""
 
@@ -25,11 +27,34 @@ def read_command(text: str, engine: str | None = None) -> Call:
     """
     words = split_command(text)
     program, rest = _program(words)
+    visible = _visible(words[: len(words) - len(rest)])
     if program in llamacpp.PROGRAMS:
         _check_engine(engine, (llamacpp.ENGINE, llamacpp.FORK), program)
-        return llamacpp.read(program, rest, engine)
+        return _of_visible(llamacpp.read(program, rest, engine), visible)
     _check_engine(engine, servers.ENGINES[program], program)
-    return servers.read(program, rest)
+    return _of_visible(servers.read(program, rest), visible)
+
+
+def _visible(words: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the numbers of the cards that variables before the program let it see; None where they say nothing."""
+    for word in words:
+        found = _VISIBLE.fullmatch(word)
+        if found is not None:
+            return tuple(dict.fromkeys(int(number) for number in found[1].split(",")))
+    return None
+
+
+def _of_visible(call: Call, visible: tuple[int, ...] | None) -> Call:
+    """Return the call with cards numbered as the machine has them, where the program saw only some; raises InputError for too few."""
+    if visible is None or call.backend == "cpu":
+        return call
+    if call.cards is None:
+        return dataclasses.replace(call, cards=visible)
+    if max(call.cards) >= len(visible):
+        raise InputError(
+            f"{FIELD}: cards", len(call.cards), f"the program sees {len(visible)}", "let it see as many as it uses"
+        )
+    return dataclasses.replace(call, cards=tuple(visible[card] for card in call.cards))
 
 
 def _program(words: Sequence[str]) -> tuple[str, list[str]]:

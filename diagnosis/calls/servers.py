@@ -1,8 +1,9 @@
-"""Command lines of vLLM, SGLang and KTransformers on one card.
+"""Command lines of vLLM, SGLang and KTransformers.
 
 Modelled: the model, how weights and cache are stored, context, prompt tokens of a pass; KTransformers' experts on the card and threads of
-the cores. Ignored: what serves many requests at once; flags of drafting, of weights in host memory and of several cards are refused,
-since nothing is predicted for them. The tables (`servers_flags`) hold what one card's commands use, not every flag there is.
+the cores; how many cards divide the model. Ignored: what serves many requests at once; flags of drafting, of weights in host memory and of
+several replicas are refused, since nothing is predicted for them. The tables (`servers_flags`) hold what such commands use, not every flag
+there is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 
 from ...base.errors import InputError
 from . import servers_flags
-from .call import ALL_LAYERS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse, served_quant_in
+from .call import ALL_LAYERS, MOST_CARDS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse, served_quant_in
 from .flags import FIELD, Flag, Told, read_flags, table
 
 VLLM, SGLANG, KTRANSFORMERS = "vllm", "sglang", "ktransformers"
@@ -54,6 +55,7 @@ def read(program: str, words: Sequence[str]) -> Call:
             f"{told.names['gguf']} {gguf}: its name says no weight format, the checkpoint's is taken (--quant says another)"
         )
     gpu_experts = told.whole("kt_experts", 0, 4096) if hybrid else None
+    cards, parallel = _divided(told)
     return Call(
         program=program, engine=engine, text=" ".join((program, *words)), model=model,
         quant=_KT_WEIGHTS.get(told.text("kt_method") or "") or _WEIGHTS.get(quant or "") or quant_in(gguf)
@@ -62,8 +64,22 @@ def read(program: str, words: Sequence[str]) -> Call:
         ubatch=positive(told.whole("pass_tokens", -1, MOST_TOKENS),
         _PASS_TOKENS[engine]) if told.text("pass_tokens") != "-1" else _PASS_TOKENS[engine],
         context=told.whole("context", -1, MOST_TOKENS) or None, threads=told.whole("kt_threads", 1, 4096),
-        kv_types=(_kv(told), _kv(told)), reply=told.whole("reply", 1, MOST_TOKENS), remarks=tuple(remarks),
+        kv_types=(_kv(told), _kv(told)), reply=told.whole("reply", 1, MOST_TOKENS), cards=cards, parallel=parallel,
+        remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _divided(told: Told) -> tuple[tuple[int, ...], str | None]:
+    """Return (numbers of the cards that take part, how they divide the model); one card where nothing is said, as these servers have it."""
+    tensor, stages = (told.whole(role, 1, MOST_CARDS) or 1 for role in ("tensor", "pipeline"))
+    if tensor > 1 and stages > 1:
+        raise refuse(
+            told.names["pipeline"],
+            stages,
+            f"stages of {tensor} cards each are not predicted",
+            "leave one of the two out",
+        )
+    return tuple(range(max(tensor, stages))), "tensor" if tensor > 1 else "layer" if stages > 1 else None
 
 
 @cache
@@ -73,13 +89,11 @@ def _flags(program: str) -> Mapping[str, Flag]:
 
 
 def _check(told: Told, program: str, engine: str) -> None:
-    """Return nothing; raises InputError for several cards, weights in host memory, and what contradicts each other."""
-    for role in ("tensor", "pipeline", "data"):
-        count = told.whole(role, 1, 4096)
-        if count is not None and count > 1:
-            raise refuse(
-                told.names[role], count, "several cards take part: not predicted", "give the command of one card"
-            )
+    """Return nothing; raises InputError for replicas, weights in host memory, and what contradicts each other."""
+    count = told.whole("data", 1, 4096)
+    if count is not None and count > 1:
+        raise refuse(told.names["data"], count, "several cards that each serve the whole model are not predicted",
+                     "give the command of one of them")  # fmt: skip
     offloaded = told.text("offload")
     if offloaded not in (None, "0", "0.0"):
         raise refuse(told.names["offload"], offloaded, "whole weights in host memory are not predicted", "leave it out")

@@ -18,7 +18,7 @@ from ...base.units import GIB
 from ...sim.offload.drafting.draft import Drafting
 from ...specs.card_split import CardSplit
 from ...specs.machines.compose import host_bytes_per_s
-from ...specs.machines.engines import load_engine
+from ...specs.machines.engines import engines, load_engine
 from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
@@ -151,6 +151,9 @@ def formats_of(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[We
         expert_name = None
         assumed.append("quant.experts: as the checkpoint")
     dense_name = dense_name if isinstance(dense_name, str) else None
+    if expert_name is not None and dense_name is None and _is_native(report, model, expert_name):
+        dense_name = model.usual_dense_bits
+        assumed.append("quant.dense: as the checkpoint")
     try:
         experts, dense = stored_by_name(model, expert_name, dense_name)
     except NotExpressible:
@@ -161,6 +164,16 @@ def formats_of(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[We
         experts = dense = _stated(bits)
     experts = _as_the_file(report, model, experts, dense, is_open=expert_name is not None and _open(expert_name))
     return experts, dense, dataclasses.replace(model, native_bits=experts.name)
+
+
+def _is_native(report: Report, model: ModelSpec, name: str) -> bool:
+    """Return whether experts have the format of a checkpoint of few bits, which an engine runs as it is: its rest keeps more bits."""
+    engine = engines().get(str(report.part("engine").get("name")).lower())
+    return (
+        known_name(name).lower() == model.native_bits
+        and model.native_bits != model.usual_dense_bits
+        and not (engine is not None and engine.gguf)
+    )
 
 
 def _mean_bits(report: Report, model: ModelSpec) -> float | None:

@@ -86,6 +86,8 @@ class Engine:
     """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
     split: str = "layer"
     """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
+    gguf: bool = False
+    """It reads models from GGUF files, which store all matrices in formats of their own, not those of the checkpoint."""
     memory_layout: str = "plain"
     """Where it puts what it holds: `plain`, or one of the names in `memory.LAYOUTS`."""
     offload: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from ..catalog import MODELS_FOLDER
 from ..catalog.bundled import resolve
 from .config import is_gguf, read_config, read_gguf, safetensors
 from .model import ModelSpec
-from .names import SAME_SHAPE, bundled_name
+from .names import SAME_SHAPE, bundled_name, model_in
 
 _QUANTISERS = ("quantization_config", "quantization", "expert_dtype")
 _MAX_INDEX_BYTES = 64 * MIB
@@ -32,6 +32,11 @@ def list_models() -> list[str]:
 def is_bundled(name: str) -> bool:
     """Return whether `name` is a bundled model's, or that of a model with the configuration of one."""
     return bundled_name(name, list_models()) is not None
+
+
+def named_in(text: str) -> str | None:
+    """Return the bundled model that a file or repository is of by its name, as it stands in a command; None where that is not certain."""
+    return model_in(text, list_models())
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:

@@ -49,6 +49,14 @@ _EDITION = re.compile(
 )
 """Makers' words at a name's end that change no shape."""
 
+_MAKERS = {"zai", "deepseek", "mistral", "moonshot", "minimax", "arcee"}
+_STORED = re.compile(
+    r"(?:u?d|smol|gguf|mlx|i1|imat(?:rix)?|xl|xxl|xs|xxs|[sml]|nl|k|k[smlt]|kss|kv|[0-9]{1,2}bit|[0-9]\.[0-9]+bpw|bf16|f16|fp16|f32|fp8|fp4|nvfp4|moe|dynamic|block"
+    r"|mxfp4|int[48]|[wa][0-9]{1,2}|w[0-9]{1,2}a[0-9]{1,2}|awq|gptq|exl[23]|quant(?:ized)?|t?q[0-9](?:\.[0-9])?|iq[0-9]|[01]|r[48]|g[0-9]{2,3}"
+    r"|it|instruct|thinking|chat|base|[0-9]{4}|latest|preview|v[0-9.]+|[0-9]{5}|of)(?:\.[0-9]+bpw)?"
+)
+"""Pieces of a file's or repository's name that say how weights are stored, which part it is, or an edition of the same shape."""
+
 
 @lru_cache(maxsize=8)
 def _table(bundled: tuple[str, ...]) -> dict[str, str]:
@@ -80,6 +88,29 @@ def bundled_name(text: str, bundled: Iterable[str]) -> str | None:
         if cut == name:
             return None
         name = cut
+    return None
+
+
+def model_in(text: str, bundled: Iterable[str]) -> str | None:
+    """Return which of the `bundled` models a file or repository is of by its name, as people write it into commands; None where none is.
+
+    What follows the model's name may say how weights are stored, which part of several files it is, and who made it, and nothing else:
+    "DeepSeek-R1-Distill-Llama-70B" is no DeepSeek-R1.
+    """
+    names = tuple(bundled)
+    last = re.sub(r"\.gguf$", "", re.split(r"[/\\]", text.strip().rstrip("/\\"))[-1].lower())
+    repository, _, tag = re.sub(r"\.(?=i?q[0-9]|i1-|b?f16|w[0-9])", "-", last).partition(":")
+    owner, _, bare = repository.partition(
+        "_"
+    )  # "Qwen_Qwen3-30B-A3B": whose model it is, of who publishes others' files
+    whole = (repository, *([bare] if bare and owner in OWNERS | _MAKERS else []))
+    for name in (f"{repository}-{tag}", *whole) if tag else whole:
+        pieces = re.split(r"([-_ ])", name)
+        for end in range(len(pieces), 0, -2):
+            head, after = "".join(pieces[:end]), pieces[end:]
+            found = bundled_name(head, names)
+            if found is not None and all(_STORED.fullmatch(piece) for piece in after[1::2]):
+                return found
     return None
 
 

@@ -102,13 +102,18 @@ class ModelShape:
         return self.expert_hidden_size or self.hidden_size
 
     @property
+    def is_file(self) -> bool:
+        """Whether it was read from a file that says how each of its matrices is stored."""
+        return weight_format(self.native_dense_bits).head_bits is not None
+
+    @property
     def usual_dense_bits(self) -> str:
         """The weight format of everything but routed experts where nobody says: the checkpoint's, 16 bits at most.
 
         Engines serve checkpoints of 32 bits in 16; a GGUF file is run as it is.
         """
         stored = weight_format(self.native_dense_bits)
-        return self.native_dense_bits if stored.head_bits is not None or stored.bits_per_weight <= 16 else "16"
+        return self.native_dense_bits if self.is_file or stored.bits_per_weight <= 16 else "16"
 
     def is_recurrent(self, layer: int) -> bool:
         """Return whether decoder layer `layer` keeps a state instead of a KV cache."""

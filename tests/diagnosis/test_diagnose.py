@@ -190,7 +190,7 @@ def test_a_fast_prompt_may_have_been_a_longer_one() -> None:
 
 
 def test_tools_to_look_with_are_those_of_the_card() -> None:
-    slow = {"command": "llama-server -m gpt-oss-120b-mxfp4.gguf -ngl 99", "measured_decode": 40.0}
+    slow = {"command": "llama-server -m gpt-oss-120b-mxfp4.gguf -ngl 99", "measured_decode": 30.0}
     checks = " ".join(cause.check for cause in moeplan.diagnose("gpt-oss-120b", "strix-halo", **slow).causes)  # type: ignore[arg-type]
     assert "amd-smi" in checks and "nvidia-smi" not in checks
 
@@ -223,3 +223,51 @@ def test_files_that_are_published() -> None:
     # Rows that are no whole blocks: only recipes that say what happens to them. No file above what the checkpoint has.
     assert not [name for name in published_files(load_model("gemma-4-26b-a4b")) if name.startswith("UD-")]
     assert "Q8_0" not in published_files(load_model("kimi-k2.5"))
+
+
+TWO = "2 x rtx-3090 + epyc-7302 + ddr4-3200x8:256GiB"
+FILE = "unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M"
+
+
+def own(command: str, hardware: str = TWO) -> moeplan.Diagnosis:
+    return moeplan.diagnose(None, hardware, command=command, measured_decode=60.0)
+
+
+def test_the_command_names_the_model() -> None:
+    found = own(f"llama-server -hf {FILE} -ngl 99 -c 8192 -sm none")
+    assert found.case.model.name == "qwen3-30b-a3b" and found.case.quant == "Q4_K_M"
+    assert "model: qwen3-30b-a3b, as the command names it" in found.assumed
+    for command, said in (
+        ("llama-server -ngl 99", "names no model"),
+        ("vllm serve foo/bar", "no bundled model's name for certain"),
+    ):
+        with pytest.raises(InputError, match=said):
+            own(command)
+
+
+def test_cards_that_take_part() -> None:
+    one, two, uneven = (
+        own(f"llama-server -hf {FILE} -ngl 99 -c 8192 {more}") for more in ("-sm none -mg 1", "", "-ts 3,1")
+    )
+    assert one.case.profile.num_cards == 1 and two.case.profile.num_cards == uneven.case.profile.num_cards == 2
+    shares = [
+        len(each.case.setup(DECODE).split.layers_of(0)) if each.case.setup(DECODE).split else 0
+        for each in (two, uneven)
+    ]
+    assert 0 < shares[0] < shares[1]
+    for more in ("-ts 1,1,1", "-dev CUDA2", "-sm none -mg 2"):
+        with pytest.raises(InputError, match="it has 2"):
+            own(f"llama-server -hf {FILE} -ngl 99 {more}")
+
+
+def test_a_slice_of_every_layer_on_each_card_is_read_at_once() -> None:
+    model = "Qwen/Qwen3-30B-A3B-GPTQ-Int4"
+    alone, both, stages = (own(f"vllm serve {model} --max-model-len 8192 {more}") for more in ("", "-tp 2", "-pp 2"))
+    ceilings = [found.speeds[0].ceiling for found in (alone, both, stages)]
+    assert [found.case.profile.num_cards for found in (alone, both, stages)] == [1, 2, 2]
+    assert ceilings[1].as_placed == pytest.approx(2 * ceilings[0].as_placed) and ceilings[2].as_placed == pytest.approx(
+        ceilings[0].as_placed
+    )
+    for found, ceiling in zip((alone, both, stages), ceilings, strict=True):
+        assert found.speeds[0].predicted < ceiling.as_placed <= ceiling.any_schedule
+        assert not [cause for cause in found.causes if "on the cores" in cause.what]  # vLLM puts none there

@@ -8,7 +8,6 @@ their model's sizes.
 from __future__ import annotations
 
 import dataclasses
-import re
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ....base.units import GIB, GIGA
 from ....calibrate.imports.bench_line import BenchLine
 from ....specs.models import ModelSpec, WeightFormat, weight_format
 from ....specs.models.config.gguf.keys import FAMILIES
-from ....specs.models.load import list_models, load_model
+from ....specs.models.load import list_models, load_model, named_in
 from ....specs.models.mixes.names import mix_names
 from ..machine import NotExpressible
 from ..rows import Report
@@ -44,7 +43,7 @@ def model_of_line(line: BenchLine, asked: ModelSpec | None) -> tuple[ModelSpec |
         if nearest:
             return nearest[0], None
     elif line.model is not None:
-        named = _by_name(line.model)
+        named = named_in(line.model)
         if named is not None:
             return load_model(named), None
     return None, f"of {str(line.model)[:60]}, and no bundled model is that for certain: name one with --model"
@@ -66,7 +65,7 @@ def _other_than(line: BenchLine, model: ModelSpec) -> str | None:
         stated, own = line.model_parameters / GIGA, model.total_parameters / GIGA
         return f"of {str(line.model)[:60]} with {stated:.2f} B parameters, {model.name} has {own:.2f} B"
     if line.architecture is None and line.model is not None:
-        named = _by_name(line.model)
+        named = named_in(line.model)
         if named is not None and model.name in list_models() and not _alike(load_model(named), model):
             return f"of {line.model[:60]}, not {model.name}"
     return None
@@ -78,13 +77,6 @@ def _alike(one: ModelSpec, other: ModelSpec) -> bool:
         one, name=other.name, native_bits=other.native_bits, native_dense_bits=other.native_dense_bits
     )
     return renamed == other
-
-
-def _by_name(text: str) -> str | None:
-    """Return the bundled model that a repository's name begins with, None where there is none."""
-    last = re.sub(r"[^a-z0-9.]+", "-", text.rstrip("/").rpartition("/")[2].lower())
-    fitting = [name for name in list_models() if last == name or last.startswith(f"{name}-")]
-    return max(fitting, key=len, default=None)
 
 
 @cache
@@ -100,7 +92,7 @@ def formats_of_line(
     Raises InputError where `quant` is not known, or makes a file of another size than the line's.
     """
     stored = weight_format(model.native_dense_bits)
-    if stored.head_bits is not None:  # the model is a file: it says so itself
+    if model.is_file:  # it says so itself
         if quant is not None:
             raise InputError("--quant", quant, f"{model.name} is a file, whose types are its own", "leave it out")
         return model, weight_format(model.native_bits), stored

@@ -32,11 +32,16 @@ _ABOVE = 1.1
 """A file of a checkpoint of four bits is not published at more than a tenth above that."""
 
 
+def file_as_trained(model: ModelSpec) -> str | None:
+    """Return the name of the file that keeps experts as a checkpoint that was trained in few bits has them; None for other checkpoints."""
+    return _TRAINED_SMALL.get(model.native_bits)
+
+
 def published_files(model: ModelSpec) -> tuple[str, ...]:
     """Return the names of the files that are published of `model`, the largest first; none where llama.cpp does not run it."""
     if model.family not in FAMILIES:
         return ()
-    as_trained = _TRAINED_SMALL.get(model.native_bits)
+    as_trained = file_as_trained(model)
     if model.family in _ONLY_AS_TRAINED and as_trained is not None:
         return (as_trained,)
     most = float(weight_format(model.native_bits).bits_per_weight) * _ABOVE

@@ -13,8 +13,8 @@ from moeplan.planner.offload.plan import OffloadRequest
 from moeplan.reports.offload.page import plan_report
 from moeplan.specs.provenance import model_of
 
-EXPERT = 3 * 2880 * 2880 * 17 // 32 + 3 * 2880 * 2
-"""Bytes: three matrices, 17 bytes for 32 weights (MXFP4), and three vectors of 16 bits."""
+EXPERT = 3 * 2880 * 2880 * 17 // 32 + 3 * 2880 * 4
+"""Bytes: three matrices, 17 bytes for 32 weights (MXFP4), and three vectors of 32 bits, as files of it have them."""
 LAYERS, EXPERTS, USED = 36, 128, 4
 DDR5 = 2 * 8 * 6.0e9
 """Bytes a second of two channels at 6000 MT/s, as no core ever reads them."""

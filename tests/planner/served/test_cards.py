@@ -47,7 +47,7 @@ def test_no_card_runs_out_and_no_other_division_is_faster(memory: str, host_laye
 
 
 def test_fit_fills_cards_from_the_front_and_leaves_its_margin() -> None:
-    one = simulation("6GiB,8GiB")
+    one = simulation("5GiB,7GiB")
     bare = setting(one, LAYERS, 1, 512)
     split, kept = filled_from_the_front(one, bare.schedule, FIT_MARGIN_BYTES)
     whole = setting(one, LAYERS - kept, 1, 512, front=True)
