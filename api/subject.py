@@ -123,13 +123,18 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
         notes.append(routed.words)
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)
     _check_context(spec, context, asked_lengths)
-    budgets = _card_budgets(memory, reserve, profile)
+    share = 1.0 if serving is None else serving.memory_share
+    budgets = _card_budgets(memory, reserve, profile, share)
+    if share < 1 and memory is None:
+        notes.append(
+            f"memory: {share:.0%} of the card, as {serving.name if serving else ''} fills of itself; --memory says another"
+        )
     divided, taken = read_split(split, profile, spec.num_layers, free_bytes=budgets)
     if divided is not None:
         notes.append(f"cards: {'; '.join((divided.words, *taken))}")
     simulation = Simulation(
         model=spec, profile=profile, trace=routed.recording, window_steps=window, split=divided, card_budgets=budgets, drafting=drafting,
-        memory_bytes=None if budgets else _budget(memory, reserve, profile),
+        memory_bytes=None if budgets else _budget(memory, reserve, profile, share),
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
         likewise=routed.spread,
     )  # fmt: skip
@@ -201,15 +206,18 @@ def _check_context(spec: ModelSpec, context: int | None, lengths: RequestLengths
             )
 
 
-def _budget(memory: int | str | None, reserve: int | str | None, profile: Profile) -> int | None:
-    """Return the device budget that was asked for; raises InputError for more than the device has."""
+def _budget(memory: int | str | None, reserve: int | str | None, profile: Profile, share: float) -> int | None:
+    """Return the device budget that was asked for, else the share that the engine fills of itself, None for all of it.
+
+    Raises InputError for more than the device has.
+    """
     from ..base.units import GIB
 
     kept = bytes_of(reserve, "--reserve") or 0
     asked, most = bytes_of(memory, "--memory"), profile.memory_bytes
-    if asked is None and not kept:
+    if asked is None and not kept and share >= 1:
         return None
-    budget = most if asked is None else asked
+    budget = int(most * share) if asked is None else asked
     if budget > most:
         raise InputError("--memory", memory, f"{profile.name} has {most} bytes ({most / GIB:.2f} GiB)",
                          "give at most that, or another machine")  # fmt: skip
@@ -220,7 +228,9 @@ def _budget(memory: int | str | None, reserve: int | str | None, profile: Profil
     return budget - kept
 
 
-def _card_budgets(memory: int | str | None, reserve: int | str | None, profile: Profile) -> tuple[int, ...]:
+def _card_budgets(
+    memory: int | str | None, reserve: int | str | None, profile: Profile, share: float
+) -> tuple[int, ...]:
     """Return what each of several cards may hold: one size counts for each of them, or sizes stand with commas between; () for one card.
 
     Raises InputError for sizes of another number of cards, and for more than a card has.
@@ -229,7 +239,7 @@ def _card_budgets(memory: int | str | None, reserve: int | str | None, profile: 
         return ()
     asked, kept = (_of_each(size, profile, option) for size, option in ((memory, "--memory"), (reserve, "--reserve")))
     return tuple(
-        _budget(budget, less, profile.of_card(card)) or profile.card_bytes[card]
+        _budget(budget, less, profile.of_card(card), share) or profile.card_bytes[card]
         for card, (budget, less) in enumerate(zip(asked, kept, strict=True))
     )
 
@@ -259,10 +269,17 @@ def _planned_budgets(given: object, profile: Profile) -> tuple[int, ...]:
 def rank_budget(
     memory: int | str | None, reserve: int | str | None, requested: int | None, profile: Profile
 ) -> int | None:
-    """Return the bytes that each of many devices may hold; None: all it has. Raises InputError as for one device."""
+    """Return the bytes that each of many devices may hold: as asked, else what serving engines fill; None: all it has.
+
+    Raises InputError as for one device.
+    """
+    from ..specs.machines.engines import SERVED_SHARE
+
     if memory is not None and requested is not None:
         raise InputError("--memory", memory, "the request says it already", "give one of the two")
-    return _budget(requested if memory is None else memory, reserve, profile)
+    return _budget(
+        requested if memory is None else memory, reserve, profile, 1.0 if profile.device.kind == "cpu" else SERVED_SHARE
+    )
 
 
 def bytes_of(size: int | str | None, field: str) -> int | None:

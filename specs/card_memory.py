@@ -138,7 +138,7 @@ def require_cards_fit(cards: Sequence[CardMemory], budgets: Sequence[int], names
     if missing > 0:
         has = format_bytes(budgets[worst.card])
         raise DoesNotFit(
-            f"{what} needs {format_bytes(worst.num_bytes)} on card {worst.card} ({names[worst.card]}), which has {has}",
+            f"{what} needs {format_bytes(worst.num_bytes)} on card {worst.card} ({names[worst.card]}), of which {has} may be filled",
             missing,
         )
 

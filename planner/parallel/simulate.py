@@ -22,6 +22,7 @@ from .case import ParallelRequest, Recording, check_ep_match, dispatch_bytes_per
 from .evidence import REPORT
 from .latency import Latency, latency
 from .search import EpSearch, describe
+from .words import filled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ def answer_ep(
     memory, most = search.memory(schedule)
     dense = simulation.costing.costs.dense_format.name
     notes = (*search.evidence.notes, f"experts are stored in {schedule.kernel.bits} bits, all other weights in {dense}",
-             "costs: " + simulation.sources() + "; kernels are issued ahead, so the host costs nothing")  # fmt: skip
+             *filled(simulation), "costs: " + simulation.sources() + "; kernels are issued ahead, so the host costs nothing")  # fmt: skip
     return ParallelAnswer(
         request=request, prediction=prediction, memory=memory, budget_bytes=simulation.budget_bytes, largest_tokens_per_rank=most,
         latency=latency(search, recording, request, schedule, prediction.step_s, most),

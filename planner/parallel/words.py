@@ -6,8 +6,9 @@ Modelled: the verdict in one line, assumptions one a line. Ignored: figures besi
 from __future__ import annotations
 
 from ...base.units import GIB
-from ...sim.parallel.simulate import EpPrediction
+from ...sim.parallel.simulate import EpPrediction, ParallelSimulation
 from ...specs.machines.bundled_kernels import kernel_machines
+from ...specs.machines.engines import SERVED_SHARE
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .difference import PAYS
 from .evidence import CHOOSE, PLAN, REPORT, CountEvidence, TokenEvidence
@@ -35,6 +36,14 @@ def ep_verdict(best: EpPrediction, plain: EpPrediction, beside: Headline, moved:
     )
 
 
+def filled(simulation: ParallelSimulation) -> list[str]:
+    """Return in words that a card is filled as far as serving engines fill it of themselves, where it is."""
+    whole = simulation.profile.memory_bytes
+    if simulation.profile.device.kind == "cpu" or simulation.budget_bytes != int(whole * SERVED_SHARE):
+        return []
+    return [f"memory: {SERVED_SHARE:.0%} of each GPU, as serving engines fill of themselves; --memory says another"]
+
+
 def assumptions(
     search: EpSearch,
     evidence: TokenEvidence | CountEvidence,
@@ -44,6 +53,7 @@ def assumptions(
     """Return, in words, what a reader must know before trusting the plan."""
     dense = search.simulation.costing.costs.dense_format.name
     found = [*evidence.notes, f"experts are stored in {base.kernel.bits} bits, all other weights in {dense}"]
+    found += filled(search.simulation)
     found.append("costs: " + search.simulation.sources() + "; kernels are issued ahead, so the host costs nothing")
     kernels = search.simulation.profile.kernels
     if kernels is not None:

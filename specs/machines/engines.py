@@ -86,6 +86,8 @@ class Engine:
     """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
     split: str = "layer"
     """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
+    memory_share: float = 1.0
+    """How much of a card's memory it fills when it is told nothing (`SERVED_SHARE`)."""
     gguf: bool = False
     """It reads models from GGUF files, which store all matrices in formats of their own, not those of the checkpoint."""
     memory_layout: str = "plain"
@@ -144,6 +146,12 @@ _OF_GENERATIONS = (
     "expert_efficiency",
     "attention_efficiency",
 )
+
+
+SERVED_SHARE = 0.9
+"""Share of a card's memory that serving engines fill of themselves: vLLM's gpu_memory_utilization, TensorRT-LLM's
+free_gpu_memory_fraction; SGLang's mem_fraction_static comes to 0.83 to 0.9 of H100, H200 and B200, activations and graphs aside, which
+are counted apart here (server_args.py, 2025)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
