@@ -31,13 +31,9 @@ def test_what_fits_a_card_whole_may_not_fit_what_is_filled_of_it() -> None:
     request = moeplan.ParallelRequest(num_nodes=1, ranks_per_node=8, concurrency=8, context_tokens=600)
     settings = {"parallel.attention": "tensor"}
     with pytest.raises(DoesNotFit):
-        simulate_parallel(
-            "deepseek-v3", "h100-sxm", request=request, schedule="tensor-parallel", settings=settings
-        )
+        simulate_parallel("deepseek-v3", "h100-sxm", request=request, schedule="tensor-parallel", settings=settings)
     whole = dataclasses.replace(request, memory_bytes=load_server("h100-sxm").memory_bytes)
-    found = simulate_parallel(
-        "deepseek-v3", "h100-sxm", request=whole, schedule="tensor-parallel", settings=settings
-    )
+    found = simulate_parallel("deepseek-v3", "h100-sxm", request=whole, schedule="tensor-parallel", settings=settings)
     assert not any("fill of themselves" in note for note in found.to_dict()["assumptions"])
 
 

@@ -174,8 +174,9 @@ class DeviceMemory(HostMemory):
         needed = self.memory_breakdown(schedule, cached_experts=cached_experts, transient_experts=transient_experts)
         if self.split is None:
             if needed.device_bytes > self.budget_bytes:
-                raise DoesNotFit(f"{what} needs {format_bytes(needed.device_bytes)} of the {format_bytes(self.budget_bytes)} of device memory "
-                                 "that may be filled", needed.device_bytes - self.budget_bytes)  # fmt: skip
+                room = format_bytes(self.budget_bytes)
+                raise DoesNotFit(f"{what} needs {format_bytes(needed.device_bytes)} of the {room} of device memory that may be filled",
+                                 needed.device_bytes - self.budget_bytes)  # fmt: skip
             return
         cards = self.card_memory(schedule, cached_experts=cached_experts, transient_experts=transient_experts)
         require_cards_fit(cards, self.budgets, self.profile.card_names, what)
