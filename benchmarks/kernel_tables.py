@@ -29,7 +29,8 @@ from moeplan.calibrate.costs.gpu.products import product_s
 from moeplan.calibrate.imports.aiconfigurator.fits import errors_of, fit, fit_without, relative
 from moeplan.calibrate.imports.aiconfigurator.kernels import UNITS, best
 from moeplan.calibrate.imports.aiconfigurator.loads import WEIGHT_BYTES, expert_work
-from moeplan.calibrate.imports.aiconfigurator.problems import Named, engine_problems, latent_layer_work
+from moeplan.calibrate.imports.aiconfigurator.named import Named
+from moeplan.calibrate.imports.aiconfigurator.problems import engine_problems, latent_layer_work
 from moeplan.calibrate.imports.aiconfigurator.tables import MACHINES, Tables, installed_folder, open_tables
 from moeplan.specs.machines.bundled_kernels import bundled_kernels
 from moeplan.specs.machines.gpu_kernels import INSIDE, exchange_key

@@ -27,12 +27,16 @@ from .program import INTRA
 from .traffic import FloatArray
 
 _LEAST_BYTE_S = 1e-15
-_REDUCTION_START_S = 61.6e-6 - 16.9e-6
-"""What NCCL's smallest all-reduce over two nodes of H100 takes (128 bytes, github.com/NVIDIA/nccl/issues/1453) beyond the
-smallest inside one (its measured start on H200)."""
+_REDUCTION_START_S = 125e-6
+"""What an all-reduce over two nodes of H100 takes beyond one inside a node, while a server decodes.
+
+Fitted to four figures of one cluster (16 H100 that decode one request, github.com/tenstorrent/tt-inference-server/issues/356, some 122
+reductions a token). NCCL's smallest all-reduce there takes 62 us where many follow each other (128 bytes,
+github.com/NVIDIA/nccl/issues/1453), its own model says 25: alone, each waits for the slowest of all ranks and for the processors that
+post its messages. Three other clusters, nothing fitted to them, are then 1.3 to 1.9 times slower than predicted (2.1 to 2.7 before).
+"""
 _REDUCTION_UNCERTAINTY = 0.9
-"""NCCL's own model says 25 us there; 16 H100 that decode one request take as if it were twice as much
-(github.com/tenstorrent/tt-inference-server/issues/356)."""
+"""Of measured starts the least is half of that, and other clusters take up to twice as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,21 +50,28 @@ class ExpertKernel(_Kernel):
     """What a tile takes besides its operations."""
     expert_s: float = 0.0
     """What each expert of the GPU takes, whether it has rows or not."""
+    choice_s: float = 0.0
+    """What each choice of all entering tokens takes, wherever its expert sits: choosing, counting and sorting them."""
+    elsewhere_s: float = 0.0
+    """What the operation takes more where experts of the layer sit on other GPUs too, whose choices are left out first."""
     all_rows: bool = False
     """Activations of all choices of all tokens are touched, also of those whose experts sit on other GPUs."""
     heights: str = "best"
     """How the engine chooses tiles (`HEIGHTS`)."""
     refill_bytes_per_s: float | None = None
-    """At which all units together are given weights again for every low tile; with `transposed` heights only."""
+    """At which all units together are given weights again for every low tile (`transposed` heights), or for every tile (`powers`)."""
 
 
-HEIGHTS = ("best", "tokens", "choices", "transposed")
+REFILLED = ("transposed", "powers")
+"""Heights with which tiles are given weights again."""
+HEIGHTS = ("best", "tokens", "choices", "transposed", "powers")
 """How an engine chooses the rows of a tile before it knows how many each expert has.
 
 best: as a tuner finds them. tokens: 16 until as many tokens enter as experts are there, then 64 (Triton kernels of vLLM and SGLang without
 a tuned table: `get_default_config`). choices: by the choices of all entering tokens for each expert that is there (Marlin kernels:
 `fused_marlin_moe`). transposed: low tiles with weights as rows while fewer than 32 choices fall on each of all experts (TensorRT-LLM's
-8-bit blocks on Hopper: `grouped_gemm_dispatch`)."""
+8-bit blocks on Hopper: `grouped_gemm_dispatch`). powers: the next power of two from the choices of all entering tokens for each expert that
+is there, 16 to 128 (Triton kernels of gpt-oss, `triton_kernels`' `opt_flags`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,8 @@ class LatentDecode(_Kernel):
     head_bytes_per_s: float
     """At which queries and outputs of heads are moved."""
     doubling_s: float
+    page_s: float = 0.0
+    """What a unit takes for 64 tokens of a request's context, where a kernel does not divide contexts over units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +230,9 @@ def check_kernels(kernels: GpuKernels, sources: tuple[str, ...]) -> None:
 def _check_experts(key: str, kernel: ExpertKernel) -> None:
     if kernel.heights not in HEIGHTS:
         raise UnknownName(f"kernels.experts.{key}.heights", kernel.heights, HEIGHTS)
-    if (kernel.heights == "transposed") != (kernel.refill_bytes_per_s is not None):
+    if (kernel.heights in REFILLED) != (kernel.refill_bytes_per_s is not None):
         raise InputError(f"kernels.experts.{key}.refill_bytes_per_s", kernel.refill_bytes_per_s,
-                         "belongs to transposed heights, and they to it", "give both or neither")  # fmt: skip
+                         f"belongs to {' and '.join(REFILLED)} heights, and they to it", "give both or neither")  # fmt: skip
 
 
 def _check_number(name: str, value: Any, field_name: str) -> None:

@@ -4,6 +4,7 @@
     a prompt   start + (operations + 2 · pairs · softmax width) / flops + bytes of queries, outputs, keys and values / rate
                + ⌈tokens / 128⌉ · requests · heads / units · tile
     latents    start + √((bytes of latents / rate)² + (operations, heads in blocks of 64 / flops)²) + bytes of heads / rate + doubling · …
+               + ⌈requests · blocks of heads / units⌉ · context / 64 · page, where no context is divided over units
     a layer    start + √((bytes of weights and latents / rate)² + (operations / flops)²)
 
 Modelled: contexts of equal length. Ignored: windows (their context is what they see), kernels that fall back to slow code with more
@@ -61,14 +62,18 @@ def prompt_s(
 
 def latent_decode_s(
     kernel: LatentDecode, latent_bytes: Sizes, flops_a_head: Sizes, heads: Sizes,
-    head_bytes: Sizes, context: Sizes,
+    head_bytes: Sizes, context: Sizes, *, requests: Sizes = 1.0, num_units: int = 1,
 ) -> Array:  # fmt: skip
     """Return seconds of one token of each request. flops_a_head: of all requests, for one head. head_bytes: of all heads."""
-    blocks = np.ceil(np.asarray(heads, np.float64) / _HEAD_BLOCK) * _HEAD_BLOCK
+    blocks = np.ceil(np.asarray(heads, np.float64) / _HEAD_BLOCK)
     memory = np.asarray(latent_bytes, np.float64) / kernel.bytes_per_s
-    compute = np.asarray(flops_a_head, np.float64) * blocks / kernel.flops_per_s
+    compute = np.asarray(flops_a_head, np.float64) * blocks * _HEAD_BLOCK / kernel.flops_per_s
     moved = np.asarray(head_bytes, np.float64) / kernel.head_bytes_per_s
-    return np.asarray(kernel.start_s + np.hypot(memory, compute) + moved + kernel.doubling_s * _doublings(context))
+    waves = np.ceil(np.asarray(requests, np.float64) * blocks / num_units)
+    alone = waves * (np.asarray(context, np.float64) / _CONTEXT_UNIT) * kernel.page_s
+    return np.asarray(
+        kernel.start_s + np.hypot(memory, compute) + moved + kernel.doubling_s * _doublings(context) + alone
+    )
 
 
 def latent_layer_s(kernel: LatentLayer, num_bytes: Sizes, flops: Sizes) -> Array:

@@ -32,6 +32,9 @@ _SMALL_UNCERTAINTY = 0.5
 _NORMS, _ROTATION_AND_CACHE = 2, 2
 """Such kernels of a layer: two norms with their additions; where attention was not measured with its projections, rotation and the
 writing of keys and values too."""
+_UNFUSED = {"sglang": 20}
+"""Such kernels more outside latent attention under engines that fuse less there: norms of heads, copies, scatters and gates one by one.
+Fitted to single requests of Qwen3-235B, MiniMax-M2.5 and Qwen3-Coder-Next on B200 (SGLang 0.5.6 to 0.5.8), 14 to 25 a layer."""
 _SIXTEEN = 2.0
 """Bytes of an activation outside 8-bit products."""
 _NARROW = {"fp8": 1.0, "fp8-block": 1.0, "nvfp4": 0.5 + 1 / 16}
@@ -88,7 +91,10 @@ class KernelCosts(CostModel):
         device = self.profile.device
         moved = tokens * RESIDUAL_PASSES * self.model.hidden_size * _SIXTEEN
         reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
-        seconds = (_NORMS + (0 if whole is not None else _ROTATION_AND_CACHE)) * _SMALL_KERNEL_S
+        more = 0 if whole is not None else _ROTATION_AND_CACHE
+        if attention is None or attention.kind != "mla":
+            more += _UNFUSED.get(self.kernels.engine, 0)
+        seconds = (_NORMS + more) * _SMALL_KERNEL_S
         small = Estimate(seconds=seconds, source=self.kernels.source, bound="launch", relative_uncertainty=_SMALL_UNCERTAINTY,
                          launch_s=seconds)  # fmt: skip
         found["small"] = small + rate_term(moved / reach, "memory", device.memory_bytes_per_s, device.memory_efficiency)
@@ -226,7 +232,9 @@ class KernelCosts(CostModel):
             if decoding and cache in kernels.latent_decode:
                 decode = kernels.latent_decode[cache]
                 outer = tokens * heads * (2 * attention.kv_lora_rank + attention.qk_rope_head_dim) * _SIXTEEN
-                seconds = latent_decode_s(decode, num_bytes, flops / heads, heads, outer, seen)
+                seconds = latent_decode_s(
+                    decode, num_bytes, flops / heads, heads, outer, seen, requests=requests, num_units=units
+                )
                 return self._estimate(float(seconds), decode, "memory")
             if not decoding and cache in kernels.latent_prompt:
                 prompt = kernels.latent_prompt[cache]

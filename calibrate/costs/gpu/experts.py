@@ -28,6 +28,7 @@ TILE_HEIGHTS = (16, 32, 64, 128, 256)
 TILE_WIDTH = 128
 _SHARPNESS = 1.3
 _LOW = TILE_HEIGHTS[:2]
+_POWERS = TILE_HEIGHTS[:4]
 _FILLED = 0.9
 """vLLM's and SGLang's `fused_marlin_moe`: the first height that this share of even choices does not fill."""
 _TRANSPOSED = 32
@@ -127,6 +128,8 @@ def experts_s(kernel: ExpertKernel, shape: ExpertShape, load: ExpertLoad, num_un
     total = (
         kernel.start_s
         + kernel.expert_s * load.num_experts
+        + kernel.choice_s * load.choices
+        + np.where(load.all_experts > load.num_experts, kernel.elsewhere_s, 0.0)
         + (rows * row_bytes(shape) + 2 * load.tokens * shape.hidden) / kernel.activation_bytes_per_s
     )
     for width, depth in shape.products():
@@ -148,7 +151,7 @@ def item_s(
     Where there are many experts, waves are full, and the form is a sum over experts; heights are then the best.
     """
     rows = np.asarray(rows, np.float64)
-    moved = (rows * row_bytes(shape) + 2 * rows * shape.hidden) / kernel.activation_bytes_per_s
+    moved = (rows * row_bytes(shape) + 2 * rows * shape.hidden) / kernel.activation_bytes_per_s + rows * kernel.choice_s
     seconds, memory_s, compute_s = moved, np.zeros_like(rows), np.zeros_like(rows)
     for width, depth in shape.products():
         memory = np.full_like(rows, width * depth * shape.weight_bytes / kernel.bytes_per_s)
@@ -175,18 +178,23 @@ def _product_s(
         np.maximum(1.0, tiles * columns) * _tile_s(kernel, height, depth, num_units)
         for height, tiles in zip(TILE_HEIGHTS, load.tiles, strict=True)
     ]
+    refill: float | Array = 0.0
+    if kernel.refill_bytes_per_s is not None:
+        refill = TILE_WIDTH * depth * weight_bytes * num_units / kernel.refill_bytes_per_s
+    refilled = [
+        whole + np.maximum(1.0, tiles * columns) * refill for whole, tiles in zip(by_height, load.tiles, strict=True)
+    ]
     if kernel.heights in ("best", "transposed"):
         compute = np.minimum.reduce(by_height)
+    elif kernel.heights == "powers":
+        each = load.choices / load.num_experts
+        last = len(_POWERS) - 1
+        compute = np.select([np.asarray(each <= height) for height in _POWERS[:last]], refilled[:last], refilled[last])
     else:
         compute = np.select(_heights(kernel.heights, load), by_height[: len(_LOW)], by_height[len(_LOW)])
-    if kernel.refill_bytes_per_s is not None:
+    if kernel.heights == "transposed":
         even = np.ceil(load.choices / load.all_experts)
-        refill = TILE_WIDTH * depth * weight_bytes * num_units / kernel.refill_bytes_per_s
-        low = [
-            whole + np.maximum(1.0, tiles * columns) * refill
-            for whole, tiles in zip(by_height[:2], load.tiles[:2], strict=True)
-        ]
-        compute = np.select([even <= TILE_HEIGHTS[0], even < _TRANSPOSED], low, compute)
+        compute = np.select([even <= TILE_HEIGHTS[0], even < _TRANSPOSED], refilled[:2], compute)
     return _smooth(memory, np.where(load.active > 0, compute, 0.0))
 
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ....specs.machines.gpu_kernels import ExpertKernel, GpuKernels
+from .expert_problems import expert_problems
 from .fits import Errors, fit
-from .problems import OVER_PEAK, Named, engine_problems, expert_problems, within
+from .named import Named, within
+from .problems import engine_problems
 from .tables import Tables
 
 UNITS = {"h100_sxm": 132, "h200_sxm": 132, "b200_sxm": 148, "a100_sxm": 108}
@@ -57,7 +59,7 @@ def fit_older_experts(
     older = dataclasses.replace(tables, versions={**tables.versions, engine: version})
     for named in expert_problems(older, engine, UNITS[tables.system], least_experts=_MANY_EXPERTS):
         if named.key == number:
-            kernel: ExpertKernel = best(within(named, peak_bytes_per_s * OVER_PEAK))[0]
+            kernel: ExpertKernel = best(within(named, peak_bytes_per_s))[0]
             return kernel
     return None
 

@@ -6,10 +6,7 @@ most rows. Ignored: what no form covers (windows, 4-bit activations).
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,7 +16,6 @@ from ....specs.machines.gpu_kernels import (
     INSIDE,
     DecodeAttention,
     ExchangeKernel,
-    ExpertKernel,
     LatentDecode,
     LatentLayer,
     ProductKernel,
@@ -28,14 +24,14 @@ from ....specs.machines.gpu_kernels import (
 )
 from ...costs.gpu.attention import decode_s, latent_decode_s, latent_layer_s, prompt_s
 from ...costs.gpu.exchanges import exchange_s
-from ...costs.gpu.experts import experts_s
 from ...costs.gpu.products import product_s
+from .expert_problems import expert_problems
 from .fits import Problem, columns
-from .loads import NUMBERS, WEIGHT_BYTES, expert_work
+from .loads import NUMBERS, WEIGHT_BYTES
+from .named import Named, seconds_of, within
 from .tables import (
     Tables,
     fair_attention,
-    fair_experts,
     fair_latent_layers,
     fair_products,
     replayed,
@@ -60,114 +56,14 @@ _COLLECTIVES = {
 }
 _DTYPE_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
 _US, _TB, _TF, _PF = 1e-6, 1e12, 1e12, 1e15
-_BLOCKS_ON_HOPPER = "moe_torch_flow_cutlass"
-"""As the tables call TensorRT-LLM's experts of 8-bit blocks on Hopper (DeepGEMM behind the CUTLASS runner)."""
-_TRITON = re.compile("triton|vllm_fused_moe")
-OVER_PEAK = 1.05
-"""Data sheets round."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """A problem, and where among an engine's kernels its answer belongs."""
-
-    part: str
-    """Field of `GpuKernels`."""
-    key: str
-    problems: tuple[Problem[Any], ...]
-    """Alternatives; the one with the smallest median error is taken."""
-    rows: int
 
 
 def engine_problems(tables: Tables, engine: str, num_units: int, peak_bytes_per_s: float) -> Iterator[Named]:
     """Yield every problem of an engine's tables; nothing reads device memory faster than its data sheet says."""
     for problems in (expert_problems, product_problems, attention_problems, latent_problems):
         for named in problems(tables, engine, num_units):
-            yield within(named, peak_bytes_per_s * OVER_PEAK)
+            yield within(named, peak_bytes_per_s)
     yield from exchange_problems(tables, engine)
-
-
-def within(named: Named, most: float) -> Named:
-    """Return a problem whose weights, keys and values are read no faster than that; activations may come from caches."""
-    at = {"prompt_attention": None, "latent_prompt": None}.get(named.part, 1)
-    if at is None:
-        return named
-    return dataclasses.replace(
-        named, problems=tuple(dataclasses.replace(each, most={at: most}) for each in named.problems)
-    )
-
-
-# --- experts -------------------------------------------------------------------------------------------------------------
-
-
-def expert_problems(tables: Tables, engine: str, num_units: int, *, least_experts: int = 1) -> Iterator[Named]:
-    """Yield a problem for each number format of an engine's experts; least_experts: of the models whose rows are taken."""
-    table = tables.read("moe/moe_perf", engine)
-    if table is None:
-        return
-    rows = fair_experts(table, engine)
-    rows = rows.loc[rows["num_experts"] >= least_experts]
-    for dtype, number in NUMBERS.items():
-        mine = rows.loc[rows["moe_dtype"] == dtype]
-        if mine.empty:
-            continue
-        kernel = str(mine["kernel_source"].value_counts().index[0])
-        chosen = (
-            mine.loc[mine["kernel_source"] == kernel].sort_values(["num_tokens", "num_experts"]).reset_index(drop=True)
-        )
-        yield Named(part="experts", key=number, rows=len(chosen), problems=tuple(
-            expert_problem(chosen, number, kernel, num_units, all_rows=all_rows, each=each, heights=heights)
-            for heights in _heights(kernel, number) for all_rows in (False, True) for each in (False, True)
-        ))  # fmt: skip
-
-
-def _heights(kernel: str, number: str) -> tuple[str, ...]:
-    """Return how a kernel may choose its tiles; the tables' names tell some kernels from others."""
-    if number == "fp8-block" and kernel == _BLOCKS_ON_HOPPER:
-        return ("transposed",)
-    if number in ("int4", "mxfp4") and "triton" not in kernel:
-        return "best", "choices"
-    return ("best", "tokens") if _TRITON.search(kernel) else ("best",)
-
-
-def expert_problem(rows: pd.DataFrame, number: str, kernel: str, num_units: int, *, all_rows: bool,
-                   each: bool, heights: str = "best") -> Problem[ExpertKernel]:  # fmt: skip
-    """Return the problem of one kernel; each: experts cost something of their own, with rows or without."""
-    shape, load = expert_work(rows, number)
-    refilled = heights == "transposed"
-    start = [
-        20 * _US,
-        3 * _TB,
-        3 * _TB,
-        _PF,
-        1 * _US,
-        *([0.1 * _US] if each else []),
-        *([20 * _TB] if refilled else []),
-    ]
-
-    def make(values: Any) -> ExpertKernel:
-        return ExpertKernel(
-            name=kernel, start_s=values[0], bytes_per_s=values[1], activation_bytes_per_s=values[2], flops_per_s=values[3],
-            tile_s=values[4], expert_s=values[5] if each else 0.0, all_rows=all_rows, heights=heights,
-            refill_bytes_per_s=values[-1] if refilled else None, relative_uncertainty=0.0,
-        )  # fmt: skip
-
-    return Problem(
-        seconds=_seconds(rows), shapes=columns(rows["hidden_size"], rows["inter_size"], rows["topk"], rows["num_experts"]),
-        start=start, make=make, predict=lambda kernel, at: experts_s(kernel, part(shape, at), part(load, at), num_units),
-    )  # fmt: skip
-
-
-def part(whole: S, at: Index) -> S:
-    """Return a dataclass of arrays with chosen entries only."""
-
-    def chosen(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(chosen(each) for each in value)
-        return value[at] if isinstance(value, np.ndarray) else value
-
-    names = [each.name for each in dataclasses.fields(whole)]  # type: ignore[arg-type]
-    return dataclasses.replace(whole, **{name: chosen(getattr(whole, name)) for name in names})  # type: ignore[type-var]
 
 
 # --- products ------------------------------------------------------------------------------------------------------------
@@ -201,7 +97,7 @@ def product_problem(rows: pd.DataFrame, number: str, num_units: int, *, waves: b
         )  # fmt: skip
 
     return Problem(
-        seconds=_seconds(rows), shapes=columns(n, k), start=[5 * _US, 3 * _TB, _PF, *([1 * _TF] if quantises else [])],
+        seconds=seconds_of(rows), shapes=columns(n, k), start=[5 * _US, 3 * _TB, _PF, *([1 * _TF] if quantises else [])],
         make=make, predict=lambda kernel, at: product_s(kernel, m[at], n[at], k[at], WEIGHT_BYTES[number], num_units),
     )  # fmt: skip
 
@@ -239,7 +135,7 @@ def _decode(rows: pd.DataFrame, cache: str, name: str, num_units: int) -> Proble
     context = rows["step"].to_numpy(float) + 1
     num_bytes = requests * kv_heads * 2 * head * context * CACHE_BYTES[cache]
     return Problem(
-        seconds=_seconds(rows), shapes=columns(rows["num_heads"], kv_heads, head), start=[8 * _US, 3 * _TB, 2 * _US, 0.3 * _US],
+        seconds=seconds_of(rows), shapes=columns(rows["num_heads"], kv_heads, head), start=[8 * _US, 3 * _TB, 2 * _US, 0.3 * _US],
         make=lambda v: DecodeAttention(name=name, start_s=v[0], bytes_per_s=v[1], wave_s=v[2], doubling_s=v[3], relative_uncertainty=0.0),
         predict=lambda kernel, at: decode_s(kernel, num_bytes[at], requests[at], kv_heads[at], context[at], num_units),
     )  # fmt: skip
@@ -255,7 +151,7 @@ def _prompt(rows: pd.DataFrame, cache: str, name: str, num_units: int) -> Proble
     num_bytes = requests * tokens * head * outer
     pairs = requests * heads * tokens * (tokens + 1) / 2
     return Problem(
-        seconds=_seconds(rows), shapes=columns(heads, kv_heads, head), start=[15 * _US, 500 * _TF, 3 * _TB, 3 * _US, 30.0],
+        seconds=seconds_of(rows), shapes=columns(heads, kv_heads, head), start=[15 * _US, 500 * _TF, 3 * _TB, 3 * _US, 30.0],
         make=lambda v: PromptAttention(name=name, start_s=v[0], flops_per_s=v[1], bytes_per_s=v[2], tile_s=v[3], softmax_width=v[4],
                                        relative_uncertainty=0.0),
         predict=lambda kernel, at: prompt_s(
@@ -278,7 +174,7 @@ def latent_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Nam
             mine = found.loc[found["kv_cache_dtype"] == dtype] if found is not None else None
             if mine is not None and len(mine):
                 chosen = mine.sort_values(["batch_size", "step", "isl"]).reset_index(drop=True)
-                yield Named(part=key, key=cache, rows=len(chosen), problems=(problem(chosen, cache, num_units),))
+                yield Named(part=key, key=cache, rows=len(chosen), problems=problem(chosen, cache, num_units))
     if not fair_latent_layers(engine, tables.system):
         return
     for table, phase in (("mla/mla_generation_module_perf", "decode"), ("mla/mla_context_module_perf", "prefill")):
@@ -294,38 +190,48 @@ def latent_problems(tables: Tables, engine: str, num_units: int) -> Iterator[Nam
                             problems=(latent_layer_problem(chosen, number, phase),))  # fmt: skip
 
 
-def _latent_decode(rows: pd.DataFrame, cache: str, num_units: int) -> Problem[LatentDecode]:
+def _latent_decode(rows: pd.DataFrame, cache: str, num_units: int) -> tuple[Problem[LatentDecode], ...]:
+    """Return the problems of a kernel that divides contexts over units, and of one that does not."""
     requests, heads = rows["batch_size"].to_numpy(float), rows["num_heads"].to_numpy(float)
     context = rows["step"].to_numpy(float) + 1
     num_bytes = requests * context * _ENTRY * CACHE_BYTES[cache]
     flops = 2 * requests * context * (_LATENT + _ENTRY)
     outer = requests * heads * (_LATENT + _ENTRY) * 2
-    return Problem(
-        seconds=_seconds(rows), shapes=columns(heads), start=[12 * _US, 3 * _TB, 800 * _TF, 2 * _TB, 0.7 * _US],
-        make=lambda v: LatentDecode(name="mla", start_s=v[0], bytes_per_s=v[1], flops_per_s=v[2], head_bytes_per_s=v[3],
-                                    doubling_s=v[4], relative_uncertainty=0.0),
-        predict=lambda kernel, at: latent_decode_s(kernel, num_bytes[at], flops[at], heads[at], outer[at], context[at]),
-    )  # fmt: skip
+
+    def predict(kernel: LatentDecode, at: Index) -> Any:
+        return latent_decode_s(kernel, num_bytes[at], flops[at], heads[at], outer[at], context[at], requests=requests[at],
+                               num_units=num_units)  # fmt: skip
+
+    def make(values: Any) -> LatentDecode:
+        return LatentDecode(name="mla", start_s=values[0], bytes_per_s=values[1], flops_per_s=values[2], head_bytes_per_s=values[3],
+                            doubling_s=values[4], page_s=values[5] if len(values) > 5 else 0.0, relative_uncertainty=0.0)  # fmt: skip
+
+    start = [12 * _US, 3 * _TB, 800 * _TF, 2 * _TB, 0.7 * _US]
+    return tuple(
+        Problem(seconds=seconds_of(rows), shapes=columns(heads), start=[*start, *more], make=make, predict=predict)
+        for more in ((), (1 * _US,))
+    )
 
 
-def _latent_prompt(rows: pd.DataFrame, cache: str, num_units: int) -> Problem[PromptAttention]:
+def _latent_prompt(rows: pd.DataFrame, cache: str, num_units: int) -> tuple[Problem[PromptAttention], ...]:
     requests, tokens, heads = (rows[key].to_numpy(float) for key in ("batch_size", "isl", "num_heads"))
     flops = 2 * requests * heads * (_NOPE + _ROPE + _VALUE) * tokens * (tokens + 1) / 2
     num_bytes = requests * tokens * heads * (_NOPE + _ROPE + _VALUE) * 2
-    return Problem(
-        seconds=_seconds(rows), shapes=columns(heads), start=[15 * _US, 500 * _TF, 3 * _TB, 3 * _US],
+    problem: Problem[PromptAttention] = Problem(
+        seconds=seconds_of(rows), shapes=columns(heads), start=[15 * _US, 500 * _TF, 3 * _TB, 3 * _US],
         make=lambda v: PromptAttention(name="mla", start_s=v[0], flops_per_s=v[1], bytes_per_s=v[2], tile_s=v[3], relative_uncertainty=0.0),
         predict=lambda kernel, at: prompt_s(
             kernel, flops[at], num_bytes[at], requests[at], heads[at], tokens[at], num_units, full_waves=True
         ),
     )  # fmt: skip
+    return (problem,)
 
 
 def latent_layer_problem(rows: pd.DataFrame, number: str, phase: str) -> Problem[LatentLayer]:
     """Return the problem of whole layers with weights of one format, whatever the cache's."""
     num_bytes, flops = latent_layer_work(rows, number, phase)
     return Problem(
-        seconds=_seconds(rows), shapes=columns(rows["num_heads"]), start=[40 * _US, 3 * _TB, 800 * _TF],
+        seconds=seconds_of(rows), shapes=columns(rows["num_heads"]), start=[40 * _US, 3 * _TB, 800 * _TF],
         make=lambda v: LatentLayer(name="mla module", start_s=v[0], bytes_per_s=v[1], flops_per_s=v[2], relative_uncertainty=0.0),
         predict=lambda kernel, at: latent_layer_s(kernel, num_bytes[at], flops[at]),
     )  # fmt: skip
@@ -381,10 +287,6 @@ def exchange_problem(rows: pd.DataFrame, name: str, port: Any) -> Problem[Exchan
     """Return the problem of one exchange whose busiest port moves `port` bytes; sizes are left out in turn."""
     predict: Callable[[ExchangeKernel, Index], Any] = lambda kernel, at: exchange_s(kernel, port[at])  # noqa: E731
     return Problem(
-        seconds=_seconds(rows), shapes=columns(port), start=[10 * _US, 0.3 * _TB, 1e6], predict=predict,
+        seconds=seconds_of(rows), shapes=columns(port), start=[10 * _US, 0.3 * _TB, 1e6], predict=predict,
         make=lambda v: ExchangeKernel(name=name, start_s=v[0], bytes_per_s=v[1], half_bytes=v[2], relative_uncertainty=0.0),
     )  # fmt: skip
-
-
-def _seconds(rows: pd.DataFrame) -> npt.NDArray[np.float64]:
-    return rows["us"].to_numpy(float) * _US

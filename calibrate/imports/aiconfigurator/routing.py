@@ -80,18 +80,33 @@ def entering_tokens(counts: Counts, mine: Counts, top_k: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def heaviest_rank(tokens: int, experts: int, top_k: int, ranks: int, distribution: str) -> tuple[float, ...]:
-    """Return (active experts, rows, tiles of each height) on the fullest rank, the mean of several draws where there are draws."""
+def heaviest_rank(
+    tokens: int, experts: int, top_k: int, ranks: int, distribution: str, others: bool = False
+) -> tuple[float, ...]:
+    """Return (active experts, rows, tiles of each height, tokens that enter) on the fullest rank, the mean of several draws where there are
+    draws.
+
+    others: only tokens with a choice there enter, and their choices elsewhere are rows of its first expert too; else all tokens enter.
+    """
     if distribution == "balanced":
-        return _features(balanced_counts(tokens, experts, top_k), ranks)
+        return _features(balanced_counts(tokens, experts, top_k), ranks, tokens, top_k, others)
     alpha = float(distribution.removeprefix("power_law_"))
     rng = np.random.default_rng([tokens, experts, top_k, ranks, round(alpha * 100)])
-    drawn = [_features(power_law_counts(tokens, experts, top_k, ranks, alpha, rng), ranks) for _ in range(DRAWS)]
+    drawn = [
+        _features(power_law_counts(tokens, experts, top_k, ranks, alpha, rng), ranks, tokens, top_k, others)
+        for _ in range(DRAWS)
+    ]
     return tuple(float(value) for value in np.mean(drawn, axis=0))
 
 
-def _features(counts: Counts, ranks: int) -> tuple[float, ...]:
+def _features(counts: Counts, ranks: int, tokens: int, top_k: int, others: bool) -> tuple[float, ...]:
     rows = counts.reshape(ranks, -1)
-    mine = rows[int(rows.sum(axis=1).argmax())]
+    fullest = int(rows.sum(axis=1).argmax())
+    mine, enter = rows[fullest], tokens
+    if others and ranks > 1:
+        width = rows.shape[1]
+        enter = entering_tokens(counts, np.arange(fullest * width, (fullest + 1) * width), top_k)
+        mine = mine.copy()
+        mine[0] += max(0, enter * top_k - int(mine.sum()))
     tiles = [float(np.ceil(mine / height).sum()) for height in TILE_HEIGHTS]
-    return float((mine > 0).sum()), float(mine.sum()), *tiles
+    return float((mine > 0).sum()), float(mine.sum()), *tiles, float(enter)

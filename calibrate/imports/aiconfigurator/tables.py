@@ -55,6 +55,12 @@ _USUAL: Mapping[str, Mapping[str, int]] = {
     "attention/context_attention_perf": {"window_size": 0},
 }
 """Columns that older tables lack, and what they hold there."""
+_GROUPS_SINCE = (0, 5, 14)
+"""SGLang's tables from here on run whole layers, routing included, for models whose routing is no plain softmax."""
+_WITHOUT_GATES = frozenset({
+    (1024, 2688, 22, 512), (2048, 5120, 22, 512), (2688, 1856, 6, 128), (4096, 2688, 22, 512), (8192, 5120, 22, 512),
+})  # fmt: skip
+"""Experts of Nemotron 3: hidden width, intermediate width, choices, experts. They have two matrices, not three."""
 _US = 1e3
 """Microseconds in a millisecond, in which latencies stand."""
 
@@ -186,22 +192,34 @@ def _numbers(version: str) -> tuple[int, ...]:
 # --- what is wrong with some rows ----------------------------------------------------------------------------------------
 
 
-def fair_experts(rows: pd.DataFrame, engine: str) -> pd.DataFrame:
-    """Return the rows of experts that measure what they say.
+def fair_experts(rows: pd.DataFrame, engine: str, version: str = "") -> pd.DataFrame:
+    """Return the rows of experts that measure what they say; version: of the engine's tables.
 
-    vLLM's collector routes DeepSeek-V3's 8-bit shape by groups, so that half of the experts are read; kernels without gates are
-    other operations.
+    vLLM's and, since 0.5.14, SGLang's collectors route DeepSeek-V3's shape by groups, so that half of the experts are read: on two GPUs
+    it takes as long as on one, in every format. Kernels without gates are other operations: only TensorRT-LLM's table names them, so those
+    of the other engines go by their shapes.
     """
-    out = rows["kernel_source"].str.contains("nongated|min_latency")
-    if engine == "vllm":
-        shape = (
+    shapes = rows[["hidden_size", "inter_size", "topk", "num_experts"]].itertuples(index=False, name=None)
+    out = rows["kernel_source"].str.contains("nongated|min_latency") | np.array(
+        [shape in _WITHOUT_GATES for shape in shapes], bool
+    )
+    if engine == "vllm" or (engine == "sglang" and _numbers(version) >= _GROUPS_SINCE):
+        out |= (
             (rows["hidden_size"] == 7168)
             & (rows["inter_size"] == 2048)
             & (rows["topk"] == 8)
             & (rows["num_experts"] == 256)
         )
-        out |= shape & (rows["moe_dtype"] == "fp8_block")
     return rows.loc[~out & (rows["num_experts"] % rows["moe_ep_size"] == 0)]
+
+
+def counts_others(engine: str, version: str) -> bool:
+    """Return whether an engine's rows of experts on several GPUs compute choices of other GPUs too, as those of their first expert.
+
+    SGLang's collector of 0.5.10 passes tokens with a choice on the GPU, and sets choices elsewhere to expert 0 (`topk_ids.clamp(min=0)`,
+    collect_moe.py at cb4d907c): on eight GPUs 16,384 tokens take as long as on one.
+    """
+    return engine == "sglang" and _numbers(version) < _GROUPS_SINCE
 
 
 def fair_products(rows: pd.DataFrame, engine: str) -> pd.DataFrame:

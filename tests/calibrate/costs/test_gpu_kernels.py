@@ -16,7 +16,7 @@ from long_runs import examples
 from moeplan.base.errors import InputError, UnknownName
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.engine_costs import EngineCosts
-from moeplan.calibrate.costs.gpu.attention import decode_s, prompt_s
+from moeplan.calibrate.costs.gpu.attention import decode_s, latent_decode_s, prompt_s
 from moeplan.calibrate.costs.gpu.costs import KernelCosts, number_of
 from moeplan.calibrate.costs.gpu.exchanges import exchange_s, kernels_of
 from moeplan.calibrate.costs.gpu.experts import (
@@ -39,6 +39,7 @@ from moeplan.specs.machines.gpu_kernels import (
     DecodeAttention,
     ExchangeKernel,
     ExpertKernel,
+    LatentDecode,
     ProductKernel,
     PromptAttention,
 )
@@ -327,3 +328,17 @@ def test_hardware_show_has_every_constant_of_measured_kernels(tmp_path):
     text = CliRunner().invoke(app, ["hardware", "show", str(tmp_path / "mine.json")]).stdout
     assert all(f"kernels.{name}" in text for name in shown)
     assert "expert-parallel plans go by them" in CliRunner().invoke(app, ["hardware", "show", "h200-sxm"]).stdout
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(
+    requests=st.integers(1, 4096), heads=st.integers(1, 256), context=st.integers(1, 10**6), units=st.integers(1, 200)
+)
+def test_contexts_that_no_kernel_divides_take_a_unit_each_and_waves_of_them(requests, heads, context, units):
+    whole = LatentDecode(name="k", start_s=1e-5, bytes_per_s=1e12, flops_per_s=1e15, head_bytes_per_s=1e12, doubling_s=1e-6,
+                         relative_uncertainty=0.2)  # fmt: skip
+    alone = dataclasses.replace(whole, page_s=2e-6)
+    sizes = (1e6, 1e9, heads, 1e5, context)
+    waves = math.ceil(requests * math.ceil(heads / 64) / units)
+    more = latent_decode_s(alone, *sizes, requests=requests, num_units=units) - latent_decode_s(whole, *sizes)
+    assert float(more) == pytest.approx(waves * context / 64 * 2e-6, rel=1e-6, abs=1e-12)

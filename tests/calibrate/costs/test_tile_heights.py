@@ -53,6 +53,21 @@ def test_transposed_tiles_are_given_their_weights_anew_until_even_choices_fill_t
     assert hot > even
 
 
+@pytest.mark.parametrize(("choices", "height"), [(128, 16), (129, 32), (512, 64), (513, 128), (9999, 128)])
+def test_gpt_oss_triton_kernels_take_the_next_power_of_two_and_are_given_weights_for_every_tile(choices, height):
+    kernel = dataclasses.replace(BEST, heights="powers", refill_bytes_per_s=1e12)
+    refills = sum(8 * 8 / UNITS * 128 * depth * UNITS / 1e12 for depth in (1024, 512))
+    assert tiles_s(kernel, [16] * 8, choices=choices) == pytest.approx(by_hand(height, 8) + refills, rel=1e-2)
+
+
+@pytest.mark.parametrize(("rows", "choices", "slots"), [([3] * 8, 64, 64.0), ([16] * 8, 4096, 256.0), ([1], 8, 8.0)])
+def test_choices_cost_their_own_and_leaving_some_out_costs_once(rows, choices, slots):
+    kernel = dataclasses.replace(BEST, choice_s=1e-6, elsewhere_s=3e-3)
+    plain = tiles_s(BEST, rows, choices=choices, all_experts=slots)
+    more = 0.0 if slots == len(rows) else 3e-3
+    assert tiles_s(kernel, rows, choices=choices, all_experts=slots) - plain == pytest.approx(choices * 1e-6 + more)
+
+
 def test_a_token_with_several_choices_on_a_gpu_enters_once():
     assert entering(np.array(80.0), 8, 1.0) == pytest.approx(10)
     assert entering(np.array(80.0), 8, 1 / 256) == pytest.approx(80, rel=0.02)

@@ -23,6 +23,7 @@ from moeplan.calibrate.imports.aiconfigurator.loads import expert_work
 from moeplan.calibrate.imports.aiconfigurator.profile import import_kernels
 from moeplan.calibrate.imports.aiconfigurator.routing import balanced_counts, heaviest_rank, power_law_counts
 from moeplan.calibrate.imports.aiconfigurator.tables import (
+    counts_others,
     fair_attention,
     fair_experts,
     fair_products,
@@ -214,17 +215,37 @@ def test_routing_is_the_collectors():
     for tokens, experts, top_k, ranks in ((1, 128, 8, 8), (64, 128, 8, 4), (1024, 8, 2, 1), (5, 256, 8, 32)):
         counts = power_law_counts(tokens, experts, top_k, ranks, 1.2, rng)
         assert counts.sum() == tokens * top_k and counts.min() >= 0 and counts.max() <= tokens
-    active, rows, *tiles = heaviest_rank(256, 128, 8, 8, "balanced")
-    assert (active, rows, tiles[0], tiles[-1]) == (16, 256, 16, 16)
+    active, rows, *tiles, enter = heaviest_rank(256, 128, 8, 8, "balanced")
+    assert (active, rows, tiles[0], tiles[-1], enter) == (16, 256, 16, 16, 256)
     assert heaviest_rank(256, 128, 8, 8, "power_law_1.2")[1] > 256  # the fullest rank has more than its share
+
+
+@pytest.mark.parametrize("distribution", ["balanced", "power_law_1.01", "power_law_1.2"])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "ranks"), [(256, 128, 8, 8), (64, 256, 8, 64), (7, 64, 6, 1), (1000, 16, 2, 4)]
+)
+def test_choices_of_other_gpus_are_rows_of_the_first_expert_where_a_collector_made_them_so(
+    distribution, tokens, experts, top_k, ranks
+):
+    plain, others = (heaviest_rank(tokens, experts, top_k, ranks, distribution, flag) for flag in (False, True))
+    assert others[-1] <= plain[-1] == tokens
+    assert others[1] == pytest.approx(others[-1] * top_k)  # every choice of a token that enters
+    assert others[1] >= plain[1] and (others == plain if ranks == 1 else others[0] >= plain[0])
 
 
 def test_traps_stay_out():
     rows = moe_table()
-    grouped = rows.assign(moe_dtype="fp8_block")
-    assert (7168 not in set(fair_experts(grouped, "vllm")["hidden_size"])) and len(
-        fair_experts(grouped, "sglang")
-    ) == len(grouped)
+    for number in ("fp8_block", "nvfp4"):
+        grouped = rows.assign(moe_dtype=number)
+        for engine, version in (("vllm", "0.24.0"), ("sglang", "0.5.14"), ("sglang", "0.6.0")):
+            assert 7168 not in set(fair_experts(grouped, engine, version)["hidden_size"])
+        for engine, version in (("sglang", "0.5.10"), ("tensorrt-llm", "1.3.0rc20")):
+            assert len(fair_experts(grouped, engine, version)) == len(grouped)
+    assert (
+        counts_others("sglang", "0.5.10")
+        and not counts_others("sglang", "0.5.14")
+        and not counts_others("vllm", "0.5.10")
+    )
     assert fair_experts(rows.assign(kernel_source="moe_torch_flow_nongated"), "tensorrt-llm").empty
     blocks = gemm_table().assign(gemm_dtype="fp8_block")
     assert fair_products(blocks, "vllm").empty and len(fair_products(blocks, "tensorrt-llm")) == len(blocks)
