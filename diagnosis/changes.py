@@ -118,14 +118,19 @@ def _tried(case: Case) -> Iterator[tuple[str, str, str, Case]]:
 
 
 def _settings(case: Case) -> Iterator[tuple[str, str, str, Case]]:
+    words = _VARIABLES if load_engine(case.engine).whole_layers else _FLAGS
     if case.kind != "gpu":
         yield from _placements(case, case, "")
     smaller_cache = case.changed(kv_types=("q8_0", "q8_0"))
     if case.kv_types == ("f16", "f16"):
-        yield from _placements(case, smaller_cache, "-ctk q8_0 -ctv q8_0 ", "keys and values at 8 bits, ")
+        yield from _placements(case, smaller_cache, f"{words.cache} ", "keys and values at 8 bits, ")
     context = case.context or 0
     if context >= 8 * KIB and context // 2 >= case.depth + case.prompt + case.reply:
-        yield from _placements(case, case.changed(context=context // 2), f"-c {context // 2} ", "half the context, ")
+        yield from _placements(
+            case, case.changed(context=context // 2), f"{words.context}{context // 2} ", "half the context, "
+        )
+    if load_engine(case.engine).whole_layers and case.kind == "layers" and case.parts is not None:
+        yield from _experts_alone(case)
     if case.kind in CORES:
         for ubatch in (1024, 2048, 4096):
             if case.ubatch < ubatch and ubatch // 2 < case.prompt:
@@ -144,6 +149,32 @@ def _settings(case: Case) -> Iterator[tuple[str, str, str, Case]]:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How an engine is told of its cache and its context."""
+
+    cache: str
+    context: str
+
+
+_FLAGS = _Words("-ctk q8_0 -ctv q8_0", "-c ")
+_VARIABLES = _Words("OLLAMA_KV_CACHE_TYPE=q8_0 OLLAMA_FLASH_ATTENTION=1", "OLLAMA_CONTEXT_LENGTH=")
+
+
+def _experts_alone(case: Case) -> Iterator[tuple[str, str, str, Case]]:
+    """Yield the same under the engine that leaves experts alone off the card, not whole layers."""
+    other = case.changed(engine="llama.cpp", parts=case.parts)
+    fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
+    if fewest:
+        flag = f"--n-cpu-moe {told_layers(case, fewest)}" if fewest < case.model.num_moe_layers else "--cpu-moe"
+        yield (
+            f"llama-server {flag}",
+            SETTING,
+            "llama.cpp in its place: attention stays on the card",
+            with_host_layers(other, fewest),
+        )
+
+
 def _placements(case: Case, other: Case, flags: str, cost: str = "") -> Iterator[tuple[str, str, str, Case]]:
     """Yield `other` with as many layers on the card as it has room for, with no fewer layers on the cores than `other` needs."""
     memory = other.memory()
@@ -157,12 +188,12 @@ def _placements(case: Case, other: Case, flags: str, cost: str = "") -> Iterator
     free = memory.budget_bytes - device_bytes(memory, fewest, other)
     room = f"{cost}{free / GIB:.1f} GiB of the card left"
     what = f"{flags}{_layers_flag(case, fewest, layers)}".strip()
-    if fewest <= case.host_layers or flags:
+    if what and (fewest <= case.host_layers or flags):
         yield what, SETTING, room, placed
 
 
 def _layers_flag(case: Case, count: int, layers: int) -> str:
-    if count == case.host_layers:
+    if count == case.host_layers or load_engine(case.engine).whole_layers:
         return ""
     if count == 0:
         return "-ngl 99, no --n-cpu-moe"
@@ -179,6 +210,8 @@ def with_host_layers(case: Case, count: int) -> Case:
     how = {key: value for key, value in case.placement.items() if key == "prefill_compute"}
     if count == 0:
         return case.changed(placement={"kind": "gpu"})
+    if load_engine(case.engine).whole_layers:
+        return case.changed(placement={"kind": "layers", "gpu_layers": max(1, case.model.num_layers - count)})
     if count >= case.model.num_moe_layers:
         return case.changed(placement={"kind": "cpu-moe", **how})
     return case.changed(placement={"kind": "n-cpu-moe", "cpu_layers": count, **how})
@@ -207,11 +240,8 @@ def _files(case: Case) -> Iterator[tuple[str, str, str, Case]]:
         if case.kind in ("n-cpu-moe", "cpu-moe", "layers"):
             fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
             lighter = other if fewest is None else with_host_layers(other, min(fewest, case.host_layers))
-        layers = (
-            ""
-            if lighter.host_layers == case.host_layers
-            else f" with {_layers_flag(case, lighter.host_layers, case.model.num_moe_layers)}"
-        )
+        flag = _layers_flag(case, lighter.host_layers, case.model.num_moe_layers)
+        layers = f" with {flag}" if flag else ""
         bits = 8 * file_bytes(lighter) / case.model.total_parameters
         yield (
             f"a {name} file{layers}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import InputError
-from ..base.units import MIB
+from ..base.units import GIB, MIB
 from ..calibrate.imports.bench_line import BenchLine
 from ..papers.field.machine import NotExpressible
 from ..papers.field.own.placement import placement_of
@@ -25,8 +25,10 @@ from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec
 from ..specs.models.load import load_model, named_in
 from ..specs.models.mixes.published import file_as_trained
-from .calls.call import Call
+from .calls import ollama
+from .calls.call import MOST_TOKENS, Call
 from .case import Case, machine_of
+from .ceiling import fewest_host_layers
 
 DEFAULT_PROMPT, DEFAULT_REPLY = 512, 128
 
@@ -56,6 +58,12 @@ def case_of_call(call: Call, asked: Asked) -> Case:
     if prompt is None or reply is None:
         said = f"{DEFAULT_PROMPT if prompt is None else prompt} + {DEFAULT_REPLY if reply is None else reply}"
         assumed.append(f"workload: requests of {said} tokens")
+    if call.engine == ollama.ENGINE and call.context is None:
+        tokens = min(ollama.usual_context(profile.memory_bytes), model.longest_context or MOST_TOKENS)
+        call = dataclasses.replace(call, context=tokens)
+        assumed.append(
+            f"context: {tokens:,} tokens, as ollama keeps on {profile.memory_bytes / GIB:.0f} GiB (OLLAMA_CONTEXT_LENGTH)"
+        )
     prompt, reply = (DEFAULT_PROMPT if prompt is None else prompt), (DEFAULT_REPLY if reply is None else reply)
     if call.context is not None and call.depth + prompt + reply > call.context:
         raise InputError("--command: context", call.context, f"less than the {call.depth + prompt + reply} tokens of a request",
@@ -138,6 +146,8 @@ def _quant(call: Call, model: ModelSpec, asked: Asked) -> tuple[str | None, list
     if said is not None or not load_engine(call.engine).gguf:
         return said, []
     usual = file_as_trained(model)
+    if usual is None and call.engine == ollama.ENGINE:
+        return ollama.USUAL_QUANT, [f"quant: {ollama.USUAL_QUANT}, as most of ollama's library is"]
     if usual is None:
         raise InputError("--quant", "(absent)", f"neither the command nor --model says how {model.name} is stored",
                          "write it as files are named, e.g. --quant Q4_K_M")  # fmt: skip
@@ -171,7 +181,7 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
             else {"kind": "cpu-moe"}
         )
     if not call.placed:
-        return _fitted(case, call)
+        return _whole_layers(case) if call.engine == ollama.ENGINE else _fitted(case, call)
     how = {"prefill_compute": "-rtr"} if call.repacked else {} if call.uploads else {"prefill_compute": "cpu"}
     if call.gpu_layers is not None and call.gpu_layers < model.num_layers:
         if call.gpu_layers == 0:
@@ -185,6 +195,19 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
     except NotExpressible as reason:
         raise InputError("--command: -ot", call.overrides, str(reason), "describe whole layers' experts") from None
     return placed | how if placed["kind"] != "gpu" else placed
+
+
+def _whole_layers(case: Case) -> Mapping[str, Any]:
+    """Return as many whole layers on the card as there is room for, as ollama has them; raises InputError where there is for none."""
+    fewest = fewest_host_layers(case.memory(), case.concurrency, case.ubatch, served.FIT_MARGIN_BYTES)
+    if fewest == 0:
+        return {"kind": "gpu"}
+    layers = case.model.num_layers - (case.model.num_layers if fewest is None else fewest)
+    if layers == 0:
+        raise InputError(
+            "--hardware", case.profile.name, "the card has no room for a layer", "name the processor alone"
+        )
+    return {"kind": "layers", "gpu_layers": layers}
 
 
 def _fitted(case: Case, call: Call) -> Mapping[str, Any]:

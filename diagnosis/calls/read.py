@@ -1,7 +1,7 @@
 """A command line becomes a call: which program it starts, and that program's own reader.
 
 Modelled: paths and endings of programs, words before them (variables, numactl, sudo), which cards variables leave visible, Python
-modules, `vllm serve`. Ignored: shells' variables and substitutions, containers.
+modules, `vllm serve`, `ollama run`. Ignored: shells' variables and substitutions, containers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from collections.abc import Sequence
 
 from ...base.errors import InputError, UnknownName
-from . import llamacpp, servers
+from . import llamacpp, ollama, servers
 from .call import Call
 from .flags import FIELD, split_command
 
 _VISIBLE = re.compile(r"(?:CUDA|HIP|ROCR|GGML_VK)_VISIBLE_DEVICES=([0-9]{1,2}(?:,[0-9]{1,2})*)")
-PROGRAMS = (*llamacpp.PROGRAMS, *servers.PROGRAMS)
+PROGRAMS = (*llamacpp.PROGRAMS, *servers.PROGRAMS, *ollama.PROGRAMS)
 """Programs whose command lines are read."""
 
 
@@ -31,6 +31,9 @@ def read_command(text: str, engine: str | None = None) -> Call:
     if program in llamacpp.PROGRAMS:
         _check_engine(engine, (llamacpp.ENGINE, llamacpp.FORK), program)
         return _of_visible(llamacpp.read(program, rest, engine), visible)
+    if program in ollama.PROGRAMS:
+        _check_engine(engine, (ollama.ENGINE,), program)
+        return _of_visible(ollama.read(program, rest, words[: len(words) - len(rest)]), visible)
     _check_engine(engine, servers.ENGINES[program], program)
     return _of_visible(servers.read(program, rest), visible)
 
@@ -65,6 +68,8 @@ def _program(words: Sequence[str]) -> tuple[str, list[str]]:
         name = re.sub(r"\.(exe|py)$", "", word.replace("\\", "/").rpartition("/")[2].lower())
         if name == "vllm" and words[at + 1 : at + 2] == ["serve"]:
             return "vllm serve", list(words[at + 2 :])
+        if name == "ollama" and words[at + 1 : at + 2] in (["run"], ["serve"]):
+            return f"ollama {words[at + 1]}", list(words[at + 2 :])
         if name in PROGRAMS:
             return name, list(words[at + 1 :])
     raise UnknownName(f"{FIELD}: program", words[0], PROGRAMS)

@@ -88,6 +88,8 @@ class Engine:
     """What it does with several cards when it is told nothing: layers over cards, or a slice of every layer on each (tensor)."""
     memory_share: float = 1.0
     """How much of a card's memory it fills when it is told nothing (`SERVED_SHARE`)."""
+    whole_layers: bool = False
+    """It leaves whole layers off the card, attention included, never experts alone, and chooses how many itself."""
     gguf: bool = False
     """It reads models from GGUF files, which store all matrices in formats of their own, not those of the checkpoint."""
     memory_layout: str = "plain"

@@ -24,6 +24,8 @@ SAME_SHAPE = {
 }  # fmt: skip
 # Short forms and whole names of the same model.
 SAME_MODEL = {
+    "deepseek-v3-671b": "deepseek-v3", "deepseek-r1-671b": "deepseek-r1", "deepseek-v3.1-671b": "deepseek-v3.1",
+    "llama4-16x17b": "llama-4-scout", "llama4-128x17b": "llama-4-maverick",
     "dots.llm1.inst": "dots.llm1", "dots1": "dots.llm1", "granite-4-h-small": "granite-4.0-h-small",
     "granite-4-h-tiny": "granite-4.0-h-tiny",
     "hunyuan-80b-a13b": "hunyuan-a13b", "jamba-mini-1.5": "jamba-1.5-mini", "ai21-jamba-1.5-mini": "jamba-1.5-mini",

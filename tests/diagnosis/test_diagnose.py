@@ -271,3 +271,22 @@ def test_a_slice_of_every_layer_on_each_card_is_read_at_once() -> None:
     for found, ceiling in zip((alone, both, stages), ceilings, strict=True):
         assert found.speeds[0].predicted < ceiling.as_placed <= ceiling.any_schedule
         assert not [cause for cause in found.causes if "on the cores" in cause.what]  # vLLM puts none there
+
+
+def test_ollama_leaves_whole_layers_off_the_card() -> None:
+    box = "rtx-3060 + ryzen-7-7700x + ddr5-5600x2:64GiB"
+    found = own("ollama run qwen3:30b-a3b", box)
+    assert found.case.kind == "layers" and 0 < found.case.host_layers < 48 and found.case.context == 4096
+    assert found.memory.device_bytes <= found.memory.device_limit_bytes
+    assert {"quant: Q4_K_M, as most of ollama's library is", "model: qwen3-30b-a3b, as the command names it"} <= set(
+        found.assumed
+    )
+    assert not [
+        change
+        for change in found.changes
+        if "-ctk" in change.what or (change.kind == "file" and "--n-cpu-moe" in change.what)
+    ]
+    fits = own("ollama run gpt-oss:20b", "rtx-4090 + ryzen-7-7700x + ddr5-5600x2:64GiB")
+    assert fits.case.kind == "gpu" and fits.case.quant == "MXFP4_MOE" and fits.case.context == 32_768
+    longer = own("OLLAMA_CONTEXT_LENGTH=32768 ollama run qwen3:30b-a3b", box)
+    assert longer.case.host_layers > found.case.host_layers
