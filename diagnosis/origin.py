@@ -28,7 +28,6 @@ from ..specs.models.mixes.published import file_as_trained
 from .calls import ollama
 from .calls.call import MOST_TOKENS, Call
 from .case import Case, machine_of
-from .ceiling import fewest_host_layers
 
 DEFAULT_PROMPT, DEFAULT_REPLY = 512, 128
 
@@ -199,10 +198,13 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
 
 def _whole_layers(case: Case) -> Mapping[str, Any]:
     """Return as many whole layers on the card as there is room for, as ollama has them; raises InputError where there is for none."""
-    fewest = fewest_host_layers(case.memory(), case.concurrency, case.ubatch, served.FIT_MARGIN_BYTES)
-    if fewest == 0:
+    counts = range(case.model.num_moe_layers + 1)
+    one, missing = served.fewest_on_host(
+        case.memory(), counts, case.concurrency, case.ubatch, free_bytes=served.FIT_MARGIN_BYTES
+    )
+    if not missing and one.host_layers == 0:
         return {"kind": "gpu"}
-    layers = case.model.num_layers - (case.model.num_layers if fewest is None else fewest)
+    layers = 0 if missing else case.model.num_layers - one.host_layers
     if layers == 0:
         raise InputError(
             "--hardware", case.profile.name, "the card has no room for a layer", "name the processor alone"
