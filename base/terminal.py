@@ -300,7 +300,9 @@ def print_validation(document: dict[str, Any]) -> None:
                 print(f"    {title:9} predicted {_speed(one['predicted'], name, unit)}")
                 print(f"    {'':9} measured  {_speed(one['measured'], name, unit)}")
     noise = "unknown (each ran once)" if document["noise_floor"] is None else f"{document['noise_floor']:.1%}"
-    tau = "-" if document["kendall_tau"] is None else f"{document['kendall_tau']:.2f}"
+    tau = "-, no two differ by more than noise" if document["kendall_tau"] is None else (
+        f"{document['kendall_tau']:.2f}, of pairs that differ by more than noise ({document['num_pairs']})"
+    )  # fmt: skip
     regret = "-" if document["regret"] is None else f"{document['regret']:.1%}"
     print(
         f"{document['num_configurations']} configurations: error median {document['median_relative_error']:.1%}, "

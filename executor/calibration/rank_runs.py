@@ -54,8 +54,8 @@ _SIZES = ((256, 256, 8), (512, 256, 4))
 # Hidden and intermediate size and experts of each rank: of other numbers too, or what an expert costs is not told from its bytes.
 _EXPERTS = 4
 _LAYERS, _CONTEXT, _REPEATS = 2, 64, 8
-# Keys and values of a longer context, beyond what caches hold, for the smaller steps: those of large ones would fill the machine.
-_LONG_CONTEXT, _LONG_SIZES = 512, 2
+# Keys and values of a longer context, several times what caches hold, for the smaller steps: those of large ones would fill the machine.
+_LONG_CONTEXT, _LONG_SIZES = 2048, 2
 _TOKENS = (16, 64, 192, 512)
 _SKEW = 0.7
 _FACTORS = np.geomspace(1.0, 8.0, 25)

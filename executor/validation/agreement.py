@@ -1,7 +1,7 @@
 """The figures of a validation: how far predictions were off, whether intervals held, whether the order was right.
 
 Modelled: errors relative to what was measured; the noise floor is what the same configuration differs by when it is
-run again; order is Kendall's τ over pairs that differ by more than the noise; regret is how much slower the
+run again; order is Kendall's τ over pairs that differ by more than the noise and than either one's own; regret is how much slower the
 configuration predicted to be best is than the one measured to be best, among configurations that solve the same
 problem. Ignored: where errors come from (`error_budget`).
 """
@@ -109,7 +109,7 @@ def summary(found: Sequence[Compared]) -> dict[str, Any]:
 
 
 def kendall_tau(found: Sequence[Compared], noise: float) -> tuple[float | None, int]:
-    """Return (τ, pairs counted) over pairs whose measured speeds differ by more than `noise`; None without any such pair.
+    """Return (τ, pairs counted) over pairs whose measured speeds differ by more than `noise`, and than either one's own; None without any.
 
     Speeds are tokens per second, so that configurations of different batches compare.
     """
@@ -118,7 +118,8 @@ def kendall_tau(found: Sequence[Compared], noise: float) -> tuple[float | None, 
     agree = pairs = 0
     for one in range(len(found)):
         for other in range(one + 1, len(found)):
-            if abs(measured[one] / measured[other] - 1) > noise:
+            apart = abs(measured[one] / measured[other] - 1)
+            if apart > max(noise, found[one].noise or 0.0, found[other].noise or 0.0):
                 pairs += 1
                 agree += int(np.sign((measured[one] - measured[other]) * (predicted[one] - predicted[other])))
     return (agree / pairs, pairs) if pairs else (None, 0)
