@@ -4,9 +4,9 @@
 
 Whole machines are dealt out to folds. A fold's constants are one linear step from the bundled ones with its rows taken out of the fit
 (`fits.engines`); its rows are predicted anew, with intervals, and scored as `moeplan reproduce field` scores. Machines of several cards
-have no part in the fit. With --only, no constant but those named is taken anew, on the reports of the kinds that judge them (seconds, for
-`fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines together (a fold's own rows have a
-small part in them), wider where few other machines' reports are of the same engine. Minutes.
+have no part in the fit, nor have those kept apart for good. With --only, no constant but those named is taken anew, on the reports of the
+kinds that judge them (seconds, for `fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines
+together (a fold's own rows have a small part in them), wider where few other machines' reports are of the same engine. Minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.fits.engines import _ONLY_JUDGED, GENERIC, JUDGED_BY, Problem, solve
+from benchmarks.fits.engines import _ONLY_JUDGED, GENERIC, JUDGED_BY, Problem, is_kept_apart, solve
 
 from moeplan.base.errors import MoeplanError
 from moeplan.papers.field.machine import NotExpressible
@@ -74,7 +74,7 @@ def left_out(reports: Sequence[Report], folds: int, only: Sequence[str] = ()) ->
         except (NotExpressible, MoeplanError) as error:
             print(f"not predicted: {report.id}: {error}", file=sys.stderr)
             continue
-        (others if report.num_gpus > 1 else fitted).append(setup)
+        (others if report.num_gpus > 1 or is_kept_apart(report) else fitted).append(setup)
     problem = Problem(fitted)
     if only:
         problem.kept = {index for index, name in enumerate(problem.names) if name[0] == "generic" and name[1] in only}
@@ -112,6 +112,8 @@ def scores(rows: Sequence[Predicted]) -> dict[str, Any]:
     single = [row for row in rows if row.report.num_gpus <= 1]
     kinds = {kind: score([row for row in single if row.report.kind == kind]) for kind in KINDS}
     others = {name: score([row for row in rows if holds(row.report)]) for name, holds in cuts().items()}
+    known = {row.report.rig for row in single if not is_kept_apart(row.report)}
+    others["never fitted"] = score([row for row in rows if is_kept_apart(row.report) and row.report.rig not in known])
     return {"kinds": kinds, "cuts": others, "all": score(rows)}
 
 

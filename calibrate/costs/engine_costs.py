@@ -32,7 +32,11 @@ _SHARED_MLP = 5
 _RECURRENT = {"short_convolution": 10}
 _DELTA_RULES = ("gated_delta_net", "kimi_delta_attention")
 _GROUPED_ATTENTION = USUAL_KERNELS - _EXPERTS
+_USUAL_NORMS, NORM_KERNELS = 2, 2
+"""Layers with norms behind their parts too (Gemma 4) have a norm and a scale more for each."""
 _WIDE_HEAD = 128
+BATCH_UNCERTAINTY = 1.45
+"""How much further off steps of several requests are than of one, by reports of batches."""
 _PASS_TOKENS = 2
 """From so many tokens of one request on, a step is a pass over a prompt."""
 
@@ -66,14 +70,17 @@ class EngineCosts(CostModel):
             "memory",
             engine.kv_efficiency,
         )
-        if tokens > requests:  # a decoding step's attention only reads
+        serial = engine.delta_flops_per_s if self._has_delta_rule(layer) else None
+        if tokens > requests and serial is not None:
+            work += rate_term(flops / serial, "compute", engine.attention_efficiency)
+        elif tokens > requests:  # a decoding step's attention only reads
             peak = device.peak_flops_per_s["float16"]
             share = engine.attention_efficiency.value * self._width_share(layer)
             work += rate_term(flops / (peak.value * share), "compute", engine.attention_efficiency)
         work += rate_term(engine.layer_s.value * self._kernels(layer) / USUAL_KERNELS, "launch", engine.layer_s)
         if tokens >= _PASS_TOKENS * requests:
             work += rate_term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
-        return work
+        return _less_certain(work) if 1 < requests == tokens else work
 
     def dense_products(self, layer: int, tokens: int) -> Estimate:
         """Return the time of the products with weights in a layer without its routed experts."""
@@ -96,14 +103,20 @@ class EngineCosts(CostModel):
         attention = model.attention_of(layer)
         if model.is_recurrent(layer):
             kind = "" if model.recurrent is None else model.recurrent.kind
-            mixer = self.engine.delta_kernels if kind in _DELTA_RULES else _RECURRENT.get(kind, _OTHER_MIXERS)
+            delta = self._has_delta_rule(layer)
+            mixer = self.engine.delta_kernels if delta else _RECURRENT.get(kind, _OTHER_MIXERS)
         elif attention is None:
             mixer = _NO_MIXER
         else:
             mixer = _OTHER_MIXERS if attention.kind == "mla" else _GROUPED_ATTENTION
+        mixer += NORM_KERNELS * max(0, model.num_norms_per_layer - _USUAL_NORMS)
         if layer not in model.moe_layers:
             return mixer + (0 if variant.num_dense_mlps == 0 else _PLAIN_MLP)
         return mixer + _EXPERTS + (_SHARED_MLP if model.num_shared_experts or variant.num_dense_mlps else 0)
+
+    def _has_delta_rule(self, layer: int) -> bool:
+        recurrent = self.model.recurrent
+        return self.model.is_recurrent(layer) and recurrent is not None and recurrent.kind in _DELTA_RULES
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
@@ -169,7 +182,8 @@ class EngineCosts(CostModel):
         reach = [device.memory_bytes_per_s, device.memory_efficiency]
         memory = num_bytes / math.prod(constant.value for constant in reach)
         if tokens <= engine.matvec_tokens:
-            return rate_term(memory, "memory", *reach)
+            streamed = rate_term(memory, "memory", *reach)
+            return streamed if tokens == 1 else _less_certain(streamed)
         share = engine.expert_efficiency if experts else engine.dense_efficiency
         peak = device.peak_flops_per_s["float16"]
         flops = FLOPS_PER_WEIGHT * parameters * (tokens + engine.tile_tokens.value)
@@ -185,3 +199,8 @@ class EngineCosts(CostModel):
         if dense.head_bits is not None or not dense.quantised:
             return float(dense.head_bytes(parameters))
         return parameters * max(float(dense.bits_per_weight), _LEAST_HEAD_BITS) / BITS_PER_BYTE
+
+
+def _less_certain(work: Estimate) -> Estimate:
+    """Return the time of a step of several requests: between one row and many, kernels differ more from engine to engine."""
+    return replace(work, relative_uncertainty=BATCH_UNCERTAINTY * work.relative_uncertainty)

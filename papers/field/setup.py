@@ -40,7 +40,7 @@ from .split import first_layers_on_cards, split_of
 DECODE_STEPS = 8
 CACHE_STEPS = 256
 """A cache's hits settle over many steps: so many are run where experts are cached, or as many as were generated."""
-_CONTEXT, _PROMPT, _UBATCH = 512, 512, 512
+_CONTEXT, _PROMPT = 512, 512
 _ASSUMED_MEMORY_GIB = 64.0
 _OF_MEMORY = 0.75
 """Share of a memory that an engine fills with experts where its sizes are not stated."""
@@ -99,7 +99,8 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
     """
     batch = _count(report, "batch", 1, _MOST_BATCH)
     split = split_of(report, model, profile, assumed)
-    trace, prompt, likewise = _recording(report, model, batch, assumed)
+    chunk = _chunk(profile)
+    trace, prompt, likewise = _recording(report, model, batch, chunk, assumed)
     schedule = _schedule(report, model, profile, trace, formats[0], assumed)
     if report.part("placement").get("whole_layers") is True:
         profile = streaming(profile, model, formats[1])
@@ -221,7 +222,7 @@ def _open(name: str) -> bool:
 
 
 def _recording(
-    report: Report, model: ModelSpec, batch: int, assumed: list[str]
+    report: Report, model: ModelSpec, batch: int, chunk: int, assumed: list[str]
 ) -> tuple[RoutingTrace, int, tuple[RoutingTrace, ...]]:
     """Return the recording, the prompt's tokens, and the same with other locality where what a cache holds follows from it."""
     context = _count(report, "context_tokens", _CONTEXT, _MOST_TOKENS)
@@ -236,15 +237,22 @@ def _recording(
         follows = report.part("placement").get("kind") == "expert-cache" and stated_hits(report) is None
         return prior_recording(model, alike), 0, spread_recordings(model, alike) if follows else ()
     prompt = report.number("workload", "prompt_tokens")
-    usual = max(_PROMPT, _count(report, "ubatch", _UBATCH, _MOST_TOKENS))  # whoever asks for larger passes fills them
+    usual = max(_PROMPT, _count(report, "ubatch", chunk, _MOST_TOKENS))  # whoever asks for larger passes fills them
     if prompt is None:
         assumed.append(f"workload.prompt_tokens: {usual}")
     prompt_tokens = _count(report, "prompt_tokens", usual, _MOST_TOKENS)
-    size = min(_count(report, "ubatch", _UBATCH, _MOST_TOKENS), prompt_tokens, _MOST_PASS)
+    size = min(_count(report, "ubatch", chunk, _MOST_TOKENS), prompt_tokens, _MOST_PASS)
     # One micro-batch at the mean depth stands for all: costs are linear in context.
     before = max(0, context - size // 2)
     lengths = RequestLengths.alike(prompt_tokens=before + size, reply_tokens=0, cached_tokens=before)
     return prior_recording(model, lengths), int(prompt or usual), ()
+
+
+def _chunk(profile: Profile) -> int:
+    """Return how many tokens of a prompt pass at once where a report does not say: as many as the engine takes of itself."""
+    if profile.engine is None:
+        return _PROMPT
+    return load_engine(profile.engine.name).prompt_chunk(profile.device.memory_bytes.value)
 
 
 def _count(report: Report, key: str, default: int, most: int) -> int:
@@ -355,6 +363,8 @@ def _cache(
         held = 1
         if on_device:
             held = int(_host_gib(report, assumed) * GIB * _OF_MEMORY / model.expert_bytes(fmt))
+            if profile.device.unified_memory:  # one memory: what the device's cache holds is not held twice
+                held -= each * model.num_moe_layers
         held = min(max(1, held), model.num_routed_experts)
         schedule = schedule.with_options(kernel__miss="fetch", copy__host_experts=held)
     return schedule

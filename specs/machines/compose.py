@@ -16,19 +16,18 @@ from typing import Any
 from ...base.units import GIB, GIGA, US_PER_S
 from .bundled_kernels import bundled_kernels
 from .catalogue import architectures, cpu_parts
-from .cores import flops_of_cores, on_cores_alone
+from .cores import flops_of_cores
+from .engine_on_card import engine_constants
 from .engines import Engine, EngineRates, choose_backend, load_engine, rates
 from .notation import describe_parts, link_of, parse_parts
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
 from .profile import (
-    USUAL_KERNELS,
     CardConstants,
     CardLinks,
     Constant,
     CpuConstants,
     DeviceConstants,
     DiskConstants,
-    EngineConstants,
     HostConstants,
     LinkDirection,
     Profile,
@@ -40,9 +39,6 @@ _DESKTOP_CHANNELS = 4
 # What systems let a program take of unified memory: Apple's default limit for graphics is three quarters.
 _UNIFIED_SHARE = {"metal": 0.75}
 _UNIFIED_SHARE_ELSE = 0.94
-_USUAL_CLOCK_GHZ, _USUAL_FLOPS_PER_CYCLE = 2.5, 512.0
-"""Of the cards that engines' constants are given for; those of other clocks and generations follow from them."""
-_UNKNOWN_CLOCK_GHZ = 2.0
 _LINK_LATENCY_S = 10 / US_PER_S
 _LINK_HALF_BYTES = 0
 """Engines queue copies, so that one's set-up hides behind another's bytes."""
@@ -116,7 +112,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         name=name or describe_parts(parts),
         description=_description(parts, engine, backend, assumed),
         device=device, host_to_device=link, device_to_host=link, host=host, contention={},
-        disk=_disk(parts), engine=cards[0].engine if cards else _engine_constants(None, engine, backend, found, built),
+        disk=_disk(parts), engine=cards[0].engine if cards else engine_constants(None, engine, backend, found, built),
         kernels=cards[0].kernels if cards else None, cards=cards if len(cards) > 1 else (),
         links=_card_links(parts, backend) if len(cards) > 1 else None,
     )  # fmt: skip
@@ -189,11 +185,12 @@ def _card(parts: Parts, slot: Slot, engine: Engine, backend: str, table: Mapping
           built: str | None) -> CardConstants:  # fmt: skip
     """Return one card under the engine."""
     gpu = slot.gpu
-    found = rates(engine.name, backend, table, gpu.architecture, gpu.backend, earlier=engine.earlier(built))
+    found = rates(engine.name, backend, table, gpu.architecture, gpu.backend, earlier=engine.earlier(built),
+                  several=len(parts.slots) > 1)  # fmt: skip
     link = _link(parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
     return CardConstants(
         name=gpu.name, device=_gpu(gpu, found, _reach(gpu, engine, backend, found)), host_to_device=link, device_to_host=link,
-        engine=_engine_constants(gpu, engine, backend, found, built),
+        engine=engine_constants(gpu, engine, backend, found, built),
         kernels=bundled_kernels(gpu.name, engine.name) if backend == "cuda" else None,
     )  # fmt: skip
 
@@ -320,53 +317,6 @@ def _disk(parts: Parts) -> DiskConstants | None:
             value=_DISK_LATENCY_S, source="assumed", citation="a read of a solid-state disk", relative_uncertainty=0.5
         ),
     )
-
-
-def _engine_constants(
-    gpu: GpuPart | None, engine: Engine, backend: str, found: EngineRates, built: str | None
-) -> EngineConstants:
-    constants = EngineConstants(
-        name=engine.name, backend=backend, version=engine.checked,
-        layer_s=found["cpu_layer_s"], pass_layer_s=found["pass_layer_s"], kv_efficiency=found["kv_efficiency"],
-        dense_efficiency=found["dense_efficiency"], expert_efficiency=found["expert_efficiency"],
-        attention_efficiency=found["attention_efficiency"], tile_tokens=found["tile_tokens"], cpu_layer_s=found["cpu_layer_s"],
-        fetch_layer_s=found["fetch_layer_s"],
-        matvec_tokens=engine.matvec_tokens, delta_kernels=engine.delta_kernels(built),
-        codebook_prompts=engine.codebooks[0], codebook_steps=engine.codebooks[1],
-        memory_layout=engine.memory_layout, one_writer=engine.one_writer,
-        follows_over_cards=engine.follows_over_cards, input_copies=engine.input_copies,
-    )  # fmt: skip
-    if gpu is None:
-        return on_cores_alone(constants, engine.cores_attention)
-    launches = engine.launched(built, backend)
-    kernel = found[f"{launches}_kernel_s"]
-    # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.
-    pace = _USUAL_CLOCK_GHZ / (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) if launches == "graph" else 1.0
-    if launches == "graph":
-        pace *= engine.kernels_left(built, backend)
-    layer = dataclasses.replace(kernel, value=kernel.value * USUAL_KERNELS * pace)
-    share = 1.0
-    if engine.products == "units":
-        share = min(1.0, _USUAL_FLOPS_PER_CYCLE / (gpu.flops_per_unit_cycle or _USUAL_FLOPS_PER_CYCLE))
-    dense, experts = (_products(gpu, found[name], share) for name in ("dense_efficiency", "expert_efficiency"))
-    return dataclasses.replace(
-        constants, layer_s=layer, dense_efficiency=dense, expert_efficiency=experts,
-        attention_efficiency=_of(constants.attention_efficiency, share),
-    )  # fmt: skip
-
-
-def _products(gpu: GpuPart, fitted: Constant, share: float) -> Constant:
-    """Return the share of the card's peak that products with weights reach: the fitted one, or what dense models showed where products are
-    of halves, at whose peak the card is sold.
-    """
-    known = architectures().get(gpu.architecture or "", {})
-    if "matmul_share" not in known:
-        return _of(fitted, share)
-    return dataclasses.replace(fitted, value=known["matmul_share"], source="published", citation=known["matmul_source"])
-
-
-def _of(constant: Constant, share: float) -> Constant:
-    return dataclasses.replace(constant, value=constant.value * share)
 
 
 def _guess(value: float, citation: str, uncertainty: float = 0.5) -> Constant:

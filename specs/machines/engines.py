@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,14 @@ no longer do: 93 tokens/s of Qwen3-30B-A3B on the same card (build 9739)."""
 DELTA_APART = 110
 """Kernels of a mixer with a delta rule whose rule is a product, a sum and a scale at a time: what a layer took longer in builds of November
 2025 to February 2026 (Qwen3-Next on one Ryzen AI Max under Vulkan, on two cards under CUDA: 190 and 87 kernels)."""
+UNSORTED = 1.7
+"""Time of an expert's products in a prompt where its tokens are looked up by every workgroup, over that where they are sorted first:
+models on cards of AMD under ROCm before and after pull request 15525 of llama.cpp, under Vulkan before and after 15524 and 18352."""
+LARGE_CARD_BYTES = 70 << 30
+UNTUNED_LAYER_S, UNTUNED_UNCERTAINTY = 700e-6, 1.0
+"""What a layer takes on top on cards that an engine has no kernels for: vLLM on four MI50 560 us, on a Ryzen AI Max 650 us with 16-bit
+weights and 2,500 with AWQ's, on two B70 750 (pull request 43 of vllm-gfx906, 968 of ROCm's vLLM, issue 72 of kyuz0's toolboxes, issue
+41663 of vLLM)."""
 _OTHER_BACKEND = 1.0
 """How much further off a backend without reports may be."""
 
@@ -59,6 +67,17 @@ class Engine:
     """From that month on builds merge kernels of a layer (router's choice, gates, rotation with cache writes) on CUDA and ROCm."""
     delta_merged_since: str | None = None
     """From that month on builds compute a delta rule (linear attention) as one operation."""
+    delta_launches: int = DELTA_KERNELS
+    """Kernels of a mixer with a delta rule where the rule is one operation."""
+    delta_serial: bool = False
+    """A prompt's delta rule goes token by token, in one kernel of few instructions a clock, not in blocks of matrix products."""
+    prompts_since: Mapping[str, str] = field(default_factory=dict)
+    """By backend, the month from which on builds sort a prompt's tokens by expert before they multiply."""
+    prompt_chunks: tuple[int, int] = (512, 512)
+    """Tokens of a prompt's pass where the engine is told nothing: on a card of less than `LARGE_CARD_BYTES`, and on others."""
+    kernels_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By backend, the generations of cards that it has kernels of its own for, where not for all: others run what compilers make of
+    kernels for them, each layer with `UNTUNED_LAYER_S` on top."""
     copies: str = "pinned"
     """From what memory experts are copied: page-locked (pinned), or ordinary (pageable), which the driver stages."""
     pageable_before: str | None = None
@@ -99,6 +118,9 @@ class Engine:
     cannot: tuple[str, ...] = ()
     source: str = ""
 
+    fetches_on_card: bool = False
+    """Misses of a cache are asked for by kernels within the step, which read page-locked memory over the link: no host between."""
+
     def launched(self, built: str | None, backend: str) -> str:
         """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
         early = built is not None and self.eager_before is not None and built < self.eager_before
@@ -120,7 +142,20 @@ class Engine:
     def delta_kernels(self, built: str | None) -> int:
         """Return how many kernels a mixer with a delta rule has in a build of month `built`; an unknown month counts as a late one."""
         early = built is not None and self.delta_merged_since is not None and built < self.delta_merged_since
-        return DELTA_APART if early else DELTA_KERNELS
+        return DELTA_APART if early else self.delta_launches
+
+    def unsorted(self, built: str | None, backend: str) -> bool:
+        """Return whether a build of month `built` looks an expert's tokens up in every workgroup of a prompt's products."""
+        return built is not None and built < self.prompts_since.get(backend, "")
+
+    def untuned(self, backend: str, architecture: str | None) -> bool:
+        """Return whether the engine has no kernels of its own for a generation of cards."""
+        known = self.kernels_for.get(backend)
+        return (known is not None and architecture not in known) or backend not in self.backends
+
+    def prompt_chunk(self, memory_bytes: float) -> int:
+        """Return how many tokens of a prompt pass at once on a card of `memory_bytes`, where the engine is told nothing."""
+        return self.prompt_chunks[int(memory_bytes >= LARGE_CARD_BYTES)]
 
     def copies_pageable(self, built: str | None) -> bool:
         """Return whether a build of month `built` copies experts from ordinary memory."""
@@ -141,6 +176,8 @@ _OTHER_GENERATION = 0.3
 _OF_MACHINES = ("upload_share",)
 """What engines have no part in."""
 _PRODUCTS = ("dense_efficiency", "expert_efficiency", "attention_efficiency")
+_SEVERAL_CARDS = 1.3
+"""How much further off predictions of several cards may be: so wide, intervals hold four in five reports of them, never fitted."""
 _OF_GENERATIONS = (
     "memory_efficiency",
     "graph_kernel_s",
@@ -148,6 +185,10 @@ _OF_GENERATIONS = (
     "expert_efficiency",
     "attention_efficiency",
 )
+_OF_CARDS = (
+    *_OF_GENERATIONS, "unit_bytes_per_cycle", "kv_efficiency", "eager_kernel_s", "python_kernel_s", "pass_layer_s", "tile_tokens",
+    "upload_share",
+)  # fmt: skip
 
 
 SERVED_SHARE = 0.9
@@ -173,9 +214,15 @@ def engines() -> Mapping[str, Engine]:
     rows: dict[str, Any] = json.loads((ENGINES_FOLDER / "engines.json").read_text(encoding="utf-8"))
     found = {}
     for name, row in rows.items():
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        values: dict[str, Any] = {key: _frozen(value) for key, value in row.items()}
         found[name] = Engine(name=name, **values)
     return MappingProxyType(found)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return MappingProxyType({key: _frozen(each) for key, each in value.items()})
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load_engine(name: str) -> Engine:
@@ -210,13 +257,14 @@ def choose_backend(engine: Engine, backend: str | None, default: str) -> str:
 
 def rates(
     engine: str, backend: str, table: Mapping[str, Any] | None = None, architecture: str | None = None, maker: str | None = None,
-    *, earlier: bool = False,
+    *, earlier: bool = False, several: bool = False,
 ) -> EngineRates:  # fmt: skip
     """Return the fitted constants of `engine` on `backend`: the generic ones times its factors, where it has any.
 
     Of an engine that few machines' reports are of, all constants are less certain; `earlier`: so are those of a build from before any
-    version that was looked at. table: constants in place of the bundled ones, as `specs/catalog/engines/fitted.json` has them.
-    architecture: of the card; what kernels reach on one that no report is of is less certain. maker: the backend of its maker.
+    version that was looked at; `several`: and those of one of several cards. table: constants in place of the bundled ones, as
+    `specs/catalog/engines/fitted.json` has them. architecture: of the card; what kernels reach on one that no report is of is less
+    certain. maker: the backend of its maker.
     """
     table = fitted_table() if table is None else table
     values = {name: dict(row) for name, row in table["generic"].items()}
@@ -236,6 +284,7 @@ def rates(
         citation = f"{citation}; an earlier build than any that was looked at"
     for name, row in values.items():
         row["uncertainty"] *= 1.0 if name in _OF_MACHINES else unfamiliarity(machines)
+        row["uncertainty"] *= _SEVERAL_CARDS if several and name in _OF_CARDS else 1.0
     if architecture is not None and architecture not in table.get("architectures", (architecture,)):
         citation = f"{citation}; no report is of this generation of cards"
         for name in _OF_GENERATIONS:

@@ -212,6 +212,8 @@ class EngineConstants:
     """Up to so many tokens of an expert, kernels read weights and multiply as they come: bytes alone count."""
     delta_kernels: int = DELTA_KERNELS
     """Kernels of a mixer with a delta rule (linear attention), which engines have merged into fewer over the years."""
+    delta_flops_per_s: float | None = None
+    """Of a prompt's delta rule where it goes token by token; None: at attention's rate."""
     codebook_prompts: float = 2.5
     """How many times longer than others products of formats with codebooks (IQ1_S to IQ3_S) take cores that compute a prompt."""
     codebook_steps: float = 2.7

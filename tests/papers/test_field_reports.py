@@ -38,6 +38,17 @@ def test_bundled_reports_are_read_and_nearly_all_can_be_set_up() -> None:
     assert len(reports) >= 442 and sum(row.value is None for row in found) <= 1
 
 
+def test_no_measurement_stands_twice() -> None:
+    found: dict[str, str] = {}
+    for one in read_reports():
+        row = one.row
+        cards = [card["name"] for card in row.get("gpus") or []]
+        model = str(row["model"]).removeprefix("configs/").removesuffix(".json")
+        said = (row["engine"]["name"], row["engine"]["backend"], cards, row["host"]["cpu"], model, row["quant"]["experts"],
+                row["placement"]["kind"], row["metric"], row["value"])  # fmt: skip
+        assert found.setdefault(json.dumps(said), one.id) == one.id, f"{one.id} and {found[json.dumps(said)]}"
+
+
 @given(st.dictionaries(st.sampled_from(sorted(ROW)), st.one_of(
     st.none(), st.integers(-3, 2**40), st.floats(), st.text(max_size=8), st.lists(st.none(), max_size=2),
     st.dictionaries(st.text(max_size=4), st.none(), max_size=2),

@@ -31,6 +31,12 @@ LOCALITY, FOREIGN_LOCALITY = (0.75, 1.5), (0.5, 2.0)
 """How much less and more than its prior routing may repeat itself: of the prior's own family, and of another. Hit rates of a cache of a
 quarter of the experts over the 31 longer answers of gpt-oss-20b's recording run from 0.58 to 0.72, its prior's ends from 0.54 to 0.72.
 For other families, whose nearest prior is another's, twice that distance is assumed."""
+_REPEATING: Mapping[str, float] = MappingProxyType(
+    dict.fromkeys(("qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen4_exp"), 1.8)
+)
+"""How many times more than their nearest prior families repeat their choices, by hits that caches of engines counted: Qwen3-30B's of 8,
+24, 49 and 81 of 128 experts 37, 74, 89 and 96 % (github.com/kekzl/imp/pull/1374), Qwen3.8-Flash-Next's of 64, 88 and 128 of 512 experts
+67, 74 and 81 % (github.com/ggml-org/llama.cpp/pull/27861, github.com/truespar/paddock/issues/20)."""
 _FEW_EXPERTS, _SOME_EXPERTS = 16, 32
 _MOST_BYTES = 4 * GIB
 
@@ -54,19 +60,20 @@ def family_dials(model: ModelSpec) -> Dials | None:
 def prior_dials(model: ModelSpec) -> Dials:
     """Return the dials of `prior_name(model)` in the shape of `model`."""
     dials = PRESETS[prior_name(model)]
-    return reshape_dials(
+    dials = reshape_dials(
         dials,
         num_layers=model.num_moe_layers,
         num_experts=model.num_experts,
         top_k=model.top_k,
         layer_ids=model.moe_layers,
     )
+    return _with_locality(dials, _REPEATING[model.family]) if model.family in _REPEATING else dials
 
 
 def spread_recordings(model: ModelSpec, lengths: RequestLengths, *, seed: int = 0) -> tuple[RoutingTrace, ...]:
     """Return the requests of `prior_recording` with as little and as much locality as routing of the family has, text by text."""
     dials = replace(prior_dials(model), guess_recall=())
-    factors = LOCALITY if model.family in _FAMILIES else FOREIGN_LOCALITY
+    factors = LOCALITY if model.family in _FAMILIES or model.family in _REPEATING else FOREIGN_LOCALITY
     return tuple(
         _recording(_with_locality(dials, factor), model.name, prior_name(model), lengths, seed) for factor in factors
     )

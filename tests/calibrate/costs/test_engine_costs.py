@@ -13,7 +13,8 @@ from moeplan.calibrate.costs.load import load_costs
 from moeplan.sim.offload.simulate import Simulation
 from moeplan.specs.machines.catalogue import gpu_parts
 from moeplan.specs.machines.compose import compose, compose_text, parse_parts
-from moeplan.specs.machines.engines import fitted_table, load_engine, unfamiliarity
+from moeplan.specs.machines.engine_on_card import STACKED_PACE
+from moeplan.specs.machines.engines import UNSORTED, UNTUNED_LAYER_S, fitted_table, load_engine, unfamiliarity
 from moeplan.specs.machines.profile import Profile
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
@@ -38,7 +39,7 @@ def built(month: str | None, engine: str = "llama.cpp", card: str = "rtx-3090") 
 
 
 def test_builds_that_launch_one_by_one_take_longer_a_layer() -> None:
-    assert built("2023") == built("2024-04") > 1.4 * built("2024-05")
+    assert built("2023") == built("2024-04") > 1.3 * built("2024-05")
     assert (
         built("2024-05") == built("2025-10") > built(None) > built("2025-11") == built("2026-01")
     )  # kernels are merged
@@ -47,10 +48,52 @@ def test_builds_that_launch_one_by_one_take_longer_a_layer() -> None:
 
 
 def test_a_graph_goes_by_the_cards_clock_and_launching_one_by_one_does_not() -> None:
-    slow, fast = (gpu_parts()[name].boost_ghz for name in ("a100-sxm4-80gb", "rtx-4090"))
-    assert slow is not None and fast is not None
-    assert built(None, card="a100-sxm4-80gb") / built(None, card="rtx-4090") == pytest.approx(fast / slow)
+    slow, fast, stacked = (gpu_parts()[name].boost_ghz for name in ("rtx-3090", "rtx-4090", "a100-sxm4-80gb"))
+    assert slow is not None and fast is not None and stacked is not None
+    assert built(None, card="rtx-3090") / built(None, card="rtx-4090") == pytest.approx(fast / slow)
+    later = built(None, card="a100-sxm4-80gb") / built(None, card="rtx-4090")
+    assert later == pytest.approx(STACKED_PACE * fast / stacked)  # stacked memory answers later
     assert built("2023", card="a100-sxm4-80gb") == built("2023", card="rtx-4090")
+
+
+def test_builds_that_look_tokens_up_everywhere_multiply_experts_more_slowly() -> None:
+    engine, cards = load_engine("llama.cpp"), ("rx-7900-xtx", "strix-halo", "rtx-4090")
+    early, late = (
+        [compose(parse_parts(card), engine, built=month).engine for card in cards] for month in ("2025-08", "2026-01")
+    )
+    for card, one, other in zip(cards, early, late, strict=True):
+        assert one is not None and other is not None
+        share = UNSORTED if engine.unsorted("2025-08", one.backend) else 1.0
+        assert other.expert_efficiency.value == pytest.approx(share * one.expert_efficiency.value), card
+        assert other.dense_efficiency == one.dense_efficiency
+    assert engine.unsorted("2025-08", "rocm") and not engine.unsorted(None, "rocm") and not engine.unsorted("2023", "cuda")
+
+
+def test_engines_without_kernels_for_a_card_take_longer_a_layer() -> None:
+    engine = load_engine("vllm")
+    for card, backend, untuned in (("mi300x", "rocm", False), ("mi50", "rocm", True), ("rtx-4090", "cuda", False)):
+        made = compose(parse_parts(card), engine, backend).engine
+        assert made is not None and engine.untuned(backend, gpu_parts()[card].architecture) is untuned
+        assert (made.layer_s.value > UNTUNED_LAYER_S) is untuned
+    assert engine.prompt_chunk(24e9) < engine.prompt_chunk(128e9)
+
+
+def test_a_cache_that_the_card_fills_waits_for_no_host() -> None:
+    on_card, by_host = (compose_text("rtx-5090", name).engine for name in ("freetoken", "imp"))
+    assert on_card is not None and by_host is not None
+    assert on_card.fetch_layer_s.value == 0 < by_host.fetch_layer_s.value
+
+
+def test_prompts_of_delta_rules_wait_for_a_kernel_that_goes_token_by_token() -> None:
+    tokens = 512
+    serial = costs(compose_text("rtx-3090", "llama.cpp"), "qwen3.6-35b-a3b")
+    engine = serial.engine
+    assert engine.delta_flops_per_s is not None
+    blocks = dataclasses.replace(engine, delta_flops_per_s=None)
+    other = costs(dataclasses.replace(serial.profile, engine=blocks), "qwen3.6-35b-a3b")
+    longer = serial.dense_layer(0, tokens, tokens).seconds - other.dense_layer(0, tokens, tokens).seconds
+    assert 0 < longer < 2e-3
+    assert serial.dense_layer(0, 1, tokens).seconds == other.dense_layer(0, 1, tokens).seconds
 
 
 def test_layers_of_more_kernels_take_longer() -> None:
