@@ -78,7 +78,9 @@ def _untuned(layer: Constant, engine: Engine, backend: str, gpu: GpuPart) -> Con
 
 def _serial_rate(gpu: GpuPart) -> float | None:
     """Return the operations a second of a delta rule that goes token by token."""
-    return None if gpu.units is None else SERIAL_PER_UNIT_CYCLE * gpu.units * (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) * GIGA
+    return (
+        None if gpu.units is None else SERIAL_PER_UNIT_CYCLE * gpu.units * (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) * GIGA
+    )
 
 
 def _products(gpu: GpuPart, fitted: Constant, share: float) -> Constant:

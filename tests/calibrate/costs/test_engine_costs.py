@@ -66,7 +66,9 @@ def test_builds_that_look_tokens_up_everywhere_multiply_experts_more_slowly() ->
         share = UNSORTED if engine.unsorted("2025-08", one.backend) else 1.0
         assert other.expert_efficiency.value == pytest.approx(share * one.expert_efficiency.value), card
         assert other.dense_efficiency == one.dense_efficiency
-    assert engine.unsorted("2025-08", "rocm") and not engine.unsorted(None, "rocm") and not engine.unsorted("2023", "cuda")
+    assert (
+        engine.unsorted("2025-08", "rocm") and not engine.unsorted(None, "rocm") and not engine.unsorted("2023", "cuda")
+    )
 
 
 def test_engines_without_kernels_for_a_card_take_longer_a_layer() -> None:
