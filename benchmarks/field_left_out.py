@@ -1,12 +1,13 @@
 """How well public reports of machines are predicted that the constants have not seen: `python -m benchmarks.field_left_out [--json]`.
 
-    python -m benchmarks.field_left_out [--reports FILE] [--folds 8] [--only NAME ...] [--json] [--rows]
+    python -m benchmarks.field_left_out [--reports FILE] [--folds 8] [--only NAME ... | --cores] [--json] [--rows]
 
 Whole machines are dealt out to folds. A fold's constants are one linear step from the bundled ones with its rows taken out of the fit
 (`fits.engines`); its rows are predicted anew, with intervals, and scored as `moeplan reproduce field` scores. Machines of several cards
 have no part in the fit, nor have those kept apart for good. With --only, no constant but those named is taken anew, on the reports of the
-kinds that judge them (seconds, for `fetch_layer_s`). Uncertainties are the bundled ones, which come from such errors of all machines
-together (a fold's own rows have a small part in them), wider where few other machines' reports are of the same engine. Minutes.
+kinds that judge them (seconds, for `fetch_layer_s`); with --cores, none but those of experts on the cores, with each engine's factors.
+Uncertainties are the bundled ones, which come from such errors of all machines together (a fold's own rows have a small part in them),
+wider where few other machines' reports are of the same engine. Minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.fits.engines import _ONLY_JUDGED, GENERIC, JUDGED_BY, Problem, is_kept_apart, solve
+from benchmarks.fits.engines import (
+    _ONLY_JUDGED,
+    GENERIC,
+    JUDGED_BY,
+    OF_CORES,
+    OF_CORES_TOO,
+    Problem,
+    is_kept_apart,
+    solve,
+)
 
 from moeplan.base.errors import MoeplanError
 from moeplan.papers.field.machine import NotExpressible
@@ -41,10 +51,12 @@ def main() -> None:
     parser.add_argument("--reports")
     parser.add_argument("--folds", type=int, default=FOLDS)
     parser.add_argument("--only", nargs="+", default=[], choices=sorted(GENERIC))
+    parser.add_argument("--cores", action="store_true", help="the constants of experts on the cores, on their reports")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", action="store_true", help="every row too")
     given = parser.parse_args()
-    rows = left_out(read_reports(given.reports), given.folds, given.only)
+    only, groups = (OF_CORES, OF_CORES_TOO) if given.cores else (tuple(given.only), ())
+    rows = left_out(read_reports(given.reports), given.folds, only, groups)
     found = scores(rows)
     if given.json:
         print(json.dumps(found, indent=1))
@@ -58,10 +70,13 @@ def main() -> None:
                   f"[{row.low:9.2f}, {row.high:9.2f}]  {row.bound:8} {row.report.rig}{held}")  # fmt: skip
 
 
-def left_out(reports: Sequence[Report], folds: int, only: Sequence[str] = ()) -> list[Predicted]:
+def left_out(
+    reports: Sequence[Report], folds: int, only: Sequence[str] = (), groups: Sequence[str] = ()
+) -> list[Predicted]:
     """Return the reports that can be predicted, each under constants that were fitted without its machine's fold.
 
-    only: the constants that are fitted, on the reports of the kinds that judge them; empty: all, on all.
+    only: the constants that are fitted, on the reports of the kinds that judge them, with engines' factors called `groups`; empty: all, on
+    all.
     """
     fitted, others = [], []
     places = {kind.split("-")[0] for kind, names in JUDGED_BY.items() if set(names) & set(only)}
@@ -77,7 +92,8 @@ def left_out(reports: Sequence[Report], folds: int, only: Sequence[str] = ()) ->
         (others if report.num_gpus > 1 or is_kept_apart(report) else fitted).append(setup)
     problem = Problem(fitted)
     if only:
-        problem.kept = {index for index, name in enumerate(problem.names) if name[0] == "generic" and name[1] in only}
+        kept = {"generic": only}
+        problem.kept = {index for index, (where, name) in enumerate(problem.names) if name in kept.get(where, groups)}
     columns = list(range(len(problem.names))) if problem.kept is None else sorted(problem.kept)
     x = problem.vector(fitted_table())
     at = problem.errors(x)

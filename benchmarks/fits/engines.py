@@ -1,13 +1,15 @@
 """Fit the constants of serving engines to public reports, and judge them on rigs that were left out.
 
-    python -m benchmarks.fits.engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--only NAME ...] [--write]
+    python -m benchmarks.fits.engines [--reports FILE] [--folds 8] [--rounds 6] [--go-on] [--only NAME ... | --cores] [--skip RIGS]
+                                      [--write]
 
 Modelled: every prediction is the product's own; only its constants move. A generic engine has a value for each constant,
 a backend and an engine on it a factor for a few of them, and all are drawn to their starting values (a ridge), so that an
 engine with one report stays near the generic one. Steps are Gauss–Newton with weights that keep single reports from pulling
 everything (a soft absolute loss). For the judgement, rigs are dealt out to folds; a fold's constants are one linear step
 from the whole fit's with its rows taken out, and its rows are then predicted anew; the same without an engine's or a model's
-rows is printed beside it. Uncertainties of constants are what the left-out rows of the kinds they decide were off by.
+rows is printed beside it. Uncertainties of constants are what the left-out rows of the kinds they decide were off by; on the cores each
+machine counts once, and hosts of two sockets or of an unknown processor scatter more by a factor of their own.
 Ignored: correlations between kinds.
 """
 
@@ -27,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeplan.base.errors import MoeplanError
-from moeplan.papers.field.machine import NotExpressible, built_in
+from moeplan.papers.field.machine import NotExpressible, built_in, machine_of
 from moeplan.papers.field.predict import speed
 from moeplan.papers.field.rows import Report, read_reports
 from moeplan.papers.field.setup import Setup, remade, set_up
@@ -43,7 +45,8 @@ GENERIC: dict[str, tuple[float, float]] = {
     "eager_kernel_s": (5e-6, 0.4), "python_kernel_s": (30e-6, 0.5), "pass_layer_s": (70e-6, 0.5), "step_s": (300e-6, 0.5),
     "dense_efficiency": (0.3, 0.4), "expert_efficiency": (0.4, 0.4), "attention_efficiency": (0.5, 0.5), "tile_tokens": (25.0, 0.5),
     "desktop_memory_share": (0.7, 0.2), "server_memory_share": (0.4, 0.25), "sockets_memory_share": (0.2, 0.25),
-    "cpu_layer_s": (80e-6, 0.5), "cpu_share": (0.3, 0.5), "upload_share": (0.8, 0.15), "fetch_layer_s": (375e-6, 0.2),
+    "chiplet_share": (0.9, 0.15), "cpu_layer_s": (120e-6, 0.5), "cores_layer_s": (280e-6, 0.5), "cpu_step_share": (0.11, 0.3),
+    "cpu_share": (0.3, 0.5), "upload_share": (0.8, 0.15), "fetch_layer_s": (375e-6, 0.2),
 }  # fmt: skip
 # What an engine may have of its own: constants that move together, and how far from one the factor is thought to lie.
 GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
@@ -61,6 +64,9 @@ _NOISE = 0.15
 """Two reports of one card, model and engine differ by so much (logarithm)."""
 _COVER = 0.85
 """Share of a kind's left-out rows that its constants' uncertainty takes in; data sheets' and routing's come on top."""
+_COVER_MACHINES = 0.9
+"""The same of experts on the cores, where each machine counts once: reports of machines that nobody had seen were off by more than those of
+machines that were left out."""
 _ONLY_JUDGED = ("F02", "F05", "F06")
 """Reports that are cells of `reproduce engines` too: predicted and judged, but nothing is fitted to them."""
 _LAST_KEPT_APART = 168
@@ -77,12 +83,24 @@ JUDGED_BY: dict[str, tuple[str, ...]] = {
         "step_s",
     ),
     "gpu-prefill": ("dense_efficiency", "expert_efficiency", "attention_efficiency", "tile_tokens", "pass_layer_s"),
-    "cpu-decode": ("desktop_memory_share", "server_memory_share", "sockets_memory_share", "cpu_layer_s"),
+    "cpu-decode": (
+        "desktop_memory_share",
+        "server_memory_share",
+        "sockets_memory_share",
+        "chiplet_share",
+        "cpu_layer_s",
+        "cores_layer_s",
+        "cpu_step_share",
+    ),
     "cpu-prefill": ("cpu_share", "upload_share"),
     "cache-decode": ("fetch_layer_s",),
 }
 
 
+OF_CORES = (*JUDGED_BY["cpu-decode"], "cpu_share")
+"""Constants of experts on the cores; slots and cards count for others."""
+OF_CORES_TOO = ("host", "cpu_share")
+"""Engines' factors of them."""
 JUDGED = ("gpu-decode", "gpu-prefill", "cpu-decode", "cpu-prefill", "cache-decode", "cache-prefill")
 
 
@@ -136,6 +154,15 @@ class Problem:
             early = load_engine(str(setup.profile.engine and setup.profile.engine.name)).earlier(built_in(report))
             found.append(unfamiliarity(0 if early else all_of[owner(setup)] - 1))
         return np.array(found)
+
+    def hosts(self) -> list[str]:
+        """Return of what sort each report's host is: of several sockets, not known, or one known processor."""
+        found = []
+        for report in self.reports:
+            parts = machine_of(report, None, [])[1]
+            known = parts.cpu is not None or parts.unified_memory
+            found.append("sockets" if parts.sockets > 1 else "one" if known else "unknown")
+        return found
 
     def vector(self, table: Mapping[str, Any]) -> Array:
         """Return the constants of a table as a vector: where a fit goes on from."""
@@ -218,6 +245,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--go-on", action="store_true", help="start from the bundled constants")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--cores", action="store_true", help="from the bundled constants, fit those of the cores alone")
+    parser.add_argument("--skip", help="leave out the reports of machines whose names match")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -228,14 +257,15 @@ def main() -> None:
     usable = []
     for report in read_reports(given.reports):
         try:
-            if report.num_gpus > 1 or is_kept_apart(report):
+            skipped = given.skip is not None and re.fullmatch(given.skip, report.rig)
+            if report.num_gpus > 1 or is_kept_apart(report) or skipped:
                 continue  # several cards have constants of their own, which are published ones: judged, never fitted
             setup = set_up(report)
             speed(setup)
             usable.append(setup)
         except (NotExpressible, MoeplanError) as error:
             print(f"left out: {report.id}: {error}", file=sys.stderr)
-    if given.only:
+    if given.only or given.cores:
         _fit_in_part(usable, given)
         return
     problem = Problem(usable)
@@ -269,10 +299,13 @@ def main() -> None:
 
 def _fit_in_part(setups: list[Setup], given: argparse.Namespace) -> None:
     """Fit and judge some constants on the reports of the kinds that judge them, all others as bundled; write them where asked."""
-    judging = [kind for kind, names in JUDGED_BY.items() if set(names) & set(given.only)]
+    only, groups = (OF_CORES, OF_CORES_TOO) if given.cores else (tuple(given.only), ())
+    judging = [kind for kind, names in JUDGED_BY.items() if set(names) & set(only)]
     places = {kind.split("-", 1)[0] for kind in judging}
     problem = Problem([setup for setup in setups if setup.report.kind.split("-", 1)[0] in places])
-    problem.kept = {index for index, name in enumerate(problem.names) if name[0] == "generic" and name[1] in given.only}
+    problem.kept = {
+        index for index, name in enumerate(problem.names) if name[1] in (only if name[0] == "generic" else groups)
+    }
     columns = sorted(problem.kept)
     x, every = problem.vector(fitted_table()), np.array([one.id not in _ONLY_JUDGED for one in problem.reports])
 
@@ -295,10 +328,21 @@ def _fit_in_part(setups: list[Setup], given: argparse.Namespace) -> None:
         judged[out] = problem.errors(fitted(rows), out)
     report_scores(problem.reports, at, judged)
     new, table = with_uncertainty(problem, x, judged), json.loads(json.dumps(dict(fitted_table())))
-    for name in given.only:
+    for name in only:
         table["generic"][name] = new["generic"][name]
-    table["left_out"] |= new["left_out"]
-    print(json.dumps({name: table["generic"][name] for name in given.only}))
+    for group in groups:
+        for where in sorted({owner(setup) for setup in problem.setups}):
+            mine = new["factors"].get(where, {})
+            table["factors"].setdefault(where, {})
+            for name in GROUPS[group][0]:
+                table["factors"][where].pop(name, None)
+                table["factors"][where] |= {name: mine[name]} if name in mine else {}
+    table["machines"] |= {
+        where: count for where, count in new["machines"].items() if count > table["machines"].get(where, 0)
+    }
+    table["scatter"] = new.get("scatter", table.get("scatter", {}))
+    table["left_out"] |= {kind: row for kind, row in new["left_out"].items() if kind in judging}
+    print(json.dumps({name: table["generic"][name] for name in only} | {"scatter": table["scatter"]}))
     if given.write:
         (ENGINES_FOLDER / "fitted.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         fitted_table.cache_clear()
@@ -344,6 +388,26 @@ def report_scores(reports: list[Report], fitted: Array, judged: Array) -> None:
         print("    " + ", ".join(f"{reports[row].id} {math.exp(judged[row]):.2f}" for row in worst))
 
 
+def _votes(problem: Problem, rows: list[int]) -> Array:
+    """Return the weights of reports with which each machine counts once: an unseen machine is not as the best-known ones are."""
+    rigs = [problem.reports[row].rig for row in rows]
+    return np.array([1.0 / rigs.count(rig) for rig in rigs])
+
+
+def _quantile(values: Array, weights: Array, share: float) -> float:
+    """Return the value below which `share` of the weight lies."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(share * weights.sum(), reached, values[order]))
+
+
+def _typical(problem: Problem, errors: Array, rows: list[int]) -> float:
+    """Return the root mean square error of some reports, each machine counting once, what is far beyond the others as three times that."""
+    weights = _votes(problem, rows)
+    most = 3 * _quantile(errors[rows], weights, 2 / 3)
+    return math.sqrt(float(np.average(np.minimum(errors[rows], most) ** 2, weights=weights)))
+
+
 def architectures(problem: Problem) -> set[str]:
     """Return the generations of cards that reports are of."""
     found = {find_gpu(str(report.cards[0].get("name"))).architecture for report in problem.reports if report.cards}
@@ -355,11 +419,24 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
     table = problem.table(x)
     table["machines"] = problem.machines(np.ones(len(judged), dtype=bool))
     familiar = np.abs(judged) / problem.unfamiliarity()
+    hosts, scattered = problem.hosts(), np.ones(len(judged))
+    of_cores = np.array([report.kind == "cpu-decode" for report in problem.reports])
+    if of_cores.any():
+        table["scatter"] = {}
+        base = _typical(problem, familiar, [row for row in np.flatnonzero(of_cores) if hosts[row] == "one"])
+        for sort in ("sockets", "unknown"):
+            rows = [row for row in np.flatnonzero(of_cores) if hosts[row] == sort]
+            factor = max(1.0, _typical(problem, familiar, rows) / base) if rows else 1.0
+            table["scatter"][sort] = round(factor, 2)
+            scattered[rows] = factor
     for kind, names in JUDGED_BY.items():
-        mine = [familiar[row] for row, report in enumerate(problem.reports) if report.kind == kind]
+        mine = [int(row) for row, report in enumerate(problem.reports) if report.kind == kind]
         if not mine:
             continue
-        wide = float(np.expm1(np.quantile(mine, _COVER)))
+        weights, cover = (
+            (_votes(problem, mine), _COVER_MACHINES) if kind.startswith("cpu") else (np.ones(len(mine)), _COVER)
+        )
+        wide = float(np.expm1(_quantile((familiar / scattered)[mine], weights, cover)))
         for name in names:
             table["generic"][name]["uncertainty"] = round(wide, 3)
     for row in table["generic"].values():

@@ -5,7 +5,8 @@
     dense layer   the same for its weights, + keys and values / bandwidth + attention's operations / rate
                   + the engine's time a layer, by how many kernels a layer of its kind has; where cores are all there is, attention's rate
                   is less with narrow heads
-    on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer
+    on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer; operations are those of
+                  the tokens and of unpacking the matrix once
 
 Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`, which weighs clocks and generations of cards), weight
 formats by their bytes, scales included, and codebooks that cores look up slowly. Ignored: caches, how tiles divide into waves, formats
@@ -18,7 +19,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ...specs.machines.profile import USUAL_KERNELS, CpuConstants, EngineConstants
-from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat, is_codebook
+from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat, is_codebook, is_repacked
 from .cost_model import CostModel, check_count
 from .estimate import Estimate, rate_term
 
@@ -122,7 +123,8 @@ class EngineCosts(CostModel):
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
         check_count("tokens", tokens)
         parameters = self.model.head_parameters
-        return self._product(self._head_bytes(), float(parameters), tokens, experts=False)
+        expand = self._expand(self.dense_format, tokens)
+        return self._product(self._head_bytes(), float(parameters), tokens, experts=False, expand=expand)
 
     def grouped_base(self) -> Estimate:
         """Return what a grouped launch costs besides its experts: nothing, the engine's time a layer has it."""
@@ -153,8 +155,7 @@ class EngineCosts(CostModel):
 
     def _cpu_expert(self, cpu: CpuConstants, tokens: int, fmt: WeightFormat) -> Estimate:
         memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
-        compute = self.model.expert_flops_per_token * tokens / cpu.flops_per_s.value
-        compute *= self.engine.codebook_cost(tokens) if is_codebook(fmt.name) else 1.0
+        compute = self.model.expert_flops_per_token * self._core_tokens(fmt, tokens) / cpu.flops_per_s.value
         bound = (
             rate_term(memory, "memory", cpu.memory_bytes_per_s)
             if memory >= compute
@@ -171,10 +172,13 @@ class EngineCosts(CostModel):
 
     # --- the form ---------------------------------------------------------------------------------------------------
 
+    def _core_tokens(self, fmt: WeightFormat, tokens: int) -> float:
+        """Return how many tokens' multiplications `tokens` tokens of a matrix take on cores, unpacking its blocks included."""
+        return self.engine.core_tokens(tokens, codebook=is_codebook(fmt.name), repacked=is_repacked(fmt.name))
+
     def _expand(self, fmt: WeightFormat, tokens: int) -> float:
-        """Return how many times longer than others a format's products take: codebooks are slow to look up where cores compute."""
-        slow = self.profile.device.kind == "cpu" and is_codebook(fmt.name)
-        return self.engine.codebook_cost(tokens) if slow else 1.0
+        """Return how many times longer than others a format's products take: where cores compute, blocks are unpacked or looked up."""
+        return self._core_tokens(fmt, tokens) / tokens if self.profile.device.kind == "cpu" else 1.0
 
     def _product(self, num_bytes: float, parameters: float, tokens: int, *, experts: bool, expand: float = 1.0) -> Estimate:  # fmt: skip
         """Return the time of multiplying `tokens` by weights of `num_bytes`, whose products take `expand` times as long as others'."""

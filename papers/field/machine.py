@@ -27,6 +27,10 @@ _MOST_SOCKETS = 8
 _MAKERS = ("cuda", "rocm", "metal")
 """Backends that only one maker's devices have."""
 _USED = re.compile(r"\b([0-9]{1,3}) (?:threads|cores)\b", re.IGNORECASE)
+_VIRTUAL = re.compile(r"\bvirtual machine\b", re.IGNORECASE)
+_ONE_THREAD_A_CORE = ("neon",)
+_THREADS_A_CORE = 1.4
+"""Threads of cores with two each that do what a core alone does; clouds sell threads, of Arm's processors cores."""
 _MONTH = re.compile(r"20[0-9]{2}(?:-[01][0-9])?(?![0-9])")
 
 
@@ -102,6 +106,14 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
     cores = report.number("host", "cores")
     if cores is not None and threads is None:
         threads = int(cores)
+    if (
+        threads
+        and cpu is not None
+        and cpu.vector not in _ONE_THREAD_A_CORE
+        and _VIRTUAL.search(str(report.row.get("note") or ""))
+    ):
+        threads = max(1, round(threads / _THREADS_A_CORE))
+        assumed.append("host.cores: a virtual machine's are threads of cores")
     memory = _memory(report, assumed)
     rate = report.number("disk", "read_bytes_per_s")
     return Parts(

@@ -16,9 +16,9 @@ from typing import Any
 from ...base.units import GIB, GIGA, US_PER_S
 from .bundled_kernels import bundled_kernels
 from .catalogue import architectures, cpu_parts
-from .cores import flops_of_cores
+from .cores import flops_of_cores, on_cores_alone, with_cores
 from .engine_on_card import engine_constants
-from .engines import Engine, EngineRates, choose_backend, load_engine, rates
+from .engines import Engine, EngineRates, choose_backend, load_engine, rates, scatter
 from .notation import describe_parts, link_of, parse_parts
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
 from .profile import (
@@ -86,6 +86,8 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
     assumed: list[str] = []
     cpu, memory = _host_parts(parts, assumed)
     host_rate = _host_memory_rate(parts, memory, found)
+    wide = scatter(table, sockets=parts.sockets, known=parts.cpu is not None or parts.unified_memory)
+    host_rate = dataclasses.replace(host_rate, relative_uncertainty=host_rate.relative_uncertainty * wide)
     flops, worth = flops_of_cores(cpu, parts.threads or cpu.cores * parts.sockets, parts.sockets)
     on_cores = _scaled(flops, found["cpu_share"], worth)
     capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
@@ -103,16 +105,22 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
         cpu=CpuConstants(flops_per_s=on_cores, memory_bytes_per_s=host_rate, launch_s=nothing),
     )  # fmt: skip
     cards = tuple(_card(parts, slot, engine, backend, table, built) for slot in parts.slots)
+    cards = tuple(
+        dataclasses.replace(card, engine=card.engine and with_cores(card.engine, found, cpu)) for card in cards
+    )
     if cards:
         device, link = cards[0].device, cards[0].host_to_device
+        constants = cards[0].engine
     else:
         device = _cores(capacity, on_cores, host_rate, found)
         link = _memory_copy(host_rate)
+        alone = with_cores(engine_constants(None, engine, backend, found, built), found, cpu)
+        constants = on_cores_alone(alone, engine.cores_attention, found, cpu, repacks=cpu.vector in engine.repacks_on)
     return Profile(
         name=name or describe_parts(parts),
         description=_description(parts, engine, backend, assumed),
         device=device, host_to_device=link, device_to_host=link, host=host, contention={},
-        disk=_disk(parts), engine=cards[0].engine if cards else engine_constants(None, engine, backend, found, built),
+        disk=_disk(parts), engine=constants,
         kernels=cards[0].kernels if cards else None, cards=cards if len(cards) > 1 else (),
         links=_card_links(parts, backend) if len(cards) > 1 else None,
     )  # fmt: skip
@@ -172,10 +180,10 @@ def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> C
             share = dataclasses.replace(share, value=between)
     rate = memory.bytes_per_s
     if parts.cpu is not None and parts.cpu.memory_gb_per_s is not None:
-        # Few chiplets cannot ask for all that the channels give: what they get, they read as a desktop's do.
+        # Few chiplets cannot ask for all that the channels give, and what they can ask for, they nearly get.
         most = parts.cpu.memory_gb_per_s * GIGA * parts.sockets
-        if most * found["desktop_memory_share"].value < rate * share.value:
-            return _scaled(most, found["desktop_memory_share"], f"{parts.cpu.memory_gb_per_s} GB/s of {parts.cpu.name}")
+        if most * found["chiplet_share"].value < rate * share.value:
+            return _scaled(most, found["chiplet_share"], f"{parts.cpu.memory_gb_per_s} GB/s of {parts.cpu.name}")
     if parts.gpu is not None and parts.unified_memory:
         rate = parts.gpu.bandwidth_bytes_per_s
     return _scaled(rate, share, f"{memory.channels} channels of {memory.kind}-{memory.mt_per_s}")

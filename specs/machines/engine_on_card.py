@@ -10,7 +10,6 @@ import dataclasses
 
 from ...base.units import GIGA
 from .catalogue import architectures
-from .cores import on_cores_alone
 from .engines import UNSORTED, UNTUNED_LAYER_S, UNTUNED_UNCERTAINTY, Engine, EngineRates
 from .parts import GpuPart
 from .profile import USUAL_KERNELS, Constant, EngineConstants
@@ -43,7 +42,7 @@ def engine_constants(
         follows_over_cards=engine.follows_over_cards, input_copies=engine.input_copies,
     )  # fmt: skip
     if gpu is None:
-        return on_cores_alone(constants, engine.cores_attention)
+        return constants
     launches = engine.launched(built, backend)
     kernel = found[f"{launches}_kernel_s"]
     # A graph's kernels wait for each other only, and that takes clocks; others wait for the host.

@@ -96,7 +96,9 @@ class Engine:
     """On cores alone, the rate of products with keys and values of heads 128 wide over that of products with weights; in between of those
     that are known where it is not."""
     codebooks: tuple[float, float] = (2.5, 2.7)
-    """How many times longer cores take for formats with codebooks, of prompts and of decoding steps, than for prompts of others."""
+    """How many times longer cores take for formats with codebooks than for others, of prompts and of decoding steps."""
+    repacks_on: tuple[str, ...] = ()
+    """Vector units of cores for which it lays out some formats' blocks anew when it runs on cores alone (`is_repacked`)."""
     one_writer: bool = False
     """Uploads to several cards pass buffers that one process fills."""
     follows_over_cards: bool = False
@@ -311,6 +313,14 @@ def unfamiliarity(machines: int) -> float:
     """
     ratio = (_FACTOR / _ROW) ** 2
     return math.sqrt(1.0 + ratio / (1.0 + machines * ratio))
+
+
+def scatter(table: Mapping[str, Any] | None, *, sockets: int, known: bool) -> float:
+    """Return how many times further off the rate at which a host reads experts is than that of one known processor: of several sockets,
+    where nothing says on which one weights lie, and of processors that are assumed.
+    """
+    found = (fitted_table() if table is None else table).get("scatter", {})
+    return float((found.get("sockets", 1.0) if sockets > 1 else 1.0) * (1.0 if known else found.get("unknown", 1.0)))
 
 
 def factor_owners(engine: str, backend: str, maker: str | None, name: str) -> tuple[str, str]:

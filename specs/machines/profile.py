@@ -217,7 +217,12 @@ class EngineConstants:
     codebook_prompts: float = 2.5
     """How many times longer than others products of formats with codebooks (IQ1_S to IQ3_S) take cores that compute a prompt."""
     codebook_steps: float = 2.7
-    """The same of a decoding step, over the cores' rate for prompts of other formats."""
+    """The same of a decoding step, over steps of other formats."""
+    expand_tokens: float = 0.0
+    """Tokens whose multiplications on cores take as long as unpacking a matrix's blocks once, where kernels unpack them for many tokens at
+    a time; nought where they unpack them anew for each."""
+    repack_gain: float = 1.0
+    """How many times faster prompts of formats are that the engine lays out anew for the cores' matrix instructions (`is_repacked`)."""
     memory_layout: str = "plain"
     """Where the engine puts what it holds, by a name that the memory breakdown knows."""
     one_writer: bool = False
@@ -227,9 +232,13 @@ class EngineConstants:
     input_copies: int = 1
     """How many times each card keeps the inputs of a pass where every layer lies on cards, one after another."""
 
-    def codebook_cost(self, tokens: int) -> float:
-        """Return how many times longer products of a format with a codebook take on cores, for `tokens` tokens of a matrix."""
-        return self.codebook_steps if tokens <= _FEW_TOKENS else self.codebook_prompts
+    def core_tokens(self, tokens: int, *, codebook: bool, repacked: bool) -> float:
+        """Return how many tokens' multiplications at the cores' rate for prompts `tokens` tokens of a matrix take on cores."""
+        if codebook and tokens <= _FEW_TOKENS:
+            return tokens * self.codebook_steps * (1.0 + self.expand_tokens)
+        if codebook:
+            return tokens * self.codebook_prompts
+        return self.expand_tokens + tokens / (self.repack_gain if repacked else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

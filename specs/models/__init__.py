@@ -11,5 +11,6 @@ from .weights import WEIGHT_FORMATS as WEIGHT_FORMATS
 from .weights import WeightFormat as WeightFormat
 from .weights import format_with_bits as format_with_bits
 from .weights import is_codebook as is_codebook
+from .weights import is_repacked as is_repacked
 from .weights import stated_format as stated_format
 from .weights import weight_format as weight_format

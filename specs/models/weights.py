@@ -22,6 +22,7 @@ from .mixes.names import mix as find_mix
 
 BITS_PER_BYTE = 8
 _CODEBOOK = re.compile(r"(?:UD-)?IQ[123]_(?:XXS|XS|S|M)(?![A-Z0-9]|_R)", re.IGNORECASE)
+_REPACKED = re.compile(r"Q4_0(?![A-Z0-9_])", re.IGNORECASE)
 _DECIMALS = 10**12
 """Names of formats state bits of a weight to a part in so many."""
 _PLAIN_DENOMINATOR = 10**7
@@ -220,6 +221,11 @@ _MOST_STATED_BITS = 40
 def is_codebook(name: str) -> bool:
     """Return whether a format's blocks are looked up in a codebook (llama.cpp's IQ1_S to IQ3_S, in files of any mix)."""
     return _CODEBOOK.match(name) is not None
+
+
+def is_repacked(name: str) -> bool:
+    """Return whether llama.cpp lays a format's blocks out anew for matrix instructions of Arm's cores (`ggml-cpu/repack.cpp`: Q4_0)."""
+    return _REPACKED.match(name) is not None
 
 
 def stated_format(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from long_runs import examples
 from moeplan.calibrate.costs.engine_costs import EngineCosts
 from moeplan.specs.machines.compose import compose, compose_text
-from moeplan.specs.machines.engines import load_engine
+from moeplan.specs.machines.engines import fitted_table, load_engine
 from moeplan.specs.machines.notation import parse_parts
 from moeplan.specs.machines.profile import DELTA_KERNELS, USUAL_KERNELS
-from moeplan.specs.models import is_codebook, weight_format
+from moeplan.specs.models import is_codebook, is_repacked, weight_format
 from moeplan.specs.models.load import load_model
 
 CARD = compose_text("rtx-4090")
@@ -72,3 +75,50 @@ def test_many_cores_of_an_unknown_maker_are_a_servers() -> None:
     assert slow is not None and fast is not None
     assert fast.flops_per_s.value > 3 * slow.flops_per_s.value
     assert fast.memory_bytes_per_s.value > slow.memory_bytes_per_s.value
+
+
+ENGINES = ("llama.cpp", "ik_llama.cpp", "ktransformers")
+
+
+@given(st.integers(1, 4096), st.sampled_from(["Q4_K_M", "Q8_0", "MXFP4", "Q4_0"]), st.sampled_from(ENGINES))
+@settings(max_examples=examples(60), deadline=None)
+def test_cores_unpack_a_matrix_once_at_most(tokens: int, name: str, engine: str) -> None:
+    model, fmt = load_model("qwen3-30b-a3b"), weight_format(name)
+    costs = EngineCosts(
+        model=model, profile=compose_text("rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB", engine), dense_format=fmt
+    )
+    found = costs.engine
+    assert (
+        found.expand_tokens >= 0
+        and found.core_tokens(tokens, codebook=False, repacked=False) == found.expand_tokens + tokens
+    )
+    each, more = costs.cpu_expert(tokens, fmt).seconds, costs.cpu_expert(2 * tokens, fmt).seconds
+    assert each <= more <= 2 * each
+
+
+def test_arms_cores_multiply_blocks_laid_out_for_them_faster() -> None:
+    assert [is_repacked(name) for name in ("Q4_0", "q4_0@4.55bpw", "Q4_0_R8", "Q4_K_M", "IQ4_NL")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    model, plain = load_model("qwen3-30b-a3b"), weight_format("Q4_0")
+    arm, other = (compose_text(text) for text in ("raspberry-pi-5", "ryzen-9-7950x"))
+    assert arm.engine is not None and other.engine is not None
+    assert arm.engine.repack_gain > 2 and other.engine.repack_gain == 1
+    costs = EngineCosts(model=model, profile=arm, dense_format=plain)
+    assert costs.cpu_expert(512, plain).seconds < costs.cpu_expert(512, weight_format("Q4_K_M")).seconds / 1.8
+
+
+def test_waiting_takes_clocks_and_hosts_that_are_not_known_are_less_certain() -> None:
+    slow, fast = (compose_text(f"rtx-4090 + {cpu}").engine for cpu in ("epyc-7663", "ryzen-9-7950x"))
+    assert slow is not None and fast is not None and slow.cpu_layer_s.value > fast.cpu_layer_s.value
+    known, unknown, two = (
+        compose_text(text).host.cpu for text in ("rtx-4090 + ryzen-7-7700x", "rtx-4090", "rtx-4090 + 2 x epyc-9355")
+    )
+    assert known is not None and unknown is not None and two is not None
+    least, scatter = known.memory_bytes_per_s.relative_uncertainty, fitted_table()["scatter"]
+    assert unknown.memory_bytes_per_s.relative_uncertainty == pytest.approx(least * scatter["unknown"])
+    assert two.memory_bytes_per_s.relative_uncertainty == pytest.approx(least * scatter["sockets"])

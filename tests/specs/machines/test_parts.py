@@ -248,7 +248,7 @@ def test_small_cores_and_limits_count() -> None:
         assert cpu is not None
         return cpu.memory_bytes_per_s.value
 
-    share = rates("llama.cpp", "cuda")["desktop_memory_share"].value
+    share = rates("llama.cpp", "cuda")["chiplet_share"].value
     capped, whole = (host_rate(f"4090 + {cpu} + ddr4-3200x8:256GiB") for cpu in ("epyc-7282", "epyc-7302"))
     assert capped == pytest.approx(85.3e9 * share) and capped < whole
 
