@@ -32,6 +32,7 @@ from moeplan.specs.machines.engines import fitted_table
 from moeplan.specs.machines.profile import Profile
 
 LEAST_ROWS = 4
+_PHASES = ("decode", "prompt")
 Array = npt.NDArray[np.float64]
 
 
@@ -99,7 +100,27 @@ def learn(rig: str, setups: Sequence[Setup]) -> dict[str, Any]:
         "median_error_after": float(np.median(np.abs(after / measured - 1))),
         "pairs_before": statistics.mean(one for one, _ in first), "pairs_after": statistics.mean(other for _, other in first),
         "coverage_after": held, "half_width_after": widths,
+        "log_errors": {
+            phase: [float(one) for one, setup in zip(off, setups, strict=True) if _phase(setup) == phase] for phase in _PHASES
+        },
     }  # fmt: skip
+
+
+def common_share(groups: Sequence[Sequence[float]]) -> float | None:
+    """Return how much of the variance of errors is common to a machine's lines: between machines over all, by analysis of variance.
+
+    groups: logarithms of predicted over measured, of each machine; None where no machine has two. No update can gain more than this share.
+    """
+    several = [np.asarray(each) for each in groups if len(each) > 1]
+    count, size = len(several), sum(len(each) for each in several)
+    if count < 2:
+        return None
+    whole = np.concatenate(several).mean()
+    within = sum(float(((each - each.mean()) ** 2).sum()) for each in several) / (size - count)
+    spread = sum(len(each) * float(each.mean() - whole) ** 2 for each in several) / (count - 1)
+    usual = (size - sum(len(each) ** 2 for each in several) / size) / (count - 1)
+    between = max(0.0, (spread - within) / usual)
+    return between / (between + within) if between + within > 0 else None
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,7 +134,12 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "median_before": statistics.median(one["median_error_before"] for one in rows),
         "median_after": statistics.median(one["median_error_after"] for one in rows),
         "coverage_after": statistics.mean(one["coverage_after"] for one in rows),
+        "common_share": {phase: common_share([one["log_errors"][phase] for one in rows]) for phase in _PHASES},
     }
+
+
+def _phase(setup: Setup) -> str:
+    return _PHASES[0] if setup.report.metric == "decode_tokens_per_s" else _PHASES[1]
 
 
 def _speed(setup: Setup) -> float:
@@ -215,6 +241,8 @@ def _print(document: Mapping[str, Any]) -> None:
     print(f"{len(document['machines'])} machines: halved {document['halved']}, mean over pairs {document['halved_mean_over_pairs']}, "
           f"worse {document['worse']}; median error {document['median_before']:.1%} -> {document['median_after']:.1%}, "
           f"intervals hold {document['coverage_after']:.0%}")  # fmt: skip
+    shares = ", ".join(f"{phase} {share:.0%}" for phase, share in document["common_share"].items() if share is not None)
+    print(f"of the variance of errors, common to a machine's lines: {shares}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,10 @@ class KernelCosts(CostModel):
     def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
         """Return what an operation of `slots` experts takes however few rows they have."""
         kernel, _ = self._expert_kernel(fmt)
-        return 0.0 if kernel is None else kernel.start_s + kernel.expert_s * slots
+        if kernel is None:
+            return 0.0
+        apart = kernel.elsewhere_s if slots < self.model.num_experts else 0.0
+        return kernel.start_s + kernel.expert_s * slots + apart
 
     # --- what an engine's host does ---------------------------------------------------------------------------------------
 
