@@ -1,13 +1,14 @@
 """Seconds of the routed experts that sit on one GPU, from the rows of each of them.
 
-    t = start + expert · E + (activations + 2 · tokens · hidden) / activation rate
+    t = start + expert · E + choice · choices + elsewhere + (activations + 2 · tokens · hidden) / activation rate
         + Σ over both products of (memory^1.3 + compute_m^1.3)^(1/1.3)
     memory    = active experts · N · K · bytes / rate
     compute_m = max(1, Σ_e ⌈rows_e / m⌉ · ⌈N / 128⌉ / units) · (2 · m · 128 · K / (flops / units) + tile)
 
 N and K are the width and depth of each product: (2 · intermediate, hidden) and (hidden, intermediate). The tile height m is what the
 engine takes before it knows the rows of each expert (`specs.machines.gpu_kernels.HEIGHTS`): the quickest, one by the tokens that enter or
-by their choices, or low tiles of a transposed kernel, which are given their weights anew: (128 · K · bytes) / (refill rate / units) more.
+by their choices, or low tiles of a transposed kernel; where tiles are given their weights anew each takes (128 · K · bytes) / (refill rate /
+units) more. Choices are those of all entering tokens; `elsewhere` counts where some of the layer's experts sit on other GPUs.
 Modelled: that only experts with rows are read, tiles that are not full, tiles in waves over the units. Ignored: tuned tables of
 single shapes.
 """
