@@ -7,8 +7,8 @@
 
 N and K are the width and depth of each product: (2 · intermediate, hidden) and (hidden, intermediate). The tile height m is what the
 engine takes before it knows the rows of each expert (`specs.machines.gpu_kernels.HEIGHTS`): the quickest, one by the tokens that enter or
-by their choices, or low tiles of a transposed kernel; where tiles are given their weights anew each takes (128 · K · bytes) / (refill rate /
-units) more. Choices are those of all entering tokens; `elsewhere` counts where some of the layer's experts sit on other GPUs.
+by their choices, or low tiles of a transposed kernel. Where tiles are given their weights anew each takes (128 · K · bytes) / (refill
+rate / units) more. Choices are those of all entering tokens; `elsewhere` counts where some of the layer's experts sit on other GPUs.
 Modelled: that only experts with rows are read, tiles that are not full, tiles in waves over the units. Ignored: tuned tables of
 single shapes.
 """
