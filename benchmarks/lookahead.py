@@ -15,7 +15,8 @@ predicted from each run's own routing; and the limit: were everything hidden, a 
 the time in which neither goes on: once with both as they are alone, in the baseline's own rows, once as they are side by side
 (`side_by_side`), in those of the schedule whose copies overlap. Costs are calibrated in the same process by runs of the model
 under other schedules. Rows of other formats and links that stand in the file already stay there, with their own machine and date.
-Ignored: GPUs; whether another program disturbed a run is printed, not corrected.
+A part of a step during which another program was given a core counts as the other repetitions took for it, since all repeat the same
+decisions; how many parts that are is printed, and each run's mean with them is kept. Ignored: GPUs.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
 from moeplan.traces.recording import DECODE
 
-from .side_by_side import COPIES, busy_s, idle_s, slower, together_s
+from .side_by_side import COPIES, busy_s, idle_s, mean_steps_s, slower, together_s
 
 LINKS = ("memory", "disk")
 BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
@@ -229,7 +230,8 @@ def run_once(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked:
 
 def figures_of(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostModel, loaded: Loaded) -> dict[str, Any]:
     """Return one schedule's speed with its spread, its prediction, what its steps consisted of, and its counts."""
-    steps = [float((one.step_end_ns - one.step_begin_ns)[one.step_phase == DECODE].mean()) / NS_PER_S for one in runs]
+    whole = [float((one.step_end_ns - one.step_begin_ns)[one.step_phase == DECODE].mean()) / NS_PER_S for one in runs]
+    steps = mean_steps_s(runs)
     given = replayed(runs[0], schedule)
     predicted = predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload)
     low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
@@ -238,7 +240,8 @@ def figures_of(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostM
     )
     counts = runs[0].counts
     return {
-        "step_s": steps, "median_step_s": float(middle), "quartiles_s": [float(low), float(high)], "tokens_per_s": 1 / float(middle),
+        "step_s": steps, "interrupted_step_s": whole, "median_step_s": float(middle), "quartiles_s": [float(low), float(high)],
+        "tokens_per_s": 1 / float(middle),
         "predicted_step_s": predicted, "compute_s": compute, "copy_s": copy, "copy_back_s": back,
         "host_s": host, "rest_s": float(np.median([idle_s(one) for one in runs])),
         "hit_rate": float(counts.hits / max(1, counts.hits + counts.misses)),

@@ -59,10 +59,32 @@ class Slower:
     """Rows of computing that were seen beside copies."""
 
 
+def clean_steps(run: ModelRun) -> Array:
+    """Return bool [num_steps]: the decode steps during which no other program was given a core of the run; all where none is."""
+    decode: Array = run.step_phase == DECODE
+    clean: Array = decode & ~run.disturbed.any(axis=1)
+    return clean if clean.any() else decode
+
+
 def decode_rows(run: ModelRun) -> Array:
-    """Return the rows of decode steps [num_rows, ROW_FIELDS]."""
+    """Return the rows of clean decode steps [num_rows, ROW_FIELDS]."""
     rows: Array = run.timeline.rows
-    return rows[(run.step_phase == DECODE)[rows[:, ROW_STEP]]]
+    return rows[clean_steps(run)[rows[:, ROW_STEP]]]
+
+
+def mean_steps_s(runs: Sequence[ModelRun]) -> list[float]:
+    """Return each run's mean decode step in seconds.
+
+    A part of a step during which another program was given a core counts as long as the other runs took for the same part: all repeat
+    the same decisions.
+    """
+    parts = np.stack([run.part_ns for run in runs]).astype(float)
+    disturbed = np.stack([run.disturbed for run in runs])
+    usable = np.where(disturbed & ~disturbed.all(axis=0), np.nan, parts)
+    usual = np.nanmedian(usable, axis=0)
+    taken = np.where(np.isnan(usable), usual, usable).sum(axis=2)
+    decode = runs[0].step_phase == DECODE
+    return [float(one[decode].mean()) / NS_PER_S for one in taken]
 
 
 def busy_s(run: ModelRun, lanes: Sequence[int]) -> float:
@@ -75,13 +97,12 @@ def busy_s(run: ModelRun, lanes: Sequence[int]) -> float:
     reached = np.maximum.accumulate(mine[:, ROW_END])
     begins = np.maximum(mine[1:, ROW_START], reached[:-1])
     total = int(mine[0, ROW_END] - mine[0, ROW_START]) + int(np.maximum(0, mine[1:, ROW_END] - begins).sum())
-    return total / NS_PER_S / max(1, int((run.step_phase == DECODE).sum()))
+    return total / NS_PER_S / max(1, int(clean_steps(run).sum()))
 
 
 def idle_s(run: ModelRun) -> float:
     """Return the seconds of a decode step in which neither computing nor copying went on, on average."""
-    decode = run.step_phase == DECODE
-    steps = float((run.step_end_ns - run.step_begin_ns)[decode].mean()) / NS_PER_S
+    steps = float((run.step_end_ns - run.step_begin_ns)[clean_steps(run)].mean()) / NS_PER_S
     return max(0.0, steps - busy_s(run, (COMPUTE, D2H, *COPIES)))
 
 
@@ -117,7 +138,7 @@ def alone_s(run: ModelRun, known: Slower) -> tuple[float, float]:
         lengths = mine[:, ROW_END] - mine[:, ROW_START]
         shares = overlap_ns(mine, others) / np.maximum(lengths, 1)
         found.append(float((lengths / (1 + (ratio - 1) * shares)).sum()))
-    steps = max(1, int((run.step_phase == DECODE).sum()))
+    steps = max(1, int(clean_steps(run).sum()))
     return found[0] / NS_PER_S / steps, found[1] / NS_PER_S / steps
 
 
