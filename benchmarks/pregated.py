@@ -6,12 +6,12 @@ One pre-gated model, one amount of memory (the double buffer's), experts in each
     pre-gated           the next block's experts are fetched while this block computes; nothing is kept either
 
 Modelled: greedy generation of the same prompts, the same tokens in both; medians of the mean decode step over repetitions, with their
-quartiles; and the most that could be gained: a step that takes the longer of computing and copying after the first block's fetch, which
-nothing hides, and the time in which neither went on. That is told three times: with both lanes as they are alone, in the rows of the run on
-demand; with both as they are side by side (`side_by_side`), since two cores share one memory; and block by block, since the published
-schedule lets a block's copies hide behind one block's computing and no other. Both schedules compute the model whose
-gates choose early, so what is compared is the schedule alone; quality is in examples/tiny_moe. Links are those of
-`benchmarks.lookahead`. Ignored: GPUs.
+quartiles; and the most that could be gained: a step that takes the longer of computing and copying after the first block's first expert
+has come, which nothing hides, and the time in which neither went on. That is told three times: with both lanes as they are alone, in the
+rows of the run on demand; with both as they are side by side (`side_by_side`), since two cores share one memory; and block by block, since
+the published schedule lets a block's copies hide behind one block's computing and no other. Both schedules compute the model whose gates
+choose early, so what is compared is the schedule alone; quality is in examples/tiny_moe. Links are those of `benchmarks.lookahead`.
+Ignored: GPUs.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
     demand, layers = found[DEMAND], loaded.spec.num_moe_layers
     together = slower(runs[DEMAND], runs[AHEAD])
     compute, copies = np.median([alone_s(one, together) for one in runs[DEMAND]], axis=0).tolist()
-    first = copies / layers
+    first = copies / layers / loaded.spec.top_k
     least = {
         ALONE: first + max(compute, copies - first) + demand["rest_s"],
         BESIDE: first + together_s(compute, copies - first, together) + demand["rest_s"],

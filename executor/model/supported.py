@@ -90,5 +90,5 @@ def _check_gates(kind: str, pre_gate: int) -> None:
         rule = f"looks one layer ahead, and the model chooses {pre_gate} ahead: only one layer is run"
         raise InputError("predictor.kind", kind, rule, "use none")
     if kind == "next-gate" and pre_gate:
-        rule = f"the model's gates choose {pre_gate} layers early, which leaves nothing to guess"
+        rule = f"the model's gates choose {pre_gate} layer(s) early, which leaves nothing to guess"
         raise InputError("predictor.kind", kind, rule, "use pre-gate" if pre_gate == 1 else "use none")
