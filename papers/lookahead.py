@@ -175,7 +175,9 @@ def measured_cells() -> list[Cell]:
         note = (
             f"{row['model']}, experts of {row['expert_parameters']:,} parameters, {row['machine']['processor']} of {cores} cores, "
             f"{row['date']}, n = {row['repeats']}; the baseline's step {MS_PER_S * base['median_step_s']:.1f} ms "
-            f"[{MS_PER_S * low:.1f} to {MS_PER_S * high:.1f}]; hiding everything would gain {row['limit_gain']:+.1f} %; "
+            f"[{MS_PER_S * low:.1f} to {MS_PER_S * high:.1f}]; hiding everything would gain "
+            f"{row['limit_gain']['side by side']:+.1f} % with copies and computing as they are side by side, "
+            f"{row['limit_gain']['alone']:+.1f} % as they are alone; "
             f"{_chosen(row['reach'])}"
         )
         for mine, name in ((_BASE, "LRU only, one stream"), (_NEXT, "LRU + next gate")):

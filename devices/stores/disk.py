@@ -1,8 +1,7 @@
 """Experts in a file below the host's memory, read when they are needed, past the page cache where the system allows that.
 
 Modelled: a file of slots in the temporary folder, written once and dropped from the page cache before anything is read; it
-never has a name, so that nothing of it is left however a run ends. Reads are whole system calls, of which the system is told
-beforehand, so that a disk has all of an expert to do at once and not one window of read-ahead after the other; a device that copies
+never has a name, so that nothing of it is left however a run ends. Reads are whole system calls; a device that copies
 by itself is fed through two page-locked buffers. Ignored: caches below the operating system's (a controller's, a
 hypervisor's), which no program can drop; file systems that live in memory, where "disk" is a figure of speech.
 """
@@ -166,8 +165,6 @@ class DiskStore(ExpertStore):
     def _read(self, target: torch.Tensor, key: int, low: int) -> None:
         begin = key % self._places * self.slot_bytes + low
         view = target.numpy().data
-        if self._drop:
-            os.posix_fadvise(self._file.fileno(), begin, len(view), os.POSIX_FADV_WILLNEED)
         done = 0
         while done < len(view):
             got = os.preadv(self._file.fileno(), [view[done:]], begin + done)
