@@ -49,7 +49,11 @@ def engine_show(
     per = " × experts / chosen" if found.upload_tokens is None and found.upload_tokens_per_share is not None else ""
     typer.echo(f"experts in host memory are copied to the card from {starts}{per} tokens of a pass on" if starts else
                "experts in host memory are never copied for a pass")  # fmt: skip
-    typer.echo(f"memory: {LAYOUT_WORDS[found.memory_layout]}")
+    filled = f"; {found.memory_share:.0%} of a card is filled where nobody says" if found.memory_share < 1 else ""
+    typer.echo(f"memory: {LAYOUT_WORDS[found.memory_layout]}{filled}")
+    if found.gguf:
+        off = "; what a card has no room for stays off it in whole layers, as the engine chooses" if found.whole_layers else ""
+        typer.echo(f"models: GGUF files{off}")
     if found.offload:
         typer.echo(f"can be told: {', '.join(found.offload)}")
     for line in found.cannot:
