@@ -74,6 +74,26 @@ class Subject:
         preferred = "n-cpu-moe" if "n-cpu-moe" in self.engine.offload else self.engine.offload[0]
         return self.at_once(load_preset(preferred))
 
+    def with_layers_off(self, schedule: OffloadSchedule) -> Subject:
+        """Return the question with whole layers off the card where a schedule leaves their experts to the cores and the engine knows no
+        other way.
+        """
+        layers = self.simulation.model.moe_layers
+        if (
+            self.engine is None
+            or not self.engine.whole_layers
+            or schedule.kernel.miss != "cpu"
+            or schedule.cache.policy != "static"
+        ):
+            return self
+        held = (self.simulation.resolve(schedule).cache.pooled_experts or 0) // self.simulation.trace.num_experts
+        if held >= len(layers):
+            return self
+        off = layers[len(layers) - held - 1] + 1
+        note = f"{off} of {self.simulation.model.num_layers} layers off the card as a whole, as {self.engine.name} has them"
+        simulation = self.simulation.over(self.simulation.trace, layers_off=off)
+        return dataclasses.replace(self, simulation=simulation, notes=(*self.notes, note))
+
 
 def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | Profile,
                  trace: str | os.PathLike[str] | Recording | None = None, engine: str | None = None, quant: str | None = None,

@@ -52,7 +52,11 @@ def engine_show(
     filled = f"; {found.memory_share:.0%} of a card is filled where nobody says" if found.memory_share < 1 else ""
     typer.echo(f"memory: {LAYOUT_WORDS[found.memory_layout]}{filled}")
     if found.gguf:
-        off = "; what a card has no room for stays off it in whole layers, as the engine chooses" if found.whole_layers else ""
+        off = (
+            "; what a card has no room for stays off it in whole layers, as the engine chooses"
+            if found.whole_layers
+            else ""
+        )
         typer.echo(f"models: GGUF files{off}")
     if found.offload:
         typer.echo(f"can be told: {', '.join(found.offload)}")

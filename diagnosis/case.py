@@ -179,7 +179,7 @@ class Case:
             self._kept["memory"] = Simulation(
                 model=setup.model, profile=self.profile, trace=setup.trace, dense_format=setup.dense_format,
                 kv_bytes_per_value=setup.kv_bytes_per_value, context_tokens=max(longest, wanted), upload_tokens=self.upload_tokens,
-                split=setup.split,
+                split=setup.split, layers_off=setup.layers_off,
             )  # fmt: skip
         found: Simulation = self._kept["memory"]
         return found

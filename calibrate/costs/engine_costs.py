@@ -7,6 +7,8 @@
                   is less with narrow heads
     on the cores  √((bytes / host's bandwidth)² + (operations / cores' rate)²), + one handing over a layer; operations are those of
                   the tokens and of unpacking the matrix once
+    layers off the card as a whole: the same for what surrounds their experts, and for the output matrix; large passes copy weights to the
+                  card and multiply there, and leave attention to the cores
 
 Modelled: shares of peaks and fixed times of the engine (`specs.machines.engines`, which weighs clocks and generations of cards), weight
 formats by their bytes, scales included, and codebooks that cores look up slowly. Ignored: caches, how tiles divide into waves, formats
@@ -16,8 +18,9 @@ that cards are slower to expand.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from ...specs.machines.engines import load_engine
 from ...specs.machines.profile import USUAL_KERNELS, CpuConstants, EngineConstants
 from ...specs.models import BITS_PER_BYTE, FLOPS_PER_WEIGHT, WeightFormat, is_codebook, is_repacked
 from .cost_model import CostModel, check_count
@@ -46,6 +49,9 @@ _PASS_TOKENS = 2
 class EngineCosts(CostModel):
     """Durations of everything a run does, under the engine that the profile names."""
 
+    layers_off: int = field(default=0, kw_only=True)
+    """First decoder layers that lie in host memory as a whole, not their experts alone."""
+
     @property
     def engine(self) -> EngineConstants:
         """The engine's constants."""
@@ -58,8 +64,10 @@ class EngineCosts(CostModel):
         check_count("tokens", tokens)
         model, requests = self.model, max(1, min(num_requests, tokens))
         # Most layers of a model are alike.
-        key = ("layer", model.kind_of(layer), tokens, context_tokens, requests)
-        return self.remembered(key, lambda: self._dense_layer(layer, tokens, context_tokens, requests))
+        off = layer < self.layers_off
+        work = self._layer_off if off else self._dense_layer
+        key = ("layer", off, model.kind_of(layer), tokens, context_tokens, requests)
+        return self.remembered(key, lambda: work(layer, tokens, context_tokens, requests))
 
     def _dense_layer(self, layer: int, tokens: int, context_tokens: int, requests: int) -> Estimate:
         engine, device = self.engine, self.profile.device
@@ -82,6 +90,38 @@ class EngineCosts(CostModel):
         if tokens >= _PASS_TOKENS * requests:
             work += rate_term(engine.pass_layer_s.value, "launch", engine.pass_layer_s)
         return _less_certain(work) if 1 < requests == tokens else work
+
+    def _layer_off(self, layer: int, tokens: int, context_tokens: int, requests: int) -> Estimate:
+        """Return the time of a layer that lies in host memory, without its routed experts."""
+        model = self.model
+        parameters = model.dense_matrix_parameters(layer) + model.dense_vector_parameters(layer)
+        num_bytes = float(model.dense_layer_bytes(layer, self.dense_format))
+        values, flops = self.mixer_work(layer, tokens, context_tokens, requests)
+        mixing = self._on_cores(values * self.kv_bytes_per_value, flops)
+        uploads = load_engine(self.engine.name).upload_from(model.num_experts, model.top_k)
+        if uploads is not None and tokens >= uploads:
+            return mixing + self.dense_products(layer, tokens) + self.host_to_device(int(num_bytes))
+        return mixing + self._on_cores(
+            num_bytes, FLOPS_PER_WEIGHT * float(parameters) * self._core_tokens(self.dense_format, tokens)
+        )
+
+    def _on_cores(self, num_bytes: float, flops: float) -> Estimate:
+        """Return the time of reading so many bytes and doing so many operations on the host's cores."""
+        cpu = self._cores()
+        memory, compute = num_bytes / cpu.memory_bytes_per_s.value, flops / cpu.flops_per_s.value
+        bound = (
+            rate_term(memory, "memory", cpu.memory_bytes_per_s)
+            if memory >= compute
+            else rate_term(compute, "compute", cpu.flops_per_s)
+        )
+        return replace(bound, seconds=math.hypot(memory, compute))
+
+    def _cores(self) -> CpuConstants:
+        """Return the host's processor; raises MissingCalibration where the machine has none."""
+        cpu = self.profile.host.cpu
+        if cpu is None:
+            raise self._missing("host.cpu", "this machine describes no processor", "name one among its parts")
+        return cpu
 
     def dense_products(self, layer: int, tokens: int) -> Estimate:
         """Return the time of the products with weights in a layer without its routed experts."""
@@ -123,6 +163,10 @@ class EngineCosts(CostModel):
         """Return the time of the final norm and the output matrix for `tokens` tokens whose logits are wanted."""
         check_count("tokens", tokens)
         parameters = self.model.head_parameters
+        if self.layers_off:  # the output matrix follows the last layer to the card only where all are there
+            return self._on_cores(
+                self._head_bytes(), FLOPS_PER_WEIGHT * float(parameters) * self._core_tokens(self.dense_format, tokens)
+            )
         expand = self._expand(self.dense_format, tokens)
         return self._product(self._head_bytes(), float(parameters), tokens, experts=False, expand=expand)
 
@@ -146,22 +190,14 @@ class EngineCosts(CostModel):
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores, with its part of the layer's handing over."""
         check_count("tokens", tokens)
-        cpu = self.profile.host.cpu
-        if cpu is None:
-            raise self._missing("host.cpu", "this machine describes no processor", "name one among its parts")
+        cpu = self._cores()
         if not tokens:
             return rate_term(0.0, "memory", cpu.memory_bytes_per_s)
-        return self.remembered(("cpu", tokens, fmt.name), lambda: self._cpu_expert(cpu, tokens, fmt))
+        return self.remembered(("cpu", tokens, fmt.name), lambda: self._cpu_expert(tokens, fmt))
 
-    def _cpu_expert(self, cpu: CpuConstants, tokens: int, fmt: WeightFormat) -> Estimate:
-        memory = self.model.expert_bytes(fmt) / cpu.memory_bytes_per_s.value
-        compute = self.model.expert_flops_per_token * self._core_tokens(fmt, tokens) / cpu.flops_per_s.value
-        bound = (
-            rate_term(memory, "memory", cpu.memory_bytes_per_s)
-            if memory >= compute
-            else rate_term(compute, "compute", cpu.flops_per_s)
-        )
-        work = replace(bound, seconds=math.hypot(memory, compute))
+    def _cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
+        flops = self.model.expert_flops_per_token * self._core_tokens(fmt, tokens)
+        work = self._on_cores(float(self.model.expert_bytes(fmt)), float(flops))
         # A layer hands its experts over once; a token's experts share that.
         each = self.engine.cpu_layer_s
         return work + rate_term(each.value / self.model.top_k, "host", each)

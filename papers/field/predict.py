@@ -89,7 +89,7 @@ def simulation_of(setup: Setup) -> Simulation:
     return Simulation(
         model=setup.model, profile=setup.profile, trace=setup.trace, dense_format=setup.dense_format, memory_bytes=int(UNLIMITED_BYTES),
         kv_bytes_per_value=setup.kv_bytes_per_value, split=setup.split, likewise=setup.likewise,
-        drafting=setup.drafting,
+        drafting=setup.drafting, layers_off=setup.layers_off,
     )  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class Setup:
     """The same steps with as little and as much locality as texts have, where hits follow from it."""
     split: CardSplit | None = None
     """How the model lies on several cards."""
+    layers_off: int = 0
+    """First layers that lie in host memory as a whole."""
     drafting: Drafting | None = None
     """How decode steps are drafted."""
     assumed: list[str] = field(default_factory=list)
@@ -109,8 +111,21 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
         batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split, likewise=likewise,
-        drafting=drafting_of(report, model, assumed),
+        drafting=drafting_of(report, model, assumed), layers_off=_layers_off(report, model, schedule),
     )  # fmt: skip
+
+
+def _layers_off(report: Report, model: ModelSpec, schedule: OffloadSchedule) -> int:
+    """Return how many first layers lie in host memory as a whole."""
+    placement = report.part("placement")
+    held = placement.get("gpu_layers")
+    if (
+        placement.get("kind") != "layers"
+        or schedule.kernel.miss not in ("cpu", "fetch")
+        or schedule.cache.host_layers == 0
+    ):
+        return 0
+    return max(0, model.num_layers - held) if isinstance(held, int) else 0
 
 
 def remade(setup: Setup, table: Mapping[str, Any]) -> Setup:
@@ -294,7 +309,7 @@ def _some_layers(
 ) -> OffloadSchedule:
     """Return the schedule where the experts of some layers are on the cores: as many as stated, else what the card has no room for.
 
-    Of layers that are on the cores as a whole, what surrounds the experts stays on the card here: it is a small part.
+    Of layers that are on the cores as a whole, so is what surrounds the experts (`layers_off`).
     """
     layers, count, held = model.num_moe_layers, placement.get("cpu_layers"), placement.get("gpu_layers")
     if not isinstance(count, int) and isinstance(held, int):

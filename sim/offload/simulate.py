@@ -60,7 +60,7 @@ class Prediction:
     """What each card holds, where there are several."""
 
 
-_COSTED = {"model", "profile", "dense_format", "kv_bytes_per_value", "split"}
+_COSTED = {"model", "profile", "dense_format", "kv_bytes_per_value", "split", "layers_off"}
 """Fields of a simulation that its costs depend on."""
 
 
@@ -86,6 +86,8 @@ class Simulation(DeviceMemory):
     """Passes of at least so many tokens fetch what the cores would compute, because the machine's engine does so; None: none do."""
     split: CardSplit | None = None
     """How the model lies on a machine of several cards."""
+    layers_off: int = 0
+    """First decoder layers that lie in host memory as a whole, not their experts alone."""
     card_budgets: tuple[int, ...] = ()
     """The budget of each of them; empty: `memory_bytes` each, or all they have."""
     drafting: Drafting | None = None
@@ -189,6 +191,8 @@ class Simulation(DeviceMemory):
             dense: dict[str, Any] = {} if self.dense_format is None else {"dense_format": self.dense_format}
             if self.split is not None:
                 dense["split"] = self.split
+            if self.layers_off:
+                dense["layers_off"] = self.layers_off
             self._costs = load_costs(self.profile, self.model, kv_bytes_per_value=self.kv_bytes_per_value, **dense)
         return self._costs
 
