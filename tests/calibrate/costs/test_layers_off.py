@@ -1,6 +1,7 @@
 """Layers that lie in host memory as a whole: what surrounds their experts is read by the cores, by hand arithmetic."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -27,10 +28,11 @@ def test_a_step_reads_them_at_the_cores_bandwidth() -> None:
     assert cpu is not None
     bandwidth = cpu.memory_bytes_per_s.value
     cached = 1000 * MODEL.attention_of(0).kv_values_per_token * 2  # type: ignore[union-attr]
-    by_hand = (MODEL.dense_layer_bytes(0, DENSE) + cached) / bandwidth
-    assert off.dense_layer(0, 1, 1000).seconds == pytest.approx(by_hand, rel=0.1)
+    multiplying = 2 * MODEL.dense_matrix_parameters(0) / cpu.flops_per_s.value
+    by_hand = math.hypot(MODEL.dense_layer_bytes(0, DENSE) / bandwidth, multiplying) + cached / bandwidth
+    assert off.dense_layer(0, 1, 1000).seconds == pytest.approx(by_hand, rel=0.05)
     assert off.dense_layer(10, 1, 1000) == on.dense_layer(10, 1, 1000)
-    assert off.head(1).seconds == pytest.approx(DENSE.head_bytes(MODEL.head_parameters) / bandwidth, rel=0.1)
+    assert off.head(1).seconds == pytest.approx(DENSE.head_bytes(MODEL.head_parameters) / bandwidth, rel=0.2)
     assert on.head(1).seconds < off.head(1).seconds / 3
 
 
