@@ -28,8 +28,13 @@ def test_a_step_reads_them_at_the_cores_bandwidth() -> None:
     assert cpu is not None
     bandwidth = cpu.memory_bytes_per_s.value
     cached = 1000 * MODEL.attention_of(0).kv_values_per_token * 2  # type: ignore[union-attr]
+    heads = MODEL.attention_of(0)
+    assert heads is not None
+    attending = 1000 * heads.num_heads * (heads.head_dim + heads.v_head_dim) * 2 / cpu.flops_per_s.value
     multiplying = 2 * MODEL.dense_matrix_parameters(0) / cpu.flops_per_s.value
-    by_hand = math.hypot(MODEL.dense_layer_bytes(0, DENSE) / bandwidth, multiplying) + cached / bandwidth
+    by_hand = math.hypot(MODEL.dense_layer_bytes(0, DENSE) / bandwidth, multiplying) + math.hypot(
+        cached / bandwidth, attending
+    )
     assert off.dense_layer(0, 1, 1000).seconds == pytest.approx(by_hand, rel=0.05)
     assert off.dense_layer(10, 1, 1000) == on.dense_layer(10, 1, 1000)
     assert off.head(1).seconds == pytest.approx(DENSE.head_bytes(MODEL.head_parameters) / bandwidth, rel=0.2)
