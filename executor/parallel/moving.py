@@ -23,6 +23,7 @@ import torch.distributed as dist
 from ...base.units import NS_PER_S
 from ...planner.parallel.period.moves import AT_ONCE, BACKGROUND, LAYER_BY_LAYER
 from ...sim.parallel.traffic import Topology
+from .exchange import reason
 from .routes import IntArray
 from .work import Experts
 
@@ -123,7 +124,7 @@ class Moving:
 
     def _agree(self) -> None:
         if self._failure is not None:
-            raise RuntimeError(f"moving weights: {str(self._failure).strip().splitlines()[0]}")
+            raise RuntimeError(f"moving weights: {reason(self._failure)}")
         there = torch.tensor([self._done])
         dist.all_reduce(there, op=dist.ReduceOp.MIN)
         self.usable = int(there)

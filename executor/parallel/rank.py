@@ -30,7 +30,7 @@ import torch.distributed as dist
 from ...sim.parallel.program import FREE, Program, Shape, build_program
 from ...sim.parallel.timeline import EP_FIELDS
 from .clock import clock_before
-from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers
+from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers, reason
 from .job import ROUNDS, Job, job_folders, job_sha256, read_job
 from .moving import Moving
 from .priority import exchanges_first
@@ -171,7 +171,7 @@ def meet(before: str) -> None:
     try:
         dist.barrier()
     except RuntimeError as error:
-        raise RuntimeError(f"waiting for all ranks before {before}: {str(error).splitlines()[0]}") from None
+        raise RuntimeError(f"waiting for all ranks before {before}: {reason(error)}") from None
 
 
 def check_same_job(folder: Path, rank: int, ranks: int) -> None:
@@ -233,7 +233,7 @@ def run_rank(arguments: Sequence[str]) -> None:
     try:
         main(folder, rank)
     except RuntimeError as error:
-        print(f"rank {rank}: {str(error).strip().splitlines()[0]}", flush=True)  # noqa: T201 - what the launcher reads
+        print(f"rank {rank}: {reason(error)}", flush=True)  # noqa: T201 - what the launcher reads
         os._exit(1)  # threads may still be inside an exchange that nobody answers
 
 

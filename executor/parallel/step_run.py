@@ -17,7 +17,7 @@ import torch
 from ...devices.runners.runner import gate
 from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
 from ...sim.parallel.timeline import LANE_COMPUTE, LANE_INTER
-from .exchange import Counted, Rows
+from .exchange import Counted, Rows, reason
 from .job import BOTH
 from .priority import go_first
 from .routes import IntArray, parts_of_tokens, slots_of_group
@@ -171,8 +171,9 @@ class StepRun:
         try:
             counted = self._forth(key, stage, tier) if kind == OP_DISPATCH else self._back(key, tier)
         except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"{_NAMES[kind]} of layer {key[0]}, batch {key[1]}, group {key[2]}: {first}") from None
+            raise RuntimeError(
+                f"{_NAMES[kind]} of layer {key[0]}, batch {key[1]}, group {key[2]}: {reason(error)}"
+            ) from None
         self.busy[ex, stage] = time.process_time_ns() - busy
         self.payload[ex] += counted.payload
         self.other[ex] += counted.other

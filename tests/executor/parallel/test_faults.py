@@ -69,7 +69,9 @@ def test_a_rank_that_is_stopped_is_named_and_ended(tmp_path: Path) -> None:
 def test_a_link_that_is_cut_ends_all_ranks_and_no_namespace_is_left(tmp_path: Path) -> None:
     if (reason := why_unavailable()) is not None:
         pytest.skip(f"no network namespaces: {reason}")
-    one = job(4, 2)
+    one = dataclasses.replace(
+        job(4, 2), timeout_s=3 * TIMEOUT_S
+    )  # four ranks that load torch on two busy cores do not meet sooner
     with two_nodes(50e6) as nodes, under_way(tmp_path, one, nodes) as ranks:
         nodes.cut(0)
         with pytest.raises(ExecutionFailed, match=OPERATION):
