@@ -10,7 +10,6 @@ Payload is counted by the rank it goes to, beside what headers and sizes take. I
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, field
 
@@ -185,12 +184,6 @@ class Network:
         num_bytes = int((counted.payload + counted.other)[away].sum())
         until = began_ns + num_bytes / self._limit * NS_PER_S
         time.sleep(max(0.0, until - time.perf_counter_ns()) / NS_PER_S)
-
-
-def reason(error: BaseException) -> str:
-    """Return the first line of an error of an exchange, without the library's source line and its advice."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^\]]*:\d+\] ", "", first).partition(" This is typically")[0].rstrip(".")
 
 
 def reduced_bytes(size: int, ranks: int) -> int:

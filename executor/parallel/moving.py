@@ -23,7 +23,7 @@ import torch.distributed as dist
 from ...base.units import NS_PER_S
 from ...planner.parallel.period.moves import AT_ONCE, BACKGROUND, LAYER_BY_LAYER
 from ...sim.parallel.traffic import Topology
-from .exchange import reason
+from .reason import reason
 from .routes import IntArray
 from .work import Experts
 

@@ -30,10 +30,11 @@ import torch.distributed as dist
 from ...sim.parallel.program import FREE, Program, Shape, build_program
 from ...sim.parallel.timeline import EP_FIELDS
 from .clock import clock_before
-from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers, reason
+from .exchange import MOVES, REDUCED, Groups, Network, Peers, make_groups, make_peers
 from .job import ROUNDS, Job, job_folders, job_sha256, read_job
 from .moving import Moving
 from .priority import exchanges_first
+from .reason import reason
 from .routes import IntArray, parts_of_tokens
 from .step_run import CLOCK, StepRun
 from .work import Dense, Experts, check_batches

@@ -17,9 +17,10 @@ import torch
 from ...devices.runners.runner import gate
 from ...sim.parallel.program import INTER, INTRA, OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_EXPERT, OP_HEAD
 from ...sim.parallel.timeline import LANE_COMPUTE, LANE_INTER
-from .exchange import Counted, Rows, reason
+from .exchange import Counted, Rows
 from .job import BOTH
 from .priority import go_first
+from .reason import reason
 from .routes import IntArray, parts_of_tokens, slots_of_group
 from .work import hidden_states
 

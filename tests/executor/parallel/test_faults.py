@@ -18,6 +18,7 @@ from moeplan.base.errors import InputError
 from moeplan.executor.parallel.job import ROUNDS, Job
 from moeplan.executor.parallel.launch import run_jobs, started, watch, write_numbered
 from moeplan.executor.parallel.network import Nodes, two_nodes, why_unavailable
+from moeplan.executor.parallel.reason import reason
 from moeplan.executor.running.failures import ExecutionFailed
 from parallel_jobs import prepared, preset32
 
@@ -97,3 +98,10 @@ def test_a_rank_with_another_recording_is_refused_at_the_start(tmp_path: Path) -
 def test_jobs_of_different_numbers_of_ranks_are_refused() -> None:
     with pytest.raises(InputError, match="not all of as many ranks and nodes"):
         run_jobs([prepared(preset32("ep"), ranks=ranks).job for ranks in (2, 4)])
+
+
+def test_a_failure_is_said_without_source_lines_and_advice() -> None:
+    gloo = "[/a/b/pair.cc:553] Connection closed by peer [10.0.0.1]:268. This is typically caused by a remote worker crashing. GLHF!\nmore"
+    assert reason(RuntimeError(gloo)) == "Connection closed by peer [10.0.0.1]:268"
+    assert reason(RuntimeError("refused: rank 1 differs")) == "refused: rank 1 differs"
+    assert reason(TimeoutError()) == "TimeoutError"
