@@ -43,14 +43,12 @@ Groups = dict[int, dist.ProcessGroup | None]
 
 
 MOVES = BOTH + 1
-"""The group of transfers of weights, among a rank's groups."""
+"""The group of a job's transfers of weights, among a rank's groups."""
 
 
-def make_groups(num_ranks: int, ranks_per_node: int, rank: int, *, moves: bool = False) -> Groups:
-    """Return a rank's groups. Every rank makes all groups, in one order. moves: with one for transfers of weights."""
+def make_groups(num_ranks: int, ranks_per_node: int, rank: int) -> Groups:
+    """Return a rank's groups. Every rank makes all groups, in one order."""
     mine: Groups = {BOTH: None}
-    if moves:
-        mine[MOVES] = dist.new_group(list(range(num_ranks)))
     for tier, groups in (
         (INTER, [range(seat, num_ranks, ranks_per_node) for seat in range(ranks_per_node)]),
         (INTRA, [range(first, first + ranks_per_node) for first in range(0, num_ranks, ranks_per_node)]),

@@ -198,11 +198,15 @@ def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=limit)
     check_same_job(folder, rank, ranks)
     clock = clock_before(rank, ranks)
-    groups = make_groups(ranks, topology.ranks_per_node, rank, moves=any(job.move is not None for job in jobs))
+    groups = make_groups(ranks, topology.ranks_per_node, rank)
+    # Weights of one job may still travel on their thread when another's do: each move has a group of its own, or ranks would mix them up.
+    moves = {at: dist.new_group(list(range(ranks))) for at, job in enumerate(jobs) if job.move is not None}
     meet("the start")  # its threads are there
     first = exchanges_first()
     held = Weights()
-    mine = [Rank(job, rank, groups, held) for job in jobs]
+    mine = [
+        Rank(job, rank, groups | {MOVES: moves[at]} if at in moves else groups, held) for at, job in enumerate(jobs)
+    ]
     for repeat in range(max(job.repeats for job in jobs) + 1):
         for job, one in zip(jobs, mine, strict=True):
             if repeat <= job.repeats:
