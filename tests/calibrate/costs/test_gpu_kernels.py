@@ -342,3 +342,19 @@ def test_contexts_that_no_kernel_divides_take_a_unit_each_and_waves_of_them(requ
     waves = math.ceil(requests * math.ceil(heads / 64) / units)
     more = latent_decode_s(alone, *sizes, requests=requests, num_units=units) - latent_decode_s(whole, *sizes)
     assert float(more) == pytest.approx(waves * context / 64 * 2e-6, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("qwen3-235b-a22b", 20), ("minimax-m2.5", 20), ("deepseek-v3", 0), ("kimi-k2", 0)]
+)
+def test_an_engine_that_fuses_little_has_more_small_kernels_outside_latent_attention(name: str, more: int) -> None:
+    model = load_model(name)
+    parts = {
+        engine: KernelCosts(with_kernels(load_hardware("h200-sxm"), engine), model).layer_parts(
+            model.moe_layers[0], 1, 512, 1
+        )
+        for engine in ("sglang", "vllm")
+    }
+    # Where only one of them has attention measured with its projections, rotation and cache writes are in that.
+    apart = 2 * (("mixing" in parts["sglang"]) - ("mixing" in parts["vllm"]))
+    assert parts["sglang"]["small"].launch_s - parts["vllm"]["small"].launch_s == pytest.approx((more + apart) * 3e-6)
