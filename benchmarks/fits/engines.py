@@ -64,9 +64,9 @@ _NOISE = 0.15
 """Two reports of one card, model and engine differ by so much (logarithm)."""
 _COVER = 0.85
 """Share of a kind's left-out rows that its constants' uncertainty takes in; data sheets' and routing's come on top."""
-_COVER_MACHINES = 0.9
-"""The same of experts on the cores, where each machine counts once: reports of machines that nobody had seen were off by more than those of
-machines that were left out."""
+_COVER_MACHINES, _BLIND = 0.88, ("U", "Y", "Z")
+"""The same of experts on the cores, where each machine counts once, and only those whose reports were written down before they were
+predicted: they are off by more than machines that were in sight while the form was chosen, however they are left out."""
 _ONLY_JUDGED = ("F02", "F05", "F06")
 """Reports that are cells of `reproduce engines` too: predicted and judged, but nothing is fitted to them."""
 _LAST_KEPT_APART = 168
@@ -433,9 +433,10 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
         mine = [int(row) for row, report in enumerate(problem.reports) if report.kind == kind]
         if not mine:
             continue
-        weights, cover = (
-            (_votes(problem, mine), _COVER_MACHINES) if kind.startswith("cpu") else (np.ones(len(mine)), _COVER)
-        )
+        weights, cover = np.ones(len(mine)), _COVER
+        if kind.startswith("cpu"):
+            mine = [row for row in mine if problem.reports[row].id.startswith(_BLIND)] or mine
+            weights, cover = _votes(problem, mine), _COVER_MACHINES
         wide = float(np.expm1(_quantile((familiar / scattered)[mine], weights, cover)))
         for name in names:
             table["generic"][name]["uncertainty"] = round(wide, 3)
