@@ -3,8 +3,8 @@
 Modelled, for generated tokens: every weight that a token meets and the keys and values it looks at, read once, at the bandwidth of data
 sheets; layers follow one another, so that card and cores do not read at the same time, but in a layer that they share, and cards only
 where each has a part of every layer. For prompts: operations at the fastest precision that engines multiply in, the experts' bytes over
-the link where they are copied for it. Ignored: whatever makes real runs slower, and weights that stay in a chip's own cache, which a
-model's are too large for.
+the link where they are copied for it. A file of a mix without a published recipe counts as small as such files are. Ignored: whatever makes
+real runs slower, and weights that stay in a chip's own cache, which a model's are too large for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..specs.card_split import TENSOR
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts, pcie_bytes_per_s
 from ..specs.machines.profile import Profile
-from ..specs.models import FLOPS_PER_WEIGHT, ModelSpec, weight_format
+from ..specs.models import FLOPS_PER_WEIGHT, ModelSpec, WeightFormat, weight_format
+from ..specs.models.mixes.names import mix
 from .case import DECODE, Case
 
 _FASTER: dict[str, float] = {
@@ -141,10 +142,17 @@ def token_bytes(setup: Setup, context: int) -> TokenBytes:
     model, dense = setup.model, setup.dense_format
     expert = weight_format(model.native_bits)
     layers = sum(model.dense_layer_bytes(layer, dense) for layer in range(model.num_layers))
+    rest, least = layers + dense.head_bytes(model.vocab_size * model.hidden_size), _least(expert)
     return TokenBytes(
-        dense=layers + dense.head_bytes(model.vocab_size * model.hidden_size) + _looked_at(model, context, setup.kv_bytes_per_value),
-        layer=float(model.top_k * model.expert_bytes(expert)), layers=model.num_moe_layers,
+        dense=least * rest + _looked_at(model, context, setup.kv_bytes_per_value),
+        layer=least * model.top_k * model.expert_bytes(expert), layers=model.num_moe_layers,
     )  # fmt: skip
+
+
+def _least(stored: WeightFormat) -> float:
+    """Return the share of its usual bytes that a file may have whose experts are `stored` so: less than 1 for mixes without a recipe."""
+    found = mix(stored.name)
+    return 1.0 if found is None or found.dynamic is None else 1.0 - found.dynamic.spread
 
 
 def _looked_at(model: ModelSpec, context: int, bytes_per_value: float) -> float:
