@@ -30,7 +30,7 @@ def test_kernels_of_a_layer_are_those_of_its_parts() -> None:
     assert plain == USUAL_KERNELS < shared
     linear = kernels("qwen3-next-80b-a3b", 0)
     assert linear - kernels("qwen3-next-80b-a3b", 3) == load_engine("llama.cpp").delta_kernels(None) - 12
-    assert kernels("gemma-4-26b-a4b", 1) == shared  # a dense MLP beside its experts
+    assert kernels("gemma-4-26b-a4b", 1) > shared  # a dense MLP beside its experts, and norms around both
     assert kernels("lfm2-8b-a1b", 3) < plain  # a short convolution in place of attention
 
 
