@@ -113,6 +113,8 @@ class DiskStore(ExpertStore):
     def bring(self, device: Device, target: torch.Tensor, key: int, low: int, high: int) -> None:
         """Read bytes `low` to `high` of expert `key` into the same bytes of `target`."""
         size = high - low
+        # Read-ahead of its neighbours has left some of it in memory: a disk that is asked past the page cache is no cache.
+        self._forget(key % self._places * self.slot_bytes + low, size)
         if device.asynchronous:
             self._device = device
             if len(self._bounces) == _NUM_BOUNCES:
