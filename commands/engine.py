@@ -5,7 +5,6 @@ Modelled: what is printed, as text and as JSON. Ignored: what predictions make o
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ def engine_list(as_json: JsonFlag = False) -> None:
     """List the serving engines that --engine takes."""
     from ..specs.machines.engines import engines
 
-    rows = [dataclasses.asdict(engine) for engine in engines().values()]
+    rows = [engine.to_dict() for engine in engines().values()]
     if as_json:
         print_json({"engines": rows})
         return
@@ -42,7 +41,7 @@ def engine_show(
         for name, one in ((name, rates(found.name, backend)[name]) for name in parameter_names())
     ]  # fmt: skip
     if as_json:
-        print_json(dataclasses.asdict(found) | {"constants": constants})
+        print_json(found.to_dict() | {"constants": constants})
         return
     typer.echo(f"{found.name}: {found.summary} ({found.checked}; {found.source})")
     starts = found.upload_tokens_per_share if found.upload_tokens is None else found.upload_tokens

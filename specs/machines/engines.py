@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -123,6 +123,10 @@ class Engine:
     fetches_on_card: bool = False
     """Misses of a cache are asked for by kernels within the step, which read page-locked memory over the link: no host between."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the engine's facts as plain values."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
     def launched(self, built: str | None, backend: str) -> str:
         """Return how a build of month `built` launches kernels; an unknown month counts as one of the versions that were checked."""
         early = built is not None and self.eager_before is not None and built < self.eager_before
@@ -208,6 +212,12 @@ class EngineRates:
     def __getitem__(self, name: str) -> Constant:
         """Return the constant called `name`."""
         return self.constants[name]
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 @cache

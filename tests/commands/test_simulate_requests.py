@@ -124,7 +124,7 @@ def test_everything_but_experts_is_as_the_checkpoint_stores_it(name: str) -> Non
     """Where nobody says, attention stored in 8 bits counts 8; a checkpoint of 32 bits is served in 16."""
     spec = load_model(name)
     expected = "16" if spec.native_dense_bits == "32" else spec.native_dense_bits
-    found = open_subject(model=name, hardware="h100", prompt_tokens=1, reply_tokens=0)
+    found = open_subject(model=name, hardware="h100", engine="generic", prompt_tokens=1, reply_tokens=0)
     assert found.simulation.dense_format == weight_format(expected)
     wide = open_subject(
         model=name,

@@ -207,8 +207,8 @@ def test_keys_and_values_take_a_later_type_only_where_it_gains_something(
     rest = "ryzen-7-7700x + ddr5-5600x2:64GiB"
     for card, context, target, best in (
         ("rtx-5090", None, None, "f16"),
-        ("rtx-3060", 90_000, None, "q8_0"),
-        ("rtx-3060", 90_000, "llama.cpp", "q8_0"),
+        ("rtx-3060", 120_000, None, "q8_0"),
+        ("rtx-3060", 120_000, "llama.cpp", "q8_0"),
     ):
         found = plan(
             "gpt-oss-20b", f"{card} + {rest}", prompt_tokens=30, reply_tokens=60, context=context, kv_type="f16,q8_0", target=target
