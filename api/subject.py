@@ -117,14 +117,18 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     spec = changes.changed_model(as_model(model))
     profile = changes.changed_machine(as_machine(hardware, engine))
     serving = None if profile.engine is None else load_engine(profile.engine.name)
-    formats_said = dense_bits is not None or not native or "experts.bits" in "".join(changes.schedule)
-    usual = None if serving is None or formats_said or quant is not None else _usual_file(spec, serving)
     if quant is not None and serving is not None and not serving.gguf and quant.lower() == spec.native_bits:
         quant = None  # what such an engine is given is the checkpoint itself
-    spec, dense = _formats(spec, usual or quant, dense_bits)
-    profile, weights_from = _as_uncertain(profile, spec, usual or quant, dense)
-    if usual is not None:
-        weights_from.append(f"{usual} taken, as files of {spec.name} are published; --quant says another")
+    bits_said = (
+        not native or dense_bits is not None or any(text.startswith("experts.bits=") for text in changes.schedule)
+    )
+    is_assumed = quant is None and not bits_said
+    if is_assumed and serving is not None:
+        quant = _usual_file(spec, serving)
+    spec, dense = _formats(spec, quant, dense_bits)
+    profile, weights_from = _as_uncertain(profile, spec, quant, dense)
+    if quant is not None and is_assumed:
+        weights_from.append(f"{quant} taken, as files of {spec.name} are published; --quant says another")
     elif serving is not None and quant is None and not spec.is_file:
         more = "; --quant names the format of a file, such as Q4_K_M" if serving.gguf else ""
         weights_from.append(
@@ -145,10 +149,8 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     _check_context(spec, context, asked_lengths)
     share = 1.0 if serving is None else serving.memory_share
     budgets = _card_budgets(memory, reserve, profile, share)
-    if share < 1 and memory is None:
-        notes.append(
-            f"memory: {share:.0%} of the card, as {serving.name if serving else ''} fills of itself; --memory says another"
-        )
+    if serving is not None and share < 1 and memory is None:
+        notes.append(f"memory: {share:.0%} of the card, as {serving.name} fills of itself; --memory says another")
     divided, taken = read_split(split, profile, spec.num_layers, free_bytes=budgets)
     if divided is not None:
         notes.append(f"cards: {'; '.join((divided.words, *taken))}")
@@ -165,14 +167,14 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     described = {
         "engine": None if profile.engine is None else {"name": profile.engine.name, "backend": profile.engine.backend,
                                                        "version": profile.engine.version},
-        "machine": profile.description, "routing": routed.words, "kv_type": kv_type, "quant": usual or quant,
+        "machine": profile.description, "routing": routed.words, "kv_type": kv_type, "quant": quant,
     }  # fmt: skip
     return Subject(
         simulation=simulation, engine=serving, concurrency=together, ubatch=chunk,
         upload_tokens=uploads, described=described, notes=tuple(notes), request_options=asked,
         asked={
             "model": spec.name if isinstance(model, ModelSpec) else os.fspath(model),
-            "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": usual or quant,
+            "hardware": hardware if isinstance(hardware, str) else hardware.name, "engine": engine, "quant": quant,
             "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens, "context": context, "concurrency": together, "ubatch": ubatch,
             "kv_type": kv_type, "dense_bits": dense_bits, "routing": routed.words,
             "prior": asked_lengths.to_dict() if asked_lengths is not None and trace is None else None,

@@ -43,13 +43,12 @@ def emit(
     document = read_plan(plan_path)
     if target is None:
         part = document.get("for")
-        if not isinstance(part, dict):
-            part = {"engine": document["target"]} if isinstance(document.get("target"), str) else None
-        if part is None:
+        planned_for = part.get("engine") if isinstance(part, dict) else document.get("target")
+        if planned_for is None:
             raise InputError(
                 "--for", "(absent)", "the plan was made for no particular engine", f"name one of: {TARGETS}"
             )
-        target = str(part.get("engine"))
+        target = str(planned_for)
     target = emit_name(target)
     emission, written = emit_document(document, target, output=output, keep={"the plan": plan_path})
     paths = [str(path) for path in written]

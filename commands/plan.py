@@ -242,8 +242,7 @@ def plan(
         tries: dict[str, Any] = {} if search_moves is None else {"search_moves": search_moves}
         many = parallel_request(
             phase, ",".join(formats), num_nodes=nodes, ranks_per_node=ranks_per_node, num_redundant=redundant,
-            attention_ranks=attention_tp,
-            tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
+            attention_ranks=attention_tp, tokens_per_rank=tokens_per_rank, concurrency=concurrency, kv_type=kv_type,
             **contexts_of(context, prompt_tokens, reply_tokens, prefill=phase == "prefill"), **tries,
             **latency_of(ctx),
         )  # fmt: skip

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from ..base.units import GIGA, TERA
 from ..papers.field.setup import Setup
-from ..planner.served.llamacpp import fewest_on_host
-from ..sim.offload.simulate import Simulation
+from ..planner.served.llamacpp import fewest_host_layers
 from ..specs.card_split import TENSOR
 from ..specs.machines.notation import link_of
 from ..specs.machines.parts import Parts, pcie_bytes_per_s
@@ -70,13 +69,6 @@ def ceiling_of(case: Case, metric: str) -> Ceiling:
     """Return the ceilings of a case."""
     setup = case.setup(metric)
     return _decode(case, setup) if metric == DECODE else _prefill(case, setup)
-
-
-def fewest_host_layers(memory: Simulation, concurrency: int, ubatch: int, free_bytes: int = 0) -> int | None:
-    """Return how few layers' experts may lie in host memory with so much of the card left free; None where not even all suffice."""
-    counts = range(memory.trace.num_layers + 1)
-    one, missing = fewest_on_host(memory, counts, concurrency, ubatch, free_bytes=free_bytes)
-    return None if missing else one.host_layers
 
 
 def _decode(case: Case, setup: Setup) -> Ceiling:

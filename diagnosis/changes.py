@@ -19,7 +19,6 @@ from ..planner.served.setting import device_bytes as setting_bytes
 from ..specs.machines.engines import load_engine
 from ..specs.models.mixes.published import published_files
 from .case import CORES, DECODE, METRICS, PREFILL, Case
-from .ceiling import fewest_host_layers
 
 SETTING, FILE, HARDWARE = "setting", "file", "hardware"
 _LEAST_GAIN = 1.02
@@ -164,7 +163,7 @@ _VARIABLES = _Words("OLLAMA_KV_CACHE_TYPE=q8_0 OLLAMA_FLASH_ATTENTION=1", "OLLAM
 def _experts_alone(case: Case) -> Iterator[tuple[str, str, str, Case]]:
     """Yield the same under the engine that leaves experts alone off the card, not whole layers."""
     other = case.changed(engine="llama.cpp", parts=case.parts)
-    fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
+    fewest = served.fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
     if fewest:
         flag = f"--n-cpu-moe {told_layers(case, fewest)}" if fewest < case.model.num_moe_layers else "--cpu-moe"
         yield (
@@ -178,7 +177,7 @@ def _experts_alone(case: Case) -> Iterator[tuple[str, str, str, Case]]:
 def _placements(case: Case, other: Case, flags: str, cost: str = "") -> Iterator[tuple[str, str, str, Case]]:
     """Yield `other` with as many layers on the card as it has room for, with no fewer layers on the cores than `other` needs."""
     memory = other.memory()
-    fewest = fewest_host_layers(memory, other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
+    fewest = served.fewest_host_layers(memory, other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
     if fewest is None:
         return
     layers = case.model.num_moe_layers
@@ -238,7 +237,7 @@ def _files(case: Case) -> Iterator[tuple[str, str, str, Case]]:
             continue
         lighter = other
         if case.kind in ("n-cpu-moe", "cpu-moe", "layers"):
-            fewest = fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
+            fewest = served.fewest_host_layers(other.memory(), other.concurrency, other.ubatch, served.FIT_MARGIN_BYTES)
             lighter = other if fewest is None else with_host_layers(other, min(fewest, case.host_layers))
         flag = _layers_flag(case, lighter.host_layers, case.model.num_moe_layers)
         layers = f" with {flag}" if flag else ""
@@ -285,7 +284,7 @@ def _hardware(case: Case) -> Iterator[tuple[str, str, str, Case]]:
         larger = case.changed(
             parts=dataclasses.replace(parts, gpu=dataclasses.replace(gpu, memory_bytes=2 * gpu.memory_bytes))
         )
-        fewest = fewest_host_layers(larger.memory(), larger.concurrency, larger.ubatch, served.FIT_MARGIN_BYTES)
+        fewest = served.fewest_host_layers(larger.memory(), larger.concurrency, larger.ubatch, served.FIT_MARGIN_BYTES)
         if fewest is not None and fewest < case.host_layers:
             cost = f"another card; {fewest} layers on the cores in place of {case.host_layers}"
             yield (

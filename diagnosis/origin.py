@@ -198,13 +198,10 @@ def _placed(call: Call, case: Case) -> Mapping[str, Any]:
 
 def _whole_layers(case: Case) -> Mapping[str, Any]:
     """Return as many whole layers on the card as there is room for, as ollama has them; raises InputError where there is for none."""
-    counts = range(case.model.num_moe_layers + 1)
-    one, missing = served.fewest_on_host(
-        case.memory(), counts, case.concurrency, case.ubatch, free_bytes=served.FIT_MARGIN_BYTES
-    )
-    if not missing and one.host_layers == 0:
+    fewest = served.fewest_host_layers(case.memory(), case.concurrency, case.ubatch, served.FIT_MARGIN_BYTES)
+    if fewest == 0:
         return {"kind": "gpu"}
-    layers = 0 if missing else case.model.num_layers - one.host_layers
+    layers = 0 if fewest is None else case.model.num_layers - fewest
     if layers == 0:
         raise InputError(
             "--hardware", case.profile.name, "the card has no room for a layer", "name the processor alone"

@@ -51,19 +51,23 @@ def describe(recording: Mapping[str, Any]) -> str:
     return f"{recording.get('model') or 'an unnamed model'}, {length}, {recording.get('source') or 'of unknown source'}"
 
 
-def planned_source(document: Mapping[str, Any]) -> str | None:
-    """Return where the recording that a plan was made from comes from; None where the plan does not say."""
+def _planned(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a plan says of its recording; nothing where it says nothing."""
     provenance = document.get("provenance")
     planned = provenance.get("trace") if isinstance(provenance, Mapping) else None
-    found = planned.get("source") if isinstance(planned, Mapping) else None
+    return planned if isinstance(planned, Mapping) else {}
+
+
+def planned_source(document: Mapping[str, Any]) -> str | None:
+    """Return where the recording that a plan was made from comes from; None where the plan does not say."""
+    found = _planned(document).get("source")
     return found if isinstance(found, str) else None
 
 
 def check_recording(document: Mapping[str, Any], recording: RoutingTrace | LoadProfile, given: str) -> None:
     """Return nothing; raises InputError where `recording`, given by the name `given`, is another than the plan was made from."""
-    provenance = document.get("provenance")
-    planned = provenance.get("trace") if isinstance(provenance, Mapping) else None
-    if not isinstance(planned, Mapping) or not isinstance(planned.get("sha256"), str):
+    planned = _planned(document)
+    if not isinstance(planned.get("sha256"), str):
         rule = "the plan was written before plans knew their recording"
         raise InputError("plan: provenance.trace.sha256", "(absent)", rule, "make it again with moeplan plan")
     if planned["sha256"] != recording_sha256(recording):

@@ -63,9 +63,7 @@ def usual_context(memory_bytes: int) -> int:
 
 
 def _count(said: dict[str, str], name: str, most: int) -> int | None:
-    text = said.get(name)
-    if text in (None, "", "0"):
-        return None
-    if re.fullmatch(r"[0-9]{1,9}", str(text)) is None or int(str(text)) > most:
+    text = said.get(name) or "0"
+    if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) > most:
         raise InputError(f"{FIELD}: {name}", text, f"not a whole number up to {most:,}", "correct the command line")
-    return int(str(text))
+    return int(text) or None

@@ -27,13 +27,14 @@ def read_command(text: str, engine: str | None = None) -> Call:
     """
     words = split_command(text)
     program, rest = _program(words)
-    visible = _visible(words[: len(words) - len(rest)])
+    before = words[: len(words) - len(rest)]
+    visible = _visible(before)
     if program in llamacpp.PROGRAMS:
         _check_engine(engine, (llamacpp.ENGINE, llamacpp.FORK), program)
         return _of_visible(llamacpp.read(program, rest, engine), visible)
     if program in ollama.PROGRAMS:
         _check_engine(engine, (ollama.ENGINE,), program)
-        return _of_visible(ollama.read(program, rest, words[: len(words) - len(rest)]), visible)
+        return _of_visible(ollama.read(program, rest, before), visible)
     _check_engine(engine, servers.ENGINES[program], program)
     return _of_visible(servers.read(program, rest), visible)
 

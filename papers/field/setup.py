@@ -111,21 +111,15 @@ def set_up_on(report: Report, model: ModelSpec, profile: Profile, formats: tuple
         report=report, profile=profile, model=model, schedule=schedule.with_options(workload__concurrency=batch),
         trace=trace, dense_format=formats[1], kv_bytes_per_value=kv_bytes_of(kv_type, model),
         batch=batch, prompt_tokens=prompt, assumed=assumed, host_bytes_per_s=host_bytes_per_s, split=split, likewise=likewise,
-        drafting=drafting_of(report, model, assumed), layers_off=_layers_off(report, model, schedule),
+        drafting=drafting_of(report, model, assumed), layers_off=_layers_off(report, model),
     )  # fmt: skip
 
 
-def _layers_off(report: Report, model: ModelSpec, schedule: OffloadSchedule) -> int:
+def _layers_off(report: Report, model: ModelSpec) -> int:
     """Return how many first layers lie in host memory as a whole."""
     placement = report.part("placement")
     held = placement.get("gpu_layers")
-    if (
-        placement.get("kind") != "layers"
-        or schedule.kernel.miss not in ("cpu", "fetch")
-        or schedule.cache.host_layers == 0
-    ):
-        return 0
-    return max(0, model.num_layers - held) if isinstance(held, int) else 0
+    return max(0, model.num_layers - held) if placement.get("kind") == "layers" and isinstance(held, int) else 0
 
 
 def remade(setup: Setup, table: Mapping[str, Any]) -> Setup:

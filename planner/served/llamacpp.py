@@ -173,6 +173,13 @@ def fewest_on_host(simulation: Simulation, counts: Sequence[int], concurrency: i
     return found[count][0], max(0, lacking(count))
 
 
+def fewest_host_layers(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int = 0) -> int | None:
+    """Return how few layers' experts may lie in host memory with so much of the card left free; None where not even all suffice."""
+    counts = range(simulation.trace.num_layers + 1)
+    one, missing = fewest_on_host(simulation, counts, concurrency, ubatch, free_bytes=free_bytes)
+    return None if missing else one.host_layers
+
+
 def fitted(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int = FIT_MARGIN_BYTES) -> Setting:
     """Return what `--fit` makes of a context that is set; raises DoesNotFit where it would leave dense layers off the card.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..model import ModelSpec
 from ..weights import weight_format
 from .names import mix
+from .stored import TRAINED_SMALL
 
 FAMILIES = frozenset({
     "afmoe", "bailing_moe", "bailing_moe_v2", "cohere2_moe", "dbrx", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32",
@@ -23,7 +24,6 @@ NAMES = (
     "UD-IQ1_S",
 )  # fmt: skip
 """The largest first."""
-_TRAINED_SMALL = {"mxfp4": "MXFP4_MOE"}
 _BLOCK = 256
 _ONLY_AS_TRAINED = ("gpt_oss",)
 _BEFORE_DYNAMIC = ("dbrx", "deepseek", "deepseek_v2", "mixtral", "olmoe", "phimoe", "qwen2_moe")
@@ -34,7 +34,7 @@ _ABOVE = 1.1
 
 def file_as_trained(model: ModelSpec) -> str | None:
     """Return the name of the file that keeps experts as a checkpoint that was trained in few bits has them; None for other checkpoints."""
-    return _TRAINED_SMALL.get(model.native_bits)
+    return TRAINED_SMALL.get(model.native_bits)
 
 
 def published_files(model: ModelSpec) -> tuple[str, ...]:

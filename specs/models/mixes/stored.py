@@ -21,8 +21,9 @@ from .tensors import EMBEDDING, EXPERTS, HEAD, Matrix, matrices_of, shape_of
 _COUNTED, _KEPT = 2, 4
 """Bytes of a vector's value: as it is counted beside matrices, and as files keep it."""
 
-_OF_EXPERTS = {"MXFP4": "MXFP4_MOE"}
-"""Types that nobody stores whole models in: files that are called by one have experts in it, and everything else at 8 bits."""
+TRAINED_SMALL = {"mxfp4": "MXFP4_MOE"}
+"""Formats that checkpoints are trained in and nobody stores whole models in: files that are called by one have experts in it, and
+everything else at 8 bits."""
 
 
 @dataclass(slots=True)
@@ -46,8 +47,8 @@ def quantised_as(experts: str, dense: str | None, model: ModelSpec) -> tuple[Wei
 
     dense: the name of everything else, where it is another.
     """
-    if dense in (None, experts) and experts.upper() in _OF_EXPERTS:
-        experts, dense = _OF_EXPERTS[experts.upper()], None
+    if dense in (None, experts) and experts.lower() in TRAINED_SMALL:
+        experts, dense = TRAINED_SMALL[experts.lower()], None
     name = experts if dense is None else dense
     of_experts, fmt = weight_format(experts), weight_format(name)
     found = _types(experts, model, whole=True)
