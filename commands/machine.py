@@ -29,7 +29,9 @@ def machine(
     ] = None,
     ram: Annotated[
         str | None,
-        typer.Option("--ram", help="Memory over all sockets: kind-MT/s x channels:size, e.g. ddr5-6000x2:64GiB."),
+        typer.Option(
+            "--ram", help="Memory over all sockets: ddr5-6000x2:64GiB (MT/s x channels:size), or 2x32GB DDR5-6000."
+        ),
     ] = None,
     pcie: Annotated[
         str | None, typer.Option("--pcie", help="The card's slot, e.g. 4.0x16; default: what the card is made for.")

@@ -45,6 +45,7 @@ def gpu_parts() -> Mapping[str, GpuPart]:
             unified_memory=row.get("unified_memory", False),
             source=row["source"],
             uncertainty=row.get("uncertainty", 0.05),
+            bridge_bytes_per_s=row["bridge_gb_per_s"] * GIGA if "bridge_gb_per_s" in row else None,
             link_bytes_per_s=row["link_gb_per_s"] * GIGA if "link_gb_per_s" in row else None,
             memory_options_bytes=tuple(int(gib * GIB) for gib in row.get("memory_options_gib", ())),
             **{key: row.get(key) for key in (*_DERIVED_FROM, "host")},

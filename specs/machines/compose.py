@@ -164,6 +164,7 @@ def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
             )
         if not parts.unified_memory:
             assumed.append(f"{memory.kind}-{memory.mt_per_s}x{memory.channels}")
+    assumed.extend(memory.assumed)
     return cpu, memory
 
 

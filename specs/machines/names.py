@@ -19,10 +19,15 @@ T = TypeVar("T")
 
 _SILENT = {
     "nvidia", "geforce", "amd", "ati", "radeon", "intel", "apple", "graphics", "gpu", "cpu", "processor", "generation", "edition",
-    "card", "oem", "founders", "desktop", "unified", "memory", "vram", "corporation", "inc", "mac",
+    "card", "oem", "founders", "fe", "desktop", "unified", "memory", "vram", "corporation", "inc", "mac",
+    # who sells cards and boxes, and what makers call generations of processors
+    "asus", "msi", "evga", "gigabyte", "zotac", "pny", "palit", "gainward", "sapphire", "powercolor", "xfx", "asrock",
+    "dell", "hp", "lenovo",
+    "genoa", "turin", "milan", "rome", "naples", "granite", "emerald", "rapids",
 }  # fmt: skip
 _DECORATIONS = (
-    r"\((?:r|tm|c)\)|®|™", r"@\s*[0-9.]+\s*ghz", r"\bw/.*|\bwith .*", r"\b[0-9]+(?:st|nd|rd|th) gen(?:eration)?\b",
+    r"\((?:r|tm|c)\)|®|™", r"@\s*[0-9.]+\s*ghz", r"\b(?:w/|with )\s*(?:amd |intel )?(?:radeon|[a-z0-9 ]*graphics).*",
+    r"\b[0-9]+(?:st|nd|rd|th) gen(?:eration)?\b",
     r"\bmac(?:book)?[ -](?:pro|air|studio|mini)\b",
 )  # fmt: skip
 _CORES = re.compile(r"\b([0-9]+|dual|quad|six|eight)[- ]?(?:cores?|threads?)\b")
@@ -31,7 +36,10 @@ _SHORT = (
     (r"(?:rtx|gtx|rx|arc|tesla)-(.+)", ("{0}",)),
     (r"arc-pro-(.+)", ("{0}",)),
     (r"ryzen-([3579])-((?:pro-)?.+)", ("{1}", "ryzen-{1}", "r{0}-{1}")),
-    (r"threadripper-(pro-)?(.+)", ("{1}", "threadripper-{1}", "ryzen-threadripper-{0}{1}", "ryzen-{1}")),
+    (
+        r"threadripper-(pro-)?(.+)",
+        ("{1}", "threadripper-{1}", "ryzen-threadripper-{0}{1}", "ryzen-{1}", "tr-{1}", "tr-{0}{1}"),
+    ),
     (r"epyc-(.+)", ("{0}",)),
     (r"core-(i[3579])-(.+)", ("{0}-{1}", "{1}", "core-{1}")),
     (r"core-ultra-([579])-(.+)", ("ultra-{0}-{1}", "ultra-{1}", "{1}", "core-ultra-{1}")),

@@ -21,26 +21,35 @@ from .catalogue import is_sized_gpu, known_cpu, known_gpu, sharing_cpus, unknown
 from .parts import (
     CpuPart,
     GpuPart,
-    MemoryPart,
     Parts,
     Slot,
+    WrittenMemory,
     counted,
     custom_gpu,
+    parse_link,
     parse_memory,
     parse_rate,
-    pcie_bytes_per_s,
+    settled_memory,
 )  # fmt: skip
 
 T = TypeVar("T")
 MOST_CARDS = 16
 """What engines number in one box (GGML_CUDA_MAX_DEVICES of llama.cpp)."""
+_MOST_LANES = 16
+_SLOT = re.compile(r"pci[- ]?e|gen[- ]?[2-6](?![0-9a-z])")
+_BRIDGE = re.compile(r"nvlink(?:[- ]?bridge)?[: ]*(.*)\Z")
+_DISK = re.compile(r"\b(?:disk|ssd|nvme|m\.2)\b")
+_JOINS = re.compile(r"\s*[,;]\s*(?![^()]*\))|\s+and\s+|\s+(?:with|w/)\s+(?!.*\b(?:radeon|graphics)\b)", re.IGNORECASE)
+"""What joins parts beside a plus sign. Processors are named "with Radeon Graphics"."""
 
 
 def is_parts(text: str) -> bool:
     """Return whether `text` describes a machine by its parts rather than by a bundled name or a file."""
     if os.path.exists(text) or text.endswith(".json"):
         return False
-    return "+" in text or custom_gpu(text) is not None or known_gpu(text) is not None or known_cpu(text) is not None
+    if "+" in text or counted(text)[0] > 1 or len(_pieces(text)) > 1:
+        return True
+    return custom_gpu(text) is not None or known_gpu(text) is not None or known_cpu(text) is not None
 
 
 def parse_parts(text: str) -> Parts:
@@ -49,33 +58,35 @@ def parse_parts(text: str) -> Parts:
     Raises UnknownName (with the nearest name) or InputError for a part that is unknown, twice there or impossible beside another.
     """
     cpu: CpuPart | None = None
-    memory: MemoryPart | None = None
+    memory: WrittenMemory | None = None
     disk: float | None = None
     bridge: float | None = None
     shared: str | None = None
     cards: list[tuple[GpuPart, int]] = []
-    links: list[tuple[int, str]] = []  # cards named before each slot
+    links: list[tuple[int, tuple[str, int | None]]] = []  # cards named before each slot
     sockets = 1
     for piece in _pieces(text):
         if not piece:
             raise InputError(
                 "hardware", text, "a part is empty", "write for instance rtx-4090 + ryzen-9-7950x + ddr5-6000x2:64GiB"
             )
+        lowered = piece.lower()
         count, name = counted(piece)
-        lowered = name.lower()
-        if (found := parse_memory(name)) is not None:
+        if (found := parse_memory(piece)) is not None:
             memory = _once(memory, found, "memory", text)
-        elif lowered.startswith("pcie"):
-            pcie_bytes_per_s(name)
-            links.append((len(cards), lowered.removeprefix("pcie").strip(" -:")))
+        elif _SLOT.match(lowered):
+            links.append((len(cards), parse_link(lowered)))
         elif lowered.startswith("switch"):
-            link = lowered.removeprefix("switch").strip(" -:")
-            pcie_bytes_per_s(link)
-            shared = _once(shared, link, "switch", text)
-        elif lowered.startswith("nvlink:"):
-            bridge = _once(bridge, parse_rate(name[7:], "nvlink"), "nvlink", text)
-        elif lowered.startswith("disk:"):
-            disk = _once(disk, parse_rate(name[5:], "disk"), "disk", text)
+            link, lanes = parse_link(lowered.removeprefix("switch").strip(" -:"))
+            shared = _once(shared, f"{link}x{lanes or _MOST_LANES}", "switch", text)
+        elif (rate := _BRIDGE.match(lowered)) is not None:
+            bridge = _once(bridge, parse_rate(rate[1], "nvlink") if rate[1] else 0.0, "nvlink", text)
+        elif _DISK.search(lowered):
+            disk = _once(disk, _disk_rate(piece), "disk", text)
+        elif _SLOT.match(name.lower()):
+            raise InputError(
+                "pcie", piece, "a slot is not counted", "write it once, behind the cards that stand in such slots"
+            )
         elif (card := custom_gpu(name)) is not None:
             cards.append((card, count))
         else:
@@ -86,14 +97,41 @@ def parse_parts(text: str) -> Parts:
                 cards.append((part, count))
     slots = _slots(cards, links, text)
     parts = Parts(
-        gpu=slots[0].gpu if slots else None, cpu=cpu, sockets=sockets, memory=memory, pcie=slots[0].pcie if slots else _alone(links, text),
-        disk_bytes_per_s=disk, more=slots[1:], bridge_bytes_per_s=bridge, shared_pcie=shared,
+        gpu=slots[0].gpu if slots else None, cpu=cpu, sockets=sockets,
+        memory=None if memory is None else settled_memory(memory, cpu, sockets), pcie=slots[0].pcie if slots else _alone(links, text),
+        disk_bytes_per_s=disk, more=slots[1:], bridge_bytes_per_s=_bridge(bridge, slots), shared_pcie=shared,
     )  # fmt: skip
     check_parts(parts)
     return parts
 
 
-def _slots(cards: list[tuple[GpuPart, int]], links: list[tuple[int, str]], text: str) -> tuple[Slot, ...]:
+def _bridge(rate: float | None, slots: tuple[Slot, ...]) -> float | None:
+    """Return the rate of what joins cards; raises InputError where it was not said (0) and the catalogue has none for these cards.
+
+    Modules on one board are joined by their own links.
+    """
+    if rate != 0.0 or len(slots) < 2 or all(slot.gpu.link_bytes_per_s is not None for slot in slots):
+        return rate or (0.0 if len(slots) < 2 and rate is not None else None)
+    own = {slot.gpu.bridge_bytes_per_s for slot in slots}
+    if len(slots) > 2 or len(own) > 1 or None in own:
+        names = " and ".join(sorted({slot.gpu.name for slot in slots}))
+        rule = "a bridge joins two cards of one kind" if None not in own else "no connector for a bridge is known of it"
+        remedy = "leave it out, or write the rate in one direction, nvlink:56GB/s"
+        raise InputError("nvlink", f"{len(slots)} cards, {names}", rule, remedy)
+    return own.pop()
+
+
+def _disk_rate(text: str) -> float:
+    """Return bytes per second of "disk:7GB/s", "NVMe 7 GB/s" or "7GB/s SSD"; raises InputError where none is said."""
+    rest = _DISK.sub(" ", text.lower()).strip(" :-")
+    if not rest:
+        raise InputError("disk", text, "its rate is not said", "write for instance disk:7GB/s")
+    return parse_rate(rest, "disk")
+
+
+def _slots(
+    cards: list[tuple[GpuPart, int]], links: list[tuple[int, tuple[str, int | None]]], text: str
+) -> tuple[Slot, ...]:
     """Return every card with its slot; raises InputError for a slot that is no card's, or twice there."""
     if sum(count for _, count in cards) > MOST_CARDS or any(count < 1 for _, count in cards):
         total = sum(count for _, count in cards)
@@ -103,25 +141,32 @@ def _slots(cards: list[tuple[GpuPart, int]], links: list[tuple[int, str]], text:
         kind = 0 if len(cards) == 1 else before - 1  # of one kind of card, wherever the slot is written
         if kind < 0:
             raise InputError("pcie", link, "no card stands before it", "write each slot behind its card")
-        _once(of_kind.get(kind), link, "pcie", text)
-        of_kind[kind] = link
+        of_kind[kind] = _once(of_kind.get(kind), _with_lanes(link, cards[kind][0].pcie), "pcie", text)
     return tuple(
         Slot(gpu=card, pcie=of_kind.get(kind)) for kind, (card, count) in enumerate(cards) for _ in range(count)
     )
 
 
-def _alone(links: list[tuple[int, str]], text: str) -> str | None:
+def _alone(links: list[tuple[int, tuple[str, int | None]]], text: str) -> str | None:
     """Return the slot of a machine without a card."""
     found: str | None = None
     for _, link in links:
-        found = _once(found, link, "pcie", text)
+        found = _once(found, _with_lanes(link, None), "pcie", text)
     return found
 
 
+def _with_lanes(link: tuple[str, int | None], card: str | None) -> str:
+    """Return a slot as "4.0x16": where its lanes are not said, with those of the card."""
+    return f"{link[0]}x{link[1] or (_MOST_LANES if card is None else _lanes(card))}"
+
+
 def _pieces(text: str) -> list[str]:
-    """Return the parts of a text: a plus sign separates them, except where it ends a name ("Xeon 8480+", "AI Max+ 395")."""
+    """Return the parts of a text: a plus sign separates them, except where it ends a name ("Xeon 8480+", "AI Max+ 395"); a comma, "and"
+    and "with" do where no figures of a part of one's own are given.
+    """
     pieces: list[str] = []
-    for piece in re.split(r"(?:^|\s)\+(?=\s|$)", text):
+    joined = text if "=" in text else _JOINS.sub(" + ", text)
+    for piece in re.split(r"(?:^|\s)\+(?=\s|$)", joined):
         whole = piece.strip()
         named = known_gpu(counted(whole)[1]) is not None or known_cpu(counted(whole)[1]) is not None
         pieces += [whole] if named else [part.strip() for part in whole.split("+")]

@@ -12,10 +12,10 @@ power limits, ranks and timings of memory.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...base.errors import InputError
-from ...base.units import GIGA, KILO, MEGA, TERA, parse_bytes
+from ...base.units import GIB, GIGA, KILO, MEGA, MIB, TERA, TIB, parse_bytes
 
 BYTES_PER_TRANSFER = 8
 """A channel of DDR memory is 64 bits wide."""
@@ -32,12 +32,40 @@ _PCIE_BYTES_PER_S = {
 _RATE = re.compile(r"([0-9.]+)\s*([A-Za-z]+)/s\Z")
 _MOST_FLOPS_PER_S = 1e21
 _FLOPS = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*(T|P|G)(?:FLOPS|FLOP/S|OPS)?\Z", re.IGNORECASE)
-_MEMORY = re.compile(r"((?:lp)?ddr[345]x?)-([0-9]{3,5})\s?x\s?([0-9]{1,2})(?::\s?(.+))?\Z", re.IGNORECASE)
+_MEMORY_KIND = re.compile(r"\b((?:lp)?ddr[345]x?)(?![a-z])", re.IGNORECASE)
+_MEMORY_STICKS = re.compile(r"\b([0-9]{1,2})\s?[x×*]\s?([0-9]{1,4})\s?(?:gi?b|g)\b", re.IGNORECASE)
+_MEMORY_SIZE = re.compile(r"(?<![0-9.])([0-9]{1,5}(?:\.[0-9]{1,3})?)\s?(gi?b|g|ti?b|t|mi?b)\b(?!/s)", re.IGNORECASE)
+_MEMORY_CHANNELS = re.compile(
+    r"(?<![0-9])([0-9]{1,2}|single|dual|quad|hexa|octa|six|eight|twelve)[- ]?(?:channels?|ch)\b", re.IGNORECASE
+)
+_MEMORY_TIMES = re.compile(r"(?<=[0-9])\s?[x×]\s?([0-9]{1,2})\b", re.IGNORECASE)
+_MEMORY_COUNT = re.compile(r"(?<![0-9.a-z])([0-9]{1,2})\s?[x×*](?=\s|\Z)", re.IGNORECASE)
+_MEMORY_SPEED = re.compile(r"(?<![0-9.])([0-9]{3,5})\s?(?:mhz|mt/s|mts|mt)?(?![0-9a-z])", re.IGNORECASE)
+_MEMORY_WORDS = re.compile(
+    r"\b(?:ram|memory|ecc|[rul]?dimms?|lrdimms?|so-?dimms?|reg|registered|unbuffered|system|host|main|of|at|sticks?|modules?|kit|total|"
+    r"expo|xmp|c?l ?[0-9]{2}|c[0-9]{2}|with|channel|[12]r)\b",
+    re.IGNORECASE,
+)
+_USUAL_MT_PER_S = {
+    "ddr3": 1600,
+    "ddr4": 3200,
+    "ddr5": 5600,
+    "lpddr4": 4267,
+    "lpddr4x": 4267,
+    "lpddr5": 6400,
+    "lpddr5x": 7500,
+}
+_DESKTOP_CHANNELS, _MOST_CHANNELS = 2, 32
 _BUILT_MT_PER_S = {"ddr3": (800, 2933), "ddr4": (1600, 5400), "ddr5": (3200, 10_400), "lpddr4": (1600, 4267), "lpddr4x": (1600, 4267),
                    "lpddr5": (3200, 6400), "lpddr5x": (4800, 10_700)}  # fmt: skip
 """Slowest and fastest modules of each kind (JEDEC standards; the fastest sold with profiles beyond them)."""
-_PCIE = re.compile(r"(?:pcie[- ]?)?([23456])(?:\.0)?\s?x\s?([0-9]{1,2})\Z", re.IGNORECASE)
-_COUNTED = re.compile(r"([0-9]{1,2})\s*[x×]\s+(.+)\Z", re.IGNORECASE)
+_PCIE = re.compile(
+    r"(?:pci[- ]?e(?:xpress)?)?[- :]*(?:gen[- ]?)?([23456])(?:\.0)?(?:[- ]?[x×][- ]?([0-9]{1,2}))?\Z", re.IGNORECASE
+)
+_COUNTS = {"single": 1, "one": 1, "dual": 2, "two": 2, "triple": 3, "three": 3, "quad": 4, "four": 4, "six": 6, "hexa": 6, "eight": 8,
+           "octa": 8, "twelve": 12}  # fmt: skip
+_BEFORE = re.compile(rf"(?:([0-9]{{1,2}})\s*[x×*]\s*|({'|'.join(_COUNTS)})\s+)(.+)\Z", re.IGNORECASE)
+_BEHIND = re.compile(r"(.*\S)\s+[x×*]\s*([0-9]{1,2})\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +96,8 @@ class GpuPart:
     """Sizes it is sold with, where one name stands for several; `memory_bytes` is the largest."""
     host: str | None = None
     """The processor on the same chip."""
+    bridge_bytes_per_s: float | None = None
+    """Of the bridge that may join it to another card (NVLink), in one direction; None: it has no connector for one."""
     link_bytes_per_s: float | None = None
     """Of a module, in one direction to the other modules of its board (NVLink, Infinity Fabric); None for cards that meet over PCIe."""
 
@@ -126,11 +156,25 @@ class MemoryPart:
     """Over all sockets."""
     capacity_bytes: int | None
     """None: not stated."""
+    assumed: tuple[str, ...] = field(default=(), compare=False)
+    """What of it was not stated."""
 
     @property
     def bytes_per_s(self) -> float:
         """Theoretical bandwidth over all channels."""
         return self.mt_per_s * MEGA * BYTES_PER_TRANSFER * self.channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenMemory:
+    """What somebody wrote of the host's memory; None: not said."""
+
+    kind: str | None
+    mt_per_s: int | None
+    channels: int | None
+    sticks: int | None
+    """Modules."""
+    capacity_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,33 +218,88 @@ class Parts:
         return self.gpu is not None and self.gpu.unified_memory
 
 
+def parse_link(text: str) -> tuple[str, int | None]:
+    """Return generation and lanes (None: not said) of "4.0x16", "PCIe Gen4 x8" or "pcie-5.0"; raises InputError."""
+    match = _PCIE.match(text.strip())
+    lanes = None if match is None or match[2] is None else int(match[2])
+    if match is None or lanes not in (None, 1, 2, 4, 8, 16):
+        raise InputError("pcie", text, "not a generation and lanes", "write for instance 4.0x16")
+    return f"{match[1]}.0", lanes
+
+
 def pcie_bytes_per_s(link: str) -> float:
     """Return the bytes per second of one direction of a link written as "4.0x16"."""
-    match = _PCIE.match(link)
-    if match is None or int(match[2]) not in (1, 2, 4, 8, 16):
-        raise InputError("pcie", link, "not a generation and lanes", "write for instance 4.0x16")
-    return _PCIE_BYTES_PER_S[f"{match[1]}.0"] * int(match[2])
+    generation, lanes = parse_link(link)
+    if lanes is None:
+        raise InputError("pcie", link, "its lanes are not said", f"write for instance {generation}x16")
+    return _PCIE_BYTES_PER_S[generation] * lanes
 
 
-def parse_memory(text: str) -> MemoryPart | None:
-    """Return the memory that `text` ("ddr5-6000x2:64GiB") describes, None where it is about something else."""
-    match = _MEMORY.match(text)
-    if match is None:
+def parse_memory(text: str) -> WrittenMemory | None:
+    """Return what `text` says of the host's memory, None where it is about something else.
+
+    Read: "ddr5-6000x2:64GiB", and as people write it: "64 GB DDR5-6000", "2x32GB DDR5 6000MHz", "12-channel DDR5-4800". A GB of memory
+    modules is a GiB, as they are sold. Raises InputError where a kind of memory is named and a word beside it is not understood.
+    """
+    found: dict[str, list[str]] = {}
+    rest = text.lower()
+    for what, pattern in (("sticks", _MEMORY_STICKS), ("size", _MEMORY_SIZE), ("kind", _MEMORY_KIND), ("channels", _MEMORY_CHANNELS),
+                          ("times", _MEMORY_TIMES), ("speed", _MEMORY_SPEED), ("count", _MEMORY_COUNT)):  # fmt: skip
+        found[what] = ["|".join(match.groups()) for match in pattern.finditer(rest)]
+        rest = pattern.sub(" ", rest)
+    rest = re.sub(r"[\s:@,/()-]+", " ", _MEMORY_WORDS.sub(" ", rest)).strip()
+    if not found["kind"] and (rest or found["speed"] or not found["sticks"] + found["size"]):
         return None
-    kind, speed, channels, size = match[1].lower(), int(match[2]), int(match[3]), match[4]
-    if kind not in _BUILT_MT_PER_S or not 1 <= channels <= 32:
+    remedy = "write for instance ddr5-6000x2:64GiB or 2x32GB DDR5-6000"
+    in_channels = found["channels"] + found["times"]
+    twice = [
+        one for one in (found["sticks"] + found["size"], found["kind"], in_channels, found["speed"]) if len(one) > 1
+    ]
+    if rest or twice or len(found["count"]) > 1:
+        raise InputError("memory", text, f"{rest!r} is not understood" if rest else "something is said twice", remedy)
+    kind = found["kind"][0] if found["kind"] else None
+    speed = int(found["speed"][0]) if found["speed"] else None
+    channels = next((_COUNTS.get(one) or int(one) for one in in_channels), None)
+    if kind not in (None, *_BUILT_MT_PER_S) or not 1 <= (channels or 1) <= _MOST_CHANNELS:
+        raise InputError("memory", text, "no such kind, or channels outside of what is built", remedy)
+    if kind is not None and speed is not None and not _BUILT_MT_PER_S[kind][0] <= speed <= _BUILT_MT_PER_S[kind][1]:
+        slowest, fastest = _BUILT_MT_PER_S[kind]
         raise InputError(
-            "memory", text, "no such kind, or channels outside of what is built", "write for instance ddr5-6000x2:64GiB"
+            "memory", text, f"{kind} is built for {slowest} to {fastest} million transfers a second", remedy
         )
-    slowest, fastest = _BUILT_MT_PER_S[kind]
-    if not slowest <= speed <= fastest:
-        raise InputError("memory", text, f"{kind} is built for {slowest} to {fastest} million transfers a second",
-                         "write for instance ddr5-6000x2:64GiB")  # fmt: skip
+    sticks, capacity = (int(found["count"][0]) if found["count"] else None), None
+    if found["sticks"]:
+        sticks, gib = (int(one) for one in found["sticks"][0].split("|"))
+        capacity = sticks * gib * GIB
+    elif found["size"]:
+        number, unit = found["size"][0].split("|")
+        capacity = int(float(number) * {"m": MIB, "g": GIB, "t": TIB}[unit[0]])
+    if sticks == 0 or capacity == 0:
+        raise InputError("memory", text, "nothing is nothing to run on", remedy)
+    return WrittenMemory(kind=kind, mt_per_s=speed, channels=channels, sticks=sticks, capacity_bytes=capacity)
+
+
+def settled_memory(written: WrittenMemory, cpu: CpuPart | None, sockets: int) -> MemoryPart:
+    """Return the memory with what was not said as `cpu` has it: its kind, the speed it is made for, all of its channels.
+
+    Modules that are counted fill one channel each, as far as there are channels.
+    """
+    kind = written.kind or (cpu.memory if cpu is not None else "ddr5")
+    speed, channels = written.mt_per_s, written.channels
+    assumed = []
+    if speed is None:
+        own = None if cpu is None else {cpu.memory: cpu.max_mt_per_s, cpu.also: cpu.also_mt_per_s}.get(kind)
+        speed = own or _USUAL_MT_PER_S[kind]
+        assumed.append(f"{kind} at {speed} million transfers a second")
+    if channels is None:
+        most = _DESKTOP_CHANNELS if cpu is None else cpu.channels * sockets
+        channels = most if written.sticks is None else min(written.sticks, most)
+        if cpu is None and (written.sticks or 0) > 2 * most:
+            channels = min(written.sticks or 0, _MOST_CHANNELS)  # no desktop takes so many
+        if cpu is None or written.sticks is None:
+            assumed.append(f"{channels} channel{'s' if channels > 1 else ''} of memory")
     return MemoryPart(
-        kind=kind,
-        mt_per_s=speed,
-        channels=channels,
-        capacity_bytes=None if size is None else parse_bytes(size, "memory"),
+        kind=kind, mt_per_s=speed, channels=channels, capacity_bytes=written.capacity_bytes, assumed=tuple(assumed)
     )
 
 
@@ -250,6 +349,13 @@ def custom_gpu(text: str) -> GpuPart | None:
 
 
 def counted(text: str) -> tuple[int, str]:
-    """Return (2, "epyc-9355") of "2 x epyc-9355"; a part without a count is there once."""
-    match = _COUNTED.match(text.strip())
-    return (int(match[1]), match[2].strip()) if match else (1, text.strip())
+    """Return (2, "epyc-9355") of "2 x epyc-9355", "2x epyc-9355", "dual epyc-9355" and "epyc-9355 x2".
+
+    A part without a count is there once.
+    """
+    whole = text.strip()
+    if (match := _BEFORE.match(whole)) is not None:
+        return int(match[1]) if match[1] else _COUNTS[match[2].lower()], match[3].strip()
+    if (match := _BEHIND.match(whole)) is not None:
+        return int(match[2]), match[1].strip()
+    return 1, whole

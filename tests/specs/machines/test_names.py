@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from moeplan.base.errors import InputError
 from moeplan.base.units import GIB
 from moeplan.specs.machines.catalogue import cpu_parts, find_cpu, find_gpu, gpu_parts, known_cpu, known_gpu
-from moeplan.specs.machines.notation import describe_parts, parse_parts
+from moeplan.specs.machines.compose import compose_text
+from moeplan.specs.machines.notation import describe_parts, is_parts, parse_parts
+from moeplan.specs.machines.parts import parse_memory, settled_memory
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,85 @@ def test_an_unknown_name_names_the_nearest(text: str, words: str) -> None:
         parse_parts(text)
 
 
+MACHINES = {
+    "2x3090": "2 x rtx-3090", "2× RTX 3090": "2 x rtx-3090", "3090 x2": "2 x rtx-3090", "dual RTX 3090": "2 x rtx-3090",
+    "8xH200": "8 x h200-sxm", "4x RTX PRO 6000 96GB": "4 x rtx-pro-6000", "RTX 6000 Pro Blackwell 96GB": "rtx-pro-6000",
+    "ASUS Ascent GX10": "gb10", "Framework Desktop (Ryzen AI Max+ 395, 128GB)": "strix-halo", "GMKtec EVO-X2 64GB": "strix-halo-64gb",
+    "5090 + TR Pro 7975WX": "rtx-5090 + threadripper-pro-7975wx", "5090 + dual EPYC Milan 7763": "rtx-5090 + 2 x epyc-7763",
+    "RTX 5090, 9950X, 64GB DDR5-6000": "rtx-5090 + ryzen-9-9950x + ddr5-6000x2:64GiB",
+    "3090 and 5950X with 128GB DDR4": "rtx-3090 + ryzen-9-5950x + ddr4-3200x2:128GiB",
+    "5090 + 9950X + 64GB": "rtx-5090 + ryzen-9-9950x + ddr5-5600x2:64GiB", "5090 + 128 GB RAM": "rtx-5090 + ddr5-5600x2:128GiB",
+    "5090 + EPYC 9355 + 12x64GB DDR5-6400 ECC RDIMM": "rtx-5090 + epyc-9355 + ddr5-6400x12:768GiB",
+    "5090 + EPYC 7763 + 8x 64GB DDR4 3200": "rtx-5090 + epyc-7763 + ddr4-3200x8:512GiB",
+    "5090 + EPYC 9355 + 12-channel DDR5-4800 768GB": "rtx-5090 + epyc-9355 + ddr5-4800x12:768GiB",
+    "5090 + EPYC 9355 + 1TB DDR5": "rtx-5090 + epyc-9355 + ddr5-6400x12:1024GiB",
+    "5090 + 14900K + 4x48GB DDR5-5600": "rtx-5090 + core-i9-14900k + ddr5-5600x2:192GiB",
+    "5090 + 14900K + 1x32GB DDR5-5600": "rtx-5090 + core-i9-14900k + ddr5-5600x1:32GiB",
+    "5090 + ddr5-6000x2:64GB": "rtx-5090 + ddr5-6000x2:64GiB", "5090 + DDR5 6000MT/s CL30 2ch 96GB": "rtx-5090 + ddr5-6000x2:96GiB",
+    "5090 + PCIe Gen4 x8": "rtx-5090 + pcie-4.0x8", "5090 + PCIe 4.0": "rtx-5090 + pcie-4.0x16", "4060 + gen3": "rtx-4060 + pcie-3.0x8",
+    "3090 + NVMe 7 GB/s": "rtx-3090 + disk:7GB/s", "3090 + 3.5GB/s SSD": "rtx-3090 + disk:3.5GB/s",
+    "2x3090 + NVLink": "2 x rtx-3090 + nvlink:56.25GB/s", "8x H100 + nvlink": "8 x h100-sxm5-80gb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MACHINES)
+def test_machines_are_read_as_people_write_them(text: str) -> None:
+    parts = parse_parts(text)
+    assert describe_parts(parts) == MACHINES[text] and is_parts(text)
+    assert parse_parts(MACHINES[text]) == parts
+
+
+@given(
+    st.sampled_from(["ddr4", "ddr5"]),
+    st.sampled_from([(1, 16), (2, 32), (4, 32), (8, 64), (12, 96)]),
+    st.sampled_from([4800, 5200]),
+    st.permutations(["kind", "speed", "size"]),
+    st.sampled_from([" ", ", "]),
+    st.booleans(),
+)
+def test_memory_is_the_same_however_it_is_written(
+    kind: str, sticks: tuple[int, int], speed: int, order: list[str], between: str, modules: bool
+) -> None:
+    """Whatever stands first, and with the modules counted as with their sum where the channels are said."""
+    count, gib = sticks
+    size = f"{count}x{gib}GB" if modules else f"{count * gib} GB {count}-channel"
+    written = {"kind": kind.upper(), "speed": f"{speed}", "size": size}
+    found = parse_memory(between.join(written[one] for one in order) + " RAM")
+    assert (
+        found is not None
+        and found.capacity_bytes == count * gib * GIB
+        and (found.kind, found.mt_per_s) == (kind, speed)
+    )
+    cpu = cpu_parts()["epyc-9355"]
+    settled = settled_memory(found, cpu, 1)
+    assert settled.channels == count and not settled.assumed
+
+
+def test_what_is_not_said_of_memory_is_said_to_be_assumed() -> None:
+    said = compose_text("5090 + EPYC 9355 + 384GB").description
+    assert "ddr5 at 6400 million transfers a second" in said and "12 channels of memory" in said
+    assert "assumed" not in compose_text("5090 + EPYC 9355 + 12x32GB DDR5-4800").description
+    assert "channels of memory" in compose_text("5090 + 9950X + 64GB DDR5-6000").description
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("5090 + 64GB DDR5-6000 turbo", "turbo"), ("5090 + 64GB 128GB DDR5", "twice"), ("5090 + 64GB + 32GB", "named twice"),
+        ("5090 + DDR6-9000", "catalogue"), ("5090 + nvme", "rate is not said"), ("5090 + 2 x pcie-4.0x8", "not counted"),
+        ("4 x 3090 + nvlink", "joins two cards"), ("2 x 4090 + nvlink", "no connector"), ("3090 + nvlink", "joins several"),
+        ("0x64GB DDR5 + 5090", "nothing"), ("M3 Ultra + 512GB", "apple-m3-ultra-512gb"), ("5090 with a 9950Z", "9950"),
+    ],
+)  # fmt: skip
+def test_what_is_half_said_is_one_line(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        parse_parts(text)
+    assert "\n" not in str(error.value)
+
+
 FRAGMENTS = (
-    "rtx-4090", "4090", " + ", "+", "x:memory=", "24GiB", "0GiB", "9e99GiB", "bandwidth=", "936GB/s", "1.2.3GB/s", "fp16=", "71TFLOPS",
+    "rtx-4090", "2x", "dual ", " x2", "64GB", "2x32GB", "DDR5", "6000MHz", " and ", " with ", ", ", "12-channel", "nvlink", "NVMe", "gen4",
+    "4090", " + ", "+", "x:memory=", "24GiB", "0GiB", "9e99GiB", "bandwidth=", "936GB/s", "1.2.3GB/s", "fp16=", "71TFLOPS",
     "1.2.3TFLOPS", ".TFLOPS", "9" * 400 + "TFLOPS", "fp8=", "pcie=", "4.0x16", "pcie-", "x16", "9.0x1", "disk:", "7GB/s", "ddr5-6000x2",
     ":64GiB", ":", "ddr5-", "x0", "x99", "2 x ", "99 x ", "0 x ", " × ", "ryzen-9-7950x", "m4-max", "64gb", "GiB", "9999gb", "(", "\n",
     "\x00", "é", "\uff18", "²", ",", "=", "backend=", "foo", "inf", "AI Max+ 395", "8480+",
