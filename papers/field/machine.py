@@ -15,11 +15,12 @@ from ...base.errors import InputError
 from ...base.units import GIB
 from ...specs.machines.catalogue import find_cpu, find_gpu
 from ...specs.machines.compose import compose
-from ...specs.machines.engines import Engine, engines, load_engine
+from ...specs.machines.engines import Engine, load_engine
 from ...specs.machines.notation import MOST_CARDS
 from ...specs.machines.parts import GpuPart, MemoryPart, Parts, Slot
 from ...specs.machines.profile import Profile
 from ...specs.models import ModelSpec, WeightFormat
+from .programs import built_in, engine_of, program
 from .rows import Report, cards_of
 
 UNLIMITED_BYTES = float(1 << 50)
@@ -31,7 +32,6 @@ _VIRTUAL = re.compile(r"\bvirtual machine\b", re.IGNORECASE)
 _ONE_THREAD_A_CORE = ("neon",)
 _THREADS_A_CORE = 1.4
 """Threads of cores with two each that do what a core alone does; clouds sell threads, of Arm's processors cores."""
-_MONTH = re.compile(r"20[0-9]{2}(?:-[01][0-9])?(?![0-9])")
 
 
 class NotExpressible(Exception):
@@ -48,11 +48,12 @@ def machine_of(report: Report, table: Mapping[str, Any] | None, assumed: list[st
 
 
 def _engine(report: Report, assumed: list[str]) -> Engine:
-    name = str(report.part("engine").get("name") or "generic").lower()
-    if name not in engines():
+    name, known = program(report), engine_of(report)
+    if known is None:
         assumed.append(f"engine {name[:40]}: what engines of its backend have in common")
-        return load_engine("generic")
-    return load_engine(name)
+    elif known != name:
+        assumed.append(f"engine {name[:40]}: as {known}")
+    return load_engine(known or "generic")
 
 
 def _backend(report: Report, parts: Parts, assumed: list[str]) -> str | None:
@@ -65,15 +66,6 @@ def _backend(report: Report, parts: Parts, assumed: list[str]) -> str | None:
         assumed.append(f"engine.backend: {own}, no card of this maker runs {stated}")
         return own
     return stated
-
-
-def built_in(report: Report) -> str | None:
-    """Return the month that a report's engine was built, or measured, in: "2025-03", or "2023" of a year; None where nothing says so."""
-    for text in (report.row.get("date"), report.part("engine").get("version")):
-        found = _MONTH.match(text) if isinstance(text, str) else None
-        if found is not None:
-            return found[0]
-    return None
 
 
 def _with_backend(engine: Engine, backend: str | None) -> Engine:
@@ -118,6 +110,7 @@ def _parts(report: Report, assumed: list[str]) -> Parts:
     rate = report.number("disk", "read_bytes_per_s")
     return Parts(
         gpu=gpu, cpu=cpu, sockets=sockets, memory=memory, pcie=pcie, disk_bytes_per_s=rate, threads=threads, more=tuple(slots[1:]),
+        host_bytes_per_s=report.number("host", "measured_bytes_per_s"),
     )  # fmt: skip
 
 

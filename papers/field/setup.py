@@ -34,6 +34,7 @@ from .drafts import drafting_of
 from .formats import known_name
 from .hits import stated_hits
 from .machine import NotExpressible, machine_of, streaming
+from .programs import engine_of
 from .rows import Report
 from .split import first_layers_on_cards, split_of
 
@@ -178,7 +179,7 @@ def formats_of(report: Report, model: ModelSpec, assumed: list[str]) -> tuple[We
 
 def _is_native(report: Report, model: ModelSpec, name: str) -> bool:
     """Return whether experts have the format of a checkpoint of few bits, which an engine runs as it is: its rest keeps more bits."""
-    engine = engines().get(str(report.part("engine").get("name")).lower())
+    engine = engines().get(engine_of(report) or "")
     return (
         known_name(name).lower() == model.native_bits
         and model.native_bits != model.usual_dense_bits

@@ -169,7 +169,14 @@ def _host_parts(parts: Parts, assumed: list[str]) -> tuple[CpuPart, MemoryPart]:
 
 
 def _host_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> Constant:
-    """Return the bandwidth at which the engine reads experts from the host's memory."""
+    """Return the bandwidth at which the engine reads experts from the host's memory: no more than was measured there."""
+    rate, most = _reached_memory_rate(parts, memory, found), parts.host_bytes_per_s
+    if most is None or parts.unified_memory or rate.value <= most:
+        return rate
+    return dataclasses.replace(rate, value=most, citation=f"{most / GIGA:.4g} GB/s measured, less than {rate.citation}")
+
+
+def _reached_memory_rate(parts: Parts, memory: MemoryPart, found: EngineRates) -> Constant:
     if parts.sockets > 1:
         share = found["sockets_memory_share"]
     elif memory.channels > _DESKTOP_CHANNELS:

@@ -200,6 +200,8 @@ class Parts:
     disk_bytes_per_s: float | None
     threads: int | None = None
     """Cores that the engine is told to use; None: all."""
+    host_bytes_per_s: float | None = None
+    """What a program was measured to read of the host's memory in a second, where stated: no engine reads more."""
     more: tuple[Slot, ...] = ()
     """Further cards, in the order in which engines number them."""
     bridge_bytes_per_s: float | None = None
