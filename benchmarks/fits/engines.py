@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from moeplan.base.errors import MoeplanError
 from moeplan.papers.field.machine import NotExpressible, machine_of
-from moeplan.papers.field.programs import built_in
 from moeplan.papers.field.predict import speed
+from moeplan.papers.field.programs import built_in
 from moeplan.papers.field.rows import Report, read_reports
 from moeplan.papers.field.setup import Setup, remade, set_up
 from moeplan.specs.catalog import ENGINES_FOLDER

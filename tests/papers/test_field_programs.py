@@ -63,7 +63,15 @@ def test_a_build_is_of_its_month_where_the_report_can_be_of_it() -> None:
         return built_in(report(date=date, engine=engine(name, version)))
 
     assert month("b6000", "2025-10-03") == "2025-07"
-    for version in ("b6000", "b11999", None, "6000abc", "0.9.2", "build 12", ""):  # too old, not yet built, no numbers of builds
+    for version in (
+        "b6000",
+        "b11999",
+        None,
+        "6000abc",
+        "0.9.2",
+        "build 12",
+        "",
+    ):  # too old, not yet built, no numbers of builds
         assert month(version, "2026-09-30") == "2026-09"
     assert month("6000", "2025-10", name="vllm") == "2025-10"
     assert month("2023", None) == "2023"
@@ -73,7 +81,14 @@ def test_a_build_is_of_its_month_where_the_report_can_be_of_it() -> None:
 @settings(max_examples=examples(15))
 @given(st.floats(min_value=1, max_value=400))
 def test_no_engine_reads_more_of_a_host_than_was_measured(measured: float) -> None:
-    host = {"cpu": "AMD Ryzen 9 5950X", "sockets": 1, "cores": 16, "memory": "DDR4-3200", "channels": 2, "memory_gib": 64}
+    host = {
+        "cpu": "AMD Ryzen 9 5950X",
+        "sockets": 1,
+        "cores": 16,
+        "memory": "DDR4-3200",
+        "channels": 2,
+        "memory_gib": 64,
+    }
     told = set_up(report(placement={"kind": "cpu-moe"}, host=host | {"measured_bytes_per_s": measured * GIGA})).profile
     plain = set_up(report(placement={"kind": "cpu-moe"}, host=host)).profile
     assert told.host.cpu is not None and plain.host.cpu is not None
