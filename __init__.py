@@ -28,6 +28,7 @@ __all__ = [
     "OffloadSchedule",
     "ParallelPlan",
     "ParallelRequest",
+    "ParallelResult",
     "Profile",
     "Reproduction",
     "RoutingTrace",
@@ -45,6 +46,7 @@ __all__ = [
     "plan",
     "reproduce",
     "simulate",
+    "simulate_parallel",
     "sweep",
     "validate",
 ]
@@ -65,6 +67,7 @@ _HOMES = {
     "OffloadSchedule": "specs.schedules.offload",
     "ParallelPlan": "planner.parallel.plan",
     "ParallelRequest": "planner.parallel.case",
+    "ParallelResult": "api.parallel",
     "Profile": "specs.machines.profile",
     "Reproduction": "papers.cells",
     "RoutingTrace": "traces.recording",
@@ -81,6 +84,7 @@ _HOMES = {
     "plan": "api.plan",
     "reproduce": "api.reproduce",
     "simulate": "api.simulate",
+    "simulate_parallel": "api.parallel",
     "sweep": "studies.sweep",
     "validate": "api.validate",
 }
@@ -90,6 +94,7 @@ if TYPE_CHECKING:
     from .api.emit import emit
     from .api.fit import FitResult, fit
     from .api.load import load_machine, load_model, load_trace
+    from .api.parallel import ParallelResult, simulate_parallel
     from .api.plan import plan
     from .api.reproduce import FieldReproduction, reproduce
     from .api.simulate import SimulationResult, simulate

@@ -3,7 +3,7 @@
     layers over cards    a layer costs what its card costs; where the next layer lies on another card, a hand-over: a fixed time, and
                          the hidden state over the link between cards
     tensors over cards   each card has 1/n of a layer's heads and of every expert's width; the slowest card's time, and two reductions a
-                         layer: 2 (n-1) steps, and 2 (n-1)/n of the hidden state over the link between cards
+                         layer, as measured between such modules, else steps over the links (`gpu.exchanges`)
     rows over cards      (older builds of llama.cpp) products of dense weights take their share of each card, and after each of them its
                          rows are collected; experts stay with their layer's card
 
@@ -21,11 +21,13 @@ from typing import Any
 
 from ...base.errors import InputError
 from ...specs.card_split import ROW, TENSOR, CardSplit
-from ...specs.machines.profile import CardLinks, Profile
+from ...specs.machines.gpu_kernels import INSIDE, ExchangeKernel
+from ...specs.machines.profile import MODULES, PCIE, SET_BY_USER, CardLinks, Profile
 from ...specs.models import ModelSpec, WeightFormat
 from ...specs.models.divided import divided
 from .cost_model import CostModel
-from .estimate import Estimate, Times, rate_term
+from .estimate import Estimate, Times, merge_sources, rate_term
+from .gpu.exchanges import ALL_GATHER, ALL_REDUCE, kernels_of, quickest_s, reductions_of
 from .gpu.layer import layer_matrices
 
 _STATE_BYTES = {"ggml": 4}
@@ -104,9 +106,9 @@ class LayerCosts(CostModel):
 
     # What is the host's, or asked of no card in particular, is the first card's.
 
-    def grouped_base(self) -> Estimate:
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
-        return self.parts[0].grouped_base()
+        return self.parts[0].grouped_base(fmt)
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch, on the first card."""
@@ -183,20 +185,17 @@ class TensorCosts(CostModel):
     def dense_layer(self, layer: int, tokens: int, context_tokens: int, num_requests: int = 1) -> Estimate:
         """Return the time of decoder layer `layer` without its routed experts: the slowest card's part, and two reductions."""
         mine = self._slowest(lambda part: part.dense_layer(layer, tokens, context_tokens, num_requests))
-        reduced = self._reduction(float(tokens * self.model.hidden_size * _state_bytes(self.profile)))
+        reduced = self._exchange(ALL_REDUCE, 2.0 * tokens * self.model.hidden_size * _state_bytes(self.profile))
         return mine + reduced + reduced
 
     def head(self, tokens: int) -> Estimate:
         """Return the time of the final norm and the output matrix: a card's part of the vocabulary, and the logits collected."""
         mine = self._slowest(lambda part: part.head(tokens))
-        logits = (
-            tokens * self.model.vocab_size * _state_bytes(self.profile) / 2
-        )  # collected, where a reduction goes both ways
-        return mine + self._reduction(logits)
+        return mine + self._exchange(ALL_GATHER, float(tokens * self.model.vocab_size * _state_bytes(self.profile)))
 
-    def grouped_base(self) -> Estimate:
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
-        return self._slowest(lambda part: part.grouped_base())
+        return self._slowest(lambda part: part.grouped_base(fmt))
 
     def grouped_item(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return what one expert with `tokens` tokens adds to a grouped launch: a slice of it on every card."""
@@ -236,12 +235,25 @@ class TensorCosts(CostModel):
     def _slowest(self, ask: Callable[[CostModel], Estimate]) -> Estimate:
         return max((ask(part) for part in self.parts), key=lambda each: each.seconds)
 
-    def _reduction(self, num_bytes: float) -> Estimate:
-        """Return the time of a reduction of `num_bytes` over all cards."""
-        steps = 2 * (self.num_cards - 1)
-        fixed = rate_term(steps * self.links.reduce_step_s.value, "link", self.links.reduce_step_s)
-        return fixed + _moved(self.links, num_bytes * steps / self.num_cards)
+    def _exchange(self, operation: str, num_bytes: float) -> Estimate:
+        """Return the time of a reduction or gather over all cards, of which each link carries (n-1)/n of `num_bytes`."""
+        kernels, source = self.remembered("exchanges", self._exchanges)
+        moved = num_bytes * (self.num_cards - 1) / self.num_cards
+        return Estimate(
+            seconds=float(quickest_s(kernels[operation], moved)), source=source, bound="link",
+            relative_uncertainty=max(kernel.relative_uncertainty for kernel in kernels[operation]),
+        )  # fmt: skip
 
+    def _exchanges(self) -> tuple[dict[str, tuple[ExchangeKernel, ...]], str]:
+        """Return kernels of exchanges between cards as they are joined here, by operation, and where they come from."""
+        links, own = self.links, self.parts[0].profile.kernels
+        step, rate = links.reduce_step_s, links.card_bytes_per_s
+        assert rate is not None  # noqa: S101
+        # Other links than the modules' own, stated or set, are not what exchanges were measured on.
+        as_built = len(self.parts) == 1 and links.kind == MODULES and SET_BY_USER not in (step.source, rate.source)
+        measured = kernels_of(own, INSIDE, self.num_cards) if own is not None and as_built else {}
+        source = own.source if own is not None and measured else merge_sources(step.source, rate.source)
+        return reductions_of(measured, self.num_cards, step, rate, ring=links.kind == PCIE), source
 
 def _moved(links: CardLinks, num_bytes: float) -> Estimate:
     """Return the time of `num_bytes` between two cards."""

@@ -138,10 +138,10 @@ class CostModel:
 
     def expert_kernel(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one routed expert for `tokens` tokens, in a launch of its own."""
-        return self.grouped_item(tokens, fmt) + self.grouped_base() if tokens else self.grouped_item(tokens, fmt)
+        return self.grouped_item(tokens, fmt) + self.grouped_base(fmt) if tokens else self.grouped_item(tokens, fmt)
 
-    def grouped_base(self) -> Estimate:
-        """Return what a grouped launch costs besides its experts."""
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
+        """Return what a grouped launch costs besides its experts; fmt: how these are stored, where that was measured by formats."""
         launch = self.profile.device.launch_s
         return rate_term(launch.value, "launch", launch)
 
@@ -179,7 +179,7 @@ class CostModel:
 
     def experts_start_s(self, fmt: WeightFormat, slots: int) -> float:
         """Return what a grouped launch of `slots` experts takes however few rows they have."""
-        return self.grouped_base().seconds
+        return self.grouped_base(fmt).seconds
 
     @property
     def mode(self) -> str | None:

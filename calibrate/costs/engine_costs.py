@@ -170,7 +170,7 @@ class EngineCosts(CostModel):
         expand = self._expand(self.dense_format, tokens)
         return self._product(self._head_bytes(), float(parameters), tokens, experts=False, expand=expand)
 
-    def grouped_base(self) -> Estimate:
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
         """Return what a grouped launch costs besides its experts: nothing, the engine's time a layer has it."""
         return rate_term(0.0, "launch", self.engine.layer_s)
 

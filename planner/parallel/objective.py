@@ -60,7 +60,7 @@ def layer_costs(
             inter_latency_s=_latency_s(inter),
             intra_latency_s=_latency_s(constants.intra),
             beside_s=slowdown * shared_s if schedule.pipeline.shared_overlap else 0.0,
-            fixed_s=slowdown * costing.costs.grouped_base().seconds,
+            fixed_s=slowdown * costing.costs.grouped_base(weight_format(schedule.kernel.bits)).seconds,
             exchange=kind,
             tiers_together=exchange.tiers == "together" or kind != "hierarchical",
             sharing=sharing,

@@ -162,7 +162,7 @@ def _times(simulation: Simulation, schedule: OffloadSchedule, cached_experts: in
                 each = max(1, round(routed / used))
                 on_card = resident[layer] > 0 or (start is not None and tokens >= start)
                 if on_card:
-                    took += costs.grouped_base().seconds + used * costs.grouped_item(each, fmt).seconds
+                    took += costs.grouped_base(fmt).seconds + used * costs.grouped_item(each, fmt).seconds
                 if on_card and not resident[layer]:
                     took += used * costs.host_to_device(simulation.expert_bytes(schedule)).seconds
             found[card, layer] += passes * took

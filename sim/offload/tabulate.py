@@ -78,7 +78,7 @@ def tabulate(costs: CostModel, model: ModelSpec, schedule: OffloadSchedule, work
         )
     most = workload.max_expert_tokens
     shares = [card.expert_times(most, each, grouped=grouped) for card, each in formats]
-    base = costs.grouped_base() if grouped else None
+    base = costs.grouped_base(fmt) if grouped else None
     base_ns = seconds_to_ns(_shifted(base, shift)) + inside_ns if base is not None else 0
     sizes = [card.moved_bytes(each) for card, each in formats]
     chunks = [chunk_sizes(size, schedule.copy.chunk_bytes) for size in sizes]

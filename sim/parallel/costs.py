@@ -19,11 +19,12 @@ import numpy as np
 from ...base.units import NS_PER_S
 from ...calibrate.costs.cost_model import CostModel
 from ...calibrate.costs.estimate import Estimate
+from ...calibrate.costs.gpu.exchanges import ALL_GATHER, ALL_REDUCE
 from ...specs.models import WeightFormat
+from ...specs.models.divided import divided
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from ..policies.state import Array
 from .expert_stage import StageRows, parts_of, piece, sm_share, tabulate_experts
-from .memory import kv_shares
 from .program import (
     GATHER,
     INTER,
@@ -69,9 +70,9 @@ class EpCosting:
     prefill: bool
     context_tokens: int
     draft_tokens: int = 0
-    _dense: dict[tuple[int, int, int], tuple[Estimate, float]] = field(default_factory=dict)
-    _reads: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
-    """Of attention over its context, all heads together: (seconds, of which reading keys and values takes at least)."""
+    _dense: dict[tuple[int, int, int, int], tuple[Estimate, float]] = field(default_factory=dict)
+    _parts: dict[int, CostModel] = field(default_factory=dict)
+    """Costs by the number of ranks that share each layer."""
     _items: dict[tuple[str, int, bool], tuple[float, bool]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
 
@@ -96,10 +97,21 @@ class EpCosting:
             begin = layer + 1
         return groups
 
+    def of_share(self, share: int) -> CostModel:
+        """Return the costs of what each of `share` ranks computes of every layer: the kernels of its own heads and widths.
+
+        What no rank can be spared stays whole: routers, projections to latents, a latent's keys and values, a start of every kernel.
+        """
+        if share == 1:
+            return self.costs
+        if share not in self._parts:
+            part = divided(self.costs.model, share, evenly=False)
+            self._parts[share] = dataclasses.replace(self.costs, model=part)
+        return self._parts[share]
+
     def dense_s(self, moe_layer: int, tokens: int, share: int) -> tuple[float, float]:
         """Return (dense part, of which shared experts) in seconds for `tokens`, each layer divided over `share` ranks.
 
-        Heads are divided; keys and values only as far as they have heads: a latent is read whole by every rank.
         Layers beyond the model's are passes of its draft layer: made like its last one, behind a projection of two hidden states.
         """
         if tokens == 0:
@@ -108,53 +120,31 @@ class EpCosting:
         model, queries = self.costs.model, self.draft_tokens + 1
         layers = self.layer_groups[moe_layer] if moe_layer < model.num_moe_layers else [model.moe_layers[-1]]
         if moe_layer >= model.num_moe_layers:
-            whole += self.costs.product(model.hidden_size, 2 * model.hidden_size, tokens).seconds / share
+            whole += self.costs.product(-(-model.hidden_size // share), 2 * model.hidden_size, tokens).seconds
             queries = queries if moe_layer == model.num_moe_layers else 1
         for layer in layers:
-            each, inside = self._dense_layer(layer, tokens, queries)
-            fixed = min(each.launch_s, each.seconds)
-            whole += fixed + (each.seconds - fixed) / share + self._copied_reads_s(layer, tokens, queries, share)
-            shared += inside / share
+            each, inside = self._dense_layer(layer, tokens, queries, share)
+            whole, shared = whole + each.seconds, shared + inside
             self.estimates["dense"] = each
         return whole, shared
 
-    def _dense_layer(self, layer: int, tokens: int, queries: int) -> tuple[Estimate, float]:
+    def _dense_layer(self, layer: int, tokens: int, queries: int, share: int) -> tuple[Estimate, float]:
         """Return the estimate of a layer and the seconds of its shared experts; queries: tokens of each request in a decode step."""
-        key = (self._kind(layer), tokens, queries)
+        key = (self._kind(layer), tokens, queries, share)
         if key not in self._dense:
-            context, requests = self._context(tokens, queries)
-            whole = self.costs.dense_layer(layer, tokens, context, requests)
-            model, inside = self.costs.model, 0.0
+            costs, (context, requests) = self.of_share(share), self._context(tokens, queries)
+            whole = costs.dense_layer(layer, tokens, context, requests)
+            model, inside = costs.model, 0.0
             if model.num_shared_experts and layer in model.moe_layers:
                 bare = dataclasses.replace(model, num_shared_experts=0, shared_intermediate_size=0, shared_gate=False)
-                plain = dataclasses.replace(self.costs, model=bare).dense_layer(layer, tokens, context, requests)
+                plain = dataclasses.replace(costs, model=bare).dense_layer(layer, tokens, context, requests)
                 inside = max(0.0, whole.seconds - plain.seconds)
             if self.constants.attention_rate != 1.0:
-                alone = self.costs.dense_layer(layer, tokens, tokens, tokens).seconds
+                alone = costs.dense_layer(layer, tokens, tokens, tokens).seconds
                 longer = max(0.0, whole.seconds - alone) * (1 / self.constants.attention_rate - 1)
                 whole = dataclasses.replace(whole, seconds=whole.seconds + longer)
             self._dense[key] = (whole, inside)
         return self._dense[key]
-
-    def _copied_reads_s(self, layer: int, tokens: int, queries: int, share: int) -> float:
-        """Return what attention takes beyond its part of `share` ranks where each reads keys and values that others read too."""
-        costs, model = self.costs, self.costs.model
-        shares = kv_shares(model, share)
-        if shares == share or model.attention_of(layer) is None:
-            return 0.0
-        key = (self._kind(layer), tokens, queries)
-        if key not in self._reads:
-            context, requests = self._context(tokens, queries)
-            values, _ = costs.mixer_work(layer, tokens, context, max(1, min(requests, tokens)))
-            device = costs.profile.device
-            reach = device.memory_bytes_per_s.value * device.memory_efficiency.value
-            # Of attention over its context, whatever all heads together take; its reading is a part of that at most.
-            whole, _ = self._dense_layer(layer, tokens, queries)
-            alone = costs.dense_layer(layer, tokens, tokens, tokens).seconds
-            attention = max(0.0, whole.seconds - alone)
-            self._reads[key] = (attention, min(attention, values * costs.kv_bytes_per_value / reach))
-        attention, reading = self._reads[key]
-        return max(0.0, reading / shares - attention / share)
 
     def _kind(self, layer: int) -> int:
         """Return the first layer like this one: layers of one make cost the same, whatever is routed in them."""
@@ -175,14 +165,34 @@ class EpCosting:
         if tokens == 0:
             return 0.0
         queries = self.draft_tokens + 1
-        head = self.costs.head(self._context(tokens, queries)[1] if self.prefill else tokens)
+        head = self.of_share(share).head(self._context(tokens, queries)[1] if self.prefill else tokens)
         self.estimates["head"] = head
         tail = range(self.costs.model.moe_layers[-1] + 1, self.costs.model.num_layers)
-        return (head.seconds + sum(self._dense_layer(layer, tokens, queries)[0].seconds for layer in tail)) / share
+        return head.seconds + sum(self._dense_layer(layer, tokens, queries, share)[0].seconds for layer in tail)
 
     def draft_head_s(self, sequences: int, share: int) -> float:
         """Return the seconds of the output head after a pass of the draft layer: logits of one token of every sequence."""
-        return self.costs.head(sequences).seconds / share if sequences else 0.0
+        return self.of_share(share).head(sequences).seconds if sequences else 0.0
+
+    def shared_s(self, moe_layer: int | None, tokens: int, share: int, ranks_per_node: int) -> float:
+        """Return the seconds of what ranks that share layers exchange beside the program's own reductions: two reductions of each layer
+        without experts before a MoE layer, or (None) of those after the last one, and the parts of the logits that each rank has.
+        """
+        if share == 1 or tokens == 0:
+            return 0.0
+        model, constants = self.costs.model, self.constants
+        if moe_layer is None:
+            bare = model.num_layers - 1 - model.moe_layers[-1]
+        else:
+            bare = len(self.layer_groups[moe_layer]) - 1 if moe_layer < model.num_moe_layers else 0
+        found = 0.0
+        if bare:
+            state = tokens * model.hidden_size * _REDUCE_BYTES
+            found = 2 * bare * constants.among_s(ALL_REDUCE, 2 * state, share, ranks_per_node)
+        if moe_layer is None:
+            logits = self._context(tokens, self.draft_tokens + 1)[1] if self.prefill else tokens
+            found += constants.among_s(ALL_GATHER, logits * model.vocab_size * _REDUCE_BYTES, share, ranks_per_node)
+        return found
 
     # --- experts --------------------------------------------------------------------------------------------------
 
@@ -280,8 +290,10 @@ def _tabulate_dense(costing: EpCosting, schedule: ExpertParallelSchedule, progra
         for count in np.unique(mine).tolist():
             if kind == OP_HEAD:
                 seconds = costing.head_s(count, share) if drafted < 0 else costing.draft_head_s(count, share)
+                seconds += costing.shared_s(None, count, share, load.topology.ranks_per_node)
             else:
                 whole, shared = costing.dense_s(int(program.op_layer[op]), count, share)
+                whole += costing.shared_s(int(program.op_layer[op]), count, share, load.topology.ranks_per_node)
                 seconds = shared if kind != OP_DENSE else whole - shared if apart else whole
             work[op, mine == count] = math.ceil(seconds / slow * NS_PER_S)
 
@@ -345,17 +357,15 @@ def _tabulate_reduction(costing: EpCosting, schedule: ExpertParallelSchedule, pr
     ex_bytes[exchange, INTRA] = num_bytes
     ex_ns[exchange, INTRA] = constants.group_tier(size, ranks_per_node).port_ns(
         num_bytes, total_bytes=_of_node(num_bytes, ranks_per_node), beside_compute=beside_compute,
-        operation="all-gather" if gathers else "all-reduce",
+        operation=ALL_GATHER if gathers else ALL_REDUCE,
     )  # fmt: skip
     if nodes > 1:
         between, tier = whole // inside * (nodes - 1) // nodes, constants.network or constants.tier(INTER)
-        # A tree: twice the nodes, one start more.
-        further_ns = math.ceil((math.ceil(math.log2(nodes)) - 1) * tier.latency_s * NS_PER_S)
         port = _inter_port(constants, ranks_per_node, between, between)
         ns = tier.port_ns(port, total_bytes=_of_node(between, ranks_per_node), beside_compute=beside_compute)
         ex_bytes[exchange, INTER] = between
         ex_tokens[exchange, INTER] = tokens
-        ex_ns[exchange, INTER] = np.where(between > 0, ns + further_ns, 0)
+        ex_ns[exchange, INTER] = np.where(between > 0, ns + tier.tree_ns(nodes), 0)
 
 
 def _of_node(values: FloatArray | Array, ranks_per_node: int) -> FloatArray | Array:

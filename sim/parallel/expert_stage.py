@@ -89,7 +89,7 @@ def kernels_s(
     whole = costing.whole_s(stage, fmt, rate=constants.grouped_rate * share, slices=slices)
     if whole is not None:
         return _measured_kernels_s(costing, stage, schedule, whole, share, slices, nodes)
-    launch_s = costing.costs.grouped_base().seconds
+    launch_s = costing.costs.grouped_base(fmt).seconds
     launch: FloatArray = np.array(launch_s)
     runs = np.tile(stage.active, (1, 1, nodes, 1))
     idle = np.prod(1 - runs, axis=-1)

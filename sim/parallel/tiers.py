@@ -7,6 +7,7 @@ in switches.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,18 +17,18 @@ from ...base.errors import InputError, MissingCalibration
 from ...base.units import NS_PER_S
 from ...calibrate.costs.all_to_all_table import ExchangeTable, exchange_table
 from ...calibrate.costs.estimate import merge_sources
-from ...calibrate.costs.gpu.exchanges import exchange_s, kernels_of
+from ...calibrate.costs.gpu.exchanges import kernels_of, quickest_s, reductions_of
 from ...calibrate.costs.overlap_table import OverlapTable, overlap_table
 from ...calibrate.costs.rank_laws import COMBINE, DISPATCH, RankLaws, rank_laws
 from ...specs.machines.gpu_kernels import BETWEEN, INSIDE, ExchangeKernel
 from ...specs.machines.overlap import shared_speed
 from ...specs.machines.profile import Constant, Profile
 from ..policies.state import Array
-from .program import INTRA
+from .program import INTER, INTRA
 from .traffic import FloatArray
 
 _LEAST_BYTE_S = 1e-15
-_REDUCTION_START_S = 125e-6
+_REDUCTION_START_S = 108e-6
 """What an all-reduce over two nodes of H100 takes beyond one inside a node, while a server decodes.
 
 Fitted to four figures of one cluster (16 H100 that decode one request, github.com/tenstorrent/tt-inference-server/issues/356, some 122
@@ -53,6 +54,10 @@ class Tier:
     kernels: Mapping[str, tuple[ExchangeKernel, ...]] = field(default_factory=dict)
     """Measured kernels by operation (`specs.machines.gpu_kernels.EXCHANGES`): of several, the quickest for a size is taken."""
 
+    def tree_ns(self, nodes: int) -> int:
+        """Return what a tree over so many nodes takes beyond two of them: one start more each time they double."""
+        return math.ceil((math.ceil(math.log2(nodes)) - 1) * self.latency_s * NS_PER_S)
+
     def port_ns(
         self,
         num_bytes: FloatArray | Array,
@@ -70,7 +75,7 @@ class Tier:
         """
         measured = self.kernels.get(operation, ())
         if measured:
-            seconds = np.min([exchange_s(kernel, num_bytes, speed=speed) for kernel in measured], axis=0)
+            seconds = quickest_s(measured, num_bytes, speed=speed)
         elif self.table is None:
             seconds = self.latency_s + (num_bytes + self.half_size_bytes) / (self.bytes_per_s * speed)
         else:
@@ -120,6 +125,22 @@ class EpConstants:
         if ranks <= ranks_per_node or "all-reduce" not in tier.kernels:
             return tier
         return dataclasses.replace(tier, kernels={**tier.kernels, "all-reduce": tier.kernels["all-reduce"][:1]})
+
+    def among_s(self, operation: str, num_bytes: int, ranks: int, ranks_per_node: int) -> float:
+        """Return the seconds of a reduction or gather among `ranks` consecutive ranks, of which each port carries (n-1)/n of `num_bytes`:
+        inside nodes, then each rank with its peers of the other nodes, in a tree.
+        """
+        inside, nodes = min(ranks, ranks_per_node), max(1, ranks // ranks_per_node)
+        found = 0
+        if inside > 1:
+            moved = np.array([num_bytes * (inside - 1) // inside])
+            tier = self.group_tier(ranks, ranks_per_node)
+            found += int(tier.port_ns(moved, total_bytes=moved * ranks_per_node, operation=operation)[0])
+        if nodes > 1:
+            network = self.network or self.tier(INTER)
+            moved = np.array([num_bytes // inside * (nodes - 1) // nodes])
+            found += int(network.port_ns(moved, total_bytes=moved * inside)[0]) + network.tree_ns(nodes)
+        return found / NS_PER_S
 
     def tier(self, tier: int) -> Tier:
         """Return a tier; raises InputError for the missing one."""
@@ -189,13 +210,16 @@ def _of_laws(laws: RankLaws) -> EpConstants:
 
 def _with_kernels(tier: Tier, profile: Profile, place: str, ranks: int) -> Tier:
     """Return a tier with the profile's measured exchanges between `ranks` ranks of a node, or nodes; its linear constants are then those of
-    a dispatch, which placements are searched by.
+    a dispatch, which placements are searched by. Reductions inside a node that nobody measured are steps over its links.
     """
-    if profile.kernels is None or tier.table is not None or ranks < 2:
+    if tier.table is not None or ranks < 2:
         return tier
-    found = kernels_of(profile.kernels, place, ranks)
-    if not found:
-        return tier
+    measured = {} if profile.kernels is None else kernels_of(profile.kernels, place, ranks)
+    found = dict(measured)
+    if place == INSIDE and profile.device.kind == "gpu" and profile.node is not None:
+        found |= reductions_of(measured, ranks, profile.node.gpu_link_latency_s, profile.node.gpu_link_bytes_per_s)
+    if not measured or profile.kernels is None:
+        return dataclasses.replace(tier, kernels=found)
     dispatch = found.get("normal-dispatch", next(iter(found.values())))[0]
     wrong = max(kernel.relative_uncertainty for group in found.values() for kernel in group[:1])
     return dataclasses.replace(

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...base.units import GIB, GIGA, US_PER_S
-from .bundled_kernels import bundled_kernels
 from .catalogue import architectures, cpu_parts
 from .cores import flops_of_cores, on_cores_alone, with_cores
 from .engine_on_card import engine_constants
@@ -22,6 +21,9 @@ from .engines import Engine, EngineRates, choose_backend, load_engine, rates, sc
 from .notation import describe_parts, link_of, parse_parts
 from .parts import CpuPart, GpuPart, MemoryPart, Parts, Slot, pcie_bytes_per_s
 from .profile import (
+    BRIDGE,
+    MODULES,
+    PCIE,
     CardConstants,
     CardLinks,
     Constant,
@@ -32,6 +34,7 @@ from .profile import (
     LinkDirection,
     Profile,
 )
+from .siblings import kernels_of_card
 
 DEFAULT_ENGINE = "llama.cpp"
 _RUNTIME_BYTES = GIB // 2
@@ -68,8 +71,14 @@ _PCIE_STEP = Constant(
              "4090 (github.com/NVIDIA/nccl/issues/1530), 54 us on 8 RTX 3090 (github.com/NVIDIA/nccl/issues/1439); a ring: 2 (n-1) steps",
 )  # fmt: skip
 _BRIDGE_STEP = Constant(
-    value=1.5 / US_PER_S, source="published", relative_uncertainty=0.6,
-    citation="reductions of 4 to 32 KB in 8.5 to 11.8 us on 4 and 8 H100 by vLLM's kernel: github.com/sgl-project/sglang/pull/2904",
+    value=2 / US_PER_S, source="published", relative_uncertainty=0.6,
+    citation="reductions of 4 to 32 KB in 8.5 and 11.8 us on 4 and 8 H100 by vLLM's kernel: github.com/sgl-project/sglang/pull/2904; "
+             "2 log2 n steps",
+)  # fmt: skip
+_AHEAD = Constant(
+    value=0.0, source="published", relative_uncertainty=0.0,
+    citation="the host prepares a step while the one before runs: lmsys.org/blog/2024-12-04-sglang-v0-4 (zero-overhead batch scheduler), "
+             "vLLM's asynchronous scheduling, TensorRT-LLM's overlap scheduler",
 )  # fmt: skip
 _ASSUMED_MEMORY = MemoryPart(kind="ddr5", mt_per_s=5600, channels=2, capacity_bytes=64 * GIB)
 _ASSUMED_CPU, _ASSUMED_SERVER, _DESKTOP_CORES = "ryzen-7-7700x", "epyc-7543", 24
@@ -100,7 +109,7 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
     )
     host = HostConstants(
         memory_bytes=_sheet(float(capacity), "as stated" if not assumed else "assumed where not stated"),
-        per_step_s=found["step_s"], per_layer_s=nothing, per_kernel_s=nothing, per_transfer_s=nothing,
+        per_step_s=_AHEAD if engine.steps_ahead else found["step_s"], per_layer_s=nothing, per_kernel_s=nothing, per_transfer_s=nothing,
         kernels_per_dense_layer=nothing, kernels_per_head=nothing,
         cpu=CpuConstants(flops_per_s=on_cores, memory_bytes_per_s=host_rate, launch_s=nothing),
     )  # fmt: skip
@@ -204,10 +213,11 @@ def _card(parts: Parts, slot: Slot, engine: Engine, backend: str, table: Mapping
     found = rates(engine.name, backend, table, gpu.architecture, gpu.backend, earlier=engine.earlier(built),
                   several=len(parts.slots) > 1)  # fmt: skip
     link = _link(parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
+    device = _gpu(gpu, found, _reach(gpu, engine, backend, found))
     return CardConstants(
-        name=gpu.name, device=_gpu(gpu, found, _reach(gpu, engine, backend, found)), host_to_device=link, device_to_host=link,
+        name=gpu.name, device=device, host_to_device=link, device_to_host=link,
         engine=engine_constants(gpu, engine, backend, found, built),
-        kernels=bundled_kernels(gpu.name, engine.name) if backend == "cuda" else None,
+        kernels=kernels_of_card(gpu.name, device, engine.name) if backend == "cuda" else None,
     )  # fmt: skip
 
 
@@ -215,14 +225,14 @@ def _card_links(parts: Parts, backend: str) -> CardLinks:
     """Return what joins several cards: the bridge that is named or that their modules have, else the slower of their slots."""
     bridge = parts.bridge_bytes_per_s
     if bridge is not None:
-        kind, rate = "bridge", _sheet(bridge, "the bridge, as stated")
+        kind, rate = BRIDGE, _sheet(bridge, "the bridge, as stated")
     elif modules := {
         slot.gpu.name: slot.gpu.link_bytes_per_s for slot in parts.slots if slot.gpu.link_bytes_per_s is not None
     }:
         slowest = min(modules, key=lambda name: modules[name] or 0.0)
-        kind, rate = "bridge", _sheet(modules[slowest] or 0.0, f"links between modules of {slowest}, data sheet")
+        kind, rate = MODULES, _sheet(modules[slowest] or 0.0, f"links between modules of {slowest}, data sheet")
     else:
-        kind = "pcie"
+        kind = PCIE
         links = [link for link in (link_of(parts, slot) for slot in parts.slots) if link is not None]
         slow = min(links, key=pcie_bytes_per_s)
         rate = _scaled(pcie_bytes_per_s(slow), _PEER_SHARE, f"PCIe {slow} after line coding")
@@ -231,7 +241,7 @@ def _card_links(parts: Parts, backend: str) -> CardLinks:
         shared = _sheet(pcie_bytes_per_s(parts.shared_pcie), f"PCIe {parts.shared_pcie}, the port of all cards")
     return CardLinks(
         kind=kind, card_bytes_per_s=rate, hop_s=_HOPS.get(backend, _HOPS["cuda"]),
-        reduce_step_s=_BRIDGE_STEP if kind == "bridge" else _PCIE_STEP, shared_bytes_per_s=shared,
+        reduce_step_s=_PCIE_STEP if kind == PCIE else _BRIDGE_STEP, shared_bytes_per_s=shared,
     )  # fmt: skip
 
 

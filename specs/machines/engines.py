@@ -101,6 +101,8 @@ class Engine:
     """Vector units of cores for which it lays out some formats' blocks anew when it runs on cores alone (`is_repacked`)."""
     one_writer: bool = False
     """Uploads to several cards pass buffers that one process fills."""
+    steps_ahead: bool = False
+    """The host prepares a step while the one before runs, so that no time passes between them."""
     follows_over_cards: bool = False
     """Passes of a prompt follow each other over cards that hold layers: as many are under way as there are cards."""
     input_copies: int = 1

@@ -152,18 +152,21 @@ class CardConstants:
     kernels: GpuKernels | None = None
 
 
+PCIE, BRIDGE, MODULES = "pcie", "bridge", "modules"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardLinks:
     """What several cards in a box say to each other, and over what."""
 
     kind: str
-    """pcie, or bridge where cards have links of their own."""
+    """pcie, bridge where cards have links of their own, or modules where these are the ones that such modules are made with."""
     card_bytes_per_s: Constant | None
     """Between two cards, in one direction; None where nothing says."""
     hop_s: Constant
     """What handing a pass over from one card to the next costs, besides its bytes."""
     reduce_step_s: Constant
-    """One step of a reduction over n cards, which takes 2 (n-1) of them."""
+    """One step of a reduction over n cards, which takes 2 (n-1) of them behind slots, 2 log2 n over links of their own."""
     shared_bytes_per_s: Constant | None = None
     """The one port to the host that all cards stand behind; None: each has its own."""
 

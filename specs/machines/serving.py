@@ -59,8 +59,11 @@ def serving_machine(profile: Profile, engine: str | None = None) -> Profile:
     """
     card = profile.name
     row = servers().get(card)
-    if row is None or card in kernel_machines() or profile.kernels is not None or profile.curves:
+    if row is None or card in kernel_machines() or profile.curves:
         return with_kernels(profile, engine)
+    if profile.kernels is not None:
+        own = with_kernels(profile, engine)
+        return as_measured(as_server(own, card, profile.kernels.engine))
     under = None if profile.engine is None else profile.engine.name
     chosen = engine or USUAL_ENGINE
     if engine is None and "as" not in row and under is not None:

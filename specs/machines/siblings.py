@@ -19,7 +19,7 @@ from ...base.units import GIGA, US_PER_S
 from ..catalog import PARTS_FOLDER
 from .bundled_kernels import bundled_kernels
 from .gpu_kernels import BETWEEN, ExchangeKernel, GpuKernels
-from .profile import Constant, NodeConstants, Profile
+from .profile import Constant, DeviceConstants, NodeConstants, Profile
 from .profile_file import load_hardware
 
 OTHER_CARD = 0.1
@@ -48,23 +48,29 @@ def as_server(profile: Profile, card: str, engine: str) -> Profile:
     if profile.node is None:
         profile = dataclasses.replace(profile, node=_node(row))
     if profile.kernels is None and "as" in row and not profile.curves:
-        profile = dataclasses.replace(profile, kernels=sibling_kernels(profile, row, engine))
+        profile = dataclasses.replace(profile, kernels=sibling_kernels(profile.device, row, engine))
     return profile
 
 
-def sibling_kernels(profile: Profile, row: Mapping[str, Any], engine: str) -> GpuKernels | None:
-    """Return the kernels of the measured card that `row` names, as they would be on the card of `profile`."""
+def kernels_of_card(card: str, device: DeviceConstants, engine: str) -> GpuKernels | None:
+    """Return the kernels of `engine` on a card: as measured, else those of the card that it is made like; None without either."""
+    own, row = bundled_kernels(card, engine), servers().get(card)
+    if own is not None or row is None or "as" not in row:
+        return own
+    return sibling_kernels(device, row, engine)
+
+
+def sibling_kernels(device: DeviceConstants, row: Mapping[str, Any], engine: str) -> GpuKernels | None:
+    """Return the kernels of the measured card that `row` names, as they would be on the card that `device` describes."""
     measured, kernels = load_hardware(row["as"]), bundled_kernels(row["as"], engine)
     if kernels is None:
         return None
-    memory = profile.device.memory_bytes_per_s.value / measured.device.memory_bytes_per_s.value
+    memory = device.memory_bytes_per_s.value / measured.device.memory_bytes_per_s.value
     own, other = (
         {
-            number: each.device.peak_flops_per_s[number].value
-            for number in ("float16", "float8")
-            if number in each.device.peak_flops_per_s
+            number: each.peak_flops_per_s[number].value for number in ("float16", "float8") if number in each.peak_flops_per_s
         }
-        for each in (profile, measured)
+        for each in (device, measured.device)
     )
     compute = _Compute(own["float16"] / other["float16"], row["units"] / kernels.num_units, own)
     links = {True: row["nic_gb_per_s"] * GIGA, False: row["link_gb_per_s"] * GIGA}

@@ -13,18 +13,21 @@ from .mixers import AttentionSpec, LayerVariant, RecurrentSpec
 from .model import ModelSpec
 
 
-def divided(model: ModelSpec, num_cards: int) -> ModelSpec:
-    """Return the part of `model` that each of `num_cards` cards computes; raises InputError where heads or experts do not divide."""
+def divided(model: ModelSpec, num_cards: int, *, evenly: bool = True) -> ModelSpec:
+    """Return the part of `model` that each of `num_cards` cards computes; raises InputError where heads or experts do not divide.
+
+    evenly: False rounds up instead, where whatever does not divide is padded.
+    """
     attentions = [model.attention, *(variant.attention for variant in model.layer_variants if variant.attention)]
     for name, size in (
         ("heads", max(one.num_heads for one in attentions)),
         ("expert width", model.expert_intermediate_size),
     ):
-        if size % num_cards:
+        if evenly and size % num_cards:
             raise InputError("tensor split", f"{num_cards} cards", f"{model.name} has {name} {size}, which they do not divide",
                              "use as many cards as divide it, or split layers")  # fmt: skip
     return dataclasses.replace(
-        model, attention=_attention(model.attention, num_cards), expert_intermediate_size=model.expert_intermediate_size // num_cards,
+        model, attention=_attention(model.attention, num_cards), expert_intermediate_size=_part(model.expert_intermediate_size, num_cards),
         shared_intermediate_size=_part(model.shared_intermediate_size, num_cards),
         dense_intermediate_size=_part(model.dense_intermediate_size, num_cards), vocab_size=_part(model.vocab_size, num_cards),
         recurrent=_recurrent(model.recurrent, num_cards),

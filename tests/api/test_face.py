@@ -28,6 +28,7 @@ FUNCTIONS = (
     "plan",
     "reproduce",
     "simulate",
+    "simulate_parallel",
     "sweep",
     "validate",
 )
@@ -40,9 +41,9 @@ def test_public_names_are_these() -> None:
     assert sorted(moeplan.__all__) == [
         "CheckResult", "Diagnosis", "DoesNotFit", "FieldReproduction", "FitResult", "InputError", "LoadProfile",
         "ModelSpec", "MoeplanError", "OffloadPlan", "OffloadRequest", "OffloadSchedule", "ParallelPlan",
-        "ParallelRequest", "Profile", "Reproduction", "RoutingTrace", "SimulationResult", "StudyResult", "Validation",
+        "ParallelRequest", "ParallelResult", "Profile", "Reproduction", "RoutingTrace", "SimulationResult", "StudyResult", "Validation",
         "__version__", "check", "diagnose", "emit", "fit", "load_machine", "load_model", "load_trace", "plan",
-        "reproduce", "simulate", "sweep", "validate",
+        "reproduce", "simulate", "simulate_parallel", "sweep", "validate",
     ]  # fmt: skip
     assert set(moeplan.__all__) <= set(dir(moeplan))
 

@@ -94,7 +94,7 @@ class FittedCostModel(FittedTables):
             alone, seconds=alone.seconds * factors, relative_uncertainty=wrongs, launch_s=alone.launch_s * factors
         )
 
-    def grouped_base(self) -> Estimate:
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
         """Return what a grouped launch costs besides its experts."""
         names = [f"grouped_base.{self.bits}"] if self.bits is not None else []
         names += sorted(name for name in self.profile.curves if name.startswith("grouped_base."))
@@ -109,7 +109,7 @@ class FittedCostModel(FittedTables):
                     relative_uncertainty=max(alone.relative_uncertainty, wrong),
                     launch_s=alone.seconds * float(factors[0]),
                 )
-        return self._plain.grouped_base()
+        return self._plain.grouped_base(fmt)
 
     def cpu_expert(self, tokens: int, fmt: WeightFormat) -> Estimate:
         """Return the time of one expert on the host's cores."""

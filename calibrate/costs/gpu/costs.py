@@ -117,11 +117,11 @@ class KernelCosts(CostModel):
 
     # --- experts --------------------------------------------------------------------------------------------------------
 
-    def grouped_base(self) -> Estimate:
+    def grouped_base(self, fmt: WeightFormat | None = None) -> Estimate:
         """Return what the operation of a layer's experts takes besides them, with all of them on this device."""
-        kernel = self._any_expert_kernel()
+        kernel = self._expert_kernel(fmt or self.dense_format)[0]
         if kernel is None:
-            return CostModel.grouped_base(self)
+            return CostModel.grouped_base(self, fmt)
         return self._estimate(
             kernel.start_s + kernel.expert_s * self.model.num_experts, kernel, "launch", all_launch=True
         )
@@ -132,7 +132,10 @@ class KernelCosts(CostModel):
         kernel, missing = self._expert_kernel(fmt)
         if kernel is None:
             return CostModel.grouped_item(self, tokens, fmt)
-        seconds, by_compute = item_s(kernel, self._shape(fmt), np.array([float(tokens)]), self.kernels.num_units)
+        seconds, by_compute = item_s(
+            kernel, self._shape(fmt), np.array([float(tokens)]), self.kernels.num_units,
+            num_experts=self.model.num_experts, top_k=self.model.top_k,
+        )  # fmt: skip
         least_s = self.model.expert_flops_per_token * tokens / self._peak(fmt)
         bound = "compute" if by_compute[0] or least_s > seconds[0] else "memory"
         return self._estimate(max(float(seconds[0]), least_s), kernel, bound, more=missing)
@@ -318,9 +321,6 @@ class KernelCosts(CostModel):
         if found is not None:
             return found, 0.0
         return measured.get("mxfp4" if number == "nvfp4" else "bf16", measured.get("bf16")), _UNMEASURED
-
-    def _any_expert_kernel(self) -> ExpertKernel | None:
-        return self._expert_kernel(self.dense_format)[0]
 
     def _shape(self, fmt: WeightFormat) -> ExpertShape:
         """Return a routed expert stored as `fmt`."""

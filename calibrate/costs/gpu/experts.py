@@ -145,24 +145,26 @@ def row_bytes(shape: ExpertShape) -> float | Array:
 
 
 def item_s(
-    kernel: ExpertKernel, shape: ExpertShape, rows: Array, num_units: float
+    kernel: ExpertKernel, shape: ExpertShape, rows: Array, num_units: float, *, num_experts: int, top_k: int
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Return (seconds that one expert with so many rows adds to an operation of many, whether compute takes the longer part).
 
-    Where there are many experts, waves are full, and the form is a sum over experts; heights are then the best.
+    It is one of all of a layer's experts, each with as many rows: then waves are full and tiles as high as the engine makes them.
     """
-    rows = np.asarray(rows, np.float64)
-    moved = (rows * row_bytes(shape) + 2 * rows * shape.hidden) / kernel.activation_bytes_per_s + rows * kernel.choice_s
-    seconds, memory_s, compute_s = moved, np.zeros_like(rows), np.zeros_like(rows)
-    for width, depth in shape.products():
-        memory = np.full_like(rows, width * depth * shape.weight_bytes / kernel.bytes_per_s)
-        compute = np.min([
-            np.ceil(rows / height) * np.ceil(width / TILE_WIDTH) / num_units * _tile_s(kernel, height, depth, num_units)
-            for height in TILE_HEIGHTS
-        ], axis=0)  # fmt: skip
-        seconds = seconds + np.where(rows > 0, _smooth(memory, compute), 0.0)
-        memory_s, compute_s = memory_s + memory, compute_s + compute
-    return seconds, np.asarray(compute_s > memory_s)
+    rows, many = np.asarray(rows, np.float64), float(num_experts)
+    here = rows > 0
+    total = many * rows
+    load = ExpertLoad(
+        active=np.asarray(many * here, np.float64), rows=total, tokens=total / top_k, all_rows=total, choices=total, num_experts=many,
+        all_experts=many, tiles=tuple(many * np.ceil(rows / height) for height in TILE_HEIGHTS),
+    )  # fmt: skip
+    fixed = kernel.start_s + kernel.expert_s * many
+    seconds = np.where(here, (experts_s(kernel, shape, load, num_units) - fixed) / many, 0.0)
+    products = shape.products()
+    memory = sum((width * depth * shape.weight_bytes / kernel.bytes_per_s for width, depth in products), np.zeros_like(rows))
+    compute = sum((_compute_s(kernel, load, width, depth, shape.weight_bytes, num_units) for width, depth in products),
+                  np.zeros_like(rows))  # fmt: skip
+    return seconds, np.asarray(compute / many > memory)
 
 
 def _product_s(
@@ -174,6 +176,19 @@ def _product_s(
     num_units: float,
 ) -> Array:
     memory = load.active * (width * depth * weight_bytes / kernel.bytes_per_s)
+    compute = _compute_s(kernel, load, width, depth, weight_bytes, num_units)
+    return _smooth(memory, np.where(load.active > 0, compute, 0.0))
+
+
+def _compute_s(
+    kernel: ExpertKernel,
+    load: ExpertLoad,
+    width: float | Array,
+    depth: float | Array,
+    weight_bytes: float,
+    num_units: float,
+) -> Array:
+    """Return seconds of a product's tiles, as high as the engine makes them for such a load."""
     columns = np.ceil(width / TILE_WIDTH) / num_units
     by_height = [
         np.maximum(1.0, tiles * columns) * _tile_s(kernel, height, depth, num_units)
@@ -196,7 +211,7 @@ def _product_s(
     if kernel.heights == "transposed":
         even = np.ceil(load.choices / load.all_experts)
         compute = np.select([even <= TILE_HEIGHTS[0], even < _TRANSPOSED], refilled[:2], compute)
-    return _smooth(memory, np.where(load.active > 0, compute, 0.0))
+    return np.asarray(compute)
 
 
 def _heights(rule: str, load: ExpertLoad) -> list[npt.NDArray[np.bool_]]:

@@ -113,7 +113,7 @@ def _seconds(costs: CostModel, rows: Rows, enter: int, slots: int, fmt: WeightFo
         if whole is not None:
             return float(whole)
     each = sum(costs.grouped_item(int(count), fmt).seconds for count in rows.tolist() if count)
-    return costs.grouped_base().seconds + each
+    return costs.grouped_base(fmt).seconds + each
 
 
 def predict_exchange(row: Row) -> Served:

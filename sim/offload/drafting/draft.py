@@ -141,7 +141,7 @@ def _experts(costs: CostModel, model: ModelSpec, requests: int) -> list[Estimate
     fmt = weight_format(model.native_bits)
     routed = requests * model.top_k
     used = max(model.top_k, round(model.num_experts * (1 - (1 - model.top_k / model.num_experts) ** requests)))
-    return [costs.grouped_base(), *([costs.grouped_item(max(1, round(routed / used)), fmt)] * used)]
+    return [costs.grouped_base(fmt), *([costs.grouped_item(max(1, round(routed / used)), fmt)] * used)]
 
 
 def _sum(parts: list[Estimate]) -> Estimate:

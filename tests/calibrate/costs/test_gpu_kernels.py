@@ -91,7 +91,7 @@ def test_more_rows_never_take_less_time(rows, more):
 def test_one_by_one_adds_up_to_all_at_once_where_waves_are_full(rows):
     """Offload predictions ask for experts one by one, expert-parallel ones for all of them: it must be the same prediction."""
     together = experts_s(KERNEL, SHAPE, load_of_rows([[rows] * 64]), 132)[0]
-    alone, _ = item_s(KERNEL, SHAPE, np.array([float(rows)]), 132)
+    alone, _ = item_s(KERNEL, SHAPE, np.array([float(rows)]), 132, num_experts=64, top_k=1)
     assert 20e-6 + 64 * alone[0] == pytest.approx(together, rel=1e-9)
 
 

@@ -19,7 +19,7 @@ from moeplan.specs.schedules.parallel import ExpertParallelSchedule
 MODEL = load_model("deepseek-v2-lite")
 MACHINE = serving_machine(load_server("h200"), "sglang")
 NODES, EACH = 2, 8
-START_S, PORT = 125e-6, 50e9
+START_S, PORT = 108e-6, 50e9
 
 
 def simulation() -> ParallelSimulation:
