@@ -255,6 +255,7 @@ class TensorCosts(CostModel):
         source = own.source if own is not None and measured else merge_sources(step.source, rate.source)
         return reductions_of(measured, self.num_cards, step, rate, ring=links.kind == PCIE), source
 
+
 def _moved(links: CardLinks, num_bytes: float) -> Estimate:
     """Return the time of `num_bytes` between two cards."""
     rate = links.card_bytes_per_s

@@ -68,7 +68,9 @@ def sibling_kernels(device: DeviceConstants, row: Mapping[str, Any], engine: str
     memory = device.memory_bytes_per_s.value / measured.device.memory_bytes_per_s.value
     own, other = (
         {
-            number: each.peak_flops_per_s[number].value for number in ("float16", "float8") if number in each.peak_flops_per_s
+            number: each.peak_flops_per_s[number].value
+            for number in ("float16", "float8")
+            if number in each.peak_flops_per_s
         }
         for each in (device, measured.device)
     )

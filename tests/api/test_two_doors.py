@@ -28,7 +28,14 @@ def configurations(draw: st.DrawFn) -> tuple[str, str, int, str, int, int]:
     server = draw(st.sampled_from(servers))
     few = {"qwen3-30b-a3b": (2, 4), "deepseek-v3": (8,), "qwen3-235b-a22b": (8,)}.get(model, (4, 8))
     engine = draw(st.sampled_from(("vllm", "sglang", *(("tensorrt-llm",) if server != "mi300x" else ()))))
-    return (model, server, draw(st.sampled_from(few)), engine, draw(st.sampled_from((1, 2, 8, 24))), draw(st.sampled_from((256, 2048))))
+    return (
+        model,
+        server,
+        draw(st.sampled_from(few)),
+        engine,
+        draw(st.sampled_from((1, 2, 8, 24))),
+        draw(st.sampled_from((256, 2048))),
+    )
 
 
 @given(configurations())
@@ -37,7 +44,9 @@ def test_both_doors_say_the_same(asked: tuple[str, str, int, str, int, int]) -> 
     model, server, count, engine, requests, prompt = asked
     box = moeplan.simulate(model, f"{count} x {CARDS[server]} + {REST}", engine=engine, prompt_tokens=prompt, reply_tokens=16,
                            concurrency=requests, split="tensor")  # fmt: skip
-    request = ParallelRequest(ranks_per_node=count, attention_ranks=count, concurrency=requests, context_tokens=prompt + 8)
+    request = ParallelRequest(
+        ranks_per_node=count, attention_ranks=count, concurrency=requests, context_tokens=prompt + 8
+    )
     ranks = moeplan.simulate_parallel(
         model, server, engine=engine, request=request, settings={"parallel.experts": "tensor"}
     )

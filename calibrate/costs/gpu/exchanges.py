@@ -33,7 +33,12 @@ def quickest_s(kernels: Sequence[ExchangeKernel], num_bytes: npt.ArrayLike, *, s
 
 
 def reductions_of(
-    measured: Mapping[str, tuple[ExchangeKernel, ...]], ranks: int, step: Constant, rate: Constant, *, ring: bool = False
+    measured: Mapping[str, tuple[ExchangeKernel, ...]],
+    ranks: int,
+    step: Constant,
+    rate: Constant,
+    *,
+    ring: bool = False,
 ) -> dict[str, tuple[ExchangeKernel, ...]]:
     """Return the kernels of an all-reduce and an all-gather between `ranks` ranks of one machine: as measured, else steps over links.
 

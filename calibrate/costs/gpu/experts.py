@@ -161,7 +161,9 @@ def item_s(
     fixed = kernel.start_s + kernel.expert_s * many
     seconds = np.where(here, (experts_s(kernel, shape, load, num_units) - fixed) / many, 0.0)
     products = shape.products()
-    memory = sum((width * depth * shape.weight_bytes / kernel.bytes_per_s for width, depth in products), np.zeros_like(rows))
+    memory = sum(
+        (width * depth * shape.weight_bytes / kernel.bytes_per_s for width, depth in products), np.zeros_like(rows)
+    )
     compute = sum((_compute_s(kernel, load, width, depth, shape.weight_bytes, num_units) for width, depth in products),
                   np.zeros_like(rows))  # fmt: skip
     return seconds, np.asarray(compute / many > memory)

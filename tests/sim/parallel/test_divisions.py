@@ -165,7 +165,9 @@ def test_ranks_that_share_attention_each_read_the_whole_latent() -> None:
 
 
 def test_ranks_divide_keys_and_values_by_heads_as_far_as_there_are_any() -> None:
-    longer, shorter = (costing_of("qwen3-30b-a3b", context) for context in (8192, 4096))  # four heads of keys and values
+    longer, shorter = (
+        costing_of("qwen3-30b-a3b", context) for context in (8192, 4096)
+    )  # four heads of keys and values
     read = [longer.dense_s(1, 64, share)[0] - shorter.dense_s(1, 64, share)[0] for share in (1, 2, 4, 8)]
     assert read[1:3] == pytest.approx([read[0] / 2, read[0] / 4], rel=0.02)
     assert read[3] == pytest.approx(read[2], rel=0.02)
@@ -175,7 +177,8 @@ def test_prompts_are_computed_so_that_reading_a_latent_twice_costs_nothing() -> 
     model, machine = load_model("deepseek-v2-lite"), load_hardware("h800-sxm")
     plain = CostModel(machine, model, dense_format=weight_format("16"), kv_bytes_per_value=2)
     both = [
-        EpCosting(dataclasses.replace(plain, kv_bytes_per_value=size), constants_of(machine, 2), True, 4096) for size in (1, 2)
+        EpCosting(dataclasses.replace(plain, kv_bytes_per_value=size), constants_of(machine, 2), True, 4096)
+        for size in (1, 2)
     ]
     assert both[0].dense_s(1, 8192, 8)[0] == both[1].dense_s(1, 8192, 8)[0]
 
