@@ -24,6 +24,9 @@ A100 SXM, H200 and B300 beside GeForce cards in one table (pavlokhmel.com/llm_th
 SERIAL_PER_UNIT_CYCLE = 8.0
 """Operations of a delta rule a clock and unit: what prompts of Qwen3-Next and 3.6 take longer than others on an RTX 3090, an RTX PRO 4000,
 an MI100, an M1 Max and a Ryzen AI Max."""
+APART_BYTES = 3.0
+"""Bytes of memory that an operation of a prompt's delta rule moves in builds that compute the rule as products, sums and scales of their own:
+what prompts of Qwen3-Next took in builds of November 2025 to February 2026 on two Ryzen AI Max and an RTX 5090, of seven times the bandwidth."""
 
 
 def engine_constants(
@@ -59,7 +62,7 @@ def engine_constants(
     return dataclasses.replace(
         constants, layer_s=_untuned(layer, engine, backend, gpu), dense_efficiency=dense, expert_efficiency=experts,
         attention_efficiency=_of(constants.attention_efficiency, share),
-        delta_flops_per_s=_serial_rate(gpu) if engine.delta_serial else None,
+        delta_flops_per_s=_rule_rate(gpu, engine, built) if engine.delta_serial else None,
     )  # fmt: skip
 
 
@@ -75,8 +78,10 @@ def _untuned(layer: Constant, engine: Engine, backend: str, gpu: GpuPart) -> Con
     return dataclasses.replace(layer, value=layer.value + UNTUNED_LAYER_S, relative_uncertainty=UNTUNED_UNCERTAINTY)
 
 
-def _serial_rate(gpu: GpuPart) -> float | None:
-    """Return the operations a second of a delta rule that goes token by token."""
+def _rule_rate(gpu: GpuPart, engine: Engine, built: str | None) -> float | None:
+    """Return the operations a second of a prompt's delta rule: token by token, or as operations of their own that memory keeps waiting."""
+    if engine.delta_apart(built):
+        return gpu.bandwidth_bytes_per_s / APART_BYTES
     return (
         None if gpu.units is None else SERIAL_PER_UNIT_CYCLE * gpu.units * (gpu.boost_ghz or _UNKNOWN_CLOCK_GHZ) * GIGA
     )

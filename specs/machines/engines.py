@@ -149,8 +149,11 @@ class Engine:
 
     def delta_kernels(self, built: str | None) -> int:
         """Return how many kernels a mixer with a delta rule has in a build of month `built`; an unknown month counts as a late one."""
-        early = built is not None and self.delta_merged_since is not None and built < self.delta_merged_since
-        return DELTA_APART if early else self.delta_launches
+        return DELTA_APART if self.delta_apart(built) else self.delta_launches
+
+    def delta_apart(self, built: str | None) -> bool:
+        """Return whether a build of month `built` computes a delta rule as operations of their own."""
+        return built is not None and self.delta_merged_since is not None and built < self.delta_merged_since
 
     def unsorted(self, built: str | None, backend: str) -> bool:
         """Return whether a build of month `built` looks an expert's tokens up in every workgroup of a prompt's products."""

@@ -98,6 +98,22 @@ def test_prompts_of_delta_rules_wait_for_a_kernel_that_goes_token_by_token() -> 
     assert serial.dense_layer(0, 1, tokens).seconds == other.dense_layer(0, 1, tokens).seconds
 
 
+@pytest.mark.parametrize("card", ["rtx-3090", "rtx-5090", "radeon-8060s"])
+def test_delta_rules_as_operations_of_their_own_wait_for_memory(card: str) -> None:
+    tokens = 512
+    parts = parse_parts(card)
+
+    def seconds(built: str) -> float:
+        made = costs(compose(parts, load_engine("llama.cpp"), built=built), "qwen3-next-80b-a3b")
+        layers = [made.dense_layer(layer, tokens, tokens).seconds for layer in (0, 3)]  # of linear and of full attention
+        return layers[0] - layers[1]
+
+    assert parts.gpu is not None
+    bandwidth = parts.gpu.bandwidth_bytes_per_s
+    longer = (seconds("2026-02") - seconds("2026-03")) * bandwidth / tokens  # bytes a token
+    assert seconds("2025-12") == seconds("2026-02") > seconds("2026-03")
+    assert 1e6 < longer < 1e7
+
 def test_layers_of_more_kernels_take_longer() -> None:
     machine = compose_text("rtx-4090")
     free = dataclasses.replace(machine.device.memory_bytes_per_s, value=1e18)  # nothing but kernels is left
