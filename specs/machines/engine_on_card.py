@@ -25,8 +25,8 @@ SERIAL_PER_UNIT_CYCLE = 8.0
 """Operations of a delta rule a clock and unit: what prompts of Qwen3-Next and 3.6 take longer than others on an RTX 3090, an RTX PRO 4000,
 an MI100, an M1 Max and a Ryzen AI Max."""
 APART_BYTES = 3.0
-"""Bytes of memory that an operation of a prompt's delta rule moves in builds that compute the rule as products, sums and scales of their own:
-what prompts of Qwen3-Next took in builds of November 2025 to February 2026 on two Ryzen AI Max and an RTX 5090, of seven times the bandwidth."""
+"""Bytes of memory that an operation of a prompt's delta rule moves in builds whose rule is products, sums and scales of their own: what
+prompts of Qwen3-Next took from November 2025 to February 2026 on two Ryzen AI Max and an RTX 5090, of seven times their bandwidth."""
 
 
 def engine_constants(

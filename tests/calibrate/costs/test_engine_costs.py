@@ -105,7 +105,9 @@ def test_delta_rules_as_operations_of_their_own_wait_for_memory(card: str) -> No
 
     def seconds(built: str) -> float:
         made = costs(compose(parts, load_engine("llama.cpp"), built=built), "qwen3-next-80b-a3b")
-        layers = [made.dense_layer(layer, tokens, tokens).seconds for layer in (0, 3)]  # of linear and of full attention
+        layers = [
+            made.dense_layer(layer, tokens, tokens).seconds for layer in (0, 3)
+        ]  # of linear and of full attention
         return layers[0] - layers[1]
 
     assert parts.gpu is not None
@@ -113,6 +115,7 @@ def test_delta_rules_as_operations_of_their_own_wait_for_memory(card: str) -> No
     longer = (seconds("2026-02") - seconds("2026-03")) * bandwidth / tokens  # bytes a token
     assert seconds("2025-12") == seconds("2026-02") > seconds("2026-03")
     assert 1e6 < longer < 1e7
+
 
 def test_layers_of_more_kernels_take_longer() -> None:
     machine = compose_text("rtx-4090")
