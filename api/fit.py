@@ -19,7 +19,14 @@ from ..base.errors import DoesNotFit, InputError, UnknownName
 from ..base.frames import Tabular, flat
 from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
-from ..planner.served.llamacpp import DEFAULT_UBATCH, FIT_MARGIN_BYTES, IK_LLAMA_CPP, LLAMA_CPP, fewest_on_host
+from ..planner.served.llamacpp import (
+    DEFAULT_UBATCH,
+    FIT_MARGIN_BYTES,
+    IK_LLAMA_CPP,
+    LLAMA_CPP,
+    fewest_on_host,
+    fewest_over_cards,
+)
 from ..planner.served.setting import Setting
 from ..sim.offload.metrics import Interval, figures_of
 from ..sim.offload.simulate import Simulation
@@ -199,6 +206,7 @@ def _is_wanted(one: Setting, bits: float, found: list[Fit]) -> bool:
 
 def _row(simulation: Simulation, one: Setting, spec: ModelSpec, quant: str | None, context: int, kv_type: str) -> Fit:
     """Return one format of one model as it is placed; raises DoesNotFit, or InputError for a format that its matrices cannot have."""
+    simulation = simulation.divided(one.split)
     predicted = simulation.predict(one.schedule)
     metrics, memory = predicted.metrics, predicted.memory_breakdown
     ends = metrics.prefill_tokens_per_s_interval, metrics.decode_tokens_per_s_interval
@@ -250,6 +258,7 @@ def _quicker(simulation: Simulation, first: Setting) -> Setting:
 
 def _request_s(simulation: Simulation, one: Setting) -> float:
     """Return the seconds of a request with the whole reply under a setting."""
+    simulation = simulation.divided(one.split)
     schedule = simulation.resolve(one.schedule)
     told = figures_of(simulation.run(schedule).step_end, simulation.workload(schedule))
     return (told["ttft_s"] or 0.0) + WHOLE_REPLY_TOKENS * (told["step_s"] or 0.0)
@@ -258,6 +267,12 @@ def _request_s(simulation: Simulation, one: Setting) -> float:
 def _with_ubatch(simulation: Simulation, ubatch: int) -> Setting:
     """Return the setting with the fewest layers' experts in host memory; raises DoesNotFit where not even all suffice."""
     layers = simulation.trace.num_layers
+    if simulation.split is not None:
+        keeping = tuple(budget - FIT_MARGIN_BYTES for budget in simulation.budgets)
+        smaller = simulation.over(simulation.trace, card_budgets=keeping)
+        one = fewest_over_cards(smaller, range(layers + 1), 1, ubatch)
+        simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+        return one
     split = simulation.profile.device.kind != "cpu" and not simulation.profile.device.unified_memory
     counts, free = (range(layers + 1), FIT_MARGIN_BYTES) if split else (range(1), 0)
     one, missing = fewest_on_host(simulation, counts, 1, ubatch, free_bytes=free)
@@ -281,6 +296,9 @@ def _command(one: Setting, context: int, kv_type: str) -> str:
         flags["--n-gpu-layers"] = 999
     if one.told_layers:
         flags["--n-cpu-moe"] = one.told_layers
+    if one.split is not None:
+        shares = ",".join(f"{share:.15g}" for share in one.split.shares)
+        flags |= {"--split-mode": "layer", "--tensor-split": shares}
     if one.ubatch != DEFAULT_UBATCH:
         flags["--ubatch-size"] = one.ubatch
     if kv_type != "f16":

@@ -109,6 +109,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     """
     from ..sim.offload.simulate import Simulation
     from ..specs.card_split import read_split
+    from ..specs.machines.compose import assumed_of
     from ..specs.machines.engines import load_engine
     from ..specs.machines.load import engine_note
     from ..specs.memory import kv_bytes_of
@@ -143,6 +144,8 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
                                 together=max(1, made_for), longest=spec.longest_context)  # fmt: skip
     routed = routing_of(spec, trace, asked_lengths, seed)
     notes = [*([f"engine: {engine_note(profile)}"] if serving is not None else []), *weights_from]
+    if (assumed := assumed_of(profile)) is not None:
+        notes.insert(0, f"machine: assumed because not stated: {assumed}")
     if asked_lengths is not None:
         notes.append(routed.words)
     uploads = None if serving is None else serving.upload_from(spec.num_experts, spec.top_k)

@@ -27,6 +27,11 @@ SPEEDS = (
     ("requests_per_s", "requests", "a second"),
     ("window_s", "window", "s for all forward passes, prompts and answers"),
 )
+# What binds, in words.
+BINDS = {
+    "cpu": "experts on the cores bind", "copy": "copies over the link bind", "compute": "computing on the device binds",
+    "launch": "starting the device's kernels binds", "host": "the host's own work binds", "disk": "reading from the disk binds",
+}  # fmt: skip
 # What plans rank schedules by, in words.
 RANKED = {
     "window_s": "the time of the whole window, prompts and answers: the least is best",
@@ -49,7 +54,7 @@ def print_json(document: dict[str, Any]) -> None:
 def print_prediction(document: dict[str, Any]) -> None:
     """Print one prediction in a few lines."""
     step, share = document["step_s"], document["time_share"]
-    print(f"{document['name']}: {document['bound']} binds")
+    print(f"{document['name']}: {BINDS.get(document['bound'], document['bound'] + ' binds')}")
     for name, title, unit in SPEEDS:
         if name == "requests_per_s" and _is_of_one(document):
             continue
@@ -135,6 +140,8 @@ def print_plan(document: dict[str, Any], output: str) -> None:
         print(f"{document['num_skipped']} more were not looked at: the time given for the search was over")
     print(f"ranked by {RANKED[document['ranked_by']]}")
     print_prediction(best)
+    if document.get("for"):
+        print(f"  told      {document['for']['engine']}: {document['for']['setting']['name']}")
     print(f"  schedule  {_options(best['schedule'])}")
     families = list(dict.fromkeys(one["family"] for one in document["baselines"]))
     family, ranked = None, document["ranked_by"]

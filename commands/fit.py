@@ -66,9 +66,8 @@ def fit(
     if as_json:
         print_json(found.to_dict())
         return
-    typer.echo(
-        f"{found.machine}, {found.engine}; memory for {found.context_tokens:,} tokens of context (or the model's own limit)"
-    )
+    typer.echo(found.machine)
+    typer.echo(f"memory for {found.context_tokens:,} tokens of context (or the model's own limit)")
     titles = (
         "model",
         "format",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...base.errors import DoesNotFit
@@ -21,7 +21,7 @@ from ...sim.offload.simulate import Simulation
 from ...specs.card_split import divide
 from ...specs.schedules.presets import load_preset
 from .cards import divided, filled_from_the_front
-from .setting import Setting, check_fits, device_bytes, fitting, has_card, passes_tried
+from .setting import Setting, check_cards, check_fits, check_host, device_bytes, fitting, has_card, passes_tried
 
 FIT_MARGIN_BYTES = 1024 * MIB
 DEFAULT_UBATCH, UBATCHES = 512, (512, 1024, 2048, 4096)
@@ -222,23 +222,55 @@ def _levels_over_cards(
     *,
     op_offload: bool,
 ) -> Sequence[int]:
-    """Return numbers of layers on the host: the fewest with which all cards are large enough, some more, all."""
-    lacking: list[DoesNotFit] = []
+    """Return numbers of layers on the host: the fewest with which all cards are large enough, some more, the most that the host holds."""
+
+    def of(count: int) -> Setting:
+        return setting(simulation, count, concurrency, ubatch, op_offload=op_offload)
+
+    def hosted(count: int) -> DoesNotFit | None:
+        return _lacking(lambda: check_host(simulation, of(count)))
+
+    try:
+        fewest = fewest_over_cards(simulation, numbers, concurrency, ubatch, op_offload=op_offload).host_layers
+    except DoesNotFit as reason:
+        refused.append(reason)
+        return ()
+    if (lacking := hosted(fewest)) is not None:
+        refused.append(lacking)
+        return ()
+    above = range(fewest + 1, numbers[-1] + 1)
+    most = fewest + bisect.bisect_left(above, True, key=lambda count: hosted(count) is not None)
+    return sorted({fewest, most, *_spread(fewest, most)})
+
+
+def fewest_over_cards(
+    simulation: Simulation, numbers: range, concurrency: int, ubatch: int, *, op_offload: bool = True
+) -> Setting:
+    """Return the setting with the fewest layers' experts in host memory with which all cards are large enough, divided over them.
+
+    Raises DoesNotFit where not even all suffice. What the host has room for is not asked.
+    """
+
+    def on_cards(count: int) -> Setting:
+        one = _over_cards(simulation, setting(simulation, count, concurrency, ubatch, op_offload=op_offload))
+        check_cards(simulation, one)
+        return one
 
     def fits(count: int) -> bool:
-        try:
-            one = setting(simulation, count, concurrency, ubatch, op_offload=op_offload)
-            check_fits(simulation, _over_cards(simulation, one))
-        except DoesNotFit as reason:
-            lacking.append(reason)
-            return False
-        return True
+        return _lacking(lambda: on_cards(count)) is None
 
-    if not fits(numbers[-1]):
-        refused.append(lacking[-1])
-        return ()
-    fewest = 0 if fits(0) else 1 + bisect.bisect_left(numbers[1:], True, key=fits)
-    return sorted({fewest, numbers[-1], *_spread(fewest, numbers[-1])})
+    if fits(numbers[0]):
+        return on_cards(numbers[0])
+    return on_cards(numbers[1:][min(bisect.bisect_left(numbers[1:], True, key=fits), len(numbers) - 2)])
+
+
+def _lacking(ask: Callable[[], object]) -> DoesNotFit | None:
+    """Return why something does not fit, None where it does."""
+    try:
+        ask()
+    except DoesNotFit as reason:
+        return reason
+    return None
 
 
 def _fitted_over_cards(simulation: Simulation, concurrency: int, ubatch: int, free_bytes: int) -> Setting:

@@ -82,12 +82,22 @@ def device_bytes(simulation: Simulation, one: Setting) -> int:
 
 def check_fits(simulation: Simulation, one: Setting) -> None:
     """Return nothing; raises DoesNotFit where the card or the host cannot hold a setting."""
+    check_cards(simulation, one)
+    check_host(simulation, one)
+
+
+def check_host(simulation: Simulation, one: Setting) -> None:
+    """Return nothing; raises DoesNotFit where the host cannot hold a setting."""
+    simulation.within_host(one.schedule, cached_experts=one.cached_experts)
+
+
+def check_cards(simulation: Simulation, one: Setting) -> None:
+    """Return nothing; raises DoesNotFit where the card, or one of several, cannot hold a setting."""
     needed = device_bytes(simulation, one)
     if one.split is not None:
         simulation.divided(one.split).require_fits(one.schedule, one.words, cached_experts=one.cached_experts)
     elif needed > simulation.budget_bytes:
         raise DoesNotFit(f"{one.words} needs {format_bytes(needed)} of device memory", needed - simulation.budget_bytes)
-    simulation.within_host(one.schedule, cached_experts=one.cached_experts)
 
 
 def fitting(

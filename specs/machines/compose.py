@@ -37,6 +37,7 @@ from .profile import (
 from .siblings import kernels_of_card
 
 DEFAULT_ENGINE = "llama.cpp"
+_ASSUMED = "; assumed because not stated: "
 _RUNTIME_BYTES = GIB // 2
 _DESKTOP_CHANNELS = 4
 # What systems let a program take of unified memory: Apple's default limit for graphics is three quarters.
@@ -363,4 +364,9 @@ def _scaled(peak: float, share: Constant, citation: str) -> Constant:
 
 def _description(parts: Parts, engine: Engine, backend: str, assumed: list[str]) -> str:
     text = f"{describe_parts(parts)}, run by {engine.name} ({backend})"
-    return text + (f"; assumed because not stated: {', '.join(assumed)}" if assumed else "")
+    return text + (f"{_ASSUMED}{', '.join(assumed)}" if assumed else "")
+
+
+def assumed_of(profile: Profile) -> str | None:
+    """Return what of a machine's parts nobody stated, as its description has it; None where nothing is assumed."""
+    return profile.description.partition(_ASSUMED)[2] or None

@@ -321,10 +321,16 @@ class Profile:
             }
             return dataclasses.replace(part, **changes)
 
+        def wider_card(card: Any) -> dict[str, Any]:
+            return {
+                "device": wider(card.device, "memory_bytes_per_s"),
+                "host_to_device": wider(card.host_to_device, "pinned_bytes_per_s", "pageable_bytes_per_s"),
+            }
+
         host = dataclasses.replace(self.host, cpu=wider(self.host.cpu, "memory_bytes_per_s"))
         return dataclasses.replace(
-            self, device=wider(self.device, "memory_bytes_per_s"), host=host, disk=wider(self.disk, "read_bytes_per_s"),
-            host_to_device=wider(self.host_to_device, "pinned_bytes_per_s", "pageable_bytes_per_s"),
+            self, host=host, disk=wider(self.disk, "read_bytes_per_s"), **wider_card(self),
+            cards=tuple(dataclasses.replace(card, **wider_card(card)) for card in self.cards),
         )  # fmt: skip
 
     def constants(self) -> Iterator[tuple[str, Constant]]:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from moeplan import plan
 from moeplan.api.fit import ABOUT_FOUR_BITS, ENGINES, fit
 from moeplan.api.load import load_machine
 from moeplan.base.errors import InputError, UnknownName
@@ -109,3 +110,28 @@ def test_other_engines_are_refused(engine: str) -> None:
 def test_a_whole_machine_has_no_engine_to_place_for() -> None:
     with pytest.raises(InputError, match="--engine"):
         fit(load_machine("t4"), model="olmoe-1b-7b")
+
+
+@pytest.mark.parametrize(
+    ("cards", "model"), [("2x3090", "gpt-oss-120b"), ("2x3090", "qwen3-30b-a3b"), ("3090 + 3060", "glm-4.5-air"), ("3x 3060", "gpt-oss-120b")]
+)  # fmt: skip
+def test_several_cards_hold_their_shares_and_keep_their_margins(cards: str, model: str) -> None:
+    found = fit(f"{cards} + 9950X + 96GB DDR5-6000", model=model, context=8192)
+    room = 24 * GIB * (int(cards[0]) if "x" in cards else 1) + (12 * GIB if "3060" in cards else 0)
+    count = 2 if "x" not in cards else int(cards[0])
+    assert found.rows and (any(one.quant.startswith("UD-") for one in found.rows) or "qwen" not in model)
+    for one in found.rows:
+        assert one.device_bytes <= room - count * GIB and one.host_bytes <= 0.88 * 96 * GIB
+        shares = one.command.split("--tensor-split ")[1].split()[0].split(",")
+        assert len(shares) == count and f"-ts {','.join(shares)}" in one.placement
+        assert ("--n-cpu-moe" in one.command) == bool(one.host_layers)
+
+
+def test_what_cards_and_host_hold_only_together_is_placed() -> None:
+    """142 GB of weights: too large for 112 GiB of host memory, and for the cards, but not for both."""
+    box = "2x3090 + 9950X + 128GB DDR5-5600"
+    (row,) = [one for one in fit(box, model="qwen3-235b-a22b", context=4096).rows if one.quant == "Q4_K_M"]
+    found = plan("qwen3-235b-a22b", box, quant="Q4_K_M", target="llama.cpp", prompt_tokens=512, reply_tokens=16)
+    assert found.served is not None and "--n-cpu-moe" in found.served["setting"]["name"]
+    assert "--cpu-moe -ub 512" in found.to_dict()["baselines_that_do_not_fit"]
+    assert 0 < found.served["setting"]["told_layers"] <= row.host_layers + 2

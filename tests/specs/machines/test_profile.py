@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from long_runs import examples
 from moeplan.base.errors import InputError, MissingCalibration
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.specs.catalog import HARDWARE_FOLDER
+from moeplan.specs.machines.compose import compose_text
 from moeplan.specs.machines.profile import LANES, SOURCES, Constant, Curve, Profile, profile_to_json
 from moeplan.specs.machines.profile_file import list_hardware, load_hardware, profile_from_json
+from moeplan.specs.machines.ranges import MOST_UNCERTAIN
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
 
@@ -244,3 +247,22 @@ def exercise(profile: Profile) -> None:
             assert profile.name in str(error)
     for lane in LANES:
         assert 0 < costs.rate_fraction(lane, frozenset(LANES) - {lane}) <= 1
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.07, 0.4])
+@pytest.mark.parametrize(
+    "cards", ["rtx-3090", "2 x rtx-3090", "rtx-3090 + 2 x rtx-3060 + pcie-3.0x4", "strix-halo", "epyc-9355"]
+)
+def test_rates_of_every_card_are_less_certain_where_nobody_knows_the_bytes(cards: str, spread: float) -> None:
+    before = compose_text(f"{cards} + disk:7GB/s")
+    after = before.with_rates_uncertain_by(spread)
+    assert profile_from_json(profile_to_json(after)) == after
+    one_by_one = [(before.of_card(card), after.of_card(card)) for card in range(before.num_cards)]
+    for old, new in [(before, after), *one_by_one]:
+        for rate in ("device.memory_bytes_per_s", "host_to_device.pinned_bytes_per_s"):
+            part, name = rate.split(".")
+            was, now = getattr(getattr(old, part), name), getattr(getattr(new, part), name)
+            assert now.value == was.value
+            assert now.relative_uncertainty == pytest.approx(
+                min(math.hypot(was.relative_uncertainty, spread), MOST_UNCERTAIN)
+            )
