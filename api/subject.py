@@ -113,11 +113,13 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     from ..specs.machines.engines import load_engine
     from ..specs.machines.load import engine_note
     from ..specs.memory import kv_bytes_of
+    from ..specs.models.mixes.known import known_name
 
     changes = open_settings(settings)
     spec = changes.changed_model(as_model(model))
     profile = changes.changed_machine(as_machine(hardware, engine))
     serving = None if profile.engine is None else load_engine(profile.engine.name)
+    quant = None if quant is None else known_name(quant)
     if quant is not None and serving is not None and not serving.gguf and quant.lower() == spec.native_bits:
         quant = None  # what such an engine is given is the checkpoint itself
     bits_said = (
@@ -325,7 +327,7 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     """
     from ..base.errors import UnknownName
     from ..specs.models import quantised_as, weight_format
-    from ..specs.models.mixes.names import mix_names
+    from ..specs.models.mixes.known import USUAL
 
     if quant is None:
         return spec, weight_format(
@@ -340,7 +342,7 @@ def _formats(spec: ModelSpec, quant: str | None, dense_bits: str | None) -> tupl
     try:
         experts, dense = quantised_as(quant, None, spec)
     except UnknownName:
-        raise UnknownName("--quant", quant, mix_names()) from None
+        raise UnknownName("--quant", quant, USUAL, more="any other name that GGUF files have is known too") from None
     return dataclasses.replace(spec, native_bits=experts.name), dense
 
 

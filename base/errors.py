@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _FIELD_CHARS, _VALUE_CHARS, _RULE_CHARS, _REMEDY_CHARS = 160, 80, 1000, 300
+_MOST_NAMES, _NEAR_NAMES = 40, 8
 _MIB, _GIB = 2**20, 2**30
 # Controls (but not tab and line feed), marks that turn the direction of text around, separators of lines and paragraphs, halves
 # of characters.
@@ -59,14 +60,22 @@ class InputError(MoeplanError):
 
 
 class UnknownName(InputError):
-    """A name outside the set of valid ones; the message names the nearest valid name and lists the rest."""
+    """A name outside the set of valid ones; the message names the nearest valid name and lists the rest, or of many those that are near.
 
-    def __init__(self, field: str, value: object, valid: Iterable[str]) -> None:
+    more: what else would do, in a few words.
+    """
+
+    def __init__(self, field: str, value: object, valid: Iterable[str], *, more: str = "") -> None:
         names = sorted(valid)
-        near = difflib.get_close_matches(_text(value, str)[:_RULE_CHARS], names, n=1, cutoff=0.4)
-        remedy = f"did you mean {near[0]!r}?" if near else "use one of these"
-        shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
-        super().__init__(field, value, f"not one of: {shown}", remedy)
+        plain = {name.lower(): name for name in reversed(names)}
+        written = _text(value, str)[:_RULE_CHARS].lower()
+        likely = [plain[name] for name in difflib.get_close_matches(written, list(plain), n=_NEAR_NAMES, cutoff=0.4)]
+        remedy = f"did you mean {likely[0]!r}?" if likely else "use one of these"
+        if len(names) <= _MOST_NAMES:
+            shown = ", ".join(names)
+        else:
+            shown = f"{', '.join(likely or names[:_MOST_NAMES])}, … ({len(names)} names)"
+        super().__init__(field, value, f"not one of: {shown}", f"{remedy} {more}".strip() if more else remedy)
 
 
 class MissingCalibration(InputError):

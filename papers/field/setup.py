@@ -23,6 +23,7 @@ from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
 from ...specs.models.load import is_bundled, load_model
+from ...specs.models.mixes.known import known_name
 from ...specs.models.mixes.names import mix
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
@@ -31,7 +32,6 @@ from ...traces.recording import RoutingTrace
 from ...traces.synthesis.prior import prior_recording, spread_recordings
 from ..model_code import CALLS_EVERY_EXPERT
 from .drafts import drafting_of
-from .formats import known_name
 from .hits import stated_hits
 from .machine import NotExpressible, machine_of, streaming
 from .programs import engine_of

@@ -11,12 +11,15 @@ from pathlib import Path
 from ...base.errors import UnknownName
 
 
-def resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, names: list[str]) -> Path:
-    """Return the file that a bundled name or a path stands for; raises UnknownName for a bare word that is neither."""
+def resolve(what: str, name_or_path: str | os.PathLike[str], folder: Path, names: list[str], more: str = "") -> Path:
+    """Return the file that a bundled name or a path stands for; raises UnknownName for a bare word that is neither.
+
+    more: what else would do, for the message.
+    """
     text = os.fspath(name_or_path)
     if text in names:
         return folder / f"{text}.json"
     path = Path(text)
     if not os.path.exists(path) and path.suffix not in (".json", ".gguf") and os.sep not in text:
-        raise UnknownName(what, text, names)
+        raise UnknownName(what, text, names, more=more)
     return path

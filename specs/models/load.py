@@ -20,6 +20,7 @@ from .model import ModelSpec
 from .names import SAME_SHAPE, bundled_name, model_in
 
 _QUANTISERS = ("quantization_config", "quantization", "expert_dtype")
+_ELSE = "Models with experts are predicted; a config.json or .gguf file of any works too, and moeplan model list has all names"
 _MAX_INDEX_BYTES = 64 * MIB
 """Largest index of a checkpoint's files: a line for each tensor, a hundred thousand of them in the largest models."""
 
@@ -49,7 +50,11 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     named = SAME_SHAPE.get(text)
     if named is None and not os.path.exists(text):
         named = bundled_name(text, list_models())
-    path = resolve("model", named or text, MODELS_FOLDER, list_models())
+        if named is None and Path(text).suffix not in (".json", ".gguf") and (of := named_in(text)) is not None:
+            raise InputError(
+                "model", text, f"a checkpoint or file of {of}", f"write --model {of} and its format as --quant"
+            )
+    path = resolve("model", named or text, MODELS_FOLDER, list_models(), _ELSE)
     if is_gguf(path):
         return read_gguf(path)
     folder = path if os.path.isdir(path) else path.parent if path.name == safetensors.INDEX else None

@@ -14,7 +14,8 @@ from functools import lru_cache
 SAME_SHAPE = {
     "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "deepseek-v3.1-terminus": "deepseek-v3",
     "deepseek-v2.5": "deepseek-v2", "deepseek-coder-v2": "deepseek-v2", "deepseek-coder-v2-lite": "deepseek-v2-lite",
-    "glm-4.5": "glm-4.7", "glm-4.6": "glm-4.7", "glm-4.5v": "glm-4.5-air", "glm-5.1": "glm-5",
+    "glm-4.5": "glm-4.7", "glm-4.6": "glm-4.7", "glm-4.5v": "glm-4.5-air", "glm-4.6v": "glm-4.5-air",
+    "intellect-3": "glm-4.5-air", "glm-5.1": "glm-5",
     "gpt-oss-safeguard-20b": "gpt-oss-20b", "gpt-oss-safeguard-120b": "gpt-oss-120b",
     "kimi-k2-thinking": "kimi-k2.5", "kimi-k2.6": "kimi-k2.5", "kimi-k2.7-code": "kimi-k2.5",
     "minimax-m2": "minimax-m2.5", "minimax-m2.1": "minimax-m2.5", "minimax-m2.7": "minimax-m2.5", "minimax-m1": "minimax-text-01",
@@ -66,10 +67,11 @@ def _table(bundled: tuple[str, ...]) -> dict[str, str]:
     found |= {_compact(name): other for name, other in SAME_SHAPE.items()}
     found |= {_compact(name): SAME_SHAPE.get(other, other) for name, other in SAME_MODEL.items()}
     short: dict[str, set[str]] = {}
-    for name in (*bundled, *SAME_SHAPE):
+    for name in (*bundled, *SAME_SHAPE, *SAME_MODEL):
         cut = _ACTIVE.sub("", name)
         if cut != name:
-            short.setdefault(_compact(cut), set()).add(SAME_SHAPE.get(name, name))
+            whole = SAME_MODEL.get(name, name)
+            short.setdefault(_compact(cut), set()).add(SAME_SHAPE.get(whole, whole))
     for one, owners in short.items():
         if len(owners) == 1:
             found.setdefault(one, next(iter(owners)))

@@ -113,7 +113,8 @@ def test_a_whole_machine_has_no_engine_to_place_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cards", "model"), [("2x3090", "gpt-oss-120b"), ("2x3090", "qwen3-30b-a3b"), ("3090 + 3060", "glm-4.5-air"), ("3x 3060", "gpt-oss-120b")]
+    ("cards", "model"),
+    [("2x3090", "gpt-oss-120b"), ("2x3090", "qwen3-30b-a3b"), ("3090 + 3060", "glm-4.5-air"), ("3x 3060", "gpt-oss-120b")]
 )  # fmt: skip
 def test_several_cards_hold_their_shares_and_keep_their_margins(cards: str, model: str) -> None:
     found = fit(f"{cards} + 9950X + 96GB DDR5-6000", model=model, context=8192)

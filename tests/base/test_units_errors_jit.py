@@ -134,7 +134,9 @@ def test_unknown_name_without_a_near_one() -> None:
 
 def test_unknown_name_shortens_long_lists() -> None:
     text = str(UnknownName("m", "x", [f"name{index:03}" for index in range(100)]))
-    assert "name039, …" in text and "name040" not in text
+    assert "name039, … (100 names)" in text and "name040" not in text
+    near = str(UnknownName("m", "NAME05", [f"name{index:03}" for index in range(100)]))
+    assert "name05" in near and "name000" not in near and near.count("name0") < 12
 
 
 def test_does_not_fit_carries_the_missing_bytes() -> None:

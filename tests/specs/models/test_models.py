@@ -313,3 +313,18 @@ def test_models_are_known_as_people_write_them(text: str, name: str) -> None:
 )
 def test_no_other_text_is_taken_for_a_bundled_model(text: str) -> None:
     assert bundled_name(text, list_models()) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["Qwen3-30B-A3B-FP8", "Qwen/Qwen3-30B-A3B-AWQ", "qwen3-30b-a3b-Q4_K_M", "QuantTrio/Qwen3-30B-A3B-GPTQ-Int4"]
+)
+def test_a_name_with_a_format_is_answered_with_both_options(text: str) -> None:
+    with pytest.raises(InputError, match="write --model qwen3-30b-a3b and its format as --quant"):
+        load_model(text)
+
+
+@pytest.mark.parametrize("text", ["Llama-3.3-70B", "qwen3-32b", "no such model"])
+def test_a_model_that_is_not_known_is_answered_with_what_is_near_and_what_else_works(text: str) -> None:
+    with pytest.raises(UnknownName, match=r"config.json or .gguf file") as error:
+        load_model(text)
+    assert len(str(error.value)) < 1000

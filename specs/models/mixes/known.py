@@ -1,4 +1,4 @@
-"""Names of weight formats as reports write them, as the rest of the house knows them.
+"""Names of weight formats as people write them, as the rest of the house knows them.
 
 Modelled: engines' and quantisers' names in any case, editions of a quantiser ("smol-IQ2_KS", "QAT-Q4_0", rows repacked "Q4_0_8_8"), bits of
 MLX, EXL, AWQ and GPTQ files. Ignored: which matrices such a file leaves at 16 bits.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import re
 
-from ...specs.models.mixes.names import mix
+from .names import mix
 
 _KNOWN = {
     "BF16": "16", "FP16": "16", "F16": "16", "FP32": "32", "F32": "32", "FP8": "8", "FP8-DYNAMIC": "8", "INT8": "8", "W8A8": "8",
     "W8A16": "8", "INT8-W8A8": "8", "INT4": "int4-g64", "W4A16": "int4-g128", "AUTOROUND": "int4-g128", "HQQ": "int4-g64",
     "NVFP4": "nvfp4", "NF4": "nf4-g64", "BNB-NF4": "nf4-g64", "BNB-4BIT": "nf4-g64", "Q4F16_1": "int4-g32", "Q4K": "Q4_K_M",
-    "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M",
+    "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M", "Q8": "Q8_0",
+    "INT4-AWQ": "int4-g128-zero", "FP4": "nvfp4",
 }  # fmt: skip
+USUAL = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "UD-Q4_K_XL", "IQ4_XS",
+         "UD-Q3_K_XL", "UD-Q2_K_XL", "MXFP4_MOE", "BF16", "FP8", "NVFP4", "AWQ", "GPTQ-Int4",
+         "W4A16", "mlx-4bit", "exl3_4bpw", "4.58bpw")  # fmt: skip
+"""Names that people look for, for messages."""
 _EXL = re.compile(r"exl[23][-_]?([0-9.]+) ?bpw")
 _BITS = re.compile(r"(?:mlx[-_]?)?([2-8])[-_]?bits?|mlx[-_]?q?([2-8])")
 _GROUPS = re.compile(r"(awq|gptq|autoround)(?:[-_](?:int)?([2348])(?:[-_]?bits?)?)?(?:[-_]marlin)?")
