@@ -42,7 +42,11 @@ def test_a_name_outside_a_table_is_answered_with_the_names_in_it(table: str) -> 
     names, ask = TABLES[table]
     with pytest.raises(InputError) as refused:
         ask("no-such-name")
-    assert all(name in str(refused.value) for name in sorted(names)[:40])
+    said = str(refused.value)
+    if len(names) <= 40:
+        assert all(name in said for name in names)
+    else:  # of long tables those that are near, and how many there are
+        assert f"({len(names)} names)" in said and any(name in said for name in names)
 
 
 def test_a_machine_outside_the_catalogue_is_answered_with_near_ones() -> None:
