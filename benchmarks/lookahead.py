@@ -4,8 +4,10 @@ One model, one memory, experts in 4, 3 and 2 bits; schedules take turns in one p
 
     LRU, one stream     what the Mixtral-offloading code does: least recently used, victims copied back, nothing overlaps
     LRU + next gate     the paper's own: the next layer's gate guesses, copies overlap
-    lookahead           as far and wide as a forecast on the run's own recording is fastest: every guess or what pays, into the cache or
-                        into four buffers beside it; or nothing ahead
+    lookahead           what a forecast on the run's own recording says is fastest: how far and wide, every guess or what pays, into the
+                        cache or into four buffers beside it; which cached expert leaves, and whether the first layer, for which nothing
+                        can be guessed, gets some of the other layers' slots; or nothing ahead
+    perfect guesses     the same, one layer ahead, with an earlier run's choices for guesses: what better gates alone could still gain
 
 The link is what this machine has: `--link memory` copies between places of its memory, `--link disk` reads experts from a file on its
 disk, past the page cache, straight into their slots (nothing is copied back then: files are only read).
@@ -14,9 +16,11 @@ Modelled: greedy generation of the same prompts; medians of the mean decode step
 predicted from each run's own routing; and the limit: were everything hidden, a step would take the longer of computing and copying, and
 the time in which neither goes on: once with both as they are alone, in the baseline's own rows, once as they are side by side
 (`side_by_side`), in those of the schedule whose copies overlap. Costs are calibrated in the same process by runs of the model
-under other schedules. Rows of other formats and links that stand in the file already stay there, with their own machine and date.
-A part of a step during which another program was given a core counts as the other repetitions took for it, since all repeat the same
-decisions; how many parts that are is printed, and each run's mean with them is kept. Ignored: GPUs.
+under other schedules: once before, which is what the choice goes by, and once in turns with the runs that are measured, which is what
+predicts them, since a disk that others share is not as fast now as a minute later. Rows of other formats and links that stand in the
+file already stay there, with their own machine and date. A part of a step during which another program was given a core counts as the other
+repetitions took for it, since all repeat the same decisions; how many parts that are is printed, and each run's mean with them is
+kept. Ignored: GPUs.
 """
 
 from __future__ import annotations
@@ -27,10 +31,12 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,7 +50,7 @@ from moeplan.base.text_files import write_atomic
 from moeplan.base.units import MS_PER_S, NS_PER_S
 from moeplan.calibrate.costs.cost_model import CostModel
 from moeplan.calibrate.costs.load import load_costs
-from moeplan.executor.calibration.calibrate import Calibration
+from moeplan.devices.device import metadata_of
 from moeplan.executor.model.calibrate import calibrate_model
 from moeplan.executor.model.figures import differences, replayed
 from moeplan.executor.model.loading.text import Text
@@ -55,20 +61,27 @@ from moeplan.executor.running.prediction import predicted_step_s, run_input
 from moeplan.kernels.packing import NEAREST
 from moeplan.sim.offload.forecast import forecast, with_costs
 from moeplan.sim.timeline import COMPUTE, D2H, HOST
-from moeplan.specs.models import weight_format
+from moeplan.specs.models import ModelSpec, weight_format
 from moeplan.specs.schedules.offload import OffloadSchedule
 from moeplan.specs.schedules.presets import load_preset
-from moeplan.traces.recording import DECODE
+from moeplan.traces.recording import DECODE, RoutingTrace
 
 from .side_by_side import COPIES, busy_s, idle_s, mean_steps_s, slower, together_s
 
 LINKS = ("memory", "disk")
-BASE, NEXT, AHEAD = "LRU, one stream", "LRU + next gate", "lookahead"
-_REACHES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2))
+BASE, NEXT, AHEAD, RIGHT = "LRU, one stream", "LRU + next gate", "lookahead", "perfect guesses"
+_REACHES = ((1, 1), (1, 2), (1, 3), (2, 2))
+_POLICIES = ("lru", "lfu", "affinity")
+_MOVED = (0, 1, 2)
+"""Slots of each layer's that the first layer gets."""
 _ASIDE = 4
 """Buffers for guesses beside the cache, as many as Mixtral-offloading has; without them guesses displace cached experts."""
 _WHOLE = 100.0
 ALONE, BESIDE = "alone", "side by side"
+
+
+Calibrated = Callable[..., CostModel]
+"""Returns the costs of a calibration in a format's bits, made in turns with what it is given."""
 
 
 @dataclass(frozen=True)
@@ -134,54 +147,59 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     text = Text(given.model, spec.vocab_size)
     prompts = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in given.prompt_file]
     asked = Asked(prompts, given.new_tokens, given.repeats, given.experts, given.link)
-    longest = max(map(len, prompts))
     with open_model(
         given.model, gates=gates_in(given.gates, spec), rounding=NEAREST, progress=reporter("load")
     ) as loaded:
         for bits in formats if given.link == "disk" else ():
             loaded.copy_from_disk(bits)
-        calibration = calibrate_model(
-            loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
-            seconds=given.seconds, progress=reporter("calibrate"),
-        )  # fmt: skip
-        costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
+        calibrated = partial(calibration_of, loaded, asked, given.seconds)
         rows = (
-            _measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, bool(given.gates))
-            for bits in formats
+            _measured(loaded, calibrated, bits, asked) | facts(loaded, asked, bool(given.gates)) for bits in formats
         )
         return {"rows": kept_rows(given.output, rows)}
 
 
-def facts(loaded: Loaded, asked: Asked, calibration: Calibration, trained: bool) -> dict[str, Any]:
+def calibration_of(
+    loaded: Loaded, asked: Asked, seconds: float, bits: str, turns: Sequence[Callable[[], None]] = ()
+) -> CostModel:
+    """Return the costs of a calibration with experts in one format, made now by runs of the model, which take turns with `turns`."""
+    longest = max(map(len, asked.prompts))
+    found = calibrate_model(
+        loaded, asked.prompts, [bits], longest_prompt=longest, longest_context=longest + asked.new_tokens, quick=True,
+        seconds=seconds, turns=turns, progress=reporter("calibrate"),
+    )  # fmt: skip
+    return load_costs(found.fit.profile, loaded.spec, dense_format=weight_format("32"))
+
+
+def facts(loaded: Loaded, asked: Asked, trained: bool) -> dict[str, Any]:
     """Return what was run where: the model's sizes, the request, machine, versions and date."""
-    spec = loaded.spec
+    spec, device = loaded.spec, metadata_of(loaded.device)
     return {
         "model": spec.name, "expert_parameters": 3 * spec.expert_hidden * spec.expert_intermediate_size, "experts": spec.num_experts,
         "experts_cached_a_layer": asked.experts, "prompts": list(map(len, asked.prompts)), "new_tokens": asked.new_tokens,
         "repeats": asked.repeats, "gates": "trained" if trained else "the model's own",
-        "machine": {"processor": calibration.samples.device.get("name"), "cores": os.cpu_count(),
-                    "memory_bytes": calibration.samples.device.get("host_memory_bytes"), "load": os.getloadavg()[0]},
+        "machine": {"processor": device.get("name"), "cores": os.cpu_count(),
+                    "memory_bytes": device.get("host_memory_bytes"), "load": os.getloadavg()[0]},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 
-def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
+def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
     plain: dict[str, Any] = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
     schedules = {
         BASE: load_preset("mixtral-offloading-code").with_options(**plain, copy__write_back=asked.link == "memory"),
         NEXT: load_preset("mixtral-offloading").with_options(**plain),
     }
-    schedules[AHEAD], reach = _best_ahead(loaded, costs, plain, asked)
-    runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
-    show = reporter(f"{bits} bits")
-    for number in range(asked.repeats + 1):
-        for place, (name, schedule) in enumerate(schedules.items()):
-            done = run_once(loaded, schedule, costs, asked)
-            if number:
-                runs[name].append(done)
-            show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
+    before = calibrated(bits)
+    schedules[AHEAD], reach, truth = _best_ahead(loaded, before, plain, asked)
+    schedules[RIGHT] = schedules[AHEAD].with_options(
+        copy__overlap=True, predictor__kind="next-gate", predictor__depth=1, predictor__width=loaded.spec.top_k,
+        predictor__staging=_ASIDE, predictor__benefit=False,
+    )  # fmt: skip
+    turns = Turns(loaded, schedules, before, asked, hindsight={RIGHT: truth})
+    costs, runs = calibrated(bits, turns.each()), turns.runs
     found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}
     base = found[BASE]
     together = slower(runs[BASE], runs[NEXT])
@@ -193,22 +211,56 @@ def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict
         "bits": bits, "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
         "limit_gain": {how: _WHOLE * (base["median_step_s"] / one - 1) for how, one in least.items()},
         "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
+        "perfect_gain": _WHOLE * (found[RIGHT]["tokens_per_s"] / base["tokens_per_s"] - 1),
         "predicted_gain": {name: _WHOLE * (found[name]["predicted_step_s"] / found[AHEAD]["predicted_step_s"] - 1)
                            for name in (BASE, NEXT)},
     }  # fmt: skip
 
 
+class Turns:
+    """Runs of several schedules, which take turns with each other and with a calibration's own."""
+
+    def __init__(
+        self, loaded: Loaded, schedules: Mapping[str, OffloadSchedule], costs: CostModel, asked: Asked,
+        hindsight: Mapping[str, RoutingTrace] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self._loaded, self._schedules, self._costs, self._asked, self._hindsight = (
+            loaded,
+            schedules,
+            costs,
+            asked,
+            hindsight,
+        )
+        self.runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
+        for name in schedules:  # what is run first is not kept
+            self._once(name)
+
+    def each(self) -> list[Callable[[], None]]:
+        """Return one turn for each repetition."""
+        return [self._turn] * self._asked.repeats
+
+    def _turn(self) -> None:
+        for name, mine in self.runs.items():
+            mine.append(self._once(name))
+
+    def _once(self, name: str) -> ModelRun:
+        return run_once(self._loaded, self._schedules[name], self._costs, self._asked, self._hindsight.get(name))
+
+
 def _best_ahead(
     loaded: Loaded, costs: CostModel, plain: dict[str, Any], asked: Asked
-) -> tuple[OffloadSchedule, dict[str, Any]]:
-    """Return the schedule that is forecast to be fastest on a recording of this model, among reaches and none at all."""
+) -> tuple[OffloadSchedule, dict[str, Any], RoutingTrace]:
+    """Return the schedule that is forecast to be fastest on a recording of this model, what it is, and the recording."""
     preset = load_preset("lookahead").with_options(**plain, kernel__grouping="per-expert")
     nothing = preset.with_options(predictor__kind="none", predictor__depth=1, predictor__benefit=False)
-    widest = preset.with_options(predictor__depth=3, predictor__width=2, predictor__benefit=False)
+    widest = preset.with_options(predictor__depth=2, predictor__width=3, predictor__benefit=False)
     recording = run_once(loaded, widest, costs, asked).recording
     alone = load_preset("mixtral-offloading-code").with_options(**plain, copy__write_back=False)
     candidates = [alone, nothing] + [
-        preset.with_options(predictor__depth=d, predictor__width=w, predictor__staging=aside, predictor__benefit=pays)
+        preset.with_options(
+            **sizes, cache__policy=policy, predictor__depth=d, predictor__width=w, predictor__staging=aside, predictor__benefit=pays
+        )
+        for sizes in _sizes(asked.experts, loaded.spec) for policy in _POLICIES
         for d, w in _REACHES for aside in (0, _ASIDE) for pays in (True, False)
     ]  # fmt: skip
     times = []
@@ -217,15 +269,34 @@ def _best_ahead(
         times.append(predicted_step_s(forecast(given, loaded.spec, costs).outcome, given.workload))
     best = candidates[int(np.argmin(times))]
     depth, width = (best.predictor.depth, best.predictor.width) if best.predictor.kind != "none" else (0, 0)
-    return best, {"overlap": best.copy.overlap, "depth": depth, "width": width, "aside": best.predictor.staging if depth else 0,
-                  "benefit": best.predictor.benefit, "forecast_s": times}  # fmt: skip
+    reach = {
+        "overlap": best.copy.overlap, "depth": depth, "width": width, "aside": best.predictor.staging if depth else 0,
+        "benefit": best.predictor.benefit, "policy": best.cache.policy, "experts_per_layer": best.cache.experts_per_layer,
+        "first_layer_extra": best.cache.first_layer_extra, "forecast_s": float(min(times)),
+    }  # fmt: skip
+    return best, reach, recording
 
 
-def run_once(loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked) -> ModelRun:
-    """Return a run of every prompt under a schedule."""
+def _sizes(experts: int, spec: ModelSpec) -> list[dict[str, int]]:
+    """Return ways to give the slots of `experts` a layer to layers: as many to each, or some of each layer's to the first."""
+    found = []
+    for moved in _MOVED:
+        each = experts - moved
+        if each >= 1:
+            extra = min(moved * spec.num_moe_layers, spec.num_experts - each)
+            found.append({"cache__experts_per_layer": each, "cache__first_layer_extra": extra})
+    return found
+
+
+def run_once(
+    loaded: Loaded, schedule: OffloadSchedule, costs: CostModel, asked: Asked, hindsight: RoutingTrace | None = None
+) -> ModelRun:
+    """Return a run of every prompt under a schedule; hindsight: an earlier run, whose choices are the guesses."""
     context = max(map(len, asked.prompts)) + asked.new_tokens // 2
     prices = prices_for(schedule, loaded.spec, costs, context_tokens=context)
-    return run_model(loaded, schedule, asked.prompts, max_new_tokens=asked.new_tokens, prices=prices)
+    return run_model(
+        loaded, schedule, asked.prompts, max_new_tokens=asked.new_tokens, prices=prices, hindsight=hindsight
+    )
 
 
 def figures_of(runs: Sequence[ModelRun], schedule: OffloadSchedule, costs: CostModel, loaded: Loaded) -> dict[str, Any]:
@@ -264,8 +335,9 @@ def _print(document: dict[str, Any]) -> None:
             f"{limit:+.1f} % {how} ({gain / limit:.0%} of it)" for how, limit in row["limit_gain"].items()
         )
         print(
-            f"  {reach['depth']} layers ahead, {reach['width']} wide, {reach['aside']} buffers aside; {gain:+.1f} % against {BASE}, "
-            f"predicted {row['predicted_gain'][BASE]:+.1f} %; at most {limits}"
+            f"  {reach['depth']} layers ahead, {reach['width']} wide, {reach['aside']} buffers aside; {reach['policy']}, "
+            f"{reach['experts_per_layer']} a layer and {reach['first_layer_extra']} more of the first; {gain:+.1f} % against {BASE}, "
+            f"predicted {row['predicted_gain'][BASE]:+.1f} %; perfect guesses {row['perfect_gain']:+.1f} %; at most {limits}"
         )
         for name, one in row["schedules"].items():
             low, high = (MS_PER_S * each for each in one["quartiles_s"])

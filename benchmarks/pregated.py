@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,12 @@ from moeplan.api.model_folder import model_in, read_bytes
 from moeplan.base.errors import MoeplanError
 from moeplan.base.progress import reporter
 from moeplan.base.units import MS_PER_S
-from moeplan.calibrate.costs.cost_model import CostModel
-from moeplan.calibrate.costs.load import load_costs
-from moeplan.executor.model.calibrate import calibrate_model
 from moeplan.executor.model.loading.text import Text
-from moeplan.executor.model.outcome import ModelRun
 from moeplan.executor.model.session import Loaded, open_model
 from moeplan.kernels.packing import NEAREST
-from moeplan.specs.models import weight_format
 from moeplan.specs.schedules.presets import load_preset
 
-from .lookahead import ALONE, BESIDE, Asked, facts, figures_of, kept_rows, options, run_once
+from .lookahead import ALONE, BESIDE, Asked, Calibrated, Turns, calibration_of, facts, figures_of, kept_rows, options
 from .side_by_side import alone_s, block_by_block_s, slower, together_s
 
 DEMAND, AHEAD = "on demand", "pre-gated"
@@ -64,31 +60,21 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     text = Text(given.model, spec.vocab_size)
     prompts = [text.ids(read_bytes(path, "--prompt-file"), "--prompt-file") for path in given.prompt_file]
     asked = Asked(prompts, given.new_tokens, given.repeats, 0, given.link)
-    longest = max(map(len, prompts))
     with open_model(given.model, rounding=NEAREST, progress=reporter("load")) as loaded:
         for bits in formats if given.link == "disk" else ():
             loaded.copy_from_disk(bits)
-        calibration = calibrate_model(
-            loaded, prompts, formats, longest_prompt=longest, longest_context=longest + given.new_tokens, quick=True,
-            seconds=given.seconds, progress=reporter("calibrate"),
-        )  # fmt: skip
-        costs = load_costs(calibration.fit.profile, spec, dense_format=weight_format("32"))
-        rows = (_measured(loaded, costs, bits, asked) | facts(loaded, asked, calibration, False) for bits in formats)
+        calibrated = partial(calibration_of, loaded, asked, given.seconds)
+        rows = (_measured(loaded, calibrated, bits, asked) | facts(loaded, asked, False) for bits in formats)
         return {"rows": kept_rows(given.output, rows)}
 
 
-def _measured(loaded: Loaded, costs: CostModel, bits: str, asked: Asked) -> dict[str, Any]:
+def _measured(loaded: Loaded, calibrated: Calibrated, bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
     plain: dict[str, Any] = {"experts__bits": bits}
     schedules = {name: load_preset(preset).with_options(**plain) for name, preset in _PRESETS.items()}
-    runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
-    show = reporter(f"{bits} bits")
-    for number in range(asked.repeats + 1):
-        for place, (name, schedule) in enumerate(schedules.items()):
-            done = run_once(loaded, schedule, costs, asked)
-            if number:
-                runs[name].append(done)
-            show(number * len(schedules) + place + 1, (asked.repeats + 1) * len(schedules), name)
+    before = calibrated(bits)
+    turns = Turns(loaded, schedules, before, asked)
+    costs, runs = calibrated(bits, turns.each()), turns.runs
     if any(one.tokens != runs[DEMAND][0].tokens for done in runs.values() for one in done):
         sys.exit("benchmarks.pregated: the schedules did not generate the same tokens")
     found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}

@@ -167,7 +167,7 @@ def _input(schedule: OffloadSchedule, model: ModelSpec, trace: RoutingTrace) -> 
         schedule=schedule,
         config=config,
         workload=build_workload(trace, schedule.workload),
-        capacities=np.full(trace.num_layers, schedule.cache.experts_per_layer or 0),
+        capacities=np.array(schedule.cache.slots_by_cache(trace.num_layers)),
     )
 
 

@@ -11,7 +11,7 @@ these runs correct. Ignored: batches of requests.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,34 +94,50 @@ def calibrate_model(
     out: Any = None,
     samples_out: Any = None,
     seconds: float | None = None,
+    turns: Sequence[Callable[[], None]] = (),
     progress: Progress,
 ) -> Calibration:
     """Return the calibration of the model's device by runs of the model itself over `texts`, ids, written to `out` where that is given.
 
     longest_prompt, longest_context: tokens up to which the profile reaches. cores, disk: schedules compute on the host's cores, read a
-    disk. Raises InputError for texts shorter than a short prompt.
+    disk. turns: what the calibration's runs take turns with, once each, so that both meet the machine as it was in the same minutes.
+    Raises InputError for texts shorter than a short prompt.
     """
     texts = long_enough(texts, "--text")
     extent = extent_for(longest_prompt, longest_context, quick=quick, cores=cores, disk=disk)
     return calibrate_device(
         loaded.device.kind, models=[loaded.spec], bits=bits, out=out, samples_out=samples_out, seconds=seconds, extent=extent, quick=quick,
-        own=partial(model_samples, loaded, texts, bits, longest_prompt=longest_prompt, progress=progress),
+        own=partial(model_samples, loaded, texts, bits, longest_prompt=longest_prompt, turns=turns, progress=progress),
         own_name=f"runs of {loaded.assembled.folder}", progress=progress,
     )  # fmt: skip
 
 
 def model_samples(
-    loaded: Loaded, texts: Sequence[Sequence[int]], bits: Sequence[str], *, longest_prompt: int, progress: Progress
-) -> list[Sample]:
+    loaded: Loaded, texts: Sequence[Sequence[int]], bits: Sequence[str], *, longest_prompt: int, turns: Sequence[Callable[[], None]] = (),
+    progress: Progress,
+) -> list[Sample]:  # fmt: skip
     """Return samples of kinds run_expert, run_dense, run_head, run_copy, run_grouped and host from the model's own runs.
 
-    texts: ids of which prompts are the beginnings, one after the other.
+    texts: ids of which prompts are the beginnings, one after the other. turns: each is called once, and the runs are made once more
+    after it.
     """
+    found: dict[Key, list[float]] = {}
+    _run_all(loaded, texts, bits, longest_prompt, found, progress)
+    for turn in turns:
+        turn()
+        _run_all(loaded, texts, bits, longest_prompt, found, progress)
+    return samples_of(found)
+
+
+def _run_all(
+    loaded: Loaded, texts: Sequence[Sequence[int]], bits: Sequence[str], longest_prompt: int, found: dict[Key, list[float]],
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Run the model under every calibrated schedule and add what its operations took to `found`."""
     spec, groups = loaded.spec, groups_of(loaded.spec)
     every = np.zeros((spec.num_moe_layers, spec.num_experts), np.int64)
     lengths = sorted({*_PROMPTS, min(longest_prompt, max(map(len, texts)))})
     prompts = [_beginning(texts, number, length) for number, length in enumerate(lengths)]
-    found: dict[Key, list[float]] = {}
     for kind in bits:
         schedules = _schedules(loaded, kind)
         for number, (mode, schedule) in enumerate(schedules):
@@ -139,7 +155,6 @@ def model_samples(
             read = isinstance(loaded.store(kind, on_disk=False), CheckedFile)
             for key, seconds in operations(spec, groups, loaded.dtype.itemsize, given, kind, mode, rows).items():
                 found.setdefault(_of_link(key, read), []).extend(seconds)
-    return samples_of(found)
 
 
 def _of_link(key: Key, read: bool) -> Key:

@@ -6,7 +6,7 @@ Modelled: any router that chooses by `top_k`, asked for more than it usually cho
 they do for the true choice; probabilities are the softmax of its logits, or their sigmoid where it corrects scores with a bias
 and so weighs each expert by itself. Trained gates (`gates`) are linear maps, with a small
 hidden layer beside them where one was trained; on a CPU one token's guess is a compiled loop, as a dozen small operations of torch take
-many times longer than their arithmetic. Ignored: what is done with guesses.
+many times longer than their arithmetic. `Hindsight` has an earlier run's choices in their place. Ignored: what is done with guesses.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ...base.errors import InputError
+from ...base.errors import InputError, Internal
 from ...base.jit import compiled, jit_numeric
 from ...sim.policies.state import Array
+from ...traces.recording import RoutingTrace
 from .loading.pre_gates import reads_early
 
 
@@ -193,3 +194,26 @@ class Guesser:
         else:
             ids, probabilities = ranked_by(gate, x, self.width)
         return ids.cpu().numpy().astype(np.int16), probabilities.float().cpu().numpy().astype(np.float16)
+
+
+class Hindsight:
+    """The true choices in place of guesses, as an earlier run of the same requests recorded them: what better gates alone could gain."""
+
+    def __init__(self, recording: RoutingTrace, *, depth: int, width: int) -> None:
+        if width > recording.top_k:
+            raise InputError("predictor.width", width, f"a layer chooses {recording.top_k}", "give at most that many")
+        self._experts = recording.experts
+        self._begin = self._end = 0
+        self.depth, self.width = depth, width
+
+    def guess(self, column: int, distance: int, x: torch.Tensor) -> tuple[Array, Array]:
+        """Return ids int16 [T, width] and probabilities 1, float16 [T, width], of the passes' tokens in turn.
+
+        x: [T, H], of which only T counts. Every pass asks for column 1, one column early, before anything else.
+        """
+        if (column, distance) == (1, 1):
+            self._begin, self._end = self._end, self._end + len(x)
+        if self._end > len(self._experts):
+            raise Internal("a run is longer than the recording that its guesses are taken from")
+        found = self._experts[self._begin : self._end, column, : self.width].astype(np.int16)
+        return found, np.ones(found.shape, np.float16)

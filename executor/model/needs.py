@@ -75,10 +75,7 @@ def needs_of(
         guess_distances=depth if schedule.predictor.kind == "next-gate" else 0,
         guess_width=(schedule.predictor.width or spec.top_k) if schedule.predictor.kind == "next-gate" else 0,
     )
-    if cache.pooled_experts is not None:
-        capacities = np.array([cache.pooled_experts])
-    else:
-        capacities = np.full(spec.num_moe_layers, cache.experts_per_layer or 0)
+    capacities = np.array(cache.slots_by_cache(spec.num_moe_layers))
     counts = np.zeros((spec.num_moe_layers, spec.num_experts), np.int64) if popularity is None else popularity
     state = make_state(config, capacities=capacities, popularity=counts, first_use=None, prices=prices)
     # Without a cache a layer step's experts, and what was fetched for the next layers, lie in buffers of their own.

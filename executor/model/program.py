@@ -23,7 +23,7 @@ from ...sim.timeline import OP_DENSE, OP_HEAD, OP_HOST_STEP
 from ..running.copy_engine import Gate
 from ..running.layer_steps import LayerSteps
 from ..running.workers import Workers
-from .guesses import Guesser
+from .guesses import Guesser, Hindsight
 from .loading.pre_gates import PreGates
 from .passes import LivePass
 
@@ -43,7 +43,7 @@ class LiveProgram(LayerSteps):
         expert_bytes: Sequence[int],
         gate: Gate,
         workers: Workers,
-        guesser: Guesser | None,
+        guesser: Guesser | Hindsight | None,
         pre_gates: PreGates | None = None,
     ) -> None:
         super().__init__(

@@ -30,14 +30,14 @@ from ...kernels.packing import HALF_QUADRATIC
 from ...sim.policies.state import Array, Prices, make_decision
 from ...specs.models import ModelSpec
 from ...specs.schedules.offload import OffloadSchedule
-from ...traces.recording import DECODE, PREFILL
+from ...traces.recording import DECODE, PREFILL, RoutingTrace
 from ..running.copy_engine import Gate
 from ..running.execute import preload
 from ..running.failures import device_failure
 from ..running.rows import timeline_of
 from ..running.slots import Slots
 from ..running.workers import start_workers
-from .guesses import Gates, Guesser
+from .guesses import Gates, Guesser, Hindsight
 from .loading.assembly import Assembled, assemble, described
 from .loading.store import CheckedFile, Progress, fill_file, fill_store, require_room
 from .needs import needs_of, require_memory
@@ -159,6 +159,7 @@ def run_model(
     popularity: Array | None = None,
     prices: Prices | None = None,
     stop: frozenset[int] = frozenset(),
+    hindsight: RoutingTrace | None = None,
     keep_logits: bool = False,
     poison: bool = False,
     progress: Progress = silent,
@@ -168,7 +169,8 @@ def run_model(
 
     max_new_tokens: at most so many each, fewer where one of `stop` is chosen. popularity: tokens per expert int [num_layers,
     num_experts], which a static cache is filled by. prices: what decisions that weigh costs go by (`prices.prices_for`).
-    heard: told (request, token) as tokens are chosen. poison: fill slots with NaN before they are filled (for tests).
+    hindsight: an earlier run of the same requests, whose choices stand in for guesses. heard: told (request, token) as tokens are
+    chosen. poison: fill slots with NaN before they are filled (for tests).
 
     Raises InputError for a schedule or prompt that cannot be run, DoesNotFit before anything is allocated, ExecutionFailed where
     a copy fails; whatever is raised, threads have ended and the arena is freed.
@@ -218,8 +220,10 @@ def run_model(
                 poison=poison,
             )
             routers = [layer.router for layer in loaded.assembled.layers]
-            guesser = None
-            if guesses != NO_GUESSES:
+            guesser: Guesser | Hindsight | None = None
+            if guesses != NO_GUESSES and hindsight is not None:
+                guesser = Hindsight(hindsight, depth=guesses[0], width=guesses[1])
+            elif guesses != NO_GUESSES:
                 guesser = Guesser(routers, depth=guesses[0], width=guesses[1], gates=loaded.gates)
             runner = open_runner(slots.weights[0], device)
             program = LiveProgram(

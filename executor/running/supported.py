@@ -19,6 +19,7 @@ _RUNS: Mapping[str, tuple[Any, ...] | None] = {
     "cache.placement": None,
     "cache.host_layers": None,
     "cache.experts_per_layer": None,
+    "cache.first_layer_extra": None,
     "cache.pooled_experts": None,
     "cache.reset": ("never", "request"),
     "experts.bits": None,

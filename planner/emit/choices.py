@@ -167,11 +167,8 @@ def read_offload_choice(document: Mapping[str, Any], model: ModelSpec) -> Offloa
     bits = model.native_bits if schedule.experts.bits == "native" else schedule.experts.bits
     cache, cached, total = schedule.cache, 0, model.num_moe_layers * model.num_experts
     if cache.policy != "none":
-        if cache.experts_per_layer is not None:
-            cached = cache.experts_per_layer * model.num_moe_layers
-        elif cache.pooled_experts is not None:
-            cached = cache.pooled_experts
-        else:
+        cached = cache.slots(model.num_moe_layers)
+        if cache.experts_per_layer is None and cache.pooled_experts is None:
             raise InputError("plan: best.schedule.cache", cache.policy, "a cache without a size", "plan again")
     if cached > total:
         raise InputError("plan: best.schedule.cache", cached, f"{model.name} has {total} experts", "plan again")

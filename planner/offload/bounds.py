@@ -214,7 +214,9 @@ class Bounds:
         else:
             spare = schedule.predictor.staging + (STREAM_SLOTS if cache.policy == "static" else 0)
             pooled = cache.pooled_experts is not None
-            slots = (cache.pooled_experts if cache.pooled_experts is not None else cache.experts_per_layer or 0) + spare
+            slots = (
+                max(cache.slots_by_cache(self._workload.num_layers)) + spare
+            )  # as if every layer had as many as the first
         full = cache.policy == "static"
         # How far and how wide a schedule looks ahead, or what it evicts, bounds nothing: many candidates share a bound.
         key = (id(prices), slots, pooled, full, cache.policy == "none", schedule.copy.overlap, guessing)
@@ -260,7 +262,7 @@ class Bounds:
     def _of_fixed(self, schedule: OffloadSchedule, prices: _Prices) -> Bound:
         """Return the bound of a cache that never changes and guesses nothing: which uses miss is known."""
         cache = schedule.cache
-        content = (cache.pooled_experts, cache.experts_per_layer, cache.placement)
+        content = (cache.slots_by_cache(self._workload.num_layers), cache.placement)
         key = (id(prices), *content, schedule.copy.overlap)
         if key not in self._bounds:
             if content not in self._missed:

@@ -138,17 +138,16 @@ def _sized(simulation: Simulation, schedule: OffloadSchedule, share: float) -> t
         sizes: dict[str, int | None] = {"cache__pooled_experts": count, "cache__experts_per_layer": None}
     else:
         each = min(experts, round(share * experts))
-        count, sizes = each * layers, {"cache__experts_per_layer": each, "cache__pooled_experts": None}
+        count, sizes = (
+            each * layers,
+            {"cache__experts_per_layer": each, "cache__first_layer_extra": 0, "cache__pooled_experts": None},
+        )
     return (schedule.with_options(**sizes), count) if count else None
 
 
 def cached_of(simulation: Simulation, schedule: OffloadSchedule) -> int:
     """Return the experts that a resolved schedule's cache holds."""
-    cache = schedule.cache
-    if cache.policy == "none":
-        return 0
-    each = cache.experts_per_layer or 0
-    return cache.pooled_experts if cache.pooled_experts is not None else each * simulation.trace.num_layers
+    return 0 if schedule.cache.policy == "none" else schedule.cache.slots(simulation.trace.num_layers)
 
 
 def _fits(simulation: Simulation, schedule: OffloadSchedule, count: int) -> bool:

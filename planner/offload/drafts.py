@@ -167,7 +167,7 @@ def _resized(simulation: Simulation, schedule: OffloadSchedule) -> OffloadSchedu
     if cache.policy == "none" or slots is None:
         return simulation.resolve(schedule)
     each = 1 if cache.pooled_experts is not None else simulation.trace.num_layers
-    fits = simulation.slots_that_fit(schedule) // each
+    fits = (simulation.slots_that_fit(schedule) - cache.first_layer_extra) // each
     if cache.placement in ("front", "back") and cache.pooled_experts is not None:
         fits = fits // simulation.trace.num_experts * simulation.trace.num_experts
     key = "cache__pooled_experts" if cache.pooled_experts is not None else "cache__experts_per_layer"

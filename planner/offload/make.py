@@ -227,8 +227,7 @@ def _better_rival(simulation: Simulation, base: OffloadSchedule, request: Offloa
     best = result.best
     for rival in need_nothing(rivals):
         cache = rival.schedule.cache
-        each = cache.experts_per_layer or 0
-        slots = cache.pooled_experts if cache.pooled_experts is not None else each * simulation.trace.num_layers
+        slots = cache.slots(simulation.trace.num_layers)
         candidate = Candidate(schedule=rival.schedule, level=result.front[-1].level, cached_slots=slots)
         if request.objective == "tokens_per_s" and run_ns(rival) >= best.total_ns:
             continue

@@ -107,6 +107,7 @@ def candidates(
     for schedule, cached in (
         *_plain(simulation, base, level),
         *(one for settings in _special(simulation, low_bits) for one in _sized(simulation, base, level, settings)),
+        *_by_layer(simulation, base, level),
     ):
         cache = schedule.cache
         scanned = cache.pooled_experts is not None and cache.policy in _SCANNING
@@ -233,6 +234,45 @@ def _plain(simulation: Simulation, base: OffloadSchedule, level: int) -> Iterato
                         }
                         options = {key.replace(".", "__"): v for key, v in choice.items()}
                         yield from _allowed(base, options, slots)
+
+
+def _by_layer(simulation: Simulation, base: OffloadSchedule, level: int) -> Iterator[_Sized]:
+    """Yield caches by layer that fetch what pays of guesses one layer ahead; the first layer's, which nothing guesses, larger or not."""
+    top_k, trace = simulation.trace.top_k, simulation.trace
+    if trace.predicted is not None and trace.predicted_prob is None:
+        return
+    for guess in predictors(simulation):
+        staging, width = int(str(guess["predictor.staging"])), guess.get("predictor.width")
+        if (
+            guess.get("predictor.depth") != 1
+            or width not in (top_k, round(1.5 * top_k))
+            or staging not in (0, 4 * top_k)
+        ):
+            continue
+        for policy in ("lru", "affinity"):
+            for each, extra in shares_of(level - staging, trace.num_layers, trace.num_experts):
+                if policy == "lru" and not staging and not extra:
+                    continue  # `_special` has it
+                for grouping in ("grouped", "per-expert"):
+                    choice = guess | {
+                        "cache.policy": policy, "cache.experts_per_layer": each, "cache.first_layer_extra": extra,
+                        "predictor.benefit": True, "kernel.grouping": grouping,
+                    }  # fmt: skip
+                    options = {key.replace(".", "__"): value for key, value in choice.items()}
+                    yield from _allowed(base, options, each * trace.num_layers + extra)
+
+
+def shares_of(slots: int, num_layers: int, num_experts: int) -> list[tuple[int, int]]:
+    """Return ways to divide slots among layers, as (each layer's, how many more the first has): evenly, with what is left for the first
+    layer, and with one of each other layer's for it too, where it can use most of those.
+    """
+    each = min(slots // num_layers, num_experts)
+    found = [(each, 0)] if each else []
+    for held in (each, each - 1):
+        extra = min(slots - held * num_layers, num_experts - held)
+        if held >= 1 and extra > 0 and slots - held * num_layers - extra < num_layers // 2:
+            found.append((held, extra))
+    return found
 
 
 def _allowed(base: OffloadSchedule, options: dict[str, object], cached_slots: int) -> Iterator[_Sized]:

@@ -256,8 +256,9 @@ def _moved(found: Candidate, variant: Variant, other: Variant, base: OffloadSche
         slots = slots // each * each if cache.placement in ("front", "back") else slots
         schedule = schedule.with_options(cache__pooled_experts=slots)
     else:
-        slots = slots // layers * layers
-        schedule = schedule.with_options(cache__experts_per_layer=slots // layers)
+        each = (slots - cache.first_layer_extra) // layers
+        schedule = schedule.with_options(cache__experts_per_layer=max(1, each))
+        slots = schedule.cache.slots(layers) if each else 0
     if slots < 1 and cache.policy != "none":
         return
     try:

@@ -46,7 +46,9 @@ def references_of(simulation: Simulation, best: Prediction) -> dict[str, Predict
     asked = [(simulation, best.schedule.with_options(name="belady", cache__policy="belady", **changing))]
     size = "pooled_experts" if cache.pooled_experts is not None else "experts_per_layer"
     slots = getattr(cache, size)
-    most = simulation.num_experts if size == "pooled_experts" else simulation.trace.num_experts
+    most = (
+        simulation.num_experts if size == "pooled_experts" else simulation.trace.num_experts - cache.first_layer_extra
+    )
     for factor in MORE_MEMORY:
         budget = int(simulation.budget_bytes * factor)
         more = (budget - simulation.budget_bytes) // simulation.expert_bytes(best.schedule)

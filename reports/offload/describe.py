@@ -57,7 +57,8 @@ def cache_size(schedule: OffloadSchedule) -> str:
     if cache.pooled_experts is not None:
         return f"{cache.pooled_experts:,} experts in one pool for all layers"
     if cache.experts_per_layer is not None:
-        return f"{cache.experts_per_layer:,} experts a layer"
+        more = f", {cache.first_layer_extra:,} more of the first" if cache.first_layer_extra else ""
+        return f"{cache.experts_per_layer:,} experts a layer{more}"
     if cache.bytes is not None:
         return f"{numbers.size(cache.bytes)} in one pool for all layers"
     if cache.host_layers is not None:

@@ -28,9 +28,8 @@ def mean_experts_per_layer(schedule: OffloadSchedule, num_layers: int) -> float 
     cache = schedule.cache
     if cache.policy == "none":
         return None
-    if cache.experts_per_layer is not None:
-        return float(cache.experts_per_layer)
-    return cache.pooled_experts / num_layers if cache.pooled_experts is not None else None
+    sized = cache.experts_per_layer is not None or cache.pooled_experts is not None
+    return cache.slots(num_layers) / num_layers if sized else None
 
 
 def hit_rate_plot(curves: Sequence[HitCurve], entries: Sequence[Entry], *, num_layers: int, num_experts: int) -> Plot:

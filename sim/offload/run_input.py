@@ -36,11 +36,7 @@ def bind(schedule: OffloadSchedule, trace: RoutingTrace, workload: Workload) -> 
 
     Raises InputError where the recording lacks the guesses that the schedule needs.
     """
-    cache = schedule.cache
-    if cache.pooled_experts is not None:
-        capacities = np.array([cache.pooled_experts])
-    else:
-        capacities = np.full(trace.num_layers, cache.experts_per_layer or 0)
+    capacities = np.array(schedule.cache.slots_by_cache(trace.num_layers))
     return RunInput(schedule=schedule, config=run_config(schedule, trace), workload=workload, capacities=capacities)
 
 

@@ -288,8 +288,7 @@ class Simulation(DeviceMemory):
         Raises DoesNotFit when the capacity given, or the smallest useful one, exceeds the budget, or the host cannot hold the rest.
         """
         sized = self._sized(schedule.with_options(experts__bits=self.expert_format(schedule).name))
-        pooled, each = sized.cache.pooled_experts, sized.cache.experts_per_layer or 0
-        cached = min(pooled if pooled is not None else each * self.trace.num_layers, self.num_experts)
+        cached = min(sized.cache.slots(self.trace.num_layers), self.num_experts)
         if sized.copy.host_experts == 0:  # as many as the machine has room for
             sized = sized.with_options(copy__host_experts=None)
         return self.within_host(sized, cached_experts=cached)
@@ -313,8 +312,12 @@ class Simulation(DeviceMemory):
                     "cache.bytes", cache.bytes, f"less than one expert of {expert_bytes} bytes", "give more"
                 )
             return schedule.with_options(cache__pooled_experts=int(pooled))
-        if cache.experts_per_layer is not None and cache.experts_per_layer > self.trace.num_experts:
-            raise InputError("cache.experts_per_layer", cache.experts_per_layer,
+        if (
+            cache.experts_per_layer is not None
+            and cache.experts_per_layer + cache.first_layer_extra > self.trace.num_experts
+        ):
+            key = "experts_per_layer" if cache.experts_per_layer > self.trace.num_experts else "first_layer_extra"
+            raise InputError(f"cache.{key}", getattr(cache, key),
                              f"the model has {self.trace.num_experts} experts a layer", "give at most that many")  # fmt: skip
         if cache.pooled_experts is not None and cache.pooled_experts > self.num_experts:
             raise InputError("cache.pooled_experts", cache.pooled_experts, f"the model has {self.num_experts} experts",
@@ -327,8 +330,9 @@ class Simulation(DeviceMemory):
             layer = self.trace.num_experts
             fits = self.slots_that_fit(schedule, least=layer if schedule.kernel.miss == "fetch" else 1)
             return schedule.with_options(cache__pooled_experts=max(1, fits // layer * layer))
-        each = self.slots_that_fit(schedule, least=self.trace.num_layers) // self.trace.num_layers
-        return schedule.with_options(cache__experts_per_layer=int(each))
+        extra = cache.first_layer_extra
+        each = (self.slots_that_fit(schedule, least=self.trace.num_layers + extra) - extra) // self.trace.num_layers
+        return schedule.with_options(cache__experts_per_layer=min(int(each), self.trace.num_experts - extra))
 
     def run(self, schedule: OffloadSchedule, *, engine: str = "compiled", rows: bool = False, limit_ns: int = 0,
             later_ns: Array | None = None, weights: Array | None = None, max_steps: int | None = None,

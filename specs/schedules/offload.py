@@ -38,6 +38,9 @@ class CacheOptions:
     plus what the last victim of its pool was worth, so that what was popular once leaves; Arlitt et al., HPL-98-173)."""
     experts_per_layer: int | None = None
     """Slots of each MoE layer's own cache."""
+    first_layer_extra: int = 0
+    """Slots that the first MoE layer's own cache has beyond the others': no gate runs early enough to guess for it, so its misses are
+    never hidden (after the shallow-favouring cache of Fate, arXiv 2502.12224)."""
     pooled_experts: int | None = None
     """Slots of one cache shared by all layers."""
     bytes: int | None = None
@@ -49,6 +52,17 @@ class CacheOptions:
     first layers whole); back (the last layers whole)."""
     reset: str = "never"
     """never: the cache persists across requests, as in a server; request: each request starts with an empty one."""
+
+    def slots_by_cache(self, num_layers: int) -> tuple[int, ...]:
+        """Return the slots of the one pooled cache, or of each layer's own; all 0 where nothing is cached or no size is known."""
+        if self.pooled_experts is not None:
+            return (self.pooled_experts,)
+        each = self.experts_per_layer or 0
+        return (each + self.first_layer_extra, *(each for _ in range(num_layers - 1)))
+
+    def slots(self, num_layers: int) -> int:
+        """Return how many experts are cached in all; 0 where nothing is cached or no size is known."""
+        return sum(self.slots_by_cache(num_layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,13 +230,14 @@ parse_setting = _KEYS.parse
 
 
 def apply_settings(schedule: OffloadSchedule, settings: Mapping[str, Any]) -> OffloadSchedule:
-    """Return `schedule` with dotted keys replaced; giving one cache size clears the other three.
+    """Return `schedule` with dotted keys replaced; giving one cache size clears the other three, and what only goes with them.
 
     Raises UnknownName for a key that does not exist and InputError for a value that breaks a rule.
     """
     changes = _KEYS.by_section(settings)
     if any(changes.get("cache", {}).get(size) is not None for size in _SIZES):
-        changes["cache"] = dict.fromkeys(_SIZES) | changes["cache"]
+        own = changes["cache"].get("experts_per_layer") is not None
+        changes["cache"] = dict.fromkeys(_SIZES) | ({} if own else {"first_layer_extra": 0}) | changes["cache"]
     made: OffloadSchedule = replaced(schedule, settings, changes)
     return made
 
@@ -252,6 +267,10 @@ def check_schedule(schedule: OffloadSchedule) -> None:
         raise InputError("cache", "+".join(given), "more than one size given", "keep one of them")
     if cache.policy == "none" and given:
         raise InputError("cache.policy", "none", "a cache size is given but nothing is cached", "choose lru or drop it")
+    _whole("cache.first_layer_extra", cache.first_layer_extra, 0)
+    if cache.first_layer_extra and (cache.policy == "none" or not given.keys() <= {"experts_per_layer"}):
+        raise InputError("cache.first_layer_extra", cache.first_layer_extra, "only layers that each have a cache of their own can differ",
+                         "give cache.experts_per_layer, or leave it at 0")  # fmt: skip
     _whole("predictor.depth", predictor.depth, 1, 64)
     if predictor.width is not None:
         _whole("predictor.width", predictor.width, 1, 4096)

@@ -97,6 +97,7 @@ def test_every_preset_does_what_the_simulator_says(name: str, trace: RoutingTrac
     [
         {"cache__policy": "lfu", "cache__pooled_experts": 7, "predictor__kind": "oracle", "predictor__depth": 2},
         {"cache__policy": "lfuda", "cache__experts_per_layer": 2, "predictor__kind": "next-gate"},
+        {"cache__policy": "affinity", "cache__experts_per_layer": 1, "cache__first_layer_extra": 2, "predictor__kind": "next-gate"},
         {"cache__policy": "belady", "cache__experts_per_layer": 2, "copy__write_back": True, "kernel__grouping": "grouped"},
         {"cache__policy": "static", "predictor__kind": "synthetic", "predictor__staging": 3, "copy__chunk_bytes": 4096},
         {"cache__policy": "lru", "cache__experts_per_layer": 1, "predictor__kind": "all", "copy__chunk_bytes": 4096},

@@ -86,9 +86,7 @@ def config_of(schedule: OffloadSchedule, trace: RoutingTrace) -> PolicyConfig:
 
 def capacities_of(schedule: OffloadSchedule, trace: RoutingTrace) -> Array:
     """Return slots per pool for a schedule that names its own capacity."""
-    if schedule.cache.pooled_experts is not None:
-        return np.array([schedule.cache.pooled_experts])
-    return np.full(trace.num_layers, schedule.cache.experts_per_layer or 0)
+    return np.array(schedule.cache.slots_by_cache(trace.num_layers))
 
 
 @st.composite
@@ -101,7 +99,8 @@ def schedules(draw: st.DrawFn, num_layers: int, num_experts: int) -> OffloadSche
         if draw(st.booleans()):
             settings["cache.pooled_experts"] = draw(st.integers(1, num_layers * num_experts))
         else:
-            settings["cache.experts_per_layer"] = draw(st.integers(1, num_experts))
+            settings["cache.experts_per_layer"] = each = draw(st.integers(1, num_experts))
+            settings["cache.first_layer_extra"] = draw(st.integers(0, num_experts - each))
         settings["predictor.staging"] = draw(st.integers(1 if policy == "static" and predictor != "none" else 0, 5))
     if predictor not in ("none", "pre-gate"):
         settings["predictor.depth"] = draw(st.integers(1, 3))

@@ -91,6 +91,8 @@ class DeviceMemory(HostMemory):
         if pooled and self.split is not None and self.split.mode != TENSOR:
             raise InputError("cache.pooled_experts", cached_experts, "one pool for all layers, which lie on several cards",
                              "give cache.experts_per_layer, or cache.policy=static")  # fmt: skip
+        if cache.experts_per_layer is not None and cached_experts == cache.slots(layers):
+            return list(cache.slots_by_cache(layers))
         share, more = divmod(cached_experts, layers)
         return [share + (layer < more) for layer in range(layers)]
 

@@ -51,6 +51,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "static in pieces": {"cache__policy": "static", "cache__experts_per_layer": 2, **NEXT, "predictor__staging": 4,
                          "copy__chunk_bytes": 8192},
     "misses on the cores": {"cache__policy": "static", "cache__pooled_experts": 8, "kernel__miss": "cpu", "kernel__grouping": "grouped"},
+    "more of the first layer": {"cache__policy": "lfu", "cache__experts_per_layer": 2, "cache__first_layer_extra": 3, **NEXT},
     "nothing kept": {"cache__policy": "none", **NEXT},
     "guesses that pay": {"cache__policy": "lru", "cache__pooled_experts": 8, **NEXT, "predictor__benefit": True},
     "from disk": {"cache__policy": "lru", "cache__experts_per_layer": 3, **NEXT, "copy__host_experts": 10},
@@ -194,3 +195,22 @@ def test_bytes_on_the_link_are_those_of_the_rows(loaded: Loaded, popularity: np.
 
 def _plan(mine: OffloadSchedule) -> dict[str, Any]:
     return {"kind": "offload", "best": {"name": "best", "schedule": mine.to_dict()}, "baselines": []}
+
+
+def test_perfect_guesses_are_an_earlier_runs_choices(loaded: Loaded, popularity: np.ndarray) -> None:
+    mine = schedule("LRU on one stream").with_options(
+        copy__overlap=True, copy__write_back=False, predictor__kind="next-gate", predictor__depth=2,
+        predictor__width=loaded.spec.top_k, predictor__staging=4,
+    )  # fmt: skip
+    first = run_model(loaded, mine, PROMPTS, max_new_tokens=NEW, popularity=popularity)
+    again = run_model(loaded, mine, PROMPTS, max_new_tokens=NEW, popularity=popularity, hindsight=first.recording)
+    assert again.tokens == first.tokens and not differences(again, mine)
+    walked = again.recording
+    assert walked.predicted is not None
+    for distance in (1, 2):
+        for column in range(distance, loaded.spec.num_moe_layers):
+            assert np.array_equal(walked.predicted[:, column, distance - 1], walked.experts[:, column])
+    assert again.counts.hits > first.counts.hits
+    with pytest.raises(InputError, match=r"predictor\.width"):
+        run_model(loaded, mine.with_options(predictor__width=loaded.spec.top_k + 1), PROMPTS, max_new_tokens=NEW,
+                  popularity=popularity, hindsight=first.recording)  # fmt: skip
