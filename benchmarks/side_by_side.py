@@ -3,6 +3,8 @@
     alone          rows of the baseline with nothing of the other lane beside them
     side by side   rows of a schedule that overlaps with the other lane beside them for most of their length
 
+The host's work is compared within that schedule, which has other things to decide than the baseline.
+
 Modelled: operations of one kind (dense part, expert, head, copy) by their medians, so that a ratio compares like with like; two lanes with
 work c and d left, each slower by its own ratio while both run, until the shorter is through; what neither lane is busy with, the host's
 work mostly, comes on top as it was in the baseline. Block by block, where a layer's copies can hide behind one layer's computing only: the
@@ -116,6 +118,9 @@ def slower(alone: Sequence[ModelRun], beside: Sequence[ModelRun]) -> Slower:
         for run in runs:
             for name, rows in _kinds(run, together).items():
                 lengths.setdefault((name, together), []).append(rows)
+    for run in beside:  # the host's work of both kinds, as only these runs also guess
+        for together in (False, True):
+            lengths.setdefault(("host", together), []).append(_host_rows(run, together))
     found: dict[str, float] = {}
     seen: dict[str, int] = {}
     for name in ("dense", "expert", "head", "copy", "host"):
@@ -185,14 +190,20 @@ def _kinds(run: ModelRun, together: bool) -> dict[str, Array]:
     """Return the lengths of rows by kind: those with the other lane beside them, or those without."""
     rows = decode_rows(run)
     compute, copies = rows[rows[:, ROW_LANE] == COMPUTE], rows[np.isin(rows[:, ROW_LANE], COPIES)]
-    host = rows[(rows[:, ROW_LANE] == HOST) & (rows[:, ROW_OP] == OP_HOST_LAYER)]
     found = {}
     for name, op in (("dense", OP_DENSE), ("expert", OP_EXPERT), ("head", OP_HEAD)):
         found[name] = _picked(compute[compute[:, ROW_OP] == op], copies, together)
     whole = copies[
         copies[:, ROW_BYTES] == copies[:, ROW_BYTES].max(initial=0)
     ]  # of copies in pieces, pieces of one size
-    return found | {"copy": _picked(whole, compute, together), "host": _picked(host, copies, together)}
+    return found | {"copy": _picked(whole, compute, together)}
+
+
+def _host_rows(run: ModelRun, together: bool) -> Array:
+    """Return the lengths of the host's work of a layer step: with copies beside it, or without."""
+    rows = decode_rows(run)
+    host = rows[(rows[:, ROW_LANE] == HOST) & (rows[:, ROW_OP] == OP_HOST_LAYER)]
+    return _picked(host, rows[np.isin(rows[:, ROW_LANE], COPIES)], together)
 
 
 def _picked(rows: Array, others: Array, together: bool) -> Array:
