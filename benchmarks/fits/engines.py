@@ -65,13 +65,13 @@ _NOISE = 0.15
 """Two reports of one card, model and engine differ by so much (logarithm)."""
 _COVER = 0.85
 """Share of a kind's left-out rows that its constants' uncertainty takes in; data sheets' and routing's come on top."""
-_COVER_MACHINES, _BLIND = 0.88, ("U", "Y", "Z")
-"""The same of experts on the cores, where each machine counts once, and only those whose reports were written down before they were
-predicted: they are off by more than machines that were in sight while the form was chosen, however they are left out."""
+_COVER_MACHINES, _BLIND = 0.88, ("U", "Y", "Z", "W", "N")
+"""The same of experts on the cores. In every kind each machine counts once, and only those whose reports were written down before they
+were predicted: they are off by more than machines that were in sight while the form was chosen, however they are left out."""
 _ONLY_JUDGED = ("F02", "F05", "F06")
 """Reports that are cells of `reproduce engines` too: predicted and judged, but nothing is fitted to them."""
-_LAST_KEPT_APART = 168
-"""Of the reports `W001` to this one, half of the machines are never fitted: new ones to judge by."""
+_LAST_KEPT_APART = {"W": 168, "N": 128}
+"""Of the reports `W001` (`N001`) to this one, half of the machines are never fitted: new ones to judge by."""
 # Which kind's errors a constant's uncertainty is.
 JUDGED_BY: dict[str, tuple[str, ...]] = {
     "gpu-decode": (
@@ -215,8 +215,8 @@ def _group(name: str) -> tuple[tuple[str, ...], float]:
 
 def is_kept_apart(report: Report) -> bool:
     """Return whether a report is of a machine that no constant is ever fitted to: chosen by a hash of its name."""
-    number = re.fullmatch(r"W([0-9]{3})", report.id)
-    if number is None or int(number[1]) > _LAST_KEPT_APART:
+    number = re.fullmatch(r"([A-Z])([0-9]{3})", report.id)
+    if number is None or int(number[2]) > _LAST_KEPT_APART.get(number[1], 0):
         return False
     return hashlib.sha256(report.rig.encode()).digest()[0] % 2 == 0
 
@@ -430,14 +430,14 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
             factor = max(1.0, _typical(problem, familiar, rows) / base) if rows else 1.0
             table["scatter"][sort] = round(factor, 2)
             scattered[rows] = factor
+        prompts = [report.kind == "cpu-prefill" and hosts[row] == "unknown" for row, report in enumerate(problem.reports)]
+        scattered[prompts] = table["scatter"]["unknown"]  # cores and slot of a box that nobody describes
     for kind, names in JUDGED_BY.items():
         mine = [int(row) for row, report in enumerate(problem.reports) if report.kind == kind]
         if not mine:
             continue
-        weights, cover = np.ones(len(mine)), _COVER
-        if kind.startswith("cpu"):
-            mine = [row for row in mine if problem.reports[row].id.startswith(_BLIND)] or mine
-            weights, cover = _votes(problem, mine), _COVER_MACHINES
+        mine = [row for row in mine if problem.reports[row].id.startswith(_BLIND)] or mine
+        weights, cover = _votes(problem, mine), _COVER_MACHINES if kind.startswith("cpu") else _COVER
         wide = float(np.expm1(_quantile((familiar / scattered)[mine], weights, cover)))
         for name in names:
             table["generic"][name]["uncertainty"] = round(wide, 3)

@@ -100,6 +100,8 @@ def compose(parts: Parts, engine: Engine, backend: str | None = None, name: str 
     host_rate = dataclasses.replace(host_rate, relative_uncertainty=host_rate.relative_uncertainty * wide)
     flops, worth = flops_of_cores(cpu, parts.threads or cpu.cores * parts.sockets, parts.sockets)
     on_cores = _scaled(flops, found["cpu_share"], worth)
+    unsure = scatter(table, sockets=1, known=parts.cpu is not None or parts.unified_memory)
+    on_cores = dataclasses.replace(on_cores, relative_uncertainty=on_cores.relative_uncertainty * unsure)
     capacity = memory.capacity_bytes or _ASSUMED_MEMORY.capacity_bytes or 0
     if parts.gpu is not None and parts.unified_memory:
         capacity = parts.gpu.memory_bytes
@@ -213,7 +215,11 @@ def _card(parts: Parts, slot: Slot, engine: Engine, backend: str, table: Mapping
     gpu = slot.gpu
     found = rates(engine.name, backend, table, gpu.architecture, gpu.backend, earlier=engine.earlier(built),
                   several=len(parts.slots) > 1)  # fmt: skip
-    link = _link(parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built))
+    # Of a box that nobody describes, the slot is not known either.
+    unsure = scatter(table, sockets=1, known=slot.pcie is not None or parts.cpu is not None or parts.unified_memory)
+    link = _link(
+        parts, slot, found, fetches=engine.upload_tokens == 1, pageable=engine.copies_pageable(built), unsure=unsure
+    )
     device = _gpu(gpu, found, _reach(gpu, engine, backend, found))
     return CardConstants(
         name=gpu.name, device=device, host_to_device=link, device_to_host=link,
@@ -300,10 +306,13 @@ def _cores(capacity: int, flops: Constant, rate: Constant, found: EngineRates) -
     )  # fmt: skip
 
 
-def _link(parts: Parts, slot: Slot, found: EngineRates, *, fetches: bool, pageable: bool) -> LinkDirection:
+def _link(
+    parts: Parts, slot: Slot, found: EngineRates, *, fetches: bool, pageable: bool, unsure: float
+) -> LinkDirection:
     """Return the way between host and the card in a slot.
 
-    fetches: the engine fetches in every step, and is as uncertain as such engines are. pageable: it has no page-locked memory.
+    fetches: the engine fetches in every step, and is as uncertain as such engines are. pageable: it has no page-locked memory. unsure:
+    by how much more uncertain the slot is than a known one.
     """
     gpu, lanes = slot.gpu, link_of(parts, slot)
     rate = gpu.bandwidth_bytes_per_s / 2 if lanes is None else pcie_bytes_per_s(lanes)
@@ -312,6 +321,7 @@ def _link(parts: Parts, slot: Slot, found: EngineRates, *, fetches: bool, pageab
     if fetches:
         wide = max(share.relative_uncertainty, found["fetch_layer_s"].relative_uncertainty)
         share = dataclasses.replace(share, relative_uncertainty=wide)
+    share = dataclasses.replace(share, relative_uncertainty=share.relative_uncertainty * unsure)
     moving = _scaled(rate, share, where)
     staged = moving
     if lanes is not None and moving.value > _STAGED_BYTES_PER_S:

@@ -122,3 +122,17 @@ def test_waiting_takes_clocks_and_hosts_that_are_not_known_are_less_certain() ->
     least, scatter = known.memory_bytes_per_s.relative_uncertainty, fitted_table()["scatter"]
     assert unknown.memory_bytes_per_s.relative_uncertainty == pytest.approx(least * scatter["unknown"])
     assert two.memory_bytes_per_s.relative_uncertainty == pytest.approx(least * scatter["sockets"])
+    assert unknown.flops_per_s.relative_uncertainty == pytest.approx(
+        known.flops_per_s.relative_uncertainty * scatter["unknown"]
+    )
+
+
+@pytest.mark.parametrize("card", ["rtx-3060", "rtx-5090", "rx-7900-xtx"])
+def test_the_slot_of_a_box_that_nobody_describes_is_less_certain(card: str) -> None:
+    def doubt(text: str) -> float:
+        link = compose_text(text).host_to_device.pinned_bytes_per_s
+        return link.relative_uncertainty
+
+    stated, described, neither = doubt(f"{card} + pcie-4.0x8"), doubt(f"{card} + ryzen-7-7700x"), doubt(card)
+    assert stated == described
+    assert neither == pytest.approx(described * fitted_table()["scatter"]["unknown"])
