@@ -430,7 +430,9 @@ def with_uncertainty(problem: Problem, x: Array, judged: Array) -> dict[str, Any
             factor = max(1.0, _typical(problem, familiar, rows) / base) if rows else 1.0
             table["scatter"][sort] = round(factor, 2)
             scattered[rows] = factor
-        prompts = [report.kind == "cpu-prefill" and hosts[row] == "unknown" for row, report in enumerate(problem.reports)]
+        prompts = [
+            report.kind == "cpu-prefill" and hosts[row] == "unknown" for row, report in enumerate(problem.reports)
+        ]
         scattered[prompts] = table["scatter"]["unknown"]  # cores and slot of a box that nobody describes
     for kind, names in JUDGED_BY.items():
         mine = [int(row) for row, report in enumerate(problem.reports) if report.kind == kind]
