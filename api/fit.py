@@ -20,7 +20,6 @@ from ..base.frames import Tabular, flat
 from ..planner.emit.engines.llamacpp_commands import check_kv_type
 from ..planner.emit.flags import command, one_line
 from ..planner.served.llamacpp import (
-    DEFAULT_UBATCH,
     FIT_MARGIN_BYTES,
     IK_LLAMA_CPP,
     LLAMA_CPP,
@@ -30,6 +29,7 @@ from ..planner.served.llamacpp import (
 from ..planner.served.setting import Setting
 from ..sim.offload.metrics import Interval, figures_of
 from ..sim.offload.simulate import Simulation
+from ..specs.machines.engines import load_engine
 from ..specs.machines.profile import Profile
 from ..specs.models import ModelSpec, WeightFormat, weight_format
 from ..specs.models.load import list_models
@@ -299,7 +299,7 @@ def _command(one: Setting, context: int, kv_type: str) -> str:
     if one.split is not None:
         shares = ",".join(f"{share:.15g}" for share in one.split.shares)
         flags |= {"--split-mode": "layer", "--tensor-split": shares}
-    if one.ubatch != DEFAULT_UBATCH:
+    if one.ubatch != load_engine(LLAMA_CPP.name).prompt_chunk(0):
         flags["--ubatch-size"] = one.ubatch
     if kv_type != "f16":
         keys, _, values = kv_type.partition("/")

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..specs.models import WeightFormat
     from ..specs.schedules.offload import OffloadSchedule
 
-DEFAULT_UBATCH = 512
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -110,7 +108,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     from ..sim.offload.simulate import Simulation
     from ..specs.card_split import read_split
     from ..specs.machines.compose import assumed_of
-    from ..specs.machines.engines import load_engine
+    from ..specs.machines.engines import load_engine, prompt_chunk_on
     from ..specs.machines.load import engine_note
     from ..specs.memory import kv_bytes_of
     from ..specs.models.mixes.known import known_name
@@ -165,7 +163,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
         dense_format=dense, kv_bytes_per_value=kv_bytes_of(kv_type, spec), context_tokens=context, upload_tokens=uploads,
         likewise=routed.spread,
     )  # fmt: skip
-    chunk = ubatch if ubatch is not None else DEFAULT_UBATCH if serving is not None else None
+    chunk = ubatch if ubatch is not None else None if serving is None else prompt_chunk_on(profile)
     asked = {"concurrency": "--concurrency"} if concurrency is not None else {}
     if ubatch is not None:
         asked["prefill_chunk_tokens"] = "--ubatch"

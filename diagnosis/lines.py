@@ -90,7 +90,7 @@ def _case(line: BenchLine, hardware: str, model: ModelSpec, quant: str | None, e
     return Case(
         model=model, model_name=model.name, quant=quant or line.quant, parts=parts, profile=profile, engine=name,
         backend=backend or ("cuda" if own is None else own.backend), placement=placement_of(line, model, profile),
-        ubatch=line.ubatch_tokens,
+        ubatch=line.ubatch_tokens or load_engine(name).prompt_chunk(profile.device.memory_bytes.value),
         kv_types=line.kv_types, prompt=line.prompt_tokens, reply=line.generated_tokens, depth=line.depth_tokens, built=built,
         line=line if quant is None else dataclasses.replace(line, quant=line.quant),
         concurrency=line.requests, threads=line.threads,

@@ -77,7 +77,8 @@ def case_of_call(call: Call, asked: Asked) -> Case:
         )
     case = Case(
         model=model, model_name=name, quant=quant, parts=parts, profile=profile, engine=call.engine, backend=backend,
-        placement={"kind": "gpu"}, ubatch=call.ubatch, kv_types=call.kv_types, prompt=prompt, reply=reply, depth=call.depth,
+        placement={"kind": "gpu"}, ubatch=call.ubatch or load_engine(call.engine).prompt_chunk(profile.device.memory_bytes.value),
+        kv_types=call.kv_types, prompt=prompt, reply=reply, depth=call.depth,
         concurrency=asked.concurrency, context=call.context, built=asked.built, threads=call.threads,
         parallel=call.parallel, card_shares=call.card_shares, assumed=(*assumed, *call.remarks),
     )  # fmt: skip

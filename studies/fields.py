@@ -22,6 +22,7 @@ from ..base.units import parse_quantity, unit_of
 from ..planner.offload.plan import OffloadRequest
 from ..specs.models import weight_format
 from ..specs.models.load import load_model
+from ..specs.models.mixes.known import known_name
 from ..specs.models.mixes.names import mix_names
 from ..specs.schedules.offload import OffloadSchedule, parse_setting, setting_keys
 from ..specs.schedules.presets import load_preset
@@ -115,7 +116,7 @@ class Fields:
 def _check_value(name: str, value: Any, place: str) -> None:
     if name == "quant":
         try:
-            weight_format(value)
+            weight_format(known_name(value))
         except UnknownName:
             raise UnknownName(place, value, mix_names()) from None
     elif name == "schedule":

@@ -36,7 +36,7 @@ class BenchLine:
     depth_tokens: int = 0
     """Tokens of context that were there before."""
     requests: int = 1
-    ubatch_tokens: int = 512
+    ubatch_tokens: int | None = None
     """Most prompt tokens of one pass."""
     kv_types: tuple[str, str] = ("f16", "f16")
     engine: str | None = None
@@ -83,7 +83,7 @@ def checked(line: BenchLine, tool: str) -> BenchLine:
             )
     if line.prompt_tokens + line.generated_tokens == 0:
         raise InputError(f"{where}: tokens", 0, "nothing was run", "measure with -p or -n above zero")
-    if not 1 <= line.ubatch_tokens <= _MOST_TOKENS:
+    if line.ubatch_tokens is not None and not 1 <= line.ubatch_tokens <= _MOST_TOKENS:
         raise InputError(
             f"{where}: tokens of a pass", line.ubatch_tokens, f"not from 1 to {_MOST_TOKENS}", "measure again"
         )

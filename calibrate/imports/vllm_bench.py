@@ -215,7 +215,7 @@ def _checked(entry: Mapping[str, Any], given: Lengths, where: str, *, prompt: in
     return checked(
         BenchLine(
             where=where, test=test, prompt_tokens=prompt, generated_tokens=generated, tokens_per_s=rate, relative_deviation=deviation,
-            depth_tokens=depth, requests=requests, ubatch_tokens=given.ubatch_tokens or _BATCHED_TOKENS, engine="vllm",
+            depth_tokens=depth, requests=requests, ubatch_tokens=given.ubatch_tokens, engine="vllm",
             model=str(model) if model else None, quant=_quant(str(model)) if model else None, reason=reason or _cannot(entry),
         ),
         TOOL,

@@ -158,7 +158,7 @@ UbatchOption = Annotated[
     typer.Option(
         "--ubatch",
         "--prefill-chunk",
-        help="Prompt tokens per forward pass; default: 512 under an engine, else all.",
+        help="Prompt tokens per forward pass; default: as the engine does of itself, without one all.",
         callback=between(1, TOKENS, "tokens"),
     ),
 ]

@@ -43,7 +43,8 @@ class Call:
     """Large passes may copy experts of host memory to the card."""
     repacked: bool = False
     """Rows are interleaved for the cores when the model is loaded."""
-    ubatch: int = 512
+    ubatch: int | None = None
+    """Prompt tokens of a pass; None: as many as the engine takes of itself."""
     context: int | None = None
     """Tokens that the cache has room for, over all slots."""
     slots: int = 1

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from ...base.errors import InputError
+from ...specs.machines.engines import load_engine
 from . import llamacpp_flags
 from .call import ALL_LAYERS, MOST_CARDS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse
 from .flags import FIELD, Flag, Told, read_flags, table
@@ -22,7 +23,7 @@ SERVERS, OTHERS = ("llama-server", "server"), ("llama-cli", "main", "llama-compl
 SWEEP = "llama-sweep-bench"
 PROGRAMS = (*SERVERS, *OTHERS, BENCH, SWEEP)
 _DEVICES = {"cuda": "cuda", "rocm": "rocm", "hip": "rocm", "vulkan": "vulkan", "metal": "metal", "mtl": "metal"}
-_DEFAULT_BATCH, _DEFAULT_UBATCH = 2048, 512
+_DEFAULT_BATCH = 2048
 
 
 def read(program: str, words: Sequence[str], engine: str | None) -> Call:
@@ -32,7 +33,7 @@ def read(program: str, words: Sequence[str], engine: str | None) -> Call:
         raise InputError(f"{FIELD}: word", told.others[0], f"{program} takes flags only", "write the flag before it")
     _check(told)
     batch = positive(told.whole("batch", 1, MOST_TOKENS), _DEFAULT_BATCH)
-    ubatch = positive(told.whole("ubatch", 1, MOST_TOKENS), _DEFAULT_UBATCH)
+    ubatch = positive(told.whole("ubatch", 1, MOST_TOKENS), load_engine(name).prompt_chunk(0))
     layers, placed = _layers(told, program, name)
     overrides = tuple(
         _override(text) for value in told.values.get("overrides", ()) for text in _parts(value[0], program)

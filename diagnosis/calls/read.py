@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
 
 from ...base.errors import InputError, UnknownName
@@ -16,6 +17,8 @@ from .call import Call
 from .flags import FIELD, split_command
 
 _VISIBLE = re.compile(r"(?:CUDA|HIP|ROCR|GGML_VK)_VISIBLE_DEVICES=([0-9]{1,2}(?:,[0-9]{1,2})*)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS", re.IGNORECASE)
 PROGRAMS = (*llamacpp.PROGRAMS, *servers.PROGRAMS, *ollama.PROGRAMS)
 """Programs whose command lines are read."""
 
@@ -28,15 +31,26 @@ def read_command(text: str, engine: str | None = None) -> Call:
     words = split_command(text)
     program, rest = _program(words)
     before = words[: len(words) - len(rest)]
-    visible = _visible(before)
     if program in llamacpp.PROGRAMS:
         _check_engine(engine, (llamacpp.ENGINE, llamacpp.FORK), program)
-        return _of_visible(llamacpp.read(program, rest, engine), visible)
-    if program in ollama.PROGRAMS:
+        call = llamacpp.read(program, rest, engine)
+    elif program in ollama.PROGRAMS:
         _check_engine(engine, (ollama.ENGINE,), program)
-        return _of_visible(ollama.read(program, rest, before), visible)
-    _check_engine(engine, servers.ENGINES[program], program)
-    return _of_visible(servers.read(program, rest), visible)
+        call = ollama.read(program, rest, before)
+    else:
+        _check_engine(engine, servers.ENGINES[program], program)
+        call = servers.read(program, rest)
+    call = dataclasses.replace(call, text=" ".join((*_variables(before), call.text)))
+    return _of_visible(call, _visible(before))
+
+
+def _variables(words: Sequence[str]) -> list[str]:
+    """Return the variables that are set before a program, as a shell takes them; not those whose names say that they are secret."""
+    set_before = [word for word in words if _VARIABLE.match(word)]
+    return [
+        f"{name}={shlex.quote(value) if value else ''}"
+        for name, _, value in (word.partition("=") for word in set_before) if not _SECRET.search(name)
+    ]  # fmt: skip
 
 
 def _visible(words: Sequence[str]) -> tuple[int, ...] | None:

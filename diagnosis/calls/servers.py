@@ -13,7 +13,7 @@ from functools import cache
 
 from ...base.errors import InputError
 from . import servers_flags
-from .call import ALL_LAYERS, MOST_CARDS, MOST_TOKENS, Call, kv_type, positive, quant_in, refuse, served_quant_in
+from .call import ALL_LAYERS, MOST_CARDS, MOST_TOKENS, Call, kv_type, quant_in, refuse, served_quant_in
 from .flags import FIELD, Flag, Told, read_flags, table
 
 VLLM, SGLANG, KTRANSFORMERS = "vllm", "sglang", "ktransformers"
@@ -22,8 +22,6 @@ ENGINES: Mapping[str, tuple[str, ...]] = {
     "local_chat": (KTRANSFORMERS,), "ktransformers": (KTRANSFORMERS,), "ktransformers.local_chat": (KTRANSFORMERS,),
 }  # fmt: skip
 PROGRAMS = tuple(ENGINES)
-# Prompt tokens of a pass where nobody says: vLLM's and SGLang's defaults on consumer cards, KTransformers' chunk.
-_PASS_TOKENS = {VLLM: 2048, SGLANG: 2048, KTRANSFORMERS: 8192}
 # What engines call weights, and what they are here; others are as the checkpoint says.
 _WEIGHTS = {"fp8": "FP8", "awq": "AWQ", "awq_marlin": "AWQ", "gptq": "GPTQ", "gptq_marlin": "GPTQ", "mxfp4": "MXFP4",
 "modelopt_fp4": "NVFP4",
@@ -61,12 +59,17 @@ def read(program: str, words: Sequence[str]) -> Call:
         quant=_KT_WEIGHTS.get(told.text("kt_method") or "") or _WEIGHTS.get(quant or "") or quant_in(gguf)
         or served_quant_in(model) or quant_in(model),
         cpu_moe_layers=ALL_LAYERS if hybrid and gpu_experts is None else 0, gpu_experts=gpu_experts,
-        ubatch=positive(told.whole("pass_tokens", -1, MOST_TOKENS),
-        _PASS_TOKENS[engine]) if told.text("pass_tokens") != "-1" else _PASS_TOKENS[engine],
+        ubatch=_pass_tokens(told),
         context=told.whole("context", -1, MOST_TOKENS) or None, threads=told.whole("kt_threads", 1, 4096),
         kv_types=(_kv(told), _kv(told)), reply=told.whole("reply", 1, MOST_TOKENS), cards=cards, parallel=parallel,
         remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _pass_tokens(told: Told) -> int | None:
+    """Return the prompt tokens of a pass; None where nobody says, and for -1, which leaves them to the engine."""
+    found = told.whole("pass_tokens", -1, MOST_TOKENS)
+    return None if found is None or found < 1 else found
 
 
 def _divided(told: Told) -> tuple[tuple[int, ...], str | None]:

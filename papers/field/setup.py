@@ -18,7 +18,7 @@ from ...base.units import GIB
 from ...sim.offload.drafting.draft import Drafting
 from ...specs.card_split import CardSplit
 from ...specs.machines.compose import host_bytes_per_s
-from ...specs.machines.engines import engines, load_engine
+from ...specs.machines.engines import engines, load_engine, prompt_chunk_on
 from ...specs.machines.profile import Profile
 from ...specs.memory import kv_bytes_of
 from ...specs.models import BITS_PER_BYTE, ModelSpec, WeightFormat, quantised_as, weight_format
@@ -260,9 +260,7 @@ def _recording(
 
 def _chunk(profile: Profile) -> int:
     """Return how many tokens of a prompt pass at once where a report does not say: as many as the engine takes of itself."""
-    if profile.engine is None:
-        return _PROMPT
-    return load_engine(profile.engine.name).prompt_chunk(profile.device.memory_bytes.value)
+    return prompt_chunk_on(profile) or _PROMPT
 
 
 def _count(report: Report, key: str, default: int, most: int) -> int:

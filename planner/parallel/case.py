@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -67,7 +67,8 @@ class ParallelRequest:
     kept_context_tokens: int | None = None
     """Context of every request that memory is kept for; None: the one that a step is timed at."""
     tokens_per_rank: int | None = None
-    """Tokens on each rank in a step (sequences where each brings drafts too); None takes 4096 in prefill and 128 in decode."""
+    """Tokens on each rank in a step (sequences where each brings drafts too); None takes 4096 in prefill and 128 in decode,
+    fewer where these do not fit."""
     draft_tokens: int = 0
     """Tokens that the model's own draft layer (MTP) drafts in a decode step for every sequence, all of which the next step checks."""
     acceptance: str | None = None
@@ -105,13 +106,17 @@ class ParallelRequest:
     seed: int = 0
 
     @property
+    def usual_tokens(self) -> int:
+        """Tokens on each rank in a step (sequences where each brings drafts too) where the request does not say."""
+        return PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one step over all ranks."""
         drafted = self.draft_tokens + 1
         if self.concurrency is not None:
             return self.concurrency * drafted
-        each = self.tokens_per_rank or (PREFILL_TOKENS_PER_RANK if self.prefill else DECODE_TOKENS_PER_RANK)
-        return each * self.num_nodes * self.ranks_per_node * drafted
+        return (self.tokens_per_rank or self.usual_tokens) * self.num_nodes * self.ranks_per_node * drafted
 
     @property
     def tokens_a_step(self) -> float:
@@ -309,3 +314,26 @@ def prepare_ep(
     return EpSearch(
         simulation, evidence, placements, Trials(progress=progress), attention_ranks=request.attention_ranks
     )
+
+
+def batch_that_fits(
+    model: ModelSpec, profile: Profile, recording: Recording, request: ParallelRequest, schedules: Sequence[ExpertParallelSchedule]
+) -> tuple[ParallelRequest, tuple[str, ...]]:  # fmt: skip
+    """Return the request with the largest batch that fits, and that in words, where the usual batch, none being asked for, does not fit.
+
+    schedules: that may be run; one of them is enough. Where not even one token fits, the request stays for whoever runs it to refuse.
+    """
+    if request.tokens_per_rank is not None or request.concurrency is not None:
+        return request, ()
+    usual, most = request.usual_tokens, 0
+    for schedule in schedules:
+        asked = dataclasses.replace(request, bits=schedule.kernel.bits)
+        search = prepare_ep(model, profile, evidence_of(model, recording, asked), asked, schedule)
+        most = max(most, search.memory(schedule)[1] // (request.draft_tokens + 1))
+        if most >= usual:
+            return request, ()
+    if not most:
+        return request, ()
+    what = "tokens" if request.prefill else "sequences"
+    words = f"batch: {usual:,} {what} on each GPU, as usual, do not fit; {most:,} are taken, as many as do (--tokens-per-rank says another)"
+    return dataclasses.replace(request, tokens_per_rank=most), (words,)

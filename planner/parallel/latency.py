@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...base.errors import OutOfReach
+from ...specs.machines.engines import prompt_chunk_on
+from ...specs.machines.profile import Profile
 from ...specs.schedules.parallel import ExpertParallelSchedule
 from .case import ParallelRequest, Recording, evidence_of, prepare_ep
 from .evidence import REPORT
 from .search import EpSearch
 
 CHUNK_TOKENS = 8192
-"""Prompt tokens of a step of a server that mixes prompts in (the engines' usual limit)."""
+"""Prompt tokens of a step of a server that mixes prompts in, where a machine's kernels are no engine's (the engines' usual limit)."""
 
 
-def chunk_of(schedule: ExpertParallelSchedule, ranks_per_node: int) -> int:
+def chunk_of(profile: Profile, schedule: ExpertParallelSchedule, ranks_per_node: int) -> int:
     """Return the prompt tokens that each rank brings to a prompt step; ranks that share attention bring one chunk together."""
-    return max(1, CHUNK_TOKENS // schedule.parallel.group(ranks_per_node))
+    return max(1, (prompt_chunk_on(profile) or CHUNK_TOKENS) // schedule.parallel.group(ranks_per_node))
 
 
 def mixed_s(decode_s: float, prompt_s: float, prompt_steps: float) -> float:
@@ -93,7 +95,7 @@ def latency(
         return Latency(tpot_s=None, ttft_s=first, prompt_step_s=None, prompt_share=1.0, largest_within=None,
                        tokens_per_s=search.evidence.step_tokens / step_s)  # fmt: skip
     prompt_s = _prompt_step_s(search, recording, request, schedule) if share else 0.0
-    chunk = chunk_of(schedule, simulation.ranks_per_node)
+    chunk = chunk_of(simulation.profile, schedule, simulation.ranks_per_node)
     yielded = simulation.kept_share
 
     def with_prompts(decode_s: float, step_tokens: float) -> float:
@@ -124,7 +126,7 @@ def _prompt_step_s(
     simulation, model = search.simulation, search.simulation.model
     prompts = dataclasses.replace(
         request, prefill=True, concurrency=None, draft_tokens=0, acceptance=None, context_tokens=_prompt_tokens(request),
-        tokens_per_rank=chunk_of(schedule, simulation.ranks_per_node),
+        tokens_per_rank=chunk_of(simulation.profile, schedule, simulation.ranks_per_node),
     )  # fmt: skip
     mine = prepare_ep(model, simulation.profile, evidence_of(model, recording, prompts), prompts, schedule)
     if schedule.all_to_all.kind == "all-choices":

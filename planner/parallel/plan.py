@@ -38,6 +38,7 @@ from .case import (
     Ask,
     ParallelRequest,
     Recording,
+    batch_that_fits,
     check_ep_match,
     evidence_of,
     plain_schedule,
@@ -56,6 +57,9 @@ from .period.windows import windows_of
 from .rivals import ablation, baselines, staleness, with_copies
 from .search import EpSearch, Scored, describe
 from .words import assumptions, ep_verdict
+
+_FORMATS_TRIED = ("16", "8")
+"""Of experts, where a request leaves them open: the first that fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +170,11 @@ def make_ep_plan(
         ask = dataclasses.replace(ask, runs=lambda schedule, placement: as_run_on_cores(schedule, model))
     check_ep_match(model, recording, request)
     profile = serving_machine(profile, engine)
+    asked, plain_ones = request, [plain_schedule(bits) for bits in ((request.bits,) if request.bits else _FORMATS_TRIED)]
+    request, fewer = batch_that_fits(model, profile, recording, request, plain_ones)
     evidence = evidence_of(model, recording, request)
     search, base, ranked = _ranked(model, profile, evidence, request, progress, ask, began)
-    fitted = _batch_within(search, recording, request, ranked[0])
+    fitted = _batch_within(search, recording, asked, ranked[0])
     if fitted is not None:
         request = dataclasses.replace(request, tokens_per_rank=fitted)
         evidence = evidence_of(model, recording, request)
@@ -211,7 +217,7 @@ def make_ep_plan(
         overfit_fraction=best.step_s / planned - 1 if evidence.exact else 0.0, num_candidates=len(ranked),
         lower_bound_step_s=bound, optimality_gap=best.step_s / bound - 1 if bound else float("inf"),
         headline=beside, factors=table, memory=memory, largest_tokens_per_rank=most, latency=waits, target=ask.target,
-        verdict=ep_verdict(best, plain, beside, moved), assumptions=assumptions(search, evidence, base, chosen),
+        verdict=ep_verdict(best, plain, beside, moved), assumptions=(*fewer, *assumptions(search, evidence, base, chosen)),
         provenance=_provenance(model, profile, recording, search), made_of=made_of(model, profile), search=search, period=study,
         links={name: _links(search, evidence, each) for name, each in (("before", base), ("after", chosen))},
         rank_rows={name: _rank_rows(search, each) for name, each in (("before", base), ("after", chosen))},
@@ -251,7 +257,7 @@ def _first_that_fits(
 ) -> tuple[EpSearch, ExpertParallelSchedule]:
     """Return the search and the plain schedule it starts from, in the first weight format that fits."""
     misfit: DoesNotFit | None = None
-    for bits in (request.bits,) if request.bits else ("16", "8"):
+    for bits in (request.bits,) if request.bits else _FORMATS_TRIED:
         base = plain_schedule(bits)
         search = prepare_ep(model, profile, evidence, request, base, progress)
         try:

@@ -18,7 +18,15 @@ from ...specs.machines.profile import Profile
 from ...specs.memory import MemoryBreakdown
 from ...specs.models import ModelSpec
 from ...specs.schedules.parallel import ExpertParallelSchedule, apply_ep_settings, load_ep_preset
-from .case import ParallelRequest, Recording, check_ep_match, dispatch_bytes_per_value, evidence_of, prepare_ep
+from .case import (
+    ParallelRequest,
+    Recording,
+    batch_that_fits,
+    check_ep_match,
+    dispatch_bytes_per_value,
+    evidence_of,
+    prepare_ep,
+)
 from .evidence import REPORT
 from .latency import Latency, latency
 from .search import EpSearch, describe
@@ -124,12 +132,16 @@ def answer_ep(
     "compiled", "simpy", or "both", compared. Raises as `simulate_ep` does.
     """
     request = request.of_model(model)
+    check_ep_match(model, recording, request)
+    own = dataclasses.replace(request, num_redundant=0)
+    fitted, fewer = batch_that_fits(model, profile, recording, own, [schedule])
+    request = dataclasses.replace(request, tokens_per_rank=fitted.tokens_per_rank)
     search = _prepared(model, profile, recording, request, schedule)
     prediction = search.predict(schedule, REPORT, engine=engine, rows=rows, parts=True)
     simulation = search.simulation
     memory, most = search.memory(schedule)
     dense = simulation.costing.costs.dense_format.name
-    notes = (*search.evidence.notes, f"experts are stored in {schedule.kernel.bits} bits, all other weights in {dense}",
+    notes = (*fewer, *search.evidence.notes, f"experts are stored in {schedule.kernel.bits} bits, all other weights in {dense}",
              *filled(simulation), "costs: " + simulation.sources() + "; kernels are issued ahead, so the host costs nothing")  # fmt: skip
     return ParallelAnswer(
         request=request, prediction=prediction, memory=memory, budget_bytes=simulation.budget_bytes, largest_tokens_per_rank=most,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ...sim.offload.simulate import Simulation
 from ...specs.card_split import LAYER, CardSplit
+from ...specs.machines.engines import load_engine
 from ...specs.schedules.offload import OffloadSchedule
 from ...specs.schedules.presets import load_preset
 from ..offload.variants import Variant, Variants
@@ -38,7 +39,8 @@ def variants_of(
         engine = simulation.profile.engine
         sizes: tuple[int | None, ...] = (ubatch,)
         if engine is not None and not fixed:
-            sizes = passes_tried(simulation, None, _SIZES.get(engine.name, UBATCHES))
+            own = load_engine(engine.name).prompt_chunk(simulation.profile.device.memory_bytes.value)
+            sizes = passes_tried(simulation, None, tuple(sorted({own, *_SIZES.get(engine.name, UBATCHES)})))
         for size in sizes:
             every += [
                 Variant(simulation=simulation.divided(split), kv_type=kv_type, ubatch=size, rank=rank)

@@ -19,12 +19,13 @@ from ...base.errors import DoesNotFit
 from ...base.units import MIB
 from ...sim.offload.simulate import Simulation
 from ...specs.card_split import divide
+from ...specs.machines.engines import load_engine
 from ...specs.schedules.presets import load_preset
 from .cards import divided, filled_from_the_front
 from .setting import Setting, check_cards, check_fits, check_host, device_bytes, fitting, has_card, passes_tried
 
 FIT_MARGIN_BYTES = 1024 * MIB
-DEFAULT_UBATCH, UBATCHES = 512, (512, 1024, 2048, 4096)
+UBATCHES = (512, 1024, 2048, 4096)
 DEFAULT_BATCH = 2048
 # Numbers of layers on the host that are looked at, besides the fewest: spread evenly up to all.
 _LEVELS = 7
@@ -64,7 +65,7 @@ class LlamaSpace:
 
         left_out: is given, by name, why one of them cannot run or is not modelled.
         """
-        each = ubatch if ubatch is not None else DEFAULT_UBATCH
+        each = ubatch if ubatch is not None else load_engine(self.name).prompt_chunk(0)
         found = []
         if self.fits:
             try:

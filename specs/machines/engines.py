@@ -19,7 +19,7 @@ from typing import Any
 
 from ...base.errors import InputError, UnknownName
 from ..catalog import ENGINES_FOLDER
-from .profile import DELTA_KERNELS, Constant
+from .profile import DELTA_KERNELS, Constant, Profile
 
 BACKENDS = ("cuda", "rocm", "vulkan", "sycl", "metal", "cpu")
 GENERIC = "generic"
@@ -248,6 +248,14 @@ def load_engine(name: str) -> Engine:
     if found is None:
         raise UnknownName("engine", name, engines())
     return found
+
+
+def prompt_chunk_on(profile: Profile) -> int | None:
+    """Return how many tokens of a prompt pass at once on a machine where nobody says: as its engine has it, or the one whose kernels it
+    has; None where a machine stands for other software.
+    """
+    name = profile.engine.name if profile.engine is not None else None if profile.kernels is None else profile.kernels.engine
+    return None if name is None else load_engine(name).prompt_chunk(profile.device.memory_bytes.value)
 
 
 def choose_backend(engine: Engine, backend: str | None, default: str) -> str:

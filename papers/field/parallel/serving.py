@@ -70,7 +70,7 @@ def _mixed(row: Row, metric: str) -> Served:
     decode = set_up(row, "decode")
     if isl is None or osl is None:
         raise NotExpressible("lengths of input and output are not stated")
-    chunk = chunk_of(decode.schedule, decode.ranks_per_node)
+    chunk = chunk_of(decode.profile, decode.schedule, decode.ranks_per_node)
     prompts = set_up(row, "prefill", max(1, int(min(chunk, 64 * isl))), max(1, round(isl)))
     step, chunk_step = predict_step(decode), predict_step(prompts)
     batch = decode.step_tokens
