@@ -170,7 +170,10 @@ def make_ep_plan(
         ask = dataclasses.replace(ask, runs=lambda schedule, placement: as_run_on_cores(schedule, model))
     check_ep_match(model, recording, request)
     profile = serving_machine(profile, engine)
-    asked, plain_ones = request, [plain_schedule(bits) for bits in ((request.bits,) if request.bits else _FORMATS_TRIED)]
+    asked, plain_ones = (
+        request,
+        [plain_schedule(bits) for bits in ((request.bits,) if request.bits else _FORMATS_TRIED)],
+    )
     request, fewer = batch_that_fits(model, profile, recording, request, plain_ones)
     evidence = evidence_of(model, recording, request)
     search, base, ranked = _ranked(model, profile, evidence, request, progress, ask, began)

@@ -254,7 +254,13 @@ def prompt_chunk_on(profile: Profile) -> int | None:
     """Return how many tokens of a prompt pass at once on a machine where nobody says: as its engine has it, or the one whose kernels it
     has; None where a machine stands for other software.
     """
-    name = profile.engine.name if profile.engine is not None else None if profile.kernels is None else profile.kernels.engine
+    name = (
+        profile.engine.name
+        if profile.engine is not None
+        else None
+        if profile.kernels is None
+        else profile.kernels.engine
+    )
     return None if name is None else load_engine(name).prompt_chunk(profile.device.memory_bytes.value)
 
 

@@ -30,7 +30,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@given(st.sampled_from(sorted(COMMANDS)), st.sampled_from(("rtx-5090", "l40s", "h100-sxm5-80gb", "b200-sxm", "a100-pcie-40gb")))
+@given(
+    st.sampled_from(sorted(COMMANDS)),
+    st.sampled_from(("rtx-5090", "l40s", "h100-sxm5-80gb", "b200-sxm", "a100-pcie-40gb")),
+)
 @settings(max_examples=examples(6), deadline=None)
 def test_prompts_are_cut_alike_whoever_asks(engine: str, card: str) -> None:
     hardware = f"{card} + {REST}"
@@ -44,7 +47,9 @@ def test_prompts_are_cut_alike_whoever_asks(engine: str, card: str) -> None:
     except DoesNotFit:
         return
     assert told.schedule.workload.prefill_chunk_tokens == wanted
-    assert case_of_call(read_command(COMMANDS[engine]), Asked(model="qwen3-30b-a3b", hardware=hardware)).ubatch == wanted
+    assert (
+        case_of_call(read_command(COMMANDS[engine]), Asked(model="qwen3-30b-a3b", hardware=hardware)).ubatch == wanted
+    )
     row = {
         "id": "x", "model": "qwen3-30b-a3b", "quant": {"experts": quant, "dense": quant},
         "gpus": [{"name": card, "count": 1}], "host": {}, "engine": {"name": engine, "backend": "cuda"}, "placement": {"kind": "gpu"},
@@ -54,7 +59,10 @@ def test_prompts_are_cut_alike_whoever_asks(engine: str, card: str) -> None:
 
 
 def test_lines_that_do_not_say_how_prompts_are_cut_leave_it_to_the_engine() -> None:
-    assert BenchLine(where="x", test="pp512", prompt_tokens=512, generated_tokens=0, tokens_per_s=1.0).ubatch_tokens is None
+    assert (
+        BenchLine(where="x", test="pp512", prompt_tokens=512, generated_tokens=0, tokens_per_s=1.0).ubatch_tokens
+        is None
+    )
 
 
 def test_servers_that_mix_prompts_in_cut_them_as_their_engine_does() -> None:
