@@ -161,6 +161,8 @@ def simulate(
         chosen, ({} if own is None else own.settings()) | dict(parse_setting(text) for text in changes.schedule)
     )
     chosen = dataclasses.replace(chosen, workload=changes.changed_request(chosen.workload, subject.request_options))
+    if schedule is None and split is None:
+        subject = subject.with_cards_filled(chosen)
     subject = subject.with_layers_off(chosen)
     prediction = subject.simulation.predict(chosen, engine=simulator, rows=timeline)
     return SimulationResult(prediction=prediction, subject=subject, set_by_user=tuple(changes.made), policy=own)

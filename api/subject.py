@@ -92,6 +92,22 @@ class Subject:
         simulation = self.simulation.over(self.simulation.trace, layers_off=off)
         return dataclasses.replace(self, simulation=simulation, notes=(*self.notes, note))
 
+    def with_cards_filled(self, schedule: OffloadSchedule) -> Subject:
+        """Return the question with layers divided over several cards so that the fewest of them leave their experts to the host.
+
+        Of whole layers only, where the host holds those of the first ones: divided by memory alone, the first card would stand empty.
+        """
+        from ..planner.served.llamacpp import DEFAULT_UBATCH, filled_cards
+
+        if self.simulation.split is None or schedule.name != "n-cpu-moe":
+            return self
+        one = filled_cards(self.simulation, self.concurrency, self.ubatch or DEFAULT_UBATCH)
+        if one is None or one.split is None:  # what is missing is said where the schedule is predicted
+            return self
+        kept = tuple(note for note in self.notes if not note.startswith("cards: "))
+        how = f"cards: {one.split.words}; told {one.words}: the fewest layers leave their experts to the host (--split layer: by memory)"
+        return dataclasses.replace(self, simulation=self.simulation.divided(one.split), notes=(*kept, how))
+
 
 def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | Profile,
                  trace: str | os.PathLike[str] | Recording | None = None, engine: str | None = None, quant: str | None = None,

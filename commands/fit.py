@@ -15,7 +15,7 @@ from ..base.units import GIB, GIGA
 from .options.bounds import CONTEXT_TOKENS, TOKENS_PER_S, between
 from .options.declarations import HardwareOption, JsonFlag, KvOption, complete_model
 
-_LEAST_CONTEXT = 64
+_LEAST_CONTEXT, _SHORT_CONTEXT = 64, 4096
 
 
 def fit(
@@ -62,7 +62,7 @@ def fit(
         reason = (
             next(iter(found.left_out.values())) if model is not None else "nothing in the catalogue fits this machine"
         )
-        raise DoesNotFit(reason, 0)
+        raise DoesNotFit(f"{reason.removeprefix('does not fit: ')}{_less(context, kv_type)}", 0)
     if as_json:
         print_json(found.to_dict())
         return
@@ -94,6 +94,14 @@ def fit(
     typer.echo(f"the first of them: {first.command}")
     if found.left_out:
         typer.echo(f"left out: {', '.join(found.left_out)} (--model NAME says why)")
+
+
+def _less(context: int, kv_type: str) -> str:
+    """Return what would take less memory, for a message."""
+    ways = [f"less than --context {context}"] if context > _SHORT_CONTEXT else []
+    if kv_type == "f16":
+        ways.append("--kv-type q8_0")
+    return f"; {' or '.join(ways)} takes less memory" if ways else ""
 
 
 def register(app: typer.Typer) -> None:

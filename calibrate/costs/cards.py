@@ -47,9 +47,14 @@ def cost_of_cards(
     Raises InputError where a division does not come out even, or nothing says what joins the cards.
     """
     if split.mode == TENSOR:
+        if options.pop("layers_off", 0):
+            raise InputError(
+                "split", TENSOR, "layers that are off the cards as a whole are no slices", "divide by layers"
+            )
         return TensorCosts.over(profile, model, load, **options)
     kind = RowCosts if split.mode == ROW else LayerCosts
     cards = tuple(load(profile.of_card(card), model, **options) for card in range(profile.num_cards))
+    options.pop("layers_off", None)  # cards know which of their layers the cores compute
     return kind(profile.of_card(0), model, parts=cards, split=split, links=_links(profile), **options)
 
 

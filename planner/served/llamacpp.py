@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ...base.errors import DoesNotFit
 from ...base.units import MIB
 from ...sim.offload.simulate import Simulation
-from ...specs.card_split import divide
+from ...specs.card_split import LAYER, divide
 from ...specs.machines.engines import load_engine
 from ...specs.schedules.presets import load_preset
 from .cards import divided, filled_from_the_front
@@ -263,6 +263,16 @@ def fewest_over_cards(
     if fits(numbers[0]):
         return on_cards(numbers[0])
     return on_cards(numbers[1:][min(bisect.bisect_left(numbers[1:], True, key=fits), len(numbers) - 2)])
+
+
+def filled_cards(simulation: Simulation, concurrency: int, ubatch: int) -> Setting | None:
+    """Return `fewest_over_cards` of all layers; None where not even the rest fits, or cards do not hold whole layers."""
+    if simulation.split is None or simulation.split.mode != LAYER:
+        return None
+    try:
+        return fewest_over_cards(simulation, range(simulation.trace.num_layers + 1), concurrency, ubatch)
+    except DoesNotFit:
+        return None
 
 
 def _lacking(ask: Callable[[], object]) -> DoesNotFit | None:

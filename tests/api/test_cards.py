@@ -79,3 +79,23 @@ def test_a_tensor_split_over_cards_that_nothing_joins_is_refused() -> None:
     with pytest.raises(InputError, match="nothing says what joins the cards") as error:
         simulate("gpt-oss-20b", apart, split="tensor", **FEW)
     assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "ik_llama.cpp", "ollama"])
+@pytest.mark.parametrize("box", ["2x3090 + 7950X + 96GB DDR5-6000", "3090 + 3060 + 7950X + 96GB DDR5-6000"])
+def test_a_second_card_helps_where_nothing_is_said_of_the_division(box: str, engine: str) -> None:
+    """Experts of the first layers stay with the host: divided by memory alone, the first card would stand empty and help nothing."""
+    one = simulate("gpt-oss-120b", "3090 + 7950X + 96GB DDR5-6000", engine=engine, **FEW)
+    both = simulate("gpt-oss-120b", box, engine=engine, **FEW)
+    speeds = [found.metrics.decode_tokens_per_s for found in (one, both)]
+    assert speeds[0] is not None and speeds[1] is not None and speeds[1] > 1.05 * speeds[0]
+    if engine != "ollama":  # which leaves whole layers to the cores
+        assert all(card.num_bytes > 0.8 * (card.budget_bytes or 0) for card in both.prediction.cards)
+        assert any(note.startswith("cards: ") and "--n-cpu-moe" in note for note in both.notes)
+        by_memory = simulate("gpt-oss-120b", box, engine=engine, split="layer", **FEW).metrics.decode_tokens_per_s
+        assert by_memory is not None and by_memory < speeds[1]
+
+
+def test_whole_layers_off_are_no_slices() -> None:
+    with pytest.raises(InputError, match="divide by layers"):
+        simulate("gpt-oss-120b", TWINS, engine="ollama", split="tensor", **FEW)
