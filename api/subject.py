@@ -97,11 +97,12 @@ class Subject:
 
         Of whole layers only, where the host holds those of the first ones: divided by memory alone, the first card would stand empty.
         """
-        from ..planner.served.llamacpp import DEFAULT_UBATCH, filled_cards
+        from ..planner.served.llamacpp import filled_cards
 
-        if self.simulation.split is None or schedule.name != "n-cpu-moe":
+        batch = schedule.workload
+        if self.simulation.split is None or schedule.name != "n-cpu-moe" or batch.prefill_chunk_tokens is None:
             return self
-        one = filled_cards(self.simulation, self.concurrency, self.ubatch or DEFAULT_UBATCH)
+        one = filled_cards(self.simulation, batch.concurrency, batch.prefill_chunk_tokens)
         if one is None or one.split is None:  # what is missing is said where the schedule is predicted
             return self
         kept = tuple(note for note in self.notes if not note.startswith("cards: "))
