@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from moeplan.base.errors import MoeplanError
 from moeplan.calibrate.fitting.adjust import movable, moved, with_constants
-from moeplan.calibrate.fitting.update import Measured, beliefs, linear, updated
+from moeplan.calibrate.fitting.update import Measured, beliefs, linear, untold, updated
 from moeplan.papers.field.machine import NotExpressible
 from moeplan.papers.field.predict import predict_setup, speed
 from moeplan.papers.field.rows import Report, read_reports
@@ -33,6 +33,8 @@ from moeplan.specs.machines.profile import Profile
 
 LEAST_ROWS = 4
 _PHASES = ("decode", "prompt")
+_SAME = 1e-3
+"""Two median errors that differ by less than that share are the same."""
 Array = npt.NDArray[np.float64]
 
 
@@ -83,7 +85,8 @@ def learn(rig: str, setups: Sequence[Setup]) -> dict[str, Any]:
         for value, each in zip(speeds, predict, strict=True)
     ]
     before, slopes = linear(base, rows)
-    prior, others = beliefs(movable(base))
+    choice = movable(base)
+    prior, others = beliefs(choice)
     noise = (np.abs(slopes) @ others) ** 2
     off = before - np.log(speeds)
     pairs = list(itertools.combinations(range(len(rows)), 2))
@@ -92,14 +95,15 @@ def learn(rig: str, setups: Sequence[Setup]) -> dict[str, Any]:
     rest = [row for row in range(len(rows)) if row not in chosen]
     after = np.array([predict[row](update.profile) for row in rest])
     measured = np.array([speeds[row] for row in rest])
-    first = [_linear_errors(prior, slopes, noise, off, pair) for pair in pairs]
+    told = [untold(choice, slopes[list(pair)], -off[list(pair)]) is None for pair in pairs]
+    first = [_linear_errors(prior, slopes, noise, off, pair, told=yes) for pair, yes in zip(pairs, told, strict=True)]
     held, widths = _intervals(base, update.profile, [setups[row] for row in rest], measured)
     return {
         "rig": rig, "rows": len(rows), "given": [setups[row].report.id for row in chosen],
         "median_error_before": float(np.median(np.abs(np.expm1(off[rest])))),
         "median_error_after": float(np.median(np.abs(after / measured - 1))),
         "pairs_before": statistics.mean(one for one, _ in first), "pairs_after": statistics.mean(other for _, other in first),
-        "coverage_after": held, "half_width_after": widths,
+        "kept": update.kept, "pairs_kept": 1 - statistics.mean(told), "coverage_after": held, "half_width_after": widths,
         "log_errors": {
             phase: [float(one) for one, setup in zip(off, setups, strict=True) if _phase(setup) == phase] for phase in _PHASES
         },
@@ -130,7 +134,9 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "machines": rows,
         "halved": sum(one["median_error_after"] <= one["median_error_before"] / 2 for one in rows),
         "halved_mean_over_pairs": sum(one["pairs_after"] <= one["pairs_before"] / 2 for one in rows),
-        "worse": sum(one["median_error_after"] > one["median_error_before"] for one in rows),
+        "better": sum(one["median_error_after"] < one["median_error_before"] * (1 - _SAME) for one in rows),
+        "worse": sum(one["median_error_after"] > one["median_error_before"] * (1 + _SAME) for one in rows),
+        "untold": sum(one["kept"] is not None for one in rows),
         "median_before": statistics.median(one["median_error_before"] for one in rows),
         "median_after": statistics.median(one["median_error_after"] for one in rows),
         "coverage_after": statistics.mean(one["coverage_after"] for one in rows),
@@ -182,11 +188,13 @@ def _left(prior: Array, slopes: Array, noise: Array, pair: tuple[int, int]) -> f
     return float(np.median(np.einsum("ri,ij,rj->r", others, left, others)))
 
 
-def _linear_errors(prior: Array, slopes: Array, noise: Array, off: Array, pair: tuple[int, int]) -> tuple[float, float]:
-    """Return the median error of the other rows before and after `pair` is known, to first order."""
+def _linear_errors(
+    prior: Array, slopes: Array, noise: Array, off: Array, pair: tuple[int, int], *, told: bool
+) -> tuple[float, float]:
+    """Return the median error of the other rows before and after `pair` is known, to first order; told: whether it says anything."""
     given = slopes[list(pair)]
     seen = given @ prior @ given.T + np.diag(noise[list(pair)])
-    now = off - slopes @ (prior @ given.T @ np.linalg.solve(seen, off[list(pair)]))
+    now = off - slopes @ (prior @ given.T @ np.linalg.solve(seen, off[list(pair)])) * told
     before, after = (np.median(np.abs(np.expm1(np.delete(each, pair)))) for each in (off, now))
     return float(before), float(after)
 
@@ -239,7 +247,7 @@ def _print(document: Mapping[str, Any]) -> None:
               f"{one['median_error_after']:6.1%} (x {ratio:.2f}); all pairs {one['pairs_before']:6.1%} -> {one['pairs_after']:6.1%}; "
               f"intervals hold {one['coverage_after']:.0%}, half-width {one['half_width_after']:.0%}")  # fmt: skip
     print(f"{len(document['machines'])} machines: halved {document['halved']}, mean over pairs {document['halved_mean_over_pairs']}, "
-          f"worse {document['worse']}; median error {document['median_before']:.1%} -> {document['median_after']:.1%}, "
+          f"better {document['better']}, worse {document['worse']}, constants kept {document['untold']}; median error {document['median_before']:.1%} -> {document['median_after']:.1%}, "
           f"intervals hold {document['coverage_after']:.0%}")  # fmt: skip
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in document["common_share"].items() if share is not None)
     print(f"of the variance of errors, common to a machine's lines: {shares}")

@@ -97,7 +97,7 @@ def learn_speeds(named: Named, output: Path) -> dict[str, Any]:
         "kernels": dict(update.kernels), "lines": rows,
         "median_error_before": _median_error(rows, "before"), "median_error_after": _median_error(rows, "after"),
         "chi_square": update.chi_square, "degrees_of_freedom": update.degrees_of_freedom, "widened": update.widened,
-        "warnings": _warnings(own, update.widened),
+        "kept": update.kept, "warnings": _warnings(own, update.widened, update.kept),
     }  # fmt: skip
 
 
@@ -186,8 +186,14 @@ def _changed(base: Any, profile: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warnings(own: Own, widened: float) -> list[str]:
-    found = list(own.warnings)
+_KEPT = {
+    "within": "these speeds are off by no more than speeds of one machine differ among themselves: its constants stay",
+    "apart": "these speeds are off opposite ways, which no such machine explains: its constants stay; measure further lines",
+}
+
+
+def _warnings(own: Own, widened: float, kept: str | None) -> list[str]:
+    found = [*own.warnings, *([] if kept is None else [_KEPT[kept]])]
     if widened > 1:
         times = f"everything is taken as {widened:.1f} times as uncertain"
         found.append(
