@@ -247,7 +247,8 @@ def _print(document: Mapping[str, Any]) -> None:
               f"{one['median_error_after']:6.1%} (x {ratio:.2f}); all pairs {one['pairs_before']:6.1%} -> {one['pairs_after']:6.1%}; "
               f"intervals hold {one['coverage_after']:.0%}, half-width {one['half_width_after']:.0%}")  # fmt: skip
     print(f"{len(document['machines'])} machines: halved {document['halved']}, mean over pairs {document['halved_mean_over_pairs']}, "
-          f"better {document['better']}, worse {document['worse']}, constants kept {document['untold']}; median error {document['median_before']:.1%} -> {document['median_after']:.1%}, "
+          f"better {document['better']}, worse {document['worse']}, constants kept {document['untold']}; "
+          f"median error {document['median_before']:.1%} -> {document['median_after']:.1%}, "
           f"intervals hold {document['coverage_after']:.0%}")  # fmt: skip
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in document["common_share"].items() if share is not None)
     print(f"of the variance of errors, common to a machine's lines: {shares}")

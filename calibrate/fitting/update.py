@@ -3,8 +3,8 @@
 Modelled: each constant's logarithm is normal around its value with its stated uncertainty; constants of one kind of work (decoding,
 prompts, experts on the cores, the link) err together in part. A share of what predictions are stated to be uncertain by is not of the
 machine: it is in every measured speed, beside its repetitions, and stays in every prediction. A machine whose speeds are further off than
-all that allows is believed to be unlike its parts, and learned from the more. Speeds that are off by no more than lines of one machine differ
-among themselves, or that point opposite ways, say nothing of the machine: its constants stay. The most likely constants are found by
+all that allows is believed to be unlike its parts, and learned from the more. Speeds that are off by no more than lines of one machine
+differ among themselves, or that point opposite ways, say nothing of the machine: its constants stay. The most likely constants are found by
 Gauss-Newton steps, their uncertainties are those of what is left; where residuals are larger than stated errors allow, everything is
 widened by as much. Ignored: order and age of measurements.
 """
@@ -97,7 +97,7 @@ class Update:
     widened: float
     """By how much uncertainties were widened because speeds contradict each other or the model; 1 where they do not."""
     kept: str | None = None
-    """Why constants stayed: speeds are off by no more than lines of one machine differ (`WITHIN`), or opposite ways (`APART`); None: moved."""
+    """Why constants stayed: speeds are off by no more than lines of one machine differ (`WITHIN`), or opposite ways (`APART`)."""
 
 
 def updated(base: Profile, measured: Sequence[Measured], citation: str) -> Update:
@@ -150,7 +150,7 @@ def untold(choice: Sequence[Movable], slopes: Array, residuals: Array, repeated:
     scatter = np.array([each.deviation * math.sqrt(_kind(each.name)[2]) for each in choice])
     deviation = np.hypot(np.maximum(np.abs(slopes) @ scatter, _LEAST_SCATTER), 0.0 if repeated is None else repeated)
     off = residuals / deviation
-    if len(off) == 2 and off[0] * off[1] < 0 and np.abs(off).min() > _OPPOSITE:  # noqa: PLR2004 - a pair
+    if len(off) == 2 and off[0] * off[1] < 0 and np.abs(off).min() > _OPPOSITE:
         return APART
     together = abs(float(off.sum())) / math.sqrt(len(off))
     if len(off) >= _MANY:

@@ -7,8 +7,8 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_runs import examples
 
+from long_runs import examples
 from moeplan.calibrate.fitting.adjust import movable
 from moeplan.calibrate.fitting.update import APART, WITHIN, Measured, linear, untold, updated
 from moeplan.specs.machines.compose import compose_text
