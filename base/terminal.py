@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from .bounds import binds
 from .units import GIB, GIGA, MEGA, MS_PER_S
 
 # Between columns of a table; and how narrow its last column may be folded.
@@ -27,11 +28,6 @@ SPEEDS = (
     ("requests_per_s", "requests", "a second"),
     ("window_s", "window", "s for all forward passes, prompts and answers"),
 )
-# What binds, in words.
-BINDS = {
-    "cpu": "experts on the cores bind", "copy": "copies over the link bind", "compute": "computing on the device binds",
-    "launch": "starting the device's kernels binds", "host": "the host's own work binds", "disk": "reading from the disk binds",
-}  # fmt: skip
 # What plans rank schedules by, in words.
 RANKED = {
     "window_s": "the time of the whole window, prompts and answers: the least is best",
@@ -54,7 +50,7 @@ def print_json(document: dict[str, Any]) -> None:
 def print_prediction(document: dict[str, Any]) -> None:
     """Print one prediction in a few lines."""
     step, share = document["step_s"], document["time_share"]
-    print(f"{document['name']}: {BINDS.get(document['bound'], document['bound'] + ' binds')}")
+    print(f"{document['name']}: {binds(document['bound'])}")
     for name, title, unit in SPEEDS:
         if name == "requests_per_s" and _is_of_one(document):
             continue

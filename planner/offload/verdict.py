@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...base.bounds import binds
 from ...base.errors import DoesNotFit, InputError
 from ...base.units import GIB
 from ...sim.offload.simulate import Prediction, Simulation
@@ -95,12 +96,12 @@ def verdict(best: Prediction, rivals: Sequence[Prediction], references: dict[str
     gains = {name: taken(best) / taken(one) - 1 for name, one in references.items()}
     policy = gains.get("belady", 0.0)
     memory = gains.get(f"memory x{MORE_MEMORY[0]:g}", 0.0)
-    binds = f"{best.metrics.bound} binds"
+    bound = binds(best.metrics.bound)
     if best.schedule.cache.policy == "none":
-        said = [f"nothing is cached: {binds}"]
+        said = [f"nothing is cached: {bound}"]
     else:
         limit = "working set" if memory > policy else "policy"
-        said = [f"{limit}: {binds}" if max(policy, memory) >= _NOTICED else binds]
+        said = [f"{limit}: {bound}" if max(policy, memory) >= _NOTICED else bound]
         helping = []
         if policy >= _NOTICED:
             empty = ", though it starts empty," if best.schedule.cache.policy == "static" else ""

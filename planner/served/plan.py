@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ...base.bounds import binds
 from ...base.errors import DoesNotFit, InputError, Internal, OutOfReach, UnknownName
 from ...base.units import NS_PER_S
 from ...sim.offload.metrics import counted_tokens, figures_of
@@ -306,7 +307,7 @@ def _front(tried: list[Tried], request: OffloadRequest, simulation: Simulation) 
 
 def _verdict(best: Prediction, chosen: Tried, default: Setting | None, beside: Difference | None) -> str:
     """Return in one line what binds and what the chosen setting is beside what the engine does of itself."""
-    said = f"{best.metrics.bound} binds"
+    said = binds(best.metrics.bound)
     if default is None:
         return f"{said}; what the engine does when it is told nothing is not modelled here"
     if beside is None:
@@ -319,5 +320,5 @@ def _verdict(best: Prediction, chosen: Tried, default: Setting | None, beside: D
             f"{said}; no difference that this prediction can promise: {told} is predicted {beside.words} as {against}"
         )
     cause = next(iter(beside.shares), None)
-    unsure = "" if cause is None else f"; most of that range is {cause}"
+    unsure = "" if cause is None else f"; most of that range comes from {cause}"
     return f"{said}; {chosen.setting.words} is predicted {beside.words} as {against}, shared errors cancelled{unsure}"

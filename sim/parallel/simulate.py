@@ -209,7 +209,9 @@ class ParallelSimulation:
         if needed > has:
             slots = load.topology.slots_per_rank
             most = largest_batch(lambda tokens: self.memory_of(schedule, slots, tokens), has)
-            enough = f"at most {most:,} tokens a rank fit" if most else "not even one token a rank fits"
+            enough = "not even one token a rank fits"
+            if most:
+                enough = f"at most {most:,} tokens a rank fit: --tokens-per-rank {most}, or fewer requests with --concurrency"
             raise DoesNotFit(
                 f"{schedule.name} needs {needed:,} bytes on every rank, of {has:,} ({enough})", needed - has
             )

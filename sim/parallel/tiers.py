@@ -150,14 +150,25 @@ class EpConstants:
         return found
 
 
+def _remedy(profile: Profile) -> str:
+    """Return what to ask instead of ranks on a machine that is no server."""
+    if profile.num_cards > 1:
+        return (
+            f"name one card of a server and how many there are, --hardware h200-sxm --nodes 1 --gpus-per-node {profile.num_cards}; "
+            "cards in one box, as here, are predicted without --mode ep"
+        )
+    return f"choose a server's card (h100-sxm, h200-sxm, b200-sxm, mi300x …); of others leave out --mode ep and write 4 x {profile.name}"
+
+
 def constants_of(profile: Profile, num_nodes: int, ranks_per_node: int = 1) -> EpConstants:
     """Return the tiers of a profile; raises MissingCalibration where it describes no server or no network, or where its own
     exchanges were measured, but not between `ranks_per_node` ranks. One rank has nobody to exchange with.
     """
     node = profile.node
     if node is None:
-        raise MissingCalibration(f"hardware {profile.name}: node", None, "this profile describes no server",
-                                 "choose a profile of a server")  # fmt: skip
+        raise MissingCalibration(
+            f"hardware {profile.name}: node", None, "this profile describes no server", _remedy(profile)
+        )
     laws = rank_laws(profile, num_nodes * ranks_per_node, num_nodes)
     if laws is not None:
         return _of_laws(laws)

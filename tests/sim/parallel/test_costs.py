@@ -17,6 +17,7 @@ from moeplan.sim.parallel.program import OP_COMBINE, OP_DENSE, OP_DISPATCH, OP_E
 from moeplan.sim.parallel.simulate import ParallelSimulation
 from moeplan.sim.parallel.tiers import EpConstants, Tier, constants_of
 from moeplan.sim.parallel.traffic import count_step
+from moeplan.specs.machines.load import load_machine
 from moeplan.specs.machines.profile_file import load_hardware
 from moeplan.specs.models import weight_format
 from moeplan.specs.models.load import load_model
@@ -198,3 +199,16 @@ def test_settings_are_parsed_by_type():
         parse_ep_setting("pipeline.groups=5")
     with pytest.raises(UnknownName, match="eps-moe"):
         load_ep_preset("eps")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "words"),
+    [
+        ("8xH200", "--gpus-per-node 8; cards in one box"),
+        ("4x RTX PRO 6000", "--gpus-per-node 4"),
+        ("rtx-4090", "write 4 x rtx-4090"),
+    ],
+)
+def test_a_machine_that_is_no_server_is_answered_with_what_to_ask(hardware, words):
+    with pytest.raises(MissingCalibration, match=words):
+        constants_of(load_machine(hardware, "vllm"), 1, 8)
