@@ -78,7 +78,9 @@ def test_every_combination_is_a_machine_or_one_line(gpu: str, cpu: str, engine: 
         assert "backend" in str(error) or ("of its own" in str(error) and gpu_parts()[gpu].host not in (None, cpu))
         return
     costs = load_costs(profile, load_model("tiny-moe"))
-    assert isinstance(costs, EngineCosts | KernelCosts)  # the latter where the kernels of a datacentre card are measured
+    assert isinstance(
+        costs, EngineCosts | KernelCosts
+    )  # the latter where the kernels of a datacentre card are measured
     assert 0 < costs.dense_layer(0, 1, 16).seconds < 1
     assert all(constant.citation for _, constant in profile.constants())
 
