@@ -187,7 +187,7 @@ class Guesser:
         """
         row = self._rows.get((column, distance))
         if row is not None and len(x) == 1 and not x.is_cuda:
-            return row.ranked(np.ascontiguousarray(x[0].float().numpy()), self.width)
+            return row.ranked(np.ascontiguousarray(x.float().numpy()[0]), self.width)
         gate = self._gates.get((column, distance))
         if gate is None:
             ids, probabilities = ranked(self._routers[column], x, self.width)

@@ -33,7 +33,7 @@ from .layer_steps import count_sizes, gather_layer_steps, mark_uses, next_uses
 # Contexts are rounded up to this many tokens, so that the cost tables stay small; at 128 tokens the rounding changes
 # the KV bytes of a pass by less than one part in thirty from 4,096 tokens of context on.
 CONTEXT_BUCKET_TOKENS = 128
-_PROB_ONE = 32767
+PROBABILITY_ONE = 32767
 # Gathered layer steps take 8 bytes an entry (an expert of a layer step), 16 with next uses. Runs of up to the first number are
 # gathered once and kept; longer ones in pieces of the second, anew for every run.
 _KEPT_ENTRIES, _PIECE_ENTRIES = 1 << 24, 1 << 22
@@ -354,8 +354,9 @@ def _guesses(trace: RoutingTrace) -> tuple[Array, Array]:
 
 def guess_scores(probability: Array) -> Array:
     """Return float16 probabilities of guesses as the whole numbers that decisions see: times 32767, what is no number as 0."""
-    wide = np.nan_to_num(probability.astype(np.float32)) * _PROB_ONE
-    found: Array = wide.clip(0, _PROB_ONE).astype(np.int16)
+    wide = np.multiply(probability, np.float32(PROBABILITY_ONE), dtype=np.float32)
+    np.fmin(np.fmax(wide, 0, out=wide), PROBABILITY_ONE, out=wide)  # of a number and none, both take the number
+    found: Array = wide.astype(np.int16)
     return found
 
 
