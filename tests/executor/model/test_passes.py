@@ -24,7 +24,9 @@ def test_every_probability_of_half_precision_scores_alike() -> None:
     halves = bits.view(np.float16)[None]
     ids, kept, scores = (np.zeros((1, 1, 1, bits.size), kind) for kind in (np.int16, np.uint16, np.int16))
     note_row(ids, kept, scores, 0, 0, np.zeros((1, bits.size), np.int16), bits[None])
-    assert np.array_equal(scores[0, 0], guess_scores(halves)) and np.array_equal(kept[0, 0, 0], bits)
+    with np.errstate(all="ignore"):  # some of them are signalling NaN
+        wanted = guess_scores(halves)
+    assert np.array_equal(scores[0, 0], wanted) and np.array_equal(kept[0, 0, 0], bits)
 
 
 @settings(max_examples=examples(60))
