@@ -127,8 +127,9 @@ def note_choices(
     for place in range(ids.shape[1]):
         experts[0, column, place] = expert[low + place] = touch[low + place] = ids[0, place]
         tokens[low + place], rank[low + place] = 1, place
-    start[column + 1 :] = low + ids.shape[1]
-    return low + ids.shape[1]
+    high: int = low + ids.shape[1]
+    start[column + 1 :] = high
+    return high
 
 
 @jit
