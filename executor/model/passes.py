@@ -67,10 +67,10 @@ class LivePass:
             predicted_prob=np.zeros(shape, np.int16),
             first_layer_step=first_layer_step,
         )
-        self._noted = (
-            self.experts, steps.layer_step_start, steps.layer_step_expert, steps.layer_step_tokens, steps.layer_step_touch,
-            steps.layer_step_rank,
-        )  # fmt: skip
+        self._noted = self.experts, steps.layer_step_start, steps.layer_step_expert, steps.layer_step_touch
+        if num_tokens == 1:  # what is so whatever it chooses
+            steps.layer_step_tokens[:] = 1
+            steps.layer_step_rank[:] = np.tile(np.arange(top_k), num_columns)
 
     @property
     def num_tokens(self) -> int:
@@ -120,13 +120,10 @@ class LivePass:
 
 
 @jit
-def note_choices(
-    experts: Array, start: Array, expert: Array, tokens: Array, touch: Array, rank: Array, column: int, ids: Array, low: int
-) -> int:  # fmt: skip
+def note_choices(experts: Array, start: Array, expert: Array, touch: Array, column: int, ids: Array, low: int) -> int:
     """Write what a pass's only token chose in `column`, int [1, k], into its layer steps from `low` on; return where the next begin."""
     for place in range(ids.shape[1]):
         experts[0, column, place] = expert[low + place] = touch[low + place] = ids[0, place]
-        tokens[low + place], rank[low + place] = 1, place
     high: int = low + ids.shape[1]
     start[column + 1 :] = high
     return high
