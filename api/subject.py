@@ -134,7 +134,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     spec = changes.changed_model(as_model(model))
     profile = changes.changed_machine(as_machine(hardware, engine))
     serving = None if profile.engine is None else load_engine(profile.engine.name)
-    quant = None if quant is None else known_name(quant)
+    written, quant = quant, None if quant is None else known_name(quant)
     if quant is not None and serving is not None and not serving.gguf and quant.lower() == spec.native_bits:
         quant = None  # what such an engine is given is the checkpoint itself
     bits_said = (
@@ -144,7 +144,7 @@ def open_subject(*, model: str | os.PathLike[str] | ModelSpec, hardware: str | P
     if is_assumed and serving is not None:
         quant = _usual_file(spec, serving)
     spec, dense = _formats(spec, quant, dense_bits)
-    profile, weights_from = _as_uncertain(profile, spec, quant, dense)
+    profile, weights_from = _as_uncertain(profile, spec, quant, dense, written or quant)
     if quant is not None and is_assumed:
         weights_from.append(f"{quant} taken, as files of {spec.name} are published; --quant says another")
     elif serving is not None and quant is None and not spec.is_file:
@@ -372,19 +372,24 @@ def _usual_file(spec: ModelSpec, serving: Engine) -> str | None:
 
 
 def _as_uncertain(
-    profile: Profile, spec: ModelSpec, quant: str | None, dense: WeightFormat
+    profile: Profile, spec: ModelSpec, quant: str | None, dense: WeightFormat, written: str | None
 ) -> tuple[Profile, list[str]]:
-    """Return the machine, as uncertain as a mix without a recipe makes every reading of weights; and a line on where bytes are from."""
+    """Return the machine, as uncertain as a mix without a recipe makes every reading of weights; and a line on where bytes are from.
+
+    written: the name as it was given.
+    """
     from ..base.units import GIGA
     from ..specs.models import weight_format
     from ..specs.models.mixes.names import mix
 
-    found = None if quant is None else mix(quant)
-    if found is None:
+    if quant is None:
         return profile, []
+    found = mix(quant)
     experts = weight_format(spec.native_bits)
     total = spec.dense_bytes(dense) + spec.num_routed_experts * spec.expert_bytes(experts)
     size = f"{total / GIGA:.1f} GB in all, experts {float(experts.bits_per_weight):.4g} bits a weight"
+    if found is None:
+        return profile, [f"{written}: {size}, everything else {float(dense.bits_per_weight):.4g}"]
     if found.dynamic is None:
         return profile, [f"{found.name}, matrix by matrix as its quantiser stores this model: {size}"]
     spread = found.dynamic.spread

@@ -75,7 +75,9 @@ class UnknownName(InputError):
             shown = ", ".join(names)
         else:
             shown = f"{', '.join(likely or names[:_MOST_NAMES])}, … ({len(names)} names)"
-        super().__init__(field, value, f"not one of: {shown}", f"{remedy} {more}".strip() if more else remedy)
+        super().__init__(
+            field, value, f"not one of: {shown}", f"{remedy}{'' if likely else ';'} {more}" if more else remedy
+        )
 
 
 class MissingCalibration(InputError):

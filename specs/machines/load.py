@@ -26,7 +26,10 @@ def load_machine(text: str, engine: str | None = None, backend: str | None = Non
     try:
         profile = load_hardware(text)
     except UnknownName as error:
-        raise UnknownName(error.field, error.value, {*list_hardware(), *gpu_parts()}) from None
+        known = {*list_hardware(), *gpu_parts()}
+        raise UnknownName(
+            error.field, error.value, known, more="a machine is written by its parts: 4090 + 7950X + 64GB DDR5-6000"
+        ) from None
     if engine is not None or backend is not None:
         own = profile.engine.name if profile.engine is not None else "the software that its constants were taken from"
         if (

@@ -140,7 +140,7 @@ def _words(text: str) -> list[str]:
     lowered = re.sub(
         r"\(([^)]*)\)", lambda match: f" {match[1]} " if re.fullmatch(r"[0-9]+[- ]core gpu", match[1]) else " ", lowered
     )
-    lowered = _SIZE.sub(r"\1gb", lowered)
+    lowered = _SIZE.sub(r"\1gb", re.sub(r"\b(?:laptop|notebook)\b", "mobile", lowered))
     return re.sub(r"[^a-z0-9.]+", " ", lowered).split()
 
 

@@ -251,7 +251,10 @@ def _check_cards(parts: Parts) -> None:
     for slot in slots:
         if slot.gpu.unified_memory:
             raise InputError(
-                "hardware", slot.gpu.name, "a chip with memory of its own is the only card in its box", "name it alone"
+                "hardware",
+                slot.gpu.name,
+                "a chip with memory of its own is the only card in its box",
+                "name it alone; several such boxes joined by a network are not modelled",
             )
     kinds = sorted({slot.gpu.backend for slot in slots})
     if len(kinds) > 1:

@@ -20,7 +20,7 @@ from .model import ModelSpec
 from .names import SAME_SHAPE, bundled_name, model_in
 
 _QUANTISERS = ("quantization_config", "quantization", "expert_dtype")
-_ELSE = "Models with experts are predicted; a config.json or .gguf file of any works too, and moeplan model list has all names"
+_ELSE = "models with experts are predicted; a config.json or .gguf file of any works too, and moeplan model list has all names"
 _MAX_INDEX_BYTES = 64 * MIB
 """Largest index of a checkpoint's files: a line for each tensor, a hundred thousand of them in the largest models."""
 

@@ -114,6 +114,7 @@ def test_an_unknown_name_names_the_nearest(text: str, words: str) -> None:
 
 MACHINES = {
     "2x3090": "2 x rtx-3090", "2× RTX 3090": "2 x rtx-3090", "3090 x2": "2 x rtx-3090", "dual RTX 3090": "2 x rtx-3090",
+    "4090 laptop + 64GB DDR5": "rtx-4090-mobile + ddr5-5600x2:64GiB", "RTX 5080 notebook": "rtx-5080-mobile",
     "8xH200": "8 x h200-sxm", "4x RTX PRO 6000 96GB": "4 x rtx-pro-6000", "RTX 6000 Pro Blackwell 96GB": "rtx-pro-6000",
     "ASUS Ascent GX10": "gb10", "Framework Desktop (Ryzen AI Max+ 395, 128GB)": "strix-halo", "GMKtec EVO-X2 64GB": "strix-halo-64gb",
     "5090 + TR Pro 7975WX": "rtx-5090 + threadripper-pro-7975wx", "5090 + dual EPYC Milan 7763": "rtx-5090 + 2 x epyc-7763",
@@ -180,6 +181,7 @@ def test_what_is_not_said_of_memory_is_said_to_be_assumed() -> None:
         ("5090 + DDR6-9000", "catalogue"), ("5090 + nvme", "rate is not said"), ("5090 + 2 x pcie-4.0x8", "not counted"),
         ("4 x 3090 + nvlink", "joins two cards"), ("2 x 4090 + nvlink", "no connector"), ("3090 + nvlink", "joins several"),
         ("0x64GB DDR5 + 5090", "nothing"), ("M3 Ultra + 512GB", "apple-m3-ultra-512gb"), ("5090 with a 9950Z", "9950"),
+        ("2x DGX Spark", "joined by a network"),
     ],
 )  # fmt: skip
 def test_what_is_half_said_is_one_line(text: str, words: str) -> None:
