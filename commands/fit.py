@@ -62,7 +62,8 @@ def fit(
         reason = (
             next(iter(found.left_out.values())) if model is not None else "nothing in the catalogue fits this machine"
         )
-        raise DoesNotFit(f"{reason.removeprefix('does not fit: ')}{_less(context, kv_type)}", 0)
+        on_card = "host memory are missing" not in reason
+        raise DoesNotFit(f"{reason.removeprefix('does not fit: ')}{_less(context, kv_type) if on_card else ''}", 0)
     if as_json:
         print_json(found.to_dict())
         return

@@ -68,7 +68,8 @@ class ServedPlan:
 def check_engine(name: str) -> None:
     """Return nothing; raises UnknownName for an engine without a space of its own."""
     if name not in ENGINES:
-        raise UnknownName("--for", name, ENGINES)
+        more = "vllm, sglang and tensorrt-llm: simulate --engine for one box, plan --mode ep for their settings on many GPUs"
+        raise UnknownName("--for", name, ENGINES, more=more)
 
 
 def make_served_plans(

@@ -136,3 +136,18 @@ def test_what_cards_and_host_hold_only_together_is_placed() -> None:
     assert found.served is not None and "--n-cpu-moe" in found.served["setting"]["name"]
     assert "--cpu-moe -ub 512" in found.to_dict()["baselines_that_do_not_fit"]
     assert 0 < found.served["setting"]["told_layers"] <= row.host_layers + 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "context", "said", "not_said"),
+    [
+        ("3060 + 5600X + 32GB DDR4", "gpt-oss-120b", "4096", "disk:7GB/s", "--kv-type"),
+        ("3060 + 5600X + 128GB DDR4", "glm-4.5-air", "131072", "less than --context 131072 or --kv-type q8_0", "disk:"),
+    ],
+)
+def test_what_does_not_fit_says_what_would_take_less(
+    capsys: pytest.CaptureFixture[str], machine: str, model: str, context: str, said: str, not_said: str
+) -> None:
+    """Of the host's memory a disk, of the card's a shorter context or smaller keys and values."""
+    status, _, error = call(capsys, "--hardware", machine, "--model", model, "--context", context)
+    assert status == 3 and said in error and not_said not in error and error.count("does not fit") == 1

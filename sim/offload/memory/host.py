@@ -105,7 +105,7 @@ class HostMemory:
         options = schedule.copy
         reason = (
             "and the user asked for that many" if options.host_experts is not None
-            else "and this machine's profile has no disk" if self.profile.disk is None
+            else "and this machine's profile has no disk to read the rest from (+ disk:7GB/s)" if self.profile.disk is None
             else "and a schedule on one stream reads nothing from a disk" if not options.overlap
             else "and experts that are written back do not live on a disk" if options.write_back
             else "" if room else "not enough for one"
