@@ -1,7 +1,8 @@
 """What work costs under a serving engine on a machine made of parts.
 
     expert        bytes / bandwidth while kernels only stream weights (few tokens), else
-                  √((bytes / bandwidth)² + (operations of its tokens and of the tile's missing ones / rate)²)
+                  √((bytes / bandwidth)² + (operations of its tokens and of the tile's missing ones / rate)²),
+                  and, where engines tune tiles to the batch, never more than its tokens one after another
     dense layer   the same for its weights, + keys and values / bandwidth + attention's operations / rate
                   + the engine's time a layer, by how many kernels a layer of its kind has; where cores are all there is, attention's rate
                   is less with narrow heads
@@ -229,7 +230,12 @@ class EngineCosts(CostModel):
         flops = FLOPS_PER_WEIGHT * parameters * (tokens + engine.tile_tokens.value)
         compute = expand * flops / (peak.value * share.value)
         bound = rate_term(memory, "memory", *reach) if memory >= compute else rate_term(compute, "compute", peak, share)
-        return replace(bound, seconds=math.hypot(memory, compute))
+        seconds = math.hypot(memory, compute)
+        if device.kind == "gpu" and engine.matvec_tokens == 1:
+            # Engines with one sort of kernels tune tiles to the batch: it takes no longer than its tokens one after another. Those that
+            # change kernels at a fixed number of tokens do, on cards that the larger ones do not suit (llama.cpp on MI50 and Radeon VII).
+            seconds = min(seconds, max(memory, compute / (tokens + engine.tile_tokens.value)) * tokens)
+        return replace(bound, seconds=seconds)
 
     def _head_bytes(self) -> float:
         """Return the bytes of the output matrix: in its own type where that is known, else as the dense part is, never in fewer bits than

@@ -18,6 +18,7 @@ from typing import Any
 from ...base.units import GIGA, US_PER_S
 from ..catalog import PARTS_FOLDER
 from .bundled_kernels import bundled_kernels
+from .catalogue import known_gpu
 from .gpu_kernels import BETWEEN, ExchangeKernel, GpuKernels
 from .profile import Constant, DeviceConstants, NodeConstants, Profile
 from .profile_file import load_hardware
@@ -65,7 +66,7 @@ def sibling_kernels(device: DeviceConstants, row: Mapping[str, Any], engine: str
     measured, kernels = load_hardware(row["as"]), bundled_kernels(row["as"], engine)
     if kernels is None:
         return None
-    memory = device.memory_bytes_per_s.value / measured.device.memory_bytes_per_s.value
+    memory = device.memory_bytes_per_s.value / _bandwidth(measured)
     own, other = (
         {
             number: each.peak_flops_per_s[number].value
@@ -87,6 +88,12 @@ def sibling_kernels(device: DeviceConstants, row: Mapping[str, Any], engine: str
             changes[part.name] = {key: _scaled(key, kernel, memory, compute) for key, kernel in group.items()}
     citation = f"{kernels.citation}; scaled from {measured.name} by bandwidth and peak ({row['source']})"
     return dataclasses.replace(kernels, num_units=row["units"], source="assumed", citation=citation, **changes)
+
+
+def _bandwidth(measured: Profile) -> float:
+    """Return the bandwidth of a measured card, by the data sheet that parts are taken from: servers' own sheets may round it otherwise."""
+    part = known_gpu(measured.name)
+    return measured.device.memory_bytes_per_s.value if part is None else part.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
