@@ -34,7 +34,9 @@ def speeds(hardware: str, **asked: Any) -> tuple[float, float]:
 @given(st.sampled_from(ENGINES), st.tuples(st.sampled_from((300, 1000, 2000)), st.sampled_from((60, 200)), st.sampled_from((4, 24)),
                                            st.sampled_from((4800, 5600))), st.integers(0, 3), st.sampled_from((1, 6)))  # fmt: skip
 @settings(max_examples=examples(8), deadline=None)
-def test_more_of_a_machine_is_never_slower(engine: str, sizes: tuple[int, int, int, int], which: int, requests: int) -> None:
+def test_more_of_a_machine_is_never_slower(
+    engine: str, sizes: tuple[int, int, int, int], which: int, requests: int
+) -> None:
     quant = "Q6_K" if engines()[engine].gguf else None
     asked = {"engine": engine, "quant": quant, "prompt_tokens": 48, "reply_tokens": 4, "concurrency": requests}
     more = list(sizes)
