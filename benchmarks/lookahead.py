@@ -116,7 +116,7 @@ def options(description: str, *, bits: str, model: str) -> argparse.ArgumentPars
     parser.add_argument("--bits", default=bits)
     parser.add_argument("--link", choices=LINKS, default="memory")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="turns in each of the calibration's three passes")
     parser.add_argument("--seconds", type=float, default=12.0, help="of microbenchmarks")
     parser.add_argument("-o", "--output", type=Path)
     return parser
@@ -177,7 +177,7 @@ def facts(loaded: Loaded, asked: Asked, trained: bool) -> dict[str, Any]:
     return {
         "model": spec.name, "expert_parameters": 3 * spec.expert_hidden * spec.expert_intermediate_size, "experts": spec.num_experts,
         "experts_cached_a_layer": asked.experts, "prompts": list(map(len, asked.prompts)), "new_tokens": asked.new_tokens,
-        "repeats": asked.repeats, "gates": "trained" if trained else "the model's own",
+        "gates": "trained" if trained else "the model's own",
         "machine": {"processor": device.get("name"), "cores": os.cpu_count(),
                     "memory_bytes": device.get("host_memory_bytes"), "load": os.getloadavg()[0]},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
@@ -208,7 +208,7 @@ def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str,
         BESIDE: together_s(base["compute_s"], base["copy_s"], together) + base["rest_s"],
     }
     return {
-        "bits": bits, "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
+        "bits": bits, "repeats": len(runs[BASE]), "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
         "limit_gain": {how: _WHOLE * (base["median_step_s"] / one - 1) for how, one in least.items()},
         "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
         "perfect_gain": _WHOLE * (found[RIGHT]["tokens_per_s"] / base["tokens_per_s"] - 1),
@@ -236,7 +236,7 @@ class Turns:
             self._once(name)
 
     def each(self) -> list[Callable[[], None]]:
-        """Return one turn for each repetition."""
+        """Return one turn for each repetition; a calibration takes all of them in each of its passes."""
         return [self._turn] * self._asked.repeats
 
     def _turn(self) -> None:

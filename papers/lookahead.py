@@ -177,7 +177,7 @@ def measured_cells() -> list[Cell]:
             f"{row['date']}, n = {row['repeats']}; the baseline's step {MS_PER_S * base['median_step_s']:.1f} ms "
             f"[{MS_PER_S * low:.1f} to {MS_PER_S * high:.1f}]; hiding everything would gain "
             f"{row['limit_gain']['side by side']:+.1f} % with copies and computing as they are side by side, "
-            f"{row['limit_gain']['alone']:+.1f} % as they are alone; "
+            f"{row['limit_gain']['alone']:+.1f} % as they are alone; perfect guesses one layer ahead gained {row['perfect_gain']:+.1f} %; "
             f"{_chosen(row['reach'])}"
         )
         for mine, name in ((_BASE, "LRU only, one stream"), (_NEXT, "LRU + next gate")):
@@ -192,8 +192,10 @@ def measured_cells() -> list[Cell]:
 def _chosen(reach: Mapping[str, Any]) -> str:
     """Return what lookahead's planner took for the fastest there."""
     if reach["depth"]:
-        which = "only what pays" if reach.get("benefit", True) else "every guess"
-        return f"lookahead: {reach['depth']} layers ahead, {reach['width']} wide, {reach.get('aside', 0)} buffers aside, {which}"
+        which = "only what pays" if reach["benefit"] else "every guess"
+        more = f", {reach['first_layer_extra']} more of the first" if reach["first_layer_extra"] else ""
+        cache = f"{reach['policy']} with {reach['experts_per_layer']} experts a layer{more}"
+        return f"lookahead: {reach['depth']} layers ahead, {reach['width']} wide, {reach['aside']} buffers aside, {which}; {cache}"
     stream = "copies beside the stream" if reach["overlap"] else "one stream, victims not copied back"
     return f"lookahead: nothing ahead, {stream}, which was predicted to be fastest"
 
