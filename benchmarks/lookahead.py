@@ -208,7 +208,8 @@ def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str,
         BESIDE: together_s(base["compute_s"], base["copy_s"], together) + base["rest_s"],
     }
     return {
-        "bits": bits, "repeats": len(runs[BASE]), "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
+        "bits": bits, "repeats": len(runs[BASE]),
+        "reach": reach, "schedules": found, "link": asked.link, "slower": dataclasses.asdict(together),
         "limit_gain": {how: _WHOLE * (base["median_step_s"] / one - 1) for how, one in least.items()},
         "gain": {name: _WHOLE * (found[AHEAD]["tokens_per_s"] / found[name]["tokens_per_s"] - 1) for name in (BASE, NEXT)},
         "perfect_gain": _WHOLE * (found[RIGHT]["tokens_per_s"] / base["tokens_per_s"] - 1),

@@ -90,7 +90,8 @@ def _measured(loaded: Loaded, calibrated: Calibrated, bits: str, asked: Asked) -
     steps = {name: one["median_step_s"] for name, one in found.items()}
     predicted = {name: one["predicted_step_s"] for name, one in found.items()}
     return {
-        "bits": bits, "repeats": len(runs[DEMAND]), "link": asked.link, "schedules": found, "least_step_s": least, "slower": dataclasses.asdict(together),
+        "bits": bits, "repeats": len(runs[DEMAND]),
+        "link": asked.link, "schedules": found, "least_step_s": least, "slower": dataclasses.asdict(together),
         "gain": _WHOLE * (steps[DEMAND] / steps[AHEAD] - 1),
         "limit_gain": {how: _WHOLE * (steps[DEMAND] / one - 1) for how, one in least.items()},
         "share": {how: (steps[DEMAND] - steps[AHEAD]) / (steps[DEMAND] - one) for how, one in least.items()},
