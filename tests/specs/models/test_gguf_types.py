@@ -168,7 +168,7 @@ def test_a_mix_without_a_recipe_says_so_and_widens_the_answer() -> None:
 
     def asked(quant: str) -> tuple[list[str], float]:
         spec, dense = subject._formats(model, quant, None)
-        found, said = subject._as_uncertain(profile, spec, quant, dense)
+        found, said = subject._as_uncertain(profile, spec, quant, dense, quant)
         return said, found.device.memory_bytes_per_s.relative_uncertainty
 
     plain, usual = asked("Q4_K_M")
@@ -179,4 +179,5 @@ def test_a_mix_without_a_recipe_says_so_and_widens_the_answer() -> None:
         and f"may differ by {DYNAMIC['UD-Q4_K_XL'].spread:.0%}" in open_name[0]
         and wider > usual
     )
-    assert asked("int4-g128")[0] == []
+    said, as_usual = asked("int4-g128")
+    assert said[0].startswith("int4-g128: ") and "GB in all" in said[0] and as_usual == usual
