@@ -183,7 +183,9 @@ def test_what_the_engine_cannot_run_is_refused_by_name(engine: str, asked: dict[
 
 
 def test_what_does_not_fit_says_by_how_many_bytes_and_how_many_tokens_would() -> None:
-    with pytest.raises(DoesNotFit, match=r"\(at most ([\d,]+) tokens a rank fit: --tokens-per-rank \1, .*\); \d+ bytes are missing"):
+    with pytest.raises(
+        DoesNotFit, match=r"\(at most ([\d,]+) tokens a rank fit: --tokens-per-rank \1, .*\); \d+ bytes are missing"
+    ):
         make_ep_plan(
             KNOWN, HARDWARE, counts(), dataclasses.replace(REQUEST, tokens_per_rank=2**20, context_tokens=2**20)
         )
