@@ -195,7 +195,8 @@ def _chosen(reach: Mapping[str, Any]) -> str:
         which = "only what pays" if reach["benefit"] else "every guess"
         more = f", {reach['first_layer_extra']} more of the first" if reach["first_layer_extra"] else ""
         cache = f"{reach['policy']} with {reach['experts_per_layer']} experts a layer{more}"
-        return f"lookahead: {reach['depth']} layer{'s' * (reach['depth'] > 1)} ahead, {reach['width']} wide, {reach['aside']} buffers aside, {which}; {cache}"
+        ahead = "1 layer" if reach["depth"] == 1 else f"{reach['depth']} layers"
+        return f"lookahead: {ahead} ahead, {reach['width']} wide, {reach['aside']} buffers aside, {which}; {cache}"
     stream = "copies beside the stream" if reach["overlap"] else "one stream, victims not copied back"
     return f"lookahead: nothing ahead, {stream}, which was predicted to be fastest"
 
