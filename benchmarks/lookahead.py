@@ -32,11 +32,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -185,7 +184,7 @@ def facts(loaded: Loaded, asked: Asked, trained: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str, asked: Asked) -> dict[str, Any]:
+def _measured(loaded: Loaded, calibrated: Calibrated, bits: str, asked: Asked) -> dict[str, Any]:
     """Return one weight format's figures."""
     plain: dict[str, Any] = {"experts__bits": bits, "cache__experts_per_layer": asked.experts}
     schedules = {
@@ -198,7 +197,7 @@ def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str,
         copy__overlap=True, predictor__kind="next-gate", predictor__depth=1, predictor__width=loaded.spec.top_k,
         predictor__staging=_ASIDE, predictor__benefit=False,
     )  # fmt: skip
-    turns = Turns(loaded, schedules, before, asked, hindsight={RIGHT: truth})
+    turns = Turns(loaded=loaded, schedules=schedules, costs=before, asked=asked, hindsight={RIGHT: truth})
     costs, runs = calibrated(bits, turns.each()), turns.runs
     found = {name: figures_of(runs[name], schedules[name], costs, loaded) for name in schedules}
     base = found[BASE]
@@ -218,34 +217,33 @@ def _measured(loaded: Loaded, calibrated: Callable[[str], CostModel], bits: str,
     }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
 class Turns:
     """Runs of several schedules, which take turns with each other and with a calibration's own."""
 
-    def __init__(
-        self, loaded: Loaded, schedules: Mapping[str, OffloadSchedule], costs: CostModel, asked: Asked,
-        hindsight: Mapping[str, RoutingTrace] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
-        self._loaded, self._schedules, self._costs, self._asked, self._hindsight = (
-            loaded,
-            schedules,
-            costs,
-            asked,
-            hindsight,
-        )
-        self.runs: dict[str, list[ModelRun]] = {name: [] for name in schedules}
-        for name in schedules:  # what is run first is not kept
+    loaded: Loaded
+    schedules: Mapping[str, OffloadSchedule]
+    costs: CostModel
+    asked: Asked
+    hindsight: Mapping[str, RoutingTrace] = field(default_factory=dict)
+    """An earlier run, whose choices are the guesses, by schedule."""
+    runs: dict[str, list[ModelRun]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.schedules:  # what is run first is not kept
             self._once(name)
+            self.runs[name] = []
 
     def each(self) -> list[Callable[[], None]]:
         """Return one turn for each repetition; a calibration takes all of them in each of its passes."""
-        return [self._turn] * self._asked.repeats
+        return [self._turn] * self.asked.repeats
 
     def _turn(self) -> None:
         for name, mine in self.runs.items():
             mine.append(self._once(name))
 
     def _once(self, name: str) -> ModelRun:
-        return run_once(self._loaded, self._schedules[name], self._costs, self._asked, self._hindsight.get(name))
+        return run_once(self.loaded, self.schedules[name], self.costs, self.asked, self.hindsight.get(name))
 
 
 def _best_ahead(

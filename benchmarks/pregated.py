@@ -73,7 +73,7 @@ def _measured(loaded: Loaded, calibrated: Calibrated, bits: str, asked: Asked) -
     plain: dict[str, Any] = {"experts__bits": bits}
     schedules = {name: load_preset(preset).with_options(**plain) for name, preset in _PRESETS.items()}
     before = calibrated(bits)
-    turns = Turns(loaded, schedules, before, asked)
+    turns = Turns(loaded=loaded, schedules=schedules, costs=before, asked=asked)
     costs, runs = calibrated(bits, turns.each()), turns.runs
     if any(one.tokens != runs[DEMAND][0].tokens for done in runs.values() for one in done):
         sys.exit("benchmarks.pregated: the schedules did not generate the same tokens")

@@ -134,7 +134,9 @@ def experts_s(kernel: ExpertKernel, shape: ExpertShape, load: ExpertLoad, num_un
         + (rows * row_bytes(shape) + 2 * load.tokens * shape.hidden) / kernel.activation_bytes_per_s
     )
     for width, depth in shape.products():
-        total = total + _product_s(kernel, load, width, depth, shape.weight_bytes, num_units)
+        memory = load.active * (width * depth * shape.weight_bytes / kernel.bytes_per_s)
+        compute = _compute_s(kernel, load, width, depth, shape.weight_bytes, num_units)
+        total = total + _smooth(memory, np.where(load.active > 0, compute, 0.0))
     return np.asarray(total)
 
 
@@ -167,19 +169,6 @@ def item_s(
     compute = sum((_compute_s(kernel, load, width, depth, shape.weight_bytes, num_units) for width, depth in products),
                   np.zeros_like(rows))  # fmt: skip
     return seconds, np.asarray(compute / many > memory)
-
-
-def _product_s(
-    kernel: ExpertKernel,
-    load: ExpertLoad,
-    width: float | Array,
-    depth: float | Array,
-    weight_bytes: float,
-    num_units: float,
-) -> Array:
-    memory = load.active * (width * depth * weight_bytes / kernel.bytes_per_s)
-    compute = _compute_s(kernel, load, width, depth, weight_bytes, num_units)
-    return _smooth(memory, np.where(load.active > 0, compute, 0.0))
 
 
 def _compute_s(
